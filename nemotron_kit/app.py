@@ -1,0 +1,244 @@
+"""A command tree as data: App, Group, Command, ArtifactInput. Declaring one imports and runs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nemotron_kit.errors import UserError
+
+# Names reach a scheduler, a path and a script: only these characters, and never `..`.
+SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+RESERVED_SLOTS = frozenset({"env", "mode", "profile", "recipe", "wandb", "run"})
+SINGLE_VALUE_CLASHES = frozenset({"batch", "config", "recipe", "stage"})
+
+
+@dataclass(frozen=True)
+class ArtifactInput:
+    """An artifact that a command reads.
+
+    `default_name` is the reference used when nothing else is given (`Name[:alias|:vN]`). `mappings` says which field of
+    the artifact fills which field of the config: `{"path": "data_path"}`; `""` is the path, `metadata.K` a free field.
+    `type` is the artifact's class name; it matches piped JSON, and is read off the default name when left out.
+    """
+
+    default_name: str
+    mappings: Mapping[str, str] = field(default_factory=dict)
+    type: str | None = None
+
+
+@dataclass
+class Command:
+    """One leaf of the tree. `path` is recipe and words: ("nano3", "data", "prep", "pretrain")."""
+
+    path: tuple[str, ...]
+    config_cls: type | str
+    handler: Callable[..., Any] | str
+    script_path: Path | None = None
+    description: str = ""
+    artifacts: dict[str, ArtifactInput] = field(default_factory=dict)
+    config_dir: Path | None = None
+    aliases: tuple[str, ...] = ()
+    produces: tuple[str, ...] = ()
+    preflight: Callable[..., list[str]] | str | None = None
+
+    @property
+    def recipe(self) -> str:
+        return self.path[0]
+
+    @property
+    def stage(self) -> str:
+        """The words below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
+        return "/".join(self.path[1:])
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.path)
+
+    def load_config_cls(self) -> type:
+        cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
+        if not (isinstance(cls, type) and is_dataclass(cls)):
+            raise UserError(
+                f"{self.words}: config_cls must be a dataclass, got {cls!r}.", hint="Decorate it with @dataclass."
+            )
+        return cls
+
+    def load_handler(self) -> Callable[..., Any]:
+        handler = load_object(self.handler) if isinstance(self.handler, str) else self.handler
+        if not callable(handler):
+            raise UserError(f"{self.words}: handler {self.handler!r} is not callable.")
+        return handler  # type: ignore[no-any-return]
+
+    def load_preflight(self) -> Callable[..., list[str]] | None:
+        """The check `(config, *, connect: bool) -> problems` that runs before a job on this machine."""
+        if self.preflight is None or callable(self.preflight):
+            return self.preflight
+        return load_object(self.preflight)  # type: ignore[no-any-return]
+
+    @property
+    def handler_name(self) -> str:
+        """The handler as `module:name`, importable from another process; "" for one that no name reaches."""
+        if isinstance(self.handler, str):
+            return self.handler
+        module, name = self.handler.__module__, getattr(self.handler, "__qualname__", "")
+        if module == "__main__":
+            spec = getattr(sys.modules["__main__"], "__spec__", None)
+            module = spec.name if spec else getattr(sys.modules["__main__"], "__file__", "")
+        return "" if not module or not name or "<" in name else f"{module}:{name}"
+
+    @property
+    def config_folder(self) -> Path | None:
+        """Where `-c NAME` looks: `config_dir`, else `config/` beside the script, else beside the handler's module."""
+        if self.config_dir is not None:
+            return self.config_dir
+        home = self.script_path or self._handler_file()
+        return home.resolve().parent / "config" if home else None
+
+    def _handler_file(self) -> Path | None:
+        if isinstance(self.handler, str):
+            module = self.handler.partition(":")[0]
+            spec = importlib.util.find_spec(module)
+            return Path(spec.origin) if spec and spec.origin else None
+        module_file = getattr(sys.modules.get(self.handler.__module__), "__file__", None)
+        return Path(module_file) if module_file else None
+
+
+class Group:
+    """A named group of commands and groups."""
+
+    def __init__(self, name: str, description: str = "", *, path: tuple[str, ...] = ()) -> None:
+        _check_name(name, "group")
+        self.name = name
+        self.description = description
+        self.path = (*path, name)
+        self.children: dict[str, Group | Command] = {}
+
+    def group(self, name: str, description: str = "") -> Group:
+        """The group `name` below this one, made on first use."""
+        child = self.children.get(name)
+        if isinstance(child, Command):
+            raise ValueError(f"{' '.join(self.path)}: {name!r} is a command already, not a group.")
+        if child is None:
+            child = self.children[name] = Group(name, description, path=self.path)
+        child.description = child.description or description
+        return child
+
+    def command(
+        self,
+        name: str,
+        config_cls: type | str | None = None,
+        handler: Callable[..., Any] | str | None = None,
+        script_path: str | Path | None = None,
+        description: str = "",
+        artifacts: Mapping[str, ArtifactInput] | None = None,
+        config_dir: str | Path | None = None,
+        *,
+        config: type | str | None = None,
+        aliases: Sequence[str] = (),
+        produces: Sequence[str] = (),
+        preflight: Callable[..., list[str]] | str | None = None,
+    ) -> Command:
+        """Register a command.
+
+        `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which keep
+        a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts that
+        the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
+        missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
+        """
+        config_cls = config_cls if config_cls is not None else config
+        where = " ".join((*self.path, name))
+        if config_cls is None or handler is None:
+            raise TypeError(f"{where}: command() needs config_cls and handler.")
+        for word in (name, *aliases):
+            _check_name(word, "command")
+            if word in self.children:
+                raise ValueError(f"{where}: {word!r} is registered already.")
+        for slot in artifacts or {}:
+            _check_slot(slot, where)
+        if isinstance(config_cls, type):
+            _check_fields(config_cls, where)
+        command = Command(
+            path=(*self.path, name),
+            config_cls=config_cls,
+            handler=handler,
+            script_path=Path(script_path) if script_path else None,
+            description=description,
+            artifacts=dict(artifacts or {}),
+            config_dir=Path(config_dir) if config_dir else None,
+            aliases=tuple(aliases),
+            produces=tuple(produces),
+            preflight=preflight,
+        )
+        self.children[name] = command
+        return command
+
+    def commands(self) -> Iterator[Command]:
+        """Every command below, depth first, in the order of declaration."""
+        for child in self.children.values():
+            if isinstance(child, Command):
+                yield child
+            else:
+                yield from child.commands()
+
+
+class App(Group):
+    """A recipe: the root of a command tree."""
+
+    def run(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Run the command line (`sys.argv[1:]` when `argv` is None) against this tree and exit with its code."""
+        from nemotron_kit.cli.main import run_app
+
+        sys.exit(run_app(self, list(sys.argv[1:] if argv is None else argv)))
+
+
+def load_object(name: str) -> Any:
+    """Import `module:name` (`path/to/file.py:name` also works)."""
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise UserError(f"{name!r} is not of the form module:name.")
+    if module_name.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+        if spec is None or spec.loader is None:
+            raise UserError(f"{module_name!r} can't be imported.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(module_name)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{module_name} has no {attribute!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def _check_name(name: str, kind: str) -> None:
+    if not SLUG.match(name) or ".." in name:
+        raise ValueError(f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 64, no '..'.")
+
+
+def _check_slot(slot: str, where: str) -> None:
+    if slot in RESERVED_SLOTS:
+        raise ValueError(f"{where}: an artifact can't be called {slot!r}: `run.{slot}` has a meaning of its own.")
+    if not slot.isidentifier():
+        raise ValueError(f"{where}: artifact name {slot!r} is not an identifier.")
+
+
+def _check_fields(config_cls: type, where: str) -> None:
+    """Refuse fields that would clash with the launcher's own words. A block (a nested dataclass, a dict) is no clash."""
+    for name, annotation in getattr(config_cls, "__annotations__", {}).items():
+        if name == "run":
+            raise ValueError(f"{where}: a config field can't be called 'run': that section is the launcher's.")
+        single = annotation in (int, float, str, bool, Path) or (
+            isinstance(annotation, str) and annotation.split("|")[0].strip() in {"int", "float", "str", "bool", "Path"}
+        )
+        if name in SINGLE_VALUE_CLASHES and single:
+            raise ValueError(
+                f"{where}: a single value can't be called {name!r} (`{name}=…` selects a {name}); a block can."
+            )

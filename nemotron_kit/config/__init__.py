@@ -1,0 +1,1 @@
+"""Command tree → ConfigStore → one composed config: schemas, job files, resolvers, typed conversion."""

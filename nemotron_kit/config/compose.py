@@ -1,0 +1,138 @@
+"""One composition path: a list of Hydra overrides in, one composed config out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import Command
+from nemotron_kit.config.jobfiles import config_files, find_config_file
+from nemotron_kit.config.secrets import refuse_literal_secrets
+from nemotron_kit.config.store import Registered, add_file, conf_dir, register
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import EnvFile
+from nemotron_kit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CHOICES = ("recipe", "stage", "config")
+
+
+@dataclass
+class Composed:
+    """A composed job: `config` as the job's config, `hydra` the full config with Hydra's own node."""
+
+    command: Command
+    config: DictConfig
+    hydra: DictConfig
+    overrides: list[str]
+    config_name: str
+    config_file: Path | None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Prepared:
+    """A command line made ready for Hydra: its command registered, a config file given by path made an option."""
+
+    command: Command
+    overrides: list[str]
+    registered: Registered
+    config_name: str
+
+
+def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str | None = None) -> Composed:
+    """Compose one job. Raises UserError, with the nearest names and the place, for whatever is wrong with it."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    from nemotron_kit.config.errors import translated
+
+    prepared = prepare(tree, overrides, env)
+    search_path = create_config_search_path(str(conf_dir()))
+    if config_dir:
+        search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+    GlobalHydra.instance().clear()
+    with translated(prepared):
+        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path)
+        try:
+            full = hydra.compose_config("config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        finally:
+            GlobalHydra.instance().clear()
+    return _split(prepared, full)
+
+
+def from_hydra(command: Command, config: DictConfig, full: DictConfig, config_file: Path | None) -> Composed:
+    """What Hydra's own launcher hands to a task function, as `compose` would have returned it."""
+    overrides = [str(o) for o in full.hydra.overrides.task]
+    return Composed(command, config, full, overrides, str(full.hydra.runtime.choices.get("config")), config_file)
+
+
+def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> Prepared:
+    """Find the command that `recipe=` and `stage=` name, register it, and turn `config=PATH` into an option's name."""
+    from nemotron_kit.config.resolvers import register_resolvers
+
+    register_resolvers()
+    refuse_literal_secrets(overrides)
+    command = find_command(tree, _choice(overrides, "recipe"), _choice(overrides, "stage"))
+    value = _choice(overrides, "config")
+    siblings = list(tree.apps[command.recipe].commands())
+    files = config_files(command)
+    needed = files if sweep or (value and "," in value) else {k: v for k, v in files.items() if k == (value or "default")}
+    registered = register(command, siblings, env, only=needed)
+    # The listing of choices stays complete, without reading each file.
+    names = [_config_option(command, part, registered, siblings) for part in value.split(",")] if value else []
+    rewritten = [f"config={','.join(names)}" if value and o == f"config={value}" else o for o in overrides]
+    return Prepared(command, rewritten, registered, ",".join(names) or "default")
+
+
+def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
+    """The command of a recipe and a stage, by name or alias."""
+    if not recipe:
+        raise UserError("No recipe was given.", hint=f"Give recipe=…; {nearest('', tree.apps)}.")
+    if recipe in tree.broken and recipe not in tree.apps:
+        raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
+    if recipe not in tree.apps:
+        raise UserError(f"No recipe is called {recipe!r}.", hint=nearest(recipe, tree.apps).capitalize())
+    stages = {}
+    for command in tree.apps[recipe].commands():
+        for leaf in (command.path[-1], *command.aliases):
+            stages["/".join((*command.path[1:-1], leaf))] = command
+    if not stage:
+        raise UserError(f"No stage was given for {recipe}.", hint=f"Give stage=…; {nearest('', stages)}.")
+    if stage not in stages:
+        raise UserError(f"{recipe} has no stage {stage!r}.", hint=nearest(stage, stages).capitalize())
+    return stages[stage]
+
+
+def _choice(overrides: Sequence[str], name: str) -> str | None:
+    """The last value given for one of the primary config's choices, as it stands on the command line."""
+    found = [o.partition("=")[2] for o in overrides if o.startswith(f"{name}=")]
+    return found[-1].strip("'\"") if found else None
+
+
+def _config_option(command: Command, value: str, registered: Registered, siblings: list[Command]) -> str:
+    value = value.strip("'\" ")
+    if value == "default" and "default" not in config_files(command):
+        return value
+    path = find_config_file(command, value)
+    return value if registered.files.get(value) == path else add_file(command, path, registered, siblings)
+
+
+def _split(prepared: Prepared, full: DictConfig) -> Composed:
+    """Take Hydra's node off the job's config, as @hydra.main does before it calls the task."""
+    from omegaconf import flag_override, open_dict
+
+    config: Any = full.copy()
+    with flag_override(config, "readonly", False), open_dict(config):
+        del config["hydra"]
+    name = str(full.hydra.runtime.choices.get("config"))
+    registered = prepared.registered
+    return Composed(
+        prepared.command, config, full, list(prepared.overrides), name, registered.files.get(name), registered.notes
+    )

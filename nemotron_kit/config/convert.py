@@ -1,0 +1,207 @@
+"""From a config to the typed object that a handler gets: dataclasses, Path, X | None, Literal, enums, lists, dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections import abc
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from nemotron_kit.errors import UserError, nearest
+
+T = TypeVar("T")
+SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, abc.Sequence, abc.Iterable)
+MAPPINGS: tuple[Any, ...] = (dict, abc.Mapping)
+
+
+class _Mismatch(Exception):
+    """A value that does not fit; carries the dotted field, the value and the type that was expected."""
+
+    def __init__(self, where: str, value: Any, expected: str) -> None:
+        super().__init__(where)
+        self.where, self.value, self.expected = where, value, expected
+
+
+def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), where: str = "") -> T:
+    """`values` (a resolved mapping) as an instance of the dataclass `cls`.
+
+    Unknown keys are refused, but for the dotted names in `extras` (what `+key=` added), which become attributes.
+    Raises UserError naming the field, the value and the expected type.
+    """
+    try:
+        return typing.cast(T, _dataclass(values, cls, where, extras))
+    except _Mismatch as error:
+        shown = repr(error.value)
+        raise UserError(
+            f"{error.where}: expected {error.expected}, got {shown[:200]}.",
+            hint=f"Give it with {error.where}=VALUE or in the config file." if error.value == "???" else None,
+        ) from None
+
+
+def type_hints(cls: type) -> dict[str, Any]:
+    """The resolved annotations of a dataclass, postponed ones included."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise UserError(f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there.") from error
+
+
+def type_name(annotation: Any) -> str:
+    """How an annotation is shown to a person: `int | None`, `list[str]`, `one of 'a', 'b'`."""
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(repr(a) for a in get_args(annotation))
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return "one of " + ", ".join(annotation.__members__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join("None" if a is type(None) else type_name(a) for a in get_args(annotation))
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def _dataclass(values: Any, cls: Any, where: str, extras: abc.Container[str]) -> Any:
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, abc.Mapping):
+        raise _Mismatch(where or cls.__name__, values, f"a block of {cls.__name__}'s fields")
+    hints = type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    known, added = {}, {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key in fields:
+            known[str(key)] = _value(value, hints[key], name, extras)
+        elif name in extras:
+            added[str(key)] = value
+        else:
+            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, where, name))
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if f.init and required and name not in known:
+            raise _Mismatch(f"{where}.{name}" if where else name, "???", type_name(hints[name]))
+    instance = _construct(cls, known, {n for n, f in fields.items() if f.init}, where)
+    for name, value in added.items():
+        object.__setattr__(instance, name, value)
+    return instance
+
+
+def _construct(cls: Any, known: dict[str, Any], init: set[str], where: str) -> Any:
+    try:
+        instance = cls(**{k: v for k, v in known.items() if k in init})
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where or cls.__name__}: {error}") from error
+    for name, value in known.items():
+        if name not in init:
+            object.__setattr__(instance, name, value)
+    return instance
+
+
+def _hint(key: str, fields: abc.Iterable[str], where: str, name: str) -> str:
+    close = nearest(key, fields)
+    place = f" in {where}" if where else ""
+    return f"{close[:1].upper()}{close[1:]}{place}. Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
+
+
+def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+    if value == "???":
+        raise _Mismatch(where, value, type_name(annotation))
+    if annotation is Any or isinstance(annotation, TypeVar):
+        return value
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is typing.Annotated:
+        return _value(value, args[0], where, extras)
+    if origin in (Union, types.UnionType):
+        return _union(value, annotation, where, extras)
+    if origin is Literal:
+        return _literal(value, annotation, where)
+    if dataclasses.is_dataclass(annotation):
+        return _dataclass(value, annotation, where, extras)
+    if origin in MAPPINGS or annotation in MAPPINGS:
+        return _mapping(value, args, annotation, where, extras)
+    if origin in SEQUENCES or annotation in SEQUENCES:
+        return _sequence(value, origin or annotation, args, annotation, where, extras)
+    return _scalar(value, annotation, where)
+
+
+def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+    members = get_args(annotation)
+    if value is None:
+        if type(None) in members:
+            return None
+        raise _Mismatch(where, value, type_name(annotation))
+    members = tuple(m for m in members if m is not type(None))
+    exact = [m for m in members if type(value) is m]
+    for member in (*exact, *members):
+        try:
+            return _value(value, member, where, extras)
+        except _Mismatch as error:
+            # A block's own mistake says more than "expected A | None".
+            if len(members) == 1 and error.where != where:
+                raise
+    raise _Mismatch(where, value, type_name(annotation))
+
+
+def _literal(value: Any, annotation: Any, where: str) -> Any:
+    for choice in get_args(annotation):
+        if value == choice and type(value) is type(choice):
+            return choice
+    same_text = [c for c in get_args(annotation) if str(c) == str(value)]
+    if same_text:
+        return same_text[0]
+    raise _Mismatch(where, value, type_name(annotation))
+
+
+def _mapping(value: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+    if not isinstance(value, abc.Mapping):
+        raise _Mismatch(where, value, type_name(annotation))
+    key_type, item_type = args or (Any, Any)
+    return {
+        _value(key, key_type, f"{where} (key)", extras): _value(item, item_type, f"{where}.{key}", extras)
+        for key, item in value.items()
+    }
+
+
+def _sequence(
+    value: Any, origin: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str]
+) -> Any:
+    if not isinstance(value, abc.Sequence | abc.Set) or isinstance(value, str | bytes):
+        raise _Mismatch(where, value, type_name(annotation))
+    items = list(value)
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        if len(items) != len(args):
+            raise _Mismatch(where, value, type_name(annotation))
+        item_types = args
+    else:
+        item_types = (args[0] if args else Any,) * len(items)
+    converted = [_value(v, t, f"{where}[{i}]", extras) for i, (v, t) in enumerate(zip(items, item_types, strict=True))]
+    return converted if origin in (abc.Sequence, abc.Iterable) else origin(converted)
+
+
+def _scalar(value: Any, annotation: Any, where: str) -> Any:
+    """One value, by OmegaConf's own conversions, so that a script and a composed config agree on every one."""
+    from omegaconf import BooleanNode, BytesNode, EnumNode, FloatNode, IntegerNode, PathNode, StringNode
+    from omegaconf.errors import ValidationError
+
+    nodes: dict[Any, Any] = {
+        int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode, bytes: BytesNode, Path: PathNode,
+    }  # fmt: skip
+    if value is None or isinstance(value, abc.Mapping | list):
+        raise _Mismatch(where, value, type_name(annotation))
+    is_enum = isinstance(annotation, type) and issubclass(annotation, enum.Enum)
+    try:
+        if is_enum:
+            return EnumNode(annotation, value=value)._value()
+        if annotation in nodes:
+            return nodes[annotation](value=value)._value()
+        if isinstance(annotation, type) and isinstance(value, annotation):
+            return value
+        if isinstance(annotation, type) and issubclass(annotation, Path):
+            return annotation(value)
+    except (ValidationError, TypeError, ValueError):
+        raise _Mismatch(where, value, type_name(annotation)) from None
+    raise _Mismatch(where, value, type_name(annotation))

@@ -1,0 +1,119 @@
+"""Config files as plain mappings: YAML, TOML and JSON, with the place of every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+
+ENDINGS = (".yaml", ".yml", ".toml", ".json")
+# A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
+MAX_BYTES = 4 << 20
+
+
+def is_path(value: str) -> bool:
+    """Whether a `-c` value names a file (it has a `/` or a known ending) and not a config's name."""
+    return "/" in value or value.endswith(ENDINGS)
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a config file, interpolations unresolved. Every mistake is a UserError with file, line, column."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file." if not path.exists() else f"{path} is not a file.")
+    if path.suffix not in ENDINGS:
+        raise UserError(f"{path}: unknown ending {path.suffix!r}.", hint=f"Known are {', '.join(ENDINGS)}.")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so not a config.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}.") from error
+    loaders = {".toml": _load_toml, ".json": _load_json}
+    value = loaders.get(path.suffix, _load_yaml)(path, text)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a mapping at the top, not a {type(value).__name__}.")
+    return value
+
+
+def _load_yaml(path: Path, text: str) -> Any:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _refuse_bombs(path, text)
+    try:
+        # OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error.
+        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        value = OmegaConf.to_container(loaded, resolve=False)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a valid config: {str(error).splitlines()[0]}.") from error
+    # OmegaConf reads a lone word as {word: None}.
+    if isinstance(value, dict) and list(value.values()) == [None] and ":" not in text:
+        raise UserError(f"{path}: must hold a mapping at the top, not text.")
+    return value
+
+
+def _refuse_bombs(path: Path, text: str) -> None:
+    import yaml
+
+    depth = aliases = 0
+    try:
+        for token in yaml.parse(text, Loader=yaml.SafeLoader):
+            aliases += isinstance(token, yaml.AliasEvent)
+            depth += isinstance(token, yaml.CollectionStartEvent) - isinstance(token, yaml.CollectionEndEvent)
+            if depth > 64 or aliases > 256:
+                what = "nested deeper than 64 levels" if depth > 64 else "more than 256 aliases"
+                raise UserError(f"{path}:{token.start_mark.line + 1}: {what}.")
+    except yaml.YAMLError:
+        return  # the loader words it, with its place
+
+
+def _load_toml(path: Path, text: str) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from error
+
+
+def _load_json(path: Path, text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            names = [key for key, _ in pairs]
+            double = next(key for key in names if names.count(key) > 1)
+            raise UserError(f"{path}: key {double!r} stands twice in one object.")
+        return mapping
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply.") from error
+
+
+def key_place(path: Path, dotted: str) -> str:
+    """`file:line` of a dotted key in a YAML file; `file` where the line can't be told."""
+    if path.suffix not in (".yaml", ".yml"):
+        return str(path)
+    import yaml
+
+    node: Any = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    line = None
+    for part in dotted.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((key, value) for key, value in pairs if key.value == part), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return f"{path}:{line}" if line else str(path)

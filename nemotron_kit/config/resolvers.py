@@ -1,0 +1,108 @@
+"""The kit's OmegaConf resolvers: ${art:slot,field}, ${secret:NAME}, ${auto_mount:…}, ${nemotron.run_dir:}."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import RESERVED_SLOTS
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.pin import Pin
+
+# What this process's job may read, by slot; set by whoever runs a job here. A job elsewhere reads artifacts.json.
+_pins: dict[str, Pin] = {}
+_run_dir: list[str] = []
+
+
+def register_resolvers() -> None:
+    """Make the kit's resolvers known to OmegaConf. Calling it again changes nothing."""
+    from omegaconf import OmegaConf
+
+    for name, resolver in {
+        "art": resolve_artifact,
+        "secret": resolve_secret,
+        "auto_mount": resolve_auto_mount,
+        "nemotron.run_dir": run_dir,
+    }.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def set_run_dir(folder: str) -> None:
+    """Fix what ${nemotron.run_dir:} means for this process: the folder of the launch."""
+    _run_dir[:] = [folder]
+
+
+def run_dir() -> str:
+    """The folder of this launch; a new one when the process was not started by the kit."""
+    if not _run_dir:
+        from nemotron_kit.home import nemotron_home
+        from nemotron_kit.runs.ids import new_run_id
+
+        _run_dir.append(str(nemotron_home() / "runs" / new_run_id("hydra", "app")))
+    return _run_dir[0]
+
+
+@contextmanager
+def pinned(pins: dict[str, Pin]) -> Iterator[None]:
+    """Within the block, ${art:slot} means exactly these versions."""
+    before = dict(_pins)
+    _pins.clear()
+    _pins.update(pins)
+    try:
+        yield
+    finally:
+        _pins.clear()
+        _pins.update(before)
+
+
+def resolve_artifact(slot: str, field: str = "path", *, _root_: Any) -> Any:
+    """`${art:slot,field}`: the pin of this job if there is one, else `run.<slot>` looked up in the registry."""
+    from nemotron_kit.artifacts.fields import artifact_field
+
+    return artifact_field(_pin(str(slot), _root_), str(field))
+
+
+def resolve_secret(name: str) -> str:
+    """`${secret:NAME}`: the environment variable, which only the job itself reads."""
+    value = os.environ.get(name)
+    if value is None:
+        raise UserError(f"${{secret:{name}}}: {name} is not in the environment.", hint=f"export {name}=…")
+    return value
+
+
+def resolve_auto_mount(spec: str, target: str = "") -> str:
+    """`${auto_mount:git+URL@REF,TARGET}` stays as it is: whoever builds the container's mounts reads it."""
+    return f"auto_mount:{spec},{target}" if target else f"auto_mount:{spec}"
+
+
+def _pin(slot: str, root: Any) -> Pin:
+    from nemotron_kit.artifacts.lineage import job_inputs, record_input
+    from nemotron_kit.artifacts.reference import Reference
+    from nemotron_kit.artifacts.registry import open_registry
+
+    pin = _pins.get(slot) or job_inputs().get(slot)
+    if pin is None:
+        run = root.get("run") if root is not None else None
+        reference = run.get(slot) if run is not None else None
+        if reference is None:
+            reference = _by_name(slot, run)
+        pin = open_registry().resolve(Reference.parse(str(reference)))
+    record_input(pin, slot)
+    return pin
+
+
+def _by_name(slot: str, run: Any) -> str:
+    """A slot that the config does not set may be a registered artifact's own name."""
+    from nemotron_kit.artifacts.registry import open_registry
+
+    if slot.partition(":")[0] in open_registry().names():
+        return slot
+    known = [k for k in (run or {}) if k not in RESERVED_SLOTS]
+    raise UserError(
+        f"${{art:{slot}}}: run.{slot} is not set.",
+        hint=f"Set run.{slot}=Name:version, or --art.{slot}" + (f"; there is: {', '.join(known)}." if known else "."),
+    )

@@ -1,0 +1,186 @@
+"""A command's dataclass, joined with the launcher's `run` section, as one structured config."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, type_hints, type_name
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PRIMITIVES = (int, float, bool, str, bytes, Path)
+
+
+@dataclasses.dataclass
+class RunSection:
+    """Everything about launching; the artifact inputs of the command are further fields."""
+
+    profile: str | None = None
+    mode: str = "local"
+    env: dict[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wandb: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
+    """The structured config of a command: its fields at the top level, and `run`.
+
+    Blocks typed as a dict stay open for new keys; everything else is closed. Raises UserError for a type that a config
+    can't hold, naming the field.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    cls = command.load_config_cls()
+    try:
+        root = OmegaConf.structured(_joined(command, cls, wandb))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{command.words}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}") from error
+    _open_dicts(root)
+    # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
+    root._get_node("run")._set_flag("struct", False)
+    return root
+
+
+def mapped_fields(command: Command) -> dict[str, str]:
+    """Dotted config field → `${art:slot,field}`, for every mapping of the command's artifact inputs."""
+    mapped = {}
+    for slot, artifact in command.artifacts.items():
+        for source, target in artifact.mappings.items():
+            mapped[target] = f"${{art:{slot},{source or 'path'}}}"
+    return mapped
+
+
+def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
+    mapped = mapped_fields(command)
+    fields = _fields(cls, command.words, mapped)
+    _check_mappings(command, cls, mapped)
+    identity = {"name": f"{command.recipe}/{command.stage}", "script": str(command.script_path or "")}
+    inputs = [(slot, str, a.default_name) for slot, a in command.artifacts.items()]
+    run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,))
+    default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
+    return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], kw_only=True)
+
+
+def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None:
+    names = {f.name for f in dataclasses.fields(cls)}
+    for target in mapped:
+        if target.split(".")[0] not in names:
+            raise UserError(f"{command.words}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for.")
+
+
+def _translate(cls: type, where: str) -> type:
+    """A nested dataclass with annotations that OmegaConf takes."""
+    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True)
+
+
+def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:
+    """The fields of `cls` for make_dataclass; one without a default gets '???'. `mapped` is given for the root only."""
+    hints = type_hints(cls)
+    fields: list[tuple[str, Any, Any]] = []
+    for f in dataclasses.fields(cls):
+        if mapped is not None and f.name in SINGLE_VALUE_CLASHES and hints[f.name] in PRIMITIVES:
+            raise UserError(f"{where}: a single value can't be called {f.name!r} (`{f.name}=…` selects a {f.name}).")
+        annotation = _annotation(hints[f.name], f"{where}: {cls.__name__}.{f.name}")
+        fields.append((f.name, annotation, _default(f, annotation, (mapped or {}).get(f.name))))
+    return fields
+
+
+def _default(f: Any, annotation: Any, interpolation: str | None) -> Any:
+    if interpolation is not None:
+        return dataclasses.field(default=interpolation)
+    if f.default is not dataclasses.MISSING:
+        value = f.default
+    elif f.default_factory is not dataclasses.MISSING:
+        value = f.default_factory()
+    else:
+        return dataclasses.field(default="???")
+    value = _convert(value, annotation)
+    return dataclasses.field(default_factory=lambda: value)
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    """A default of the user's classes as one of the translated classes."""
+    members = [a for a in get_args(annotation) if a is not type(None)]
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    target = members[0] if is_union and len(members) == 1 else annotation
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
+            return dataclasses.asdict(value)
+        hints = {f.name: f.type for f in dataclasses.fields(target)}
+        return target(**{name: _convert(getattr(value, name), hint) for name, hint in hints.items()})
+    if isinstance(value, dict):
+        return {k: _convert(v, Any) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_convert(v, Any) for v in value]
+    return value
+
+
+def _annotation(annotation: Any, where: str) -> Any:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any or annotation in PRIMITIVES:
+        return annotation
+    if origin is typing.Annotated:
+        return _annotation(args[0], where)
+    if origin is Literal:
+        kinds = {type(choice) for choice in args}
+        return kinds.pop() if len(kinds) == 1 and kinds <= set(PRIMITIVES) else Any
+    if origin in (Union, types.UnionType):
+        return _union(args, where)
+    if origin in MAPPINGS or annotation in MAPPINGS:
+        key, value = args or (str, Any)
+        return dict[_dict_key(key, where), _annotation(value, where)]  # type: ignore[misc]
+    if origin in SEQUENCES or annotation in SEQUENCES:
+        return list[_items(args, where)]  # type: ignore[misc]
+    if isinstance(annotation, type):
+        if dataclasses.is_dataclass(annotation):
+            return _translate(annotation, where)
+        if issubclass(annotation, enum.Enum):
+            return annotation
+        if issubclass(annotation, Path):
+            return Path
+    raise UserError(
+        f"{where}: a config can't hold the type {type_name(annotation)}.",
+        hint="Use int, float, bool, str, Path, an enum, Literal, a dataclass, or a list, dict or union of these.",
+    )
+
+
+def _union(args: tuple[Any, ...], where: str) -> Any:
+    members = [_annotation(a, where) for a in args if a is not type(None)]
+    plain = len(members) == 1 or all(m in (int, float, bool, str, bytes) for m in members)
+    result: Any = Any
+    if plain:
+        result = Union[tuple(members)]  # noqa: UP007
+    return result | None if plain and type(None) in args else result
+
+
+def _dict_key(key: Any, where: str) -> Any:
+    if key in (str, int, float, bool) or (isinstance(key, type) and issubclass(key, enum.Enum)):
+        return key
+    raise UserError(f"{where}: a config's dict can't have keys of type {type_name(key)}.")
+
+
+def _items(args: tuple[Any, ...], where: str) -> Any:
+    kinds = {_annotation(a, where) for a in args if a is not Ellipsis}
+    return kinds.pop() if len(kinds) == 1 else Any
+
+
+def _open_dicts(node: Any) -> None:
+    from omegaconf import DictConfig
+    from omegaconf._utils import is_structured_config
+
+    for key in list(node):
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            if is_structured_config(child._metadata.ref_type) or is_structured_config(child._metadata.object_type):
+                _open_dicts(child)
+            elif not child._is_interpolation():
+                child._set_flag("struct", False)

@@ -1,0 +1,38 @@
+"""Which names mean a secret, and what is refused because of it. Secrets are references: `${secret:NAME}`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nemotron_kit.errors import UserError
+
+# `hf_token`, `WANDB_API_KEY`, `db.password`; not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
+_SECRET = re.compile(
+    r"(?:^|[._-])(?:api_?key|access_?key|secret_?key|private_?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
+    r"|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token|pat)$",
+    re.IGNORECASE,
+)
+_BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
+_ENV_TOKEN = re.compile(r"_TOKEN$")
+_OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a config key or an environment variable is, by its name, a secret."""
+    return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
+
+
+def refuse_literal_secrets(overrides: Iterable[str]) -> None:
+    """Refuse `hf.token=abc` on a command line: it would stand in the shell's history and in every record."""
+    for override in overrides:
+        match = _OVERRIDE.match(override)
+        if not match or not is_secret_name(match[1]):
+            continue
+        value = match[2].strip().strip("'\"")
+        if value and value not in ("null", "???") and not value.startswith("${"):
+            name = match[1].rpartition(".")[2].upper()
+            raise UserError(
+                f"{match[1]}: a secret must not stand on a command line.",
+                hint=f"Put it in the environment and refer to it: {match[1]}='${{secret:{name}}}'.",
+            )

@@ -1,0 +1,117 @@
+"""The command tree in Hydra's ConfigStore: groups recipe, stage, config, schema and job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.app import App, Command
+from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name, read_job_file
+from nemotron_kit.config.schema import schema_node
+from nemotron_kit.envfile import EnvFile, read_env_file
+
+PROVIDER = "nemotron_kit"
+
+
+@dataclass
+class Registered:
+    """What was put into the ConfigStore for one command: its files by option name, and notes for the user."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def conf_dir() -> Path:
+    """Hydra's config tree: inside an installed package, or conf/ of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register_all(apps: Iterable[App] | None = None, env: EnvFile | None = None) -> None:
+    """Register every command of every recipe, so that any Hydra app with our primary config can compose them.
+
+    `apps` defaults to all recipes that can be found. A broken one is left out.
+    """
+    from nemotron_kit.config.resolvers import register_resolvers
+    from nemotron_kit.discovery import discover
+
+    env = env if env is not None else read_env_file()
+    register_resolvers()
+    for app in apps if apps is not None else discover(env).apps.values():
+        commands = list(app.commands())
+        for command in commands:
+            register(command, commands, env)
+
+
+def register(
+    command: Command, siblings: list[Command], env: EnvFile, only: dict[str, Path] | None = None
+) -> Registered:
+    """Register one command and its config files (`only` these, when given: option name → file)."""
+    result = Registered()
+    wandb = env.table("wandb")
+    for stage in (command.stage, *_alias_stages(command)):
+        group = f"{command.recipe}/{stage}"
+        _store("recipe", command.recipe, {})
+        _store(_parent(f"stage/{stage}"), _leaf(stage), {})
+        _store(_parent(f"schema/{group}"), _leaf(group), schema_node(command, _known_wandb(wandb)))
+        files = dict(config_files(command) if only is None else only)
+        for name in [*files, "default"]:
+            _store("config", name, {})
+        if "default" not in files:
+            _store(f"job/{group}", "default", {})
+        for name, path in files.items():
+            _register_file(f"job/{group}", name, path, command, siblings, result)
+    return result
+
+
+def add_file(command: Command, path: Path, result: Registered, siblings: list[Command]) -> str:
+    """Register a config file from anywhere as a further option of the command; returns the option's name."""
+    name = option_name(command, path)
+    for stage in (command.stage, *_alias_stages(command)):
+        _store("config", name, {})
+        _register_file(f"job/{command.recipe}/{stage}", name, path, command, siblings, result)
+    return name
+
+
+def _register_file(
+    group: str, name: str, path: Path, command: Command, siblings: list[Command], result: Registered
+) -> None:
+    values, needed = read_job_file(path, group)
+    if name == "default" and (other := belongs_to_another(values, command, siblings)):
+        note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
+        if note not in result.notes:
+            result.notes.append(note)
+        _store(group, name, {})
+        return
+    result.files[name] = path
+    _store(group, name, values)
+    for sibling in needed:
+        if result.files.get(sibling.stem) != sibling:
+            _register_file(group, sibling.stem, sibling, command, siblings, result)
+
+
+def _known_wandb(table: dict[str, Any]) -> dict[str, Any]:
+    """env.toml's [wandb] in the field's names: `name` is an older word for `run_name`."""
+    return {("run_name" if key == "name" else key): value for key, value in table.items()}
+
+
+def _alias_stages(command: Command) -> list[str]:
+    return ["/".join((*command.path[1:-1], alias)) for alias in command.aliases]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _store(group: str, name: str, node: Any) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    # Package _global_: an empty `recipe: {}` must not show up in every config.
+    ConfigStore.instance().store(group=group, name=name, node=node, package="_global_", provider=PROVIDER)

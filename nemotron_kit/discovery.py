@@ -1,0 +1,86 @@
+"""Finds the command trees: our own recipes, installed packages (entry points), folders named in env.toml."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from nemotron_kit.app import App
+from nemotron_kit.envfile import EnvFile, read_env_file
+
+ENTRY_POINTS = "nemotron_kit.recipes"
+BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
+
+
+@dataclass
+class Tree:
+    """Every recipe by name, and those that would not import, with the reason."""
+
+    apps: dict[str, App] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    sources: list[Path] = field(default_factory=list)
+
+
+def discover(env: EnvFile | None = None) -> Tree:
+    """Import every command tree. One that fails is listed as broken and hides no other."""
+    tree = Tree()
+    for name, module in BUILT_IN.items():
+        _add(tree, name, module)
+    for name, module in entry_points():
+        _add(tree, name, module)
+    for folder in recipe_folders(env if env is not None else read_env_file()):
+        _add_folder(tree, folder)
+    return tree
+
+
+def entry_points() -> Iterator[tuple[str, str]]:
+    """(name, "module" or "module:app") of every installed third-party recipe."""
+    from importlib import metadata
+
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        yield point.name, point.value
+
+
+def recipe_folders(env: EnvFile) -> list[Path]:
+    """The folders named in `[cli] recipes` of env.toml, relative ones to the file's own folder."""
+    named = env.table("cli").get("recipes", [])
+    return [(env.folder / Path(name).expanduser()).absolute() for name in named]
+
+
+def _add_folder(tree: Tree, folder: Path) -> None:
+    if not folder.is_dir():
+        tree.broken[folder.name] = f"{folder} is no folder (named in env.toml, [cli] recipes)"
+        return
+    if str(folder.parent) not in sys.path:
+        sys.path.insert(0, str(folder.parent))
+    _add(tree, folder.name, folder.name)
+
+
+def _add(tree: Tree, name: str, target: str) -> None:
+    module_name, _, attribute = target.partition(":")
+    try:
+        for module in _modules(module_name):
+            apps = [getattr(module, attribute)] if attribute else [v for v in vars(module).values() if isinstance(v, App)]
+            if apps:
+                tree.sources.append(Path(str(module.__file__)))
+                tree.apps.update({app.name: app for app in apps})
+                return
+        tree.broken[name] = f"{module_name} holds no nemotron.kit.App"
+    # A stranger's module may raise anything, SystemExit included; the others must go on working.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        tree.broken[name] = f"{type(error).__name__}: {error}"
+
+
+def _modules(name: str) -> Iterator[ModuleType]:
+    """The module itself, then the usual homes of an App inside a package."""
+    module = importlib.import_module(name)
+    yield module
+    if hasattr(module, "__path__"):
+        for child in ("app", "__main__", "cli"):
+            if importlib.util.find_spec(f"{name}.{child}"):
+                yield importlib.import_module(f"{name}.{child}")

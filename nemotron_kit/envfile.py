@@ -1,0 +1,68 @@
+"""env.toml: found, read, and nothing more. What its tables mean is the business of the rooms above."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+
+RESERVED = frozenset({"wandb", "artifacts", "cache", "cli"})
+
+
+@dataclass(frozen=True)
+class EnvFile:
+    """The tables of one env.toml; `path` is None when there is none."""
+
+    path: Path | None = None
+    tables: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, name: str) -> dict[str, Any]:
+        """One of the reserved tables, {} when it is absent."""
+        table = self.tables.get(name, {})
+        if not isinstance(table, dict):
+            raise UserError(f"{self.path}: [{name}] must be a table.", hint=f"Write [{name}] on a line of its own.")
+        return table
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths in the file are relative to."""
+        return self.path.parent if self.path else Path.cwd()
+
+
+def find_env_file(start: Path | None = None) -> Path | None:
+    """`$NEMOTRON_ENV_FILE`; else the first env.toml from `start` up to the first folder with a pyproject.toml or .git
+    (without one: `start` alone); else ~/.config/nemotron/env.toml."""
+    named = os.environ.get("NEMOTRON_ENV_FILE")
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise UserError(f"NEMOTRON_ENV_FILE names {named}, which is no file.")
+        return path.absolute()
+    start = (start or Path.cwd()).absolute()
+    passed = []
+    for folder in (start, *start.parents):
+        passed.append(folder)
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            break
+    else:
+        passed = [start]
+    for folder in (*passed, Path("~/.config/nemotron").expanduser()):
+        if (folder / "env.toml").is_file():
+            return folder / "env.toml"
+    return None
+
+
+def read_env_file(path: Path | None = None) -> EnvFile:
+    """The env.toml at `path`, or the one that `find_env_file` finds; an empty one when there is none."""
+    found = path or find_env_file()
+    if found is None:
+        return EnvFile()
+    import tomllib
+
+    try:
+        return EnvFile(found, tomllib.loads(found.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{found}: not valid TOML: {error}.") from error

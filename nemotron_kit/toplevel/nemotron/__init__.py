@@ -1,0 +1,1 @@
+"""The names that recipes are written against: nemotron.kit, nemotron.recipes, nemotron.data_prep."""
