@@ -1,0 +1,136 @@
+"""What a job reads: everything resolved at launch, but ${art:…} and ${secret:…}, which only the job itself may resolve."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from nemotron_kit.config.resolvers import register_resolvers
+from nemotron_kit.config.secrets import is_secret_name
+from nemotron_kit.errors import UserError
+
+DEFERRED = ("art", "secret")
+_ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
+_OC_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
+
+
+def freeze(config: Any, job_folder: str) -> dict[str, Any]:
+    """`config` as a plain mapping: interpolations and the launch's environment resolved, ${art:…} and ${secret:…} kept.
+
+    Raises UserError for an interpolation that can't be resolved, and for ${oc.env:X} where X is a secret by its name.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    for key, text in walk_strings(raw):
+        for name in _OC_ENV.findall(text):
+            if is_secret_name(name):
+                raise UserError(
+                    f"{key}: {name} is a secret by its name; its value would be saved with the config.",
+                    hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
+                )
+    kept: list[str] = []
+    with _deferring(kept), _environment(NEMO_RUN_DIR=job_folder):
+        try:
+            untyped = OmegaConf.create(raw)
+            values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException as error:
+            key = getattr(error, "full_key", None) or "config"
+            raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+    return _restore(values, kept)  # type: ignore[no-any-return]
+
+
+def launch_environment(config: Any) -> dict[str, str]:
+    """The environment variables whose values at launch went into the config, by name."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    names = sorted({name for _, text in walk_strings(raw) for name in _OC_ENV.findall(text)})
+    return {name: os.environ[name] for name in names if name in os.environ and not is_secret_name(name)}
+
+
+def slots_used(config: Any) -> set[str]:
+    """The artifact slots that ${art:slot} refers to anywhere in a config."""
+    from omegaconf import OmegaConf
+
+    raw = config if isinstance(config, Mapping) else OmegaConf.to_container(config, resolve=False)
+    return {slot for _, text in walk_strings(raw) for slot in _ART.findall(text)}
+
+
+def walk_strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every string in a plain config."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from walk_strings(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from walk_strings(item, f"{key}[{index}]")
+    elif isinstance(value, str):
+        yield key, value
+
+
+@contextmanager
+def _deferring(kept: list[str]) -> Iterator[None]:
+    """Within the block ${art:…} and ${secret:…} resolve to marks, which `_restore` turns back."""
+    from omegaconf import OmegaConf
+
+    def mark(name: str) -> Any:
+        def keep(*arguments: Any) -> str:
+            text = f"${{{name}:{','.join(str(a) for a in arguments)}}}"
+            kept.append(text)
+            return f"\x00{len(kept) - 1}\x00"
+
+        return keep
+
+    for name in DEFERRED:
+        OmegaConf.register_new_resolver(name, mark(name), replace=True)
+    try:
+        yield
+    finally:
+        register_resolvers()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _restore(value: Any, kept: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _restore(item, kept) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restore(item, kept) for item in value]
+    if isinstance(value, str):
+        # What is left of `${` came from an escape or from the environment: it must not be read as an interpolation.
+        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
+        return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text)
+    return str(value) if hasattr(value, "__fspath__") else value
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """A plain mapping as YAML that every safe loader reads."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+
+
+def masked(text: str, names: Iterable[str]) -> str:
+    """`text` without the values that the named environment variables have."""
+    for name in names:
+        value = os.environ.get(name, "")
+        if len(value) >= 4:
+            text = text.replace(value, "***")
+    return text

@@ -1,0 +1,50 @@
+"""A config file with a `defaults:` list, composed by itself for a script that is started directly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.config.jobfiles import read_job_file
+from nemotron_kit.config.store import conf_dir
+from nemotron_kit.errors import UserError
+
+GROUP = "script_file"
+
+
+def compose_file(path: Path) -> dict[str, Any]:
+    """The mapping that a file and the siblings in its defaults list compose to, interpolations unresolved."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register(path, set())
+    primary = {"defaults": [{f"{GROUP}@_global_": path.stem}]}
+    ConfigStore.instance().store(name="script_file_primary", node=primary)
+    GlobalHydra.instance().clear()
+    try:
+        hydra = Hydra.create_main_hydra2("script", create_config_search_path(str(conf_dir())))
+        config = hydra.compose_config("script_file_primary", [], RunMode.RUN, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    finally:
+        GlobalHydra.instance().clear()
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in values.items() if key != "hydra"}
+
+
+def _register(path: Path, seen: set[Path]) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    if path in seen:
+        return
+    seen.add(path)
+    values, siblings = read_job_file(path, GROUP)
+    ConfigStore.instance().store(group=GROUP, name=path.stem, node=values, package="_global_")
+    for sibling in siblings:
+        _register(sibling, seen)
