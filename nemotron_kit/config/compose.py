@@ -67,10 +67,11 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     return _split(prepared, full)
 
 
-def from_hydra(command: Command, config: DictConfig, full: DictConfig, config_file: Path | None) -> Composed:
+def from_hydra(command: Command, config: DictConfig, full: DictConfig) -> Composed:
     """What Hydra's own launcher hands to a task function, as `compose` would have returned it."""
     overrides = [str(o) for o in full.hydra.overrides.task]
-    return Composed(command, config, full, overrides, str(full.hydra.runtime.choices.get("config")), config_file)
+    name = str(full.hydra.runtime.choices.get("config"))
+    return Composed(command, config, full, overrides, name, config_files(command).get(name))
 
 
 def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> Prepared:

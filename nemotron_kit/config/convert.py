@@ -17,6 +17,10 @@ SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, abc.Sequence, abc.Ite
 MAPPINGS: tuple[Any, ...] = (dict, abc.Mapping)
 
 
+class Deferred(str):
+    """A value that only the job can know (`${art:…}`, `???`): it fits every type, and a block with one is not built."""
+
+
 class _Mismatch(Exception):
     """A value that does not fit; carries the dotted field, the value and the type that was expected."""
 
@@ -82,6 +86,8 @@ def _dataclass(values: Any, cls: Any, where: str, extras: abc.Container[str]) ->
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if f.init and required and name not in known:
             raise _Mismatch(f"{where}.{name}" if where else name, "???", type_name(hints[name]))
+    if any(isinstance(value, Deferred) for value in known.values()):
+        return Deferred(where)
     instance = _construct(cls, known, {n for n, f in fields.items() if f.init}, where)
     for name, value in added.items():
         object.__setattr__(instance, name, value)
@@ -108,7 +114,9 @@ def _hint(key: str, fields: abc.Iterable[str], where: str, name: str) -> str:
 
 
 def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
-    if value == "???":
+    if isinstance(value, Deferred):
+        return value
+    if isinstance(value, str) and value == "???":
         raise _Mismatch(where, value, type_name(annotation))
     if annotation is Any or isinstance(annotation, TypeVar):
         return value

@@ -34,14 +34,14 @@ def freeze(config: Any, job_folder: str) -> dict[str, Any]:
                     hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
                 )
     kept: list[str] = []
-    with _deferring(kept), _environment(NEMO_RUN_DIR=job_folder):
+    with deferring(kept, DEFERRED), _environment(NEMO_RUN_DIR=job_folder):
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "config"
             raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    return _restore(values, kept)  # type: ignore[no-any-return]
+    return restore(values, kept)  # type: ignore[no-any-return]
 
 
 def launch_environment(config: Any) -> dict[str, str]:
@@ -74,8 +74,8 @@ def walk_strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _deferring(kept: list[str]) -> Iterator[None]:
-    """Within the block ${art:…} and ${secret:…} resolve to marks, which `_restore` turns back."""
+def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
+    """Within the block the resolvers called `names` give marks, which `restore` turns back into what was written."""
     from omegaconf import OmegaConf
 
     def mark(name: str) -> Any:
@@ -86,7 +86,7 @@ def _deferring(kept: list[str]) -> Iterator[None]:
 
         return keep
 
-    for name in DEFERRED:
+    for name in names:
         OmegaConf.register_new_resolver(name, mark(name), replace=True)
     try:
         yield
@@ -108,11 +108,12 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _restore(value: Any, kept: list[str]) -> Any:
+def restore(value: Any, kept: list[str]) -> Any:
+    """A resolved config with its deferred interpolations written out again, ready to be saved."""
     if isinstance(value, dict):
-        return {key: _restore(item, kept) for key, item in value.items()}
+        return {key: restore(item, kept) for key, item in value.items()}
     if isinstance(value, list):
-        return [_restore(item, kept) for item in value]
+        return [restore(item, kept) for item in value]
     if isinstance(value, str):
         # What is left of `${` came from an escape or from the environment: it must not be read as an interpolation.
         text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)

@@ -1,0 +1,184 @@
+"""Sweeps and Hydra's own flags (--cfg, --info, …): a real @hydra.main app over the same primary config."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nemotron_kit.cli.request import Job, hydra_words
+from nemotron_kit.config.compose import Composed, Prepared, compose, find_command, from_hydra, prepare
+from nemotron_kit.config.errors import translated
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.config.store import conf_dir, register_all
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import EnvFile
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.execution.hydra_files import hydra_files
+from nemotron_kit.execution.launch import refuse_problems, run_planned
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.plan.build import build_plan
+from nemotron_kit.plan.plan import DETACHED
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.ids import new_run_id
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep failed without an exception of its own. `exit_code` is its process's."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
+    """Hand a request with Hydra's flags to Hydra; the exit code."""
+    prepared = _prepared(request, tree, env)
+    words = prepared.overrides if prepared else hydra_words(request)
+    if request.multirun and request.dry_run:
+        return _dry_sweep(words, argv, tree, env, request)
+    if not request.multirun:
+        with _translated(prepared):
+            _hydra_main(lambda _: None, [*words, *request.flags])
+        return 0
+    return _sweep(request, words, argv, tree, prepared)
+
+
+def _prepared(request: Job, tree: Tree, env: EnvFile) -> Prepared | None:
+    """The one command of the request, registered; None where a sweep or nothing stands in its place: then all are."""
+    words = hydra_words(request)
+    choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
+    if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
+        return prepare(tree, words, env, sweep=True)
+    register_all(tree.apps.values(), env)
+    return None
+
+
+@contextmanager
+def _translated(prepared: Prepared | None) -> Iterator[None]:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if prepared is not None:
+        with translated(prepared):
+            yield
+        return
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        first, *more = str(error).split("\nConfig search path:")[0].splitlines()
+        raise UserError(first, hint="\n".join(more) or None) from error
+
+
+def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
+    """Run @hydra.main on `words`. Its errors come as exceptions, so that they are worded and numbered as ours are."""
+    import hydra
+
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["nemotron", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    finally:
+        sys.argv = before[0]
+        _restore_full_error(before[1])
+
+
+def _restore_full_error(value: str | None) -> None:
+    if value is None:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    else:
+        os.environ["HYDRA_FULL_ERROR"] = value
+
+
+def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: Prepared | None) -> int:
+    run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
+    folder = nemotron_home() / "runs" / run_id
+    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "command_line": " ".join(argv),
+            "hydra": ["-m", *words]}  # fmt: skip
+    run = create_run(run_id, plan, [])
+    set_run_dir(str(folder))
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+
+    def task(config: Any) -> Any:
+        _restore_full_error(full_error)
+        try:
+            return _run_point(config, run, argv, tree)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
+    try:
+        with _translated(prepared):
+            _hydra_main(task, [*words, *request.flags])
+    except Exception as error:
+        if not run.jobs():
+            shutil.rmtree(run.path)
+            raise
+        return _failed(run, error)
+    print(f"{run_id}: {len(run.jobs())} jobs succeeded · nemotron runs show {run_id}", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def _failed(run: RunFolder, error: Exception) -> int:
+    states = [job.state().state for job in run.jobs()]
+    failed = [job.number for job in run.jobs() if job.state().state != "succeeded"]
+    if not failed:
+        raise error
+    raise NemotronError(
+        f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {', '.join(map(str, failed[:8]))}): {error}",
+        hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}",
+    ) from error
+
+
+def _run_point(config: Any, run: RunFolder, argv: Sequence[str], tree: Tree) -> Any:
+    """One job of a sweep, called by Hydra's launcher; what the handler returned goes back to the sweeper."""
+    from hydra.core.hydra_config import HydraConfig
+
+    composed = _composed(config, tree)
+    number = int(HydraConfig.get().job.num)
+    app = tree.apps[composed.command.recipe]
+    plan = build_plan(composed, app, run_id=run.id, argv=argv, job=number)
+    refuse_problems(plan)
+    if plan.launch == DETACHED:
+        raise UserError("A sweep with --batch needs the launcher plugin, which this version does not have yet.")
+    job = run.add_job(number, {**plan.files, **hydra_files(composed)}, attached=True)
+    outcome = run_planned(plan, composed.command, job)
+    if outcome.state == "succeeded":
+        return outcome.value
+    if isinstance(outcome.exception, Exception):
+        raise outcome.exception
+    raise JobFailed(outcome.error or outcome.state, outcome.code)
+
+
+def _composed(config: Any, tree: Tree) -> Composed:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    full = OmegaConf.create({})
+    full._set_flag("allow_objects", True)
+    full.hydra = HydraConfig.get()
+    choices = full.hydra.runtime.choices
+    return from_hydra(find_command(tree, choices.recipe, choices.stage), config, full)
+
+
+def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:
+    """The plans of a sweep's jobs; none is started."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from nemotron_kit.cli.dryrun import show_plan
+
+    if any(word.startswith("hydra/sweeper=") for word in words):
+        raise UserError("--dry-run of a sweep works with Hydra's basic sweeper: another one decides as it goes.")
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
+    run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
+    set_run_dir(str(nemotron_home() / "runs" / run_id))
+    for number, point in enumerate(batches[0]):
+        composed = compose(tree, list(point), env)
+        plan = build_plan(composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False)
+        show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
+    return 0

@@ -1,0 +1,88 @@
+"""One job from the command line: compose, plan, and then print the plan or execute it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from nemotron_kit.cli.request import Job, hydra_words
+from nemotron_kit.discovery import Tree, discover
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.runs.ids import new_run_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nemotron_kit.app import App
+    from nemotron_kit.execution.outcome import Outcome
+    from nemotron_kit.plan.plan import Plan
+
+
+def run(request: Job, argv: Sequence[str], app: App | None = None) -> int:
+    """Run, or with --dry-run only show, what a request asks for; the exit code."""
+    # Composition makes many objects and drops few: a collection in the middle of it only costs time.
+    gc.disable()
+    env = read_env_file()
+    tree = Tree(apps={app.name: app}) if app else discover(env)
+    if request.flags:
+        from nemotron_kit.cli.hydra_app import run_hydra
+
+        return run_hydra(request, argv, tree, env)
+    from nemotron_kit.config.compose import compose, find_command
+    from nemotron_kit.plan.build import build_plan
+    from nemotron_kit.plan.piped import piped_overrides
+
+    command = find_command(tree, request.recipe, request.stage)
+    words = hydra_words(request)
+    given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
+    composed = compose(tree, [*words, *piped_overrides(command, given)], env)
+    run_id = new_run_id(command.recipe, command.stage)
+    plan = build_plan(composed, tree.apps[command.recipe], run_id=run_id, argv=argv, connect=not request.dry_run)
+    if request.dry_run:
+        from nemotron_kit.cli.dryrun import show_plan
+
+        return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
+    gc.enable()
+    from nemotron_kit.execution.launch import execute
+    from nemotron_kit.execution.hydra_files import hydra_files
+
+    announce(plan)
+    started = time.monotonic()
+    outcome = execute(plan, command, composed.hydra, hydra_files(composed))
+    return report(plan, outcome, time.monotonic() - started)
+
+
+def announce(plan: Plan) -> None:
+    """What is about to run, on standard error: standard output is the job's own."""
+    say = _say
+    for note in plan.notes:
+        say(f"note: {note}")
+    inputs = "".join(f" · {slot}={pin.label}" for slot, pin in plan.inputs.items() if pin)
+    config = f" · config {plan.config_name}" if plan.config_file else ""
+    say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
+
+
+def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
+    """How it ended, on standard error; the exit code."""
+    if outcome.state == "pending":
+        _say(f"{plan.run_id} is running detached.")
+        _say(f"  nemotron runs show {plan.run_id}\n  nemotron runs logs -f {plan.run_id}\n  nemotron runs cancel {plan.run_id}")
+        return 0
+    if outcome.state == "succeeded":
+        _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
+        return 0
+    from nemotron_kit.cli.main import print_error
+    from nemotron_kit.errors import NemotronError
+
+    print_error(
+        NemotronError(
+            f"{plan.run_id} {outcome.state}: {outcome.error}", hint=f"Its record: nemotron runs show {plan.run_id}"
+        )
+    )
+    return outcome.code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

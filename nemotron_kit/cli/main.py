@@ -1,0 +1,118 @@
+"""The doors of the command line: the `nemotron` console script, `python -m nemotron_kit`, and App.run()."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nemotron_kit.errors import NemotronError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nemotron_kit.app import App
+    from nemotron_kit.cli.request import Job
+
+
+def nemotron(argv: Sequence[str] | None = None) -> int:
+    """`nemotron …`: words, in the documented syntax."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _nemotron(words))
+
+
+def hydra(argv: Sequence[str] | None = None) -> int:
+    """`python -m nemotron_kit …`: the same, in Hydra's own words."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _hydra(words))
+
+
+def run_app(app: App, argv: Sequence[str]) -> int:
+    """`app.run()`: the words below one app, as in `python -m myrecipe data prep run -c tiny`."""
+    return guarded(lambda: _app(app, list(argv)))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Run a command; a user's mistake is one clear error and an exit code, a traceback only with HYDRA_FULL_ERROR=1."""
+    try:
+        return action()
+    except NemotronError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        # `nemotron … | head`: nobody reads on, which is no error. Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(error: NemotronError) -> None:
+    """`error: what was wrong`, and below it what would be right."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
+    print(f"{label} {error.message}", file=sys.stderr)  # noqa: T201
+    if error.hint:
+        print(error.hint, file=sys.stderr)  # noqa: T201
+
+
+def _nemotron(words: list[str]) -> int:
+    from nemotron_kit.cli import fast
+
+    code = fast.handle(words)
+    if code is not None:
+        return code
+    from nemotron_kit.cli.index import load_index
+    from nemotron_kit.cli.words import parse
+
+    return _dispatch(parse(words, load_index(write=False)), ["nemotron", *words])
+
+
+def _hydra(words: list[str]) -> int:
+    from nemotron_kit.cli.index import load_index
+    from nemotron_kit.cli.words import parse_hydra
+
+    return _dispatch(parse_hydra(words, load_index(write=False)), ["python", "-m", "nemotron_kit", *words])
+
+
+def _app(app: App, words: list[str]) -> int:
+    from nemotron_kit.cli import fast
+    from nemotron_kit.cli.index import app_index
+    from nemotron_kit.cli.words import parse
+
+    index = app_index(app)
+    code = fast.handle(words, index, (app.name,))
+    if code is not None:
+        return code
+    request = parse(words, index, (app.name,))
+    return _dispatch(request, [_program(), *words], app)
+
+
+def _program() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+
+
+def _dispatch(request: object, argv: list[str], app: App | None = None) -> int:
+    from nemotron_kit.cli.request import Job, Tool
+
+    if isinstance(request, Tool):
+        from importlib import import_module
+
+        from nemotron_kit.cli.tree import TOOLS
+
+        return int(import_module(TOOLS[request.name][0]).main(list(request.argv)))
+    if isinstance(request, Job):
+        return _job(request, argv, app)
+    from nemotron_kit.cli import fast
+
+    return fast.show(request)
+
+
+def _job(request: Job, argv: list[str], app: App | None) -> int:
+    from nemotron_kit.cli.job import run
+
+    return run(request, argv, app)

@@ -1,0 +1,1 @@
+"""A plan made real: on this machine in this process, under torchrun, or detached."""

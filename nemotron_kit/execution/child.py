@@ -1,0 +1,63 @@
+"""A job in a child process: its output to the terminal and the log, its signals forwarded, its exit code ours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from io import RawIOBase
+
+from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
+from nemotron_kit.execution.signals import forwarded, stop
+from nemotron_kit.runs.job import JobFolder
+
+CHUNK = 1 << 16
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
+    """Run `command` in a process group of its own until it ends. Ctrl-C: TERM, then KILL after a grace."""
+    with job.open_log() as log:
+        child = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1)):
+                _pump(child, log)
+                code = child.wait()
+        except KeyboardInterrupt:
+            stop(child)
+            return Outcome(INTERRUPTED, "cancelled", "interrupted")
+        except BaseException:
+            stop(child)
+            raise
+    return from_exit_code(code)
+
+
+def from_exit_code(code: int) -> Outcome:
+    """The outcome of a process's exit code; killed by signal N is 128+N, as a shell says it."""
+    if code == 0:
+        return Outcome(0, "succeeded")
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})")
+    return Outcome(1, "failed", f"exit code {code}")
+
+
+def _pump(child: subprocess.Popen[bytes], log: RawIOBase) -> None:
+    assert child.stdout is not None  # noqa: S101 — Popen was given a pipe
+    out = getattr(sys.stdout, "buffer", None)
+    while chunk := os.read(child.stdout.fileno(), CHUNK):
+        log.write(chunk)
+        if out is not None:
+            out.write(chunk)
+            out.flush()
+        else:
+            sys.stdout.write(chunk.decode("utf-8", "replace"))

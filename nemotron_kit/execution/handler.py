@@ -1,0 +1,68 @@
+"""Calls a handler with its typed config and says how that ended. The worker and in-process runs share this."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
+from nemotron_kit.execution.signals import Terminated, term_raises
+
+# sysexits' EX_TEMPFAIL: stopped by a signal after a checkpoint; running it again goes on from there.
+PREEMPTED = 75
+
+
+def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
+    """Run `handler(config)`. A non-zero int that it returns is the exit code, as is the code of a SystemExit."""
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    try:
+        with term_raises():
+            init_wandb_from_env()
+            value = handler(config)
+    except KeyboardInterrupt:
+        outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
+    except Terminated:
+        outcome = Outcome(128 + 15, "cancelled", "terminated")
+    except SystemExit as error:
+        outcome = _from_code(error.code)
+    except NemotronError as error:
+        outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
+    # Whatever a handler raises is the job's failure, never the launcher's.
+    except Exception as error:  # noqa: BLE001
+        _print_traceback(error)
+        outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
+    else:
+        outcome = _from_code(value) if isinstance(value, int) and not isinstance(value, bool) else _success(value)
+    _finish_wandb(outcome.code)
+    return outcome
+
+
+def _success(value: Any) -> Outcome:
+    return Outcome(0, "succeeded", value=value)
+
+
+def _from_code(code: Any) -> Outcome:
+    if code in (None, 0):
+        return Outcome(0, "succeeded", value=code)
+    if isinstance(code, str):
+        print(code, file=sys.stderr)  # noqa: T201 — what Python does with SystemExit("text")
+        return Outcome(1, "failed", code)
+    state = "preempted" if code == PREEMPTED else "failed"
+    return Outcome(int(code), state, f"exit code {code}", value=code)
+
+
+def _print_traceback(error: Exception) -> None:
+    """The traceback from the handler on: the launcher's own frames say nothing about the user's mistake."""
+    trace = error.__traceback__
+    traceback.print_exception(type(error), error, trace.tb_next if trace else None)
+
+
+def _finish_wandb(code: int) -> None:
+    if "wandb" in sys.modules:
+        from nemotron_kit.artifacts import finish_wandb
+
+        finish_wandb(exit_code=code)

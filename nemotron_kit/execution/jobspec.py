@@ -1,0 +1,63 @@
+"""job.json: what a job needs besides its config, read by whoever runs the job folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.app import load_object
+from nemotron_kit.config.files import load_mapping
+from nemotron_kit.errors import NemotronError
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found."""
+
+    kit: str
+    command: str
+    handler: str
+    config_cls: str
+    script: str | None
+    nproc_per_node: int
+    cwd: str
+    sys_path: list[str]
+    environment: dict[str, str]
+    secrets: list[str] = field(default_factory=list)
+
+    def load_handler(self) -> Callable[..., Any]:
+        return load_object(self.handler)  # type: ignore[no-any-return]
+
+    def load_config_cls(self) -> type:
+        return load_object(self.config_cls)  # type: ignore[no-any-return]
+
+    def prepare_imports(self) -> None:
+        """Put the launch's import path behind this process's own."""
+        sys.path.extend(entry for entry in self.sys_path if entry not in sys.path)
+
+
+def read_spec(folder: Path) -> JobSpec:
+    """The spec in a job folder. Raises NemotronError when it is missing or damaged."""
+    path = folder / "job.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
+    except FileNotFoundError as error:
+        raise NemotronError(f"{path}: no such file. Is {folder} a job folder?") from error
+    except (ValueError, TypeError) as error:
+        raise NemotronError(f"{path}: damaged: {error}.") from error
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The frozen config in a job folder."""
+    return load_mapping(folder / "config.yaml")
+
+
+def rank() -> int:
+    """This process's global rank, 0 outside torchrun."""
+    return int(os.environ.get("RANK", "0"))

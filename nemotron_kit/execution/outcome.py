@@ -1,0 +1,19 @@
+"""How a job ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`code` is what the command line exits with, `state` what the ledger says, `value` what the handler returned."""
+
+    code: int
+    state: str
+    error: str | None = None
+    value: Any = None
+    exception: BaseException | None = None

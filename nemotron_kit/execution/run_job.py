@@ -1,0 +1,79 @@
+"""Runs one job folder on this machine to its end and records how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.job import resolve, typed
+from nemotron_kit.config.resolvers import pinned
+from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.execution.child import run_child
+from nemotron_kit.execution.environment import environment
+from nemotron_kit.execution.handler import call_handler
+from nemotron_kit.execution.inputs import verified_inputs
+from nemotron_kit.execution.jobspec import JobSpec, read_config, read_spec
+from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.execution.tee import tee
+from nemotron_kit.plan.build import torchrun_command
+from nemotron_kit.runs.job import JobFolder
+
+Handler = Callable[[Any], Any]
+
+
+def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | None = None) -> Outcome:
+    """Run the job in `job`: in this process when `handler` is given, else as its spec says.
+
+    The outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
+    """
+    spec = read_spec(job.path)
+    try:
+        job.transition("running", pgid=os.getpgid(0))
+        with environment(spec.environment):
+            outcome = _run(job, spec, handler, config_cls)
+    except Cancelled as error:
+        outcome = Outcome(error.exit_code, "cancelled", str(error))
+    except NemotronError as error:
+        outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
+    except KeyboardInterrupt:
+        outcome = Outcome(130, "cancelled", "interrupted")
+    job.finish(outcome.code, outcome.state, error=outcome.error)
+    return outcome
+
+
+def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
+    pins = verified_inputs(job)
+    with pinned(pins):
+        values = resolve(read_config(job.path), keep_secrets=True)
+        files.write_text(job.path / "resolved.yaml", to_yaml(values))
+        if spec.nproc_per_node > 1:
+            return run_child(torchrun_command(spec.script, spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
+        if handler is None and spec.script:
+            script = [sys.executable, spec.script, "--config", str(job.config_path)]
+            return run_child(script, {}, spec.cwd, job)
+        return _call(job, spec, handler, config_cls)
+
+
+def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
+    with job.open_log() as log, tee(log):
+        config = typed(resolve(read_config(job.path)), config_cls or spec.load_config_cls())
+        outcome = call_handler(handler or spec.load_handler(), config)
+        if outcome.error and outcome.state == "failed" and outcome.exception is None:
+            log.write(f"error: {outcome.error}\n".encode())
+    return outcome
+
+
+def run_rank(job: JobFolder) -> int:
+    """One rank of a torchrun job whose command has no script: the handler, called with the job's config."""
+    spec = read_spec(job.path)
+    spec.prepare_imports()
+    # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    config = typed(resolve(read_config(job.path)), spec.load_config_cls())
+    outcome = call_handler(spec.load_handler(), config)
+    return outcome.code

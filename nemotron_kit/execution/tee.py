@@ -1,0 +1,39 @@
+"""What a job prints goes to the terminal and to its log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from io import RawIOBase
+from typing import Any, TextIO
+
+
+class Tee:
+    """A text stream that also writes to a log. Everything else (isatty, fileno, encoding) is the stream's own."""
+
+    def __init__(self, stream: TextIO, log: RawIOBase) -> None:
+        self._stream = stream
+        self._log = log
+
+    def write(self, text: str) -> int:
+        self._log.write(text.encode("utf-8", "replace"))
+        return self._stream.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def tee(log: RawIOBase) -> Iterator[None]:
+    """Within the block, what this process prints is logged too."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

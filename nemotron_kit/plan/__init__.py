@@ -1,0 +1,1 @@
+"""The plan: a frozen value that says all that a launch will do, made without touching anything."""

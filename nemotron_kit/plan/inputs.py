@@ -1,0 +1,92 @@
+"""The artifacts that a job reads: which reference each slot has, and the version that it is pinned to at launch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import RESERVED_SLOTS, App, Command
+from nemotron_kit.config.freeze import slots_used
+from nemotron_kit.config.jobfiles import config_files
+from nemotron_kit.errors import NemotronError, UserError, nearest
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.pin import Pin
+
+
+@dataclass
+class Inputs:
+    """Per slot the reference as given and its pin (None where it could not be pinned, with the reason in problems)."""
+
+    references: dict[str, str] = field(default_factory=dict)
+    pins: dict[str, Pin | None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App) -> Inputs:
+    """Pin every artifact that the composed job reads.
+
+    A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
+    an artifact that isn't there is a problem, with what there is and the command that makes it.
+    """
+    from nemotron_kit.artifacts.reference import Reference
+    from nemotron_kit.artifacts.registry import open_registry
+
+    run = frozen.get("run", {})
+    result = Inputs()
+    for slot in _slots(command, frozen):
+        text = run.get(slot)
+        if text is None:
+            result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
+            continue
+        result.references[slot] = str(text)
+        reference = Reference.parse(str(text))
+        try:
+            result.pins[slot] = open_registry().resolve(reference)
+        except NemotronError as error:
+            result.pins[slot] = None
+            lines = [error.message, error.hint or "", makers(str(text), app)]
+            result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
+    return result
+
+
+def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
+    used = slots_used({key: value for key, value in frozen.items() if key != "run"}) | slots_used(frozen.get("run", {}))
+    unknown = [key for key in frozen.get("run", {}) if key not in RESERVED_SLOTS | set(command.artifacts) | used]
+    if unknown:
+        known = sorted((RESERVED_SLOTS - {"run"}) | set(command.artifacts))
+        raise UserError(
+            f"run.{unknown[0]}: no such field, and nothing refers to ${{art:{unknown[0]}}}.",
+            hint=nearest(unknown[0], known).capitalize(),
+        )
+    # An input without mappings is read by the handler itself.
+    unmapped = {slot for slot, artifact in command.artifacts.items() if not artifact.mappings and slot not in used}
+    return sorted(used | {slot for slot in unmapped if not _files_refer(slot, command)})
+
+
+def _files_refer(slot: str, command: Command) -> bool:
+    """Where the command's config files refer to the input, a composed config that doesn't has dropped it."""
+    from nemotron_kit.config.files import load_mapping
+
+    return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
+
+
+def makers(reference: str, app: App) -> str:
+    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so."""
+    name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
+    for command in app.commands():
+        for produced in command.produces:
+            pattern = re.escape(produced).replace(re.escape("{config}"), "(?P<config>.+)")
+            if match := re.fullmatch(pattern, name):
+                config = match.groupdict().get("config")
+                option = f" -c {config}" if config and config != "default" else ""
+                return f"Make it with: nemotron {command.words}{option}"
+    unsure = [f"nemotron {c.words}" for c in app.commands() if _returns_artifact(c)]
+    return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
+
+
+def _returns_artifact(command: Command) -> bool:
+    returned = getattr(command.handler, "__annotations__", {}).get("return") if callable(command.handler) else None
+    return "Artifact" in (returned if isinstance(returned, str) else getattr(returned, "__name__", ""))

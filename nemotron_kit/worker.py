@@ -1,0 +1,52 @@
+"""The door that every job comes in by: `python -m nemotron_kit.worker <job folder>`.
+
+It reads the job's folder, resolves its artifacts, sets its environment, starts the script (or calls the handler), under
+torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemotron_kit.errors import NemotronError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job folder; the exit code is the job's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_rank = "--rank" in words
+    folders = [word for word in words if word != "--rank"]
+    if len(folders) != 1:
+        print("usage: python -m nemotron_kit.worker [--rank] JOB_FOLDER", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        return _run(Path(folders[0]), as_rank)
+    except NemotronError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+
+
+def _run(folder: Path, as_rank: bool) -> int:
+    from nemotron_kit.execution.jobspec import read_spec
+    from nemotron_kit.execution.run_job import run_job, run_rank
+    from nemotron_kit.runs.folder import open_job
+
+    job = open_job(folder)
+    if as_rank:
+        return run_rank(job)
+    spec = read_spec(job.path)
+    spec.prepare_imports()
+    os.chdir(spec.cwd)
+    outcome = run_job(job)
+    if outcome.error:
+        print(f"error: {outcome.error}", file=sys.stderr)  # noqa: T201
+    return outcome.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
