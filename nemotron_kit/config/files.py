@@ -41,24 +41,18 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 def _load_yaml(path: Path, text: str) -> Any:
     import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf._utils import get_yaml_loader
 
     _refuse_bombs(path, text)
     try:
         # OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error.
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        value = OmegaConf.to_container(loaded, resolve=False)
+        return yaml.load(text, Loader=get_yaml_loader())  # noqa: S506
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a valid config: {str(error).splitlines()[0]}.") from error
-    # OmegaConf reads a lone word as {word: None}.
-    if isinstance(value, dict) and list(value.values()) == [None] and ":" not in text:
-        raise UserError(f"{path}: must hold a mapping at the top, not text.")
-    return value
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
 
 
 def _refuse_bombs(path: Path, text: str) -> None:

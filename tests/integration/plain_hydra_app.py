@@ -1,0 +1,37 @@
+"""A plain @hydra.main app over our primary config. Reads command lines (JSON lists) from a file, prints what --cfg job shows."""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import hydra
+
+from nemotron_kit.config.store import conf_dir, register_all
+from nemotron_kit.envfile import EnvFile
+
+os.environ["HYDRA_FULL_ERROR"] = "1"
+register_all(env=EnvFile())
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def app(_config):
+    raise AssertionError("only --cfg is asked for")
+
+
+def shown(words):
+    sys.argv = ["app", *words, "--cfg", "job"]
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            app()
+    except Exception as error:
+        return f"error: {type(error).__name__}"
+    return out.getvalue()
+
+
+if __name__ == "__main__":
+    lines = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps([shown(words) for words in lines]))

@@ -1,0 +1,72 @@
+"""Config files: three formats, one mapping, and the place of every mistake."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.errors import UserError
+
+
+def write(tmp_path: Path, name: str, text: str) -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "a: 1\nb: {c: x}\nlr: 1e-3\n"),
+        ("c.toml", 'a = 1\nlr = 1e-3\n[b]\nc = "x"\n'),
+        ("c.json", '{"a": 1, "b": {"c": "x"}, "lr": 1e-3}'),
+    ],
+)
+def test_three_formats_one_mapping(tmp_path: Path, name: str, text: str) -> None:
+    assert load_mapping(write(tmp_path, name, text)) == {"a": 1, "b": {"c": "x"}, "lr": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.yaml", "a: 1\nb: [1\n", "c.yaml:3:1: not valid YAML"),
+        ("c.yaml", "a: 1\na: 2\n", "c.yaml:2:1: not valid YAML: found duplicate key a"),
+        ("c.yaml", "a:\n\t- b\n", "c.yaml:2:1: not valid YAML"),
+        ("c.yaml", "- a\n", "must hold a mapping at the top, not a list"),
+        ("c.yaml", "just text\n", "must hold a mapping at the top, not a str"),
+        ("c.yaml", "a: !!python/object/apply:os.system [x]\n", "c.yaml:1:4: not valid YAML"),
+        ("c.yaml", "x: " + "[" * 100 + "]" * 100, "nested deeper than 64 levels"),
+        ("c.toml", "a = \n", "c.toml: not valid TOML: Invalid value (at line 1"),
+        ("c.json", '{"a": 1,\n "b" 2}', "c.json:2:6: not valid JSON"),
+        ("c.json", '{"a": 1, "a": 2}', "'a' stands twice"),
+        ("c.ini", "a=1", "unknown ending '.ini'"),
+    ],
+)
+def test_a_broken_file_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_mapping(write(tmp_path, name, text))
+    assert message in str(caught.value)
+
+
+def test_an_alias_bomb_is_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 x"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
+    with pytest.raises(UserError, match="more than 256 aliases"):
+        load_mapping(write(tmp_path, "c.yaml", "\n".join(lines)))
+
+
+def test_the_line_of_a_nested_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", "a: 1\nb:\n  c: 2\n  d:\n    e: 3\n")
+    assert key_place(path, "b.d.e") == f"{path}:5"
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_is_a_mapping_or_a_user_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    for ending in (".yaml", ".toml", ".json"):
+        path = tmp_path_factory.getbasetemp() / f"any{ending}"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        try:
+            assert isinstance(load_mapping(path), dict)
+        except UserError as error:
+            assert str(path) in str(error)
