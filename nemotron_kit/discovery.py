@@ -26,6 +26,19 @@ class Tree:
     sources: list[Path] = field(default_factory=list)
 
 
+_in_use: list[Tree] = []
+
+
+def use(tree: Tree) -> None:
+    """Make `tree` the one that this process works with: App.run() knows only its own app."""
+    _in_use[:] = [tree]
+
+
+def tree_in_use() -> Tree:
+    """The tree given to `use`, else every recipe that `discover` finds."""
+    return _in_use[0] if _in_use else discover()
+
+
 def discover(env: EnvFile | None = None) -> Tree:
     """Import every command tree. One that fails is listed as broken and hides no other."""
     tree = Tree()

@@ -126,11 +126,11 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
 
 def init_wandb_from_env() -> Any:
     """Start a W&B run if the environment says so (WANDB_PROJECT, set by the launcher from `run.wandb`); else None."""
-    from nemotron_kit.artifacts import WandbConfig, init_wandb_if_configured
-
     project = os.environ.get("WANDB_PROJECT")
     if not project:
         return None
+    from nemotron_kit.artifacts import WandbConfig, init_wandb_if_configured
+
     tags = [t for t in os.environ.get("WANDB_TAGS", "").split(",") if t]
     return init_wandb_if_configured(
         WandbConfig(

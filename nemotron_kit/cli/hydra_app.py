@@ -14,11 +14,12 @@ from nemotron_kit.config.compose import Composed, Prepared, compose, find_comman
 from nemotron_kit.config.errors import translated
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.store import conf_dir, register_all
-from nemotron_kit.discovery import Tree
+from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution.hydra_files import hydra_files
 from nemotron_kit.execution.launch import refuse_problems, run_planned
+from nemotron_kit.execution.sweep import JobFailed
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.plan.plan import DETACHED
@@ -26,16 +27,9 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
 
 
-class JobFailed(RuntimeError):
-    """A job of a sweep failed without an exception of its own. `exit_code` is its process's."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
     """Hand a request with Hydra's flags to Hydra; the exit code."""
+    use(tree)
     prepared = _prepared(request, tree, env)
     words = prepared.overrides if prepared else hydra_words(request)
     if request.multirun and request.dry_run:

@@ -8,24 +8,22 @@ import time
 from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.request import Job, hydra_words
-from nemotron_kit.discovery import Tree, discover
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.runs.ids import new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nemotron_kit.app import App
+    from nemotron_kit.discovery import Tree
     from nemotron_kit.execution.outcome import Outcome
     from nemotron_kit.plan.plan import Plan
 
 
-def run(request: Job, argv: Sequence[str], app: App | None = None) -> int:
+def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
     # Composition makes many objects and drops few: a collection in the middle of it only costs time.
     gc.disable()
     env = read_env_file()
-    tree = Tree(apps={app.name: app}) if app else discover(env)
     if request.flags:
         from nemotron_kit.cli.hydra_app import run_hydra
 
@@ -45,9 +43,10 @@ def run(request: Job, argv: Sequence[str], app: App | None = None) -> int:
 
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     gc.enable()
-    from nemotron_kit.execution.launch import execute
     from nemotron_kit.execution.hydra_files import hydra_files
+    from nemotron_kit.execution.launch import execute, refuse_problems
 
+    refuse_problems(plan)
     announce(plan)
     started = time.monotonic()
     outcome = execute(plan, command, composed.hydra, hydra_files(composed))
@@ -56,12 +55,11 @@ def run(request: Job, argv: Sequence[str], app: App | None = None) -> int:
 
 def announce(plan: Plan) -> None:
     """What is about to run, on standard error: standard output is the job's own."""
-    say = _say
     for note in plan.notes:
-        say(f"note: {note}")
+        _say(f"note: {note}")
     inputs = "".join(f" · {slot}={pin.label}" for slot, pin in plan.inputs.items() if pin)
     config = f" · config {plan.config_name}" if plan.config_file else ""
-    say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
+    _say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
 
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> int:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nemotron_kit.app import App
-    from nemotron_kit.cli.request import Job
+    from nemotron_kit.cli.index import Index
+    from nemotron_kit.cli.request import Request
+    from nemotron_kit.discovery import Tree
 
 
 def nemotron(argv: Sequence[str] | None = None) -> int:
@@ -65,30 +67,42 @@ def _nemotron(words: list[str]) -> int:
     code = fast.handle(words)
     if code is not None:
         return code
-    from nemotron_kit.cli.index import load_index
     from nemotron_kit.cli.words import parse
 
-    return _dispatch(parse(words, load_index(write=False)), ["nemotron", *words])
+    tree = _tree()
+    return _dispatch(parse(words, _index(tree)), ["nemotron", *words], tree)
 
 
 def _hydra(words: list[str]) -> int:
-    from nemotron_kit.cli.index import load_index
-    from nemotron_kit.cli.words import parse_hydra
+    from nemotron_kit.cli.hydra_argv import parse_hydra
 
-    return _dispatch(parse_hydra(words, load_index(write=False)), ["python", "-m", "nemotron_kit", *words])
+    tree = _tree()
+    return _dispatch(parse_hydra(words, _index(tree)), ["python", "-m", "nemotron_kit", *words], tree)
 
 
 def _app(app: App, words: list[str]) -> int:
     from nemotron_kit.cli import fast
-    from nemotron_kit.cli.index import app_index
     from nemotron_kit.cli.words import parse
+    from nemotron_kit.discovery import Tree
 
-    index = app_index(app)
-    code = fast.handle(words, index, (app.name,))
+    tree, root = Tree(apps={app.name: app}), (app.name,)
+    index = _index(tree)
+    code = fast.handle(words, index, root)
     if code is not None:
         return code
-    request = parse(words, index, (app.name,))
-    return _dispatch(request, [_program(), *words], app)
+    return _dispatch(parse(words, index, root=root, prog=_program()), [*_program().split(), *words], tree, root)
+
+
+def _tree() -> Tree:
+    from nemotron_kit.discovery import discover
+
+    return discover()
+
+
+def _index(tree: Tree) -> Index:
+    from nemotron_kit.cli import indexing
+
+    return indexing.live(tree)
 
 
 def _program() -> str:
@@ -96,7 +110,7 @@ def _program() -> str:
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
 
 
-def _dispatch(request: object, argv: list[str], app: App | None = None) -> int:
+def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ...] = ()) -> int:
     from nemotron_kit.cli.request import Job, Tool
 
     if isinstance(request, Tool):
@@ -106,13 +120,9 @@ def _dispatch(request: object, argv: list[str], app: App | None = None) -> int:
 
         return int(import_module(TOOLS[request.name][0]).main(list(request.argv)))
     if isinstance(request, Job):
-        return _job(request, argv, app)
+        from nemotron_kit.cli.job import run
+
+        return run(request, argv, tree)
     from nemotron_kit.cli import fast
 
-    return fast.show(request)
-
-
-def _job(request: Job, argv: list[str], app: App | None) -> int:
-    from nemotron_kit.cli.job import run
-
-    return run(request, argv, app)
+    return fast.show(request, _index(tree), root)

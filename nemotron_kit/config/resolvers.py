@@ -80,19 +80,33 @@ def resolve_auto_mount(spec: str, target: str = "") -> str:
 
 
 def _pin(slot: str, root: Any) -> Pin:
-    from nemotron_kit.artifacts.lineage import job_inputs, record_input
+    from nemotron_kit.artifacts.lineage import record_input
     from nemotron_kit.artifacts.reference import Reference
     from nemotron_kit.artifacts.registry import open_registry
 
-    pin = _pins.get(slot) or job_inputs().get(slot)
+    pin = _pins.get(slot) or _job_pin(slot)
     if pin is None:
         run = root.get("run") if root is not None else None
         reference = run.get(slot) if run is not None else None
         if reference is None:
             reference = _by_name(slot, run)
         pin = open_registry().resolve(Reference.parse(str(reference)))
-    record_input(pin, slot)
+    record_input(pin)
     return pin
+
+
+def _job_pin(slot: str) -> Pin | None:
+    """The pin that the launch wrote into this job's artifacts.json; each rank of a job reads the same one."""
+    import json
+    from pathlib import Path
+
+    from nemotron_kit.artifacts.pin import Pin
+
+    path = Path(os.environ.get("NEMO_RUN_DIR", "")) / "artifacts.json"
+    if not os.environ.get("NEMO_RUN_DIR") or not path.is_file():
+        return None
+    inputs = json.loads(path.read_text(encoding="utf-8")).get("inputs", {})
+    return Pin.from_dict(inputs[slot]) if slot in inputs else None
 
 
 def _by_name(slot: str, run: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_kit.app import Command
+from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.hydra_context import enter_hydra
 from nemotron_kit.execution.outcome import Outcome
@@ -18,7 +19,7 @@ from nemotron_kit.runs.job import JobFolder
 
 
 def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, str]) -> Outcome:
-    """Do what the plan says. Refuses a plan with problems before anything is written.
+    """Do what the plan says; a plan with problems is refused before anything is written.
 
     `hydra` is the full composed config, for HydraConfig; `extra_files` lie in the job folder beside the plan's own.
     """
@@ -30,6 +31,7 @@ def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, 
     run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files}], attached=attached)
     if not attached:
         return _detach(plan, run)
+    set_run_dir(plan.folder)
     enter_hydra(hydra, plan.job_folder)
     return run_planned(plan, command, run.job(plan.job))
 

@@ -42,7 +42,9 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
         outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
     except KeyboardInterrupt:
         outcome = Outcome(130, "cancelled", "interrupted")
-    job.finish(outcome.code, outcome.state, error=outcome.error)
+    # What a sweeper can use goes back as JSON; anything else stays with the process.
+    value = {"value": outcome.value} if isinstance(outcome.value, int | float | str) else {}
+    job.finish(outcome.code, outcome.state, error=outcome.error, **value)
     return outcome
 
 

@@ -13,6 +13,7 @@ from nemotron_kit.app import App, Command
 from nemotron_kit.config import job as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import freeze, launch_environment, to_yaml
+from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.inputs import Inputs, resolve_inputs
@@ -43,7 +44,7 @@ def build_plan(
     frozen = freeze(composed.config, f"{folder}/jobs/{job}")
     missing = job_config.check(frozen, command.load_config_cls())
     settings = effective_settings(frozen["run"], composed.overrides)
-    inputs = resolve_inputs(command, frozen, app)
+    inputs = resolve_inputs(command, frozen, app, composed.config_file)
     launch = _launch_kind(frozen["run"]["mode"], settings)
     environment = _environment(run_id, f"{folder}/jobs/{job}", frozen["run"], settings, composed.overrides)
     problems = [
@@ -100,7 +101,11 @@ def _launch_command(command: Command, launch: str, settings: RunConfig, folder: 
 
 def torchrun_command(script: str | Path | None, processes: int, folder: str) -> list[str]:
     """torchrun on this machine for a job folder: the script if the command has one, else the worker on each rank."""
-    target = [str(script), "--config", f"{folder}/config.yaml"] if script else ["-m", "nemotron_kit.worker", "--rank", folder]
+    target = (
+        [str(script), "--config", f"{folder}/config.yaml"]
+        if script
+        else ["-m", "nemotron_kit.worker", "--rank", folder]
+    )
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *target]
 
 
@@ -141,7 +146,7 @@ def _files(
 def _environment(
     run_id: str, job_folder: str, run: Mapping[str, Any], settings: RunConfig, overrides: Sequence[str]
 ) -> dict[str, str]:
-    variables = dict(_env_vars(settings))
+    variables = _env_vars(settings)
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
     if wandb.get("project") and wandb.get("enabled", True):
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
@@ -154,10 +159,16 @@ def _environment(
 
 
 def _env_vars(settings: RunConfig) -> dict[str, str]:
-    given = settings.env_vars or {}
-    if isinstance(given, Mapping):
-        return {str(key): str(value) for key, value in given.items()}
-    return dict(item.partition("=")[::2] for item in given)
+    from nemotron_kit.plan.runconfig import env_dict
+
+    variables = env_dict(settings)
+    for name in variables:
+        if is_secret_name(name):
+            raise UserError(
+                f"env_vars holds {name}, a secret by its name: it would stand in every record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{name}"].',
+            )
+    return variables
 
 
 def _missing_value(key: str, command: Command) -> str:
@@ -169,7 +180,7 @@ def _executor_problems(settings: RunConfig) -> list[str]:
     if settings.executor != "local":
         return [
             f"executor {settings.executor!r} is not built into this version yet: jobs run on this machine only "
-            "(a profile with executor = \"local\")."
+            '(a profile with executor = "local").'
         ]
     if (settings.nodes or 1) > 1:
         return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS, App, Command
+from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.config.jobfiles import config_files
 from nemotron_kit.errors import NemotronError, UserError, nearest
@@ -25,13 +27,13 @@ class Inputs:
     problems: list[str] = field(default_factory=list)
 
 
-def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App) -> Inputs:
+def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, config_file: Path | None) -> Inputs:
     """Pin every artifact that the composed job reads.
 
     A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
     an artifact that isn't there is a problem, with what there is and the command that makes it.
     """
-    from nemotron_kit.artifacts.reference import Reference
+    from nemotron_kit.artifacts.override import parse_override
     from nemotron_kit.artifacts.registry import open_registry
 
     run = frozen.get("run", {})
@@ -42,7 +44,7 @@ def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App) -> Inp
             result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
             continue
         result.references[slot] = str(text)
-        reference = Reference.parse(str(text))
+        reference = parse_override(str(text), _default(slot, command, config_file))
         try:
             result.pins[slot] = open_registry().resolve(reference)
         except NemotronError as error:
@@ -50,6 +52,13 @@ def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App) -> Inp
             lines = [error.message, error.hint or "", makers(str(text), app)]
             result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
     return result
+
+
+def _default(slot: str, command: Command, config_file: Path | None) -> str | None:
+    """What `--art.X v10` is relative to: the config file's own reference, else the command's default."""
+    run = (load_mapping(config_file).get("run") or {}) if config_file else {}
+    declared = command.artifacts.get(slot)
+    return run.get(slot) or (declared.default_name if declared else None)
 
 
 def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
@@ -68,8 +77,6 @@ def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
 
 def _files_refer(slot: str, command: Command) -> bool:
     """Where the command's config files refer to the input, a composed config that doesn't has dropped it."""
-    from nemotron_kit.config.files import load_mapping
-
     return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import stat
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.errors import UserError
 
 MAX_BYTES = 16 << 20
 
@@ -39,19 +37,10 @@ def _is_pipe() -> bool:
 def _read() -> Mapping[str, Any]:
     if not select.select([0], [], [], 2.0)[0]:
         print("waiting for artifacts on standard input (a pipe); `</dev/null` if there are none …", file=sys.stderr)  # noqa: T201
-    text = sys.stdin.read(MAX_BYTES).strip()
-    if not text:
-        return {}
-    try:
-        value = json.loads(text.splitlines()[-1] if not text.startswith("{") else text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"standard input is a pipe, but not JSON: line {error.lineno}, column {error.colno}: {error.msg}.",
-            hint="Pipe a step's output into it, name the input with --art.NAME, or close it with </dev/null.",
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError("standard input: expected a JSON object {slot: {path, type}}.")
-    return {key: item for key, item in value.items() if isinstance(item, dict) and "path" in item}
+    from nemotron_kit.artifacts.piped import parse_piped
+
+    text = sys.stdin.read(MAX_BYTES)
+    return parse_piped(text) if text.strip() else {}
 
 
 def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:

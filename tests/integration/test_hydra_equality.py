@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from nemotron_kit.cli.index import load_index
+from nemotron_kit.cli.indexing import live
 from nemotron_kit.cli.request import hydra_words
 from nemotron_kit.cli.words import parse
 from nemotron_kit.config.compose import compose
@@ -78,7 +78,8 @@ def test_two_hundred_random_command_lines(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, cwd=tmp_path, env={**os.environ, "NEMOTRON_HOME": str(tmp_path)},
     )  # fmt: skip
     expected = json.loads(plain.stdout)
-    tree, index = discover(EnvFile()), load_index(write=False)
+    tree = discover(EnvFile())
+    index = live(tree)
     accepted = 0
     for (shim, hydra), judge in zip(lines, expected, strict=True):
         ours = composed_text(tree, hydra)
