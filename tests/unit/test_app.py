@@ -1,0 +1,86 @@
+"""Declaring a command tree."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.app import App, ArtifactInput
+
+
+@dataclass
+class Config:
+    n: int = 1
+
+
+def handler(config: Config) -> None:
+    del config
+
+
+def test_nested_groups_and_their_paths() -> None:
+    app = App("nano", description="d")
+    prep = app.group("data", description="Data commands").group("prep")
+    command = prep.command("pretrain", Config, handler)
+    assert command.path == ("nano", "data", "prep", "pretrain")
+    assert command.stage == "data/prep/pretrain"
+    assert app.group("data") is app.children["data"]
+    assert list(app.commands()) == [command]
+
+
+def test_the_older_keyword_for_the_config_class() -> None:
+    assert App("a").command("x", config=Config, handler=handler).config_cls is Config
+
+
+def test_a_config_folder_beside_the_script_or_the_handler(tmp_path: Path) -> None:
+    app = App("a")
+    by_script = app.command("x", Config, handler, script_path=tmp_path / "stage" / "train.py")
+    assert by_script.config_folder == (tmp_path / "stage" / "config").resolve()
+    assert app.command("y", Config, handler).config_folder == Path(__file__).resolve().parent / "config"
+    assert app.command("z", Config, handler, config_dir=tmp_path).config_folder == tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "a..b", "-x", "a" * 65, "ü"])
+def test_names_are_slugs(name: str) -> None:
+    with pytest.raises(ValueError, match="use letters, digits"):
+        App("a").group(name)
+
+
+@pytest.mark.parametrize("slot", ["env", "mode", "profile", "recipe", "wandb", "run"])
+def test_an_artifact_may_not_take_a_word_of_the_launchers(slot: str) -> None:
+    with pytest.raises(ValueError, match="can't be called"):
+        App("a").command("x", Config, handler, artifacts={slot: ArtifactInput("D")})
+
+
+@pytest.mark.parametrize("name", ["batch", "config", "recipe", "stage"])
+def test_a_single_value_may_not_take_a_choices_name(name: str) -> None:
+    clashing = dataclass(type("Clash", (), {"__annotations__": {name: int}, name: 1}))
+    with pytest.raises(ValueError, match="a block can"):
+        App("a").command("x", clashing, handler)
+
+
+def test_a_block_called_recipe_is_fine_and_a_field_called_run_is_not() -> None:
+    @dataclass
+    class Block:
+        recipe: dict[str, int] = field(default_factory=dict)
+
+    @dataclass
+    class Run:
+        run: int = 1
+
+    App("a").command("x", Block, handler)
+    with pytest.raises(ValueError, match="'run'"):
+        App("a").command("y", Run, handler)
+
+
+def test_a_command_is_registered_once() -> None:
+    app = App("a")
+    app.command("x", Config, handler, aliases=("y",))
+    with pytest.raises(ValueError, match="registered already"):
+        app.command("x", Config, handler)
+
+
+def test_handlers_by_name_are_not_imported() -> None:
+    command = App("a").command("x", "no.such.module:Config", "no.such.module:main")
+    assert command.handler_name == "no.such.module:main"
+    with pytest.raises(ModuleNotFoundError):
+        command.load_config_cls()

@@ -1,0 +1,112 @@
+"""What scripts call: no override is dropped, and every mistake is one clear error."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemotron_kit.config_manager import ConfigManager, cli
+from nemotron_kit.errors import UserError
+from nemotron_kit.train_script import (
+    apply_hydra_overrides,
+    load_omegaconf_yaml,
+    omegaconf_to_dataclass,
+    parse_config_and_overrides,
+)
+
+
+@dataclass
+class Inner:
+    iters: int = 1
+
+
+@dataclass
+class Config:
+    out: Path
+    shards: int = 8
+    sample: int | None = None
+    force: bool = False
+    name: str = ""
+    train: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def default(tmp_path: Path) -> Path:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "default.yaml").write_text("out: /o\nrun: {data: X}\n")
+    (folder / "tiny.yaml").write_text("defaults: [default]\nshards: 2\n")
+    return folder / "default.yaml"
+
+
+def load(default: Path, *argv: str, twice: bool = False) -> Config:
+    path, overrides = parse_config_and_overrides(default, argv)
+    config = load_omegaconf_yaml(path)
+    if twice:
+        config = apply_hydra_overrides(config, overrides)
+    return omegaconf_to_dataclass(config, Config)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], Config(Path("/o"))),
+        (["shards=64"], Config(Path("/o"), shards=64)),
+        (["--config", "config/tiny.yaml", "train.iters=5"], Config(Path("/o"), shards=2, train=Inner(5))),
+        (["-c", "tiny", "--force"], Config(Path("/o"), shards=2, force=True)),
+        (["--no-force", "--shards", "3", "--name=--x"], Config(Path("/o"), shards=3, name="--x")),
+        (["--config-file=config/tiny.yaml", "sample=null"], Config(Path("/o"), shards=2)),
+        (["+train.iters=7"], Config(Path("/o"), train=Inner(7))),
+    ],
+)
+def test_command_lines(default: Path, argv: list[str], expected: Config, twice: bool) -> None:
+    assert load(default, *argv, twice=twice) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["shrads=1"], "shrads: no such field"),
+        (["shards=x"], "shards: expected int, got 'x'"),
+        (["--config", "nope.yaml"], "nope.yaml: no such config file"),
+        (["--config"], "--config needs a file"),
+        (["stray"], "'stray' is neither an option nor an override"),
+        (["shards=1,2"], "several values need a sweep"),
+        (["~nothing"], "the config has no nothing"),
+        (["hf_token=abc"], "a secret must not stand on a command line"),
+        (["a=[1"], "no viable alternative"),
+    ],
+)
+def test_mistakes(default: Path, argv: list[str], text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(default, *argv)
+    assert text in str(caught.value)
+
+
+def test_an_added_key_becomes_an_attribute(default: Path) -> None:
+    assert load(default, "+train.extra=5").train.extra == 5  # type: ignore[attr-defined]
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50))
+def test_a_flags_value_arrives_exactly(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    default = tmp_path_factory.getbasetemp() / "flag.yaml"
+    default.write_text("out: /o\n")
+    if "${" in text:
+        return
+    assert load(default, f"--name={text}").name == text
+
+
+def test_cli_gives_a_typed_config(default: Path) -> None:
+    config = cli(Config, config_file=str(default.with_name("tiny.yaml")), argv=["shards=5"])
+    assert config == Config(Path("/o"), shards=5)
+    assert ConfigManager(Inner).load(["iters=4"]) == Inner(4)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "config.ini"])
+def test_cli_refuses_a_file_it_cannot_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.ini").write_text("x")
+    with pytest.raises(UserError, match=name):
+        cli(Config, config_file=str(tmp_path / name), argv=[])
