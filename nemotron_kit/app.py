@@ -73,7 +73,7 @@ class Command:
         handler = load_object(self.handler) if isinstance(self.handler, str) else self.handler
         if not callable(handler):
             raise UserError(f"{self.words}: handler {self.handler!r} is not callable.")
-        return handler  # type: ignore[no-any-return]
+        return handler
 
     def load_preflight(self) -> Callable[..., list[str]] | None:
         """The check `(config, *, connect: bool) -> problems` that runs before a job on this machine."""
@@ -146,8 +146,8 @@ class Group:
     ) -> Command:
         """Register a command.
 
-        `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which keep
-        a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts that
+        `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which
+        keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts that
         the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
         missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
         """
@@ -231,7 +231,7 @@ def _check_slot(slot: str, where: str) -> None:
 
 
 def _check_fields(config_cls: type, where: str) -> None:
-    """Refuse fields that would clash with the launcher's own words. A block (a nested dataclass, a dict) is no clash."""
+    """Refuse fields that clash with the launcher's own words. A block (a nested dataclass, a dict) is no clash."""
     for name, annotation in getattr(config_cls, "__annotations__", {}).items():
         if name == "run":
             raise ValueError(f"{where}: a config field can't be called 'run': that section is the launcher's.")

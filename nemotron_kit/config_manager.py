@@ -1,4 +1,4 @@
-"""`cli(MyConfig, config_file="config.yaml")`: a typed config for a program of one's own, with command-line overrides."""
+"""`cli(MyConfig, config_file="config.yaml")`: a typed config for one's own program, with overrides."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConfigManager(Generic[T]):
         return apply_hydra_overrides(config, list(overrides))
 
     def load(self, overrides: Sequence[str] = ()) -> T:
-        """The typed config. Raises UserError for a missing file, an unknown ending, an unknown field or a wrong type."""
+        """The typed config. UserError for a missing file, unknown ending, unknown field or wrong type."""
         return omegaconf_to_dataclass(self.read(overrides), self.config_cls)
 
 

@@ -78,7 +78,9 @@ def _add(tree: Tree, name: str, target: str) -> None:
     module_name, _, attribute = target.partition(":")
     try:
         for module in _modules(module_name):
-            apps = [getattr(module, attribute)] if attribute else [v for v in vars(module).values() if isinstance(v, App)]
+            apps = (
+                [getattr(module, attribute)] if attribute else [v for v in vars(module).values() if isinstance(v, App)]
+            )
             if apps:
                 tree.sources.append(Path(str(module.__file__)))
                 tree.apps.update({app.name: app for app in apps})

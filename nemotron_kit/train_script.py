@@ -1,9 +1,9 @@
 """What a script needs when it is started directly, by the worker or by torchrun: its config, its overrides, W&B.
 
-    config_path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
-    config = load_omegaconf_yaml(config_path)
-    config = apply_hydra_overrides(config, overrides)   # optional: the path carries the overrides along
-    cfg = omegaconf_to_dataclass(config, TrainConfig)
+config_path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
+config = load_omegaconf_yaml(config_path)
+config = apply_hydra_overrides(config, overrides)   # optional: the path carries the overrides along
+cfg = omegaconf_to_dataclass(config, TrainConfig)
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
 def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Apply `key=value`, `+key=value`, `++key=value` and `~key` in place and return `config`.
 
-    What was applied to this config already is not applied again. A key that the file does not have is added: whether the
-    config may have it is for `omegaconf_to_dataclass` to say.
+    What was applied to this config already is not applied again. A key that the file does not have is added: whether
+    the config may have it is for `omegaconf_to_dataclass` to say.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

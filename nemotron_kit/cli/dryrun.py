@@ -33,10 +33,13 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
 
 def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     source = plan.config_file or "the dataclass's defaults"
-    yield "Job", [
-        f"{plan.recipe} {plan.stage.replace('/', ' ')}   (config {plan.config_name}: {source})",
-        f"in Hydra's words: {plan.hydra_command}",
-    ]
+    yield (
+        "Job",
+        [
+            f"{plan.recipe} {plan.stage.replace('/', ' ')}   (config {plan.config_name}: {source})",
+            f"in Hydra's words: {plan.hydra_command}",
+        ],
+    )
     yield "Config", to_yaml(plan.config).splitlines()
     if plan.references:
         yield "Artifacts", [_input(slot, plan) for slot in plan.references]
@@ -50,7 +53,9 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 
 def _input(slot: str, plan: Plan) -> str:
     pin, reference = plan.inputs.get(slot), plan.references[slot]
-    return f"{slot}: {reference} → {pin.label} at {pin.path}" if pin else f"{slot}: {reference} → not there (see Problems)"
+    return (
+        f"{slot}: {reference} → {pin.label} at {pin.path}" if pin else f"{slot}: {reference} → not there (see Problems)"
+    )
 
 
 def _launch(plan: Plan) -> Iterator[str]:

@@ -122,8 +122,9 @@ def _failed(run: RunFolder, error: Exception) -> int:
     failed = [job.number for job in run.jobs() if job.state().state != "succeeded"]
     if not failed:
         raise error
+    names = ", ".join(map(str, failed[:8]))
     raise NemotronError(
-        f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {', '.join(map(str, failed[:8]))}): {error}",
+        f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {error}",
         hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}",
     ) from error
 
@@ -173,6 +174,8 @@ def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, 
     set_run_dir(str(nemotron_home() / "runs" / run_id))
     for number, point in enumerate(batches[0]):
         composed = compose(tree, list(point), env)
-        plan = build_plan(composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False)
+        plan = build_plan(
+            composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
+        )
         show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     return 0

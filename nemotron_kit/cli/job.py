@@ -66,7 +66,8 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
     """How it ended, on standard error; the exit code."""
     if outcome.state == "pending":
         _say(f"{plan.run_id} is running detached.")
-        _say(f"  nemotron runs show {plan.run_id}\n  nemotron runs logs -f {plan.run_id}\n  nemotron runs cancel {plan.run_id}")
+        for command in ("show", "logs -f", "cancel"):
+            _say(f"  nemotron runs {command} {plan.run_id}")
         return 0
     if outcome.state == "succeeded":
         _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")

@@ -61,7 +61,9 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     with translated(prepared):
         hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path)
         try:
-            full = hydra.compose_config("config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+            full = hydra.compose_config(
+                "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
+            )
         finally:
             GlobalHydra.instance().clear()
     return _split(prepared, full)
@@ -84,7 +86,9 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     value = _choice(overrides, "config")
     siblings = list(tree.apps[command.recipe].commands())
     files = config_files(command)
-    needed = files if sweep or (value and "," in value) else {k: v for k, v in files.items() if k == (value or "default")}
+    needed = (
+        files if sweep or (value and "," in value) else {k: v for k, v in files.items() if k == (value or "default")}
+    )
     registered = register(command, siblings, env, only=needed)
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, part, registered, siblings) for part in value.split(",")] if value else []

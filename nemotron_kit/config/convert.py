@@ -50,7 +50,9 @@ def type_hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls)
     except NameError as error:
-        raise UserError(f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there.") from error
+        raise UserError(
+            f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there."
+        ) from error
 
 
 def type_name(annotation: Any) -> str:

@@ -65,7 +65,8 @@ def _refuse_bombs(path: Path, text: str) -> None:
             depth += isinstance(token, yaml.CollectionStartEvent) - isinstance(token, yaml.CollectionEndEvent)
             if depth > 64 or aliases > 256:
                 what = "nested deeper than 64 levels" if depth > 64 else "more than 256 aliases"
-                raise UserError(f"{path}:{token.start_mark.line + 1}: {what}.")
+                mark = token.start_mark
+                raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {what}.")
     except yaml.YAMLError:
         return  # the loader words it, with its place
 

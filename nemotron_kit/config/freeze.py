@@ -1,4 +1,4 @@
-"""What a job reads: everything resolved at launch, but ${art:…} and ${secret:…}, which only the job itself may resolve."""
+"""What a job reads: all resolved at launch, but ${art:…} and ${secret:…}, which only the job itself may resolve."""
 
 from __future__ import annotations
 

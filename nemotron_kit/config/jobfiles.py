@@ -37,7 +37,9 @@ def find_config_file(command: Command, value: str) -> Path:
         if place.is_file():
             return place.absolute()
     tried = ", ".join(str(p.absolute()) for p in places)
-    raise UserError(f"-c {value}: no such config file.", hint=f"Looked for {tried}. Configs by name: {', '.join(files) or 'none'}.")
+    raise UserError(
+        f"-c {value}: no such config file.", hint=f"Looked for {tried}. Configs by name: {', '.join(files) or 'none'}."
+    )
 
 
 def fits(values: dict[str, Any], command: Command) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,13 @@ def register_resolvers() -> None:
     """Make the kit's resolvers known to OmegaConf. Calling it again changes nothing."""
     from omegaconf import OmegaConf
 
-    for name, resolver in {
+    resolvers: dict[str, Callable[..., Any]] = {
         "art": resolve_artifact,
         "secret": resolve_secret,
         "auto_mount": resolve_auto_mount,
         "nemotron.run_dir": run_dir,
-    }.items():
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 

@@ -41,12 +41,13 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
 
     cls = command.load_config_cls()
     try:
-        root = OmegaConf.structured(_joined(command, cls, wandb))
+        root: DictConfig = OmegaConf.structured(_joined(command, cls, wandb))
     except OmegaConfBaseException as error:
         raise UserError(f"{command.words}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}") from error
     _open_dicts(root)
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
-    root._get_node("run")._set_flag("struct", False)
+    run: Any = root._get_node("run")
+    run._set_flag("struct", False)
     return root
 
 
@@ -74,7 +75,9 @@ def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None
     names = {f.name for f in dataclasses.fields(cls)}
     for target in mapped:
         if target.split(".")[0] not in names:
-            raise UserError(f"{command.words}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for.")
+            raise UserError(
+                f"{command.words}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for."
+            )
 
 
 def _translate(cls: type, where: str) -> type:

@@ -44,6 +44,8 @@ def _masked(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return [_masked(item) for item in value] if isinstance(value, list) else value
     return {
-        key: "***" if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${") else _masked(item)
+        key: "***"
+        if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${")
+        else _masked(item)
         for key, item in value.items()
     }

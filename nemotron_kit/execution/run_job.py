@@ -63,7 +63,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
 
 def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
     with job.open_log() as log, tee(log):
-        config = typed(resolve(read_config(job.path)), config_cls or spec.load_config_cls())
+        config: Any = typed(resolve(read_config(job.path)), config_cls or spec.load_config_cls())
         outcome = call_handler(handler or spec.load_handler(), config)
         if outcome.error and outcome.state == "failed" and outcome.exception is None:
             log.write(f"error: {outcome.error}\n".encode())
@@ -76,6 +76,6 @@ def run_rank(job: JobFolder) -> int:
     spec.prepare_imports()
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    config = typed(resolve(read_config(job.path)), spec.load_config_cls())
+    config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
     outcome = call_handler(spec.load_handler(), config)
     return outcome.code

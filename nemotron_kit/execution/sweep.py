@@ -41,8 +41,10 @@ class JobFailed(RuntimeError):
         self.exit_code = exit_code
 
 
-def launch(config: Any, context: Any, settings: Settings, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
-    """Run the jobs and return Hydra's JobReturn for each, in order. A plan with problems stops all of them before one."""
+def launch(
+    config: Any, context: Any, settings: Settings, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[Any]:
+    """Run the jobs; Hydra's JobReturn for each, in order. A plan with problems stops all before the first."""
     from hydra.core.utils import configure_log, setup_globals
 
     setup_globals()
@@ -76,7 +78,7 @@ def _point(
         full.hydra.job.num = number
     if "recipe" not in full.hydra.runtime.choices or "stage" not in full.hydra.runtime.choices:
         raise UserError(
-            "hydra/launcher=nemo_run runs nemotron recipes (recipe=… stage=…) in this version, not other @hydra.main apps.",
+            "hydra/launcher=nemo_run runs nemotron recipes in this version, not other @hydra.main apps.",
             hint="Use hydra/launcher=basic, or submitit_local.",
         )
     job_config = full.copy()
@@ -91,7 +93,9 @@ def _point(
 
 def _set_profile(run: Any, profile: str | None) -> None:
     if profile and run.profile and run.profile != profile:
-        raise UserError(f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them.")
+        raise UserError(
+            f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them."
+        )
     run.profile = run.profile or profile
 
 

@@ -32,7 +32,7 @@ class Tee:
 def tee(log: RawIOBase) -> Iterator[None]:
     """Within the block, what this process prints is logged too."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
     try:
         yield
     finally:

@@ -214,7 +214,7 @@ def _preflight(command: Command, frozen: Mapping[str, Any], inputs: Inputs, conn
         return []
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
-            config = job_config.typed(job_config.resolve(frozen), command.load_config_cls())
+            config: Any = job_config.typed(job_config.resolve(frozen), command.load_config_cls())
     except UserError as error:
         return [str(error)]
     return check(config, connect=connect)

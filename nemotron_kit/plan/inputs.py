@@ -49,7 +49,7 @@ def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, config
             result.pins[slot] = open_registry().resolve(reference)
         except NemotronError as error:
             result.pins[slot] = None
-            lines = [error.message, error.hint or "", makers(str(text), app)]
+            lines = [error.message, error.hint or "", makers(str(text), app, command)]
             result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
     return result
 
@@ -80,7 +80,7 @@ def _files_refer(slot: str, command: Command) -> bool:
     return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
 
 
-def makers(reference: str, app: App) -> str:
+def makers(reference: str, app: App, asking: Command) -> str:
     """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so."""
     name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
     for command in app.commands():
@@ -90,7 +90,7 @@ def makers(reference: str, app: App) -> str:
                 config = match.groupdict().get("config")
                 option = f" -c {config}" if config and config != "default" else ""
                 return f"Make it with: nemotron {command.words}{option}"
-    unsure = [f"nemotron {c.words}" for c in app.commands() if _returns_artifact(c)]
+    unsure = [f"nemotron {c.words}" for c in app.commands() if c is not asking and _returns_artifact(c)]
     return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
 
 

@@ -15,7 +15,7 @@ IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
 
 @dataclass(frozen=True)
 class Plan:
-    """What one job is and where it runs. `files` maps a name in the job folder to its text; `problems` would stop it."""
+    """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it."""
 
     run_id: str
     recipe: str

@@ -1,4 +1,4 @@
-"""A plain @hydra.main app over our primary config. Reads command lines (JSON lists) from a file, prints what --cfg job shows."""
+"""A plain @hydra.main app over our primary config: prints what --cfg job shows for each command line in a JSON file."""
 
 import contextlib
 import io

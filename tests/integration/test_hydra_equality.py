@@ -50,7 +50,10 @@ PREP = [
 def random_line(rng: random.Random) -> tuple[list[str], list[str]]:
     """One random job: (words for `nemotron`, words for Hydra)."""
     words, stage, pool = rng.choice(
-        [(["nano3", "pretrain"], "pretrain", TRAIN), (["nano3", "data", "prep", "pretrain"], "data/prep/pretrain", PREP)]
+        [
+            (["nano3", "pretrain"], "pretrain", TRAIN),
+            (["nano3", "data", "prep", "pretrain"], "data/prep/pretrain", PREP),
+        ]
     )
     config = rng.choice([None, "tiny", "default"])
     overrides = [f"{key}={rng.choice(values)}" for key, values in rng.sample(pool, rng.randint(0, 4))]

@@ -18,7 +18,9 @@ def frozen(**values: Any) -> dict[str, Any]:
 
 def test_artifacts_and_secrets_stay_and_all_else_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLOUR", "blue")
-    values = frozen(a="${art:data,path}/blend.json", b="${a}", c="${oc.env:COLOUR}", d="${secret:HF_TOKEN}", e="${f}", f=3)
+    values = frozen(
+        a="${art:data,path}/blend.json", b="${a}", c="${oc.env:COLOUR}", d="${secret:HF_TOKEN}", e="${f}", f=3
+    )
     assert values == {
         "a": "${art:data,path}/blend.json", "b": "${art:data,path}/blend.json", "c": "blue",
         "d": "${secret:HF_TOKEN}", "e": 3, "f": 3,
