@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -39,11 +39,18 @@ def tree_in_use() -> Tree:
     return _in_use[0] if _in_use else discover()
 
 
-def discover(env: EnvFile | None = None) -> Tree:
-    """Import every command tree. One that fails is listed as broken and hides no other."""
+def discover(env: EnvFile | None = None, words: Collection[str] = ()) -> Tree:
+    """Import every command tree. One that fails is listed as broken and hides no other.
+
+    Where one of `words` (a command line) names a recipe of ours, only that one: asking the installed packages takes
+    longer than all the rest of the search.
+    """
     tree = Tree()
-    for name, module in BUILT_IN.items():
-        _add(tree, name, module)
+    wanted = [name for name in BUILT_IN if name in words or f"recipe={name}" in words]
+    for name in wanted or BUILT_IN:
+        _add(tree, name, BUILT_IN[name])
+    if wanted and not tree.broken:
+        return tree
     for name, module in entry_points():
         _add(tree, name, module)
     for folder in recipe_folders(env if env is not None else read_env_file()):

@@ -187,13 +187,16 @@ def _flag(word: str, words: list[str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A flag's value as a Hydra value: numbers, booleans and lists as they are, all else quoted."""
+    """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict, `null`
+    or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         parsed = OverridesParser.create().parse_override(f"x={value}")
-        plain = not parsed.is_sweep_override() and not isinstance(parsed.value(), str | dict)
+        found = None if parsed.is_sweep_override() else parsed.value()
+        number = isinstance(found, int | float) and str(found) == value
+        plain = number or isinstance(found, list | dict) or value == "null"
     except HydraException:
         plain = False
     # A backslash run before a quote or at the end is what Hydra un-escapes; elsewhere backslashes stand for themselves.

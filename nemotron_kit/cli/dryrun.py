@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.plan.plan import Plan
 
 DEFAULT_THEME = "monokai"
@@ -40,7 +39,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
             f"in Hydra's words: {plan.hydra_command}",
         ],
     )
-    yield "Config", to_yaml(plan.config).splitlines()
+    yield "Config", plan.files["config.yaml"].splitlines()
     if plan.references:
         yield "Artifacts", [_input(slot, plan) for slot in plan.references]
     yield "Launch", list(_launch(plan))

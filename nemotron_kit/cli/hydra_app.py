@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -30,6 +31,7 @@ from nemotron_kit.runs.ids import new_run_id
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
     """Hand a request with Hydra's flags to Hydra; the exit code."""
     use(tree)
+    gc.enable()
     prepared = _prepared(request, tree, env)
     words = prepared.overrides if prepared else hydra_words(request)
     if request.multirun and request.dry_run:
@@ -151,13 +153,10 @@ def _run_point(config: Any, run: RunFolder, argv: Sequence[str], tree: Tree) -> 
 
 def _composed(config: Any, tree: Tree) -> Composed:
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
-    full = OmegaConf.create({})
-    full._set_flag("allow_objects", True)
-    full.hydra = HydraConfig.get()
-    choices = full.hydra.runtime.choices
-    return from_hydra(find_command(tree, choices.recipe, choices.stage), config, full)
+    node: Any = HydraConfig.get()
+    choices = node.runtime.choices
+    return from_hydra(find_command(tree, choices.recipe, choices.stage), config, node)
 
 
 def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
-    # Composition makes many objects and drops few: a collection in the middle of it only costs time.
-    gc.disable()
     env = read_env_file()
     if request.flags:
         from nemotron_kit.cli.hydra_app import run_hydra

@@ -23,7 +23,7 @@ CHOICES = ("recipe", "stage", "config")
 
 @dataclass
 class Composed:
-    """A composed job: `config` as the job's config, `hydra` the full config with Hydra's own node."""
+    """A composed job: `config` as the job's config, `hydra` Hydra's own node, which stood beside it."""
 
     command: Command
     config: DictConfig
@@ -69,11 +69,11 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     return _split(prepared, full)
 
 
-def from_hydra(command: Command, config: DictConfig, full: DictConfig) -> Composed:
+def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Composed:
     """What Hydra's own launcher hands to a task function, as `compose` would have returned it."""
-    overrides = [str(o) for o in full.hydra.overrides.task]
-    name = str(full.hydra.runtime.choices.get("config"))
-    return Composed(command, config, full, overrides, name, config_files(command).get(name))
+    overrides = [str(o) for o in hydra.overrides.task]
+    name = str(hydra.runtime.choices.get("config"))
+    return Composed(command, config, hydra, overrides, name, config_files(command).get(name))
 
 
 def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> Prepared:
@@ -82,16 +82,19 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
 
     register_resolvers()
     refuse_literal_secrets(overrides)
-    command = find_command(tree, _choice(overrides, "recipe"), _choice(overrides, "stage"))
+    stage = _choice(overrides, "stage")
+    command = find_command(tree, _choice(overrides, "recipe"), stage)
     value = _choice(overrides, "config")
     siblings = list(tree.apps[command.recipe].commands())
     files = config_files(command)
     needed = (
         files if sweep or (value and "," in value) else {k: v for k, v in files.items() if k == (value or "default")}
     )
-    registered = register(command, siblings, env, only=needed)
+    registered = register(command, siblings, env, only=needed, stages=[str(stage)])
     # The listing of choices stays complete, without reading each file.
-    names = [_config_option(command, part, registered, siblings) for part in value.split(",")] if value else []
+    names = (
+        [_config_option(command, str(stage), part, registered, siblings) for part in value.split(",")] if value else []
+    )
     rewritten = [f"config={','.join(names)}" if value and o == f"config={value}" else o for o in overrides]
     return Prepared(command, rewritten, registered, ",".join(names) or "default")
 
@@ -121,23 +124,23 @@ def _choice(overrides: Sequence[str], name: str) -> str | None:
     return found[-1].strip("'\"") if found else None
 
 
-def _config_option(command: Command, value: str, registered: Registered, siblings: list[Command]) -> str:
+def _config_option(command: Command, stage: str, value: str, registered: Registered, siblings: list[Command]) -> str:
     value = value.strip("'\" ")
     if value == "default" and "default" not in config_files(command):
         return value
     path = find_config_file(command, value)
-    return value if registered.files.get(value) == path else add_file(command, path, registered, siblings)
+    return value if registered.files.get(value) == path else add_file(command, stage, path, registered, siblings)
 
 
-def _split(prepared: Prepared, full: DictConfig) -> Composed:
-    """Take Hydra's node off the job's config, as @hydra.main does before it calls the task."""
+def _split(prepared: Prepared, config: Any) -> Composed:
+    """Take Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
     from omegaconf import flag_override, open_dict
 
-    config: Any = full.copy()
+    hydra = config._get_node("hydra")
     with flag_override(config, "readonly", False), open_dict(config):
         del config["hydra"]
-    name = str(full.hydra.runtime.choices.get("config"))
+    name = str(hydra.runtime.choices.get("config"))
     registered = prepared.registered
     return Composed(
-        prepared.command, config, full, list(prepared.overrides), name, registered.files.get(name), registered.notes
+        prepared.command, config, hydra, list(prepared.overrides), name, registered.files.get(name), registered.notes
     )

@@ -11,6 +11,7 @@ from nemotron_kit.errors import UserError
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
 # A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
 MAX_BYTES = 4 << 20
+MAX_DEPTH = 64
 
 
 def is_path(value: str) -> bool:
@@ -58,17 +59,26 @@ def _load_yaml(path: Path, text: str) -> Any:
 def _refuse_bombs(path: Path, text: str) -> None:
     import yaml
 
+    # Parsing twice would double the time of an ordinary config: only what could be one is looked at.
+    nested = max(text.count("[") + text.count("{"), text.count("- "), max(map(_indent, text.split("\n"))) // 2)
+    if "*" not in text and nested <= MAX_DEPTH:
+        return
+
     depth = aliases = 0
     try:
         for token in yaml.parse(text, Loader=yaml.SafeLoader):
             aliases += isinstance(token, yaml.AliasEvent)
             depth += isinstance(token, yaml.CollectionStartEvent) - isinstance(token, yaml.CollectionEndEvent)
-            if depth > 64 or aliases > 256:
-                what = "nested deeper than 64 levels" if depth > 64 else "more than 256 aliases"
+            if depth > MAX_DEPTH or aliases > 256:
+                what = f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "more than 256 aliases"
                 mark = token.start_mark
                 raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {what}.")
     except yaml.YAMLError:
         return  # the loader words it, with its place
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
 
 
 def _load_toml(path: Path, text: str) -> Any:

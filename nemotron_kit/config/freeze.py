@@ -14,6 +14,7 @@ from nemotron_kit.errors import UserError
 
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
+_FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
@@ -123,9 +124,24 @@ def restore(value: Any, kept: list[str]) -> Any:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """A plain mapping as YAML that every safe loader reads."""
-    from omegaconf import OmegaConf
+    import yaml
+    from omegaconf._utils import get_omega_conf_dumper
 
-    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+    # OmegaConf's dumper quotes what would read back as a number; line ends that YAML folds must be escaped besides.
+    class Dumper(get_omega_conf_dumper()):  # type: ignore[misc]
+        pass
+
+    plain = Dumper.yaml_representers[str]
+    Dumper.add_representer(
+        str,
+        lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+        if _FOLDED.search(text)
+        else plain(dumper, text),
+    )
+    text: str = yaml.dump(
+        dict(values), Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False, width=10**6
+    )
+    return text
 
 
 def masked(text: str, names: Iterable[str]) -> str:

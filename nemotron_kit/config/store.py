@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,19 @@ def register_all(apps: Iterable[App] | None = None, env: EnvFile | None = None) 
 
 
 def register(
-    command: Command, siblings: list[Command], env: EnvFile, only: dict[str, Path] | None = None
+    command: Command,
+    siblings: list[Command],
+    env: EnvFile,
+    only: dict[str, Path] | None = None,
+    stages: Sequence[str] = (),
 ) -> Registered:
-    """Register one command and its config files (`only` these, when given: option name → file)."""
+    """Register one command and its config files.
+
+    `only` these files, when given (option name → file), and under these spellings of its stage: aliases cost time too.
+    """
     result = Registered()
     wandb = env.table("wandb")
-    for stage in (command.stage, *_alias_stages(command)):
+    for stage in stages or (command.stage, *_alias_stages(command)):
         group = f"{command.recipe}/{stage}"
         _store("recipe", command.recipe, {})
         _store(_parent(f"stage/{stage}"), _leaf(stage), {})
@@ -67,12 +74,11 @@ def register(
     return result
 
 
-def add_file(command: Command, path: Path, result: Registered, siblings: list[Command]) -> str:
+def add_file(command: Command, stage: str, path: Path, result: Registered, siblings: list[Command]) -> str:
     """Register a config file from anywhere as a further option of the command; returns the option's name."""
     name = option_name(command, path)
-    for stage in (command.stage, *_alias_stages(command)):
-        _store("config", name, {})
-        _register_file(f"job/{command.recipe}/{stage}", name, path, command, siblings, result)
+    _store("config", name, {})
+    _register_file(f"job/{command.recipe}/{stage}", name, path, command, siblings, result)
     return name
 
 

@@ -19,7 +19,7 @@ def hydra_files(composed: Composed) -> dict[str, str]:
     from omegaconf import OmegaConf
 
     config: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
-    hydra: Any = OmegaConf.to_container(composed.hydra.hydra, resolve=False, enum_to_str=True)
+    hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
     for name in _ENVIRONMENT:
         variables = hydra.get("job", {}).get(name)
         if isinstance(variables, Mapping):

@@ -21,7 +21,7 @@ from nemotron_kit.runs.job import JobFolder
 def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, str]) -> Outcome:
     """Do what the plan says; a plan with problems is refused before anything is written.
 
-    `hydra` is the full composed config, for HydraConfig; `extra_files` lie in the job folder beside the plan's own.
+    `hydra` is Hydra's composed node, for HydraConfig; `extra_files` lie in the job folder beside the plan's own.
     """
     refuse_problems(plan)
     attached = plan.launch != DETACHED

@@ -86,7 +86,7 @@ def _point(
         del job_config["hydra"]
         _set_profile(job_config.run, settings.profile)
     choices = full.hydra.runtime.choices
-    composed = from_hydra(find_command(tree, choices.recipe, choices.stage), job_config, full)
+    composed = from_hydra(find_command(tree, choices.recipe, choices.stage), job_config, full.hydra)
     app = tree.apps[composed.command.recipe]
     return composed, build_plan(composed, app, run_id=run.id, argv=sys.argv, job=number)
 
@@ -123,7 +123,7 @@ def _returned(composed: Composed, plan: Plan, job: JobFolder) -> Any:
     return JobReturn(
         overrides=composed.overrides,
         cfg=composed.config,
-        hydra_cfg=OmegaConf.create({"hydra": composed.hydra.hydra}),
+        hydra_cfg=OmegaConf.create({"hydra": composed.hydra}),
         working_dir=str(job.path),
         task_name="nemotron",
         status=JobStatus.COMPLETED if done else JobStatus.FAILED,

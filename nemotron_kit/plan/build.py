@@ -44,7 +44,7 @@ def build_plan(
     frozen = freeze(composed.config, f"{folder}/jobs/{job}")
     missing = job_config.check(frozen, command.load_config_cls())
     settings = effective_settings(frozen["run"], composed.overrides)
-    inputs = resolve_inputs(command, frozen, app, composed.config_file)
+    inputs = resolve_inputs(command, frozen, app, composed)
     launch = _launch_kind(frozen["run"]["mode"], settings)
     environment = _environment(run_id, f"{folder}/jobs/{job}", frozen["run"], settings, composed.overrides)
     problems = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS, App, Command
@@ -16,6 +15,7 @@ from nemotron_kit.errors import NemotronError, UserError, nearest
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
+    from nemotron_kit.config.compose import Composed
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Inputs:
     problems: list[str] = field(default_factory=list)
 
 
-def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, config_file: Path | None) -> Inputs:
+def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, composed: Composed) -> Inputs:
     """Pin every artifact that the composed job reads.
 
     A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
@@ -44,7 +44,7 @@ def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, config
             result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
             continue
         result.references[slot] = str(text)
-        reference = parse_override(str(text), _default(slot, command, config_file))
+        reference = parse_override(str(text), _default(slot, command, composed))
         try:
             result.pins[slot] = open_registry().resolve(reference)
         except NemotronError as error:
@@ -54,9 +54,11 @@ def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, config
     return result
 
 
-def _default(slot: str, command: Command, config_file: Path | None) -> str | None:
+def _default(slot: str, command: Command, composed: Composed) -> str | None:
     """What `--art.X v10` is relative to: the config file's own reference, else the command's default."""
-    run = (load_mapping(config_file).get("run") or {}) if config_file else {}
+    if not any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
+        return None
+    run = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
     declared = command.artifacts.get(slot)
     return run.get(slot) or (declared.default_name if declared else None)
 

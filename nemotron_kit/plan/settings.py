@@ -16,8 +16,6 @@ MODES = ("local", "run", "batch")
 
 def effective_settings(run: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
     """The RunConfig of a composed `run` section. Raises UserError for a wrong mode, profile, field or type."""
-    from nemotron_kit.plan.profiles import effective_profile
-
     mode, profile = run.get("mode"), run.get("profile")
     if mode not in MODES:
         raise UserError(f"run.mode: expected one of {', '.join(MODES)}, got {mode!r}.")
@@ -25,6 +23,12 @@ def effective_settings(run: Mapping[str, Any], overrides: Sequence[str]) -> RunC
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
     environment = dict(run.get("env") or {})
+    if not profile and not environment:
+        from nemotron_kit.plan.runconfig import RunConfig
+
+        return RunConfig()
+    from nemotron_kit.plan.profiles import effective_profile
+
     typed = {key for key in environment if _on_command_line(key, overrides)}
     return effective_profile(
         profile,

@@ -1,0 +1,63 @@
+"""Every test has a home, a working folder and an environment of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.artifacts import backend, lineage
+from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.records import Draft
+
+VARIABLES = (
+    "NEMO_RUN_DIR NEMOTRON_RUN_ID NEMOTRON_ENV_FILE RANK WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_NAME WANDB_TAGS "
+    "WANDB_NOTES WANDB_API_KEY WANDB_BASE_URL"
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in VARIABLES.split():
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "home"
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("NEMOTRON_HOME", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.chdir(work)
+    yield folder
+    backend.reset()
+    lineage.forget_inputs()
+
+
+@pytest.fixture
+def registry(home: Path) -> LocalRegistry:
+    return LocalRegistry(home / "artifacts")
+
+
+class Maker:
+    """Makes folders with content and drafts of them."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def folder(self, name: str, **files: str) -> Path:
+        folder = self.base / name
+        for path, text in files.items():
+            file = folder / path.replace("__", "/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        folder.mkdir(exist_ok=True, parents=True)
+        return folder
+
+    def draft(self, name: str, content: str, **given: object) -> Draft:
+        folder = self.folder(f"{name}-{content}", data=content)
+        values = {"type": "T", "path": folder, "root": folder, "fields": {}, "document": {}, "created_at": "2026-01-01"}
+        return Draft(name=name, **{**values, **given})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Maker:
+    return Maker(tmp_path / "made")

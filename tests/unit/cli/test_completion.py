@@ -1,0 +1,90 @@
+"""What Tab offers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.cli.completion import complete, main, split_line
+from nemotron_kit.cli.index import Index
+from nemotron_kit.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    (tmp_path / "env.toml").write_text("[CLUSTER]\nexecutor = 'slurm'\n[wandb]\nproject = 'x'\n")
+    for place in ("Blend-default/v0", "Blend-default/v1", "Blend-default/aliases", "Other/v0", ".registry"):
+        (tmp_path / "artifacts" / place).mkdir(parents=True)
+    (tmp_path / "artifacts" / "Blend-default" / "aliases" / "best").write_text("{}")
+
+
+def _offered(index: Index, line: str) -> list[str]:
+    *words, current = split_line(f"nemotron {line}")[1:]
+    return [text for text, _ in complete(words, current, index)]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("na", ["nano3"]),
+        ("r", ["runs"]),
+        ("nano3 ", ["pretrain", "data", "model", "rl"]),
+        ("nano3 data prep ", ["pretrain"]),
+        ("nano3 pretrain -c ", ["default", "other", "tiny"]),
+        ("nano3 pretrain -c t", ["tiny"]),
+        ("nano3 pretrain --config=t", ["--config=tiny"]),
+        ("nano3 pretrain config=t", ["config=tiny"]),
+        ("nano3 pretrain --run ", ["CLUSTER"]),
+        ("nano3 pretrain -b C", ["CLUSTER"]),
+        ("nano3 pretrain run.profile=", ["run.profile=CLUSTER"]),
+        ("nano3 pretrain --num", ["--num-shards"]),
+        ("nano3 pretrain --num-shards ", []),
+        ("nano3 pretrain num", ["num_shards="]),
+        ("nano3 pretrain --speed ", ["fast", "slow"]),
+        ("nano3 pretrain --speed=f", ["--speed=fast"]),
+        ("nano3 pretrain speed=s", ["speed=slow"]),
+        ("nano3 pretrain force=", ["force=true", "force=false"]),
+        ("nano3 pretrain --force nu", ["num_shards="]),
+        ("nano3 pretrain --cfg ", ["job", "hydra", "all"]),
+        ("nano3 pretrain --art.data ", ["Blend-default", "Other"]),
+        ("nano3 pretrain --art.data Blend-default:",
+         ["Blend-default:latest", "Blend-default:v0", "Blend-default:v1", "Blend-default:best"]),
+        ("nano3 pretrain run.data=Oth", ["run.data=Other"]),
+        ("nano3 pretrain --art", ["--art.data"]),
+        ("nano3 model import pretrain -s ", []),
+        ("nano3 bogus ", []),
+    ],
+)  # fmt: skip
+def test_offers(line: str, offered: list[str], index: Index) -> None:
+    assert _offered(index, line) == offered
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("nemotron nano3 pre", ["nemotron", "nano3", "pre"]),
+        ("nemotron nano3 ", ["nemotron", "nano3", ""]),
+        ("nemotron 'a b' c\\ d \"e", ["nemotron", "a b", "c d", "e"]),
+        ("", [""]),
+    ],
+)
+def test_split_line(line: str, words: list[str]) -> None:
+    assert split_line(line) == words
+
+
+@pytest.mark.parametrize(
+    ("shell", "mark"), [("bash", "complete -o default"), ("zsh", "#compdef nemotron"), ("fish", "complete -c nemotron")]
+)
+def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([shell]) == 0
+    assert mark in capsys.readouterr().out
+
+
+def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: nemotron completion" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Did you mean bash"):
+        main(["bahs"])

@@ -1,0 +1,65 @@
+"""The quick look-ups say what home.py, envfile.py and the registry say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit import envfile, home
+from nemotron_kit.artifacts.registry import artifact_settings
+from nemotron_kit.cli import env
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    inner = tmp_path / "project" / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    return tmp_path
+
+
+def _agree() -> None:
+    found = envfile.find_env_file()
+    assert env.find() == (str(found) if found else None)
+    read = envfile.read_env_file()
+    assert env.tables() == read.tables
+    assert env.artifacts_root() == str(artifact_settings(read)["root"])
+
+
+def test_reserved_tables_are_the_same() -> None:
+    assert set(env.RESERVED) == envfile.RESERVED
+
+
+@pytest.mark.parametrize("mark", [None, "pyproject.toml", ".git"])
+@pytest.mark.parametrize("place", ["project/a/b", "project/a", "project", "", "user/.config/nemotron"])
+def test_the_same_env_file(project: Path, mark: str | None, place: str) -> None:
+    if mark:
+        (project / "project" / mark).mkdir()
+    (project / place).mkdir(parents=True, exist_ok=True)
+    (project / place / "env.toml").write_text("[C]\nexecutor = 'local'\n[artifacts]\nroot = 'store'\n")
+    _agree()
+
+
+def test_no_env_file(project: Path) -> None:
+    _agree()
+
+
+def test_named_outright(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "other.toml").write_text("[artifacts]\nroot = 'file:///data/store'\n")
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(project / "other.toml"))
+    _agree()
+
+
+def test_a_broken_env_file_gives_no_tables(project: Path) -> None:
+    Path("env.toml").write_text("not toml")
+    assert env.tables() == {}
+
+
+@pytest.mark.parametrize("value", ["~/x", "relative", "", "/abs"])
+def test_the_same_home(project: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", value)
+    assert env.home() == str(home.nemotron_home())

@@ -1,0 +1,74 @@
+"""`python -m nemotron_kit`: Hydra's words, and a few of ours."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.request import Help, Job, hydra_spelling
+from nemotron_kit.cli.words import parse, parse_hydra
+from nemotron_kit.errors import UserError
+
+TRAIN = "recipe=nano3 stage=pretrain"
+
+
+@pytest.mark.parametrize(
+    ("line", "spelled"),
+    [
+        (f"{TRAIN} config=tiny train.lr=1", f"{TRAIN} config=tiny train.lr=1"),
+        (f"train.lr=1 {TRAIN}", f"{TRAIN} train.lr=1"),
+        (f"{TRAIN} -c job -p train", f"{TRAIN} --cfg=job --package=train"),
+        (f"{TRAIN} --run C --art.data v2", f"{TRAIN} run.profile=C run.mode=run run.data=v2"),
+        (f"{TRAIN} --batch=C --run.nodes 2", f"{TRAIN} run.profile=C run.mode=batch run.env.nodes=2"),
+        (f"{TRAIN} -r -cd /x", f"{TRAIN} --config-dir=/x"),
+        ("recipe=nano3 stage=train", "recipe=nano3 stage=train"),
+        ("recipe=nano3 stage=pretrain,rl -m", "recipe=nano3 stage=pretrain,rl --multirun"),
+        (f"{TRAIN} config='my config'", f"{TRAIN} config=my config"),
+        (f"{TRAIN} --multirun --run C", f"{TRAIN} run.profile=C run.mode=run hydra/launcher=nemo_run "
+         "hydra.launcher.profile=C --multirun"),
+        ("--info plugins", "--info=plugins"),
+        ("--hydra-help", "--hydra-help"),
+    ],
+)  # fmt: skip
+def test_hydras_words(line: str, spelled: str, index: Index) -> None:
+    job = parse_hydra(shlex.split(line), index)
+    assert isinstance(job, Job)
+    assert " ".join(hydra_spelling(job)).replace("'", "") == spelled
+
+
+def test_both_spellings_are_one_request(index: Index) -> None:
+    words = "nano3 data prep pretrain -c tiny --run C train.lr=1e-3 --dry-run"
+    hydras = "recipe=nano3 stage=data/prep/pretrain config=tiny --run C train.lr=1e-3 --dry-run"
+    assert parse(words.split(), index) == parse_hydra(hydras.split(), index)
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ("", "No recipe was given.", "There is: nano3."),
+        ("recipe=nano3", "No stage of nano3 was given.", "data/prep/pretrain"),
+        ("recipe=nani3 stage=x", "There is no recipe 'nani3'.", "Did you mean nano3?"),
+        ("recipe=lost stage=x", "The recipe 'lost' is broken", ""),
+        ("recipe=nano3 stage=pretrian", "nano3 has no stage 'pretrian'.", "pretrain"),
+        ("recipe=nano3 stage=data", "nano3 has no stage 'data'.", ""),
+        (f"{TRAIN} --run x=5", "--run takes a profile, and 'x=5' stands in its place.", "run.mode=local"),
+        (f"{TRAIN} --run", "--run needs a PROFILE.", ""),
+        (f"{TRAIN} --num-shards 4", "--num-shards is no option of Hydra's.", "num_shards=VALUE"),
+        (f"{TRAIN} -c tiny", "-c has no choice 'tiny'.", "job"),
+        (f"{TRAIN} --run C run.profile=D", "run.profile says D, and --run says C.", ""),
+        (f"{TRAIN} word", "takes no further word", ""),
+        (f"{TRAIN} recipe=other", "There is no recipe 'other'.", ""),
+    ],
+)
+def test_errors(line: str, message: str, hint: str, index: Index) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_hydra(line.split(), index)
+    assert message in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_help(index: Index) -> None:
+    assert parse_hydra(["--help"], index) == Help(())
+    assert parse_hydra([*TRAIN.split(), "-h"], index) == Help(("nano3", "pretrain"))

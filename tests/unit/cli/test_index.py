@@ -1,0 +1,154 @@
+"""The cached index: true or not used."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemotron_kit.app import App
+from nemotron_kit.cli import tree
+from nemotron_kit.cli.index import app_index, cache_file, dump, load_index, read, stamp
+from nemotron_kit.cli.indexing import Live, summary
+from nemotron_kit.errors import UserError
+
+LEAF = {"name": "go", "path": ["r", "go"], "description": "Go", "aliases": [], "line": 0}
+ROOT = {
+    "name": "",
+    "path": [],
+    "description": "",
+    "children": {"r": {"name": "r", "path": ["r"], "children": {"go": LEAF}}},
+}
+KEY = ["1", "é"]
+
+
+def _write(folder: Path, source: Path, mode: int = 0o600) -> str:
+    detail = {"fields": [{"name": "x", "help": "a\nb é"}], "artifacts": [], "configs": ["tiny"]}
+    file = folder / "index.jsonl"
+    file.write_text(dump(ROOT, {"lost": "why"}, [detail], [stamp(str(source))], KEY))
+    file.chmod(mode)
+    return str(file)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    found = read(_write(tmp_path, tmp_path / "nowhere"), KEY)
+    assert found is not None
+    assert found.broken == {"lost": "why"}
+    leaf = tree.find(found, ["r", "go"])
+    assert leaf is not None
+    assert found.detail(leaf)["fields"] == [{"name": "x", "help": "a\nb é"}]
+
+
+def test_a_changed_source_or_key_ends_it(tmp_path: Path) -> None:
+    source = tmp_path / "app.py"
+    source.write_text("one")
+    file = _write(tmp_path, source)
+    assert read(file, KEY) is not None
+    assert read(file, [*KEY, "more"]) is None
+    os.utime(source, ns=(1, 1))
+    assert read(file, KEY) is None
+    file = _write(tmp_path, source)
+    source.unlink()
+    assert read(file, KEY) is None
+    file = _write(tmp_path, source)
+    source.write_text("here now")
+    assert read(file, KEY) is None
+
+
+def test_a_source_of_the_same_time_and_another_size_ends_it(tmp_path: Path) -> None:
+    source = tmp_path / "app.py"
+    source.write_text("one")
+    file = _write(tmp_path, source)
+    before = source.stat()
+    source.write_text("three")
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert read(file, KEY) is None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_not_believed(tmp_path: Path, mode: int) -> None:
+    assert read(_write(tmp_path, tmp_path, mode), KEY) is None
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(_write(tmp_path, tmp_path))
+    assert read(str(link), KEY) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_another_users_file_is_not_believed(tmp_path: Path) -> None:
+    file = _write(tmp_path, tmp_path)
+    os.chown(file, 12345, -1)
+    assert read(file, KEY) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("index")
+    file = Path(_write(folder, Path("/nowhere")))
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    damaged = data.draw(
+        st.sampled_from([whole[:at], whole[:at] + b"\0" + whole[at + 1 :], whole[at:], b"\xff" + whole, b"[" * 9999])
+    )
+    file.write_bytes(damaged)
+    found = read(str(file), KEY)
+    if found is not None:  # only the list of sources can be hit unseen, and then still tells of a file that isn't there
+        assert (found.root, found.broken) == (ROOT, {"lost": "why"})
+
+
+def test_a_job_reads_and_writes_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    assert "nano3" in load_index(write=False).root["children"]
+    assert not (tmp_path / "home").exists()
+
+
+def test_each_home_and_env_file_has_its_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    first = cache_file()
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    assert cache_file() != first
+    assert first.startswith(f"{tmp_path}/cache/index-")
+
+
+def test_details_of_a_live_tree(index: Live) -> None:
+    leaf = tree.find(index, ["nano3", "train"])
+    assert leaf is not None
+    detail = index.detail(leaf)
+    assert detail["configs"] == ["default", "other", "tiny"]
+    assert detail["artifacts"] == [
+        {"slot": "data", "default": "Blend-default:latest", "type": "", "mappings": {"path": "blend_path"}}
+    ]
+    assert {row["name"] for row in detail["fields"]} >= {"num_shards", "train.train_iters"}
+    json.dumps([index.root, detail])
+
+
+def test_the_handlers_doc_stands_in_for_a_description(index: Live) -> None:
+    assert summary(index.commands["nano3", "pretrain"]) == "Does what it says."
+    assert summary(index.commands["nano3", "data", "prep", "pretrain"]) == "Prepare"
+
+
+def test_a_config_that_does_not_import_breaks_its_command_alone(index: Live) -> None:
+    leaf = tree.find(index, ["nano3", "rl"])
+    assert leaf is not None
+    with pytest.raises(
+        UserError, match="nano3 rl can't be used: ModuleNotFoundError: No module named 'no_such_module'"
+    ):
+        index.detail(leaf)
+
+
+def test_a_recipe_named_like_a_command_of_ours_is_listed_as_broken() -> None:
+    found = Live({"runs": App("runs")}, {})
+    assert found.root["children"] == {}
+    assert "nemotron's own" in found.broken["runs"]
+
+
+def test_the_index_of_one_app() -> None:
+    assert list(app_index(App("mine")).root["children"]) == ["mine"]

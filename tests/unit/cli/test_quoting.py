@@ -1,0 +1,96 @@
+"""Whatever is typed arrives exactly: judged by Hydra's own parser."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemotron_kit.cli.quoting import encode, number, quoted, single, string, value
+
+PARSER = OverridesParser.create()
+NASTY = st.text(
+    alphabet=st.one_of(
+        st.sampled_from("'\"\\ ${}()[],=:~-+\n\taA1.@/|?*%&;#`<>!^"), st.characters(exclude_categories=["Cs"])
+    )
+)
+
+
+def hydra_reads(word: str) -> object:
+    return PARSER.parse_override(word).value()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(NASTY)
+def test_any_text_arrives_as_that_string(text: str) -> None:
+    read = hydra_reads(f"x={string(text)}")
+    assert isinstance(read, str)
+    assert read == text
+
+
+@settings(max_examples=500, deadline=None)
+@given(NASTY)
+def test_quoting_is_hydras_own(text: str) -> None:
+    assert quoted(text) == QuotedString(text, Quote.single).with_quotes()
+
+
+@settings(max_examples=500, deadline=None)
+@given(NASTY)
+def test_single_undoes_string(text: str) -> None:
+    assert single(string(text)) == text
+
+
+@settings(max_examples=500, deadline=None)
+@given(NASTY, st.sampled_from(["int", "float", "bool", "str", "path", "literal", "enum"]))
+def test_a_scalar_of_any_kind_is_a_word_of_hydras_grammar(text: str, kind: str) -> None:
+    PARSER.parse_override(f"x={encode(text, kind)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("nvidia/Nemotron-Nano", "nvidia/Nemotron-Nano"),
+        ("X:v2", "X:v2"),
+        ("./config/a.yaml", "./config/a.yaml"),
+        ("~/data", "'~/data'"),
+        ("5", "'5'"),
+        ("1e3", "'1e3'"),
+        ("null", "'null'"),
+        ("True", "'True'"),
+        ("", "''"),
+        ("it's", r"'it\'s'"),
+        ("a,b", "'a,b'"),
+        ("a b", "'a b'"),
+        ("$(touch x)", "'$(touch x)'"),
+        ("${oc.env:PWD}/x", "'${oc.env:PWD}/x'"),
+        ("back\\", r"'back\\'"),
+    ],
+)
+def test_strings(text: str, spelled: str) -> None:
+    assert string(text) == spelled
+
+
+@pytest.mark.parametrize("text", ["4", "-5", "1e-3", "1_000", "null", "1,2", "1, 2", "range(1,5)", "inf", "true"])
+def test_numbers_and_sweeps_stay(text: str) -> None:
+    assert number(text) == text
+
+
+@pytest.mark.parametrize("text", ["${x}", "4;5", "a b", "", "$(x)", "f(g(x))"])
+def test_what_is_no_number_becomes_a_string(text: str) -> None:
+    assert hydra_reads(f"x={number(text)}") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("8", 8), ("1.5", 1.5), ("true", True), ("null", None), ("[a,1]", ["a", 1]), ("{a:1}", {"a": 1}),
+     ("04:00:00", "04:00:00"), ("a,b", "a,b"), ("batch", "batch"), ("-5", -5)],
+)  # fmt: skip
+def test_untyped_values(text: str, read: object) -> None:
+    assert hydra_reads(f"x={value(text)}") == read
+
+
+@pytest.mark.parametrize("raw", ["a,b", "[a]", "f(x)", "'a','b'", r"a\,b", "a b", "'open", "'", ""])
+def test_single_refuses_what_is_more_than_one_text(raw: str) -> None:
+    assert single(raw) is None

@@ -1,0 +1,45 @@
+"""A ledger of its own for every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.runs import RunFolder, create_run, new_run_id
+
+MakeRun = Callable[..., RunFolder]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def make_run() -> MakeRun:
+    """Make a run of `stage`, `age` ago, whose jobs ended with `codes` (None: still pending)."""
+
+    def make(
+        stage: str = "pretrain",
+        *,
+        recipe: str = "nano3",
+        age: timedelta = timedelta(0),
+        codes: tuple[int | None, ...] = (None,),
+        **plan: Any,
+    ) -> RunFolder:
+        now = datetime.now(UTC) - age
+        run_id = new_run_id(recipe, stage, now=now)
+        plan = {"recipe": recipe, "stage": stage, "created_at": now.isoformat(), **plan}
+        run = create_run(run_id, plan, [{"config.yaml": "a: 1\n"}] * len(codes))
+        for job, code in zip(run.jobs(), codes, strict=True):
+            if code is not None:
+                job.transition("running")
+                job.finish(code)
+        return run
+
+    return make

@@ -1,0 +1,207 @@
+"""A job's record: the states it goes through, and which of its files is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import Cancelled, NemotronError, UserError
+from nemotron_kit.runs import JobFolder, create_run, new_run_id, open_job, process_facts
+
+
+@pytest.fixture
+def job() -> JobFolder:
+    return create_run(new_run_id("nano3", "pretrain"), {"recipe": "nano3"}, [{"config.yaml": "a: 1\n"}]).job()
+
+
+def test_from_pending_to_succeeded(job: JobFolder) -> None:
+    assert job.state().state == "pending"
+    job.transition("running", gpus=2)
+    running = job.state()
+    assert running.state == "running" and running.started == running.at and running.facts["gpus"] == 2
+    assert running.facts["process"]["pid"] == os.getpid()
+    job.finish(0, steps=5)
+    done = job.state()
+    assert (done.state, done.code, done.error) == ("succeeded", 0, None)
+    assert done.finished is not None and done.started is not None and done.finished >= done.started
+    assert done.facts["steps"] == 5 and done.terminal
+    assert [entry["state"] for entry in job.history()] == ["pending", "running"]
+    assert [path.name.partition("-")[0] for path in sorted((job.path / "state").iterdir())] == ["000000", "000001"]
+
+
+def test_a_failure_keeps_its_code_and_reason(job: JobFolder) -> None:
+    job.transition("running")
+    job.finish(7, error="CUDA out of memory")
+    assert (job.state().state, job.state().code, job.state().error) == ("failed", 7, "CUDA out of memory")
+
+
+def test_the_exit_record_beats_every_state(job: JobFolder) -> None:
+    job.finish(0)
+    job.transition("unreachable")
+    assert job.state().state == "succeeded"
+
+
+def test_a_requeue_is_a_new_attempt_with_its_history(job: JobFolder) -> None:
+    job.transition("running")
+    job.finish(143, "preempted")
+    assert job.state().state == "preempted" and not job.state().terminal
+    job.transition("running", attempt=2)
+    assert job.state().state == "running" and job.exit_record() is None
+    assert [entry["state"] for entry in job.history()] == ["pending", "running", "preempted", "running"]
+    assert job.history()[2]["code"] == 143
+
+
+def test_two_writers_at_once_lose_nothing(job: JobFolder) -> None:
+    script = """
+import sys
+from nemotron_kit.runs import open_job
+for _ in range(20):
+    open_job(sys.argv[1]).transition("running")
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(job.path)]) for _ in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert len(job.history()) == 41 and job.state().error == "the process disappeared"
+
+
+def test_an_unknown_state_is_refused(job: JobFolder) -> None:
+    with pytest.raises(UserError, match="did you mean running"):
+        job.transition("runing")
+    with pytest.raises(UserError, match="no state"):
+        job.finish(0, "done")
+
+
+def test_a_process_that_is_gone_has_failed(job: JobFolder) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    job.transition("running", process=process_facts(child.pid))
+    assert job.state().state == "running"
+    child.kill()
+    assert child.wait() == -9
+    assert (job.state().state, job.state().error) == ("failed", "the process disappeared")
+    job.finish(0)
+    assert job.state().state == "succeeded", "an exit record that came late is still believed"
+
+
+def test_a_zombie_is_gone_too(job: JobFolder) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
+    facts = process_facts(child.pid)
+    assert child.stdout is not None and child.stdout.read() == b""  # it ended, and nobody has waited for it
+    job.transition("running", process=facts)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert job.state().state == "failed"
+    child.wait()
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({"started": 1}, "failed"),  # the pid is another process's now
+        ({"boot": "another"}, "failed"),  # the machine was restarted
+        ({"host": "elsewhere", "pid": 2**22 + 1}, "running"),  # can't be judged from here
+        ({"namespace": "pid:[1]", "pid": 2**22 + 1}, "running"),  # another container's pids
+        ({"pid": 2**22 + 1}, "failed"),
+        ({"pid": "garbage"}, "running"),
+    ],
+)
+def test_whose_process_it_is(job: JobFolder, change: dict[str, object], state: str) -> None:
+    job.transition("running", process={**process_facts(), **change})
+    assert job.state().state == state
+
+
+def test_pending_in_this_process(tmp_path: Path) -> None:
+    run = create_run(new_run_id("nano3", "sft"), {}, [{}], attached=True)
+    facts = run.job().history()[0]["process"]
+    assert facts == process_facts()
+    assert run.job().state().state == "pending"
+
+
+GARBAGE = ["", "{", "[]", "null", "{}", '{"state": "done"}', '{"state": "failed", "code": "1"}', "[" * 10**5]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_damaged_exit_record_is_never_read_as_good(job: JobFolder, garbage: str) -> None:
+    job.finish(0)
+    (job.path / "exit.json").write_text(garbage)
+    assert job.state().state == "unknown" and job.state().error
+
+
+def test_every_truncation_of_an_exit_record_is_unknown(job: JobFolder) -> None:
+    job.finish(0)
+    whole = (job.path / "exit.json").read_text()
+    for length in range(len(whole.rstrip())):
+        (job.path / "exit.json").write_text(whole[:length])
+        assert job.state().state == "unknown"
+
+
+def test_a_damaged_state_is_passed_over(job: JobFolder) -> None:
+    job.transition("running")
+    (job.path / "state" / "000009-x.json").write_text('{"state": "succ')
+    (job.path / "state" / "notes.txt").write_text("not a state")
+    assert job.state().state == "running"
+    job.transition("unreachable")
+    assert (job.path / "state").joinpath("000010-" + _writer()).exists()
+
+
+def _writer() -> str:
+    import socket
+
+    return f"{socket.gethostname()}-{os.getpid()}.json"
+
+
+def test_cancelled_before_it_ran(job: JobFolder) -> None:
+    job.request_cancel()
+    with pytest.raises(Cancelled):
+        job.transition("running")
+    job.finish(143)
+    assert job.state().state == "cancelled"
+
+
+def test_what_a_cancelled_job_finished_anyway_counts(job: JobFolder) -> None:
+    job.transition("running")
+    job.request_cancel()
+    job.finish(0)
+    assert job.state().state == "succeeded"
+
+
+def test_modes_are_private(job: JobFolder) -> None:
+    job.transition("running")
+    with job.open_log("rank-0") as log:
+        log.write(b"hello\n")
+    job.finish(0)
+    run = job.path.parent.parent
+    for path in (run, *run.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_log_goes_on_where_it_stopped(job: JobFolder) -> None:
+    for text in (b"one\n", b"two\n"):
+        with job.open_log() as log:
+            log.write(text)
+    assert job.log_path().read_bytes() == b"one\ntwo\n"
+    for name in ("../x", "a/b", "", ".hidden", "a..b", "x" * 65):
+        with pytest.raises(ValueError, match="log name"):
+            job.log_path(name)
+
+
+def test_artifacts_and_metrics(job: JobFolder) -> None:
+    assert job.artifacts() == {"inputs": {}, "outputs": []} and job.metrics(3) == []
+    pin = {"name": "Data", "version": 0}
+    (job.path / "artifacts.json").write_text(json.dumps({"inputs": {"data": pin}}))
+    lines = [json.dumps({"step": step}) for step in range(10)]
+    (job.path / "metrics.jsonl").write_text("\n".join([*lines, "garbage", '{"step": 1']))
+    assert job.artifacts() == {"inputs": {"data": pin}, "outputs": []}
+    assert job.metrics(3) == [{"step": 8}, {"step": 9}]
+    (job.path / "artifacts.json").write_text("{")
+    with pytest.raises(NemotronError, match=r"artifacts\.json: not valid JSON"):
+        job.artifacts()
+
+
+def test_open_job(job: JobFolder, tmp_path: Path) -> None:
+    assert open_job(str(job.path)) == job and job.number == 0 and job.config_path.read_text() == "a: 1\n"
+    with pytest.raises(UserError, match="no job folder"):
+        open_job(tmp_path)

@@ -1,0 +1,221 @@
+"""Runs: made whole, found by part of their id, listed newest first, also where some are damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.runs import RunFolder, create_run, list_runs, new_run_id, open_run, remove_run, run_ids
+
+MakeRun = Callable[..., RunFolder]
+
+
+def test_a_run_and_its_plan(home: Path) -> None:
+    run_id = new_run_id("nano3", "pretrain")
+    plan = {"recipe": "nano3", "stage": "pretrain", "command_line": "nemotron nano3 pretrain"}
+    run = create_run(
+        run_id, plan, [{"config.yaml": "a: 1\n", "hydra/overrides.yaml": "- a=1\n"}, {"config.yaml": "a: 2\n"}]
+    )
+    assert run.path == home / "runs" / run_id
+    assert run.plan().items() >= plan.items() and run.plan()["created_at"]
+    assert [job.config_path.read_text() for job in run.jobs()] == ["a: 1\n", "a: 2\n"]
+    assert (run.job(0).path / "hydra" / "overrides.yaml").read_text() == "- a=1\n"
+    assert sorted(path.name for path in run.path.parent.iterdir()) == [run_id]
+
+
+def test_the_same_id_twice(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(NemotronError, match="exists already"):
+        create_run(run.id, {}, [{}])
+    assert [path.name for path in run.path.parent.iterdir()] == [run.id]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../b", ""])
+def test_no_file_outside_the_job(home: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="no file name inside"):
+        create_run(new_run_id("nano3", "sft"), {}, [{name: "x"}])
+    assert not any((home / "runs").iterdir())
+
+
+def test_a_plan_that_is_not_json_leaves_nothing(home: Path) -> None:
+    with pytest.raises(TypeError):
+        create_run(new_run_id("nano3", "sft"), {"x": object()}, [{}])
+    assert not any((home / "runs").iterdir())
+    with pytest.raises(UserError, match="no run id"):
+        create_run("../evil", {}, [{}])
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["succeeded", "succeeded"], "succeeded"),
+        (["succeeded", "failed"], "failed"),
+        (["failed", "running"], "running"),
+        (["succeeded", "pending"], "pending"),
+        (["failed", "cancelled"], "failed"),
+        (["unreachable", "failed"], "unreachable"),
+        (["preempted", "succeeded"], "preempted"),
+    ],
+)
+def test_a_runs_state_follows_from_its_jobs(states: list[str], expected: str) -> None:
+    run = create_run(new_run_id("nano3", "sweep"), {}, [{}] * len(states))
+    for job, state in zip(run.jobs(), states, strict=True):
+        if state in ("succeeded", "failed", "cancelled"):
+            job.finish(0 if state == "succeeded" else 1, state)
+        else:
+            job.transition(state)
+    assert run.state() == run.summary().state == expected
+
+
+def test_newest_first_and_filters(make_run: MakeRun) -> None:
+    old = make_run("data/prep/pretrain", age=timedelta(hours=3), codes=(0,))
+    failed = make_run("pretrain", age=timedelta(hours=1), codes=(3,))
+    other = make_run("pretrain", recipe="mine", age=timedelta(minutes=5), codes=(0, 0))
+    new = make_run("pretrain")
+
+    def ids(**filters: object) -> list[str]:
+        return [run.id for run in list_runs(**filters)]  # type: ignore[arg-type]
+
+    assert ids() == [new.id, other.id, failed.id, old.id]
+    assert ids(limit=2) == [new.id, other.id]
+    assert ids(recipe="nano3") == [new.id, failed.id, old.id]
+    assert ids(stage="data/prep") == ids(stage="data/prep/pretrain") == [old.id]
+    assert ids(stage="data/pre") == []
+    assert ids(states=["failed", "pending"]) == [new.id, failed.id]
+    assert ids(since=timedelta(hours=2)) == [new.id, other.id, failed.id]
+    assert ids(states=["succeeded"], since=timedelta(hours=2), limit=1) == [other.id]
+    summary = list_runs()[2]
+    assert (summary.code, summary.jobs, summary.recipe, summary.stage) == (3, 1, "nano3", "pretrain")
+    assert summary.started and summary.finished and summary.created
+
+
+@pytest.mark.parametrize("garbage", [None, "", "{", "[1]", "\x00" * 50, '{"recipe": "nano3", "st', "[" * 10**5])
+def test_one_damaged_plan_hides_no_other(make_run: MakeRun, garbage: str | None) -> None:
+    first, damaged, last = make_run(codes=(0,)), make_run(codes=(0,)), make_run(codes=(0,))
+    if garbage is None:
+        (damaged.path / "plan.json").unlink()
+    else:
+        (damaged.path / "plan.json").write_text(garbage)
+    found = list_runs()
+    assert [run.id for run in found] == [last.id, damaged.id, first.id]
+    assert [run.state for run in found] == ["succeeded", "damaged", "succeeded"]
+    assert "plan.json" in (found[1].error or "")
+    assert [run.id for run in list_runs(states=["damaged"])] == [damaged.id]
+
+
+def test_strange_things_in_the_folder_are_passed_over(make_run: MakeRun, home: Path) -> None:
+    run = make_run()
+    (home / "runs" / "notes").mkdir()
+    (home / "runs" / new_run_id("nano3", "a-file")).write_text("x")
+    (home / "runs" / new_run_id("nano3", "a-link")).symlink_to(run.path)
+    (home / "runs" / f".{new_run_id('nano3', 'half')}.tmp").mkdir()
+    assert run_ids() == [run.id]
+
+
+def test_no_runs_at_all(home: Path) -> None:
+    assert list_runs() == [] and list_runs(states=["failed"]) == []
+    with pytest.raises(UserError, match="No runs in"):
+        open_run("latest")
+    assert not home.exists(), "asking makes no folder"
+
+
+def test_open_by_part_of_the_id(make_run: MakeRun) -> None:
+    first = make_run(age=timedelta(days=400))
+    make_run(age=timedelta(seconds=1))
+    last = make_run()
+    assert open_run("latest") == last and open_run(first.id) == first
+    assert open_run(first.id[:8]) == first and open_run(first.id[-6:]) == first
+    with pytest.raises(UserError, match="is the start of 2 runs"):
+        open_run(last.id[:4])
+    with pytest.raises(UserError, match=f"did you mean.*{first.id}"):
+        open_run(first.id[:-7] + "x" + first.id[-6:])
+    for evil in ("", "../x", ".", "/etc"):
+        with pytest.raises(UserError, match="No run"):
+            open_run(evil)
+    with pytest.raises(UserError, match="has no job 4"):
+        first.job(4)
+
+
+def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
+    runs = [make_run(codes=(1,)) for _ in range(40)]
+    index = home / "runs" / ".index.json"
+    before = list_runs(states=["failed"])
+    assert index.exists() and len(json.loads(index.read_text())["runs"]) == 40
+    assert list_runs(states=["failed"]) == before and len(before) == 40
+    # what changes afterwards is seen
+    runs[0].job().transition("running")
+    runs[1].job().finish(0)
+    (runs[2].path / "plan.json").write_text("{")
+    remove_run(runs[3])
+    assert len(list_runs(states=["failed"])) == 36
+    index.write_text('{"version": 1, "runs": {"x": 3}')
+    assert len(list_runs(states=["failed"])) == 36
+    assert all(isinstance(entry, dict) for entry in json.loads(index.read_text())["runs"].values())
+    index.unlink()
+    assert [run.id for run in list_runs(states=["running"])] == [runs[0].id]
+
+
+def test_an_index_of_garbage_entries(make_run: MakeRun, home: Path) -> None:
+    run = make_run(codes=(1,))
+    for entry in (
+        3,
+        [],
+        {},
+        {"stamp": [], "summary": 3},
+        {"stamp": None, "summary": {"jobs": 1}},
+        {"summary": {"jobs": "x"}},
+    ):
+        (home / "runs" / ".index.json").write_text(json.dumps({"version": 1, "runs": {run.id: entry}}))
+        assert [found.id for found in list_runs(states=["failed"])] == [run.id]
+
+
+def test_rm(make_run: MakeRun) -> None:
+    done, running, pending, used = make_run(codes=(0,)), make_run(), make_run(), make_run(codes=(0,))
+    running.job().transition("running")
+    remove_run(done)
+    assert not done.path.exists()
+    with pytest.raises(UserError, match="is running"):
+        remove_run(running, force=True)
+    with pytest.raises(UserError, match="is pending"):
+        remove_run(pending)
+    remove_run(pending, force=True)
+    asked: list[RunFolder] = []
+
+    def referenced(run: RunFolder) -> list[str]:
+        asked.append(run)
+        return ["Data:v0"]
+
+    with pytest.raises(UserError, match="holds the files of Data:v0"):
+        remove_run(used, referenced_by=referenced, force=True)
+    assert asked == [used]
+    assert {run.id for run in list_runs()} == {running.id, used.id}
+    assert all(not path.name.endswith(".removed") for path in used.path.parent.iterdir())
+
+
+def test_a_damaged_run_without_jobs_can_be_removed(make_run: MakeRun) -> None:
+    run = make_run()
+    for path in sorted(run.path.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    remove_run(RunFolder(run.path))
+    assert list_runs() == []
+
+
+def test_a_sweep_grows(home: Path) -> None:
+    run = create_run(new_run_id("nano3", "sweep"), {"recipe": "nano3"}, [])
+    assert run.state() == run.summary().state == "pending"
+    with pytest.raises(UserError, match="is pending"):
+        remove_run(run)
+    for number in (0, 1):
+        job = run.add_job(number, {"config.yaml": f"a: {number}\n"}, attached=True)
+        job.transition("running")
+        job.finish(0)
+    assert [job.number for job in run.jobs()] == [0, 1] and run.state() == "succeeded"
+    assert run.job(1).config_path.read_text() == "a: 1\n"
+    with pytest.raises(NemotronError, match="exists already"):
+        run.add_job(1, {})
+    assert sorted(path.name for path in (run.path / "jobs").iterdir()) == ["0", "1"]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training import PretrainConfig, TrainConfig
+
+
+def test_importing_the_config_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t, nemotron_kit.training.estimate as e;"
+        "t.preflight(t.PretrainConfig(), connect=False);"
+        "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'rich', 'wandb', 'pyarrow'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_blocks_have_the_contracts_names() -> None:
+    names = {field.name for field in fields(PretrainConfig)}
+    assert names == {"recipe", "model", "dataset", "train", "scheduler", "checkpoint", "logger"}
+    config = PretrainConfig()
+    for block, keys in {
+        "train": ("train_iters", "global_batch_size", "micro_batch_size", "lr", "seed"),
+        "scheduler": ("lr_warmup_iters",),
+        "logger": ("log_interval", "wandb_project", "wandb_entity"),
+        "checkpoint": ("save", "save_interval", "pretrained_checkpoint", "finetune"),
+    }.items():
+        for key in keys:
+            assert hasattr(getattr(config, block), key), f"{block}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        (PretrainConfig(recipe={"per_split_args": "x"}), r"recipe\.per_split_args: .* did you mean per_split_data_args_path"),
+        (PretrainConfig(dataset={"seq_len": 3}), r"dataset\.seq_len: .* did you mean seq_length"),
+        (PretrainConfig(dataset={"seq_length": "long"}), r"dataset\.seq_length is 'long'; it must be a whole number"),
+        (PretrainConfig(dataset={"seq_length": 0}), r"dataset\.seq_length is 0"),
+        (PretrainConfig(dataset={"seed": -1}), r"dataset\.seed is -1"),
+        (PretrainConfig(recipe={"_target_": "os.system"}), r"recipe\._target_ is 'os\.system', which this recipe"),
+        (PretrainConfig(train=TrainConfig(train_iters=0)), r"train\.train_iters is 0"),
+        (PretrainConfig(train=TrainConfig(lr=float("nan"))), r"train\.lr is nan"),
+        (PretrainConfig(train=TrainConfig(precision="fp8")), r"train\.precision is 'fp8'"),
+        (PretrainConfig(train=TrainConfig(fsdp=True)), r"train\.fsdp: this engine shards nothing"),
+    ],
+)
+def test_a_wrong_value_is_named(config: PretrainConfig, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        config.check()
+
+
+def test_the_engine_may_be_named() -> None:
+    PretrainConfig(recipe={"_target_": "nemotron_kit.training.pretrain"}).check()
+
+
+def test_no_data_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"recipe\.per_split_data_args_path is not set"):
+        _ = PretrainConfig().blend_path
+
+
+def test_a_batch_must_divide_evenly() -> None:
+    TrainConfig(global_batch_size=8, micro_batch_size=2).check_split(4)
+    with pytest.raises(UserError, match=r"global_batch_size 8 is no multiple of .* 3 × 2 processes[\s\S]*batch_size=12"):
+        TrainConfig(global_batch_size=8, micro_batch_size=3).check_split(2)

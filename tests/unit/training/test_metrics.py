@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training.metrics import LoggerConfig, Reporter, describe, metrics_path
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_are_appended_and_told(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "deep/metrics.jsonl"
+    reporter = Reporter(path, 0, 30)
+    reporter.row({"step": 10, "loss": 2.5, "lr": 0.001, "tokens_per_second": 34100.4})
+    reporter.row({"step": 10, "valid_loss": 2.25})
+    reporter.close()
+    assert [row["step"] for row in rows(path)] == [10, 10]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "step 10/30: loss 2.5000, lr 1.00e-03, 34,100 tokens/s",
+        "step 10/30: held-out loss 2.2500",
+    ]
+
+
+def test_a_resumed_run_replaces_what_it_makes_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 3.0}\n{"step": 20, "loss": 2.0}\n{"step": 3')
+    Reporter(path, 10, 30).row({"step": 20, "loss": 2.5})
+    assert rows(path) == [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.5}]
+
+
+def test_only_one_process_talks(tmp_path: Path, capsys) -> None:
+    reporter = Reporter(tmp_path / "metrics.jsonl", 0, 30, silent=True)
+    reporter.say("hello")
+    reporter.row({"step": 10, "loss": 2.5})
+    assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
+
+
+def test_where_the_rows_go(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("NEMO_RUN_DIR", raising=False)
+    assert metrics_path(LoggerConfig(), tmp_path) == tmp_path / "metrics.jsonl"
+    monkeypatch.setenv("NEMO_RUN_DIR", "/job")
+    assert metrics_path(LoggerConfig(), tmp_path) == Path("/job/metrics.jsonl")
+    assert metrics_path(LoggerConfig(metrics_file="/m.jsonl"), tmp_path) == Path("/m.jsonl")
+
+
+def test_a_row_says_what_it_has() -> None:
+    assert describe({"step": 3, "loss": 1.0}, 5) == "step 3/5: loss 1.0000"
+
+
+def test_a_wrong_value_is_named() -> None:
+    with pytest.raises(UserError, match=r"logger\.log_interval is 0"):
+        LoggerConfig(log_interval=0).check()

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training.model import layer_types, load_model, model_config, with_data
+
+
+def test_a_pattern_is_a_letter_a_layer() -> None:
+    assert layer_types({"hybrid_override_pattern": "M*E-"}) == ["linear_attention", "full_attention", "moe", "mlp"]
+    assert layer_types({"layers_block_type": ["moe"]}) == ["moe"]
+    for pattern in ("MXE", ""):
+        with pytest.raises(UserError, match=r"model\.hybrid_override_pattern"):
+            layer_types({"hybrid_override_pattern": pattern})
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        ({"hiden_size": 4}, r"model\.hiden_size: NemotronHConfig has no such field; did you mean hidden_size"),
+        ({"hidden_size": "large"}, "hidden_size.*expected int"),
+        ({"hybrid_override_pattern": "ME", "num_hidden_layers": 3}, "num_hidden_layers is 3, but the pattern has 2"),
+    ],
+)
+def test_a_wrong_model_block_is_named(block: dict, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        model_config({"vocab_size": 8, **block})
+
+
+def test_the_data_says_what_the_block_does_not(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 77, "eos_id": 5, "bos_id": None}}))
+    filled = with_data({"hidden_size": 8}, tmp_path)
+    assert filled == {
+        "hidden_size": 8,
+        "vocab_size": 77,
+        "eos_token_id": 5,
+        "bos_token_id": None,
+        "pad_token_id": 5,
+    }
+    assert with_data({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["vocab_size"] == 99
+    assert with_data({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["eos_token_id"] == 1
+
+
+def test_a_tokenizer_beside_the_data_says_it_too(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 9, "content": "<eos>"}]}
+    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
+    assert with_data({}, tmp_path) == {"vocab_size": 10}
+
+
+def test_no_vocabulary_and_broken_metadata_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"how large the vocabulary is[\s\S]*model\.vocab_size"):
+        with_data({}, tmp_path)
+    (tmp_path / "metadata.json").write_text('{"vocab_size": ')
+    with pytest.raises(UserError, match=r"metadata\.json: broken JSON"):
+        with_data({}, tmp_path)
+
+
+def test_weights_that_are_no_weights_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model here"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nemotron_h", "architectures": ["x"]}))
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00")
+    with pytest.raises(UserError, match="the model can't be read"):
+        load_model(tmp_path)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training import CheckpointConfig, PretrainConfig
+from nemotron_kit.training import checkpoint as checkpoints
+from nemotron_kit.training.start import find_start
+
+IDENTITY = {"model": {"hidden_size": 64, "layers": ["moe"]}, "train": {"lr": 0.001}}
+
+
+def saved(folder: Path, step: int = 5, identity: dict = IDENTITY) -> Path:
+    return checkpoints.write(folder, step, lambda _: {"progress": {"step": step}, "identity": identity})
+
+
+def config(**block) -> PretrainConfig:
+    return PretrainConfig(checkpoint=CheckpointConfig(**block))
+
+
+def test_nothing_there_is_a_new_run(tmp_path: Path) -> None:
+    start = find_start(config(save=str(tmp_path / "new")), IDENTITY)
+    assert (start.weights, start.optimizer, start.progress) == (None, None, None)
+
+
+def test_its_own_checkpoint_is_resumed_by_default(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    start = find_start(config(save=str(tmp_path), load="elsewhere"), IDENTITY)
+    assert start.progress.step == 5
+    assert (start.weights, start.optimizer) == (path / "model", path / "optimizer.safetensors")
+
+
+def test_load_is_for_a_new_folder(tmp_path: Path) -> None:
+    path = saved(tmp_path / "old")
+    start = find_start(config(save=str(tmp_path / "new"), load=str(tmp_path / "old")), IDENTITY)
+    assert start.progress.step == 5 and start.weights == path / "model"
+    with pytest.raises(UserError, match=r"checkpoint\.load: .*/none holds no checkpoint"):
+        find_start(config(load=str(tmp_path / "none")), IDENTITY)
+
+
+def test_finetune_takes_the_weights_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path, identity={})
+    start = find_start(config(load=str(tmp_path), finetune=True), IDENTITY)
+    assert (start.weights, start.optimizer, start.progress) == (path / "model", None, None)
+
+
+def test_pretrained_weights(tmp_path: Path) -> None:
+    assert find_start(config(pretrained_checkpoint=str(tmp_path)), IDENTITY).weights == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("here", "error"),
+    [
+        (
+            {**IDENTITY, "model": {"hidden_size": 128, "layers": ["moe"]}},
+            r"a different model: model\.hidden_size is 64 there and 128 here",
+        ),
+        ({**IDENTITY, "model": {"hidden_size": 64, "layers": ["mlp"]}}, "a different model: model.layers"),
+        ({**IDENTITY, "train": {"lr": 0.01}}, r"another configuration: train\.lr is 0\.001 there and 0\.01 here"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused(tmp_path: Path, here: dict, error: str) -> None:
+    saved(tmp_path)
+    with pytest.raises(UserError, match=error):
+        find_start(config(save=str(tmp_path)), here)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    checkpoints.write(tmp_path, 5, lambda _: {"progress": {"steps": 5}, "identity": IDENTITY})
+    with pytest.raises(UserError, match="not a record of pretraining"):
+        find_start(config(save=str(tmp_path)), IDENTITY)
