@@ -1,0 +1,66 @@
+"""`ArtifactRegistry` as the reference implementation has it: names and versions in, paths out; over LocalRegistry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.metadata import absolute, folder_of
+from nemotron_kit.artifacts.records import ArtifactEntry, ArtifactVersion, Draft
+from nemotron_kit.artifacts.reference import LATEST, Reference, registry_name
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.wandb_tracker import require_wandb
+
+
+class ArtifactRegistry:
+    """Publish folders, resolve names to paths. With backend "wandb", versions are local and saves go to W&B as well."""
+
+    def __init__(
+        self,
+        backend: str = "fsspec",
+        root: str | Path | None = None,
+        wandb_project: str | None = None,
+        wandb_entity: str | None = None,
+    ) -> None:
+        if backend == "wandb":
+            require_wandb()
+        self.backend = backend
+        self.local: LocalRegistry = open_registry(root)
+        self.root = self.local.root
+        self.wandb_project = wandb_project
+        self.wandb_entity = wandb_entity
+
+    def publish(self, name: str, source_path: str | Path, metadata: Mapping[str, Any] | None = None) -> ArtifactVersion:
+        """Register a folder (or file) where it lies, without an artifact class; `metadata` is free."""
+        path = absolute(source_path)
+        document = {"metadata": dict(metadata)} if metadata else {}
+        now = datetime.now().astimezone().isoformat()
+        draft = Draft(registry_name(name), "artifact", path, folder_of(path), {}, document, now)
+        return self.local.record_of(self.local.commit(draft))
+
+    def resolve(self, name: str, version: int | str | None = None) -> Path:
+        """Where a version (number, alias, None for the latest) lies; its files are checked to be as published."""
+        slug = registry_name(name)
+        if version is None or isinstance(version, str):
+            return Path(self.local.resolve(f"{slug}:{version or LATEST}").path)
+        return Path(self.local.resolve(Reference(slug, version=version)).path)
+
+    def get(self, name: str) -> ArtifactEntry | None:
+        """A name with all its versions and aliases; None for an unknown one."""
+        slug = registry_name(name)
+        versions = self.local.versions(slug)
+        if not versions:
+            return None
+        aliases = {LATEST: versions[-1], **self.local.aliases(slug)}
+        return ArtifactEntry(slug, [self.local.record(slug, version) for version in versions], aliases)
+
+    def alias(self, name: str, alias: str, version: int) -> None:
+        """Make an alias stand for a version."""
+        self.local.set_alias(name, alias, version)
+
+    def list(self) -> list[str]:
+        """Every name."""
+        return self.local.names()

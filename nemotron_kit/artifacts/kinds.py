@@ -1,0 +1,114 @@
+"""The artifact classes of the recipes: tokenized data, packed chats, JSONL splits, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field, computed_field, field_validator
+
+from nemotron_kit.artifacts.datasets import InputDatasetInfo
+from nemotron_kit.artifacts.metadata import folder_of
+from nemotron_kit.artifacts.models import Artifact
+
+
+class _Sourced(Artifact):
+    volatile: ClassVar[frozenset[str]] = frozenset({"elapsed_sec"})
+
+    total_sequences: int | None = Field(default=None, ge=0)
+    elapsed_sec: float = Field(default=0.0, ge=0)
+    source_datasets: list[InputDatasetInfo | str] = Field(default_factory=list)
+    tokenizer_uri: str | None = None
+
+    def get_input_uris(self) -> list[str]:
+        sources = [source if isinstance(source, str) else source.uri for source in self.source_datasets]
+        return sources + ([self.tokenizer_uri] if self.tokenizer_uri else [])
+
+
+class _Tokenized(_Sourced):
+    total_tokens: int | None = Field(default=None, ge=0)
+
+
+class DataBlendsArtifact(_Tokenized):
+    """Tokenized data; `path` may be its blend.json."""
+
+    train_tokens: int | None = Field(default=None, ge=0)
+    valid_tokens: int | None = Field(default=None, ge=0)
+    test_tokens: int | None = Field(default=None, ge=0)
+
+
+class PretrainBlendsArtifact(DataBlendsArtifact):
+    """Megatron shards by split, with blend.json. `path` is always the folder: a blend.json given becomes its parent."""
+
+    num_shards: int | None = Field(default=None, ge=1)
+    blend_path: str | None = None
+    train_path: str | None = None
+    valid_path: str | None = None
+    test_path: str | None = None
+
+    @field_validator("path", mode="after")
+    @classmethod
+    def _to_folder(cls, path: Path) -> Path:
+        return folder_of(path)
+
+    def get_wandb_files(self) -> list[tuple[str, str]]:
+        blend = Path(self.blend_path) if self.blend_path else self.path / "blend.json"
+        return super().get_wandb_files() + ([(str(blend), "blend.json")] if blend.is_file() else [])
+
+
+class PretrainDataArtifact(_Tokenized):
+    """Megatron shards without splits."""
+
+    num_shards: int | None = Field(default=None, ge=1)
+
+
+class SFTDataArtifact(_Tokenized):
+    """Chat data packed into rows of at most `pack_size` tokens."""
+
+    pack_size: int | None = Field(default=None, ge=1)
+    training_path: str | None = None
+    validation_path: str | None = None
+    test_path: str | None = None
+    metadata_path: str | None = None
+
+
+class SplitJsonlDataArtifact(_Sourced):
+    """JSONL files by split, for reinforcement learning; `path` may be its manifest.json."""
+
+    field_aliases: ClassVar[Mapping[str, str]] = {"valid_path": "val_path"}
+
+    train_path: str | None = None
+    val_path: str | None = None
+    test_path: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def valid_path(self) -> str | None:
+        """The same as `val_path`."""
+        return self.val_path
+
+    @valid_path.setter
+    def valid_path(self, value: str | None) -> None:
+        self.val_path = value
+
+
+class ModelArtifact(Artifact):
+    """A checkpoint folder. `final_loss` is another name of `loss`."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"loss"})
+    field_aliases: ClassVar[Mapping[str, str]] = {"final_loss": "loss"}
+
+    step: int | None = Field(default=None, ge=0)
+    loss: float | None = None
+    iteration: int | None = Field(default=None, ge=0)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def final_loss(self) -> float | None:
+        """The same as `loss`."""
+        return self.loss
+
+    @final_loss.setter
+    def final_loss(self, value: float | None) -> None:
+        self.loss = value

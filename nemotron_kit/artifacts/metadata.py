@@ -1,0 +1,64 @@
+"""metadata.json: an artifact's own description, in its folder, or beside it where the artifact is a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.errors import ArtifactNotFoundError, DamagedRecordError
+from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.sealed import MARK, read_sealed, render_sealed
+from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import write_text
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that an artifact at `path` owns: `path`, or the folder of a file (of a .json not written yet, too)."""
+    is_file = path.is_file() or (path.suffix == ".json" and not path.exists())
+    return path.parent if is_file else path
+
+
+def read_document(folder: Path) -> dict[str, Any] | None:
+    """The metadata.json in `folder`, None without one; DamagedRecordError if it is cut off or was changed."""
+    try:
+        document = read_sealed(folder / METADATA, METADATA, strict=False)
+    except FileNotFoundError:
+        return None
+    for key, kind in (("type", str), ("path", str), ("metadata", dict)):
+        if not isinstance(document.get(key, kind()), kind):
+            raise DamagedRecordError(f"{folder / METADATA}: this {METADATA} is damaged: {key} is {document[key]!r}.")
+    return document
+
+
+def write_document(folder: Path, document: dict[str, Any]) -> None:
+    """Write metadata.json whole, with the permissions that the user's own files there get."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / METADATA, render_sealed({**document, **MARK}), mode=0o666)
+    except OSError as error:
+        raise NemotronError(f"{folder / METADATA} can't be written: {error.strerror or error}.") from error
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`path` with `~` and `..` taken out, links kept."""
+    try:
+        full = Path(path).expanduser().absolute()
+        return full.resolve() if ".." in full.parts else full
+    except (RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)!r} is no path on this machine: {error}.") from error
+
+
+def path_pin(text: str | os.PathLike[str]) -> Pin:
+    """The pin of a plain path, its type and name read from its metadata.json where there is one."""
+    path = absolute(text)
+    try:
+        there = os.path.exists(path)  # noqa: PTH110
+    except ValueError:
+        there = False
+    if not there:
+        raise ArtifactNotFoundError(str(path), f"There is no file or folder {path}.")
+    document = read_document(folder_of(path)) or {}
+    name = document.get("name")
+    return Pin(name if isinstance(name, str) else "", None, None, document.get("type", ""), str(path))

@@ -1,0 +1,154 @@
+"""What `Artifact.save()` does: metadata.json, then the registry, then the tracker; and what identifies an artifact."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.artifacts import lineage
+from nemotron_kit.artifacts.backend import get_config, is_initialized
+from nemotron_kit.artifacts.metadata import absolute, write_document
+from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.records import Draft
+from nemotron_kit.artifacts.reference import registry_name
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.trackers import get_lineage_tracker
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.models import Artifact
+
+logger = logging.getLogger(__name__)
+
+
+def save(artifact: Artifact, name: str | None) -> None:
+    """See `Artifact.save`."""
+    stored = _stored_name(artifact, name)
+    folder = absolute(artifact._get_output_dir())
+    if stored is not None:
+        _refuse_shared_folder(artifact, folder)
+        artifact.name = artifact.name or name or stored
+    if artifact.producer is None or artifact._loaded:
+        artifact.producer = _current_run()
+        artifact._loaded = False
+    write_document(folder, document_of(artifact))
+    artifact._pin = Pin(artifact.name or "", None, None, artifact.type, str(absolute(artifact.path)))
+    if stored is not None:
+        artifact._pin = open_registry().commit(draft_of(artifact, stored))
+        artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
+    lineage.record_output(artifact._pin)
+    _track(artifact, stored or artifact.type, folder)
+
+
+def set_fields(artifact: Artifact) -> dict[str, Any]:
+    """The typed fields that have a value, under each of their names."""
+    names = {**{name: name for name in type(artifact).typed_fields()}, **artifact.field_aliases}
+    values = {key: getattr(artifact, field) for key, field in names.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def document_of(artifact: Artifact) -> dict[str, Any]:
+    """The content of metadata.json: the artifact's own fields at the top, typed ones beside them and in `metadata`."""
+    artifact.metadata.update(set_fields(artifact))
+    return {**artifact.model_dump(mode="json"), "path": str(absolute(artifact.path))}
+
+
+def identity_fields(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """The typed fields that make up the identity: those that differ from their defaults, without the volatile ones, and
+    with paths relative to the folder (so that a copy elsewhere is the same artifact)."""
+    cls = type(artifact)
+    volatile = {name for base in cls.__mro__ for name in getattr(base, "volatile", ())}
+    names = [
+        name
+        for name in sorted(cls.typed_fields())
+        if name not in volatile
+        and getattr(artifact, name) != cls.model_fields[name].get_default(call_default_factory=True)
+    ]
+    dumped = artifact.model_dump(mode="json", include=set(names))
+    given = artifact._get_output_dir()
+    roots = {str(folder), str(folder.resolve()), *([str(given)] if str(given) != "." else [])}
+    return {name: relative_to(dumped[name], dict.fromkeys(roots, ".")) for name in names}
+
+
+def relative_to(value: Any, roots: dict[str, str]) -> Any:
+    """`value` with every text that is one of the folders `roots`, or lies in one, moved to what it maps to."""
+    if isinstance(value, dict):
+        return {key: relative_to(item, roots) for key, item in value.items()}
+    if isinstance(value, list):
+        return [relative_to(item, roots) for item in value]
+    if isinstance(value, str):
+        for root in sorted(roots, key=len, reverse=True):
+            if value == root or value.startswith(root + "/"):
+                return roots[root] + value[len(root) :]
+    return value
+
+
+def to_json(artifact: Artifact) -> str:
+    """See `Artifact.to_json`: path, type, name, and for a registered one version, digest and registry."""
+    pin = artifact._pin
+    found: dict[str, Any] = {"path": str(absolute(artifact.path)), "type": artifact.type}
+    if pin is not None and pin.version is not None:
+        found |= {"name": pin.name, "version": pin.version, "digest": pin.digest, "registry": pin.registry}
+    elif artifact.name:
+        found["name"] = artifact.name
+    return json.dumps(found)
+
+
+def _stored_name(artifact: Artifact, name: str | None) -> str | None:
+    chosen = name or artifact.name or (artifact.type if is_initialized() else None)
+    return None if chosen is None else registry_name(chosen)
+
+
+def _current_run() -> str:
+    tracker = get_lineage_tracker()
+    return lineage.run_id() or (tracker.get_run_id() if tracker.is_active() else None) or "local"
+
+
+def draft_of(artifact: Artifact, name: str) -> Draft:
+    """The version that `artifact` would become under `name`."""
+    folder = absolute(artifact._get_output_dir())
+    return Draft(
+        name=name,
+        type=artifact.type,
+        path=absolute(artifact.path),
+        root=folder,
+        fields=identity_fields(artifact, folder),
+        document=document_of(artifact),
+        created_at=artifact.created_at,
+        producer=artifact.producer or "local",
+        inputs=lineage.inputs(),
+    )
+
+
+def _refuse_shared_folder(artifact: Artifact, folder: Path) -> None:
+    """A registered artifact owns its folder. One that is a file would take in all that lies around it."""
+    shared = {Path("/"), Path.home(), Path(tempfile.gettempdir())}
+    if artifact.path.is_file() and (folder in shared or (folder / ".git").exists()):
+        raise UserError(
+            f"{artifact.path} can't be registered where it lies: all of {folder} would belong to it.",
+            hint="Put the file into a folder of its own.",
+        )
+
+
+def _track(artifact: Artifact, name: str, folder: Path) -> None:
+    tracker = get_lineage_tracker()
+    config = get_config()
+    if not tracker.is_active():
+        if config is not None and config.backend == "wandb":
+            logger.warning("No W&B run is active: %s is not logged to W&B.", name)
+        return
+    try:
+        info = tracker.log_artifact(artifact, name, artifact._used_artifacts)
+    # Whatever a tracking service does, the artifact is saved and the job goes on.
+    except Exception as error:  # noqa: BLE001
+        logger.warning("The tracker did not take %s, which is saved all the same: %s", name, error)
+        return
+    tracking = {key: value for key, value in info.items() if key in _TRACKED}
+    artifact.tracking = tracking or None  # type: ignore[assignment]
+    write_document(folder, document_of(artifact))
+
+
+_TRACKED = frozenset({"artifact_id", "artifact_type", "run_id", "url", "used_artifacts"})

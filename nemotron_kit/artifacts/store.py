@@ -1,0 +1,123 @@
+"""The files of a local registry: where each stands, how it is read. Safe on a shared file system without any lock.
+
+    <root>/.registry/registry.json     the registry's uuid
+    <root>/<Name>/v<N>/version.json    a version's record
+    <root>/<Name>/aliases/<alias>      {"version": N}; `latest` is not stored: it is the highest version
+    <root>/<Name>/runs/<run id>        {"version": N}: what that run saved last under the name
+    <root>/<Name>/stamps/v<N>          how equal content looked later (a cache; it may be deleted)
+
+Nothing is changed in place: whole folders and files are renamed to these names. Whatever starts with a dot below a
+name is a writer at work, or its debris.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.errors import ArtifactVersionNotFoundError, DamagedRecordError
+from nemotron_kit.artifacts.records import RECORD, ArtifactVersion
+from nemotron_kit.artifacts.reference import SLUG
+from nemotron_kit.artifacts.sealed import read_sealed
+from nemotron_kit.artifacts.staging import Modes
+from nemotron_kit.artifacts.walk import Stamp
+
+_VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
+
+
+class Store:
+    """Reads a registry's files. Reading never writes: a registry that isn't there is an empty one."""
+
+    def __init__(self, root: Path, modes: Modes) -> None:
+        self.root = root
+        self.modes = modes
+        self._uuid = ""
+
+    @property
+    def identity_folder(self) -> Path:
+        return self.root / ".registry"
+
+    @property
+    def uuid(self) -> str:
+        """The registry's own name; "" for one to which nothing was ever saved."""
+        if not self._uuid:
+            file = self.identity_folder / "registry.json"
+            try:
+                self._uuid = read_text_field(file, "registry record", "uuid")
+            except FileNotFoundError:
+                return ""
+        return self._uuid
+
+    def folder(self, name: str) -> Path:
+        return self.root / name
+
+    def names(self) -> list[str]:
+        """Every name with a version, sorted."""
+        return sorted(entry for entry in _listing(self.root) if SLUG.match(entry) and self.versions(entry))
+
+    def versions(self, name: str) -> list[int]:
+        """The versions of a name, lowest first; [] for an unknown one."""
+        return sorted(int(entry[1:]) for entry in _listing(self.folder(name)) if _VERSION_FOLDER.match(entry))
+
+    def record(self, name: str, version: int) -> ArtifactVersion:
+        """A version's record; DamagedRecordError if it is cut off, changed, or another version's."""
+        folder = self.folder(name) / f"v{version}"
+        try:
+            data = read_sealed(folder / RECORD, "version record")
+        except FileNotFoundError:
+            if not folder.exists():
+                raise ArtifactVersionNotFoundError(name, f"v{version}") from None
+            raise DamagedRecordError(f"{folder / RECORD}: this version record is missing.") from None
+        record = ArtifactVersion.from_dict(data, folder / RECORD)
+        if (record.name, record.version, record.registry) != (name, version, self.uuid):
+            raise DamagedRecordError(
+                f"{folder / RECORD}: this is the record of {record.pin.label} of registry {record.registry}, "
+                f"not of {name}:v{version} of {self.uuid}.",
+                hint="It was copied or moved here; save the artifact itself again.",
+            )
+        return record
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """A name's aliases and the versions they stand for, without `latest`."""
+        return {alias: self.pointer(name, "aliases", alias) for alias in self._pointers(name, "aliases")}
+
+    def pointer(self, name: str, kind: str, word: str) -> int:
+        """The version that an alias or a run id stands for; FileNotFoundError if there is none."""
+        file = self.folder(name) / kind / word
+        data = read_sealed(file, kind)
+        version = data.get("version")
+        if not isinstance(version, int) or data.get("name") != f"{name}/{word}":
+            raise DamagedRecordError(f"{file}: this record is damaged: {data!r}.")
+        return version
+
+    def stamps(self, name: str, version: int) -> dict[str, Stamp]:
+        """How the version's unchanged files looked when they were saved once more; {} if they never were."""
+        try:
+            data = read_sealed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
+            return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
+        except FileNotFoundError:
+            return {}
+
+    def _pointers(self, name: str, kind: str) -> list[str]:
+        return sorted(entry for entry in _listing(self.folder(name) / kind) if SLUG.match(entry))
+
+
+def pointer_document(name: str, word: str, version: int) -> dict[str, Any]:
+    """What an alias file or a run file holds."""
+    return {"name": f"{name}/{word}", "version": version}
+
+
+def read_text_field(file: Path, what: str, key: str) -> str:
+    """One text field of a sealed document."""
+    value = read_sealed(file, what).get(key)
+    if not isinstance(value, str) or not value:
+        raise DamagedRecordError(f"{file}: this {what} is damaged: no {key}.")
+    return value
+
+
+def _listing(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

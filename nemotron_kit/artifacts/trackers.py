@@ -1,0 +1,127 @@
+"""Trackers: who else is told about artifacts. One is active at a time; without any, a NoOpTracker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from nemotron_kit.artifacts import lineage
+from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri, tokenizer_to_uri
+from nemotron_kit.artifacts.wandb_tracker import WandbTracker
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.local import LocalRegistry
+    from nemotron_kit.artifacts.models import Artifact
+
+
+@runtime_checkable
+class LineageTracker(Protocol):
+    """The four methods that connect any tracking system."""
+
+    def is_active(self) -> bool:
+        """Whether there is a run to log to now."""
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """Note that the run reads `ref`, and return the folder where it lies on this machine."""
+
+    def log_artifact(self, artifact: Artifact, name: str, used_refs: Sequence[str]) -> dict[str, Any]:
+        """Log a saved artifact; returns artifact_id, artifact_type, run_id, url, used_artifacts."""
+
+    def get_run_id(self) -> str | None:
+        """The id of the run, None without one."""
+
+
+class NoOpTracker:
+    """Tracks nothing."""
+
+    def is_active(self) -> bool:
+        """Never."""
+        return False
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """Always a UserError: there is nothing to fetch from."""
+        raise UserError(f"{ref} can't be fetched: tracking is off.", hint="set_lineage_tracker(…) chooses a tracker.")
+
+    def log_artifact(
+        self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Logs nothing; every id is None."""
+        return tracked(artifact, used_refs or used_artifacts)
+
+    def get_run_id(self) -> str | None:
+        """None."""
+        return None
+
+
+class FileTracker:
+    """Tracks in the local registry, for scripts that speak to a tracker only."""
+
+    def __init__(self, registry: LocalRegistry | None = None) -> None:
+        self._registry = registry
+
+    @property
+    def registry(self) -> LocalRegistry:
+        """The registry it was given, else the one of env.toml."""
+        from nemotron_kit.artifacts.registry import open_registry
+
+        return self._registry or open_registry()
+
+    def is_active(self) -> bool:
+        """Always."""
+        return True
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """The path of a reference, noted as an input; raises as `LocalRegistry.resolve` does."""
+        pin = self.registry.resolve(ref)
+        lineage.record_input(pin)
+        return Path(pin.path)
+
+    def log_artifact(
+        self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Register the artifact under `name`; what `save(name)` has registered already is not registered again."""
+        from nemotron_kit.artifacts.saving import draft_of
+
+        pin = artifact._pin
+        if pin is None or pin.version is None or pin.registry != self.registry.uuid:
+            pin = self.registry.commit(draft_of(artifact, name))
+        return tracked(artifact, used_refs or used_artifacts, artifact_id=pin.label, run_id=self.get_run_id())
+
+    def get_run_id(self) -> str | None:
+        """$NEMOTRON_RUN_ID, else `local`."""
+        return lineage.run_id() or "local"
+
+
+def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
+    """What `log_artifact` returns."""
+    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
+    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
+
+
+_tracker: LineageTracker = NoOpTracker()
+
+
+def set_lineage_tracker(tracker: LineageTracker | None) -> None:
+    """Choose the tracker that saves and loads are told to; None turns tracking off."""
+    global _tracker
+    _tracker = tracker if tracker is not None else NoOpTracker()
+
+
+def get_lineage_tracker() -> LineageTracker:
+    """The tracker in use; a NoOpTracker where none was set."""
+    return _tracker
+
+
+__all__ = [
+    "FileTracker",
+    "InputDatasetInfo",
+    "LineageTracker",
+    "NoOpTracker",
+    "WandbTracker",
+    "get_lineage_tracker",
+    "set_lineage_tracker",
+    "to_wandb_uri",
+    "tokenizer_to_uri",
+]

@@ -1,0 +1,148 @@
+"""Artifacts logged to the active W&B run, online or offline."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri
+from nemotron_kit.errors import NemotronError, UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.models import Artifact
+
+logger = logging.getLogger(__name__)
+# The longest that a service which does not answer may hold up a job.
+PATIENCE_S = 60.0
+
+
+def require_wandb() -> Any:
+    """The wandb module; UserError that names the extra where it isn't installed."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            "W&B tracking is asked for, but wandb is not installed.",
+            hint="pip install 'nemotron-kit[wandb]', or turn tracking off ([wandb] in env.toml, run.wandb, --wandb.…).",
+        ) from error
+    return wandb
+
+
+class WandbTracker:
+    """Logs every saved artifact to the W&B run that is active then; an offline run takes them for `wandb sync`."""
+
+    def __init__(self) -> None:
+        self.wandb = require_wandb()
+
+    def is_active(self) -> bool:
+        """Whether a W&B run is open in this process."""
+        return self.wandb.run is not None
+
+    def get_run_id(self) -> str | None:
+        """The W&B run's id."""
+        return self.wandb.run.id if self.wandb.run is not None else None
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """Note `ref` as an input of the run; returns its folder on this machine, downloaded if it isn't there.
+
+        UserError without a run or in an offline one, where W&B can't be asked.
+        """
+        run = self._run()
+        if run.offline:
+            raise UserError(
+                f"{ref} can't be fetched: this W&B run is offline.", hint="Name a local artifact or a path."
+            )
+        used = bounded(lambda: run.use_artifact(ref), f"W&B did not answer for {ref}")
+        here = Path(str(used.metadata.get("path", "")))
+        if (here / "metadata.json").is_file():
+            return here
+        return Path(bounded(used.download, f"W&B did not send {ref}", seconds=None))
+
+    def log_artifact(
+        self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Log metadata.json and the small files, and refer to the folder; returns the ids. Takes PATIENCE_S at most."""
+        run = self._run()
+        used = list(used_refs or used_artifacts)
+        info: dict[str, Any] = bounded(lambda: self._log(run, artifact, name, used), f"W&B did not answer for {name}")
+        return info
+
+    def _run(self) -> Any:
+        if not self.is_active():
+            raise UserError("No W&B run is active.", hint="Call init_wandb_if_configured() or wandb.init(…) first.")
+        return self.wandb.run
+
+    def _log(self, run: Any, artifact: Artifact, name: str, used: list[str]) -> dict[str, Any]:
+        from nemotron_kit.artifacts.saving import document_of
+        from nemotron_kit.artifacts.trackers import tracked
+
+        document = document_of(artifact)
+        pin = artifact._pin
+        local = (
+            {"local_version": pin.label, "sha256": pin.digest} if pin is not None and pin.version is not None else {}
+        )
+        about = {"created_at": artifact.created_at, "path": document["path"], **local, **document["metadata"]}
+        logged = self.wandb.Artifact(name=name, type=artifact.type, metadata=about)
+        for path, stored in artifact.get_wandb_files():
+            logged.add_file(path, name=stored)
+        for uri, stored in artifact.get_wandb_references():
+            logged.add_reference(uri, name=stored, checksum=False)
+        run.summary.update(artifact.metrics)
+        if not run.offline:
+            self._note_inputs(run, artifact, used)
+        logged = run.log_artifact(logged, aliases=["latest"])
+        if run.offline:
+            return tracked(artifact, used, run_id=run.id)
+        logged.wait(timeout=int(PATIENCE_S))
+        return tracked(artifact, used, artifact_id=logged.qualified_name, run_id=run.id, url=logged.url)
+
+    def _note_inputs(self, run: Any, artifact: Artifact, used: list[str]) -> None:
+        """Lineage arrows into the run. W&B takes them from an online run only."""
+        for ref in used:
+            run.use_artifact(ref)
+        for source in getattr(artifact, "source_datasets", []):
+            info = InputDatasetInfo(source) if isinstance(source, str) else source
+            self._note_source(run, "dataset", info.uri, info.subset, vars(info))
+        tokenizer = getattr(artifact, "tokenizer_uri", None)
+        if tokenizer:
+            self._note_source(run, "tokenizer", tokenizer, None, {"uri": tokenizer})
+
+    def _note_source(self, run: Any, kind: str, uri: str, subset: str | None, about: dict[str, Any]) -> None:
+        address = to_wandb_uri(uri)
+        source = self.wandb.Artifact(
+            name=artifact_name(uri, subset), type=kind, description=f"Source: {address}", metadata=about
+        )
+        source.add_reference(address, name="data", checksum=False)
+        run.use_artifact(source)
+
+
+def artifact_name(uri: str, subset: str | None = None) -> str:
+    """A W&B name for a source: its address without the scheme, other characters as dashes, 128 at most."""
+    bare = uri.split("://", 1)[-1] + (f"-{subset}" if subset else "")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", bare).strip("-._")[:128] or "dataset"
+
+
+def bounded(work: Callable[[], Any], complaint: str, *, seconds: float | None = PATIENCE_S) -> Any:
+    """`work()` in a thread of its own; NemotronError with `complaint` if it isn't done in time (it is left behind)."""
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        # Carried over to the caller's thread, and raised there.
+        except BaseException as error:  # noqa: BLE001
+            failure.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not outcome:
+        raise NemotronError(f"{complaint} within {seconds:.0f} s.", hint="`wandb sync` sends it later.")
+    return outcome[0]

@@ -1,0 +1,20 @@
+"""Data preparation, under the name that recipes are written against. Each name is loaded on first use."""
+
+from typing import Any
+
+from nemotron_kit import data_prep as _home
+
+
+def __getattr__(name: str) -> Any:
+    # DataBlendsArtifact is of the artifacts' house; the reference exports it here too.
+    if name in ("DataBlendsArtifact", "PretrainBlendsArtifact"):
+        from nemotron_kit import artifacts
+
+        return getattr(artifacts, name)
+    if name in _home.__all__:
+        return getattr(_home, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*_home.__all__, "DataBlendsArtifact", "PretrainBlendsArtifact"]

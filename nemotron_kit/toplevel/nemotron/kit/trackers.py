@@ -1,0 +1,35 @@
+"""Trackers, under the name that scripts import. Each is loaded on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import (
+        FileTracker,
+        InputDatasetInfo,
+        LineageTracker,
+        NoOpTracker,
+        WandbTracker,
+        get_lineage_tracker,
+        set_lineage_tracker,
+        to_wandb_uri,
+        tokenizer_to_uri,
+    )
+
+__all__ = [
+    "FileTracker",
+    "InputDatasetInfo",
+    "LineageTracker",
+    "NoOpTracker",
+    "WandbTracker",
+    "get_lineage_tracker",
+    "set_lineage_tracker",
+    "to_wandb_uri",
+    "tokenizer_to_uri",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("nemotron_kit.artifacts"), name)

@@ -1,0 +1,287 @@
+"""Trackers and back ends: what is told to whom, and that none of it can stop a save."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.artifacts import (
+    Artifact,
+    FileTracker,
+    LineageTracker,
+    ModelArtifact,
+    NoOpTracker,
+    WandbConfig,
+    add_run_tags,
+    backend,
+    finish_wandb,
+    get_config,
+    get_lineage_tracker,
+    init,
+    init_wandb_if_configured,
+    is_initialized,
+    lineage,
+    open_registry,
+    set_lineage_tracker,
+    to_wandb_uri,
+    tokenizer_to_uri,
+    wandb_config_from_env_file,
+    wandb_config_from_environ,
+)
+from nemotron_kit.artifacts import wandb as wandb_room
+from nemotron_kit.artifacts.wandb_tracker import artifact_name, bounded
+from nemotron_kit.errors import NemotronError, UserError
+
+
+class Recorder:
+    """A tracker of the user's own."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.logged: list[tuple[str, list[str]]] = []
+        self.error = error
+
+    def is_active(self) -> bool:
+        return True
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        return Path(open_registry().resolve(ref.rpartition("/")[2]).path)
+
+    def log_artifact(self, artifact: Artifact, name: str, used_refs: list[str]) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        assert (artifact.path / "metadata.json").is_file()
+        self.logged.append((name, list(used_refs)))
+        return {"artifact_id": f"e/p/{name}:v0", "url": "https://w", "used_artifacts": list(used_refs), "extra": 1}
+
+    def get_run_id(self) -> str:
+        return "tracked-run"
+
+
+def test_without_a_tracker_there_is_one_that_does_nothing(tmp_path: Path) -> None:
+    tracker = get_lineage_tracker()
+    assert isinstance(tracker, NoOpTracker)
+    assert isinstance(tracker, LineageTracker)
+    assert not tracker.is_active()
+    assert tracker.get_run_id() is None
+    assert tracker.log_artifact(Artifact(path=tmp_path), name="x", used_artifacts=[])["artifact_id"] is None
+    with pytest.raises(UserError, match="tracking is off"):
+        tracker.use_artifact("x", "y")
+    with pytest.raises(UserError, match="no tracker is active"):
+        Artifact.load(tracked_artifact="e/p/x:v0")
+
+
+def test_a_tracker_hears_of_saves_and_serves_loads(tmp_path: Path) -> None:
+    tracker = Recorder()
+    set_lineage_tracker(tracker)
+    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model.save(name="M")
+    assert tracker.logged == [("M", [])]
+    assert model.producer == "tracked-run"
+    assert model.tracking is not None
+    assert model.tracking.artifact_id == "e/p/M:v0"
+    assert Artifact.load(tmp_path / "m").tracking == model.tracking
+    loaded = ModelArtifact.load(tracked_artifact="e/p/M")
+    assert loaded.step == 1
+    loaded.save(name="N")
+    assert tracker.logged[-1] == ("N", ["e/p/M"])
+    assert ModelArtifact.from_uri("art://team/proj/M:v0").step == 1
+    set_lineage_tracker(None)
+    assert isinstance(get_lineage_tracker(), NoOpTracker)
+
+
+def test_a_tracker_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    set_lineage_tracker(Recorder(RuntimeError("service down")))
+    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model.save(name="M")
+    assert model.uri == "art://M:v0"
+    assert model.tracking is None
+    assert "did not take M, which is saved all the same: service down" in caplog.text
+
+
+def test_file_tracker(tmp_path: Path) -> None:
+    tracker = FileTracker()
+    set_lineage_tracker(tracker)
+    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model.save(name="M")
+    assert open_registry().versions("M") == [0]
+    assert model.tracking is not None
+    assert model.tracking.artifact_id == "M:v0"
+    assert tracker.use_artifact("M:latest", "model") == tmp_path / "m"
+    assert [pin.label for pin in lineage.inputs()] == ["M:v0"]
+    model = ModelArtifact(path=tmp_path / "m", step=2)
+    model.save()
+    assert tracker.log_artifact(model, name="M", used_artifacts=["a"])["artifact_id"] == "M:v1"
+
+
+def test_init_and_get_config(tmp_path: Path) -> None:
+    assert not is_initialized()
+    assert get_config() is None
+    init(backend="fsspec", registry_path=str(tmp_path / "r"))
+    config = get_config()
+    assert config is not None
+    assert (config.backend, config.root) == ("fsspec", tmp_path / "r")
+    assert open_registry().root == tmp_path / "r"
+    init()
+    assert is_initialized()
+    assert open_registry().root != tmp_path / "r"
+    backend.reset()
+    assert not is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"backend": "fspec"}, "'fspec' is no artifact backend"),
+        ({"root": "s3://bucket/x"}, "only folders are"),
+        ({"root": "/a", "registry_path": "/b"}, "one thing"),
+    ],
+)
+def test_init_refuses(arguments: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        init(**arguments)  # type: ignore[arg-type]
+    assert not is_initialized()
+
+
+def test_wandb_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for start in (lambda: init(backend="wandb"), lambda: init_wandb_if_configured(WandbConfig(project="p"))):
+        with pytest.raises(UserError, match="wandb is not installed") as error:
+            start()
+        assert "nemotron-kit[wandb]" in (error.value.hint or "")
+    assert not is_initialized()
+    add_run_tags(["x"])
+    finish_wandb()
+    init_wandb_if_configured(None)
+    init_wandb_if_configured(WandbConfig())
+
+
+def test_wandb_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not WandbConfig().enabled
+    assert WandbConfig(project="p").enabled
+    assert not WandbConfig(project="p", enabled=False).enabled
+    assert wandb_config_from_environ() is None
+    assert wandb_config_from_env_file() is None
+    monkeypatch.setenv("WANDB_PROJECT", "p")
+    monkeypatch.setenv("WANDB_TAGS", "a, b,")
+    assert wandb_config_from_environ() == WandbConfig(project="p", tags=["a", "b"])
+    Path("env.toml").write_text('[wandb]\nproject = "p"\nname = "n"\ntags = ["x"]\n')
+    assert wandb_config_from_env_file() == WandbConfig(project="p", run_name="n", tags=["x"])
+    Path("env.toml").write_text('[wandb]\nproject = "p"\nenabled = false\n')
+    assert wandb_config_from_env_file() is None
+    for text, words in [
+        ('projct = "p"', "no key 'projct'"),
+        ('entity = "e"', "names no project"),
+        ('project = "p"\ntags = "a"', "tags is 'a'"),
+        ("project = 3", "project is 3"),
+    ]:
+        Path("env.toml").write_text(f"[wandb]\n{text}\n")
+        with pytest.raises(UserError, match=words):
+            wandb_config_from_env_file()
+
+
+def test_wandb_config_is_an_omegaconf_schema() -> None:
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.structured(WandbConfig), {"project": "p", "tags": ["a"]})
+    assert OmegaConf.to_object(merged) == WandbConfig(project="p", tags=["a"])
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert to_wandb_uri("hf://nvidia/CC") == "https://huggingface.co/datasets/nvidia/CC"
+    assert to_wandb_uri("hf://datasets/a/b") == "https://huggingface.co/datasets/a/b"
+    assert to_wandb_uri("hf://models/a/b") == "https://huggingface.co/a/b"
+    for same in ("s3://b/k", "gs://b/k", "https://x/y", "file:///x"):
+        assert to_wandb_uri(same) == same
+    assert to_wandb_uri("x y") == f"file://{Path.cwd() / 'x y'}"
+    assert tokenizer_to_uri("meta-llama/Llama-3.2-1B") == "https://huggingface.co/meta-llama/Llama-3.2-1B"
+    assert tokenizer_to_uri("a/b", "abc123") == "https://huggingface.co/a/b/tree/abc123"
+    assert tokenizer_to_uri("gpt2") == "https://huggingface.co/gpt2"
+    assert tokenizer_to_uri(str(tmp_path)) == f"file://{tmp_path}"
+    (tmp_path / "work" / "tok").mkdir()
+    assert tokenizer_to_uri("tok") == f"file://{tmp_path / 'work' / 'tok'}"
+    assert artifact_name("hf://nvidia/Nemotron-CC", "sub set") == "nvidia-Nemotron-CC-sub-set"
+
+
+def test_a_service_that_hangs_is_left_behind() -> None:
+    import threading
+
+    release = threading.Event()
+    with pytest.raises(NemotronError, match="W&B did not answer within 0 s"):
+        bounded(lambda: release.wait(30), "W&B did not answer", seconds=0.05)
+    release.set()
+    with pytest.raises(ZeroDivisionError):
+        bounded(lambda: 1 // 0, "x")
+    assert bounded(lambda: 7, "x") == 7
+
+
+def test_reachable_and_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        assert wandb_room._reachable()
+        monkeypatch.setenv("http_proxy", "127.0.0.1:9")
+        assert not wandb_room._reachable()
+        monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert not wandb_room._reachable()
+    assert not wandb_room._has_key()
+    (tmp_path / "netrc").write_text("machine 127.0.0.1\n  login user\n  password key\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_room._has_key()
+
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+from nemotron_kit.artifacts import *
+start = time.monotonic()
+init_wandb_if_configured(job_type="train", tags=["nano3"])
+add_wandb_tags(["nano3", "pretrain"])
+tracker = get_lineage_tracker()
+model = ModelArtifact(path=Path("m"), step=3, loss=0.5)
+model.save(name="M")
+data = PretrainBlendsArtifact(path=Path("d"), source_datasets=[InputDatasetInfo(uri="hf://a/b")])
+data.save(name="D")
+import wandb
+run = wandb.run
+print(json.dumps({"active": tracker.is_active(), "id": run.id, "offline": run.offline, "tags": list(run.tags),
+    "uri": model.uri, "run_id": model.tracking.run_id, "project": run.project, "dir": run.dir}))
+try:
+    tracker.use_artifact("e/p/M:v0", "model")
+except Exception as error:
+    print(type(error).__name__, error, file=sys.stderr)
+finish_wandb(exit_code=0)
+print("seconds", time.monotonic() - start, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("unreachable", [False, True])
+def test_a_real_offline_run(tmp_path: Path, unreachable: bool, home: Path) -> None:
+    pytest.importorskip("wandb")
+    import json
+    import os
+
+    job = tmp_path / "runs" / "R" / "jobs" / "0"
+    job.mkdir(parents=True)
+    env = {**os.environ, "WANDB_PROJECT": "p", "NEMO_RUN_DIR": str(job), "NEMOTRON_RUN_ID": "R"}
+    if unreachable:
+        env |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert (seen["active"], seen["offline"], seen["uri"], seen["project"]) == (True, True, "art://M:v0", "p")
+    assert sorted(seen["tags"]) == ["nano3", "pretrain"]
+    assert seen["run_id"] == seen["id"] == "R-0"
+    assert seen["dir"].startswith(str(job))
+    assert "this W&B run is offline" in done.stderr
+    records = list(job.glob("wandb/offline-run-*/*.wandb"))
+    assert len(records) == 1
+    assert b"metadata.json" in records[0].read_bytes()
