@@ -219,3 +219,49 @@ def test_without_nemo_run(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert "pip install 'nemotron-kit[nemo-run]'" in out and out.strip().endswith(" 2")
+
+
+HOSTILE = [
+    "$(touch canary)",
+    "`touch canary`",
+    "x; touch canary",
+    "two  words",
+    "'",
+    '"',
+    "\\",
+    "$HOME",
+    "a\nb",
+    "*",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_the_script_that_nemo_run_renders_sets_exactly_the_value(run: Any, tmp_path: Path, value: str) -> None:
+    """The script is really run, with stand-ins for the two Slurm commands in it."""
+    from nemo_run.core.execution.slurm import SlurmBatchRequest
+
+    config = RunConfig(executor="slurm", account="a", partition="p", nodes=2, setup="export FROM_SETUP=1", mem="0")
+    executor = build_executor(config, {"GIVEN": value, "given": value})
+    executor.assign("exp", str(tmp_path), "task", "task")
+    request = SlurmBatchRequest(
+        launch_cmd=["sbatch"],
+        jobs=["task"],
+        command_groups=[["env", "-0"]],
+        executor=executor,
+        max_retries=0,
+        extra_env={},
+        launcher=executor.get_launcher(),
+    )
+    script = tmp_path / "job.sh"
+    script.write_text(request.materialize())
+    assert "#SBATCH --account=a" in script.read_text() and "#SBATCH --nodes=2" in script.read_text()
+    (tmp_path / "bin").mkdir()
+    for name, text in {"srun": f"env -0 > {tmp_path}/seen", "scontrol": "echo n1"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o700)
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["bash", str(script)], check=True, cwd=tmp_path, env=environment, capture_output=True)
+    seen = dict(entry.split("=", 1) for entry in (tmp_path / "seen").read_text().split("\0") if "=" in entry)
+    assert (seen["GIVEN"], seen["given"], seen["FROM_SETUP"]) == (value, value, "1")
+    assert not (tmp_path / "canary").exists()

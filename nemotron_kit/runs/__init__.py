@@ -1,0 +1,59 @@
+"""The records of launches: one folder a run, one folder a job, one file a transition. Only stores; imports no room."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemotron_kit.runs.cancel import cancel_jobs
+    from nemotron_kit.runs.folder import RunFolder, RunSummary, create_run, open_job, runs_root
+    from nemotron_kit.runs.ids import new_run_id
+    from nemotron_kit.runs.job import JobFolder
+    from nemotron_kit.runs.ledger import list_runs, open_run, remove_run, run_ids
+    from nemotron_kit.runs.logs import Neutraliser, follow, log_file, neutralise
+    from nemotron_kit.runs.process import process_facts
+    from nemotron_kit.runs.states import EXIT_CODES, STATES, TERMINAL, JobState
+
+_HOMES = {
+    "cancel": ("cancel_jobs",),
+    "folder": ("RunFolder", "RunSummary", "create_run", "open_job", "runs_root"),
+    "ids": ("new_run_id",),
+    "job": ("JobFolder",),
+    "ledger": ("list_runs", "open_run", "remove_run", "run_ids"),
+    "logs": ("Neutraliser", "follow", "log_file", "neutralise"),
+    "process": ("process_facts",),
+    "states": ("EXIT_CODES", "STATES", "TERMINAL", "JobState"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "EXIT_CODES",
+    "STATES",
+    "TERMINAL",
+    "JobFolder",
+    "JobState",
+    "Neutraliser",
+    "RunFolder",
+    "RunSummary",
+    "cancel_jobs",
+    "create_run",
+    "follow",
+    "list_runs",
+    "log_file",
+    "neutralise",
+    "new_run_id",
+    "open_job",
+    "open_run",
+    "process_facts",
+    "remove_run",
+    "run_ids",
+    "runs_root",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

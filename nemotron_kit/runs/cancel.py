@@ -1,0 +1,90 @@
+"""Stopping a job of this machine: TERM, then KILL after a grace; its whole process group, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process import descendants, is_gone, is_here
+from nemotron_kit.runs.states import JobState
+
+GRACE = 10.0
+
+
+def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobState]:
+    """Stop the jobs and return the states they ended in. Those that are over already are left as they are.
+
+    A process gets TERM, and `grace` seconds later KILL, with its children. A job that never started is marked
+    cancelled; `transition("running")` then refuses. UserError, before anything is stopped, when one of them is not a
+    process of this machine.
+    """
+    active = [(job, _process(job)) for job in jobs if not job.state().terminal]
+    for job, _ in active:  # all are told before one is stopped: jobs of one process end together
+        job.request_cancel()
+    for job, process in active:
+        code = _stop(process, grace) if process is not None else signal.SIGTERM
+        if job.exit_record() is None:  # it was killed, or never ran, and so could not say so itself
+            job.finish(128 + code, "cancelled", error="cancelled by `nemotron runs cancel`")
+    return [job.state() for job in jobs]
+
+
+def _process(job: JobFolder) -> Mapping[str, Any] | None:
+    """The process to stop, None for a job that has none yet; UserError for one that can't be stopped from here."""
+    state = job.state()
+    process = state.facts.get("process")
+    if isinstance(process, Mapping):
+        _check_here(job, process)
+        return process
+    if state.state != "pending" or state.facts.get("scheduler"):
+        raise UserError(f"{job.run_id}: job {job.number} is {state.state}, but not as a process of this machine.")
+    return None
+
+
+def _check_here(job: JobFolder, process: Mapping[str, Any]) -> None:
+    if not isinstance(process.get("pid"), int) or process["pid"] <= 1:
+        raise UserError(f"{job.run_id}: job {job.number} names no process: pid {process.get('pid')!r}.")
+    if not is_here(process):
+        raise UserError(
+            f"{job.run_id} runs on {process.get('host')}, in a place that can't be reached from here.",
+            hint=f"Cancel it there: nemotron runs cancel {job.run_id}.",
+        )
+
+
+def _stop(process: Mapping[str, Any], grace: float) -> int:
+    """Signal the process until it is gone; the last signal that was needed."""
+    _send(process, signal.SIGTERM)
+    if not _wait_gone(process, grace):
+        _send(process, signal.SIGKILL)
+        _wait_gone(process, 5.0)
+        return signal.SIGKILL
+    return signal.SIGTERM
+
+
+def _send(process: Mapping[str, Any], number: signal.Signals) -> None:
+    """To the process group where the process leads one of its own (a job started in the foreground of a script shares
+    the script's), else to the process; KILL also to all that it had started, which may lead groups of their own."""
+    if is_gone(process):
+        return
+    pid = process["pid"]
+    children = descendants(pid) if number == signal.SIGKILL else []
+    for target in [-pid if process.get("pgid") == pid else pid, *children]:
+        try:
+            os.kill(target, number)
+        except ProcessLookupError:
+            continue  # it ended by itself
+        except PermissionError as error:
+            raise UserError(f"Process {pid} belongs to another user.") from error
+
+
+def _wait_gone(process: Mapping[str, Any], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_gone(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

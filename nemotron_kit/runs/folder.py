@@ -1,0 +1,200 @@
+"""One launch's folder: its plan and its jobs. It appears whole, under its final name, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.runs.ids import is_run_id, started_at
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process import process_facts
+from nemotron_kit.runs.records import DamagedRecord, read_object
+from nemotron_kit.runs.states import DAMAGED, now_iso, parse_time, run_state
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a listing shows of a run. Times in seconds since the epoch; `error` says why it failed or is damaged."""
+
+    id: str
+    state: str
+    recipe: str | None = None
+    stage: str | None = None
+    created: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    code: int | None = None
+    jobs: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`$NEMOTRON_HOME/runs/<run id>`."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def plan(self) -> dict[str, Any]:
+        """plan.json. Raises DamagedRecord when it isn't there or can't be read."""
+        try:
+            return read_object(self.path / "plan.json")
+        except FileNotFoundError as error:
+            raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
+
+    def jobs(self) -> list[JobFolder]:
+        """Its jobs by number; none when the folder is damaged."""
+        try:
+            names = os.listdir(self.path / "jobs")  # noqa: PTH208 — names only
+        except OSError:
+            return []
+        return [JobFolder(self.path / "jobs" / name) for name in sorted(filter(str.isdecimal, names), key=int)]
+
+    def job(self, number: int = 0) -> JobFolder:
+        """Job `number`; UserError when the run has no such job."""
+        folder = self.path / "jobs" / str(number)
+        if not folder.is_dir():
+            there = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"
+            raise UserError(f"{self.id} has no job {number}.", hint=f"Its jobs: {there}.")
+        return JobFolder(folder)
+
+    def add_job(self, number: int, texts: Mapping[str, str], *, attached: bool = False) -> JobFolder:
+        """One more `pending` job (a sweep's next point), as `create_run` makes them."""
+        final = self.path / "jobs" / str(number)
+        if final.is_dir() and not (final / "state").exists():
+            # Hydra's basic launcher makes the folder, for its log, before it calls the task.
+            final.chmod(0o700)
+            return _fill_job(JobFolder(final), texts, attached)
+        building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
+        try:
+            _fill_job(JobFolder(building), texts, attached)
+            _rename_new(building, final)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        files.fsync_dir(final.parent)
+        return JobFolder(final)
+
+    def state(self) -> str:
+        return run_state(job.state().state for job in self.jobs())
+
+    def summary(self) -> RunSummary:
+        """Never raises for what is in the folder: a run that can't be read is `damaged`, with the reason."""
+        stamp = started_at(self.id)
+        created = stamp.timestamp() if stamp else None
+        try:
+            plan = self.plan()
+        except DamagedRecord as error:
+            reason = error.message.replace(f"{self.path}/", "")
+            return RunSummary(self.id, DAMAGED, created=created, error=reason)
+        jobs = [job.state() for job in self.jobs()]
+        state = run_state(job.state for job in jobs)
+        ended = [job.finished for job in jobs if job.finished is not None]
+        return RunSummary(
+            id=self.id,
+            state=state,
+            recipe=_text(plan.get("recipe")),
+            stage=_text(plan.get("stage")),
+            created=parse_time(plan.get("created_at")) or created,
+            started=min((job.started for job in jobs if job.started is not None), default=None),
+            finished=max(ended, default=None) if len(ended) == len(jobs) else None,
+            code=next((job.code for job in jobs if job.code), 0 if state == "succeeded" else None),
+            jobs=len(jobs),
+            error=next((str(job.error) for job in jobs if job.error), None),
+        )
+
+
+def runs_root() -> Path:
+    """`$NEMOTRON_HOME/runs`; may not exist."""
+    return nemotron_home() / "runs"
+
+
+def create_run(
+    run_id: str,
+    plan: Mapping[str, Any],
+    jobs: Sequence[Mapping[str, str]],
+    *,
+    attached: bool = False,
+    root: Path | None = None,
+) -> RunFolder:
+    """Make a run's folder with its plan and one `pending` job for each of `jobs`.
+
+    `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (set here when left out), and `runs show` also
+    `command_line`, `hydra`, `profile`, `inputs`. A job is `{relative file name: text}`, `config.yaml` among them.
+    `attached`: the jobs run in this process, so they have failed when it disappears before they do.
+    """
+    if not is_run_id(run_id):
+        raise UserError(f"{run_id!r} is no run id.", hint="Make one with new_run_id(recipe, stage).")
+    root = root or runs_root()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    final = root / run_id
+    # A dot in front: listings pass over what a killed launch leaves.
+    building = root / f".{run_id}.{secrets.token_hex(4)}.tmp"
+    try:
+        _fill(building, {"created_at": now_iso(), **plan}, jobs, attached)
+        _rename_new(building, final)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    files.fsync_dir(root)
+    return RunFolder(final)
+
+
+def open_job(path: Path | str) -> JobFolder:
+    """The job folder at `path` (what NEMO_RUN_DIR names). UserError when it isn't one."""
+    folder = Path(path).absolute()
+    if not (folder.name.isdecimal() and folder.parent.name == "jobs" and folder.is_dir()):
+        raise UserError(f"{path} is no job folder.", hint="It should be …/runs/<run id>/jobs/<n>.")
+    return JobFolder(folder)
+
+
+def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], attached: bool) -> None:
+    (folder / "jobs").mkdir(mode=0o700, parents=True)
+    folder.chmod(0o700)
+    files.write_json(folder / "plan.json", dict(plan))
+    for number, texts in enumerate(jobs):
+        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, attached)
+    files.fsync_dir(folder)
+
+
+def _fill_job(job: JobFolder, texts: Mapping[str, str], attached: bool) -> JobFolder:
+    job.path.mkdir(mode=0o700, exist_ok=True)
+    for name, text in texts.items():
+        files.write_text(_inside(job.path, name), text)
+    facts: dict[str, Any] = {"process": process_facts()} if attached else {}
+    job.transition("pending", **facts)
+    return job
+
+
+def _rename_new(folder: Path, final: Path) -> None:
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise NemotronError(f"{final} exists already.", hint="Launch again: the next run id is another.") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+        raise ValueError(f"{name!r} is no file name inside a job folder.")
+    for depth in range(1, len(parts)):
+        folder.joinpath(*parts[:depth]).mkdir(mode=0o700, exist_ok=True)
+    return folder.joinpath(*parts)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

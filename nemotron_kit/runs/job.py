@@ -1,0 +1,187 @@
+"""One job's folder: what it reads, the states it went through, how it ended, and what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import Cancelled, UserError, nearest
+from nemotron_kit.runs.process import is_gone, process_facts
+from nemotron_kit.runs.records import DamagedRecord, read_object, tail_objects
+from nemotron_kit.runs.states import STATES, JobState, now_iso, parse_time
+
+_STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
+_LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+DISAPPEARED = "the process disappeared"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """`runs/<run id>/jobs/<n>`: the job's NEMO_RUN_DIR. Nothing in it is written by two writers."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def run_id(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    # --- what happens to it
+
+    def transition(self, state: str, *, writer: str | None = None, **facts: Any) -> None:
+        """Record that the job is now in `state`: one new file, so that no two hosts ever write to the same one.
+
+        `running` records this process too, unless `process=` says which one it is (None: none on this machine). Where
+        an earlier attempt had ended (a requeue), its end joins the history. Raises Cancelled when the job was asked to
+        stop before it ran.
+        """
+        _check_state(state)
+        if state == "running":
+            if self.cancel_requested:
+                raise Cancelled(f"{self.run_id}: cancelled before it ran.")
+            facts.setdefault("process", process_facts())
+        if state in ("pending", "running"):
+            self._reopen(writer)
+        self._write_state({"state": state, "at": now_iso(), **facts}, writer)
+
+    def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
+        """Write the exit record. `state` follows from `code` when left out; a failure after `request_cancel` is
+        `cancelled`."""
+        state = state or ("succeeded" if code == 0 else "failed")
+        _check_state(state)
+        if state == "failed" and self.cancel_requested:
+            state = "cancelled"
+        record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
+        files.write_json(self.path / "exit.json", {**record, **facts})
+
+    def request_cancel(self) -> None:
+        files.write_json(self.path / "cancel.json", {"at": now_iso(), "host": socket.gethostname()})
+
+    @property
+    def cancel_requested(self) -> bool:
+        return (self.path / "cancel.json").exists()
+
+    # --- where it stands
+
+    def state(self) -> JobState:
+        """The exit record first, then the last state; a process of this machine that is gone without an exit record has
+        failed."""
+        history = self.history()
+        started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
+        try:
+            return _from_exit(read_object(self.path / "exit.json"), started, history)
+        except FileNotFoundError:
+            pass
+        except DamagedRecord as error:
+            return JobState("unknown", error=error.message)
+        if not history:
+            return JobState("unknown", error=f"{self.path / 'state'}: no readable state.")
+        return self._from_last(history[-1], started)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every readable transition in order; `at` as seconds since the epoch. The exit record is not among them."""
+        found = []
+        for _, name in self._state_files():
+            with contextlib.suppress(DamagedRecord, FileNotFoundError):
+                entry = read_object(self.path / "state" / name)
+                if entry.get("state") in STATES:
+                    found.append({**entry, "at": parse_time(entry.get("at"))})
+        return found
+
+    def exit_record(self) -> dict[str, Any] | None:
+        """exit.json, None while there is none. Raises DamagedRecord."""
+        try:
+            return read_object(self.path / "exit.json")
+        except FileNotFoundError:
+            return None
+
+    # --- what it left
+
+    def log_path(self, name: str = "job") -> Path:
+        """`logs/<name>.log`; "job" is the whole job's, "rank-3" that of one rank. Makes the folder, not the file."""
+        if not _LOG_NAME.match(name) or ".." in name:
+            raise ValueError(f"log name {name!r}: use letters, digits, '.', '_' and '-'.")
+        folder = self.path / "logs"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{name}.log"
+
+    def open_log(self, name: str = "job") -> FileIO:
+        """The log, opened for appending, unbuffered and 0600: a requeued job's log goes on where it stopped."""
+        return FileIO(os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+
+    def artifacts(self) -> dict[str, Any]:
+        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord."""
+        try:
+            record = read_object(self.path / "artifacts.json")
+        except FileNotFoundError:
+            record = {}
+        return {"inputs": record.get("inputs") or {}, "outputs": record.get("outputs") or []}
+
+    def metrics(self, count: int) -> list[dict[str, Any]]:
+        """The last `count` lines of metrics.jsonl."""
+        return tail_objects(self.path / "metrics.jsonl", count)
+
+    # --- inside
+
+    def _state_files(self) -> list[tuple[int, str]]:
+        try:
+            names = os.listdir(self.path / "state")  # noqa: PTH208 — names only, and 10,000 folders are listed
+        except OSError:
+            return []
+        return sorted((int(match[1]), name) for name in names if (match := _STATE_FILE.match(name)))
+
+    def _write_state(self, record: Mapping[str, Any], writer: str | None) -> None:
+        folder = self.path / "state"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        known = self._state_files()
+        sequence = known[-1][0] + 1 if known else 0
+        writer = re.sub(r"[^A-Za-z0-9._]+", "-", writer or f"{socket.gethostname()}-{os.getpid()}").strip("-.")
+        files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", record)
+
+    def _reopen(self, writer: str | None) -> None:
+        """A new attempt: the earlier exit record becomes part of the history."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                record = read_object(self.path / "exit.json")
+                self._write_state({"at": record.get("finished_at"), **record}, writer)
+            except DamagedRecord as error:
+                self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
+            (self.path / "exit.json").unlink()
+
+    def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
+        state, error, process = last["state"], last.get("error"), last.get("process")
+        finished = None
+        if state in ("pending", "running") and isinstance(process, Mapping) and is_gone(process):
+            if (self.path / "exit.json").exists():  # it ended between our two looks
+                return self.state()
+            state, error = ("cancelled", None) if self.cancel_requested else ("failed", DISAPPEARED)
+        return JobState(state, last["at"], started, finished, last.get("code"), error, last)
+
+
+def _from_exit(record: Mapping[str, Any], started: float | None, history: list[dict[str, Any]]) -> JobState:
+    state, code = record.get("state"), record.get("code")
+    if state not in STATES or (code is not None and type(code) is not int):
+        return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} makes no sense.")
+    finished = parse_time(record.get("finished_at"))
+    facts = {**(history[-1] if history else {}), **record}
+    return JobState(state, finished, started, finished, code, record.get("error"), facts)
+
+
+def _check_state(state: str) -> None:
+    if state not in STATES:
+        raise UserError(f"{state!r} is no state of a job.", hint=nearest(state, STATES))

@@ -1,0 +1,108 @@
+"""Queries over all runs on this machine, newest first. The folders are the truth; the index is a cache."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
+from nemotron_kit.runs.ids import first_id_since, is_run_id, sort_key
+from nemotron_kit.runs.index import Index
+from nemotron_kit.runs.states import DAMAGED, TERMINAL
+
+
+def run_ids(root: Path | None = None) -> list[str]:
+    """Every run id, newest first, from the names alone."""
+    try:
+        entries = os.scandir(root or runs_root())
+    except FileNotFoundError:
+        return []
+    with entries:
+        found = [e.name for e in entries if is_run_id(e.name) and e.is_dir(follow_symlinks=False)]
+    return sorted(found, key=sort_key, reverse=True)
+
+
+def list_runs(
+    *,
+    recipe: str | None = None,
+    stage: str | None = None,
+    states: Collection[str] = (),
+    since: timedelta | None = None,
+    limit: int | None = None,
+    root: Path | None = None,
+) -> list[RunSummary]:
+    """Summaries of the newest `limit` runs that match, newest first; a run that can't be read is `damaged`.
+
+    `stage` also matches the stages below it (`data/prep`). Without a filter only the runs that are shown are opened.
+    """
+    root = root or runs_root()
+    everything = run_ids(root)
+    first = first_id_since(since) if since is not None else ""
+    ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
+    if not (recipe or stage or states):
+        return [RunFolder(root / run_id).summary() for run_id in ids[:limit]]
+    with Index(root, everything) as index:
+        found = (index.summary(run_id) for run_id in ids)
+        return list(islice((run for run in found if _matches(run, recipe, stage, states)), limit))
+
+
+def open_run(reference: str, root: Path | None = None) -> RunFolder:
+    """The run with this id, with this unique prefix or last six digits of one, or the "latest"."""
+    root = root or runs_root()
+    if is_run_id(reference) and (root / reference).is_dir():
+        return RunFolder(root / reference)
+    ids = run_ids(root)
+    if not ids:
+        raise UserError(f"No runs in {root}.", hint="A run appears there when a command is launched.")
+    if reference == "latest":
+        return RunFolder(root / ids[0])
+    matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
+    matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
+    if len(matching) == 1:
+        return RunFolder(root / matching[0])
+    if matching:
+        shown = ", ".join(matching[:6]) + (", …" if len(matching) > 6 else "")
+        raise UserError(f"{reference!r} is the start of {len(matching)} runs.", hint=f"Which: {shown}?")
+    raise UserError(f"No run {reference!r}.", hint=f"{nearest(reference, ids) or ''} See `nemotron runs`.".strip())
+
+
+def remove_run(
+    run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
+) -> None:
+    """Delete a run's folder.
+
+    Refused while a job is not over (`force` lifts that for one that is not known to be running), and while artifacts
+    lie in it: `referenced_by(run)` names those.
+    """
+    # Nothing can be said of a damaged run without jobs but that it isn't running.
+    state = run.state() if run.jobs() else run.summary().state
+    if state not in (*TERMINAL, DAMAGED) and not (force and state != "running"):
+        hint = f"Stop it first: nemotron runs cancel {run.id}." if state == "running" else "--force removes it."
+        raise UserError(f"{run.id} is {state}.", hint=hint)
+    artifacts = sorted(referenced_by(run))
+    if artifacts:
+        raise UserError(
+            f"{run.id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
+            hint="Artifacts are by reference: without this folder they could not be loaded.",
+        )
+    # Gone at once under its name, so that no reader meets half of it.
+    doomed = run.path.with_name(f".{run.id}.{secrets.token_hex(4)}.removed")
+    try:
+        run.path.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise NemotronError(f"{run.path}: can't be removed: {error}.") from error
+
+
+def _matches(run: RunSummary, recipe: str | None, stage: str | None, states: Collection[str]) -> bool:
+    if states and run.state not in states:
+        return False
+    if recipe and run.recipe != recipe:
+        return False
+    return not stage or f"{run.stage or ''}/".startswith(f"{stage.strip('/')}/")

@@ -1,0 +1,119 @@
+"""Reading a job's logs: from an offset, in bounded memory, and harmless to the terminal that shows them."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nemotron_kit.runs.job import JobFolder
+
+CHUNK = 64 * 1024
+# Colours are dropped; whatever else begins with an escape, and every other control character, is made visible.
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
+_UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class Neutraliser:
+    """Turns a log's bytes into text that moves no cursor, sets no title, answers no query and reorders nothing.
+
+    Fed piece by piece, it gives the same text as for the whole: a sequence cut in two is held back until its end is
+    there. Invalid UTF-8 becomes U+FFFD; newline, tab and carriage return (progress bars) pass.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        text = self._held + self._decoder.decode(data, final)
+        cut = None if final else _UNFINISHED.search(text)
+        self._held = text[cut.start() :] if cut else ""
+        text = text[: cut.start()] if cut else text
+        return _CONTROL.sub(_visible, _COLOUR.sub("", text))
+
+
+def neutralise(text: str) -> str:
+    """`text` from a file or a machine that isn't trusted, safe to print."""
+    return _CONTROL.sub(_visible, _COLOUR.sub("", text))
+
+
+def log_file(job: JobFolder, rank: int | None = None) -> Path:
+    """The whole job's log, or one rank's; it may not be there yet."""
+    return job.path / "logs" / ("job.log" if rank is None else f"rank-{rank}.log")
+
+
+def log_names(job: JobFolder) -> list[str]:
+    """The names of the logs that are there: `job`, `rank-0`, …"""
+    return sorted(path.stem for path in (job.path / "logs").glob("*.log"))
+
+
+def read_from(path: Path, offset: int) -> Iterator[bytes]:
+    """What stands in the file from `offset` on, in pieces; nothing while there is no file."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        while piece := file.read(CHUNK):
+            yield piece
+
+
+def last_lines(path: Path, count: int) -> int:
+    """The offset at which the last `count` lines of a file begin; 0 when it has fewer, or isn't there yet."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return 0
+    with file:
+        position = end = file.seek(0, os.SEEK_END)
+        if count == 0:
+            return end
+        while position > 0:
+            start = max(0, position - CHUNK)
+            file.seek(start)
+            block = file.read(position - start)
+            newline = len(block)
+            while (newline := block.rfind(b"\n", 0, newline)) >= 0:
+                begins = start + newline + 1
+                count -= begins < end  # the newline that ends the file begins no line
+                if count == 0:
+                    return begins
+            position = start
+        return 0
+
+
+def follow(
+    path: Path, is_over: Callable[[], bool], *, offset: int = 0, poll: float = 0.1, slowest: float = 1.0
+) -> Iterator[bytes]:
+    """The log from `offset` on, as it grows, until `is_over()` and its end is reached. Each byte is read once.
+
+    A file that became shorter was replaced: it is read from its start. Looks every `poll` seconds, less often (up to
+    `slowest`) while nothing comes.
+    """
+    wait = poll
+    while True:
+        over = is_over()  # asked before reading: what was written up to then is still shown
+        if path.exists() and path.stat().st_size < offset:
+            offset = 0
+        grown = False
+        for piece in read_from(path, offset):
+            offset += len(piece)
+            grown = True
+            yield piece
+        if over:
+            return
+        wait = poll if grown else min(wait * 1.5, slowest)
+        time.sleep(wait)
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return f"^{chr(code + 0x40)}"
+    return "^?" if code == 0x7F else f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"

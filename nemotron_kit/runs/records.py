@@ -1,0 +1,63 @@
+"""Reading what a run left: JSON objects that are whole, or a named error."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import NemotronError
+
+_MAX_BYTES = 64 * 1024 * 1024
+_TAIL_BYTES = 1024 * 1024
+
+
+class DamagedRecord(NemotronError):
+    """A record is there but can't be read as what it should be."""
+
+    exit_code = 3
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DamagedRecord(f"{path}: more than {_MAX_BYTES} bytes.")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{path}: not valid JSON: {error}.") from error
+    except OSError as error:
+        raise DamagedRecord(f"{path}: {error.strerror or error}.") from error
+    if not isinstance(value, dict):
+        raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:
+    """The last `count` lines of a file, without reading more than `limit` bytes of it; [] when there is no file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            if size > limit:
+                file.readline()  # the first of what is left is a part of a line
+            return list(deque(file, maxlen=count)) if count > 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` whole JSON objects, one a line; a line that is still being written is left out."""
+    found = []
+    for line in tail(path, count + 1):
+        try:
+            value = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found[-count:] if count > 0 else []
