@@ -26,7 +26,7 @@ def nemotron(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> NoReturn:
-    """The console script. What only printed ends at once: taking a large process apart politely is a tenth of its time."""
+    """The console script. What only printed ends at once: taking a large process apart is a tenth of its time."""
     code = nemotron()
     if "nemotron_kit.execution.launch" in sys.modules or "nemotron_kit.cli.hydra_app" in sys.modules:
         sys.exit(code)

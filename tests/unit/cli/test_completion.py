@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.cli import runs
 from nemotron_kit.cli.completion import complete, main, split_line
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.shells import SCRIPTS
+from nemotron_kit.cli.tree import TOOLS
 from nemotron_kit.errors import UserError
 
 
@@ -16,6 +19,8 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
     monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
     (tmp_path / "env.toml").write_text("[CLUSTER]\nexecutor = 'slurm'\n[wandb]\nproject = 'x'\n")
+    for run in ("run-a", "run-b"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
     for place in ("Blend-default/v0", "Blend-default/v1", "Blend-default/aliases", "Other/v0", ".registry"):
         (tmp_path / "artifacts" / place).mkdir(parents=True)
     (tmp_path / "artifacts" / "Blend-default" / "aliases" / "best").write_text("{}")
@@ -56,6 +61,11 @@ def _offered(index: Index, line: str) -> list[str]:
         ("nano3 pretrain --art", ["--art.data"]),
         ("nano3 model import pretrain -s ", []),
         ("nano3 bogus ", []),
+        ("runs ", ["show", "logs", "wait", "cancel", "rm"]),
+        ("runs show ", ["latest", "run-b", "run-a"]),
+        ("runs logs -f run-", ["run-b", "run-a"]),
+        ("profiles show ", ["CLUSTER"]),
+        ("completion ", ["bash", "zsh", "fish"]),
     ],
 )  # fmt: skip
 def test_offers(line: str, offered: list[str], index: Index) -> None:
@@ -81,6 +91,11 @@ def test_split_line(line: str, words: list[str]) -> None:
 def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([shell]) == 0
     assert mark in capsys.readouterr().out
+
+
+def test_what_follows_a_tool_is_what_it_has() -> None:
+    assert set(TOOLS["runs"][2]) == set(runs._COMMANDS)
+    assert set(TOOLS["completion"][2]) == set(SCRIPTS)
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:

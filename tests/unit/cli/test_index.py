@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from nemotron_kit.app import App
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import app_index, cache_file, dump, load_index, read, stamp
-from nemotron_kit.cli.indexing import Live, summary
+from nemotron_kit.cli.index import cache_file, dump, read, stamp
+from nemotron_kit.cli.indexing import Live, live, summary
+from nemotron_kit.discovery import discover
 from nemotron_kit.errors import UserError
 
 LEAF = {"name": "go", "path": ["r", "go"], "description": "Go", "aliases": [], "line": 0}
@@ -105,7 +106,7 @@ def test_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.Da
 
 def test_a_job_reads_and_writes_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    assert "nano3" in load_index(write=False).root["children"]
+    assert "nano3" in live(discover()).root["children"]
     assert not (tmp_path / "home").exists()
 
 
@@ -148,7 +149,3 @@ def test_a_recipe_named_like_a_command_of_ours_is_listed_as_broken() -> None:
     found = Live({"runs": App("runs")}, {})
     assert found.root["children"] == {}
     assert "nemotron's own" in found.broken["runs"]
-
-
-def test_the_index_of_one_app() -> None:
-    assert list(app_index(App("mine")).root["children"]) == ["mine"]

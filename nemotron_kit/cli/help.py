@@ -1,0 +1,194 @@
+"""Help pages, drawn from the index: what a command does, takes and reads, lines that work, and what to do next."""
+
+from __future__ import annotations
+
+import sys
+
+from nemotron_kit.cli import tree
+from nemotron_kit.cli.options import NEMOTRON, PREFIXES
+from nemotron_kit.cli.style import Paint, colour, table, width, wrap
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from nemotron_kit.cli.index import Index, Node
+    from nemotron_kit.cli.style import Rows
+
+_ROOT_OPTIONS = [("-h, --help", "show this help; behind any words, the help of what they name"), ("--version", "")]
+
+
+class Page:
+    """A page being written: sections of a heading and lines."""
+
+    def __init__(self, columns: int, paint: Paint) -> None:
+        self.columns, self.paint = columns, paint
+        self.parts: list[str] = []
+
+    def text(self, *lines: str) -> None:
+        self.parts.append("\n".join(line for text in lines for line in wrap(text, self.columns)))
+
+    def section(self, heading: str, rows: Rows) -> None:
+        lines = table(rows, self.columns, self.paint)
+        if lines:
+            self.parts.append("\n".join([self.paint.heading(heading), *lines]))
+
+    def lines(self, heading: str, lines: Sequence[str]) -> None:
+        self.parts.append("\n".join([self.paint.heading(heading), *(f"  {line}" for line in lines)]))
+
+    def __str__(self) -> str:
+        return "\n\n".join(self.parts) + "\n"
+
+
+def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple[str, ...] = (), prog: str = "") -> int:
+    """Print the page of the node at `path`; the exit code: 2 when a group was named where a command should be, and then
+    the page goes to standard error."""
+    stream = sys.stdout if asked else sys.stderr
+    page = Page(width(stream), Paint(colour(stream)))
+    draw(page, index, path, root, prog or program(root))
+    if not asked:
+        stream.write("Which command?\n\n")
+    stream.write(_encodable(str(page), stream.encoding))
+    stream.flush()
+    return 0 if asked else 2
+
+
+def program(root: tuple[str, ...] = ()) -> str:
+    """How this program is called: `nemotron`, or `python -m myrecipe` where an app runs itself."""
+    if not root:
+        return "nemotron"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+
+
+def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...], prog: str) -> None:
+    """Write the page of the node at `path`, whose first words `root` the program's name says already."""
+    node = tree.find(index, path) or index.root
+    words = " ".join((prog, *path[len(root) :]))
+    if not path:
+        _top(page, index, words)
+    elif tree.is_group(node):
+        _group(page, node, words)
+    else:
+        _command(page, node, index.detail(node), words)
+
+
+def _top(page: Page, index: Index, words: str) -> None:
+    recipes = index.root["children"]
+    page.text(f"usage: {words} RECIPE COMMAND [options] [key=value …]")
+    page.text("Launches training recipes: here, or on a cluster that env.toml describes.")
+    page.section("recipes", [(name, node["description"]) for name, node in recipes.items()])
+    page.section("broken", sorted(index.broken.items()))
+    page.section("commands", [*((name, text) for name, (_, text, _) in tree.TOOLS.items())])
+    page.section("options", _ROOT_OPTIONS)
+    first = next((leaf for leaf in tree.leaves(index.root) if "broken" not in leaf), None)
+    if first is not None:
+        command = " ".join((words, *first["path"]))
+        page.lines("next", [f"{words} {first['path'][0]} --help", f"{command} --help", f"{command} --dry-run"])
+
+
+def _group(page: Page, node: Node, words: str) -> None:
+    page.text(f"usage: {words} COMMAND [options] [key=value …]")
+    if node["description"]:
+        page.text(node["description"])
+    page.section("commands", [_listed(leaf, len(node["path"])) for leaf in tree.leaves(node)])
+    first = next((leaf for leaf in tree.leaves(node) if "broken" not in leaf), None)
+    if first is not None:
+        command = " ".join((words, *first["path"][len(node["path"]) :]))
+        page.lines("next", [f"{command} --help", f"{command} --dry-run"])
+
+
+def _listed(leaf: Node, depth: int) -> tuple[str, str]:
+    aliases = f" (also: {', '.join(leaf['aliases'])})" if leaf.get("aliases") else ""
+    text = f"broken: {leaf['broken']}" if "broken" in leaf else leaf["description"] + aliases
+    return " ".join(leaf["path"][depth:]), text
+
+
+def _command(page: Page, leaf: Node, detail: Node, words: str) -> None:
+    fields = detail["fields"]
+    positional = [row["name"].upper() for row in fields if row.get("positional")]
+    page.text(
+        " ".join(("usage:", words, *positional, "[-c NAME|PATH] [-r PROFILE | -b PROFILE] [options] [key=value …]"))
+    )
+    if leaf["description"]:
+        page.text(leaf["description"])
+    if "broken" in leaf:
+        page.text(page.paint.bad(f"broken: {leaf['broken']}"))
+        return
+    page.section("options", _options(detail))
+    page.section("artifacts it reads (--art.NAME REF uses another)", map(_slot, detail["artifacts"]))
+    page.section("config (as --field VALUE or as field=VALUE)", [_field(row, _mapped(detail)) for row in fields])
+    if detail["configs"]:
+        page.lines("configs for -c", [f"{', '.join(detail['configs'])}   ({detail['config_folder']})"])
+    if detail["produces"]:
+        page.text(f"It saves {', '.join(detail['produces'])}.")
+    page.lines("examples", _examples(detail, " ".join((words, *positional))))
+    page.lines(
+        "next",
+        ["nemotron runs              what ran, and how it ended", "nemotron profiles          where else it can run"],
+    )
+
+
+def _options(detail: Node) -> Rows:
+    for option in NEMOTRON.options:
+        yield (
+            f"{option.short or '  '}{', ' if option.short else '  '}{option.flag} {option.metavar}".rstrip(),
+            option.help,
+        )
+    for prefix, (metavar, text) in PREFIXES.items():
+        if text and (prefix != "art" or detail["artifacts"]):
+            yield f"    --{prefix}.{metavar}", text
+
+
+def _slot(slot: Node) -> tuple[str, str]:
+    fills = ", ".join(f"{target} from {source or 'path'}" for source, target in slot["mappings"].items())
+    return f"--art.{slot['slot']}", f"{slot['default']}{f' (fills {fills})' if fills else ''}"
+
+
+def _mapped(detail: Node) -> dict[str, str]:
+    return {target: slot["slot"] for slot in detail["artifacts"] for target in slot["mappings"].values()}
+
+
+def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:
+    name, value = row["name"], row["type"]
+    flag = "--" + name.replace("_", "-")
+    if name in NEMOTRON.long:  # nemotron's own option has the flag; the field is set as key=value
+        spelled = f"{name}={value}"
+    elif row["kind"] == "dict":
+        spelled = f"{flag}.KEY VALUE"
+    elif row["kind"] == "bool":
+        spelled = f"{flag}, --no-{flag[2:]}"
+    else:
+        spelled = f"{flag} {value}"
+    if row.get("short"):
+        spelled = f"{row['short']}, {spelled}"
+    if row.get("positional"):
+        spelled = f"{name.upper()} ({value})"
+    return spelled, f"{row.get('help', '')} {_default(row, mapped)}".strip()
+
+
+def _default(row: dict[str, Any], mapped: dict[str, str]) -> str:
+    if row["name"] in mapped:
+        return f"[from artifact {mapped[row['name']]}]"
+    if row.get("required"):
+        return "(required)"
+    return f"[{row['default']}]" if row["default"] not in ("null", "") else ""
+
+
+def _examples(detail: Node, words: str) -> list[str]:
+    """Three lines that work as they stand."""
+    configs = detail["configs"]
+    config = "tiny" if "tiny" in configs else next((name for name in configs if name != "default"), "")
+    start = f"{words} -c {config}" if config else words
+    settable = [
+        row for row in detail["fields"] if row["kind"] in ("int", "float") and row.get("default", "null") != "null"
+    ]
+    setting = f" {settable[0]['name']}={settable[0]['default']}" if settable else ""
+    return [f"{start} --dry-run", f"{start}{setting}", f"{start}{setting} --cfg job"]
+
+
+def _encodable(text: str, encoding: str | None) -> str:
+    """`text` without what the stream can't show (an … on a latin-1 terminal)."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

@@ -1,0 +1,207 @@
+"""Builds the index of index.py: off the live command trees, and into the cache together with what it depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.app import App, Command, Group
+from nemotron_kit.cli import env, tree
+from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, stamp
+from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
+from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.errors import UserError
+
+EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "config_folder": "", "produces": []}
+
+
+class Live(Index):
+    """An index read off command trees as they are in this process. A command's config is imported when asked about."""
+
+    def __init__(self, apps: dict[str, App], broken: dict[str, str]) -> None:
+        self.commands: dict[tuple[str, ...], Command] = {}
+        taken = {name: "the name is a command of nemotron's own" for name in apps if name in tree.TOOLS}
+        children = {name: self._node(app) for name, app in apps.items() if name not in taken}
+        root: Node = {"name": "", "path": [], "description": "", "children": children}
+        super().__init__(root, {**broken, **taken}, [])
+
+    def _node(self, item: Group | Command) -> Node:
+        if isinstance(item, Command):
+            self.commands[item.path] = item
+            aliases, path = list(item.aliases), list(item.path)
+            return {"name": path[-1], "path": path, "description": summary(item), "aliases": aliases}
+        children = {name: self._node(below) for name, below in item.children.items()}
+        path = list(item.path)
+        return {"name": item.name, "path": path, "description": item.description, "children": children}
+
+    def detail(self, leaf: Node) -> Node:
+        """See Index.detail; UserError with the reason when the command's config can't be imported or isn't usable."""
+        return command_detail(self.commands[tuple(leaf["path"])])
+
+
+def live(found: Tree) -> Live:
+    """The index of the recipes that `discover()` found."""
+    return Live(found.apps, found.broken)
+
+
+def command_detail(command: Command) -> Node:
+    """A command's fields, artifact inputs and configs as plain data. Raises UserError where that can't be had."""
+    from nemotron_kit.cli.fields import rows
+    from nemotron_kit.config.jobfiles import config_files
+
+    # A stranger's module may raise anything, SystemExit included.
+    try:
+        fields = rows(command.load_config_cls())
+        folder, configs = command.config_folder, config_files(command)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{command.words} can't be used: {type(error).__name__}: {error}.",
+            hint="Its config does not import; the other commands are not touched by it.",
+        ) from error
+    slots = [
+        {"slot": slot, "default": each.default_name, "type": each.type or "", "mappings": dict(each.mappings)}
+        for slot, each in command.artifacts.items()
+    ]
+    return {
+        "fields": fields,
+        "artifacts": slots,
+        "configs": list(configs),
+        "config_folder": str(folder or ""),
+        "produces": list(command.produces),
+    }
+
+
+def summary(command: Command) -> str:
+    """The description, or the first line of the handler's doc if that is loaded: no handler is imported for it."""
+    handler: Any = command.handler
+    if not command.description and isinstance(handler, str):
+        module, _, name = handler.partition(":")
+        handler = getattr(sys.modules.get(module), name, None)
+    doc = "" if handler is None or isinstance(handler, str) else inspect.getdoc(handler) or ""
+    return command.description or doc.partition("\n")[0]
+
+
+def rebuild() -> Index:
+    """Import every recipe, write the cache, and return what is in it. A home that can't be written is no obstacle."""
+    key, path = cache_key(), cache_file()
+    with recording() as recorder:
+        for place in (env.find(), *sys.path[1:]):
+            recorder.add(place)
+        found = _discover()
+        for folder in _folders():
+            recorder.add(str(folder))
+        index = Live(found.apps, found.broken)
+        details = [_cached_leaf(index, leaf, number, recorder) for number, leaf in enumerate(tree.leaves(index.root))]
+    text = dump(index.root, index.broken, details, recorder.sources(_packages(index)), key)
+    _write(Path(path), text)
+    return Index(index.root, index.broken, text.split("\n")[2:])
+
+
+def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> Node:
+    """The command's detail. A command that is broken says so in the tree, and its siblings go on."""
+    command = index.commands[tuple(leaf["path"])]
+    leaf["line"] = number
+    with contextlib.suppress(ImportError, ValueError):  # a handler whose package isn't there has no folder either
+        recorder.add(str(command.config_folder or ""))
+    try:
+        detail = index.detail(leaf)
+    except UserError as error:
+        leaf["broken"], detail = error.message.removeprefix(f"{command.words} can't be used: "), EMPTY
+    leaf["description"] = summary(command)
+    return detail
+
+
+def _write(path: Path, text: str) -> None:
+    from nemotron_kit.files import write_text
+
+    # Without a cache the next help page is slower, and nothing else.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(path, text)
+
+
+def _discover() -> Tree:
+    """`discover()`; a broken env.toml is listed like a broken recipe, so that help works all the same."""
+    try:
+        return discover(read_env_file())
+    except UserError as error:
+        found = discover(EnvFile())
+        found.broken["env.toml"] = error.message
+        return found
+
+
+def _folders() -> list[Path]:
+    try:
+        return recipe_folders(read_env_file())
+    except UserError:
+        return []
+
+
+def _packages(index: Live) -> set[str]:
+    """The top-level packages that recipes live in."""
+    modules = [*BUILT_IN.values(), *(target for _, target in entry_points()), *(folder.name for folder in _folders())]
+    for command in index.commands.values():
+        cls = command.config_cls
+        modules.append(cls if isinstance(cls, str) else cls.__module__)
+    return {module.partition(":")[0].partition(".")[0] for module in modules}
+
+
+class Recorder:
+    """Sees every import, failed ones too, and notes each file as it was before it was read."""
+
+    def __init__(self) -> None:
+        self.stamps: dict[str, Stamp] = {}
+        self.origins: dict[str, str] = {}
+
+    def add(self, path: str | None) -> None:
+        if path:
+            self.stamps.setdefault(path, stamp(path))
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                self._note(fullname, spec.origin)
+                return spec
+        for folder in path or ():
+            self.add(folder)
+        return None
+
+    def _note(self, module: str, origin: str | None) -> None:
+        if origin and os.path.isabs(origin):  # noqa: PTH117
+            self.origins[module] = origin
+            self.add(origin)
+
+    def sources(self, packages: set[str]) -> list[Stamp]:
+        """The stamps of everything that the index depends on: not the standard library, and of what is installed only
+        the recipes' own packages (an upgrade of another one changes site-packages itself, which is listed too)."""
+        for module, loaded in list(sys.modules.items()):
+            if module not in self.origins:
+                self._note(module, getattr(loaded, "__file__", None))
+        ours = {origin for module, origin in self.origins.items() if _is_source(module, origin, packages)}
+        others = set(self.origins.values())
+        return [each for path, each in self.stamps.items() if path in ours or path not in others]
+
+
+def _is_source(module: str, origin: str, packages: set[str]) -> bool:
+    if "site-packages" in origin or "dist-packages" in origin:
+        return module.partition(".")[0] in packages
+    return not origin.startswith(os.path.dirname(os.__file__) + os.sep)  # noqa: PTH120
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Recorder]:
+    """A Recorder in place for the imports of the block."""
+    recorder = Recorder()
+    sys.meta_path.insert(0, recorder)
+    try:
+        yield recorder
+    finally:
+        sys.meta_path.remove(recorder)

@@ -1,0 +1,119 @@
+"""The options that every command has, and Hydra's own: one table each for `nemotron` and `python -m nemotron_kit`.
+
+Help, completion and parsing all read these tables. Nothing heavy is imported: help must answer in milliseconds.
+"""
+
+from __future__ import annotations
+
+NOTHING, VALUE, MAYBE = "nothing", "value", "maybe"
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+WANDB = ("project", "entity", "run_name", "tags", "notes")
+# `--art.X V` and the like: what stands before the dot, and what it does.
+PREFIXES = {
+    "art": ("SLOT REF", "use this artifact: v3, Name, Name:v3, an alias, or a path"),
+    "run": ("KEY VALUE", "set one field of the profile for this job (also --batch.KEY)"),
+    "batch": ("", ""),
+    "wandb": ("KEY VALUE", "W&B: project, entity, run-name, tags, notes"),
+}
+
+
+class Option:
+    """One option. `name` has underscores; `takes` is NOTHING, VALUE, or MAYBE (a value out of `choices`, or none)."""
+
+    __slots__ = ("choices", "help", "metavar", "name", "short", "takes")
+
+    def __init__(
+        self, name: str, short: str, takes: str, metavar: str, help_text: str, choices: tuple[str, ...] = ()
+    ) -> None:
+        self.name, self.short, self.takes = name, short, takes
+        self.metavar, self.help, self.choices = metavar, help_text, choices
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+_OURS = (
+    Option("run", "-r", VALUE, "PROFILE", "send the job to a profile of env.toml, wait and show its log"),
+    Option("batch", "-b", VALUE, "PROFILE", "send the job to a profile and return at once"),
+    Option("dry_run", "-d", NOTHING, "", "show what would run and what would stop it; start and write nothing"),
+    Option("json", "", NOTHING, "", "print for programs (with --dry-run: the whole plan)"),
+)
+_CONFIG = Option("config", "-c", VALUE, "NAME|PATH", "the config file, by name or by path")
+_HELP = Option("help", "-h", NOTHING, "", "show this help")
+_HYDRA = (
+    Option("multirun", "-m", NOTHING, "", "sweep: one job for each value of `key=a,b`"),
+    Option("cfg", "", VALUE, "|".join(CFG), "print the composed config instead of running", CFG),
+    Option("resolve", "", NOTHING, "", "with --cfg: resolve interpolations"),
+    Option("package", "", VALUE, "KEY", "with --cfg: only this part of the config"),
+    Option("info", "", MAYBE, "TOPIC", "Hydra's information: " + ", ".join(INFO), INFO),
+    Option("config_dir", "", VALUE, "DIR", "one more folder to look for configs in"),
+    Option("hydra_help", "", NOTHING, "", "Hydra's own help"),
+)
+# Hydra's own short forms, free for commands in `nemotron`, kept in `python -m nemotron_kit`.
+_HYDRA_SHORT = {"cfg": "-c", "package": "-p", "info": "-i", "config_dir": "-cd", "multirun": "-m"}
+
+
+class Table:
+    """The options of one spelling, by long name (underscores) and by short form; `fields`: also a command's fields."""
+
+    def __init__(self, options: tuple[Option, ...], *, fields: bool) -> None:
+        self.options, self.fields = options, fields
+        self.long = {option.name: option for option in options}
+        self.short = {option.short: option for option in options if option.short}
+        if "config" in self.long:
+            self.long["config_file"] = self.long["config"]
+
+
+NEMOTRON = Table((_CONFIG, *_OURS, *_HYDRA, _HELP), fields=True)
+HYDRA = Table(
+    (
+        *(Option(o.name, "-b" if o.name == "batch" else "", o.takes, o.metavar, o.help) for o in _OURS),
+        *(Option(o.name, _HYDRA_SHORT.get(o.name, ""), o.takes, o.metavar, o.help, o.choices) for o in _HYDRA),
+        Option("run_here", "-r", NOTHING, "", "Hydra's own --run: what happens anyway"),
+        _HELP,
+    ),
+    fields=False,
+)
+HYDRA_FLAGS = tuple(option.name for option in _HYDRA)
+
+
+def key(name: str) -> str:
+    """`--dry-run`, `--dry_run` and `dry-run` are one name: dry_run."""
+    return name.lstrip("-").replace("-", "_")
+
+
+def is_override(token: str) -> bool:
+    """A word in Hydra's grammar: `key=value`, `+key=value`, `++key=value`, `~key`. `~/x` is a path."""
+    return "=" in token or (token.startswith("~") and len(token) > 1 and not token.startswith("~/"))
+
+
+def is_option(token: str) -> bool:
+    return len(token) > 1 and token[0] == "-"
+
+
+def split(token: str) -> tuple[str, str | None]:
+    """`--name=value` as (name, value); value is None where there is no `=`."""
+    name, equals, value = token.partition("=")
+    return name, value if equals else None
+
+
+def known(token: str, table: Table = NEMOTRON) -> Option | None:
+    """The global option that `token` (`--config=x`, `-c`, `-cx`) spells; None for a field's or an unknown one."""
+    name, _ = split(token)
+    if token.startswith("--"):
+        prefix, dot, _ = name[2:].partition(".")
+        if dot and prefix in PREFIXES:
+            return Option(key(name), "", VALUE, *PREFIXES[prefix])
+        return table.long.get(key(name))
+    return table.short.get(name) or table.short.get(name[:2])
+
+
+def takes_next(token: str, table: Table = NEMOTRON) -> bool | None:
+    """Whether the word after `token` is its value; None when `token` is no global option."""
+    option = known(token, table)
+    if option is None:
+        return None
+    joined = "=" in token or (not token.startswith("--") and token != option.short)
+    return option.takes == VALUE and not joined

@@ -1,0 +1,210 @@
+"""Reads one command line as one command: every word an option, an override, a word of the command, or an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from nemotron_kit.cli import options
+from nemotron_kit.cli.assign import Assignments, Row
+from nemotron_kit.cli.options import MAYBE, NOTHING, Option, Table, key
+from nemotron_kit.cli.quoting import single, value
+from nemotron_kit.cli.request import Job
+from nemotron_kit.cli.suggest import near
+from nemotron_kit.errors import UserError
+
+_NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
+_SENDING = ("run", "batch")
+# What Hydra's words and our options both can choose.
+_CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
+
+
+class Elsewhere(UserError):
+    """A bare word is not this command's next word: the line may be another command's."""
+
+
+class Reader:
+    """Reads `argv` for the command that `detail` describes. Fields are options unless the table is Hydra's."""
+
+    def __init__(self, argv: Sequence[str], table: Table, detail: dict[str, Any], where: str, help_line: str) -> None:
+        self.argv, self.table, self.where, self.help_line = list(argv), table, where, help_line
+        self.assigned = Assignments(detail, where, help_line)
+        self.configs = detail["configs"]
+        self.positionals: list[Row] = [row for row in detail["fields"] if row.get("positional") and table.fields]
+        self.at = 0
+        self.words: list[str] = []
+        self.chosen: dict[str, tuple[str, str]] = {}  # choice → (its value, how that was spelled)
+        self.flags: list[str] = []
+        self.switches: set[str] = set()
+
+    def read(self, words: Sequence[str] = ()) -> Job:
+        """The job, once `words` and everything else on the line have found their place. Raises UserError."""
+        self.words = list(words)
+        ended = False
+        while self.at < len(self.argv):
+            word = self.argv[self.at]
+            self.at += 1
+            if word == "--" and not ended:
+                ended = True
+            elif ended or not options.is_option(word):
+                self._bare(word)
+            elif word.startswith("--"):
+                self._long(word)
+            else:
+                self._short(word)
+        if self.words:
+            raise Elsewhere(f"{self.where}: the word {self.words[0]!r} is missing.")
+        chosen = {choice: text for choice, (text, _) in self.chosen.items()}
+        return Job(
+            recipe=chosen.get("recipe", ""),
+            stage=chosen.get("stage", ""),
+            config=chosen.get("config"),
+            profile=chosen.get("profile"),
+            mode=chosen.get("mode"),
+            overrides=tuple(self.assigned.overrides),
+            flags=tuple(dict.fromkeys(self.flags)),
+            dry_run="dry_run" in self.switches,
+            json="json" in self.switches,
+        )
+
+    def _bare(self, word: str) -> None:
+        row = self.positionals[0] if self.positionals and not self.words else None
+        is_path = row is not None and word.startswith(("/", "./", "../", "~/"))
+        if options.is_override(word) and not is_path:
+            self._override(word)
+        elif self.words:
+            if word != self.words[0]:
+                raise Elsewhere(f"{self.where}: {word!r} stands where {self.words[0]!r} should.")
+            self.words.pop(0)
+        elif row is not None:
+            self.assigned.field(row, word)
+            if row["kind"] != "list":
+                self.positionals.pop(0)
+        else:
+            raise UserError(f"{self.where} takes no further word, and {word!r} is one.", hint=self._word_hint(word))
+
+    def _override(self, word: str) -> None:
+        name, _, raw = word.partition("=")
+        text = single(raw) if name in _CHOICES else None
+        if text is None:
+            self.assigned.overrides.append(word)
+        else:
+            self._choose(_CHOICES[name], text, name)
+
+    def _word_hint(self, word: str) -> str:
+        if word in self.configs:
+            return f"Choose a config with `-c {word}`."
+        return f"A value of the config is given as key=value; see `{self.help_line}`."
+
+    def _long(self, word: str) -> None:
+        name, joined = options.split(word)
+        option = options.known(word, self.table)
+        prefix, dot, rest = name[2:].partition(".")
+        if option is None:
+            self._field(name, joined)
+        elif dot:
+            setter = {"art": self.assigned.art, "wandb": self.assigned.wandb}.get(prefix, self.assigned.run)
+            setter(rest, self._value(name, joined))
+        else:
+            self._global(option, name, joined)
+
+    def _short(self, word: str) -> None:
+        """`-c tiny`, `-c=tiny`, `-ctiny`; but `-config` is a long option with a dash too few."""
+        name, joined = options.split(word)
+        option = options.known(word, self.table)
+        row = self.assigned.shorts.get(word[:2]) if self.table.fields else None
+        long_one = len(name) > 2 and name not in self.table.short
+        if long_one and (key(name) in self.table.long or key(name) in self.assigned.fields):
+            option = row = None
+        short = option.short if option else word[:2]
+        if len(word) > len(short):
+            joined = word[len(short) :].removeprefix("=")
+        if option is not None:
+            self._global(option, short, joined)
+        elif row is not None:
+            self._take(row, short, joined)
+        else:
+            raise self.assigned.unknown(name, self.table.long)
+
+    def _global(self, option: Option, name: str, joined: str | None) -> None:
+        text = self._global_value(option, name, joined)
+        if option.name in _SENDING:
+            self._send(option.name, name, text)
+        elif option.name == "config" and "," in text and "/" not in text:
+            self.assigned.set("config", text)  # `-c tiny,default` sweeps
+        elif option.name == "config":
+            self._choose("config", text, name)
+        elif option.name in options.HYDRA_FLAGS:
+            self.flags.append(option.flag + (f"={text}" if text else ""))
+        else:
+            self.switches.add(option.name)
+
+    def _global_value(self, option: Option, name: str, joined: str | None) -> str:
+        if option.takes == NOTHING and joined is not None:
+            raise UserError(f"{name} takes no value, and got {joined!r}.", hint=f"Write {name} alone.")
+        following = self.argv[self.at] if self.at < len(self.argv) else ""
+        if option.takes == NOTHING or (option.takes == MAYBE and joined is None and following not in option.choices):
+            return ""
+        if option.name in _SENDING and joined is None and "=" in following:
+            joined, self.at = following, self.at + 1
+        text = self._value(name, joined, what=option.metavar, empty=False)
+        if option.choices and text not in option.choices:
+            raise UserError(f"{name} has no choice {text!r}.", hint=near(text, option.choices))
+        return text
+
+    def _send(self, mode: str, name: str, profile: str) -> None:
+        if "=" in profile:
+            raise UserError(
+                f"{name} takes a profile, and {profile!r} stands in its place.",
+                hint=f"Write {name} PROFILE (`nemotron profiles` lists them); run.mode=local is this machine.",
+            )
+        if {mode, self.chosen.get("mode", (mode, ""))[0]} == set(_SENDING):
+            raise UserError(
+                "--run and --batch exclude each other.", hint="--run waits for the job; --batch returns at once."
+            )
+        self._choose("profile", profile, name)
+        self._choose("mode", mode, name)
+
+    def _choose(self, choice: str, text: str, name: str) -> None:
+        before, spelled = self.chosen.setdefault(choice, (text, name))
+        if before != text:
+            raise UserError(f"{name} says {text}, and {spelled} says {before}.", hint="Give one of the two.")
+
+    def _value(
+        self, name: str, joined: str | None, *, what: str = "VALUE", empty: bool = True, negative: bool = False
+    ) -> str:
+        """The value of an option: joined by `=`, else the next word if that is no option."""
+        following = self.argv[self.at] if self.at < len(self.argv) else None
+        fits = following is not None and (
+            not options.is_option(following) or (negative and _NEGATIVE.match(following) is not None)
+        )
+        if joined is None and following is not None and fits:
+            self.at += 1
+            return following
+        if joined is not None and (joined or empty):
+            return joined
+        instead = f", and {following!r} stands in its place" if following else ""
+        listed = "`nemotron profiles` lists them" if what == "PROFILE" else f"{name}={what} if it begins with a dash"
+        raise UserError(f"{name} needs a {what}{instead}.", hint=f"Write {name} {what}; {listed}.")
+
+    def _field(self, name: str, joined: str | None) -> None:
+        field, assigned = key(name), self.assigned
+        row, off = assigned.fields.get(field), assigned.negated(field)
+        if not self.table.fields and (row or off):
+            raise UserError(f"{name} is no option of Hydra's.", hint=f"Write {(row or off or {})['name']}=VALUE.")
+        if row is not None:
+            self._take(row, name, joined)
+        elif off is not None and joined is None:
+            assigned.set(off["name"], "false")
+        elif self.table.fields and assigned.open_block(field):
+            assigned.set(field, value(self._value(name, joined, negative=True)))
+        else:
+            raise assigned.unknown(name, self.table.long)
+
+    def _take(self, row: Row, name: str, joined: str | None) -> None:
+        if row["kind"] == "bool" and joined is None:
+            self.assigned.set(row["name"], "true")
+        else:
+            negative = row["kind"] in ("int", "float", "any", "list")
+            self.assigned.field(row, self._value(name, joined, negative=negative))

@@ -1,0 +1,160 @@
+"""`nemotron runs`: the launches of this machine, newest first, and the door to what can be done with one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+from nemotron_kit.cli.grid import print_json, print_table, terminal_width, write_lines
+from nemotron_kit.cli.suggest import near
+from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.folder import RunSummary, runs_root
+from nemotron_kit.runs.ledger import list_runs, run_ids
+from nemotron_kit.runs.states import DAMAGED, STATES
+
+SUMMARY = "list runs; show one, read its logs"
+HELP = """\
+usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
+       nemotron runs COMMAND ID …
+
+The launches of this machine, newest first: what ran, how it ended, how long it took. ID is a run's id, the start of
+one, its last six digits, or latest.
+
+commands
+  show ID [--job N] [--json]                  the plan, inputs, outputs, states, metrics and folder of a run
+  logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
+  wait ID                                     waits until it ends, and exits as it did
+  cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
+  rm ID … [--force]                           deletes its folder
+
+options
+  --recipe NAME    only of this recipe
+  --stage STAGE    only this stage, or those below it: data/prep
+  --state STATE    only in these states, with commas between them
+  --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
+  --limit N        at most so many (20; 0 for all)
+  --json           for programs
+
+exit codes of wait: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled
+"""
+
+_COMMANDS = {
+    "show": "nemotron_kit.cli.runs_show:show",
+    "logs": "nemotron_kit.cli.runs_logs:logs",
+    "wait": "nemotron_kit.cli.runs_actions:wait",
+    "cancel": "nemotron_kit.cli.runs_actions:cancel",
+    "rm": "nemotron_kit.cli.runs_actions:remove",
+}
+_LIMIT = 20
+_WIDE = 120
+
+
+def main(argv: Sequence[str]) -> int:
+    """The words after `nemotron runs`. Returns the exit code; raises UserError for wrong ones."""
+    words = list(argv)
+    if words[:1] in (["-h"], ["--help"], ["help"]):
+        write_lines(HELP.splitlines())
+        return 0
+    if words and not words[0].startswith("-") and words[0] != "list":
+        return _command(words[0])(words[1:])
+    return _list(words[1:] if words[:1] == ["list"] else words)
+
+
+def _command(word: str) -> Callable[[list[str]], int]:
+    if word not in _COMMANDS:
+        hint = near(word, [*_COMMANDS, "list"])
+        raise UserError(f"nemotron runs has no command {word!r}.", hint=f"{hint} Of one run: nemotron runs show {word}")
+    module, _, name = _COMMANDS[word].partition(":")
+    found: Callable[[list[str]], int] = getattr(import_module(module), name)
+    return found
+
+
+def _list(argv: list[str]) -> int:
+    parser = ToolParser("nemotron runs", SUMMARY)
+    parser.add_argument("--recipe")
+    parser.add_argument("--stage")
+    parser.add_argument("--state", action="append", default=[])
+    parser.add_argument("--since", type=span)
+    parser.add_argument("--limit", type=at_least(0), default=_LIMIT)
+    parser.add_argument("--json", action="store_true")
+    if {"-h", "--help"} & set(argv):
+        write_lines(HELP.splitlines())
+        return 0
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    found = list_runs(
+        recipe=options.recipe,
+        stage=options.stage.replace(" ", "/") if options.stage else None,
+        states=_states(options.state),
+        since=options.since,
+        limit=options.limit or None,
+    )
+    if options.json:
+        print_json([as_json(run) for run in found])
+    elif found:
+        table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "WHY"], *(_row(run) for run in found)]
+        if terminal_width() < _WIDE:  # the id says recipe and stage too
+            table = [[row[0], *row[2:]] for row in table]
+        print_table(table[0], table[1:])
+        _say_more(options, len(found))
+    else:
+        write_lines(["No runs match." if run_ids() else f"No runs yet in {runs_root()}."])
+    return 0
+
+
+def as_json(run: RunSummary) -> dict[str, Any]:
+    """A run as `--json` prints it: times in ISO, UTC; durations in seconds."""
+    return {
+        "id": run.id,
+        "recipe": run.recipe,
+        "stage": run.stage,
+        "state": run.state,
+        "created_at": iso(run.created),
+        "started_at": iso(run.started),
+        "finished_at": iso(run.finished),
+        "duration_s": duration(run.started, run.finished, run.state),
+        "exit_code": run.code,
+        "jobs": run.jobs,
+        "error": run.error,
+        "folder": str(runs_root() / run.id),
+    }
+
+
+def iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def duration(started: float | None, finished: float | None, state: str) -> float | None:
+    """Seconds from start to end, or to now while it runs."""
+    if started is None or (finished is None and state != "running"):
+        return None
+    return max(0.0, (finished if finished is not None else time.time()) - started)
+
+
+def _states(given: Sequence[str]) -> list[str]:
+    states = [state.strip() for text in given for state in text.split(",") if state.strip()]
+    for state in states:
+        if state not in (*STATES, DAMAGED):
+            raise UserError(f"nemotron runs: {state!r} is no state.", hint=near(state, [*STATES, DAMAGED]))
+    return states
+
+
+def _row(run: RunSummary) -> list[str]:
+    job = " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " "))))
+    age = short_span(time.time() - run.created) if run.created is not None else ""
+    took = short_span(duration(run.started, run.finished, run.state))
+    code = "" if run.code is None else str(run.code)
+    sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
+    return [run.id, f"{job}{sweep}", run.state, age, took, code, run.error or ""]
+
+
+def _say_more(options: Any, shown: int) -> None:
+    filtered = options.recipe or options.stage or options.state or options.since
+    more = len(run_ids()) - shown
+    if not filtered and more > 0:
+        write_lines([f"and {more} older: --limit 0 lists all"])

@@ -1,0 +1,73 @@
+"""Arguments of the kit's own tools (`nemotron runs …`): argparse, with errors in the kit's words."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+from nemotron_kit.cli.suggest import near
+from nemotron_kit.errors import UserError
+
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class ToolParser(argparse.ArgumentParser):
+    """A parser that raises UserError, names the nearest option, and never abbreviates one in silence."""
+
+    def __init__(self, prog: str, description: str, **settings: Any) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}.", hint=f"See {self.prog} --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace | None:
+        """The arguments; None once `--help` has been printed."""
+        if {"-h", "--help"} & set(argv):
+            sys.stdout.write(self.format_help())
+            return None
+        found, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            hint = near(word, known) if word.startswith("-") else f"See {self.prog} --help."
+            raise UserError(f"{self.prog}: {unknown[0]!r} is not understood.", hint=hint)
+        return found
+
+
+def at_least(least: int) -> Any:
+    """An argparse type: a whole number from `least`."""
+
+    def whole(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+        return int(text)
+
+    return whole
+
+
+def span(text: str) -> timedelta:
+    """An argparse type: `90s`, `30m`, `2h`, `3d`, `1w`, or a date (`2026-11-24`), which means since then."""
+    match = _SPAN.match(text.strip().lower())
+    try:
+        if match:
+            return timedelta(**{_UNITS[match[2]]: float(match[1])})
+        then = datetime.fromisoformat(text)
+        return datetime.now(UTC) - then.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"expected 30m, 2h, 3d or a date, got {text!r}") from None
+
+
+def short_span(seconds: float | None) -> str:
+    """`4s`, `3m12s`, `2h05m`, `3d04h`; "" for None."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    for unit, size, below, below_unit in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
+    return f"{whole}s"

@@ -1,0 +1,126 @@
+"""Finding one's way in a command tree: which node do these words name, and which word is wrong?
+
+A tree is plain data (see index.py): a group has "children", a command has not. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+from nemotron_kit.cli import options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nemotron_kit.cli.index import Index, Node
+
+# Commands that are not recipes: name → (module with `main(argv) -> int`, summary, what may follow, for completion).
+TOOLS = {
+    "runs": (
+        "nemotron_kit.cli.runs",
+        "list runs; show one, read its logs",
+        ("show", "logs", "wait", "cancel", "rm"),
+    ),
+    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show",)),
+    "completion": (
+        "nemotron_kit.cli.completion",
+        "print the completion script of bash, zsh or fish",
+        ("bash", "zsh", "fish"),
+    ),
+}
+
+
+def is_group(node: Node) -> bool:
+    return "children" in node
+
+
+def child(node: Node, word: str) -> Node | None:
+    """The child called `word`, by name or by alias; None if there is none."""
+    children: dict[str, Node] = node.get("children", {})
+    if word in children:
+        return children[word]
+    return next((each for each in children.values() if word in each.get("aliases", ())), None)
+
+
+def find(index: Index, words: Sequence[str]) -> Node | None:
+    """The node that all of `words` name, from the top."""
+    node: Node | None = index.root
+    for word in words:
+        node = child(node, word) if node else None
+    return node
+
+
+def leaves(node: Node) -> Iterator[Node]:
+    """Every command at or below `node`, in the order of declaration."""
+    if not is_group(node):
+        yield node
+        return
+    for each in node["children"].values():
+        yield from leaves(each)
+
+
+def spellings(leaf: Node) -> Iterator[tuple[str, ...]]:
+    """The words that name a command: its path, then its path with each alias."""
+    *above, name = leaf["path"]
+    for last in (name, *leaf.get("aliases", ())):
+        yield (*above, last)
+
+
+def is_subsequence(words: Sequence[str], argv: Sequence[str]) -> bool:
+    rest = iter(argv)
+    return all(word in rest for word in words)
+
+
+class Walk:
+    """Where a command line leads: the node reached, its canonical path, and the first word that leads nowhere."""
+
+    def __init__(self, node: Node, path: tuple[str, ...]) -> None:
+        self.node, self.path = node, path
+        self.unknown: str | None = None
+        self.taken: list[tuple[str, str]] = []  # (option, the word it took as its value)
+
+
+def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
+    """Follow the bare words of `argv` down the tree. The word after an option unknown here may be that option's value,
+    so it is passed over when it names nothing."""
+    node = find(index, root)
+    found = Walk(index.root if node is None else node, root)
+    loose = False
+    tokens = iter(argv)
+    for word in tokens:
+        if options.is_option(word):
+            loose = word != "--" and _step_over(word, tokens, found)
+            continue
+        below = child(found.node, word)
+        if below is not None:
+            found.node, found.path = below, tuple(below["path"])
+        elif not options.is_override(word) and not loose and is_group(found.node):
+            found.unknown = word
+            return found
+        loose = False
+    return found
+
+
+def _step_over(word: str, tokens: Iterator[str], found: Walk) -> bool:
+    """Pass an option and, where it takes one, its value. True: unknown here whether the next word is its value."""
+    takes = options.takes_next(word)
+    if takes:
+        found.taken.append((word, next(tokens, "")))
+    return takes is None and "=" not in word
+
+
+def first_word(argv: Sequence[str]) -> str | None:
+    """The first bare word of a command line, options and their values passed over."""
+    tokens = iter(argv)
+    for word in tokens:
+        if not options.is_option(word):
+            if not options.is_override(word):
+                return word
+        elif options.takes_next(word):
+            next(tokens, None)
+    return None
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Whether -h or --help stands before a `--`."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    return "-h" in words or "--help" in words
