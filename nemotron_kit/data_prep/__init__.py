@@ -1,0 +1,82 @@
+"""Text to Megatron shards: a blend of weighted sources, a frozen plan, shards with the same bytes on any machine."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemotron_kit.data_prep.blend import DataBlend, Dataset
+    from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
+    from nemotron_kit.data_prep.plan import Plan
+    from nemotron_kit.data_prep.planning import freeze_plan
+    from nemotron_kit.data_prep.run import run_data_prep
+    from nemotron_kit.data_prep.shard import make_shard
+    from nemotron_kit.data_prep.transforms import (
+        Message,
+        OpenAIChatRecord,
+        SftRecord,
+        ShareGPTRecord,
+        Transform,
+        nemotron_rl,
+        openai_chat,
+        passthrough,
+        rename,
+        select,
+        sft,
+        sharegpt,
+    )
+
+_HOMES = {
+    "blend": ("DataBlend", "Dataset"),
+    "config": ("DataPrepConfig", "PerSplitConfig", "TokenizerConfig"),
+    "plan": ("Plan",),
+    "planning": ("freeze_plan",),
+    "run": ("run_data_prep",),
+    "shard": ("make_shard",),
+    "transforms": (
+        "Message",
+        "OpenAIChatRecord",
+        "SftRecord",
+        "ShareGPTRecord",
+        "Transform",
+        "nemotron_rl",
+        "openai_chat",
+        "passthrough",
+        "rename",
+        "select",
+        "sft",
+        "sharegpt",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DataBlend",
+    "DataPrepConfig",
+    "Dataset",
+    "Message",
+    "OpenAIChatRecord",
+    "PerSplitConfig",
+    "Plan",
+    "SftRecord",
+    "ShareGPTRecord",
+    "TokenizerConfig",
+    "Transform",
+    "freeze_plan",
+    "make_shard",
+    "nemotron_rl",
+    "openai_chat",
+    "passthrough",
+    "rename",
+    "run_data_prep",
+    "select",
+    "sft",
+    "sharegpt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

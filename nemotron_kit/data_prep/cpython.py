@@ -1,0 +1,125 @@
+"""Text that every CPython ships, as JSON lines: a real corpus that needs no download.
+
+`cpython://topics` is the language reference, `cpython://docstrings` the standard library's documentation, a module a
+document, `cpython://source` its code without those docstrings. A paragraph that came up before is left out, since the
+reference repeats whole sections: what is held out must not stand in the training text.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import write_bytes
+
+SCHEME = "cpython://"
+_SHORT = 40  # characters: headings and signatures may repeat
+_NOT_TEXT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+_Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def write_corpus(url: str, folder: Path) -> Path:
+    """Write the corpus that `url` (cpython://NAME) names to `folder` and return its file.
+
+    The bytes depend on the running Python only; a file that holds them already is left as it is.
+    """
+    name = url.removeprefix(SCHEME)
+    if name not in _CORPORA:
+        raise UserError(f"{url}: no such corpus: {nearest(name, _CORPORA)}.")
+    lines = [
+        json.dumps({"id": key, "text": text}, ensure_ascii=False)
+        for key, text in _without_repeats(_CORPORA[name]())
+        if text.strip()
+    ]
+    if not lines:
+        raise UserError(f"{url}: this Python ({sys.executable}) comes without that text.", hint="Use another source.")
+    content = ("\n".join(lines) + "\n").encode("utf-8")
+    path = folder / f"cpython-{name}.jsonl"
+    if not path.is_file() or path.read_bytes() != content:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content, mode=0o666)
+    return path
+
+
+def _topics() -> Iterator[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    yield from sorted(topics.items())
+
+
+def _docstrings() -> Iterator[tuple[str, str]]:
+    for module, _, tree in _modules("**/*.py"):
+        parts = []
+        for name, node in _definitions(tree, module):
+            text = ast.get_docstring(node)
+            if text:
+                parts.append(f"{name}{_arguments(node)}\n\n{text}")
+        yield module, "\n\n\n".join(parts)
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    for module, source, tree in _modules("*.py"):  # the single-file modules are text enough
+        lines = source.splitlines()
+        for _, node in _definitions(tree, module):
+            if ast.get_docstring(node, clean=False) is not None:
+                first = node.body[0]
+                lines[first.lineno - 1 : first.end_lineno] = [""] * ((first.end_lineno or 0) - first.lineno + 1)
+        yield module, re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+_CORPORA = {"topics": _topics, "docstrings": _docstrings, "source": _sources}
+
+
+def _modules(pattern: str) -> Iterator[tuple[str, str, ast.Module]]:
+    """(dotted name, source, syntax tree) of each module of the standard library that lies there as text."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.glob(pattern)):
+        parts = path.relative_to(library).with_suffix("").parts
+        if parts[0] in sys.stdlib_module_names and not _NOT_TEXT.intersection(parts):
+            source = path.read_text(encoding="utf-8", errors="replace")
+            tree = _parsed(source)
+            if tree is not None:
+                yield ".".join(parts).removesuffix(".__init__"), source, tree
+
+
+def _parsed(source: str) -> ast.Module | None:
+    """None for the files in other dialects that the library ships (lib2to3's)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(source)
+        except SyntaxError:
+            return None
+
+
+def _definitions(node: _Definition, name: str) -> Iterator[tuple[str, _Definition]]:
+    yield name, node
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _definitions(child, f"{name}.{child.name}")
+
+
+def _arguments(node: _Definition) -> str:
+    return f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ""
+
+
+def _without_repeats(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    seen: set[bytes] = set()
+    for key, text in documents:
+        kept = []
+        for paragraph in text.split("\n\n"):
+            digest = hashlib.blake2b(" ".join(paragraph.split()).encode("utf-8"), digest_size=16).digest()
+            if digest not in seen or len(paragraph) < _SHORT:
+                kept.append(paragraph)
+            seen.add(digest)
+        yield key, "\n\n".join(kept).strip("\n")

@@ -1,0 +1,110 @@
+"""Megatron's indexed dataset: `<prefix>.bin` holds all token ids, `<prefix>.idx` says where each document is.
+
+The .idx: 9 bytes of magic, version (u64), number type (u8), sequences n (u64), document marks n+1 (u64), then n lengths
+(i32), n byte offsets (i64), n+1 document marks (i64), all little-endian. A document is one sequence here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemotron_kit.files import fsync_dir
+
+MAGIC = b"MMIDIDX\x00\x00"
+CODES = {"int32": 4, "uint16": 8}
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that lies whole and synced under a temporary name."""
+
+    temporary: Path
+    final: Path
+    size: int
+    sha256: str
+
+
+class ShardWriter:
+    """Writes one shard's two files beside their final place; nothing has its final name before `publish`.
+
+    A context manager: what was not published is removed at its end.
+    """
+
+    def __init__(self, prefix: Path, dtype: str) -> None:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self.prefix, self.dtype = prefix, np.dtype(dtype).newbyteorder("<")
+        self.lengths = array("i")
+        self._bin = _HashedFile(prefix.with_name(f"{prefix.name}.bin"))
+        self._idx = _HashedFile(prefix.with_name(f"{prefix.name}.idx"))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bin.discard()
+        self._idx.discard()
+
+    @property
+    def tokens(self) -> int:
+        return self._bin.size // self.dtype.itemsize
+
+    def add(self, ids: Sequence[int], lengths: Sequence[int]) -> None:
+        """Append documents: their token ids, one after the other, and the length of each in tokens."""
+        self._bin.write(np.fromiter(ids, dtype=self.dtype, count=len(ids)).tobytes())
+        self.lengths.extend(lengths)
+
+    def publish(self) -> tuple[Written, Written]:
+        """Write the index, sync both files, give them their names and return (.bin, .idx)."""
+        for part in _index(np.frombuffer(self.lengths, dtype=np.int32), self.dtype):
+            self._idx.write(part)
+        written = self._bin.finish(), self._idx.finish()
+        for file in written:
+            file.temporary.replace(file.final)
+        fsync_dir(self.prefix.parent)
+        return written
+
+
+def _index(lengths: NDArray[np.int32], dtype: np.dtype[np.generic]) -> list[bytes]:
+    count = len(lengths)
+    offsets = np.zeros(count, dtype="<i8")
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+    offsets *= dtype.itemsize
+    head = MAGIC + struct.pack("<QBQQ", 1, CODES[dtype.name], count, count + 1)
+    marks = np.arange(count + 1, dtype="<i8")
+    return [head, lengths.astype("<i4").tobytes(), offsets.tobytes(), marks.tobytes()]
+
+
+class _HashedFile:
+    """A temporary file that knows the size and sha256 of what was written to it."""
+
+    def __init__(self, final: Path) -> None:
+        self.final, self.size = final, 0
+        self.path = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+        self._digest = hashlib.sha256()
+        self._file = self.path.open("xb", buffering=1 << 20)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def finish(self) -> Written:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Written(self.path, self.final, self.size, self._digest.hexdigest())
+
+    def discard(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Plain text: a file is one document; a large one is cut at paragraphs into documents of about 256 KiB."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from nemotron_kit.data_prep import store
+from nemotron_kit.data_prep.plan import Piece, SourceFile
+from nemotron_kit.errors import UserError
+
+_DOCUMENT = 1 << 18
+_SEARCH = 1 << 16
+
+
+def texts(file: SourceFile, piece: Piece) -> Iterator[str]:
+    """The documents of a piece. Raises UserError with the byte that is not UTF-8."""
+    parts = frozenset(piece.parts)
+    with store.open_binary(file.path) as stream:
+        for number in range(count_rows(file, file.rows)):
+            if number % piece.of in parts:
+                start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
+                text = _decoded(_between(stream, start, end), file.path, start)
+                if text.strip():
+                    yield text
+
+
+def count_rows(file: SourceFile, limit: int | None) -> int:
+    """How many documents a file holds, `limit` at most."""
+    count = -(-file.size // _DOCUMENT)
+    return count if limit is None else min(count, limit)
+
+
+def _between(stream: BinaryIO, start: int, end: int) -> bytes:
+    stream.seek(start)
+    return stream.read(end - start)
+
+
+def _cut(stream: BinaryIO, at: int, size: int) -> int:
+    """Where the document that ends near `at` ends: after a blank line, else a line, else a character."""
+    if at == 0 or at >= size:
+        return min(at, size)
+    data = _between(stream, at, min(at + _SEARCH, size))
+    for gap in (b"\n\n", b"\n"):
+        found = data.find(gap)
+        if found >= 0:
+            return at + found + len(gap)
+    return at + sum(1 for _ in itertools.takewhile(lambda byte: byte & 0xC0 == 0x80, data[:4]))
+
+
+def _decoded(data: bytes, path: str, start: int) -> str:
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}).") from error

@@ -1,0 +1,166 @@
+"""The frozen plan: which documents go to which shard. All that decides a shard's bytes is in it and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_json
+
+FORMAT = 1
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One input file. `identity` tells its content; `rows` is the number of rows to read under `sample`, else None."""
+
+    path: str
+    size: int
+    identity: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of the blend. `split` is the blend's: "all" when train, valid and test are cut from it."""
+
+    name: str
+    uri: str
+    split: str
+    weight: float
+    text_field: str
+    files: tuple[SourceFile, ...]
+    subset: str | None = None
+    from_split: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The parts `parts` out of `of` equal ones of a source's file number `file`."""
+
+    file: int
+    parts: tuple[int, ...]
+    of: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What goes into `<split>/shard_<index>`: pieces of one source, in this order."""
+
+    split: str
+    index: int
+    source: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}/shard_{self.index:06d}"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How text becomes token ids. `sha256` is that of `file`, the tokenizer.json; `bos`, `eos`: ids to add, or None."""
+
+    model: str
+    file: str
+    sha256: str
+    vocab_size: int
+    bos: int | None
+    eos: int | None
+
+    @property
+    def dtype(self) -> str:
+        """The .bin's number type, chosen by Megatron's rule."""
+        return "uint16" if self.vocab_size < 65500 else "int32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole data preparation; `shards` are numbered by their place in the list."""
+
+    sources: tuple[Source, ...]
+    tokens: Tokens
+    shards: tuple[Shard, ...]
+    min_doc_chars: int | None = None
+    max_doc_tokens: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all that decides the shards' bytes. Where files lie and what sources weigh does not."""
+        return hashlib.sha256(json.dumps(self._matter(), sort_keys=True).encode("utf-8")).hexdigest()
+
+    def differences(self, other: Plan) -> list[str]:
+        """What in `other` would give other shards, in words; empty when the digests are equal."""
+        mine, theirs = self._matter(), other._matter()
+        changed = [key for key in mine if mine[key] != theirs[key]]
+        return [_WORDS[key] for key in changed]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "digest": self.digest, **asdict(self)}
+
+    def save(self, folder: Path) -> None:
+        """Write `plan.json` to the output folder."""
+        write_json(folder / PLAN_FILE, self.to_dict(), mode=0o666)
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan | None:
+        """The plan of an output folder, None where there is none. Raises UserError for one that was tampered with."""
+        path = folder / PLAN_FILE
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            plan = cls(
+                sources=tuple(_source(entry) for entry in raw["sources"]),
+                tokens=Tokens(**raw["tokens"]),
+                shards=tuple(_shard(entry) for entry in raw["shards"]),
+                min_doc_chars=raw["min_doc_chars"],
+                max_doc_tokens=raw["max_doc_tokens"],
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged: {type(error).__name__}: {error}.", hint=_FORCE) from error
+        if raw.get("digest") != plan.digest or raw.get("format") != FORMAT:
+            raise UserError(f"{path}: its content does not match its digest.", hint=_FORCE)
+        return plan
+
+    def _matter(self) -> dict[str, Any]:
+        sources = [
+            [s.name, s.split, s.text_field, [[_name(f.path), f.size, f.identity, f.rows] for f in s.files]]
+            for s in self.sources
+        ]
+        tokens = [self.tokens.sha256, self.tokens.dtype, self.tokens.bos, self.tokens.eos]
+        return {
+            "format": FORMAT,
+            "sources": sources,
+            "tokens": tokens,
+            "limits": [self.min_doc_chars, self.max_doc_tokens],
+            "shards": [[s.split, s.index, s.source, [[p.file, *p.parts, p.of] for p in s.pieces]] for s in self.shards],
+        }
+
+
+_FORCE = "Use --force to start afresh, or another output_dir."
+_WORDS = {
+    "format": "the plan's format",
+    "sources": "the sources (their names, files, content or sample)",
+    "tokens": "the tokenizer, BOS or EOS",
+    "limits": "min_doc_chars or max_doc_tokens",
+    "shards": "the number of shards, or how documents are dealt to them",
+}
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _source(raw: dict[str, Any]) -> Source:
+    return Source(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"])})
+
+
+def _shard(raw: dict[str, Any]) -> Shard:
+    pieces = tuple(Piece(p["file"], tuple(p["parts"]), p["of"]) for p in raw["pieces"])
+    return Shard(raw["split"], raw["index"], raw["source"], pieces)

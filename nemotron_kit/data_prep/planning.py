@@ -1,0 +1,150 @@
+"""Freezes a plan: lists the sources, tells their content, deals them to shards, keeps that in the output folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from nemotron_kit.data_prep import readers, store, tokenizer
+from nemotron_kit.data_prep.blend import DataBlend
+from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataPrepConfig
+from nemotron_kit.data_prep.deal import apportion, deal, text_size
+from nemotron_kit.data_prep.listing import list_files
+from nemotron_kit.data_prep.plan import PLAN_FILE, Plan, Shard, Source, SourceFile
+from nemotron_kit.data_prep.sizes import parse_size
+from nemotron_kit.errors import UserError
+
+# Up to this much data is read once to tell its content by sha256; more is told by size, time and samples.
+READ_WHOLE = 1 << 30
+_OURS = ("train", "valid", "test")
+
+
+def freeze_plan(config: DataPrepConfig) -> Plan:
+    """Make the plan, or find that the output folder has this very plan, and write it there with the tokenizer.
+
+    Raises UserError for bad input, and for a folder with another plan's shards unless `config.force`, which clears it.
+    """
+    config.check()
+    output = Path(config.output_dir).expanduser().absolute()
+    blend = DataBlend.load(config.blend_path)
+    found = tokenizer.find_tokenizer(config.tokenizer_model)
+    tokens = tokenizer.describe(found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos)
+    sources = _sources(blend, config, output / "sources")
+    plan = Plan(sources, tokens, _shards(sources, config), config.min_doc_chars, config.max_doc_tokens)
+    if config.force:
+        clear(output)
+    else:
+        _check_folder(output, plan)
+    tokenizer.copy_tokenizer(found, output)
+    plan.save(output)
+    return plan
+
+
+def clear(output: Path) -> None:
+    """Remove what a data preparation wrote to a folder, and nothing else."""
+    for name in (PLAN_FILE, "blend.json", "metadata.json"):
+        (output / name).unlink(missing_ok=True)
+    for path in _shard_files(output):
+        path.unlink()
+
+
+def _shard_files(output: Path) -> list[Path]:
+    endings = (".bin", ".idx", ".json", ".tmp")
+    return [p for s in _OURS for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
+
+
+def _check_folder(output: Path, plan: Plan) -> None:
+    hint = "Use --force to replace them, or another output_dir."
+    there = Plan.load(output)
+    if there is None:
+        shards = [path for path in _shard_files(output) if path.suffix == ".bin"]
+        if shards:
+            raise UserError(f"output_dir: {output} holds shards without a plan ({shards[0].name}, …).", hint=hint)
+    elif there.digest != plan.digest:
+        changed = "; ".join(there.differences(plan))
+        raise UserError(f"output_dir: {output} holds another plan's shards. What differs: {changed}.", hint=hint)
+
+
+def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[Source, ...]:
+    """The blend's datasets with their files; one of weight 0 is left out."""
+    chosen = [(split, d) for split, datasets in blend.splits.items() for d in datasets if d.weight]
+    listed = [list_files(dataset, folder=blend.folder, corpora=corpora) for _, dataset in chosen]
+    whole = sum(file.size for files in listed for file in files if not store.is_remote(file.path)) <= READ_WHOLE
+    return tuple(
+        Source(
+            name=dataset.name,
+            uri=dataset.path,
+            split=split,
+            weight=dataset.weight,
+            text_field=dataset.text_field or config.text_field,
+            files=_sampled([_identified(file, whole) for file in files], config.sample),
+            subset=dataset.subset,
+            from_split=dataset.split,
+        )
+        for (split, dataset), files in zip(chosen, listed, strict=True)
+    )
+
+
+def _identified(file: store.Found, whole: bool) -> SourceFile:
+    identity = file.identity or (
+        "unknown" if store.is_remote(file.path) else store.content_identity(file.path, file.size, whole=whole)
+    )
+    return SourceFile(file.path, file.size, identity)
+
+
+def _sampled(files: list[SourceFile], sample: int | None) -> tuple[SourceFile, ...]:
+    """Under `sample`, only the files that hold the first rows, each with the number to read of it."""
+    if sample is None:
+        return tuple(files)
+    taken: list[SourceFile] = []
+    left = sample
+    for file in files:
+        if left == 0:
+            break
+        rows = readers.count_rows(file, left)
+        taken.append(replace(file, rows=rows))
+        left -= rows
+    return tuple(taken)
+
+
+def _shards(sources: Sequence[Source], config: DataPrepConfig) -> tuple[Shard, ...]:
+    held_out = config.held_out
+    wholes = [(number, s) for number, s in enumerate(sources) if s.split == "all"]
+    if wholes:
+        train = _train_shards([s for _, s in wholes], config)
+        return _cut_shards(wholes, {"train": train, "valid": held_out[0], "test": held_out[1]})
+    counts = {"train": 0, "valid": max(1, held_out[0]), "test": max(1, held_out[1])}
+    shards: list[Shard] = []
+    for split in _OURS:
+        named = [(number, s) for number, s in enumerate(sources) if s.split == split]
+        if named:
+            count = counts[split] or _train_shards([s for _, s in named], config)
+            shards += _cut_shards(named, {split: count})
+    return tuple(shards)
+
+
+def _train_shards(sources: Sequence[Source], config: DataPrepConfig) -> int:
+    if config.shard_size is None:
+        return config.num_shards or DEFAULT_SHARDS
+    total = sum(_size(source, rows_count=False) for source in sources)
+    return max(1, math.ceil(total / parse_size(config.shard_size)))
+
+
+def _size(source: Source, *, rows_count: bool = True) -> float:
+    return sum(text_size(file if rows_count else replace(file, rows=None)) for file in source.files)
+
+
+def _cut_shards(sources: Sequence[tuple[int, Source]], counts: dict[str, int]) -> tuple[Shard, ...]:
+    """Every source gives each split the same part of itself: `counts[split]` shards out of the sum."""
+    splits = [split for split in _OURS if counts.get(split)]
+    total = sum(counts.values())
+    per_source = {split: apportion(counts[split], [_size(s) for _, s in sources]) for split in splits}
+    shards: dict[str, list[Shard]] = {split: [] for split in splits}
+    for place, (number, source) in enumerate(sources):
+        owners = [split for split in splits for _ in range(per_source[split][place])]
+        shares = [counts[split] / total / per_source[split][place] for split in owners]
+        for split, pieces in zip(owners, deal(source.files, shares), strict=True):
+            shards[split].append(Shard(split, len(shards[split]), number, pieces))
+    return tuple(shard for split in splits for shard in shards[split])

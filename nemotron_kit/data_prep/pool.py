@@ -1,0 +1,176 @@
+"""Makes a plan's shards on this machine: one worker here, more in processes of two tokenizer threads each."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.data_prep.indexed import TEMPORARY
+from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.shard import ShardRecord, ensure_shard
+from nemotron_kit.errors import NemotronError, UserError
+
+THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something a shard's maker tells: progress (`characters`, `tokens`) or, at the end, `record` and how it came."""
+
+    number: int
+    characters: int = 0
+    tokens: int = 0
+    record: ShardRecord | None = None
+    how: str = ""
+
+
+def run_shards(plan: Plan, folder: Path, *, workers: int, tell: Callable[[Event], None]) -> dict[int, ShardRecord]:
+    """Make every shard that isn't there whole, with `workers` CPUs; `tell` hears each event, never two at once.
+
+    Raises the first error of any shard, after which no other is begun.
+    """
+    records: dict[int, ShardRecord] = {}
+
+    def hear(event: Event) -> None:
+        if event.record is not None:
+            records[event.number] = event.record
+        tell(event)
+
+    if workers == 1:
+        with _quiet_tokenizer():
+            for number in range(len(plan.shards)):
+                make_one(plan, number, folder, hear)
+    else:
+        _Pool(folder, range(len(plan.shards)), workers, hear).run()
+    return records
+
+
+def make_one(plan: Plan, number: int, folder: Path, tell: Callable[[Event], None]) -> None:
+    """Make one shard here, telling of its progress and of its end."""
+    record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(Event(number, chars, tokens)))
+    tell(Event(number, record=record, how=how))
+
+
+class _Pool:
+    """Worker processes that are fed shard numbers one by one; a thread for each listens to it."""
+
+    def __init__(self, folder: Path, numbers: Sequence[int], workers: int, tell: Callable[[Event], None]) -> None:
+        self.folder, self.tell = folder, tell
+        self.count = max(1, min(-(-workers // THREADS), len(numbers)))
+        self.threads = -(-workers // self.count)
+        self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in numbers:
+            self.todo.put(number)
+        self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def run(self) -> None:
+        try:
+            for _ in range(self.count):
+                process = self._start()
+                self.processes.append(process)
+                threading.Thread(target=self._feed, args=(process,), daemon=True).start()
+            running = self.count
+            while running:
+                event = self.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    running -= 1
+                else:
+                    self.tell(event)
+        finally:
+            self._stop()
+
+    def _start(self) -> subprocess.Popen[str]:
+        package_root = str(Path(__file__).parents[2])
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p),
+            "TOKENIZERS_PARALLELISM": "true" if self.threads > 1 else "false",
+            "RAYON_NUM_THREADS": str(self.threads),
+        }
+        command = [sys.executable, "-m", "nemotron_kit.data_prep.pool_worker", str(self.folder)]
+        return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def _feed(self, process: subprocess.Popen[str]) -> None:
+        try:
+            while True:
+                try:
+                    number = self.todo.get_nowait()
+                except queue.Empty:
+                    break
+                self._make(process, number)
+            self.events.put(None)
+        # Whatever it is, the main thread must hear of it, or it would wait for ever.
+        except BaseException as error:  # noqa: BLE001
+            self.events.put(error)
+
+    def _make(self, process: subprocess.Popen[str], number: int) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101  (they are pipes)
+        with suppress(BrokenPipeError):  # its death is told below, with its exit code
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            message = json.loads(line)
+            if "error" in message:
+                raise _error(message)
+            event = _event(message)
+            self.events.put(event)
+            if event.record is not None:
+                return
+        code = process.wait()
+        raise NemotronError(
+            f"A worker process ended with exit code {code} while making shard {number}"
+            + (" (killed: out of memory?)." if code == -9 else "."),
+            hint="Run it again: finished shards are kept.",
+        )
+
+    def _stop(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                # Closing flushes; the process at the other end may be gone already.
+                with suppress(BrokenPipeError):
+                    if pipe is not None:
+                        pipe.close()
+            for left in self.folder.glob(f"*/.shard_*.{process.pid}.*{TEMPORARY}"):
+                left.unlink(missing_ok=True)
+
+
+def _event(message: dict[str, Any]) -> Event:
+    record = message.pop("record", None)
+    if record is not None:
+        record = ShardRecord(**{**record, "bin": tuple(record["bin"]), "idx": tuple(record["idx"])})
+    return Event(**message, record=record)
+
+
+def _error(message: dict[str, Any]) -> NemotronError:
+    kind = UserError if message["user"] else NemotronError
+    return kind(message["error"], hint=message["hint"])
+
+
+@contextmanager
+def _quiet_tokenizer() -> Iterator[None]:
+    """One worker is one CPU: the tokenizer's threads stay off meanwhile."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

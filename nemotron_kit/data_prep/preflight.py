@@ -1,0 +1,130 @@
+"""What would stop a data preparation on this machine, told before anything is read, fetched or written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nemotron_kit.data_prep.blend import DataBlend, Dataset
+from nemotron_kit.data_prep.config import DataPrepConfig
+from nemotron_kit.data_prep.listing import find_local, globbed, kind_of
+from nemotron_kit.data_prep.run import check_packages
+from nemotron_kit.data_prep.sizes import parse_size, show_size
+from nemotron_kit.errors import UserError
+
+PATIENCE = 3.0  # seconds for all connections together
+_HUB = "https://huggingface.co"
+_BYTES_PER_TOKEN = 4  # of a shard with a large vocabulary; also about what a token is as text
+
+
+def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smaller blend") -> list[str]:
+    """Each problem as a sentence with its fix; empty when the run may start.
+
+    `connect` allows to ask, for `PATIENCE` seconds at most, whether the hub answers. `smaller` is what to try instead.
+    """
+    try:
+        check_packages()
+        config.check()
+        if config.shard_size is not None:
+            parse_size(config.shard_size)
+        blend = DataBlend.load(config.blend_path)
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+    problems = list(_missing(blend))
+    problems += _unreachable(config, blend, connect, smaller)
+    problems += _full(config, blend, smaller)
+    return problems
+
+
+def _missing(blend: DataBlend) -> Iterator[str]:
+    for dataset in blend.datasets:
+        if "://" not in dataset.path:
+            path = Path(find_local(dataset.path, blend.folder))
+            if not path.exists() and not globbed(path):
+                yield f"Dataset {dataset.name!r}: there is no {dataset.path}; correct its path in the blend file."
+
+
+def _unreachable(config: DataPrepConfig, blend: DataBlend, connect: bool, smaller: str) -> list[str]:
+    needed = [dataset.path for dataset in blend.datasets if dataset.path.startswith("hf://") and dataset.weight]
+    if not needed and (_is_local(config.tokenizer_model) or _is_cached(config.tokenizer_model)):
+        return []
+    what = f"{len(needed)} datasets such as {needed[0]}" if needed else f"the tokenizer {config.tokenizer_model}"
+    estimate = f" (about {blend.tokens / 1e12:.1f} T tokens)" if needed and blend.tokens else ""
+    why = _hub_refusal(connect)
+    return [f"Can't fetch {what}{estimate}: {why}; try {smaller}, which needs no download."] if why else []
+
+
+def _hub_refusal(connect: bool) -> str | None:
+    """Why the hub can't be asked, None if it can (or may not be tried)."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        return "HF_HUB_OFFLINE is set"
+    if not connect:
+        return None
+    url = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or os.environ.get("HF_ENDPOINT") or _HUB
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return _connection_error(host, port)
+
+
+def _connection_error(host: str, port: int) -> str | None:
+    """Looking up a name has no time limit of its own, hence the thread."""
+    outcome: list[str | None] = []
+
+    def attempt() -> None:
+        try:
+            socket.create_connection((host, port), timeout=PATIENCE).close()
+            outcome.append(None)
+        except OSError as error:
+            outcome.append(f"{host} can't be reached ({error.strerror or error})")
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return outcome[0] if outcome else f"{host} did not answer within {PATIENCE:.0f} s"
+
+
+def _full(config: DataPrepConfig, blend: DataBlend, smaller: str) -> Iterator[str]:
+    """Problems of the output folder: not writable, or too small for the estimate."""
+    folder = Path(config.output_dir).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        yield f"output_dir: {folder} is no folder that can be written to; choose another."
+        return
+    needed, free = _estimate(config, blend), shutil.disk_usage(folder).free
+    if needed > free:
+        yield f"The shards need about {show_size(needed)} in {folder}, which has {show_size(free)} free; try {smaller}."
+
+
+def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
+    """Bytes of output: published tokens, or the size of local files; 0 where neither is known."""
+    if config.sample is not None:
+        return 0.0
+    if blend.tokens is not None:
+        return float(blend.tokens * _BYTES_PER_TOKEN)
+    local = [d for d in blend.datasets if "://" not in d.path and d.weight]
+    return float(sum(_local_size(dataset, blend.folder) for dataset in local))
+
+
+def _local_size(dataset: Dataset, folder: Path) -> int:
+    path = Path(find_local(dataset.path, folder))
+    files = path.rglob("*") if path.is_dir() else [path] if path.is_file() else globbed(path)
+    return sum(file.stat().st_size for file in files if file.is_file() and kind_of(file.name))
+
+
+def _is_local(model: str) -> bool:
+    return Path(model).expanduser().exists()
+
+
+def _is_cached(model: str) -> bool:
+    """Whether the hub's cache on this machine has the tokenizer (told by its folder: the hub's library is heavy)."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    folder = cache / f"models--{model.partition('@')[0].replace('/', '--')}"
+    return any(folder.glob("snapshots/*/tokenizer.json"))

@@ -1,0 +1,82 @@
+"""Tells how far the shards are, on standard error: a bar on a terminal, a few lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.pool import Event
+from nemotron_kit.data_prep.sizes import show_size
+
+_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """A context manager; call `hear` with each event."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.shards = self.characters = self.tokens = 0
+        self.kept = 0
+        self._began = self._last = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._bar, self._task = _bar(len(self.plan.shards))
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is None:
+            kept = f" ({self.kept} of them were there already)" if self.kept else ""
+            self.say(f"data prep: {self.shards} shards{kept}, {self._rate()}")
+
+    def hear(self, event: Event) -> None:
+        """Take in one event and show it."""
+        self.characters += event.characters
+        self.tokens += event.tokens
+        if event.record is not None:
+            self.shards += 1
+            self.kept += event.how == "kept"
+            if event.how.startswith("remade"):
+                self.say(f"data prep: {event.how}; made again")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.shards, what=self._rate())
+        elif time.monotonic() - self._last > _EVERY:
+            self._last = time.monotonic()
+            self.say(f"data prep: {self.shards} of {len(self.plan.shards)} shards, {self._rate()}")
+
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr)  # noqa: T201
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._began, 1e-6)
+        speed = f"{show_size(self.characters / elapsed)}/s"
+        return f"{self.tokens:,} tokens from {show_size(self.characters)} of text in {elapsed:.1f} s ({speed})"
+
+
+def _bar(total: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        "data prep",
+        BarColumn(),
+        MofNCompleteColumn(),
+        "shards",
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    return bar, bar.add_task("", total=total, what="")

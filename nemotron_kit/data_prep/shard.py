@@ -1,0 +1,156 @@
+"""Making one shard of a plan: the one function that a loop, a worker process or datatrove runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.data_prep import readers, tokenizer
+from nemotron_kit.data_prep.indexed import ShardWriter, Written
+from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_json
+
+Tick = Callable[[int, int], None]
+# Characters tokenized at a time: more only takes more memory, less leaves the tokenizer's threads waiting.
+BATCH = 500_000
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What was made: `plan` is its plan's digest, `bin` and `idx` are (size in bytes, sha256) of the two files."""
+
+    plan: str
+    documents: int
+    tokens: int
+    characters: int
+    bin: tuple[int, str]
+    idx: tuple[int, str]
+
+    def save(self, path: Path) -> None:
+        write_json(path, asdict(self), mode=0o666)
+
+    @classmethod
+    def load(cls, path: Path) -> ShardRecord | None:
+        """None where there is none, or none that can be read: the shard is then made again."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            (bin_size, bin_hash), (idx_size, idx_hash) = raw["bin"], raw["idx"]
+            return cls(**{**raw, "bin": (bin_size, bin_hash), "idx": (idx_size, idx_hash)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def make_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = None) -> ShardRecord:
+    """Make shard `number` of `plan` in the output folder: `.bin`, `.idx`, then the record that says they are whole.
+
+    The bytes depend on the plan alone. `tick(characters, tokens)` hears of progress. Raises UserError for bad input.
+    """
+    shard = plan.shards[number]
+    prefix = folder / shard.name
+    source = plan.sources[shard.source]
+    texts = chain.from_iterable(readers.texts(source, piece) for piece in shard.pieces)
+    characters = 0
+    with ShardWriter(prefix, plan.tokens.dtype) as writer:
+        batches = _batches(texts, plan.min_doc_chars or 0)
+        for read, encodings in _encoded(batches, _encoder(folder, plan.tokens.sha256)):
+            documents = [_document(plan, encoding.ids) for encoding in encodings]
+            writer.add(list(chain.from_iterable(documents)), [len(ids) for ids in documents])
+            characters += read
+            if tick:
+                tick(read, sum(map(len, documents)))
+        bin_file, idx_file = writer.publish()
+        record = ShardRecord(
+            plan.digest, len(writer.lengths), writer.tokens, characters, _seal(bin_file), _seal(idx_file)
+        )
+    record.save(record_path(prefix))
+    return record
+
+
+def ensure_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[ShardRecord, str]:
+    """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
+    shard = plan.shards[number].name
+    record = ShardRecord.load(record_path(folder / shard))
+    if record is None or record.plan != plan.digest:
+        return make_shard(plan, number, folder, tick=tick), "made"
+    seals = {f"{shard}.bin": record.bin, f"{shard}.idx": record.idx}
+    wrong = [name for name, seal in seals.items() if not _holds(folder / name, seal)]
+    if not wrong:
+        if tick:
+            tick(record.characters, record.tokens)
+        return record, "kept"
+    made = make_shard(plan, number, folder, tick=tick)
+    return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
+
+
+def record_path(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}.json")
+
+
+def _batches(texts: Iterable[str], least: int) -> Iterator[tuple[int, list[str]]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if len(text) >= least:
+            batch.append(text)
+            size += len(text)
+        if size >= BATCH:
+            yield size, batch
+            batch, size = [], 0
+    if batch:
+        yield size, batch
+
+
+def _encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[tuple[int, Any]]:
+    """Encode on a thread of its own, one batch ahead: reading and writing happen while the tokenizer works."""
+    with ThreadPoolExecutor(1) as thread:
+        ahead: deque[tuple[int, Future[Any]]] = deque()
+        for size, batch in batches:
+            ahead.append((size, thread.submit(encode, batch, add_special_tokens=False)))
+            if len(ahead) == 2:
+                done, future = ahead.popleft()
+                yield done, future.result()
+                del future
+        while ahead:
+            done, future = ahead.popleft()
+            yield done, future.result()
+
+
+def _document(plan: Plan, ids: list[int]) -> list[int]:
+    """A document's tokens with BOS and EOS, cut to max_doc_tokens in all; the EOS is kept."""
+    bos, eos = plan.tokens.bos, plan.tokens.eos
+    if bos is not None:
+        ids.insert(0, bos)
+    if plan.max_doc_tokens is not None:
+        del ids[plan.max_doc_tokens - (eos is not None) :]
+    if eos is not None:
+        ids.append(eos)
+    return ids
+
+
+@lru_cache(maxsize=1)
+def _encoder(folder: Path, sha256: str) -> Any:
+    path = folder / tokenizer.FOLDER / tokenizer.MAIN
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise UserError(f"{path}: not this plan's tokenizer.", hint="Use --force to start afresh.")
+    return tokenizer.load(path).encode_batch_fast
+
+
+def _seal(file: Written) -> tuple[int, str]:
+    return file.size, file.sha256
+
+
+def _holds(path: Path, seal: tuple[int, str]) -> bool:
+    """Whether a file has the size and content of its seal."""
+    if not path.is_file() or path.stat().st_size != seal[0]:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == seal[1]

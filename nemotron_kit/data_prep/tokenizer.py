@@ -1,0 +1,118 @@
+"""A tokenizer's files, found on this machine or on the Hugging Face hub, and copied beside the shards made with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.data_prep.plan import Tokens
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_bytes
+
+FOLDER = "tokenizer"
+MAIN = "tokenizer.json"
+_SIDE = ("tokenizer_config.json", "special_tokens_map.json")
+_USUAL = {
+    "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
+    "eos": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]"),
+}
+
+
+def find_tokenizer(model: str) -> Path:
+    """The tokenizer.json: a local file or the one in a folder, else fetched from the hub (or its cache).
+
+    `owner/name@revision` pins a revision. Raises UserError when there is none.
+    """
+    local = Path(model).expanduser()
+    if local.is_file():
+        return local.absolute()
+    if local.is_dir():
+        if not (local / MAIN).is_file():
+            raise UserError(f"tokenizer_model: {local} holds no {MAIN}.", hint="Save the tokenizer in its fast form.")
+        return (local / MAIN).absolute()
+    name, _, revision = model.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"tokenizer_model: there is no {model}, and it is no hub name (owner/name).")
+    return _fetch(name, revision or None)
+
+
+def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokens:
+    """What a plan keeps about a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
+    content = file.read_bytes()
+    vocabulary = load(file).get_vocab(with_added_tokens=True)
+    names = _special_names(file.parent)
+
+    def token(kind: str) -> int:
+        known = [name for name in (names.get(kind), *_USUAL[kind]) if name in vocabulary]
+        if not known:
+            hint = f"Set add_{kind}=false, or name it in {_SIDE[0]}."
+            raise UserError(f"tokenizer {model} names no {kind.upper()} token.", hint=hint)
+        return int(vocabulary[known[0]])
+
+    return Tokens(
+        model=model,
+        file=f"{FOLDER}/{MAIN}",
+        sha256=hashlib.sha256(content).hexdigest(),
+        vocab_size=max(vocabulary.values()) + 1,
+        bos=token("bos") if add_bos else None,
+        eos=token("eos") if add_eos else None,
+    )
+
+
+def copy_tokenizer(file: Path, output: Path) -> None:
+    """Copy the tokenizer's files to `<output>/tokenizer`, where the plan and its readers look for them."""
+    target = output / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    for source, copy in [(file, target / MAIN), *((file.parent / name, target / name) for name in _SIDE)]:
+        if source.is_file() and not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
+            write_bytes(copy, source.read_bytes(), mode=0o666)
+
+
+def load(file: Path) -> Any:
+    """A `tokenizers.Tokenizer` that neither cuts nor pads."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{file}: not a tokenizer: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        found = Path(hf_hub_download(name, MAIN, revision=revision))
+    except Exception as error:  # each HTTP library raises its own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenizer_model: {name} can't be fetched: {reason}",
+            hint="Is the name right, the network there, HF_TOKEN needed? A local folder works too.",
+        ) from error
+    for side in _SIDE:
+        with suppress(EntryNotFoundError):  # not every tokenizer has them
+            hf_hub_download(name, side, revision=revision)
+    return found
+
+
+def _special_names(folder: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for file in reversed(_SIDE):
+        if (folder / file).is_file():
+            try:
+                content = json.loads((folder / file).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{folder / file}: broken JSON: {error}.") from error
+            for kind in ("bos", "eos"):
+                value = content.get(f"{kind}_token")
+                value = value.get("content") if isinstance(value, dict) else value
+                if isinstance(value, str):
+                    names[kind] = value
+    return names

@@ -1,0 +1,80 @@
+"""PretrainConfig: the blocks of a nano3 pretraining config. Light: a launch imports it, and no torch with it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.training.checkpoint import CheckpointConfig
+from nemotron_kit.training.loop import TrainConfig
+from nemotron_kit.training.metrics import LoggerConfig
+from nemotron_kit.training.scheduler import SchedulerConfig
+
+# What a config may name in recipe._target_: nothing else is ever imported on a config's word.
+TARGETS = ("nemotron_kit.training.pretrain",)
+_RECIPE_KEYS = ("_target_", "per_split_data_args_path")
+_DATASET_KEYS = ("seq_length", "seed")
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run.
+
+    recipe: per_split_data_args_path, the blend.json of the prepared data; _target_, the engine, if it is named at all.
+    model: fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each. vocab_size
+        is the data's when it isn't set.
+    dataset: seq_length (4096) and seed, of the shuffle (1234).
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    @property
+    def seq_length(self) -> int:
+        return int(self.dataset.get("seq_length", 4096))
+
+    @property
+    def data_seed(self) -> int:
+        return int(self.dataset.get("seed", 1234))
+
+    @property
+    def blend_path(self) -> Path:
+        """The blend.json. UserError when the config names none."""
+        path = self.recipe.get("per_split_data_args_path")
+        if not path:
+            raise UserError(
+                "recipe.per_split_data_args_path is not set: there is no data to train on.",
+                hint="In the config: recipe.per_split_data_args_path: ${art:data,path}/blend.json",
+            )
+        return Path(str(path))
+
+    def check(self) -> None:
+        """Raises UserError, naming the field, for anything that can be told to be wrong without the data."""
+        _known("recipe", self.recipe, _RECIPE_KEYS)
+        _known("dataset", self.dataset, _DATASET_KEYS)
+        target = self.recipe.get("_target_")
+        if target is not None and target not in TARGETS:
+            raise UserError(
+                f"recipe._target_ is {target!r}, which this recipe doesn't run.",
+                hint=f"Leave it out, or set it to {' or '.join(TARGETS)}.",
+            )
+        _whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
+        _whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
+        for block in (self.train, self.scheduler, self.checkpoint, self.logger):
+            block.check()
+
+
+def _known(block: str, values: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in values:
+        if name not in names:
+            raise UserError(f"{block}.{name}: this engine has no such setting; {nearest(name, names)}")
+
+
+def _whole_number(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more.")

@@ -1,0 +1,151 @@
+"""Pretraining from a config to a model on disk."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training import ranks
+from nemotron_kit.training.balance import ExpertBalance
+from nemotron_kit.training.batches import Batches
+from nemotron_kit.training.blend import read_blend
+from nemotron_kit.training.config import PretrainConfig
+from nemotron_kit.training.export import export, output_folder
+from nemotron_kit.training.identity import identity
+from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments
+from nemotron_kit.training.metrics import Reporter, metrics_path
+from nemotron_kit.training.model import with_data
+from nemotron_kit.training.preempt import Preempted, StopRequest
+from nemotron_kit.training.run import Run
+from nemotron_kit.training.samples import BlendSamples, HeldOutSamples
+from nemotron_kit.training.start import Start, find_start, start_model
+from nemotron_kit.training.state import Progress, load_optimizer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: the model's folder (transformers' format), its step and losses, the tokens it has seen."""
+
+    path: Path
+    step: int
+    loss: float | None
+    valid_loss: float | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads: the endless blend and the held-out windows (None without a valid split).
+
+    `model` is the config's model block, with what the data decides of it.
+    """
+
+    train: BlendSamples
+    held_out: HeldOutSamples | None
+    model: dict[str, Any]
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Train as `config` says, from where the run stands, and return where the model lies.
+
+    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
+    when a signal stopped the run (a checkpoint is saved by then).
+    """
+    config.check()
+    config.train.check_split(ranks.world_size())
+    data = open_data(config)
+    same = identity(config, data.model, data.train)
+    folder = output_folder(config)
+    start = find_start(config, same)
+    try:
+        with StopRequest() as stop:
+            return _train(config, data, same, start, folder, stop)
+    finally:
+        ranks.leave()
+
+
+def open_data(config: PretrainConfig) -> Data:
+    """Open and check every shard of the blend. UserError for data that is missing, damaged or too little."""
+    path = config.blend_path
+    blend = read_blend(path)
+    if "train" not in blend:
+        raise UserError(f"{path}: there is no train split.")
+    limit = config.train.eval_iters
+    windows = limit * config.train.global_batch_size if limit else None
+    held_out = HeldOutSamples(blend["valid"], config.seq_length, windows) if "valid" in blend else None
+    if held_out is not None and len(held_out) == 0:
+        raise UserError(
+            f"{path}: no shard of the valid split holds {config.seq_length + 1} tokens.",
+            hint="Prepare more held-out data, set a smaller dataset.seq_length, or leave the split out of the file.",
+        )
+    train = BlendSamples(blend["train"], config.seq_length, config.data_seed)
+    return Data(train, held_out, with_data(config.model, path.parent))
+
+
+def _train(
+    config: PretrainConfig, data: Data, same: dict[str, Any], start: Start, folder: Path, stop: StopRequest
+) -> Outcome:
+    _quiet()
+    progress = start.progress or Progress()
+    args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
+    model = start_model(start, data.model, config.train.seed).to(args.device)
+    optimizer = build_optimizer(config.train, model)
+    if start.optimizer is not None:
+        load_optimizer(optimizer, model, start.optimizer)
+    silent = ranks.rank() != 0
+    reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
+    reporter.say(start.describe())
+    balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
+    run = Run(config, model, optimizer, balance, data.held_out, progress, same, reporter, stop)
+    try:
+        if progress.step < config.train.train_iters:
+            _loop(config, data, run, args)
+    finally:
+        reporter.close()
+    return _finish(config, run, folder)
+
+
+def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
+    from nemotron_kit.training.trainer import build_trainer
+
+    batches = Batches(
+        data.train,
+        first_step=run.first_step,
+        last_step=config.train.train_iters,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        vocab_size=data.model["vocab_size"],
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+    )
+    schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
+    build_trainer(run.model, args, (run.optimizer, schedule), batches, run).train()
+
+
+def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
+    step = run.progress.step
+    if run.stopped and step < config.train.train_iters:
+        kept = config.checkpoint.save or "nowhere (checkpoint.save is not set)"
+        raise Preempted(
+            f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}; saved in {kept}.",
+            hint="The same command goes on from there.",
+        )
+    path = folder / f"model-{step:08d}"
+    if ranks.rank() == 0:
+        export(run.model, path, config.blend_path.parent)
+    ranks.barrier()
+    tokens = step * config.train.global_batch_size * config.seq_length
+    return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens)
+
+
+def _quiet() -> None:
+    """Keep other libraries' bars and advice out of a run's lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # What accelerate passes on to DDP has a new name in the newest torch only.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

@@ -1,0 +1,151 @@
+"""What a run says: rows in metrics.jsonl, a progress bar or plain lines, W&B when a run is open there."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_text
+
+
+@dataclass
+class LoggerConfig:
+    """The `logger` block; the names are Megatron's.
+
+    log_interval: steps between two rows of metrics.
+    metrics_file: where the rows go; null: metrics.jsonl in the job's folder, or else in checkpoint.save.
+    wandb_project, wandb_entity: for a run that no launcher has set up.
+    """
+
+    log_interval: int = 10
+    metrics_file: str | None = None
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.log_interval < 1:
+            raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
+
+
+class Reporter:
+    """Rows of numbers for people and programs; on any rank but 0, silent.
+
+    `Reporter(path, done, total)` drops the rows after step `done`, which a run that is resumed there makes again.
+    """
+
+    def __init__(self, path: Path, done: int, total: int, *, silent: bool = False) -> None:
+        self._path = path
+        self._total = total
+        self._silent = silent
+        self._bar: _Bar | None = None
+        if silent:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_rows(path, done)
+        if sys.stderr.isatty():
+            self._bar = _Bar(done, total)
+
+    def say(self, text: str) -> None:
+        """One line for a person (on stderr: standard output is for what a step hands on)."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.advance()
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Record `row`, which has a "step"; floats as they are."""
+        if self._silent:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        _to_wandb(row)
+        text = describe(row, self._total)
+        if self._bar is not None and "valid_loss" not in row:
+            self._bar.describe(text.partition(": ")[2])
+        else:
+            self.say(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Bar:
+    """A progress bar with the latest numbers beside it, on stderr."""
+
+    def __init__(self, done: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+        self._task = self._progress.add_task("starting", total=total, completed=done)
+        self._progress.start()
+
+    def print(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def describe(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def metrics_path(config: LoggerConfig, save: Path) -> Path:
+    """Where the rows go: logger.metrics_file, the job's folder, or the folder of the checkpoints."""
+    if config.metrics_file:
+        return Path(config.metrics_file)
+    return Path(os.environ.get("NEMO_RUN_DIR") or save) / "metrics.jsonl"
+
+
+def describe(row: dict[str, Any], total: int) -> str:
+    """A row as a line: `step 20/300: loss 5.123, lr 1.00e-03, 34,100 tokens/s`."""
+    parts = []
+    if "loss" in row:
+        parts.append(f"loss {row['loss']:.4f}")
+    if "valid_loss" in row:
+        parts.append(f"held-out loss {row['valid_loss']:.4f}")
+    if "lr" in row:
+        parts.append(f"lr {row['lr']:.2e}")
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    return f"step {row['step']}/{total}: " + ", ".join(parts)
+
+
+def _keep_rows(path: Path, done: int) -> None:
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step(line) <= done]
+    if len(kept) < len(lines):
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step(line: str) -> float:
+    """The row's step; infinite for a line that a kill cut short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _to_wandb(row: dict[str, Any]) -> None:
+    """Pass the row on if, and only if, this process has a W&B run."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])

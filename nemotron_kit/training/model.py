@@ -1,0 +1,125 @@
+"""The model: NemotronHConfig from the `model` block, and the vocabulary from the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+# The pattern's letters: Mamba-2, MoE, attention, a plain MLP.
+PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
+
+
+# The names under which a block may give its layers.
+LAYER_NAMES = frozenset({"hybrid_override_pattern", "layers_block_type", "layer_types", "num_hidden_layers"})
+
+
+def layer_types(model: Mapping[str, Any]) -> list[str]:
+    """The kind of every layer: from hybrid_override_pattern ("MEM*E"), or layers_block_type (a list of names)."""
+    pattern = model.get("hybrid_override_pattern")
+    if pattern is None:
+        return list(model.get("layers_block_type") or model.get("layer_types") or PATTERN.values())
+    strange = sorted(set(str(pattern)) - set(PATTERN))
+    if strange or not pattern:
+        raise UserError(
+            f"model.hybrid_override_pattern {pattern!r} holds {''.join(strange) or 'nothing'}.",
+            hint="One letter a layer: M (Mamba-2), E (mixture of experts), * (attention), - (MLP).",
+        )
+    return [PATTERN[letter] for letter in str(pattern)]
+
+
+def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
+    """The transformers config of a `model` block. UserError for a key or a value that NemotronHConfig refuses."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import NemotronHConfig
+
+    _check_keys(model, NemotronHConfig)
+    values = {name: value for name, value in model.items() if name not in LAYER_NAMES}
+    try:
+        return NemotronHConfig(**values, layers_block_type=layer_types(model))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"model: {' '.join(str(error).split())}") from error
+
+
+def _check_keys(model: Mapping[str, Any], config_cls: Any) -> None:
+    import dataclasses
+
+    known = {field.name for field in dataclasses.fields(config_cls)}
+    known |= {*LAYER_NAMES, "num_local_experts"}
+    for name in model:
+        if name not in known:
+            raise UserError(f"model.{name}: NemotronHConfig has no such field; {nearest(name, known)}")
+    layers = len(layer_types(model))
+    if model.get("num_hidden_layers", layers) != layers:
+        raise UserError(
+            f"model.num_hidden_layers is {model['num_hidden_layers']}, but the pattern has {layers} layers."
+        )
+
+
+def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
+    """A model with fresh weights, float32; the same for the same seed."""
+    import torch
+    from transformers import NemotronHForCausalLM
+
+    torch.manual_seed(seed)
+    return NemotronHForCausalLM(config).float()
+
+
+def load_model(folder: Path) -> NemotronHForCausalLM:
+    """A model from a folder in transformers' format, float32. UserError when there is none that can be read."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import NemotronHForCausalLM
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (no config.json).", hint="Give a folder in transformers' format.")
+    try:
+        return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder}: the model can't be read: {' '.join(str(error).split())}") from error
+
+
+def with_data(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
+    """The `model` block, with what the data in the folder `data` decides where the block is silent.
+
+    That is vocab_size, of metadata.json or else of the tokenizer.json there, and the ids of the special tokens.
+    UserError when nothing says how large the vocabulary is.
+    """
+    metadata = _read_json(data / "metadata.json")
+    known = {**(metadata.get("metadata") or {}), **metadata}
+    found = model.get("vocab_size") or known.get("vocab_size")
+    for name in ("tokenizer/tokenizer.json", "tokenizer.json"):
+        found = found or _tokenizer_size(_read_json(data / name))
+    if not found:
+        raise UserError(
+            f"{data}: neither metadata.json nor a tokenizer says how large the vocabulary is.",
+            hint="Set it: model.vocab_size=<size>",
+        )
+    eos = known.get("eos_id")
+    ends = {} if eos is None else {"eos_token_id": eos, "bos_token_id": known.get("bos_id"), "pad_token_id": eos}
+    return {**ends, **model, "vocab_size": int(found)}
+
+
+def _tokenizer_size(tokenizer: dict[str, Any]) -> int:
+    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
+    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+    return max(ids, default=-1) + 1
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: broken JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object was expected.")
+    return value

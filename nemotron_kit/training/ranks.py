@@ -1,0 +1,58 @@
+"""The processes of one training run, as torchrun numbers them; everything here is a no-op in a single process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """This process's number, 0 … world_size() - 1; only 0 writes and prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _joined() -> bool:
+    import torch.distributed as dist
+
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all ranks, on every rank (in place)."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank: all ranks agree on the answer."""
+    if not _joined():
+        return flag
+    import torch
+
+    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device)).item())
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def leave() -> None:
+    """Close the process group, if there is one."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""Tokenize a blend of text sources to Megatron .bin/.idx shards for pretraining (stage 0).
+
+    python data_prep.py --config config/data_prep/tiny.yaml num_shards=8
+
+Saves the folder as `PretrainBlendsArtifact-<config_name>`. Started again, it keeps the shards that are whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, DataPrepConfig, PerSplitConfig, TokenizerConfig
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import PretrainBlendsArtifact
+
+STAGE = Path(__file__).parent
+DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
+# Names that stand for tokenizers which come with the recipe, wherever it is installed.
+TOKENIZERS = {"nano3-tiny": STAGE.parent / "tokenizers" / "tiny"}
+
+
+@dataclass
+class PretrainDataPrepConfig:
+    """Stage 0's data preparation: which text, which tokenizer, how many shards, where to."""
+
+    blend_path: Path = field(
+        default=Path("blends/default.json"),
+        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
+    )
+    output_dir: Path = field(
+        default=Path("output/nano3/stage0_pretrain"),
+        metadata={"help": "Folder for train/, valid/, test/ and blend.json"},
+    )
+    num_shards: int | None = field(
+        default=None, metadata={"help": "Train shards in all (128 unless shard_size is given); each holds one source"}
+    )
+    shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
+    valid_shards: int = field(default=1, metadata={"help": "Validation shards, as large as train shards"})
+    test_shards: int = field(default=1, metadata={"help": "Test shards, as large as train shards"})
+    tokenizer_model: str = field(
+        default=DEFAULT_TOKENIZER,
+        metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},
+    )
+    tokenizer: TokenizerConfig = field(
+        default_factory=TokenizerConfig, metadata={"help": "The same as a block: model, add_bos, add_eos; it wins"}
+    )
+    add_bos: bool = field(default=False, metadata={"help": "Put a BOS token before each document"})
+    add_eos: bool = field(default=True, metadata={"help": "Put an EOS token after each document"})
+    text_field: str = field(default="text", metadata={"help": "Field with the text, where the blend names none"})
+    min_doc_chars: int | None = field(default=None, metadata={"help": "Leave out documents shorter than this"})
+    max_doc_tokens: int | None = field(
+        default=None, metadata={"help": "Cut documents to this many tokens, BOS and EOS included"}
+    )
+    sample: int | None = field(default=None, metadata={"help": "Take only the first rows of each dataset, this many"})
+    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use (default: all)"})
+    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
+    )
+
+
+def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
+    """Prepare the data and save it under its name; without `cfg`, as the command line says."""
+    from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.data_prep import run_data_prep
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    cfg = cfg if cfg is not None else _config_from_command_line()
+    init_wandb_from_env()
+    artifact = run_data_prep(settings(cfg))
+    print_step_complete(data=artifact)
+    return artifact
+
+
+def preflight(cfg: PretrainDataPrepConfig, *, connect: bool) -> list[str]:
+    """What would stop this run on this machine: a missing file, no network, a disk that is too small."""
+    from nemotron_kit.data_prep.preflight import preflight as check
+
+    return check(settings(cfg), connect=connect, smaller="-c tiny")
+
+
+def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
+    """The recipe's flat config as what `run_data_prep` takes; names of the recipe's own files become paths."""
+    block = cfg.tokenizer
+    model = block.model or cfg.tokenizer_model
+    return DataPrepConfig(
+        blend_path=_beside_script(cfg.blend_path),
+        output_dir=Path(cfg.output_dir),
+        num_shards=cfg.num_shards,
+        shard_size=cfg.shard_size,
+        per_split=PerSplitConfig(valid_shards=cfg.valid_shards, test_shards=cfg.test_shards),
+        tokenizer_model=str(TOKENIZERS.get(model, model)),
+        add_bos=cfg.add_bos if block.add_bos is None else block.add_bos,
+        add_eos=cfg.add_eos if block.add_eos is None else block.add_eos,
+        text_field=cfg.text_field,
+        min_doc_chars=cfg.min_doc_chars,
+        max_doc_tokens=cfg.max_doc_tokens,
+        sample=cfg.sample,
+        num_workers=cfg.num_workers,
+        force=cfg.force,
+        artifact_name=f"PretrainBlendsArtifact-{_config_name(cfg)}",
+    )
+
+
+def _beside_script(path: Path) -> Path:
+    given = Path(path).expanduser()
+    return next((place for place in (given, STAGE / given) if place.is_file()), given)
+
+
+def _config_name(cfg: PretrainDataPrepConfig) -> str:
+    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
+
+
+def _config_from_command_line() -> PretrainDataPrepConfig:
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
+
+    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
+    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    cfg = omegaconf_to_dataclass(config, PretrainDataPrepConfig)
+    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
+        cfg.config_name = path.stem
+    problems = preflight(cfg, connect=True)
+    if problems:
+        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return cfg
+
+
+if __name__ == "__main__":
+    main()
