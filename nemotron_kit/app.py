@@ -147,8 +147,8 @@ class Group:
         """Register a command.
 
         `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which
-        keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts that
-        the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
+        keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts
+        that the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
         missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
         """
         config_cls = config_cls if config_cls is not None else config

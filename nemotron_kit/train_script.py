@@ -240,10 +240,12 @@ def _print_errors_plainly() -> None:
     """A user's mistake in a script is one clear error and exit code 2, as at the `nemotron` prompt."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # torch.distributed's own hook catches sys.stderr, and loses it when this one raises.
+        stream = sys.__stderr__
         if isinstance(error, NemotronError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            print(f"error: {error}", file=stream)  # noqa: T201
         else:
-            traceback.print_exception(kind, error, trace)
+            traceback.print_exception(kind, error, trace, file=stream)
         # Python passes a SystemExit raised here on as the exit code.
         raise SystemExit(error.exit_code if isinstance(error, NemotronError) else 1)
 
