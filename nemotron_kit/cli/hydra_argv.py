@@ -57,12 +57,17 @@ def _choices(node: Node) -> list[str]:
 def _check_complete(job: Job, node: Node) -> None:
     """A job has a recipe and a stage, unless a sweep is over them or Hydra is asked about itself."""
     swept = {override.partition("=")[0] for override in job.overrides}
-    if job.flag("--info") is not None or job.flag("--hydra-help") is not None:
+    if asks_hydra(job):
         return
     if not job.recipe and "recipe" not in swept:
         raise UserError("No recipe was given.", hint=f"Give recipe=NAME. {near('', node['children'])}")
     if job.recipe and not job.stage and "stage" not in swept:
         raise UserError(f"No stage of {job.recipe} was given.", hint=f"Give stage=NAME. {near('', _stages(node))}")
+
+
+def asks_hydra(job: Job) -> bool:
+    """Whether Hydra is asked about itself, which takes no recipe."""
+    return job.flag("--info") is not None or job.flag("--hydra-help") is not None
 
 
 def _last(argv: Sequence[str], choice: str) -> str:

@@ -170,7 +170,8 @@ class Recorder:
             if spec is not None:
                 self._note(fullname, spec.origin)
                 return spec
-        for folder in path or ():
+        # What isn't there can be put where it was looked for.
+        for folder in sys.path if path is None else path:
             self.add(folder)
         return None
 

@@ -84,10 +84,22 @@ def _nemotron(words: list[str]) -> int:
     code = fast.handle(words)
     if code is not None:
         return code
+    from nemotron_kit.cli.tree import TOOLS
+
+    if words and words[0] in TOOLS:
+        return _tool(words[0], words[1:])
     from nemotron_kit.cli.words import parse
 
     tree = _tree(words)
     return _dispatch(parse(words, _index(tree)), ["nemotron", *words], tree)
+
+
+def _tool(name: str, argv: Sequence[str]) -> int:
+    from importlib import import_module
+
+    from nemotron_kit.cli.tree import TOOLS
+
+    return int(import_module(TOOLS[name][0]).main(list(argv)))
 
 
 def _hydra(words: list[str]) -> int:
@@ -133,11 +145,7 @@ def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ..
     from nemotron_kit.cli.request import Job, Tool
 
     if isinstance(request, Tool):
-        from importlib import import_module
-
-        from nemotron_kit.cli.tree import TOOLS
-
-        return int(import_module(TOOLS[request.name][0]).main(list(request.argv)))
+        return _tool(request.name, request.argv)
     if isinstance(request, Job):
         from nemotron_kit.cli.job import run
 

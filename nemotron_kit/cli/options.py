@@ -111,9 +111,9 @@ def known(token: str, table: Table = NEMOTRON) -> Option | None:
 
 
 def takes_next(token: str, table: Table = NEMOTRON) -> bool | None:
-    """Whether the word after `token` is its value; None when `token` is no global option."""
+    """Whether the word after `token` is its value; None when that can't be told (a field's option, `--info`)."""
     option = known(token, table)
-    if option is None:
+    if option is None or option.takes == MAYBE:
         return None
     joined = "=" in token or (not token.startswith("--") and token != option.short)
     return option.takes == VALUE and not joined

@@ -21,6 +21,7 @@ TOOLS = {
         ("show", "logs", "wait", "cancel", "rm"),
     ),
     "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show",)),
+    "artifacts": ("nemotron_kit.cli.artifacts", "list artifacts, versions and lineage", ()),
     "completion": (
         "nemotron_kit.cli.completion",
         "print the completion script of bash, zsh or fish",

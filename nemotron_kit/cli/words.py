@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from nemotron_kit.cli import options, tree
+from nemotron_kit.cli import tree
 from nemotron_kit.cli.help import program
-from nemotron_kit.cli.hydra_argv import check_launcher, no_recipe, parse_hydra
+from nemotron_kit.cli.hydra_argv import NOTHING_KNOWN, asks_hydra, check_launcher, no_recipe, parse_hydra
 from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.reader import Elsewhere, Reader
@@ -128,16 +128,13 @@ def _named(job: Job, leaf: Node) -> Job:
     return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
 
 
-def _unfinished(argv: Sequence[str], reached: tree.Walk, speaker: Speaker) -> Help:
-    """A group without a command: its help. An option that only a command could have is the bigger mistake."""
-    for word in argv:
-        if options.is_option(word) and word != "--" and options.known(word) is None:
-            words = reached.path[len(speaker.root) :]
-            raise UserError(
-                f"{' '.join((speaker.prog, *words))} has no option {options.split(word)[0]}, and names no command.",
-                hint=f"`{speaker.help_line(words)}` lists the commands.",
-            )
-    return Help(reached.path, asked=False)
+def _unfinished(argv: Sequence[str], reached: tree.Walk, speaker: Speaker) -> Request:
+    """A group without a command: its help. Hydra can be asked about itself without one. Raises UserError for an option
+    that, if anything, only a command has."""
+    words = reached.path[len(speaker.root) :]
+    name, hint = " ".join((speaker.prog, *words)), speaker.help_line(words)
+    job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(words)
+    return job if not words and asks_hydra(job) else Help(reached.path, asked=False)
 
 
 def _lost(reached: tree.Walk, index: Index, speaker: Speaker) -> UserError:

@@ -113,7 +113,7 @@ def _shards(sources: Sequence[Source], config: DataPrepConfig) -> tuple[Shard, .
     held_out = config.held_out
     wholes = [(number, s) for number, s in enumerate(sources) if s.split == "all"]
     if wholes:
-        train = _train_shards([s for _, s in wholes], config)
+        train = _train_shards([s for _, s in wholes], config, held_out=sum(held_out))
         return _cut_shards(wholes, {"train": train, "valid": held_out[0], "test": held_out[1]})
     counts = {"train": 0, "valid": max(1, held_out[0]), "test": max(1, held_out[1])}
     shards: list[Shard] = []
@@ -125,11 +125,12 @@ def _shards(sources: Sequence[Source], config: DataPrepConfig) -> tuple[Shard, .
     return tuple(shards)
 
 
-def _train_shards(sources: Sequence[Source], config: DataPrepConfig) -> int:
+def _train_shards(sources: Sequence[Source], config: DataPrepConfig, *, held_out: int = 0) -> int:
+    """Under `shard_size`, as many shards as make each about that large, less those held out."""
     if config.shard_size is None:
         return config.num_shards or DEFAULT_SHARDS
     total = sum(_size(source, rows_count=False) for source in sources)
-    return max(1, math.ceil(total / parse_size(config.shard_size)))
+    return max(1, math.ceil(total / parse_size(config.shard_size)) - held_out)
 
 
 def _size(source: Source, *, rows_count: bool = True) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from nemotron_kit.execution.run_job import run_job
 from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
+
+
+START_SECONDS = 10.0
 
 
 def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, str]) -> Outcome:
@@ -54,7 +58,7 @@ def _detach(plan: Plan, run: RunFolder) -> Outcome:
     """Start the worker in a session of its own; its own words go to logs/worker.log."""
     job = run.job(plan.job)
     with job.open_log("worker") as log:
-        subprocess.Popen(
+        worker = subprocess.Popen(
             list(plan.launch_command),
             env={**os.environ, **plan.environment},
             stdin=subprocess.DEVNULL,
@@ -62,4 +66,11 @@ def _detach(plan: Plan, run: RunFolder) -> Outcome:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # A worker that dies before it says `running` would leave its job pending for ever.
+    deadline = time.monotonic() + START_SECONDS
+    while job.state().state == "pending" and time.monotonic() < deadline:
+        if worker.poll() not in (None, 0):
+            job.finish(worker.returncode, "failed", error=f"the worker did not start: see {job.log_path('worker')}")
+            return Outcome(1, "failed", f"the worker did not start: see {job.log_path('worker')}")
+        time.sleep(0.02)
     return Outcome(0, "pending")

@@ -95,7 +95,7 @@ def effective_profile(
 
     `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`.
     """
-    profile = read_profile(name, config_path) if name is not None else Profile(None, RunConfig())
+    profile = _profile(name, config_path)
     from_file = {field_name(key, f"run.env.{key}"): value for key, value in (file_env or {}).items()}
     from_file = {key: value for key, value in from_file.items() if key not in profile.origins and value is not None}
     given = {field_name(key, f"run.env.{key}"): value for key, value in (command_line or {}).items()}
@@ -107,6 +107,13 @@ def effective_profile(
         **dict.fromkeys(given, "command line"),
     }
     return Profile(profile.name, config, origins, profile.chain, profile.path)
+
+
+def _profile(name: str | None, config_path: str | Path | None) -> Profile:
+    """`local` needs no env.toml: it is this machine, unless a file says otherwise."""
+    if name is None or (name == "local" and name not in list_run_profiles(config_path)):
+        return Profile(name, RunConfig())
+    return read_profile(name, config_path)
 
 
 class _Lines:

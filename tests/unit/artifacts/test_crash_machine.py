@@ -1,4 +1,4 @@
-"""A registry whose process can die at any system call that changes files: nothing acknowledged is lost, nothing torn."""
+"""A registry whose process can die at any call that changes files: nothing acknowledged is lost, nothing torn."""
 
 from __future__ import annotations
 

@@ -111,6 +111,7 @@ ERRORS = [
     ("nano3 pretrain -x", "no option -x.", ""),
     ("nano3 --bogus data prep pretrain", "nano3 data prep pretrain has no option --bogus.", ""),
     ("--bogus", "nemotron has no option --bogus", "`nemotron --help`"),
+    ("nano3 data prep --force", "nemotron nano3 data prep has no option --force", "`nemotron nano3 data prep --help`"),
     (
         "nano3 pretrain --run --batch C",
         "--run needs a PROFILE, and '--batch' stands in its place.",
@@ -173,6 +174,8 @@ def test_one_clear_error(line: str, message: str, hint: str, index: Index) -> No
         ("nano3", Help(("nano3",), asked=False)),
         ("nano3 data", Help(("nano3", "data"), asked=False)),
         ("-c tiny", Help((), asked=False)),
+        ("--hydra-help", Job(flags=("--hydra-help",))),
+        ("--info plugins", Job(flags=("--info=plugins",))),
         ("--version", Version()),
         ("runs show x --json", Tool("runs", ("show", "x", "--json"))),
         ("--json runs", Tool("runs", ("--json",))),

@@ -1,0 +1,81 @@
+"""How long `nemotron runs` takes with 10 runs and with 10,000, whole processes, in turns on one machine.
+
+python scripts/bench/runs.py [--rounds 9] [--many 10000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from nemotron_kit.runs import RunFolder, create_run, new_run_id
+
+COMMAND = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
+# No run is in this state, so every run is looked at.
+FILTERED = ("runs", "--state", "cancelled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--many", type=int, default=10_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        homes = {count: fill(Path(folder) / str(count), count) for count in (10, options.many)}
+        for words in (("runs",), FILTERED, ("runs", "show", "latest")):
+            if words == FILTERED:  # the first one makes the index
+                print(f"{' '.join(words)}, no index yet: {once(homes[options.many], words):.2f} s")
+            compare(words, homes, options.rounds)
+
+
+def fill(home: Path, count: int) -> Path:
+    """A home with `count` finished runs, one in ten of them failed; copies of one that was really made."""
+    os.environ["NEMOTRON_HOME"] = str(home)
+    now = datetime.now(UTC)
+    model: RunFolder | None = None
+    for number in range(count):
+        run_id = new_run_id("nano3", "pretrain", now=now - timedelta(minutes=number))
+        if model is None:
+            plan = {"recipe": "nano3", "stage": "pretrain", "config": {f"field_{n}": n for n in range(200)}}
+            model = create_run(run_id, plan, [{"config.yaml": "a: 1\n" * 100}])
+            model.job().transition("running")
+            model.job().finish(0)
+            continue
+        copy = shutil.copytree(model.path, model.path.with_name(run_id))
+        if number % 10 == 0:
+            record = copy / "jobs" / "0" / "exit.json"
+            record.write_text(record.read_text().replace('"code": 0', '"code": 1').replace("succeeded", "failed"))
+    return home
+
+
+def once(home: Path, words: tuple[str, ...]) -> float:
+    """Seconds of one whole process."""
+    start = time.perf_counter()
+    environment = {**os.environ, "NEMOTRON_HOME": str(home)}
+    subprocess.run([*COMMAND, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def compare(words: tuple[str, ...], homes: dict[int, Path], rounds: int) -> None:
+    times: dict[int, list[float]] = {count: [] for count in homes}
+    for _ in range(rounds):
+        for count, home in homes.items():
+            times[count].append(once(home, words))
+    few, many = (statistics.median(times[count]) for count in homes)
+    counts = list(homes)
+    print(
+        f"{' '.join(words)}: {counts[0]} runs {few * 1e3:.0f} ms, {counts[1]} runs {many * 1e3:.0f} ms, "
+        f"ratio {many / few:.2f}x (median of {rounds})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""train.py as a user starts it: real processes, real data, the artifact in a real registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
+MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
+MODEL = {
+    "hybrid_override_pattern": "ME*",
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "mamba_num_heads": 2,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 8,
+    "n_groups": 1,
+    "chunk_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
+}
+
+
+def write_shard(prefix: Path, documents: list[list[int]]) -> str:
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    lengths, count = [len(document) for document in documents], len(documents)
+    pointers = [2 * sum(lengths[:n]) for n in range(count)]
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, count, count + 1)
+    arrays = struct.pack(f"<{count}i{count}q{count + 1}q", *lengths, *pointers, *range(count + 1))
+    prefix.with_suffix(".idx").write_bytes(header + arrays)
+    prefix.with_suffix(".bin").write_bytes(np.array(sum(documents, []), np.uint16).tobytes())
+    return str(prefix)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A working folder with prepared data and a config.yaml."""
+    random = np.random.default_rng(0)
+
+    def documents(count: int) -> list[list[int]]:
+        return [[int(n) for n in (np.arange(90) + start) % 64] for start in random.integers(0, 64, count)]
+
+    blend = {
+        "train": ["2", write_shard(tmp_path / "data/a", documents(30)), "1", write_shard(tmp_path / "data/b", documents(20))],
+        "valid": ["1", write_shard(tmp_path / "data/v", documents(6))],
+    }
+    (tmp_path / "data/blend.json").write_text(json.dumps(blend))
+    (tmp_path / "data/metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 64}}))
+    config = {
+        "recipe": {"per_split_data_args_path": str(tmp_path / "data/blend.json")},
+        "model": MODEL,
+        "dataset": {"seq_length": 32},
+        "train": {"train_iters": 6, "global_batch_size": 4, "micro_batch_size": 2, "lr": 0.01},
+        "scheduler": {"lr_warmup_iters": 2},
+        "logger": {"log_interval": 1},
+        "checkpoint": {"save": str(tmp_path / "save"), "save_interval": 3},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NEMO", "WANDB", "SLURM"))}
+    return {**kept, "NEMOTRON_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"}
+
+
+def train(home: Path, *words: str, launcher: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*(launcher or (sys.executable, str(SCRIPT))), "--config", "config.yaml", *words]
+    return subprocess.run(
+        command, cwd=home, env={**environment(home), **env}, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def torchrun(*words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", MODULE, *words)
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(home: Path, step: int = 6) -> bytes:
+    return (home / f"save/model-{step:08d}/model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_a_model_that_plain_transformers_loads(home: Path) -> None:
+    run = train(home)
+    assert run.returncode == 0, run.stderr
+    printed = json.loads(run.stdout)  # standard output is not a terminal: it is for the next step
+    assert printed["model"]["type"] == "ModelArtifact"
+    path = Path(printed["model"]["path"])
+    metrics = rows(home / "save/metrics.jsonl")
+    assert [row["step"] for row in metrics if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "tokens_per_second", "elapsed", "grad_norm"} <= set(metrics[0])
+    assert metrics[5]["loss"] < metrics[0]["loss"]
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    stream = np.fromfile(home / "data/v.bin", np.uint16).astype(np.int64)
+    windows = torch.from_numpy(np.stack([stream[n : n + 33] for n in range(0, len(stream) - 32, 32)]))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(
+            model(input_ids=windows[:, :-1]).logits.flatten(0, 1), windows[:, 1:].flatten()
+        )
+    assert metrics[-1]["valid_loss"] == pytest.approx(float(loss), abs=1e-5)
+    registered = json.loads((path / "metadata.json").read_text())
+    assert registered["loss"] == metrics[-1]["valid_loss"] and registered["step"] == 6
+    assert list((home / "home/artifacts").rglob("v0"))
+
+    again = train(home)  # nothing is left to do: the same model, the same version
+    assert again.returncode == 0, again.stderr
+    assert "Resuming" in again.stderr and "step 6/6" not in again.stderr
+    assert json.loads(again.stdout)["model"]["path"] == str(path)
+    assert not list((home / "home/artifacts").rglob("v1"))
+
+
+def test_two_processes_train_what_one_trains(home: Path) -> None:
+    alone = train(home)
+    assert alone.returncode == 0, alone.stderr
+    pair = train(home, f"checkpoint.save={home}/pair", launcher=torchrun())
+    assert pair.returncode == 0, pair.stderr
+    assert pair.stderr.count("step 3/6: loss") == 1
+    assert list(json.loads(pair.stdout)) == ["model"]
+    ours, theirs = rows(home / "save/metrics.jsonl"), rows(home / "pair/metrics.jsonl")
+    assert [row["loss"] for row in theirs[:-1]] == pytest.approx([row["loss"] for row in ours[:-1]], rel=1e-4)
+    assert theirs[-1]["valid_loss"] == pytest.approx(ours[-1]["valid_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_told_to_stop_it_saves_and_goes_on_later(home: Path, name: str) -> None:
+    whole = train(home)
+    assert whole.returncode == 0, whole.stderr
+    words = ["train.train_iters=6", f"checkpoint.save={home}/stopped", "checkpoint.save_interval=100"]
+    command = [sys.executable, str(SCRIPT), "--config", "config.yaml", *words]
+    process = subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 2/6"):
+            process.send_signal(signal.Signals[name])
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 75
+    assert re.search(rf"Stopped by {name} after step \d of 6; saved in .*/stopped", rest)
+    saved = sorted(path.name for path in (home / "stopped").glob("step-*"))
+    assert len(saved) == 1 and saved[0] < "step-00000006"
+    assert not list((home / "stopped").glob("model-*"))
+
+    resumed = train(home, *words)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (home / "stopped/model-00000006/model.safetensors").read_bytes() == weights(home)
+    assert [row["step"] for row in rows(home / "stopped/metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_process_stops_when_one_is_told_to(home: Path) -> None:
+    words = ["train.train_iters=400", "checkpoint.save_interval=1000", "logger.log_interval=5"]
+    command = [*torchrun(), "--config", "config.yaml", *words]
+    process = subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 10/400"):
+            _signal_one_worker(process.pid)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) != 0
+    assert "Stopped by" in rest and re.search(r"exitcode ?: 75", rest)
+    assert len(list((home / "save").glob("step-*"))) == 1
+
+
+def _signal_one_worker(parent: int) -> None:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    workers = [int(pid) for pid in children if MODULE in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(workers[-1], signal.SIGUSR1)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["train.lrr=1"], r"train\.lrr"),
+        (["train.train_iters=many"], r"train\.train_iters"),
+        (["model.hiden_size=8"], r"did you mean hidden_size"),
+        (["train.fsdp=true"], r"train\.fsdp: this engine shards nothing"),
+        (["recipe._target_=os.system"], r"recipe\._target_ is 'os\.system'"),
+        (["train.global_batch_size=5"], r"train\.global_batch_size 5 is no multiple"),
+        (["recipe.per_split_data_args_path=/none/blend.json"], r"/none/blend\.json: No such file"),
+        (["checkpoint.pretrained_checkpoint=/none"], r"/none: no model here"),
+        (["model.vocab_size=8"], r"the model's vocabulary has 8"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(home: Path, words: list[str], error: str) -> None:
+    run = train(home, *words)
+    assert run.returncode == 2, run.stderr
+    assert re.search(error, run.stderr) and "Traceback" not in run.stderr
+    assert not list((home / "save").glob("*-0*"))
+
+
+def test_a_damaged_shard_is_never_read(home: Path) -> None:
+    path = home / "data/b.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    run = train(home)
+    assert run.returncode == 2 and re.search(r"b\.bin: 3,598 bytes, but its index says 3,600", run.stderr)
+
+
+def test_another_model_in_the_folder_is_refused(home: Path) -> None:
+    assert train(home).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (home / "save").rglob("*")}
+    run = train(home, "model.hidden_size=48")
+    assert run.returncode == 2
+    assert re.search(r"a different model: model\.hidden_size is 32 there and 48 here", run.stderr)
+    assert {path: path.stat().st_mtime_ns for path in (home / "save").rglob("*")} == before
+    longer = train(home, "train.train_iters=8")  # longer is the same run, further on
+    assert longer.returncode == 0 and "(step 6)" in longer.stderr
+    assert (home / "save/model-00000006").is_dir() and (home / "save/model-00000008").is_dir()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(home: Path) -> None:
+    assert train(home, "train.train_iters=3", "scheduler.lr_decay_style=constant").returncode == 0
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000,) * 2);"
+    limited += f"sys.argv = sys.argv[1:]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    launcher = (sys.executable, "-c", limited, str(SCRIPT))
+    run = train(home, "scheduler.lr_decay_style=constant", launcher=launcher)
+    assert run.returncode == 1, run.stderr
+    assert re.search(r"step-00000006: the checkpoint can't be written", run.stderr) and "Traceback" not in run.stderr
+    assert [path.name for path in (home / "save").glob("*step-*")] == ["step-00000003"]
+    rerun = train(home, "scheduler.lr_decay_style=constant")
+    assert rerun.returncode == 0, rerun.stderr
+
+
+def test_started_in_its_own_folder_it_finds_its_config(home: Path) -> None:
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "train.py", "--config", "config/tiny.yaml", "train.train_iters=2", "run.data=Nothing:v7"],
+        cwd=SCRIPT.parent,
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 2 and "Nothing" in run.stderr and "Traceback" not in run.stderr
+    assert time.monotonic() - began < 20

@@ -1,0 +1,53 @@
+"""Small sources and settings for data prep's tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.data_prep import DataPrepConfig
+
+TOKENIZER = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
+    """Write texts as {"text": …} lines to a file in the test's folder."""
+
+    def write(name: str, texts: Sequence[str], field: str = "text") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., DataPrepConfig]:
+    """A config for datasets given as (path, weight), or as entries of a blend file, on one worker."""
+
+    def make(datasets: Sequence[Any], **values: Any) -> DataPrepConfig:
+        entries = [
+            d if isinstance(d, dict) else {"name": f"source-{n}", "path": str(d[0]), "weight": d[1]}
+            for n, d in enumerate(datasets)
+        ]
+        blend = tmp_path / "blend.json"
+        blend.write_text(json.dumps({"datasets": entries}), encoding="utf-8")
+        defaults = {
+            "num_shards": 2,
+            "num_workers": 1,
+            "output_dir": tmp_path / "out",
+            "tokenizer_model": str(TOKENIZER),
+        }
+        return DataPrepConfig(blend_path=blend, **{**defaults, **values})
+
+    return make

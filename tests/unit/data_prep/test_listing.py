@@ -1,0 +1,110 @@
+"""From a dataset to its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.data_prep import Dataset
+from nemotron_kit.data_prep.hub import hub_files
+from nemotron_kit.data_prep.listing import kind_of, list_files
+from nemotron_kit.data_prep.store import Found
+from nemotron_kit.errors import UserError
+
+
+def names(tmp_path: Path, path: str, **values: str) -> list[str]:
+    dataset = Dataset("d", path, **values)
+    files = list_files(dataset, folder=tmp_path, corpora=tmp_path / "sources")
+    return [file.path.rsplit("/", 1)[-1] for file in files]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "a.jsonl.gz", "deep/c.parquet", ".hidden.jsonl", "README", "deep/.git/x.jsonl"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    return tmp_path / "data"
+
+
+def test_kinds() -> None:
+    endings = {"a.jsonl": "jsonl", "A.JSONL.GZ": "gz", "a.jsonl.zst": "zst", "a.parquet": "parquet", "a.md": "text"}
+    assert {name: kind_of(name) for name in endings} == endings
+    assert kind_of("a.bin") is None
+
+
+def test_a_folder_gives_its_readable_files_in_order(tmp_path: Path, folder: Path) -> None:
+    assert names(tmp_path, str(folder)) == ["a.jsonl.gz", "b.jsonl", "c.parquet"]
+    assert names(tmp_path, str(folder), subset="deep") == ["c.parquet"]
+
+
+def test_globs_and_relative_paths(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert names(tmp_path, f"{folder}/*.jsonl*") == ["a.jsonl.gz", "b.jsonl"]
+    assert names(tmp_path, f"{folder}/**/*.parquet") == ["c.parquet"]
+    assert names(tmp_path, "data/b.jsonl") == ["b.jsonl"]  # beside the blend file
+    monkeypatch.chdir(folder)
+    assert names(tmp_path / "elsewhere", "b.jsonl") == ["b.jsonl"]  # in the working folder
+
+
+def test_urls(tmp_path: Path, folder: Path) -> None:
+    assert names(tmp_path, f"file://{folder}") == ["a.jsonl.gz", "b.jsonl", "c.parquet"]
+    assert names(tmp_path, f"file://{folder}/*.jsonl") == ["b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nothing/*.jsonl", "no file matches"),
+        ("data/README", "no known ending"),
+        ("file:///nowhere/at/all", "can't be listed|nothing to read"),
+        ("nosuchstore://x/y", "nosuchstore"),
+        ("hf://justaname", "not hf://owner/name"),
+        ("cpython://topic", "did you mean topics"),
+    ],
+)
+def test_nothing_to_read_is_said_with_the_dataset(tmp_path: Path, folder: Path, path: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        names(tmp_path, path)
+
+
+def test_splits_are_told_by_the_words_in_names(tmp_path: Path) -> None:
+    for name in ("train-0.jsonl", "train-1.jsonl", "validation-0.jsonl"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "plain").mkdir()
+    for name in ("x.jsonl", "y.jsonl"):
+        (tmp_path / "plain" / name).write_text("{}")
+    assert names(tmp_path, str(tmp_path), split="valid") == ["validation-0.jsonl"]
+    assert names(tmp_path, str(tmp_path / "plain"), split="train") == ["x.jsonl", "y.jsonl"]
+    with pytest.raises(UserError, match="no split 'test': there is: train, valid"):
+        names(tmp_path, str(tmp_path), split="test")
+
+
+REPOSITORY = {
+    name: Found(f"hf://datasets/o/n/{name}", 1)
+    for name in ("README.md", "High/part-1.parquet", "High/part-0.parquet", "Low/part-0.parquet", "High/test.parquet")
+}
+CARD = {"high": [("train", "High/part-*.parquet"), ("test", "High/test.parquet")], "low": [("train", "Low/*")]}
+
+
+def hub(subset: str | None, split: str | None, card: dict[str, list[tuple[str, str]]]) -> list[str]:
+    dataset = Dataset("d", "hf://o/n", subset=subset, split=split)
+    return [
+        file.path.removeprefix("hf://datasets/o/n/") for file in hub_files(REPOSITORY, card, dataset, "dataset 'd'")
+    ]
+
+
+def test_a_hub_repository_is_read_as_its_card_says() -> None:
+    assert hub("high", None, CARD) == ["High/part-0.parquet", "High/part-1.parquet"]
+    assert hub("high", "test", CARD) == ["High/test.parquet"]
+    assert hub("low", "train", CARD) == ["Low/part-0.parquet"]
+    assert hub("Low", None, {}) == ["Low/part-0.parquet"]  # without a card a subset is a folder
+
+
+def test_unknown_subset_or_split_of_a_hub_repository() -> None:
+    with pytest.raises(UserError, match="no subset 'hihg': did you mean high"):
+        hub("hihg", None, CARD)
+    with pytest.raises(UserError, match="no split 'valid'"):
+        hub("high", "valid", CARD)
+    with pytest.raises(UserError, match="no subset None: there is: high, low"):
+        hub(None, None, CARD)
