@@ -1,0 +1,62 @@
+"""What a back end must do: submit jobs whose folders are there, observe them, cancel them, read their logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.plan.plan import Plan
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A job as its back end sees it now. `state` is one of runs.states; `code` its own exit code once it has ended.
+
+    `reason` and `estimated_start` are the scheduler's, while it is pending. `facts` goes into the record as it is.
+    """
+
+    state: str
+    code: int | None = None
+    error: str | None = None
+    reason: str | None = None
+    estimated_start: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One executor. A launch is one run with its jobs; `submit` may be called again after a crash and never doubles."""
+
+    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when that is not known to have
+        happened; NemotronError when it is known not to."""
+
+    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+        """Job number → what is known of it, in as few questions as can be. Raises Unreachable when nobody answers."""
+
+    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        """Ask for the jobs to be stopped; returns when that has been accepted."""
+
+    def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes of a log from `offset` on; b"" where there is nothing yet."""
+
+
+def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
+    """The back end of a plan, or of a run's plan.json. Raises UserError for an executor that this version lacks."""
+    from importlib import import_module
+
+    executor = plan.executor if isinstance(plan, Plan) else str(plan.get("executor", "local"))
+    if executor not in BACKENDS:
+        raise UserError(f"executor {executor!r} is not known.", hint=nearest(executor, BACKENDS).capitalize())
+    settings = plan.settings if isinstance(plan, Plan) else plan.get("settings") or {}
+    made: Backend = import_module(BACKENDS[executor]).make(settings)
+    return made
+
+
+# executor → module with `make(settings: Mapping) -> Backend`. A new executor is a new file and a line here.
+BACKENDS: dict[str, str] = {
+    "local": "nemotron_kit.execution.backends.local",
+}
