@@ -1,0 +1,288 @@
+"""Whole commands in processes of their own: what they print, what they leave, and the exit code that a script sees."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = '''
+import json, os, sys, time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemotron.kit import App, Artifact, ArtifactInput, print_step_complete
+
+
+@dataclass
+class Config:
+    n: int = 1
+    text: str = ""
+    out: Path = Path("out.json")
+    secret: str | None = None
+    force: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ReadConfig:
+    data_path: Path
+    size: int = 0
+
+
+def write(config: Config) -> Artifact | int:
+    print(f"n is {config.n}")
+    config.out.write_text(json.dumps({"n": config.n, "text": config.text, "secret": config.secret}))
+    if config.n < 0:
+        raise ValueError("n is negative")
+    if config.n > 100:
+        return config.n
+    folder = Path("made"); folder.mkdir(exist_ok=True)
+    (folder / "file.txt").write_text(str(config.n))
+    artifact = Artifact(path=folder, metadata={"size": config.n})
+    artifact.save(name="Made")
+    print_step_complete(data=artifact)
+    return artifact
+
+
+def read(config: ReadConfig) -> None:
+    print(f"read {(config.data_path / 'file.txt').read_text()} of size {config.size!r}")
+
+
+def slow(config: Config) -> None:
+    print("started", flush=True)
+    time.sleep(60)
+
+
+app = App("demo", description="A recipe for tests")
+group = app.group("data")
+group.command("write", Config, write, description="Write a file")
+app.command("read", ReadConfig, read, artifacts={
+    "data": ArtifactInput("Made:latest", {"path": "data_path", "metadata.size": "size"})})
+app.command("slow", Config, slow)
+
+if __name__ == "__main__":
+    app.run()
+'''
+
+
+class Shell:
+    """A folder with a recipe in it, and the commands that run there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        package = folder / "demo"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "__main__.py").write_text(RECIPE)
+        (folder / "env.toml").write_text('[cli]\nrecipes = ["./demo"]\n[two]\nexecutor = "local"\nnproc_per_node = 2\n'
+                                         '[far]\nexecutor = "skypilot"\n')  # fmt: skip
+        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+    def command(self, line: list[str]) -> list[str]:
+        if line[0] == "nemotron":
+            return [str(Path(sys.executable).with_name("nemotron")), *line[1:]]
+        return [sys.executable, *line[1:]] if line[0] == "python" else line
+
+    def __call__(self, *line: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.command(list(line)), cwd=self.folder, env={**self.env, **env},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def runs(self) -> list[Path]:
+        return sorted((self.home / "runs").iterdir()) if (self.home / "runs").is_dir() else []
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_a_run_leaves_a_record(shell: Shell) -> None:
+    done = shell("nemotron", "demo", "data", "write", "n=3", "--text", "a'b $(touch PWN) \"c\"")
+    assert "n is 3" in done.stdout
+    (run,) = shell.runs()
+    job = run / "jobs" / "0"
+    assert json.loads((job / "exit.json").read_text())["state"] == "succeeded"
+    assert json.loads((run / "plan.json").read_text())["recipe"] == "demo"
+    assert json.loads((job / "artifacts.json").read_text())["outputs"][0]["name"] == "Made"
+    assert "n is 3" in (job / "logs" / "job.log").read_text()
+    assert "n: 3" in (job / ".hydra" / "config.yaml").read_text().replace("'n'", "n")
+    assert json.loads((shell.folder / "out.json").read_text())["text"] == "a'b $(touch PWN) \"c\""
+    assert not (shell.folder / "PWN").exists()
+    assert all(path.stat().st_mode & 0o077 == 0 for path in run.rglob("*") if path.name != "nemotron.log")
+
+
+def test_both_spellings_and_the_module_run_the_same_job(shell: Shell) -> None:
+    for line in (
+        ["nemotron", "demo", "data", "write", "n=5"],
+        ["python", "-m", "nemotron_kit", "recipe=demo", "stage=data/write", "n=5"],
+        ["python", "-m", "demo", "data", "write", "--n", "5"],
+    ):
+        shell(*line)
+    configs = {(run / "jobs" / "0" / "config.yaml").read_text() for run in shell.runs()}
+    assert len(shell.runs()) == 3
+    assert len(configs) == 1
+
+
+def test_an_artifact_is_pinned_and_resolved(shell: Shell) -> None:
+    shell("nemotron", "demo", "data", "write", "n=7")
+    shell("nemotron", "demo", "data", "write", "n=8")
+    assert "read 8" in shell("nemotron", "demo", "read").stdout
+    changed = shell("nemotron", "demo", "read", "--art.data", "v0", code=2)
+    assert "overwritten" in changed.stderr
+    assert "Made has no v9. It has v0, v1" in shell("nemotron", "demo", "read", "--art.data=v9", code=2).stderr
+
+
+def test_steps_are_piped(shell: Shell) -> None:
+    nemotron = shell.command(["nemotron"])[0]
+    line = f"{nemotron} demo data write n=4 | {nemotron} demo read"
+    done = subprocess.run(["bash", "-c", line], cwd=shell.folder, env=shell.env, capture_output=True, text=True, check=True)
+    assert "read 4 of size 4" in done.stdout
+
+
+def test_a_sweep_is_one_record_with_many_jobs(shell: Shell) -> None:
+    shell("python", "-m", "nemotron_kit", "-m", "recipe=demo", "stage=data/write", "n=1,2,3")
+    (run,) = shell.runs()
+    states = [json.loads((run / "jobs" / str(i) / "exit.json").read_text())["state"] for i in range(3)]
+    assert states == ["succeeded"] * 3
+    assert (run / "jobs" / "2" / "config.yaml").read_text().startswith("'n': 3")
+
+
+def test_a_sweep_through_the_launcher_plugin(shell: Shell) -> None:
+    done = shell("nemotron", "demo", "data", "write", "-m", "n=1,-2", "hydra/launcher=nemo_run", code=1)
+    assert "1 of 2 jobs did not succeed (job 1)" in done.stderr
+    (run,) = shell.runs()
+    assert "ValueError: n is negative" in json.loads((run / "jobs" / "1" / "exit.json").read_text())["error"]
+
+
+def test_two_processes_under_torchrun(shell: Shell) -> None:
+    pytest.importorskip("torch")
+    done = shell("nemotron", "demo", "data", "write", "n=2", "--run", "two")
+    assert done.stdout.count("n is 2") == 2
+
+
+def test_a_detached_run(shell: Shell) -> None:
+    done = shell("nemotron", "demo", "data", "write", "n=6", "--batch", "local")
+    assert "is running detached" in done.stderr
+    shell("nemotron", "runs", "wait", "latest")
+    assert "n is 6" in shell("nemotron", "runs", "logs", "latest").stdout
+
+
+def test_interrupted(shell: Shell) -> None:
+    process = subprocess.Popen(
+        shell.command(["nemotron", "demo", "slow"]), cwd=shell.folder, env=shell.env,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert process.wait(20) == 130
+    assert time.monotonic() - started < 10
+    (run,) = shell.runs()
+    assert json.loads((run / "jobs" / "0" / "exit.json").read_text())["state"] == "cancelled"
+
+
+def test_exit_codes(shell: Shell) -> None:
+    failed = shell("nemotron", "demo", "data", "write", "n=-1", code=1)
+    assert "ValueError: n is negative" in failed.stderr
+    assert "nemotron_kit" not in failed.stderr.split("Traceback")[1]
+    shell("nemotron", "demo", "data", "write", "n=117", code=117)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (["demo", "dat", "write"], "Did you mean data?"),
+        (["dmeo", "data", "write"], "Did you mean demo?"),
+        (["demo", "data", "write", "--nn", "3"], "has no option --nn"),
+        (["demo", "data", "write", "nn=3"], "nn: `demo data write` has no such field"),
+        (["demo", "data", "write", "n=x"], "n: expected int, got 'x'"),
+        (["demo", "data", "write", "-c", "tiny"], "no config called 'tiny'"),
+        (["demo", "data", "write", "--run", "nowhere"], "nowhere"),
+        (["demo", "data", "write", "--run"], "--run"),
+        (["demo", "data", "write", "--run", "two", "--batch", "two"], "--batch"),
+        (["demo", "data", "write", "--run", "far"], "skypilot"),
+        (["demo", "data", "write", "n=1,2"], "Ambiguous value"),
+        (["demo", "data", "write", "hf_token=abc"], "a secret must not stand on a command line"),
+        (["demo", "read"], "No artifact is called 'Made'"),
+        (["demo", "read", "--art.data", "Ma de:v3"], "Ma de"),
+        (["demo", "read", "--art.dta", "Made"], "data"),
+        (["demo", "data"], "usage:"),
+    ],
+)
+def test_a_wrong_command_is_one_error_and_leaves_nothing(shell: Shell, line: list[str], text: str) -> None:
+    done = shell("nemotron", *line, code=2)
+    assert text in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not shell.runs()
+
+
+def test_a_dry_run_leaves_no_file(shell: Shell) -> None:
+    before = sorted(shell.folder.rglob("*"))
+    done = shell("nemotron", "demo", "read", "--dry-run")
+    assert "Problems" in done.stdout
+    assert "No artifact is called 'Made'" in done.stdout
+    plan = json.loads(shell("nemotron", "demo", "data", "write", "n=3", "--dry-run", "--json").stdout)
+    assert plan["config"]["n"] == 3
+    assert plan["problems"] == []
+    assert sorted(path for path in shell.folder.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+def test_a_traceback_only_when_asked_for(shell: Shell) -> None:
+    assert "Traceback" in shell("nemotron", "demo", "data", "write", "n=x", code=1, HYDRA_FULL_ERROR="1").stderr
+
+
+def test_a_broken_recipe_hides_no_other(shell: Shell) -> None:
+    bad = shell.folder / "bad"
+    bad.mkdir()
+    (bad / "__init__.py").write_text("import no_such_module\n")
+    (shell.folder / "env.toml").write_text('[cli]\nrecipes = ["./demo", "./bad"]\n')
+    page = shell("nemotron", "--help").stdout
+    assert "demo" in page
+    assert "No module named 'no_such_module'" in page
+    assert "No module named 'no_such_module'" in shell("nemotron", "bad", "x", code=2).stderr
+    shell("nemotron", "demo", "data", "write")
+
+
+def test_a_secret_is_read_by_the_job_alone(shell: Shell) -> None:
+    shell("nemotron", "demo", "data", "write", "secret=${secret:DEMO_KEY}", DEMO_KEY="canary-5f31")
+    assert json.loads((shell.folder / "out.json").read_text())["secret"] == "canary-5f31"
+    for path in shell.home.rglob("*"):
+        assert not path.is_file() or b"canary-5f31" not in path.read_bytes(), path
+
+
+def test_a_plan_runs_as_it_was_printed(shell: Shell) -> None:
+    printed = json.loads(shell("nemotron", "demo", "data", "write", "n=3", "--dry-run", "--json").stdout)
+    shell("nemotron", "demo", "data", "write", "n=3")
+    (run,) = shell.runs()
+    for name, text in printed["files"].items():
+        if name == "artifacts.json":
+            continue  # the job has added what it saved
+        now = (run / "jobs" / "0" / name).read_text()
+        assert now == text.replace(printed["run_id"], run.name), name
+
+
+def test_hydras_own_flags(shell: Shell) -> None:
+    assert shell("nemotron", "demo", "data", "write", "n=3", "--cfg", "job").stdout.startswith("'n': 3")
+    resolved = shell("nemotron", "demo", "data", "write", "text=${oc.env:HOME}", "--cfg", "job", "--resolve").stdout
+    assert os.environ["HOME"] in resolved
+    assert shell("nemotron", "demo", "data", "write", "--cfg", "job", "--package", "run.recipe").stdout.count("name:") == 1
+    assert "hydra:" in shell("python", "-m", "nemotron_kit", "recipe=demo", "stage=read", "--cfg", "all").stdout
+    assert "Defaults List" in shell("nemotron", "demo", "read", "--info", "defaults").stdout
+    conf = shell.folder / "more"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "experiment" / "big.yaml").write_text("# @package _global_\nn: 77\n")
+    text = shell("nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--cfg", "job").stdout
+    assert "'n': 77" in text
+    text = shell("nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--dry-run").stdout
+    assert "'n': 77" in text
