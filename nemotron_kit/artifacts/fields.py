@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.metadata import absolute, folder_of, read_document
 from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import Registry, open_registry
 from nemotron_kit.errors import UserError, nearest
 
 
-def artifact_field(pin: Pin, field: str = "path", *, registry: LocalRegistry | None = None) -> Any:
+def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None = None) -> Any:
     """`path` (also ""), `version` (int), `name`, `type`, `qualified_name`, `iteration` (else the step), any field of
     metadata.json, or `metadata.F` for a free one.
 
@@ -43,7 +42,7 @@ def _version(pin: Pin) -> int:
     return pin.version
 
 
-def _document(pin: Pin, registry: LocalRegistry | None) -> dict[str, Any]:
+def _document(pin: Pin, registry: Registry | None) -> dict[str, Any]:
     if pin.version is not None:
         found = (registry or open_registry()).record_of(pin)
         return found.document

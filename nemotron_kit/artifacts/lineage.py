@@ -40,9 +40,14 @@ def record_input(pin: Pin) -> None:
             pins.append(pin)
 
 
+def job_inputs() -> dict[str, Pin]:
+    """The job's pins by slot, as its artifacts.json names them; {} outside of a job."""
+    return {slot: Pin.from_dict(pin) for slot, pin in _job_artifacts()["inputs"].items()}
+
+
 def inputs() -> tuple[Pin, ...]:
     """The job's inputs as its artifacts.json names them, then what this process loaded; each once."""
-    found = [Pin.from_dict(pin) for pin in _job_artifacts()["inputs"].values()]
+    found = list(job_inputs().values())
     with _lock:
         found += _read_here.get(os.environ.get("NEMO_RUN_DIR", ""), [])
     return tuple(dict.fromkeys(found))

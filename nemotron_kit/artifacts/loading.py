@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.checking import require_unchanged
 from nemotron_kit.artifacts.errors import ArtifactNotFoundError, DamagedRecordError
 from nemotron_kit.artifacts.metadata import absolute, folder_of, read_document
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.piped import parse_piped, pick, piped_pin
 from nemotron_kit.artifacts.records import ArtifactVersion
 from nemotron_kit.artifacts.reference import Reference
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import Registry, open_registry
 from nemotron_kit.artifacts.saving import relative_to
 from nemotron_kit.artifacts.trackers import get_lineage_tracker
 from nemotron_kit.artifacts.walk import METADATA
@@ -38,12 +37,11 @@ def from_uri(cls: type[A], uri: str) -> A:
     ref = Reference.parse(uri)
     if ref.path is not None:
         return _from_path(cls, absolute(ref.path))
-    registry = open_registry()
+    registry: Registry = open_registry()
     if ref.entity and not registry.versions(ref.slug) and get_lineage_tracker().is_active():
         return _from_tracker(cls, str(ref))
-    record = registry.find(ref)
-    require_unchanged(registry, record)
-    return _from_record(cls, record)
+    pin = registry.resolve(ref)
+    return _from_record(cls, registry.record_of(pin))
 
 
 def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def _from_stdin(cls: type[A]) -> A:
             f"{cls.__name__}.load() has nothing to read.", hint="Give it a path, or pipe another step's output into it."
         )
     pin = piped_pin(pick(parse_piped(sys.stdin.read()), types=_names(cls) if cls.typed_fields() else None))
-    registry = open_registry()
+    registry: Registry = open_registry()
     record = registry.verify(pin) if pin.registry == registry.uuid else None
     return _from_record(cls, record) if record is not None else _from_path(cls, absolute(pin.path))
 

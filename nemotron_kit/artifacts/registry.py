@@ -44,6 +44,9 @@ class Registry(Protocol):
     def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
         """The record behind a pin, if all that it says still holds; None for a plain path that is there."""
 
+    def record_of(self, pin: Pin) -> ArtifactVersion:
+        """The record behind a pin, its files not looked at."""
+
     def commit(self, draft: Draft) -> Pin:
         """Register a version, or find the one with the same content."""
 

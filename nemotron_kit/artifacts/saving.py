@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.backend import get_config, is_initialized
+from nemotron_kit.artifacts.backend import get_config
 from nemotron_kit.artifacts.metadata import absolute, write_document
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.records import Draft
@@ -98,7 +98,9 @@ def to_json(artifact: Artifact) -> str:
 
 
 def _stored_name(artifact: Artifact, name: str | None) -> str | None:
-    chosen = name or artifact.name or (artifact.type if is_initialized() else None)
+    config = get_config()
+    by_type = config is not None and config.backend != "wandb"
+    chosen = name or artifact.name or (artifact.type if by_type else None)
     return None if chosen is None else registry_name(chosen)
 
 

@@ -12,8 +12,8 @@ from nemotron_kit.artifacts.wandb_tracker import WandbTracker
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.local import LocalRegistry
     from nemotron_kit.artifacts.models import Artifact
+    from nemotron_kit.artifacts.registry import Registry
 
 
 @runtime_checkable
@@ -58,11 +58,11 @@ class NoOpTracker:
 class FileTracker:
     """Tracks in the local registry, for scripts that speak to a tracker only."""
 
-    def __init__(self, registry: LocalRegistry | None = None) -> None:
+    def __init__(self, registry: Registry | None = None) -> None:
         self._registry = registry
 
     @property
-    def registry(self) -> LocalRegistry:
+    def registry(self) -> Registry:
         """The registry it was given, else the one of env.toml."""
         from nemotron_kit.artifacts.registry import open_registry
 

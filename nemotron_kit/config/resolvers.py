@@ -98,16 +98,9 @@ def _pin(slot: str, root: Any) -> Pin:
 
 def _job_pin(slot: str) -> Pin | None:
     """The pin that the launch wrote into this job's artifacts.json; each rank of a job reads the same one."""
-    import json
-    from pathlib import Path
+    from nemotron_kit.artifacts.lineage import job_inputs
 
-    from nemotron_kit.artifacts.pin import Pin
-
-    path = Path(os.environ.get("NEMO_RUN_DIR", "")) / "artifacts.json"
-    if not os.environ.get("NEMO_RUN_DIR") or not path.is_file():
-        return None
-    inputs = json.loads(path.read_text(encoding="utf-8")).get("inputs", {})
-    return Pin.from_dict(inputs[slot]) if slot in inputs else None
+    return job_inputs().get(slot)
 
 
 def _by_name(slot: str, run: Any) -> str:

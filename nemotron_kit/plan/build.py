@@ -14,6 +14,7 @@ from nemotron_kit.config import job as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import freeze, launch_environment, to_yaml
 from nemotron_kit.config.secrets import is_secret_name
+from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.inputs import Inputs, resolve_inputs
@@ -54,7 +55,7 @@ def build_plan(
         *_handler_problems(command, launch),
         *_wandb_problems(environment),
     ]
-    if not problems and settings.executor == "local":
+    if not missing and settings.executor == "local":
         problems += _preflight(command, frozen, inputs, connect)
     spec = _job_spec(command, settings, composed.overrides)
     return Plan(
@@ -152,6 +153,10 @@ def _environment(
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
         if wandb.get("tags"):
             variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
+    env_file = find_env_file()
+    if env_file and settings.tunnel != "ssh":
+        # A job in another working folder must find the same registry.
+        variables["NEMOTRON_ENV_FILE"] = str(env_file)
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:
         variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
@@ -214,7 +219,9 @@ def _preflight(command: Command, frozen: Mapping[str, Any], inputs: Inputs, conn
         return []
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
-            config: Any = job_config.typed(job_config.resolve(frozen), command.load_config_cls())
+            # An input that isn't there is a problem already; the rest is checked all the same, its ${art:…} unresolved.
+            values = frozen if inputs.problems else job_config.resolve(frozen)
+            config: Any = job_config.typed(values, command.load_config_cls())
     except UserError as error:
-        return [str(error)]
+        return [] if inputs.problems else [str(error)]
     return check(config, connect=connect)

@@ -197,3 +197,23 @@ def test_what_a_launch_imports_is_light(module: str, tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "[]"
     assert not (tmp_path / "none").exists()
+
+
+def test_on_a_terminal_people_get_a_panel_and_no_json(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(PREP.replace('print("preparing …")', ""))
+    env = {**os.environ, "NEMOTRON_HOME": str(tmp_path / "home"), "TERM": "xterm", "COLUMNS": "200"}
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([sys.executable, "step.py"], cwd=tmp_path, env=env, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "art://Piped-data:v0" in text
+    assert "╭" in text
+    assert '"path"' not in text

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -380,3 +382,33 @@ def test_a_remote_root_is_refused_honestly() -> None:
     for root in ("s3://bucket/artifacts", Path("s3://bucket/artifacts"), "gs://x", "hf://datasets/x"):
         with pytest.raises(UserError, match="only folders are"):
             open_registry(root)
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from nemotron_kit.artifacts import Artifact
+from nemotron_kit.errors import NemotronError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+Path("d").mkdir(); Path("d/a").write_text("x")
+artifact = Artifact(path=Path("d"), metadata={"long": "x" * int(sys.argv[2])})
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+try:
+    artifact.save(name="Data")
+except NemotronError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize(("limit", "what"), [(300, "metadata.json can't be written"), (900, "can't be written")])
+def test_a_full_disk_is_one_sentence(registry: LocalRegistry, make: Maker, limit: int, what: str) -> None:
+    pin = registry.commit(make.draft("Data", "a"))
+    command = [sys.executable, "-c", LIMITED, str(limit), "400"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert what in done.stdout
+    assert "File too large" in done.stdout
+    assert registry.resolve("Data") == pin
+    assert not list(registry.root.rglob(".tmp-*"))
+    assert not list(Path("d").glob(".*"))

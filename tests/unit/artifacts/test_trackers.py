@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from nemotron_kit.artifacts import (
     Artifact,
     FileTracker,
+    InputDatasetInfo,
     LineageTracker,
     ModelArtifact,
     NoOpTracker,
+    PretrainBlendsArtifact,
     WandbConfig,
     add_run_tags,
     backend,
@@ -236,6 +239,88 @@ def test_reachable_and_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     (tmp_path / "netrc").write_text("machine 127.0.0.1\n  login user\n  password key\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert wandb_room._has_key()
+
+
+class FakeArtifact:
+    """As much of wandb.Artifact as an online run takes."""
+
+    def __init__(self, **given: Any) -> None:
+        self.given, self.added, self.waited = given, [], None
+        self.qualified_name, self.url = f"e/p/{given['name']}:v0", "https://w/x"
+
+    def add_file(self, path: str, name: str) -> None:
+        self.added.append(name)
+
+    def add_reference(self, uri: str, name: str, checksum: bool) -> None:
+        self.added.append(uri)
+
+    def wait(self, timeout: int) -> None:
+        self.waited = timeout
+
+
+class FakeRun:
+    """An online run that notes what it is told."""
+
+    id, offline = "abc", False
+
+    def __init__(self, failing: bool) -> None:
+        self.summary: dict[str, Any] = {}
+        self.used: list[Any] = []
+        self.logged: list[FakeArtifact] = []
+        self.failing = failing
+
+    def use_artifact(self, artifact: Any) -> None:
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: FakeArtifact, aliases: list[str]) -> FakeArtifact:
+        if self.failing:
+            raise ConnectionError("gone")
+        self.logged.append(artifact)
+        return artifact
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_an_online_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: bool
+) -> None:
+    run = FakeRun(failing)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run, Artifact=FakeArtifact))
+    init(backend="wandb", wandb_project="p")
+    sources = [InputDatasetInfo(uri="hf://a/b", subset="s"), "s3://c/d"]
+    data = PretrainBlendsArtifact(
+        path=tmp_path / "d", source_datasets=sources, tokenizer_uri="https://huggingface.co/t"
+    )
+    data.save(name="D")
+    assert data.uri == "art://D:v0"
+    assert [(a.given["type"], a.given["name"], a.added) for a in run.used] == [
+        ("dataset", "a-b-s", ["https://huggingface.co/datasets/a/b"]),
+        ("dataset", "c-d", ["s3://c/d"]),
+        ("tokenizer", "huggingface.co-t", ["https://huggingface.co/t"]),
+    ]
+    if failing:
+        assert "which is saved all the same: gone" in caplog.text
+        return
+    assert data.tracking is not None
+    assert (data.tracking.artifact_id, data.tracking.run_id, data.tracking.url) == ("e/p/D:v0", "abc", "https://w/x")
+    logged = run.logged[0]
+    assert logged.added == ["metadata.json", f"file://{tmp_path / 'd'}"]
+    assert (logged.given["metadata"]["local_version"], logged.waited) == ("D:v0", 60)
+    assert run.summary == {"elapsed_sec": 0.0}
+
+
+def test_without_a_wandb_run_a_save_is_local_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
+    init(backend="wandb", wandb_project="p")
+    model = ModelArtifact(path=tmp_path / "m")
+    model.save()
+    assert model.uri is None
+    model.save(name="M")
+    assert model.uri == "art://M:v0"
+    assert "No W&B run is active: M is not logged to W&B." in caplog.text
+    with pytest.raises(UserError, match="No W&B run is active"):
+        get_lineage_tracker().use_artifact("e/p/M:v0", "model")
 
 
 SCRIPT = """

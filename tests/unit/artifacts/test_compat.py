@@ -1,0 +1,78 @@
+"""What comes from the reference implementation still works: its registry's interface, its import paths."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit import artifacts
+from nemotron_kit.artifacts import ArtifactRegistry, walk
+from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFoundError
+from nemotron_kit.errors import UserError
+
+from .conftest import Maker
+
+
+def test_publish_resolve_alias_get_list(tmp_path: Path, make: Maker) -> None:
+    registry = ArtifactRegistry(backend="fsspec", root=tmp_path / "r")
+    assert registry.get("my-dataset") is None
+    folder = make.folder("data", a="1")
+    version = registry.publish("my-dataset", folder, metadata={"rows": 3})
+    assert (version.version, version.path, version.metadata) == (0, str(folder), {"rows": 3})
+    other = make.folder("other", a="2")
+    registry.publish("my-dataset", other)
+    registry.alias("my-dataset", "prod", 0)
+    assert registry.resolve("my-dataset") == registry.resolve("my-dataset", "latest") == other
+    assert registry.resolve("my-dataset", 0) == registry.resolve("my-dataset", "prod") == folder
+    entry = registry.get("my-dataset")
+    assert entry is not None
+    assert entry.aliases == {"latest": 1, "prod": 0}
+    assert [v.version for v in entry.versions] == [0, 1]
+    assert entry.latest_version() == entry.get_version(1)
+    assert entry.get_version(7) is None
+    assert registry.list() == ["my-dataset"]
+    with pytest.raises(ArtifactNotFoundError):
+        registry.resolve("my-dataset", 9)
+    (folder / "a").write_text("changed")
+    with pytest.raises(ArtifactChangedError):
+        registry.resolve("my-dataset", "prod")
+
+
+def test_a_published_folder_can_be_loaded(tmp_path: Path, make: Maker) -> None:
+    ArtifactRegistry().publish("raw", make.folder("data", a="1"), metadata={"rows": 3})
+    loaded = artifacts.Artifact.from_uri("art://raw")
+    assert (loaded.path, loaded.metadata, loaded.uri) == (tmp_path / "made" / "data", {"rows": 3}, "art://raw:v0")
+
+
+def test_wandb_registry_without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="not installed"):
+        ArtifactRegistry(backend="wandb", wandb_project="p")
+
+
+def test_import_paths_lend_the_very_objects() -> None:
+    import nemotron.kit.artifact
+    import nemotron.kit.trackers
+
+    for module in (nemotron.kit.artifact, nemotron.kit.trackers):
+        for name in module.__all__:
+            if name != "ArtifactInput":
+                assert getattr(module, name) is getattr(artifacts, name)
+        with pytest.raises(AttributeError, match="nothing"):
+            module.nothing  # noqa: B018
+    for name in artifacts.__all__:
+        assert getattr(artifacts, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        artifacts.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_large_content_is_hashed_in_threads_to_the_same_digest(
+    tmp_path: Path, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make.folder("data", **{f"f{n}": str(n) * 1000 for n in range(20)})
+    one = ArtifactRegistry(root=tmp_path / "one").publish("x", folder)
+    monkeypatch.setattr(walk, "_MANY_BYTES", 1)
+    many = ArtifactRegistry(root=tmp_path / "many").publish("x", folder)
+    assert one.digest == many.digest
