@@ -36,9 +36,13 @@ class Composed:
 
 @dataclass
 class Prepared:
-    """A command line made ready for Hydra: its command registered, a config file given by path made an option."""
+    """A command line made ready for Hydra: its command registered, a config file given by path made an option.
+
+    `typed` is what was given, `overrides` what Hydra is given.
+    """
 
     command: Command
+    typed: list[str]
     overrides: list[str]
     registered: Registered
     config_name: str
@@ -96,7 +100,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
         [_config_option(command, str(stage), part, registered, siblings) for part in value.split(",")] if value else []
     )
     rewritten = [f"config={','.join(names)}" if value and o == f"config={value}" else o for o in overrides]
-    return Prepared(command, rewritten, registered, ",".join(names) or "default")
+    return Prepared(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
 def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
@@ -141,6 +145,4 @@ def _split(prepared: Prepared, config: Any) -> Composed:
         del config["hydra"]
     name = str(hydra.runtime.choices.get("config"))
     registered = prepared.registered
-    return Composed(
-        prepared.command, config, hydra, list(prepared.overrides), name, registered.files.get(name), registered.notes
-    )
+    return Composed(prepared.command, config, hydra, prepared.typed, name, registered.files.get(name), registered.notes)

@@ -18,9 +18,10 @@ _FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
 
-def freeze(config: Any, job_folder: str) -> dict[str, Any]:
+def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str, Any]:
     """`config` as a plain mapping: interpolations and the launch's environment resolved, ${art:…} and ${secret:…} kept.
 
+    ${oc.env:NEMO_RUN_DIR} is `job_folder`; ${oc.env:PWD} is `pwd` where the job runs elsewhere, in a copy of the code.
     Raises UserError for an interpolation that can't be resolved, and for ${oc.env:X} where X is a secret by its name.
     """
     from omegaconf import OmegaConf
@@ -35,7 +36,7 @@ def freeze(config: Any, job_folder: str) -> dict[str, Any]:
                     hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
                 )
     kept: list[str] = []
-    with deferring(kept, DEFERRED), _environment(NEMO_RUN_DIR=job_folder):
+    with deferring(kept, DEFERRED), _environment(NEMO_RUN_DIR=job_folder, **({"PWD": pwd} if pwd else {})):
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
@@ -134,9 +135,11 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     plain = Dumper.yaml_representers[str]
     Dumper.add_representer(
         str,
-        lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-        if _FOLDED.search(text)
-        else plain(dumper, text),
+        lambda dumper, text: (
+            dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+            if _FOLDED.search(text)
+            else plain(dumper, text)
+        ),
     )
     text: str = yaml.dump(
         dict(values), Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False, width=10**6
