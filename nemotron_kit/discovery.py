@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -53,7 +54,13 @@ def discover(env: EnvFile | None = None, words: Collection[str] = ()) -> Tree:
         return tree
     for name, module in entry_points():
         _add(tree, name, module)
-    for folder in recipe_folders(env if env is not None else read_env_file()):
+    env = env if env is not None else read_env_file()
+    folders = recipe_folders(env)
+    if folders and env.path and env.path.stat().st_uid not in (0, os.getuid()):
+        # Importing a folder runs its code: nobody else may name one for us.
+        tree.broken[env.path.name] = f"{env.path} belongs to another user: the recipes that it names are not imported"
+        return tree
+    for folder in folders:
         _add_folder(tree, folder)
     return tree
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -40,6 +39,8 @@ class Cancelled(NemotronError):
 
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
     """`did you mean a, b?` for a misspelt word, or the list of what there is, or nothing when there is nothing."""
+    import difflib  # a millisecond, which no command without a mistake should pay
+
     names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
     if close:
@@ -48,3 +49,8 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
         return ""
     shown = ", ".join(names[:12])
     return f"there is: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def sentence(text: str) -> str:
+    """`text` with its first letter in upper case, and no other one changed."""
+    return text[:1].upper() + text[1:]

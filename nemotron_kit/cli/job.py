@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.request import Job, hydra_words
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
     env = read_env_file()
+    request = replace(request, overrides=spelled_out(request.overrides))
     if request.flags:
         from nemotron_kit.cli.hydra_app import run_hydra
 
         return run_hydra(request, argv, tree, env)
     from nemotron_kit.config.compose import compose, find_command
+    from nemotron_kit.execution.reach import reach_for
     from nemotron_kit.plan.build import build_plan
     from nemotron_kit.plan.piped import piped_overrides
 
@@ -35,7 +38,8 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
     composed = compose(tree, [*words, *piped_overrides(command, given)], env)
     run_id = new_run_id(command.recipe, command.stage)
-    plan = build_plan(composed, tree.apps[command.recipe], run_id=run_id, argv=argv, connect=not request.dry_run)
+    app, connect = tree.apps[command.recipe], not request.dry_run
+    plan = build_plan(composed, app, run_id=run_id, argv=argv, connect=connect, reach=reach_for if connect else None)
     if request.dry_run:
         from nemotron_kit.cli.dryrun import show_plan
 
@@ -49,6 +53,17 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     started = time.monotonic()
     outcome = execute(plan, command, composed.hydra, hydra_files(composed))
     return report(plan, outcome, time.monotonic() - started)
+
+
+def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
+    """`run.nodes=8`, as the reference writes it, is `run.env.nodes=8`: a field of the profile."""
+    if not any(override.startswith("run.") for override in overrides):
+        return tuple(overrides)
+    from nemotron_kit.plan.runconfig import FIELDS
+
+    keys = {f"run.{name}": f"run.env.{name}" for name in FIELDS}
+    parts = [(override.partition("=")[0], override) for override in overrides]
+    return tuple(keys[key] + override[len(key) :] if key in keys else override for key, override in parts)
 
 
 def announce(plan: Plan) -> None:

@@ -13,7 +13,7 @@ from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.store import Registered, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -99,7 +99,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     names = (
         [_config_option(command, str(stage), part, registered, siblings) for part in value.split(",")] if value else []
     )
-    rewritten = [f"config={','.join(names)}" if value and o == f"config={value}" else o for o in overrides]
+    rewritten = [f"config={','.join(names)}" if o.startswith("config=") else o for o in overrides]
     return Prepared(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -110,7 +110,7 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
     if recipe in tree.broken and recipe not in tree.apps:
         raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
     if recipe not in tree.apps:
-        raise UserError(f"No recipe is called {recipe!r}.", hint=nearest(recipe, tree.apps).capitalize())
+        raise UserError(f"No recipe is called {recipe!r}.", hint=sentence(nearest(recipe, tree.apps)))
     stages = {}
     for command in tree.apps[recipe].commands():
         for leaf in (command.path[-1], *command.aliases):
@@ -118,7 +118,7 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
     if not stage:
         raise UserError(f"No stage was given for {recipe}.", hint=f"Give stage=…; {nearest('', stages)}.")
     if stage not in stages:
-        raise UserError(f"{recipe} has no stage {stage!r}.", hint=nearest(stage, stages).capitalize())
+        raise UserError(f"{recipe} has no stage {stage!r}.", hint=sentence(nearest(stage, stages)))
     return stages[stage]
 
 

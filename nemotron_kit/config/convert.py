@@ -10,7 +10,7 @@ from collections import abc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 T = TypeVar("T")
 SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset, abc.Sequence, abc.Iterable)
@@ -112,7 +112,7 @@ def _construct(cls: Any, known: dict[str, Any], init: set[str], where: str) -> A
 def _hint(key: str, fields: abc.Iterable[str], where: str, name: str) -> str:
     close = nearest(key, fields)
     place = f" in {where}" if where else ""
-    return f"{close[:1].upper()}{close[1:]}{place}. Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
+    return f"{sentence(close)}{place}. Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
 
 
 def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import type_hints, type_name
 from nemotron_kit.config.files import key_place
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.config.compose import Prepared
@@ -109,7 +109,7 @@ def _unknown_key(key: str, given: str, command: Command) -> UserError:
     place = given if given and given != key else "the command line"
     return UserError(
         f"{key}: `{command.words}` has no such field (given in {place}).",
-        hint=f"{hint[:1].upper()}{hint[1:]} " * bool(hint) + f"Add a new one with +{key}=…",
+        hint=f"{sentence(hint)} " * bool(hint) + f"Add a new one with +{key}=…",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.files import ENDINGS, is_path, load_mapping
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 
 def config_files(command: Command) -> dict[str, Path]:
@@ -28,7 +28,7 @@ def find_config_file(command: Command, value: str) -> Path:
             return files[value]
         raise UserError(
             f"{command.words}: no config called {value!r} in {command.config_folder}.",
-            hint=(nearest(value, files) or "That folder holds none; -c also takes a path.").capitalize(),
+            hint=sentence(nearest(value, files) or "That folder holds none; -c also takes a path."),
         )
     folder = command.config_folder
     given = Path(value).expanduser()

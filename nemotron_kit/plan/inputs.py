@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,46 +11,58 @@ from nemotron_kit.app import RESERVED_SLOTS, App, Command
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.config.jobfiles import config_files
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
     from nemotron_kit.config.compose import Composed
 
 
+# Slot → (reference as given, what a part of one is relative to); slot → its pin, or why there is none.
+Asked = Mapping[str, "tuple[str, str | None]"]
+LookUp = Callable[[Asked], "Mapping[str, Pin | NemotronError | None]"]
+
+
 @dataclass
 class Inputs:
-    """Per slot the reference as given and its pin (None where it could not be pinned, with the reason in problems)."""
+    """Per slot the reference as given and its pin (None where it could not be pinned: the reason stands in problems, or
+    in notes where a launch will be able to)."""
 
     references: dict[str, str] = field(default_factory=dict)
     pins: dict[str, Pin | None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def resolve_inputs(command: Command, frozen: Mapping[str, Any], app: App, composed: Composed) -> Inputs:
-    """Pin every artifact that the composed job reads.
+def resolve_inputs(
+    command: Command, frozen: Mapping[str, Any], app: App, composed: Composed, look_up: LookUp | None
+) -> Inputs:
+    """Pin every artifact that the composed job reads. `look_up` asks the registry; None: it can't be asked now.
 
     A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
     an artifact that isn't there is a problem, with what there is and the command that makes it.
     """
     from nemotron_kit.artifacts.override import parse_override
-    from nemotron_kit.artifacts.registry import open_registry
 
     run = frozen.get("run", {})
     result = Inputs()
+    asked: dict[str, tuple[str, str | None]] = {}
     for slot in _slots(command, frozen):
         text = run.get(slot)
         if text is None:
             result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
             continue
         result.references[slot] = str(text)
-        reference = parse_override(str(text), _default(slot, command, composed))
-        try:
-            result.pins[slot] = open_registry().resolve(reference)
-        except NemotronError as error:
-            result.pins[slot] = None
-            lines = [error.message, error.hint or "", makers(str(text), app, command)]
+        asked[slot] = (str(text), _default(slot, command, composed))
+        parse_override(*asked[slot], aliases=lambda _: ())
+    found = look_up(asked) if look_up and asked else dict.fromkeys(asked)
+    for slot, pin in found.items():
+        if isinstance(pin, NemotronError):
+            lines = [pin.message, pin.hint or "", makers(asked[slot][0], app, command)]
             result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
+        elif pin is None:
+            result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch.")
+        result.pins[slot] = None if isinstance(pin, NemotronError) else pin
     return result
 
 
@@ -70,7 +82,7 @@ def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
         known = sorted((RESERVED_SLOTS - {"run"}) | set(command.artifacts))
         raise UserError(
             f"run.{unknown[0]}: no such field, and nothing refers to ${{art:{unknown[0]}}}.",
-            hint=nearest(unknown[0], known).capitalize(),
+            hint=sentence(nearest(unknown[0], known)),
         )
     # An input without mappings is read by the handler itself.
     unmapped = {slot for slot, artifact in command.artifacts.items() if not artifact.mappings and slot not in used}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -50,7 +50,7 @@ def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
 
     executor = plan.executor if isinstance(plan, Plan) else str(plan.get("executor", "local"))
     if executor not in BACKENDS:
-        raise UserError(f"executor {executor!r} is not known.", hint=nearest(executor, BACKENDS).capitalize())
+        raise UserError(f"executor {executor!r} is not known.", hint=sentence(nearest(executor, BACKENDS)))
     settings = plan.settings if isinstance(plan, Plan) else plan.get("settings") or {}
     made: Backend = import_module(BACKENDS[executor]).make(settings)
     return made
