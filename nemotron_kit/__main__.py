@@ -1,8 +1,6 @@
 """`python -m nemotron_kit`: Hydra's own words."""
 
-import sys
-
-from nemotron_kit.cli.main import hydra
+from nemotron_kit.cli.main import hydra, leave
 
 if __name__ == "__main__":
-    sys.exit(hydra())
+    leave(hydra())

@@ -47,6 +47,7 @@ class Command:
     aliases: tuple[str, ...] = ()
     produces: tuple[str, ...] = ()
     preflight: Callable[..., list[str]] | str | None = None
+    torchrun: bool | None = None
 
     @property
     def recipe(self) -> str:
@@ -102,7 +103,9 @@ class Command:
 
     def _handler_file(self) -> Path | None:
         if isinstance(self.handler, str):
-            module = self.handler.partition(":")[0]
+            module = self.handler.rpartition(":")[0]
+            if module.endswith(".py"):
+                return Path(module)
             spec = importlib.util.find_spec(module)
             return Path(spec.origin) if spec and spec.origin else None
         module_file = getattr(sys.modules.get(self.handler.__module__), "__file__", None)
@@ -143,6 +146,7 @@ class Group:
         aliases: Sequence[str] = (),
         produces: Sequence[str] = (),
         preflight: Callable[..., list[str]] | str | None = None,
+        torchrun: bool | None = None,
     ) -> Command:
         """Register a command.
 
@@ -150,6 +154,8 @@ class Group:
         keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts
         that the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
         missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
+        `torchrun=False` says that the command is always one process, whatever a profile offers; True that it is started
+        by torchrun; None leaves it to the profile's numbers.
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
@@ -174,6 +180,7 @@ class Group:
             aliases=tuple(aliases),
             produces=tuple(produces),
             preflight=preflight,
+            torchrun=torchrun,
         )
         self.children[name] = command
         return command
@@ -192,9 +199,12 @@ class App(Group):
 
     def run(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Run the command line (`sys.argv[1:]` when `argv` is None) against this tree and exit with its code."""
-        from nemotron_kit.cli.main import run_app
+        from nemotron_kit.cli.main import leave, run_app
 
-        sys.exit(run_app(self, list(sys.argv[1:] if argv is None else argv)))
+        code = run_app(self, list(sys.argv[1:] if argv is None else argv))
+        if "nemo_run" in sys.modules:
+            leave(code)
+        sys.exit(code)
 
 
 def load_object(name: str) -> Any:

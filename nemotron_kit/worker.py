@@ -1,7 +1,8 @@
 """The door that every job comes in by: `python -m nemotron_kit.worker <job folder>`.
 
 It reads the job's folder, resolves its artifacts, sets its environment, starts the script (or calls the handler), under
-torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job.
+torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job;
+`--array` names the record of a submission instead, of which this is one task.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a job folder; the exit code is the job's."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_rank = "--rank" in words
-    folders = [word for word in words if word != "--rank"]
+    as_task = "--array" in words
+    folders = [word for word in words if word not in ("--rank", "--array")]
     if len(folders) != 1:
-        print("usage: python -m nemotron_kit.worker [--rank] JOB_FOLDER", file=sys.stderr)  # noqa: T201
+        print("usage: python -m nemotron_kit.worker [--rank | --array] JOB_FOLDER", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        return _run(Path(folders[0]), as_rank)
+        return _run(_task(Path(folders[0])) if as_task else Path(folders[0]), as_rank)
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -33,19 +35,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(folder: Path, as_rank: bool) -> int:
     from nemotron_kit.execution.jobspec import read_spec
+    from nemotron_kit.execution.nodes import this_node
     from nemotron_kit.execution.run_job import run_job, run_rank
+    from nemotron_kit.execution.scheduled import run_scheduled
     from nemotron_kit.runs.folder import open_job
 
     job = open_job(folder)
     if as_rank:
         return run_rank(job)
     spec = read_spec(job.path)
+    if spec.scheduled:
+        return run_scheduled(job, spec, this_node()).code
     spec.prepare_imports()
     os.chdir(spec.cwd)
     outcome = run_job(job)
     if outcome.error:
         print(f"error: {outcome.error}", file=sys.stderr)  # noqa: T201
     return outcome.code
+
+
+def _task(record: Path) -> Path:
+    """The job folder of one task of an array, from the record of its submission and the task's index."""
+    import json
+
+    jobs = json.loads(record.read_bytes())["jobs"]
+    return record.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
 
 
 if __name__ == "__main__":

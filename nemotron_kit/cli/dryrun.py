@@ -43,6 +43,8 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     if plan.references:
         yield "Artifacts", [_input(slot, plan) for slot in plan.references]
     yield "Launch", list(_launch(plan))
+    if plan.files.get("sbatch.sh"):
+        yield "Script", plan.files["sbatch.sh"].splitlines()
     yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
     if plan.notes:
         yield "Notes", list(plan.notes)
@@ -52,14 +54,17 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 
 def _input(slot: str, plan: Plan) -> str:
     pin, reference = plan.inputs.get(slot), plan.references[slot]
-    return (
-        f"{slot}: {reference} → {pin.label} at {pin.path}" if pin else f"{slot}: {reference} → not there (see Problems)"
-    )
+    if pin:
+        return f"{slot}: {reference} → {pin.label} at {pin.path}"
+    later = any(note.startswith(f"{slot}: ") for note in plan.notes)
+    return f"{slot}: {reference} → {'pinned at launch' if later else 'not there (see Problems)'}"
 
 
 def _launch(plan: Plan) -> Iterator[str]:
     where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
     yield f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"
+    if tree := plan.place.get("tree"):
+        yield f"code, as it is now: {tree['root']} → {plan.place['code']} (packager {tree['packager']})"
     if plan.settings.get("env_vars") or plan.environment:
         yield "environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items()))
     if plan.secrets:

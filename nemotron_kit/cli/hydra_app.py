@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.request import Job, hydra_words
-from nemotron_kit.config.compose import Composed, Prepared, compose, find_command, from_hydra, prepare
+from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.store import conf_dir, register_all
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.execution.hydra_files import hydra_files
-from nemotron_kit.execution.launch import refuse_problems, run_planned
-from nemotron_kit.execution.sweep import JobFailed
+from nemotron_kit.execution.after import wait_for
+from nemotron_kit.execution.code_facts import code_facts
+from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.build import build_plan
-from nemotron_kit.plan.plan import DETACHED
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
 
@@ -80,42 +82,57 @@ def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = before[0]
-        _restore_full_error(before[1])
+        _set("HYDRA_FULL_ERROR", before[1])
 
 
-def _restore_full_error(value: str | None) -> None:
+def _set(name: str, value: str | None) -> None:
     if value is None:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
+        os.environ.pop(name, None)
     else:
-        os.environ["HYDRA_FULL_ERROR"] = value
+        os.environ[name] = value
 
 
 def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: Prepared | None) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     folder = nemotron_home() / "runs" / run_id
-    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "command_line": " ".join(argv),
-            "hydra": ["-m", *words]}  # fmt: skip
+    if request.after:
+        wait_for(None, request.after)
+    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "command_line": shlex.join(argv),
+            "hydra": ["-m", *words], "after": list(request.after), "code": code_facts()}  # fmt: skip
     run = create_run(run_id, plan, [])
     set_run_dir(str(folder))
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
-
-    def task(config: Any) -> Any:
-        _restore_full_error(full_error)
-        try:
-            return _run_point(config, run, argv, tree)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-
+    task = RecipeTask(folder, argv)
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
-        with _translated(prepared):
+        with _translated(prepared), _importable(tree):
             _hydra_main(task, [*words, *request.flags])
     except Exception as error:
         if not run.jobs():
             shutil.rmtree(run.path)
             raise
         return _failed(run, error)
-    print(f"{run_id}: {len(run.jobs())} jobs succeeded · nemotron runs show {run_id}", file=sys.stderr)  # noqa: T201
+    return _told(run)
+
+
+@contextmanager
+def _importable(tree: Tree) -> Iterator[None]:
+    """Within the block processes that are started find the recipes, too: another launcher's jobs unpickle their classes
+    before any code of ours runs there."""
+    here = {str(Path(entry).absolute()) for entry in sys.path}
+    homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before])])
+    try:
+        yield
+    finally:
+        _set("PYTHONPATH", before)
+
+
+def _told(run: RunFolder) -> int:
+    """How a sweep ended that its sweeper is content with, on standard error; the exit code."""
+    states = Counter(job.state().state for job in run.jobs())
+    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    print(f"{run.id}: of {states.total()} jobs {said} · nemotron runs show {run.id}", file=sys.stderr)  # noqa: T201
     return 0
 
 
@@ -131,34 +148,6 @@ def _failed(run: RunFolder, error: Exception) -> int:
     ) from error
 
 
-def _run_point(config: Any, run: RunFolder, argv: Sequence[str], tree: Tree) -> Any:
-    """One job of a sweep, called by Hydra's launcher; what the handler returned goes back to the sweeper."""
-    from hydra.core.hydra_config import HydraConfig
-
-    composed = _composed(config, tree)
-    number = int(HydraConfig.get().job.num)
-    app = tree.apps[composed.command.recipe]
-    plan = build_plan(composed, app, run_id=run.id, argv=argv, job=number)
-    refuse_problems(plan)
-    if plan.launch == DETACHED:
-        raise UserError("A sweep with --batch needs the launcher plugin, which this version does not have yet.")
-    job = run.add_job(number, {**plan.files, **hydra_files(composed)}, attached=True)
-    outcome = run_planned(plan, composed.command, job)
-    if outcome.state == "succeeded":
-        return outcome.value
-    if isinstance(outcome.exception, Exception):
-        raise outcome.exception
-    raise JobFailed(outcome.error or outcome.state, outcome.code)
-
-
-def _composed(config: Any, tree: Tree) -> Composed:
-    from hydra.core.hydra_config import HydraConfig
-
-    node: Any = HydraConfig.get()
-    choices = node.runtime.choices
-    return from_hydra(find_command(tree, choices.recipe, choices.stage), config, node)
-
-
 def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:
     """The plans of a sweep's jobs; none is started."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -172,7 +161,7 @@ def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, 
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
     for number, point in enumerate(batches[0]):
-        composed = compose(tree, list(point), env)
+        composed = compose(tree, list(point), env, request.flag("--config-dir"))
         plan = build_plan(
             composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
         )

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.request import Job, hydra_words
 from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError
 from nemotron_kit.runs.ids import new_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nemotron_kit.config.compose import Composed
     from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
     from nemotron_kit.execution.outcome import Outcome
     from nemotron_kit.plan.plan import Plan
 
@@ -24,7 +27,7 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
     env = read_env_file()
     request = replace(request, overrides=spelled_out(request.overrides))
-    if request.flags:
+    if asks_hydra(request):
         from nemotron_kit.cli.hydra_app import run_hydra
 
         return run_hydra(request, argv, tree, env)
@@ -36,23 +39,48 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     command = find_command(tree, request.recipe, request.stage)
     words = hydra_words(request)
     given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
-    composed = compose(tree, [*words, *piped_overrides(command, given)], env)
+    composed = compose(tree, [*words, *piped_overrides(command, given)], env, request.flag("--config-dir"))
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
     plan = build_plan(composed, app, run_id=run_id, argv=argv, connect=connect, reach=reach_for if connect else None)
+    return carry_out(plan, composed, request, env)
+
+
+def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int:
+    """Show a plan, or execute it, as the request says; the exit code."""
+    if request.after:
+        from nemotron_kit.execution.after import with_after
+
+        plan = with_after(plan, request.after, composed.command, connect=not request.dry_run)
     if request.dry_run:
         from nemotron_kit.cli.dryrun import show_plan
 
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     gc.enable()
+    from nemotron_kit.execution.code_facts import code_facts
     from nemotron_kit.execution.hydra_files import hydra_files
     from nemotron_kit.execution.launch import execute, refuse_problems
 
     refuse_problems(plan)
     announce(plan)
+    if plan.extra.get("wait_first"):
+        from nemotron_kit.execution.after import wait_for
+
+        wait_for(None, plan.extra["wait_first"])
+    plan = replace(plan, extra={**plan.extra, "code": code_facts()})
     started = time.monotonic()
-    outcome = execute(plan, command, composed.hydra, hydra_files(composed))
+    outcome = execute(plan, composed.command, composed.hydra, hydra_files(composed))
     return report(plan, outcome, time.monotonic() - started)
+
+
+def asks_hydra(request: Job) -> bool:
+    """Whether Hydra itself answers: a sweep, or a question about the config. Raises UserError for half a question."""
+    if any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info", "--hydra-help")):
+        return True
+    for name in ("--package", "--resolve"):
+        if request.flag(name) is not None:
+            raise UserError(f"{name} says what --cfg prints, and there is no --cfg.", hint="Add --cfg job.")
+    return False
 
 
 def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -77,11 +105,9 @@ def announce(plan: Plan) -> None:
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
     """How it ended, on standard error; the exit code."""
-    if outcome.state == "pending":
-        _say(f"{plan.run_id} is running detached.")
-        for command in ("show", "logs -f", "cancel"):
-            _say(f"  nemotron runs {command} {plan.run_id}")
-        return 0
+    if outcome.state in ("pending", "detached"):
+        _detached(plan, outcome)
+        return outcome.code
     if outcome.state == "succeeded":
         _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
         return 0
@@ -94,6 +120,17 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
         )
     )
     return outcome.code
+
+
+def _detached(plan: Plan, outcome: Outcome) -> None:
+    here = plan.executor == "local"
+    if outcome.state == "detached":
+        _say(f"Detached from {plan.run_id}, which goes on.")
+    else:
+        doing = "waiting, detached" if plan.extra.get("after") else "running detached"
+        _say(f"{plan.run_id} is {doing if here else f'submitted to {plan.profile}'}.")
+    for command in ("show", "logs -f" if here else "attach", "cancel"):
+        _say(f"  nemotron runs {command} {plan.run_id}")
 
 
 def _say(text: str) -> None:

@@ -27,8 +27,14 @@ def nemotron(argv: Sequence[str] | None = None) -> int:
 
 def console() -> NoReturn:
     """The console script. What only printed ends at once: taking a large process apart is a tenth of its time."""
-    code = nemotron()
-    if "nemotron_kit.execution.launch" in sys.modules or "nemotron_kit.cli.hydra_app" in sys.modules:
+    leave(nemotron())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. A job that ran in it ends as every Python program does; a launch to elsewhere that loaded
+    NeMo-Run does not spend seconds on taking it and torch apart."""
+    ran = "nemotron_kit.execution.launch" in sys.modules or "nemotron_kit.cli.hydra_app" in sys.modules
+    if ran and "nemo_run" not in sys.modules:
         sys.exit(code)
     code = guarded(_flushed) or code
     os._exit(code)
@@ -67,6 +73,13 @@ def guarded(action: Callable[[], int]) -> int:
         # `nemotron … | head`: nobody reads on, which is no error. Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is not None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        # No file's name: it was what we printed that could not be written (a full disk, a closed terminal).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: output can't be written: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        return 1
 
 
 def print_error(error: NemotronError) -> None:

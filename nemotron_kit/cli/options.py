@@ -37,6 +37,7 @@ class Option:
 _OURS = (
     Option("run", "-r", VALUE, "PROFILE", "send the job to a profile of env.toml, wait and show its log"),
     Option("batch", "-b", VALUE, "PROFILE", "send the job to a profile and return at once"),
+    Option("after", "", VALUE, "RUN", "start when that run has succeeded (may be given again)"),
     Option("dry_run", "-d", NOTHING, "", "show what would run and what would stop it; start and write nothing"),
     Option("json", "", NOTHING, "", "print for programs (with --dry-run: the whole plan)"),
 )
@@ -85,7 +86,10 @@ def key(name: str) -> str:
 
 
 def is_override(token: str) -> bool:
-    """A word in Hydra's grammar: `key=value`, `+key=value`, `++key=value`, `~key`. `~/x` is a path."""
+    """A word in Hydra's grammar: `key=value`, `+key=value`, `++key=value`, `~key`. `~/x` is a path; no key has a dash
+    in front, also behind `--`."""
+    if token.startswith("-"):
+        return False
     return "=" in token or (token.startswith("~") and len(token) > 1 and not token.startswith("~/"))
 
 

@@ -16,15 +16,20 @@ from nemotron_kit.plan.profiles import Profile, list_run_profiles, read_profile
 from nemotron_kit.plan.runconfig import DEFAULTS
 from nemotron_kit.plan.tables import check_reserved_tables
 
+COMMANDS = ("list", "show", "check", "login")
 SUMMARY = "list the profiles of env.toml"
 HELP = """\
 usage: nemotron profiles [--json]
        nemotron profiles show NAME [--all] [--json]
+       nemotron profiles check NAME [--json]
+       nemotron profiles login NAME [--close]
 
 The profiles of env.toml: where and how `--run NAME` and `--batch NAME` start a job.
 
 commands
   show NAME    one profile as it is resolved, and where each value comes from
+  check NAME   connect to its target and report whether a launch would work there
+  login NAME   open its ssh connection on this terminal (passwords, second factors)
 
 options
   --all        also the fields that nobody set
@@ -35,15 +40,19 @@ options
 def main(argv: Sequence[str]) -> int:
     """The words after `nemotron profiles`. Returns the exit code; raises UserError for wrong ones."""
     words = list(argv)
-    if {"-h", "--help"} & set(words) or words[:1] == ["help"]:
+    if words[:1] in (["-h"], ["--help"], ["help"]) or (words[:1] == ["show"] and {"-h", "--help"} & set(words)):
         write_lines(HELP.splitlines())
         return 0
     if words[:1] == ["show"]:
         return _show(words[1:])
+    if words[:1] in (["check"], ["login"]):
+        from importlib import import_module
+
+        return int(import_module(f"nemotron_kit.cli.profiles_{words[0]}").main(words[1:]))
     if words and not words[0].startswith("-") and words[0] != "list":
         raise UserError(
             f"nemotron profiles has no command {words[0]!r}.",
-            hint=f"{near(words[0], ['list', 'show'])} Of one profile: nemotron profiles show {words[0]}",
+            hint=f"{near(words[0], COMMANDS)} Of one profile: nemotron profiles show {words[0]}",
         )
     return _list(words[1:] if words[:1] == ["list"] else words)
 

@@ -37,6 +37,7 @@ class Reader:
         self.chosen: dict[str, tuple[str, str]] = {}  # choice → (its value, how that was spelled)
         self.flags: list[str] = []
         self.switches: set[str] = set()
+        self.after: list[str] = []
 
     def read(self, words: Sequence[str] = ()) -> Job:
         """The job, once `words` and everything else on the line have found their place. Raises UserError."""
@@ -64,6 +65,7 @@ class Reader:
             mode=chosen.get("mode"),
             overrides=tuple(self.assigned.overrides),
             flags=tuple(dict.fromkeys(self.flags)),
+            after=tuple(dict.fromkeys(self.after)),
             dry_run="dry_run" in self.switches,
             json="json" in self.switches,
         )
@@ -135,6 +137,8 @@ class Reader:
             self.assigned.set("config", text)  # `-c tiny,default` sweeps
         elif option.name == "config":
             self._choose("config", text, name)
+        elif option.name == "after":
+            self.after.append(text)
         elif option.name in options.HYDRA_FLAGS:
             self.flags.append(option.flag + (f"={text}" if text else ""))
         else:

@@ -36,6 +36,7 @@ class Job:
     `overrides` are Hydra's words in the order typed: fields given as flags, `--art.X` (`run.X=`), `--run.KEY`
     (`run.env.KEY=`) and `--wandb.KEY` (`run.wandb.KEY=`) among them. `config`, `profile` and `mode` are None where the
     command line leaves them to the config. `flags` are Hydra's own, by their long names: ("--cfg=job", "--multirun").
+    `after` are the runs that must have succeeded before it starts.
     `recipe` and `stage` are "" only in Hydra's spelling, where a sweep or nothing stands in their place.
     """
 
@@ -46,6 +47,7 @@ class Job:
     mode: str | None = None
     overrides: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     dry_run: bool = False
     json: bool = False
 
@@ -77,7 +79,7 @@ def hydra_words(job: Job) -> list[str]:
 
 def hydra_spelling(job: Job) -> list[str]:
     """The words that `python -m nemotron_kit` takes for the same job (--dry-run and --json are left out)."""
-    return hydra_words(job) + list(job.flags)
+    return hydra_words(job) + list(job.flags) + [f"--after={run}" for run in job.after]
 
 
 def shell_line(job: Job) -> str:

@@ -12,23 +12,27 @@ from nemotron_kit.cli.grid import print_json, print_table, terminal_width, write
 from nemotron_kit.cli.suggest import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.folder import RunSummary, runs_root
+from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.ledger import list_runs, run_ids
-from nemotron_kit.runs.states import DAMAGED, STATES
+from nemotron_kit.runs.states import DAMAGED, STATES, TERMINAL
 
 SUMMARY = "list runs; show one, read its logs"
 HELP = """\
 usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
        nemotron runs COMMAND ID …
 
-The launches of this machine, newest first: what ran, how it ended, how long it took. ID is a run's id, the start of
-one, its last six digits, or latest.
+The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
+about there. ID is a run's id, the start of one, its last six digits, or latest.
 
 commands
   show ID [--job N] [--json]                  the plan, inputs, outputs, states, metrics and folder of a run
+  attach ID [--job N] [--all]                 its logs from where they were last shown, until it ends
   logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
-  wait ID                                     waits until it ends, and exits as it did
+  wait ID … [--patience S]                    waits until all have ended, and exits as they did
   cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
+  shell ID [--job N] [-- COMMAND]             a shell where it runs
+  rerun ID [--job N] [KEY=VALUE …]            the same again: same config, same artifacts; overrides on top
+  diff A B [--json]                           what differs: config, artifacts, code, environment, launch
   rm ID … [--force]                           deletes its folder
 
 options
@@ -39,14 +43,19 @@ options
   --limit N        at most so many (20; 0 for all)
   --json           for programs
 
-exit codes of wait: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled
+exit codes of wait and attach: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled; of show: 3 where the state
+is not known, else 0; of diff: 0 the same, 1 different
 """
 
 _COMMANDS = {
     "show": "nemotron_kit.cli.runs_show:show",
+    "attach": "nemotron_kit.cli.runs_attach:attach",
     "logs": "nemotron_kit.cli.runs_logs:logs",
-    "wait": "nemotron_kit.cli.runs_actions:wait",
+    "wait": "nemotron_kit.cli.runs_wait:wait",
     "cancel": "nemotron_kit.cli.runs_actions:cancel",
+    "shell": "nemotron_kit.cli.runs_shell:shell",
+    "rerun": "nemotron_kit.cli.runs_rerun:rerun",
+    "diff": "nemotron_kit.cli.runs_diff:diff",
     "rm": "nemotron_kit.cli.runs_actions:remove",
 }
 _LIMIT = 20
@@ -93,6 +102,7 @@ def _list(argv: list[str]) -> int:
         states=_states(options.state),
         since=options.since,
         limit=options.limit or None,
+        update=_updated,
     )
     if options.json:
         print_json([as_json(run) for run in found])
@@ -107,6 +117,21 @@ def _list(argv: list[str]) -> int:
     return 0
 
 
+def is_asked(executor: str | None) -> bool:
+    """Whether a scheduler, or another machine, knows more of a run than its folder does."""
+    return executor not in (None, "local")
+
+
+def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs as they stand now: those that are not over are asked about where they run, once a target."""
+    left = [run.id for run in runs if is_asked(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    if not left:
+        return list(runs)
+    from nemotron_kit.execution.ledger import refreshed
+
+    return refreshed(runs, {run_id: RunFolder(runs_root() / run_id) for run_id in left})
+
+
 def as_json(run: RunSummary) -> dict[str, Any]:
     """A run as `--json` prints it: times in ISO, UTC; durations in seconds."""
     return {
@@ -114,6 +139,8 @@ def as_json(run: RunSummary) -> dict[str, Any]:
         "recipe": run.recipe,
         "stage": run.stage,
         "state": run.state,
+        "executor": run.executor,
+        "profile": run.profile,
         "created_at": iso(run.created),
         "started_at": iso(run.started),
         "finished_at": iso(run.finished),

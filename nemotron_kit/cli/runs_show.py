@@ -9,12 +9,12 @@ from typing import Any
 
 from nemotron_kit.cli.grid import print_facts, print_json
 from nemotron_kit.cli.runs import as_json, duration, iso
+from nemotron_kit.cli.runs_look import Look
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
-from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.runs.records import DamagedRecord
-from nemotron_kit.runs.states import DAMAGED, EXIT_CODES, JobState
+from nemotron_kit.runs.states import EXIT_CODES, JobState
 
 _METRICS = 5
 _MANY = 20
@@ -23,7 +23,7 @@ Fact = tuple[str, object]
 
 
 def show(argv: list[str]) -> int:
-    """Print one run. The exit code is 3 for a damaged one, else 0: how the run itself ended is for `wait`."""
+    """Print one run. The exit code is 3 where its state isn't known, else 0: how the run itself ended is for `wait`."""
     parser = ToolParser("nemotron runs show", "The plan, inputs, outputs, states, metrics and folder of a run.")
     parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
     parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
@@ -33,28 +33,33 @@ def show(argv: list[str]) -> int:
         return 0
     run = open_run(options.id)
     jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    look = Look(run, jobs)
     if options.json:
-        print_json(_json(run, jobs))
+        print_json(_json(look))
     else:
-        print_facts(list(_facts(run, jobs)))
-    return EXIT_CODES[DAMAGED] if run.summary().state == DAMAGED else 0
+        print_facts(list(_facts(look)))
+    return 3 if EXIT_CODES.get(look.state) == 3 else 0
 
 
-def _json(run: RunFolder, jobs: list[JobFolder]) -> dict[str, Any]:
-    try:
-        plan: dict[str, Any] | None = run.plan()
-    except DamagedRecord:
-        plan = None
-    return {**as_json(run.summary()), "plan": plan, "job_records": [_job_json(job) for job in jobs]}
+def _json(look: Look) -> dict[str, Any]:
+    facts = {**as_json(look.run.summary()), "state": look.state}
+    records = [_job_json(job, look) for job in look.jobs]
+    return {**facts, "plan": None if look.damaged else look.plan, "job_records": records}
 
 
-def _job_json(job: JobFolder) -> dict[str, Any]:
-    state = job.state()
+def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
+    state = look.states[job.number]
+    reason, start = look.waiting(job.number)
     return {
         "number": job.number,
         "state": state.state,
         "exit_code": state.code,
         "error": state.error,
+        "reason": reason,
+        "estimated_start": start,
+        "last_known": state.facts.get("known"),
+        "last_known_at": iso(state.facts.get("known_at")),
+        "scheduler": _mapping(state.facts.get("scheduler")) or None,
         "started_at": iso(state.started),
         "finished_at": iso(state.finished),
         "duration_s": duration(state.started, state.finished, state.state),
@@ -65,21 +70,48 @@ def _job_json(job: JobFolder) -> dict[str, Any]:
     }
 
 
-def _facts(run: RunFolder, jobs: list[JobFolder]) -> Iterator[Fact]:
-    summary = run.summary()
+def _facts(look: Look) -> Iterator[Fact]:
+    run, plan = look.run, look.plan
     yield "run", run.id
-    yield "state", summary.state
-    if summary.error:
-        yield "why", summary.error
-    plan = run.plan() if summary.state != DAMAGED else {}
+    yield "state", look.state
+    yield from _why(look)
     yield "command", plan.get("command_line")
     yield "hydra", plan.get("hydra")
     yield "profile", _profile(plan)
+    yield from _links(plan)
     yield "folder", run.path
-    if len(jobs) == 1:
-        yield from _job_facts(jobs[0], plan)
+    if len(look.jobs) == 1:
+        yield from _job_facts(look.jobs[0], look)
     else:
-        yield from _sweep_facts(jobs, run)
+        yield from _sweep_facts(look)
+
+
+def _why(look: Look) -> Iterator[Fact]:
+    lost = next((s for s in look.states.values() if s.state == "unreachable"), None)
+    if lost is not None and look.state == "unreachable":
+        yield "why", lost.error
+        yield "last known", _known(lost)
+    elif look.damaged or look.run.summary().error:
+        yield "why", look.run.summary().error
+    if len(look.jobs) == 1:
+        reason, start = look.waiting(look.jobs[0].number)
+        yield from [("waits for", reason)] if reason else []
+        yield from [("may start", start)] if start else []
+
+
+def _known(state: JobState) -> str:
+    known = state.facts.get("known")
+    return f"{known}, {_clock(state.facts.get('known_at'))}" if known else "nothing"
+
+
+def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if plan.get("rerun_of"):
+        yield "rerun of", str(plan["rerun_of"])
+    for run_id in plan.get("after") or ():
+        yield "after", str(run_id)
+    code = _mapping(plan.get("code"))
+    if code.get("commit"):
+        yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
 
 
 def _profile(plan: Mapping[str, Any]) -> str:
@@ -87,17 +119,16 @@ def _profile(plan: Mapping[str, Any]) -> str:
     return f"{name} ({executor})" if name and executor else str(name or "none: this machine")
 
 
-def _sweep_facts(jobs: list[JobFolder], run: RunFolder) -> Iterator[Fact]:
-    for job in jobs[:_MANY]:
-        state = job.state()
-        yield "jobs", f"{job.number}  {_outcome(state)}"
-    if len(jobs) > _MANY:
-        yield "jobs", f"and {len(jobs) - _MANY} more"
-    yield "next", f"nemotron runs show {run.id} --job N"
+def _sweep_facts(look: Look) -> Iterator[Fact]:
+    for job in look.jobs[:_MANY]:
+        yield "jobs", f"{job.number}  {_outcome(look.states[job.number])}"
+    if len(look.jobs) > _MANY:
+        yield "jobs", f"and {len(look.jobs) - _MANY} more"
+    yield "next", f"nemotron runs show {look.run.id} --job N"
 
 
-def _job_facts(job: JobFolder, plan: Mapping[str, Any]) -> Iterator[Fact]:
-    state = job.state()
+def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
+    state, plan = look.states[job.number], look.plan
     if state.code is not None:
         yield "exit code", state.code
     took = duration(state.started, state.finished, state.state)
@@ -141,7 +172,10 @@ def _pin(pin: object) -> str:
 
 def _moment(entry: Mapping[str, Any]) -> str:
     process = _mapping(entry.get("process"))
+    scheduler = _mapping(entry.get("scheduler"))
     where = f"  {process.get('host')}, pid {process.get('pid')}" if process else ""
+    if scheduler:
+        where = "  " + " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
     return f"{_clock(entry['at'])}  {entry['state']}{where}"
 
 

@@ -18,9 +18,9 @@ TOOLS = {
     "runs": (
         "nemotron_kit.cli.runs",
         "list runs; show one, read its logs",
-        ("show", "logs", "wait", "cancel", "rm"),
+        ("show", "attach", "logs", "wait", "cancel", "shell", "rerun", "diff", "rm"),
     ),
-    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show",)),
+    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show", "check", "login")),
     "artifacts": ("nemotron_kit.cli.artifacts", "list artifacts, versions and lineage", ()),
     "completion": (
         "nemotron_kit.cli.completion",

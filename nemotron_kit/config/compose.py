@@ -60,6 +60,8 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     prepared = prepare(tree, overrides, env)
     search_path = create_config_search_path(str(conf_dir()))
     if config_dir:
+        if not Path(config_dir).is_dir():
+            raise UserError(f"--config-dir {config_dir}: no such folder.")
         search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
     GlobalHydra.instance().clear()
     with translated(prepared):

@@ -45,6 +45,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     if nested := _nested_user_error(error):
         return nested
     text = str(error).split("\nConfig search path:")[0].strip()
+    if text.startswith("Error merging override") and origin is not error:
+        text = f"{given}: {str(origin).splitlines()[0]}"
     lines = [line for line in text.splitlines() if line.strip()]
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
 
@@ -106,9 +108,9 @@ def _unknown_key(key: str, given: str, command: Command) -> UserError:
     local = [n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent]
     same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key]
     hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else nearest(leaf, local)
-    place = given if given and given != key else "the command line"
+    place = f"in {given}" if given and given != key else "on the command line"
     return UserError(
-        f"{key}: `{command.words}` has no such field (given in {place}).",
+        f"{key}: `{command.words}` has no such field (given {place}).",
         hint=f"{sentence(hint)} " * bool(hint) + f"Add a new one with +{key}=…",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,13 @@ def option_name(command: Command, path: Path) -> str:
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
-def rewrite_defaults(path: Path, values: dict[str, Any], group: str) -> tuple[dict[str, Any], list[Path]]:
-    """A file's own defaults list with siblings named absolutely, and the siblings that it stands on.
+def rewrite_defaults(
+    path: Path, values: dict[str, Any], group: str, own: Mapping[str, Path]
+) -> tuple[dict[str, Any], list[Path]]:
+    """A file's own defaults list with siblings named absolutely, and the files that it stands on.
 
     In a job file `- base` means the file beside it. Hydra would look in the group that the primary config loads from.
+    `own` are the command's own configs, which `/job/<recipe>/<stage>/NAME` means from anywhere.
     """
     defaults = values.get("defaults")
     if defaults is None:
@@ -90,6 +94,8 @@ def rewrite_defaults(path: Path, values: dict[str, Any], group: str) -> tuple[di
         sibling = _sibling(path, entry) if isinstance(entry, str) else None
         if sibling is None:
             entries.append(entry)
+            name = entry.removeprefix(f"/{group}/").partition("@")[0] if isinstance(entry, str) else ""
+            siblings += [own[name]] if isinstance(entry, str) and entry.startswith(f"/{group}/") and name in own else []
         else:
             siblings.append(sibling)
             entries.append(f"/{group}/{sibling.stem}@_here_")
@@ -110,6 +116,6 @@ def _sibling(path: Path, entry: str) -> Path | None:
     return None
 
 
-def read_job_file(path: Path, group: str) -> tuple[dict[str, Any], list[Path]]:
-    """A job file's content, ready for the ConfigStore, and the siblings to register with it."""
-    return rewrite_defaults(path, load_mapping(path), group)
+def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None) -> tuple[dict[str, Any], list[Path]]:
+    """A job file's content, ready for the ConfigStore, and the files to register with it."""
+    return rewrite_defaults(path, load_mapping(path), group, own or {})

@@ -85,7 +85,7 @@ def add_file(command: Command, stage: str, path: Path, result: Registered, sibli
 def _register_file(
     group: str, name: str, path: Path, command: Command, siblings: list[Command], result: Registered
 ) -> None:
-    values, needed = read_job_file(path, group)
+    values, needed = read_job_file(path, group, config_files(command))
     if name == "default" and (other := belongs_to_another(values, command, siblings)):
         note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
         if note not in result.notes:

@@ -17,7 +17,8 @@ SPLITS = ("train", "valid", "test")
 class Dataset:
     """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text Python ships).
 
-    `split` and `subset` pick from a folder or a Hugging Face repository. `text_field` None is the caller's default.
+    Of a folder, files with rows (JSON lines, parquet) are read; where there are none, .json; where there are none,
+    plain text. `split` and `subset` pick from a folder or a Hugging Face repository. `text_field` None is the caller's.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """A plan's shards made by datatrove's executors (local, Slurm, Ray); imported only where datatrove is installed.
 
-    freeze_plan(config)
-    LocalPipelineExecutor(pipeline=[MegatronShards(config.output_dir)], tasks=8).run()
-    run_data_prep(config)  # finds every shard whole, and writes blend.json and the artifact
+freeze_plan(config)
+LocalPipelineExecutor(pipeline=[MegatronShards(config.output_dir)], tasks=8).run()
+run_data_prep(config)  # finds every shard whole, and writes blend.json and the artifact
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ import os
 import secrets
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -42,7 +44,8 @@ class ShardWriter:
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        prefix.parent.mkdir(parents=True, exist_ok=True)
+        with _told(prefix):
+            prefix.parent.mkdir(parents=True, exist_ok=True)
         self.prefix, self.dtype = prefix, np.dtype(dtype).newbyteorder("<")
         self.lengths = array("i")
         self._bin = _HashedFile(prefix.with_name(f"{prefix.name}.bin"))
@@ -69,9 +72,10 @@ class ShardWriter:
         for part in _index(np.frombuffer(self.lengths, dtype=np.int32), self.dtype):
             self._idx.write(part)
         written = self._bin.finish(), self._idx.finish()
-        for file in written:
-            file.temporary.replace(file.final)
-        fsync_dir(self.prefix.parent)
+        with _told(self.prefix):
+            for file in written:
+                file.temporary.replace(file.final)
+            fsync_dir(self.prefix.parent)
         return written
 
 
@@ -92,19 +96,33 @@ class _HashedFile:
         self.final, self.size = final, 0
         self.path = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
         self._digest = hashlib.sha256()
-        self._file = self.path.open("xb", buffering=1 << 20)
+        with _told(final):
+            self._file = self.path.open("xb", buffering=1 << 20)
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        with _told(self.final):
+            self._file.write(data)
         self._digest.update(data)
         self.size += len(data)
 
     def finish(self) -> Written:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with _told(self.final):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         return Written(self.path, self.final, self.size, self._digest.hexdigest())
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # closing flushes, and what could not be written before still can't
+            self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full or read-only disk is one clear error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Make room, or choose another output_dir; finished shards are kept."
+        raise NemotronError(f"{path}: can't be written: {error.strerror or error}.", hint=hint) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nemotron_kit.data_prep import store
@@ -76,12 +76,12 @@ def _local(path: str, dataset: Dataset, where: str) -> list[Found]:
         if dataset.subset:
             root = root / dataset.subset
         names = {str(p.relative_to(root)): p for p in root.rglob("*") if p.is_file() and not _hidden(p, root)}
-        chosen = by_split([n for n in names if kind_of(n)], dataset.split, where)
-        return _readable([names[name].absolute() for name in sorted(chosen)], where, root)
+        taken = by_split(main_files(names), dataset.split, where)
+        return _readable([names[name].absolute() for name in sorted(taken)], where, root)
     found = globbed(root)
     if not found:
         raise UserError(f"{where}: no file matches {dataset.path}.", hint=f"Looked in {root.parent}.")
-    return _readable([p.absolute() for p in found if kind_of(p.name)], where, root)
+    return _readable([Path(name).absolute() for name in main_files(map(str, found))], where, root)
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -112,10 +112,21 @@ def _remote(dataset: Dataset, where: str) -> list[Found]:
 
 def chosen(below: dict[str, Found], dataset: Dataset, where: str) -> list[Found]:
     """Of a remote folder's files (relative path → file), those of the dataset's split that can be read."""
-    names = [name for name, file in below.items() if kind_of(file.path)]
+    names = main_files(below)
     if not names:
         raise UserError(f"{where}: nothing to read in {dataset.path}.", hint=f"Known endings: {', '.join(KINDS)}.")
     return [below[name] for name in sorted(by_split(names, dataset.split, where))]
+
+
+def main_files(names: Iterable[str]) -> list[str]:
+    """Of a folder's files those with rows; without any the .json ones (else: metadata); without any plain text (else:
+    a README)."""
+    tiers: dict[int, list[str]] = {}
+    for name in names:
+        kind = kind_of(name)
+        if kind is not None:
+            tiers.setdefault(2 if kind == "text" else int(name.lower().endswith(".json")), []).append(name)
+    return tiers[min(tiers)] if tiers else []
 
 
 def by_split(paths: list[str], split: str | None, where: str) -> list[str]:

@@ -21,7 +21,7 @@ def blend_lists(plan: Plan, records: dict[int, ShardRecord], output: Path) -> di
     A source's weight is spread over its shards by their tokens, so that it is honoured however many they are. Shards
     without documents are left out: Megatron's reader fails on them.
     """
-    blend: dict[str, list[str] | None] = {"train": None, "valid": None, "test": None}
+    blend: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     per_source: dict[tuple[str, int], int] = {}
     for number, shard in enumerate(plan.shards):
         key = (shard.split, shard.source)
@@ -30,13 +30,13 @@ def blend_lists(plan: Plan, records: dict[int, ShardRecord], output: Path) -> di
         tokens = records[number].tokens
         if tokens:
             weight = plan.sources[shard.source].weight * tokens / per_source[shard.split, shard.source]
-            blend[shard.split] = [*(blend[shard.split] or []), f"{weight:.12g}", str(output / shard.name)]
-    if blend["train"] is None:
+            blend[shard.split] += [f"{weight:.12g}", str(output / shard.name)]
+    if not blend["train"]:
         raise UserError(
             "No document is left for training: every row is empty, or shorter than min_doc_chars.",
             hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
         )
-    return blend
+    return {split: pairs or None for split, pairs in blend.items()}
 
 
 def make_artifact(plan: Plan, records: dict[int, ShardRecord], output: Path, elapsed: float) -> PretrainBlendsArtifact:

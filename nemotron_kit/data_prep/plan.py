@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Plan:
     min_doc_chars: int | None = None
     max_doc_tokens: int | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over all that decides the shards' bytes. Where files lie and what sources weigh does not."""
         return hashlib.sha256(json.dumps(self._matter(), sort_keys=True).encode("utf-8")).hexdigest()

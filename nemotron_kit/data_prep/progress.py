@@ -48,7 +48,9 @@ class Progress:
             if event.how.startswith("remade"):
                 self.say(f"data prep: {event.how}; made again")
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.shards, what=self._rate())
+            self._bar.update(
+                self._task, completed=self.shards, what=f"{self.tokens / 1e6:.1f} M tokens, {self._speed()}"
+            )
         elif time.monotonic() - self._last > _EVERY:
             self._last = time.monotonic()
             self.say(f"data prep: {self.shards} of {len(self.plan.shards)} shards, {self._rate()}")
@@ -61,9 +63,12 @@ class Progress:
             print(line, file=sys.stderr)  # noqa: T201
 
     def _rate(self) -> str:
-        elapsed = max(time.monotonic() - self._began, 1e-6)
-        speed = f"{show_size(self.characters / elapsed)}/s"
-        return f"{self.tokens:,} tokens from {show_size(self.characters)} of text in {elapsed:.1f} s ({speed})"
+        elapsed = time.monotonic() - self._began
+        text = show_size(self.characters)
+        return f"{self.tokens:,} tokens from {text} of text in {elapsed:.1f} s ({self._speed()})"
+
+    def _speed(self) -> str:
+        return f"{show_size(self.characters / max(time.monotonic() - self._began, 1e-6))}/s"
 
 
 def _bar(total: int) -> tuple[Any, Any]:
@@ -71,12 +76,11 @@ def _bar(total: int) -> tuple[Any, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        "data prep",
-        BarColumn(),
+        TextColumn("data prep"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        "shards",
+        TextColumn("shards, {task.fields[what]}"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[what]}"),
     )
     bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
     return bar, bar.add_task("", total=total, what="")

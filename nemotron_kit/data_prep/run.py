@@ -35,7 +35,10 @@ def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
     from nemotron_kit.data_prep.progress import Progress
 
     began = time.monotonic()
-    plan = freeze_plan(config)
+    try:
+        plan = freeze_plan(config)
+    except OSError as error:  # a source that can't be opened, an output folder that can't be written
+        raise UserError(f"{error.filename or config.output_dir}: {error.strerror or error}.") from error
     output = Path(config.output_dir).expanduser().absolute()
     with Progress(plan) as progress:
         _tell_counts(plan, config, progress)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.execution.backends.base import Backend, Observation
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
+from nemotron_kit.execution.shown import Shown
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.logs import Neutraliser
@@ -16,61 +20,151 @@ from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
 FASTEST, SLOWEST = 0.3, 10.0
 CHUNK = 1 << 16
+_SKIPPED = ("rank-", "worker")
+DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
 class Follower:
-    """One log, read on from where it stopped, in bounded memory."""
+    """A job's logs, read on from where they stopped, in bounded memory. Lines of a log beside the main one (another
+    node's) say whose they are; `label` stands before every line."""
 
-    def __init__(self, backend: Backend, job: JobFolder, name: str = "job", offset: int = 0) -> None:
-        self.backend, self.job, self.name, self.offset = backend, job, name, offset
-        self._clean = Neutraliser()
+    def __init__(
+        self, backend: Backend, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
+    ) -> None:
+        self.backend, self.job, self.label = backend, job, label
+        self.offsets = dict(offsets or {})
+        self._clean: dict[str, Neutraliser] = {}
+        self._at_start: dict[str, bool] = {}
 
     def pump(self, write: Callable[[str], object]) -> bool:
         """Write what is new; whether there was anything."""
         moved = False
-        while chunk := self.backend.read_log(self.job, self.name, self.offset, CHUNK):
-            self.offset += len(chunk)
-            write(self._clean.feed(chunk))
+        while pieces := self._pieces():
+            for name, offset, data in pieces:
+                text = self._marked(name, self._clean.setdefault(name, Neutraliser()).feed(data))
+                with _uninterrupted():  # what is written counts as shown, and nothing else
+                    write(text)
+                    self.offsets[name] = offset + len(data)
             moved = True
         return moved
 
+    def rest(self, write: Callable[[str], object]) -> None:
+        """Write what was held back for its other half, which will not come."""
+        for name, clean in self._clean.items():
+            write(self._marked(name, clean.feed(b"", final=True)))
 
-def attach(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], *, offset: int = 0) -> Outcome:
-    """Follow the jobs to their end. Losing sight of them never cancels them and never counts as success."""
-    followers = [Follower(backend, job, offset=offset) for job in jobs]
+    @property
+    def shown(self) -> dict[str, int]:
+        """Log → the bytes of it that have been written; what waits for its other half has not."""
+        return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
+
+    def _pieces(self) -> list[tuple[str, int, bytes]]:
+        pieces = self.backend.read_logs(self.job, self.offsets, CHUNK)
+        # Each rank's lines are in its node's log too.
+        shown = [piece for piece in pieces if not piece[0].startswith(_SKIPPED)]
+        self.offsets.update({name: offset + len(data) for name, offset, data in pieces if name.startswith(_SKIPPED)})
+        return shown or (self._pieces() if pieces else [])
+
+    def _marked(self, name: str, text: str) -> str:
+        """Another node's lines say which node's; those of its ranks say so themselves."""
+        marks = [f"[{mark}] " for mark in (self.label, None if name == "job" else name) if mark]
+        if not marks or not text:
+            return text
+        lines = text.splitlines(keepends=True)
+        fresh = self._at_start.get(name, True)
+        self._at_start[name] = lines[-1].endswith("\n")
+        short = f"[{self.label}] " if self.label else ""
+        marked = [(short if line.startswith("[rank ") else "".join(marks)) + line for line in lines]
+        return "".join(marked if fresh else [lines[0], *marked[1:]])
+
+
+def attach(
+    run: RunFolder,
+    backend: Backend,
+    jobs: Sequence[JobFolder],
+    *,
+    shown: Shown | None = None,
+    cancel_on_interrupt: bool = False,
+) -> Outcome:
+    """Follow the jobs to their end. Losing sight of them never cancels them and never counts as success.
+
+    What `shown` says was shown before is not shown again; how far this goes is on record in the run's folder.
+
+    Ctrl-C leaves them alone; with `cancel_on_interrupt` it cancels them and stays to see it (a second one leaves).
+    """
+    shown = shown or Shown(run)
+    many = len(jobs) > 1
+    followers = [Follower(backend, j, shown.of(j.number), f"job {j.number}" if many else None) for j in jobs]
+    try:
+        return _follow(run, backend, jobs, followers, shown)
+    except KeyboardInterrupt:
+        if not cancel_on_interrupt:
+            return DETACHED
+    _say(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
+    try:
+        backend.cancel(run, jobs)
+        outcome = _follow(run, backend, jobs, followers, shown)
+    except KeyboardInterrupt:
+        return DETACHED
+    return replace(outcome, code=INTERRUPTED)
+
+
+def _follow(
+    run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
+) -> Outcome:
     pause, lost = FASTEST, False
     try:
         while True:
+            moved, asked = False, time.time()
+            observed: dict[int, Observation] = {}
             try:
                 observed = backend.observe(run, jobs)
                 moved = sum(follower.pump(sys.stdout.write) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    print(f"{run.id}: out of sight, still trying: {error.message}", file=sys.stderr)  # noqa: T201
-                lost, moved, observed = True, False, {}
+                    _say(f"{run.id}: out of sight, still trying: {error.message}")
+                lost = True
             sys.stdout.flush()
-            record(jobs, observed)
+            shown.keep({follower.job.number: follower.shown for follower in followers})
+            record(jobs, observed, asked)
             if observed and all(o.state in TERMINAL for o in observed.values()):
                 for follower in followers:
-                    follower.pump(sys.stdout.write)
+                    follower.rest(sys.stdout.write)
                 return outcome_of(observed)
             pause = FASTEST if moved else min(pause * 1.3, SLOWEST)
             time.sleep(pause)
-    except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "detached", "detached")
+    finally:
+        sys.stdout.flush()
+        shown.keep({follower.job.number: follower.shown for follower in followers})
 
 
-def record(jobs: Sequence[JobFolder], observed: dict[int, Observation]) -> None:
-    """Write what has changed into the ledger; a job that recorded its own end needs nothing more."""
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within the block Ctrl-C waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
+    """Write what has changed into the ledger. `asked` is when the back end was: what the job itself has written since
+    then is newer."""
+    asked = time.time() if asked is None else asked
     for job in jobs:
         seen = observed.get(job.number)
-        if seen is None or job.exit_record() is not None:
+        if seen is None:
             continue
+        own = job.exit_record()
         if seen.state in TERMINAL:
-            job.finish(seen.code if seen.code is not None else 1, seen.state, error=seen.error, **seen.facts)
-        elif seen.state != job.state().state:
-            job.transition(seen.state, process=None, reason=seen.reason, **seen.facts)
+            if own is None or (own.get("signalled") and own.get("state") != seen.state):
+                job.finish(seen.code if seen.code is not None else 1, seen.state, error=seen.error, **seen.facts)
+            continue
+        state = job.state()
+        if own is None and seen.state != state.state and (state.at or 0.0) < asked:
+            job.transition(seen.state, observed=True, reason=seen.reason, error=seen.error, **seen.facts)
 
 
 def outcome_of(observed: dict[int, Observation]) -> Outcome:
@@ -81,3 +175,7 @@ def outcome_of(observed: dict[int, Observation]) -> Outcome:
             error = next((o.error for o in observed.values() if o.state == state and o.error), state)
             return Outcome(EXIT_CODES.get(state, 1), state, error)
     return Outcome(0, "succeeded")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from io import RawIOBase
 
+from nemotron_kit.execution.handler import PREEMPTED
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.signals import forwarded, stop
 from nemotron_kit.runs.job import JobFolder
@@ -41,13 +42,30 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
     return from_exit_code(code)
 
 
+def supervise(command: Sequence[str], cwd: str, seen: set[str]) -> Outcome:
+    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are passed on and noted in
+    `seen`. USR1 (the time limit is near) means nothing to a program unless it has a handler for it."""
+    child = subprocess.Popen(
+        list(command), cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ignore_usr1
+    )
+    with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+        return from_exit_code(child.wait())
+
+
+def ignore_usr1() -> None:
+    """A program that is started from here does not end at USR1, unless it chooses to."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def from_exit_code(code: int) -> Outcome:
     """The outcome of a process's exit code; killed by signal N is 128+N, as a shell says it."""
     if code == 0:
         return Outcome(0, "succeeded")
     if code < 0:
         name = signal.Signals(-code).name
-        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})")
+        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code)
+    if code == PREEMPTED:
+        return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
     return Outcome(1, "failed", f"exit code {code}")
 
 

@@ -25,27 +25,28 @@ def hydra_files(composed: Composed) -> dict[str, str]:
         if isinstance(variables, Mapping):
             hydra["job"][name] = dict.fromkeys(variables, "***")
     return {
-        ".hydra/config.yaml": to_yaml(_masked(_strings(config))),
-        ".hydra/hydra.yaml": to_yaml({"hydra": _masked(_strings(hydra))}),
+        ".hydra/config.yaml": to_yaml(masked(plain(config))),
+        ".hydra/hydra.yaml": to_yaml({"hydra": masked(plain(hydra))}),
         ".hydra/overrides.yaml": json.dumps(list(composed.overrides), indent=2, ensure_ascii=False) + "\n",
     }
 
 
-def _strings(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Paths as strings: a YAML with a Python object in it is refused by every safe loader."""
     if isinstance(value, Mapping):
-        return {key: _strings(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_strings(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if hasattr(value, "__fspath__") else value
 
 
-def _masked(value: Any) -> Any:
+def masked(value: Any) -> Any:
+    """`value` with what is a secret by its key as `***`."""
     if not isinstance(value, Mapping):
-        return [_masked(item) for item in value] if isinstance(value, list) else value
+        return [masked(item) for item in value] if isinstance(value, list) else value
     return {
         key: "***"
         if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${")
-        else _masked(item)
+        else masked(item)
         for key, item in value.items()
     }

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from nemotron_kit.errors import NemotronError
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found."""
+    """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found.
+
+    `after` are runs that must have succeeded before it starts, `late` its inputs (slot → reference) that they save.
+    `module` is a module of the kit's that runs the job as `python -m module FOLDER`; config.yaml is then for people.
+    """
 
     kit: str
     command: str
@@ -29,6 +34,19 @@ class JobSpec:
     sys_path: list[str]
     environment: dict[str, str]
     secrets: list[str] = field(default_factory=list)
+    module: str | None = None
+    executor: str = ""
+    torchrun: bool = False
+    retries: int = 0
+    max_segments: int | None = None
+    code: str | None = None
+    after: list[str] = field(default_factory=list)
+    late: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a scheduler starts the worker, on each of the job's nodes."""
+        return (self.executor or self.environment.get("NEMOTRON_EXECUTOR")) == "slurm"
 
     def load_handler(self) -> Callable[..., Any]:
         return load_object(self.handler)  # type: ignore[no-any-return]
@@ -46,11 +64,28 @@ def read_spec(folder: Path) -> JobSpec:
     path = folder / "job.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
+        spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
+        return replace(spec, script=_script(spec.script))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file. Is {folder} a job folder?") from error
     except (ValueError, TypeError) as error:
         raise NemotronError(f"{path}: damaged: {error}.") from error
+
+
+def _script(name: str | None) -> str | None:
+    """The script's path; `@module` is that of a package which is installed here as it was where the launch was made."""
+    if name is None or not name.startswith("@"):
+        return name
+    try:
+        found = find_spec(name[1:])
+    except ImportError:
+        found = None
+    if found is None or not found.origin:
+        raise NemotronError(
+            f"The recipe's module {name[1:]} is not installed on this machine.",
+            hint=f"Install its package for {sys.executable}, as it is where you launch.",
+        )
+    return found.origin
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.resolvers import set_run_dir
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.execution.attach import attach
 from nemotron_kit.execution.backends.base import backend_for
 from nemotron_kit.execution.hydra_context import enter_hydra
-from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.run_job import run_job
 from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
-from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 
 
@@ -29,11 +30,28 @@ def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, 
         command.load_handler()
     run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files}], attached=attached)
     if not attached:
-        backend_for(plan).submit(run, [plan])
-        return Outcome(0, "pending")
+        return _elsewhere(plan, run)
     set_run_dir(plan.folder)
     enter_hydra(hydra, plan.job_folder)
     return run_planned(plan, command, run.job(plan.job))
+
+
+def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
+    """Submit to the plan's back end; with --run, stay until the end."""
+    backend, job = backend_for(plan), run.job(plan.job)
+    try:
+        backend.submit(run, [plan])
+    except Unreachable as error:
+        job.transition("unknown", observed=True, error=error.message)
+        raise
+    except NemotronError as error:
+        job.finish(error.exit_code, "failed", error=error.message)
+        raise
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
+    if plan.mode != "run":
+        return Outcome(0, "pending")
+    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.get("cancel_on_interrupt")))
 
 
 def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:

@@ -13,12 +13,13 @@ from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.job import resolve, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
-from nemotron_kit.execution.child import run_child
+from nemotron_kit.execution.child import ignore_usr1, run_child
 from nemotron_kit.execution.environment import environment
 from nemotron_kit.execution.handler import call_handler
 from nemotron_kit.execution.inputs import verified_inputs
-from nemotron_kit.execution.jobspec import JobSpec, read_config, read_spec
+from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
 from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.execution.scheduled import VALUE, rank_log
 from nemotron_kit.execution.tee import tee
 from nemotron_kit.plan.build import torchrun_command
 from nemotron_kit.runs.job import JobFolder
@@ -33,6 +34,10 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
     """
     spec = read_spec(job.path)
     try:
+        if spec.after:
+            from nemotron_kit.execution.after import wait_for
+
+            wait_for(job, spec.after)
         job.transition("running", pgid=os.getpgid(0))
         with environment(spec.environment):
             outcome = _run(job, spec, handler, config_cls)
@@ -49,6 +54,10 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
 
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
+    if spec.module:
+        alone = [sys.executable, "-m", spec.module, str(job.path)]
+        command = torchrun_command(None, spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
+        return run_child(command, {}, spec.cwd, job)
     pins = verified_inputs(job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
@@ -71,11 +80,19 @@ def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: ty
 
 
 def run_rank(job: JobFolder) -> int:
-    """One rank of a torchrun job whose command has no script: the handler, called with the job's config."""
+    """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
     spec = read_spec(job.path)
-    spec.prepare_imports()
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
-    outcome = call_handler(spec.load_handler(), config)
+    ignore_usr1()
+    with rank_log(job, spec):
+        if spec.module:
+            os.execv(sys.executable, [sys.executable, "-m", spec.module, str(job.path)])  # noqa: S606
+        if spec.script:
+            os.execv(sys.executable, [sys.executable, spec.script, "--config", str(job.config_path)])  # noqa: S606
+        spec.prepare_imports()
+        config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
+        outcome = call_handler(spec.load_handler(), config)
+    if rank() == 0 and isinstance(outcome.value, int | float | str):
+        files.write_json(job.path / VALUE, {"value": outcome.value})
     return outcome.code

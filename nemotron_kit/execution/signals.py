@@ -35,13 +35,17 @@ def term_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forwarded(child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Within the block the named signals go to the child's process group."""
+def forwarded(
+    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], seen: set[str] | None = None
+) -> Iterator[None]:
+    """Within the block the named signals go to the child's process group; `seen` learns which came (`TERM`)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def forward(number: int, _: FrameType | None) -> None:
+        if seen is not None:
+            seen.add(signal.Signals(number).name.removeprefix("SIG"))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 

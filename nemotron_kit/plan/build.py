@@ -12,14 +12,19 @@ from nemotron_kit import __version__
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import job as job_config
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.freeze import freeze, launch_environment, to_yaml
+from nemotron_kit.config.freeze import launch_environment, to_yaml
 from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.inputs import Inputs, resolve_inputs
+from nemotron_kit.plan.paths import Place
+from nemotron_kit.plan.pinning import look_up_for
+from nemotron_kit.plan.placing import Reach, import_path, place_job, registry_table, still_behind
 from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
-from nemotron_kit.plan.settings import effective_settings, settings_dict
+from nemotron_kit.plan.resources import Resources, resources_of
+from nemotron_kit.plan.sbatch import Sbatch, sbatch_for
+from nemotron_kit.plan.settings import settings_dict
 
 if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
@@ -33,36 +38,51 @@ WANDB_VARIABLES = {
 
 
 def build_plan(
-    composed: Composed, app: App, *, run_id: str, argv: Sequence[str], job: int = 0, connect: bool = True
+    composed: Composed,
+    app: App,
+    *,
+    run_id: str,
+    argv: Sequence[str],
+    job: int = 0,
+    connect: bool = True,
+    reach: Reach | None = None,
+    recorded: RunConfig | None = None,
+    alone: bool = True,
 ) -> Plan:
     """The plan of one composed job.
 
-    `connect=False` (a dry-run) opens no connection. What would stop the job is listed in `problems`; what makes the
-    command itself wrong is raised as UserError.
+    `reach` gives the way to another machine (execution.reach.reach_for), whose registry is then asked; without it, and
+    with `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what
+    makes the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, which stand in
+    the profile's place. `alone`: not one of a sweep's jobs, which share a script.
     """
     command = composed.command
-    folder = nemotron_home() / "runs" / run_id
-    frozen = freeze(composed.config, f"{folder}/jobs/{job}")
+    reach = reach if connect else None
+    placed = place_job(composed, run_id, job, recorded)
+    frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
-    settings = effective_settings(frozen["run"], composed.overrides)
-    inputs = resolve_inputs(command, frozen, app, composed)
+    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
     launch = _launch_kind(frozen["run"]["mode"], settings)
-    environment = _environment(run_id, f"{folder}/jobs/{job}", frozen["run"], settings, composed.overrides)
+    resources = resources_of(settings, command.torchrun)
+    sbatch = _sbatch(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
+    environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides)
     problems = [
         *(_missing_value(key, command) for key in missing),
         *inputs.problems,
+        *still_behind(placed, reach),
         *_executor_problems(settings),
+        *sbatch.problems,
         *_handler_problems(command, launch),
         *_wandb_problems(environment),
     ]
     if not missing and settings.executor == "local":
         problems += _preflight(command, frozen, inputs, connect)
-    spec = _job_spec(command, settings, composed.overrides)
+    spec = _job_spec(command, settings, place, resources)
     return Plan(
         run_id=run_id,
         recipe=command.recipe,
         stage=command.stage,
-        folder=str(folder),
+        folder=f"{nemotron_home()}/runs/{run_id}",
         argv=tuple(argv),
         hydra=tuple(composed.overrides),
         mode=frozen["run"]["mode"],
@@ -75,26 +95,56 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(_launch_command(command, launch, settings, f"{folder}/jobs/{job}")),
+        launch_command=tuple(_launch_command(command, launch, settings, place)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
-        captured=launch_environment(composed.config),
-        files=_files(frozen, spec, inputs, environment),
+        captured=_captured(composed, place),
+        files={**_files(frozen, spec, inputs, environment, place), **sbatch.files},
         problems=tuple(problems),
-        notes=tuple(composed.notes),
+        notes=(*composed.notes, *inputs.notes, *sbatch.notes),
         job=job,
+        place=place.to_dict(),
+        extra=sbatch.extra,
+    )
+
+
+def _captured(composed: Composed, place: Place) -> dict[str, str]:
+    """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
+    found = launch_environment(composed.config)
+    return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
+
+
+def _sbatch(
+    command: Command,
+    settings: RunConfig,
+    resources: Resources,
+    place: Place,
+    inputs: Inputs,
+    run_id: str,
+    job: int,
+    mode: str,
+    alone: bool,
+) -> Sbatch:
+    if settings.executor != "slurm":
+        return Sbatch()
+    label = f"{command.recipe}-{command.stage}"
+    return sbatch_for(
+        settings, resources, place, inputs.pins, run_id=run_id, job=job, label=label, mode=mode, alone=alone
     )
 
 
 def _launch_kind(mode: str, settings: RunConfig) -> str:
-    if mode == "batch":
+    if mode == "batch" or settings.executor == "slurm":
         return DETACHED
     return TORCHRUN if (settings.nproc_per_node or 1) > 1 else IN_PROCESS
 
 
-def _launch_command(command: Command, launch: str, settings: RunConfig, folder: str) -> list[str]:
-    if launch == DETACHED:
-        return [sys.executable, "-m", "nemotron_kit.worker", folder]
+def _launch_command(command: Command, launch: str, settings: RunConfig, place: Place) -> list[str]:
+    folder = place.job
+    if place.kit:  # a folder with a __main__.py, which is the worker
+        return [place.python, place.kit, folder]
+    if launch == DETACHED or settings.executor != "local":
+        return [place.python, "-m", "nemotron_kit.worker", folder]
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
     return torchrun_command(command.script_path, settings.nproc_per_node or 1, folder)
@@ -110,18 +160,26 @@ def torchrun_command(script: str | Path | None, processes: int, folder: str) -> 
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *target]
 
 
-def _job_spec(command: Command, settings: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def _job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:
     """job.json: all that the worker needs besides the config."""
     cls = command.config_cls
+    scheduled = settings.executor == "slurm"
     return {
         "kit": __version__,
         "command": command.words,
-        "handler": command.handler_name,
-        "config_cls": cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}",
-        "script": str(command.script_path) if command.script_path else None,
-        "nproc_per_node": settings.nproc_per_node or 1,
-        "cwd": str(Path.cwd()),
-        "sys_path": [str(Path(entry).absolute()) for entry in sys.path if entry or entry == ""],
+        "handler": place.move_name(command.handler_name),
+        "config_cls": place.move_name(
+            cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
+        ),
+        "script": place.script(command.script_path, command.handler_name),
+        "nproc_per_node": resources.processes if scheduled else settings.nproc_per_node or 1,
+        "executor": settings.executor,
+        "torchrun": resources.torchrun if scheduled else (settings.nproc_per_node or 1) > 1,
+        "retries": settings.retries or 0,
+        "max_segments": settings.max_segments,
+        "code": place.code,
+        "cwd": place.cwd,
+        "sys_path": import_path(place),
         "secrets": list(settings.secrets or ()),
     }
 
@@ -134,18 +192,19 @@ def _importable(module: str) -> str:
 
 
 def _files(
-    frozen: Mapping[str, Any], spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
+    frozen: Mapping[str, Any], spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str], place: Place
 ) -> dict[str, str]:
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
         "config.yaml": to_yaml(frozen),
         "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
         "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
+        **({"env.toml": registry_table(place)} if place.names_registry else {}),
     }
 
 
-def _environment(
-    run_id: str, job_folder: str, run: Mapping[str, Any], settings: RunConfig, overrides: Sequence[str]
+def job_environment(
+    run_id: str, place: Place, run: Mapping[str, Any], settings: RunConfig, overrides: Sequence[str]
 ) -> dict[str, str]:
     variables = _env_vars(settings)
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
@@ -153,14 +212,19 @@ def _environment(
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
         if wandb.get("tags"):
             variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
-    env_file = find_env_file()
-    if env_file and settings.tunnel != "ssh":
+    env_file = f"{place.job}/env.toml" if place.names_registry else find_env_file()
+    if env_file:
         # A job in another working folder must find the same registry.
         variables["NEMOTRON_ENV_FILE"] = str(env_file)
+    if place.apart:
+        variables["NEMOTRON_HOME"] = place.root
+    if place.code or place.kit:
+        paths = [entry for entry in import_path(place) if place.is_there(entry)]
+        variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:
         variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
-    return {**variables, "NEMO_RUN_DIR": job_folder, "NEMOTRON_RUN_ID": run_id}
+    return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
 
 
 def _env_vars(settings: RunConfig) -> dict[str, str]:
@@ -182,12 +246,12 @@ def _missing_value(key: str, command: Command) -> str:
 
 
 def _executor_problems(settings: RunConfig) -> list[str]:
-    if settings.executor != "local":
+    if settings.executor not in ("local", "slurm"):
         return [
             f"executor {settings.executor!r} is not built into this version yet: jobs run on this machine only "
             '(a profile with executor = "local").'
         ]
-    if (settings.nodes or 1) > 1:
+    if settings.executor == "local" and (settings.nodes or 1) > 1:
         return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]
     return []
 

@@ -61,7 +61,7 @@ def resolve_inputs(
             lines = [pin.message, pin.hint or "", makers(asked[slot][0], app, command)]
             result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
         elif pin is None:
-            result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch.")
+            result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
         result.pins[slot] = None if isinstance(pin, NemotronError) else pin
     return result
 
@@ -102,6 +102,8 @@ def makers(reference: str, app: App, asking: Command) -> str:
             pattern = re.escape(produced).replace(re.escape("{config}"), "(?P<config>.+)")
             if match := re.fullmatch(pattern, name):
                 config = match.groupdict().get("config")
+                if config and config not in config_files(command):
+                    continue
                 option = f" -c {config}" if config and config != "default" else ""
                 return f"Make it with: nemotron {command.words}{option}"
     unsure = [f"nemotron {c.words}" for c in app.commands() if c is not asking and _returns_artifact(c)]

@@ -15,7 +15,10 @@ IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
 
 @dataclass(frozen=True)
 class Plan:
-    """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it."""
+    """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it.
+
+    `folder` is the launch's record on this machine; `place` (plan.paths.Place) says where the job's own files lie.
+    """
 
     run_id: str
     recipe: str
@@ -41,6 +44,7 @@ class Plan:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     job: int = 0
+    place: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +79,7 @@ class Plan:
             "secrets": list(self.secrets),
             "captured_at_launch": dict(self.captured),
             "job_folder": self.job_folder,
+            "place": dict(self.place),
             "files": dict(self.files),
             "problems": list(self.problems),
             "notes": list(self.notes),

@@ -35,6 +35,7 @@ class RunConfig:
     packager_include_pattern: list[str] | None = None
     subpath: str | None = None
     include_submodules: bool | None = None
+    allow_dirty: bool | None = None
     # container
     container_image: str | None = None
     mounts: list[str] | None = None

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 MODES = ("local", "run", "batch")
 
 
-def effective_settings(run: Mapping[str, Any], overrides: Sequence[str]) -> RunConfig:
-    """The RunConfig of a composed `run` section. Raises UserError for a wrong mode, profile, field or type."""
+def effective_settings(
+    run: Mapping[str, Any], overrides: Sequence[str], recorded: RunConfig | None = None
+) -> RunConfig:
+    """The RunConfig of a composed `run` section. Raises UserError for a wrong mode, profile, field or type.
+
+    `recorded` stands in the profile's place: what an earlier launch of the same job had.
+    """
     mode, profile = run.get("mode"), run.get("profile")
     if mode not in MODES:
         raise UserError(f"run.mode: expected one of {', '.join(MODES)}, got {mode!r}.")
@@ -23,17 +28,22 @@ def effective_settings(run: Mapping[str, Any], overrides: Sequence[str]) -> RunC
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
     environment = dict(run.get("env") or {})
+    if recorded is not None:
+        from nemotron_kit.plan.runconfig import with_overrides
+
+        typed = {key: value for key, value in environment.items() if _on_command_line(key, overrides)}
+        return with_overrides(recorded, typed, prefix="run.env.")
     if not profile and not environment:
         from nemotron_kit.plan.runconfig import RunConfig
 
         return RunConfig()
     from nemotron_kit.plan.profiles import effective_profile
 
-    typed = {key for key in environment if _on_command_line(key, overrides)}
+    given = {key for key in environment if _on_command_line(key, overrides)}
     return effective_profile(
         profile,
-        file_env={key: value for key, value in environment.items() if key not in typed},
-        command_line={key: value for key, value in environment.items() if key in typed},
+        file_env={key: value for key, value in environment.items() if key not in given},
+        command_line={key: value for key, value in environment.items() if key in given},
     ).config
 
 

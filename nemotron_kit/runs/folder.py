@@ -29,6 +29,8 @@ class RunSummary:
     state: str
     recipe: str | None = None
     stage: str | None = None
+    executor: str | None = None
+    profile: str | None = None
     created: float | None = None
     started: float | None = None
     finished: float | None = None
@@ -107,6 +109,8 @@ class RunFolder:
             state=state,
             recipe=_text(plan.get("recipe")),
             stage=_text(plan.get("stage")),
+            executor=_text(plan.get("executor")),
+            profile=_text(plan.get("profile")),
             created=parse_time(plan.get("created_at")) or created,
             started=min((job.started for job in jobs if job.started is not None), default=None),
             finished=max(ended, default=None) if len(ended) == len(jobs) else None,

@@ -15,7 +15,7 @@ from nemotron_kit.runs.records import DamagedRecord, read_object
 from nemotron_kit.runs.states import TERMINAL
 
 _NAME = ".index.json"
-_VERSION = 1
+_VERSION = 2
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
 # A sweep's jobs would each have to be looked at to know that the entry still holds.

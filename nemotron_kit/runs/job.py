@@ -43,14 +43,18 @@ class JobFolder:
 
     # --- what happens to it
 
-    def transition(self, state: str, *, writer: str | None = None, **facts: Any) -> None:
+    def transition(self, state: str, *, writer: str | None = None, observed: bool = False, **facts: Any) -> None:
         """Record that the job is now in `state`: one new file, so that no two hosts ever write to the same one.
 
         `running` records this process too, unless `process=` says which one it is (None: none on this machine). Where
         an earlier attempt had ended (a requeue), its end joins the history. Raises Cancelled when the job was asked to
-        stop before it ran.
+        stop before it ran. `observed`: somebody else's job, seen in this state; its exit record, if it has one by now,
+        stays.
         """
         _check_state(state)
+        if observed:
+            self._write_state({"state": state, "at": now_iso(), **facts}, writer)
+            return
         if state == "running":
             if self.cancel_requested:
                 raise Cancelled(f"{self.run_id}: cancelled before it ran.")

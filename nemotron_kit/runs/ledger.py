@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -36,20 +36,25 @@ def list_runs(
     since: timedelta | None = None,
     limit: int | None = None,
     root: Path | None = None,
+    update: Callable[[Sequence[RunSummary]], Sequence[RunSummary]] = list,
 ) -> list[RunSummary]:
     """Summaries of the newest `limit` runs that match, newest first; a run that can't be read is `damaged`.
 
     `stage` also matches the stages below it (`data/prep`). Without a filter only the runs that are shown are opened.
+    `update` is called once, for all the runs whose states matter: it may know better how those stand that are not over.
     """
     root = root or runs_root()
     everything = run_ids(root)
     first = first_id_since(since) if since is not None else ""
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
     if not (recipe or stage or states):
-        return [RunFolder(root / run_id).summary() for run_id in ids[:limit]]
+        return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
     with Index(root, everything) as index:
-        found = (index.summary(run_id) for run_id in ids)
-        return list(islice((run for run in found if _matches(run, recipe, stage, states)), limit))
+        found = (run for run in map(index.summary, ids) if _matches(run, recipe, stage))
+        if not states:
+            return list(update(list(islice(found, limit))))
+        known = update(list(found))
+    return list(islice((run for run in known if run.state in states), limit))
 
 
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
@@ -75,11 +80,22 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
 def remove_run(
     run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
 ) -> None:
-    """Delete a run's folder.
+    """Delete a run's folder. Refused as `check_removable` says."""
+    check_removable(run, referenced_by=referenced_by, force=force)
+    # Gone at once under its name, so that no reader meets half of it.
+    doomed = run.path.with_name(f".{run.id}.{secrets.token_hex(4)}.removed")
+    try:
+        run.path.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise NemotronError(f"{run.path}: can't be removed: {error}.") from error
 
-    Refused while a job is not over (`force` lifts that for one that is not known to be running), and while artifacts
-    lie in it: `referenced_by(run)` names those.
-    """
+
+def check_removable(
+    run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
+) -> None:
+    """UserError while a job is not over (`force` lifts that for one that is not known to be running), and while
+    artifacts lie in the folder: `referenced_by(run)` names those."""
     # Nothing can be said of a damaged run without jobs but that it isn't running.
     state = run.state() if run.jobs() else run.summary().state
     if state not in (*TERMINAL, DAMAGED) and not (force and state != "running"):
@@ -91,18 +107,9 @@ def remove_run(
             f"{run.id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
             hint="Artifacts are by reference: without this folder they could not be loaded.",
         )
-    # Gone at once under its name, so that no reader meets half of it.
-    doomed = run.path.with_name(f".{run.id}.{secrets.token_hex(4)}.removed")
-    try:
-        run.path.rename(doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        raise NemotronError(f"{run.path}: can't be removed: {error}.") from error
 
 
-def _matches(run: RunSummary, recipe: str | None, stage: str | None, states: Collection[str]) -> bool:
-    if states and run.state not in states:
-        return False
+def _matches(run: RunSummary, recipe: str | None, stage: str | None) -> bool:
     if recipe and run.recipe != recipe:
         return False
     return not stage or f"{run.stage or ''}/".startswith(f"{stage.strip('/')}/")

@@ -29,6 +29,11 @@ class Neutraliser:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
+    @property
+    def held(self) -> int:
+        """How many of the bytes fed so far are held back."""
+        return len(self._decoder.getstate()[0]) + len(self._held)
+
     def feed(self, data: bytes, *, final: bool = False) -> str:
         text = self._held + self._decoder.decode(data, final)
         cut = None if final else _UNFINISHED.search(text)

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,26 @@ _LEASE_SECONDS = 3600
 
 @dataclass
 class CheckpointConfig:
-    """The `checkpoint` block; the names are Megatron's.
+    """The `checkpoint` block; the names are Megatron's."""
 
-    save: the folder that checkpoints and the trained model go to. null: no checkpoints, and the model goes to the job's
-        own folder. A complete checkpoint there, of the same configuration, is resumed from.
-    save_interval: steps between checkpoints; null: only at the end, and when the run is told to stop.
-    most_recent_k: how many checkpoints are kept.
-    load: a folder of checkpoints to go on from when `save` has none yet.
-    pretrained_checkpoint: a model in transformers' format whose weights a new run starts from.
-    finetune: take only the weights from `load`, and start at step 0.
-    """
-
-    save: str | None = None
-    save_interval: int | None = None
-    most_recent_k: int = 2
-    load: str | None = None
-    pretrained_checkpoint: str | None = None
-    finetune: bool = False
+    save: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for checkpoints and the trained model; a complete checkpoint there, of the same "
+            "configuration, is resumed from (null: the model goes to the job's folder, without checkpoints)"
+        },
+    )
+    save_interval: int | None = field(
+        default=None, metadata={"help": "Steps between checkpoints (null: only at the end, and when told to stop)"}
+    )
+    most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
+    load: str | None = field(
+        default=None, metadata={"help": "Folder of checkpoints to go on from while `save` has none yet"}
+    )
+    pretrained_checkpoint: str | None = field(
+        default=None, metadata={"help": "Model in transformers' format whose weights a new run starts from"}
+    )
+    finetune: bool = field(default=False, metadata={"help": "Take only the weights from `load`; start at step 0"})
 
     def check(self) -> None:
         """Raises UserError for a value that means nothing."""

@@ -18,17 +18,22 @@ _DATASET_KEYS = ("seq_length", "seed")
 
 @dataclass
 class PretrainConfig:
-    """A pretraining run.
+    """A pretraining run."""
 
-    recipe: per_split_data_args_path, the blend.json of the prepared data; _target_, the engine, if it is named at all.
-    model: fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each. vocab_size
-        is the data's when it isn't set.
-    dataset: seq_length (4096) and seed, of the shuffle (1234).
-    """
-
-    recipe: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    dataset: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "per_split_data_args_path: the data's blend.json; _target_: the engine, if named at all"},
+    )
+    model: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each; "
+            "vocab_size is the data's unless set"
+        },
+    )
+    dataset: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "seq_length (4096) and seed, of the shuffle (1234)"}
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

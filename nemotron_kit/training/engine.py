@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ from nemotron_kit.training.balance import ExpertBalance
 from nemotron_kit.training.batches import Batches
 from nemotron_kit.training.blend import read_blend
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.export import export, output_folder
+from nemotron_kit.training.export import export, output_folder, prepare_output
 from nemotron_kit.training.identity import identity
 from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments
 from nemotron_kit.training.metrics import Reporter, metrics_path
-from nemotron_kit.training.model import with_data
+from nemotron_kit.training.model import model_config, with_data
 from nemotron_kit.training.preempt import Preempted, StopRequest
 from nemotron_kit.training.run import Run
 from nemotron_kit.training.samples import BlendSamples, HeldOutSamples
@@ -54,12 +55,16 @@ def pretrain(config: PretrainConfig) -> Outcome:
     Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
     when a signal stopped the run (a checkpoint is saved by then).
     """
+    _calm_threads()
     config.check()
     config.train.check_split(ranks.world_size())
     data = open_data(config)
     same = identity(config, data.model, data.train)
     folder = output_folder(config)
     start = find_start(config, same)
+    model_config(data.model)  # refused before anything is written
+    if ranks.rank() == 0:
+        prepare_output(folder)
     try:
         with StopRequest() as stop:
             return _train(config, data, same, start, folder, stop)
@@ -139,6 +144,14 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
     ranks.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
     return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens)
+
+
+def _calm_threads() -> None:
+    """Let torch's CPU threads sleep while they wait; it is read when torch is loaded.
+
+    By default they spin, and where another process wants the same cores a step takes twenty times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _quiet() -> None:

@@ -40,12 +40,20 @@ _GB = 1e9
 
 
 def count_parameters(model: Mapping[str, Any]) -> int:
-    """The parameters of NemotronHForCausalLM with this `model` block."""
-    m = {**_DEFAULTS, **{name: value for name, value in model.items() if value is not None}}
+    """The parameters of NemotronHForCausalLM with this `model` block. UserError for what is no number."""
+    m = _numbers(model)
     layers = {"linear_attention": _mamba, "full_attention": _attention, "moe": _moe, "mlp": _mlp}
     hidden = m["hidden_size"]
     blocks = sum(hidden + layers[kind](m) for kind in layer_types(model))
     return int(2 * m["vocab_size"] * hidden + hidden + blocks)
+
+
+def _numbers(model: Mapping[str, Any]) -> dict[str, Any]:
+    for name in _DEFAULTS:
+        value = model.get(name)
+        if not (value is None or isinstance(value, int)) or (value is not None and value < 0):
+            raise UserError(f"model.{name} is {value!r}; it must be a whole number.")
+    return {**_DEFAULTS, **{name: value for name, value in model.items() if value is not None}}
 
 
 def _mamba(m: Mapping[str, Any]) -> int:
@@ -79,29 +87,25 @@ def _dense(m: Mapping[str, Any], inner: int) -> int:
 
 def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: int) -> int:
     """Memory that one process needs to train: weights, gradients and moments exactly, activations roughly."""
-    m = {**_DEFAULTS, **model}
+    m = _numbers(model)
     # About eight hidden vectors a token and layer are kept for the backward pass, and the logits three times.
-    a_token = 8 * m["hidden_size"] * len(layer_types(model)) + 3 * (m["vocab_size"] or _DEFAULTS["vocab_size"])
+    a_token = 8 * m["hidden_size"] * len(layer_types(model)) + 3 * m["vocab_size"]
     return int(BYTES_PER_PARAMETER * count_parameters(model) + 4 * a_token * micro_batch_size * seq_length)
 
 
 def preflight(config: PretrainConfig, *, connect: bool) -> list[str]:
     """What would stop this run on this machine, a sentence each. Opens no connection, whatever `connect` says."""
-    problems = []
     try:
         config.check()
         config.train.check_split(1)
         config.blend_path  # noqa: B018 - raises when it isn't set
+        return memory_problems(config)
     except UserError as error:
-        problems.append(" ".join(str(error).split("\n")))
-    try:
-        problems += _memory_problem(config)
-    except UserError as error:
-        problems.append(str(error))
-    return problems
+        return [" ".join(str(error).split("\n"))]
 
 
-def _memory_problem(config: PretrainConfig) -> list[str]:
+def memory_problems(config: PretrainConfig) -> list[str]:
+    """A sentence with the estimate when this machine can't hold the training of a model that `check` has passed."""
     model = {**config.model, "vocab_size": _vocab_size(config)}
     needed = training_bytes(model, config.train.micro_batch_size, config.seq_length)
     have, what = available_bytes()

@@ -28,6 +28,19 @@ def output_folder(config: PretrainConfig) -> Path:
     )
 
 
+def prepare_output(folder: Path) -> None:
+    """Make the folder and see that it can be written to, before any work is done. UserError when it can't."""
+    probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.save: {folder} can't be written to: {error.strerror}.", hint="Set another checkpoint.save."
+        ) from error
+
+
 def export(model: Any, path: Path, data: Path) -> None:
     """Write the model to `path`, whole or not at all; what is there already is this very model, and stays."""
     if path.is_dir():

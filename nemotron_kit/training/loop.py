@@ -1,7 +1,7 @@
 """The `train` block, and what is built from it: AdamW, its schedule, the Trainer's arguments."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,37 +18,37 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 @dataclass
 class TrainConfig:
-    """The `train` block; the names are Megatron's.
+    """The `train` block; the names are Megatron's."""
 
-    train_iters: optimizer steps.
-    global_batch_size: sequences a step, over all processes and micro-batches.
-    micro_batch_size: sequences that one process handles at a time; gradients are accumulated over the rest.
-    lr: the peak learning rate (see the scheduler block).
-    weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW; what has one dimension (norms, biases) does not decay.
-    clip_grad: the largest norm of the gradients; 0 for no limit.
-    seed: of the weights, and of everything random in a step.
-    precision: bf16 (autocast over float32 weights), fp32, or auto: bf16 on a GPU that has it.
-    eval_interval: steps between held-out evaluations; null: only at the end.
-    eval_iters: how many global batches of the valid split an evaluation reads; null: the whole split.
-    moe_router_bias_update_rate: how far an expert's bias moves in one step (aux-loss-free balancing); 0: never.
-    fsdp: not available in this engine; true is refused.
-    """
-
-    train_iters: int = 1000
-    global_batch_size: int = 32
-    micro_batch_size: int = 1
-    lr: float = 1e-3
-    weight_decay: float = 0.1
+    train_iters: int = field(default=1000, metadata={"help": "Optimizer steps"})
+    global_batch_size: int = field(
+        default=32, metadata={"help": "Sequences a step, over all processes and micro-batches"}
+    )
+    micro_batch_size: int = field(
+        default=1, metadata={"help": "Sequences one process handles at a time; gradients are accumulated over the rest"}
+    )
+    lr: float = field(default=1e-3, metadata={"help": "Peak learning rate (its course: the scheduler block)"})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
+    )
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_eps: float = 1e-8
-    clip_grad: float = 1.0
-    seed: int = 1234
-    precision: str = "auto"
-    eval_interval: int | None = None
-    eval_iters: int | None = None
-    moe_router_bias_update_rate: float = 1e-3
-    fsdp: bool = False
+    clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+    seed: int = field(default=1234, metadata={"help": "Seed of the weights, and of everything random in a step"})
+    precision: str = field(
+        default="auto", metadata={"help": "bf16 (over float32 weights), fp32, or auto: bf16 on a GPU that has it"}
+    )
+    eval_interval: int | None = field(
+        default=None, metadata={"help": "Steps between held-out evaluations (null: only at the end)"}
+    )
+    eval_iters: int | None = field(
+        default=None, metadata={"help": "Global batches of the valid split an evaluation reads (null: the whole split)"}
+    )
+    moe_router_bias_update_rate: float = field(
+        default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
+    )
+    fsdp: bool = field(default=False, metadata={"help": "Not available in this engine; true is refused"})
 
     def check(self) -> None:
         """Raises UserError for a value that can't be trained with."""

@@ -1,29 +1,29 @@
 """What a run says: rows in metrics.jsonl, a progress bar or plain lines, W&B when a run is open there."""
 
+import contextlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_text
 
 
 @dataclass
 class LoggerConfig:
-    """The `logger` block; the names are Megatron's.
+    """The `logger` block; the names are Megatron's."""
 
-    log_interval: steps between two rows of metrics.
-    metrics_file: where the rows go; null: metrics.jsonl in the job's folder, or else in checkpoint.save.
-    wandb_project, wandb_entity: for a run that no launcher has set up.
-    """
-
-    log_interval: int = 10
-    metrics_file: str | None = None
-    wandb_project: str | None = None
-    wandb_entity: str | None = None
+    log_interval: int = field(default=10, metadata={"help": "Steps between two rows of metrics"})
+    metrics_file: str | None = field(
+        default=None,
+        metadata={"help": "Where the rows go (null: metrics.jsonl in the job's folder or checkpoint.save)"},
+    )
+    wandb_project: str | None = field(default=None, metadata={"help": "W&B project, when no launcher has set one up"})
+    wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
 
     def check(self) -> None:
         """Raises UserError for a value that means nothing."""
@@ -44,8 +44,9 @@ class Reporter:
         self._bar: _Bar | None = None
         if silent:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _keep_rows(path, done)
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_rows(path, done)
         if sys.stderr.isatty():
             self._bar = _Bar(done, total)
 
@@ -67,7 +68,7 @@ class Reporter:
         """Record `row`, which has a "step"; floats as they are."""
         if self._silent:
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with _written(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         _to_wandb(row)
         text = describe(row, self._total)
@@ -125,6 +126,14 @@ def describe(row: dict[str, Any], total: int) -> str:
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return f"step {row['step']}/{total}: " + ", ".join(parts)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NemotronError(f"{path}: metrics can't be written: {error.strerror}.") from error
 
 
 def _keep_rows(path: Path, done: int) -> None:

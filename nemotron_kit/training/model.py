@@ -71,14 +71,19 @@ def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
     return NemotronHForCausalLM(config).float()
 
 
+def require_model(folder: Path) -> None:
+    """UserError when `folder` holds no model."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no model here (no config.json).", hint="Give a folder in transformers' format.")
+
+
 def load_model(folder: Path) -> NemotronHForCausalLM:
     """A model from a folder in transformers' format, float32. UserError when there is none that can be read."""
     import torch
     from safetensors import SafetensorError
     from transformers import NemotronHForCausalLM
 
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no model here (no config.json).", hint="Give a folder in transformers' format.")
+    require_model(folder)
     try:
         return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:

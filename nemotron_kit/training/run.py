@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from nemotron_kit.training.balance import ExpertBalance
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.evaluate import held_out_loss
 from nemotron_kit.training.metrics import Reporter
-from nemotron_kit.training.order import key
 from nemotron_kit.training.preempt import StopRequest
 from nemotron_kit.training.samples import HeldOutSamples
 from nemotron_kit.training.scheduler import learning_rate
@@ -54,7 +54,8 @@ class Run:
         """Seed the step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
         import torch
 
-        torch.manual_seed(int(key(self.config.train.seed, step, ranks.rank())[0]) >> 1)
+        words = f"{self.config.train.seed} {step} {ranks.rank()}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
 
     def add_loss(self, nll: torch.Tensor) -> None:
         self._nll += nll
@@ -70,6 +71,7 @@ class Run:
         return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
 
     def report(self, step: int, grad_norm: float | None) -> bool:
+        self._require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm))
         if self._logs(step):
             self._log(step, grad_norm)
         if self._evaluates(step) and not self.stopped:
@@ -135,14 +137,17 @@ class Run:
         self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time
 
     def _window_nll(self) -> float:
-        """The loss summed since the last log line, over all ranks. NemotronError when it isn't a number any more."""
+        """The loss summed since the last log line, over all ranks."""
         nll = float(ranks.sum_over_ranks(self._nll.clone()).item())
-        if not math.isfinite(nll):
+        self._require_finite("The loss", nll)
+        return nll
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
             raise NemotronError(
-                f"The loss is {nll} at step {self.progress.step}: training has diverged.",
+                f"{what} is {value} at step {self.progress.step}: training has diverged.",
                 hint="Lower train.lr, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
             )
-        return nll
 
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nemotron_kit.errors import UserError, nearest
 
@@ -18,22 +18,23 @@ _STYLES = ("WSD", "constant", "linear", "cosine")
 
 @dataclass
 class SchedulerConfig:
-    """The `scheduler` block; the names are Megatron's.
+    """The `scheduler` block; the names are Megatron's."""
 
-    lr_warmup_iters: steps of linear warm-up to train.lr.
-    lr_decay_style: WSD (stable, then a decay at the end), constant, linear or cosine (a decay from the warm-up on).
-    lr_decay_iters: the step at which the decay ends; null: train.train_iters.
-    lr_wsd_decay_iters: how many steps the decay of WSD takes; null: a fifth of lr_decay_iters.
-    lr_wsd_decay_style: its shape: linear, cosine, minus_sqrt or exponential.
-    min_lr: where a decay ends.
-    """
-
-    lr_warmup_iters: int = 0
-    lr_decay_style: str = "WSD"
-    lr_decay_iters: int | None = None
-    lr_wsd_decay_iters: int | None = None
-    lr_wsd_decay_style: str = "cosine"
-    min_lr: float = 0.0
+    lr_warmup_iters: int = field(default=0, metadata={"help": "Steps of linear warm-up to train.lr"})
+    lr_decay_style: str = field(
+        default="WSD",
+        metadata={"help": "WSD (stable, then a decay), constant, linear or cosine (a decay from the warm-up on)"},
+    )
+    lr_decay_iters: int | None = field(
+        default=None, metadata={"help": "The step at which the decay ends (null: train.train_iters)"}
+    )
+    lr_wsd_decay_iters: int | None = field(
+        default=None, metadata={"help": "How many steps WSD's decay takes (null: a fifth of lr_decay_iters)"}
+    )
+    lr_wsd_decay_style: str = field(
+        default="cosine", metadata={"help": "The decay's shape: linear, cosine, minus_sqrt or exponential"}
+    )
+    min_lr: float = field(default=0.0, metadata={"help": "Where a decay ends"})
 
     def check(self) -> None:
         """Raises UserError for a value that means nothing."""

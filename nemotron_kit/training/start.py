@@ -11,7 +11,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, ranks
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.identity import require_same
-from nemotron_kit.training.model import load_model, model_config, new_model
+from nemotron_kit.training.model import load_model, model_config, new_model, require_model
 from nemotron_kit.training.state import MODEL, OPTIMIZER, Progress
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> Start:
             return _resume(loaded, identity)
         checkpoint.read(loaded, verify=ranks.rank() == 0)
         return Start(weights=loaded / MODEL)
-    return Start(weights=Path(block.pretrained_checkpoint) if block.pretrained_checkpoint else None)
+    if block.pretrained_checkpoint:
+        require_model(Path(block.pretrained_checkpoint))
+        return Start(weights=Path(block.pretrained_checkpoint))
+    return Start()
 
 
 def _resume(path: Path, identity: dict[str, Any]) -> Start:

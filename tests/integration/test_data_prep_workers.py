@@ -139,6 +139,18 @@ def test_an_error_in_a_worker_reaches_the_user_whole(blend: Path, tmp_path: Path
     assert not list((tmp_path / "out").glob("*/.shard_*"))
 
 
+def test_a_full_disk_is_one_error_and_the_rest_is_kept(blend: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+    words = command(blend, tmp_path / "out", 1)
+    words[2] = limit + words[2]  # the limit on a file's size stands for the disk's
+    done = subprocess.run(words, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert ".bin: can't be written: File too large." in done.stderr
+    assert not list((tmp_path / "out").glob("*/.shard_*"))
+    subprocess.run(command(blend, tmp_path / "out", 2), check=True, env=environment(tmp_path))
+    assert hashes(tmp_path / "out") == expected
+
+
 def test_datatroves_local_executor_gives_the_same_bytes(
     blend: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = '''
+RECIPE = """
 import json, os, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +68,7 @@ app.command("slow", Config, slow)
 
 if __name__ == "__main__":
     app.run()
-'''
+"""
 
 
 class Shell:
@@ -107,7 +107,7 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def test_a_run_leaves_a_record(shell: Shell) -> None:
-    done = shell("nemotron", "demo", "data", "write", "n=3", "--text", "a'b $(touch PWN) \"c\"")
+    done = shell("nemotron", "demo", "data", "write", "n=3", "--text", 'a\'b $(touch PWN) "c"')
     assert "n is 3" in done.stdout
     (run,) = shell.runs()
     job = run / "jobs" / "0"
@@ -116,7 +116,7 @@ def test_a_run_leaves_a_record(shell: Shell) -> None:
     assert json.loads((job / "artifacts.json").read_text())["outputs"][0]["name"] == "Made"
     assert "n is 3" in (job / "logs" / "job.log").read_text()
     assert "n: 3" in (job / ".hydra" / "config.yaml").read_text().replace("'n'", "n")
-    assert json.loads((shell.folder / "out.json").read_text())["text"] == "a'b $(touch PWN) \"c\""
+    assert json.loads((shell.folder / "out.json").read_text())["text"] == 'a\'b $(touch PWN) "c"'
     assert not (shell.folder / "PWN").exists()
     assert all(path.stat().st_mode & 0o077 == 0 for path in run.rglob("*") if path.name != "nemotron.log")
 
@@ -145,7 +145,9 @@ def test_an_artifact_is_pinned_and_resolved(shell: Shell) -> None:
 def test_steps_are_piped(shell: Shell) -> None:
     nemotron = shell.command(["nemotron"])[0]
     line = f"{nemotron} demo data write n=4 | {nemotron} demo read"
-    done = subprocess.run(["bash", "-c", line], cwd=shell.folder, env=shell.env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=shell.folder, env=shell.env, capture_output=True, text=True, check=True
+    )
     assert "read 4 of size 4" in done.stdout
 
 
@@ -276,13 +278,19 @@ def test_hydras_own_flags(shell: Shell) -> None:
     assert shell("nemotron", "demo", "data", "write", "n=3", "--cfg", "job").stdout.startswith("'n': 3")
     resolved = shell("nemotron", "demo", "data", "write", "text=${oc.env:HOME}", "--cfg", "job", "--resolve").stdout
     assert os.environ["HOME"] in resolved
-    assert shell("nemotron", "demo", "data", "write", "--cfg", "job", "--package", "run.recipe").stdout.count("name:") == 1
+    assert (
+        shell("nemotron", "demo", "data", "write", "--cfg", "job", "--package", "run.recipe").stdout.count("name:") == 1
+    )
     assert "hydra:" in shell("python", "-m", "nemotron_kit", "recipe=demo", "stage=read", "--cfg", "all").stdout
     assert "Defaults List" in shell("nemotron", "demo", "read", "--info", "defaults").stdout
     conf = shell.folder / "more"
     (conf / "experiment").mkdir(parents=True)
     (conf / "experiment" / "big.yaml").write_text("# @package _global_\nn: 77\n")
-    text = shell("nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--cfg", "job").stdout
+    text = shell(
+        "nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--cfg", "job"
+    ).stdout
     assert "'n': 77" in text
-    text = shell("nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--dry-run").stdout
+    text = shell(
+        "nemotron", "demo", "data", "write", f"hydra.searchpath=[{conf}]", "+experiment=big", "--dry-run"
+    ).stdout
     assert "'n': 77" in text

@@ -43,7 +43,7 @@ def write_shard(prefix: Path, documents: list[list[int]]) -> str:
     header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, count, count + 1)
     arrays = struct.pack(f"<{count}i{count}q{count + 1}q", *lengths, *pointers, *range(count + 1))
     prefix.with_suffix(".idx").write_bytes(header + arrays)
-    prefix.with_suffix(".bin").write_bytes(np.array(sum(documents, []), np.uint16).tobytes())
+    prefix.with_suffix(".bin").write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
     return str(prefix)
 
 
@@ -56,7 +56,12 @@ def home(tmp_path: Path) -> Path:
         return [[int(n) for n in (np.arange(90) + start) % 64] for start in random.integers(0, 64, count)]
 
     blend = {
-        "train": ["2", write_shard(tmp_path / "data/a", documents(30)), "1", write_shard(tmp_path / "data/b", documents(20))],
+        "train": [
+            "2",
+            write_shard(tmp_path / "data/a", documents(30)),
+            "1",
+            write_shard(tmp_path / "data/b", documents(20)),
+        ],
         "valid": ["1", write_shard(tmp_path / "data/v", documents(6))],
     }
     (tmp_path / "data/blend.json").write_text(json.dumps(blend))
@@ -183,10 +188,35 @@ def test_every_process_stops_when_one_is_told_to(home: Path) -> None:
     assert len(list((home / "save").glob("step-*"))) == 1
 
 
-def _signal_one_worker(parent: int) -> None:
+def _signal_one_worker(parent: int, number: signal.Signals = signal.SIGUSR1) -> None:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     workers = [int(pid) for pid in children if MODULE in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(workers[-1], signal.SIGUSR1)
+    os.kill(workers[-1], number)
+
+
+def test_a_killed_process_is_replaced_and_nothing_changes(home: Path) -> None:
+    words = ["train.train_iters=40", "checkpoint.save_interval=5"]
+    whole = train(home, *words, f"checkpoint.save={home}/whole", launcher=torchrun())
+    assert whole.returncode == 0, whole.stderr
+    launcher = list(torchrun())
+    launcher.insert(3, "--max-restarts=2")
+    process = subprocess.Popen(
+        [*launcher, "--config", "config.yaml", *words],
+        cwd=home,
+        env=environment(home),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 8/40"):
+            _signal_one_worker(process.pid, signal.SIGKILL)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 0, rest
+    assert re.search(r"Resuming from .*/step-\d+ \(step (5|10|15)\)", rest)
+    ends = [home / folder / "model-00000040/model.safetensors" for folder in ("whole", "save")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -200,6 +230,7 @@ def _signal_one_worker(parent: int) -> None:
         (["train.global_batch_size=5"], r"train\.global_batch_size 5 is no multiple"),
         (["recipe.per_split_data_args_path=/none/blend.json"], r"/none/blend\.json: No such file"),
         (["checkpoint.pretrained_checkpoint=/none"], r"/none: no model here"),
+        (["model.hidden_size=99999999"], r"parameters needs about .* GB in one process .* try -c tiny"),
         (["model.vocab_size=8"], r"the model's vocabulary has 8"),
     ],
 )

@@ -43,6 +43,10 @@ class Backend(Protocol):
     def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
         """At most `limit` bytes of a log from `offset` on; b"" where there is nothing yet."""
 
+    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
+        """(name, offset, bytes) of what each of a job's logs holds beyond the reader's offset (0 for one that the
+        reader does not name), at most `limit` bytes in all; [] where there is nothing new."""
+
 
 def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
     """The back end of a plan, or of a run's plan.json. Raises UserError for an executor that this version lacks."""
@@ -59,4 +63,5 @@ def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
 # executor → module with `make(settings: Mapping) -> Backend`. A new executor is a new file and a line here.
 BACKENDS: dict[str, str] = {
     "local": "nemotron_kit.execution.backends.local",
+    "slurm": "nemotron_kit.execution.backends.slurm",
 }

@@ -15,6 +15,7 @@ from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.target import logs
 
 START_SECONDS = 10.0
 
@@ -45,6 +46,10 @@ class Local:
         except FileNotFoundError:
             return b""
 
+    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
+        found, data = logs.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit)
+        return logs.pieces(found, data)
+
     def _start(self, job: JobFolder, plan: Plan) -> None:
         """Start the worker; its own words go to logs/worker.log. Returns once it says that it runs."""
         with job.open_log("worker") as log:
@@ -58,12 +63,18 @@ class Local:
             )
         # A worker that dies before it says `running` would leave its job pending for ever.
         deadline = time.monotonic() + START_SECONDS
-        while job.state().state == "pending" and time.monotonic() < deadline:
+        while _unheard(job) and time.monotonic() < deadline:
             if worker.poll() not in (None, 0):
                 error = f"the worker did not start: see {job.log_path('worker')}"
                 job.finish(worker.returncode, "failed", error=error)
                 raise NemotronError(f"{job.run_id}: {error}.")
             time.sleep(0.02)
+
+
+def _unheard(job: JobFolder) -> bool:
+    """Whether the worker has not said anything yet; one that waits for another run says so, and stays pending."""
+    state = job.state()
+    return state.state == "pending" and not state.facts.get("process")
 
 
 def make(settings: Mapping[str, Any]) -> Local:

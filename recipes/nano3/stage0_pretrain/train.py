@@ -30,6 +30,7 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     from nemotron_kit.training.ranks import rank
 
     cfg = cfg if cfg is not None else _config_from_command_line()
+    _refuse_what_cant_fit(cfg)
     if rank() == 0:
         _start_tracking(cfg)
     outcome = pretrain(cfg)
@@ -57,6 +58,16 @@ def _config_from_command_line() -> PretrainConfig:
     path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
     config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
     return omegaconf_to_dataclass(config, PretrainConfig)
+
+
+def _refuse_what_cant_fit(cfg: PretrainConfig) -> None:
+    """UserError with the estimate, instead of a machine that is driven out of memory."""
+    from nemotron_kit.errors import UserError
+    from nemotron_kit.training.estimate import memory_problems
+
+    cfg.check()
+    for problem in memory_problems(cfg):
+        raise UserError(problem)
 
 
 def _start_tracking(cfg: PretrainConfig) -> None:

@@ -39,6 +39,16 @@ def test_a_folder_gives_its_readable_files_in_order(tmp_path: Path, folder: Path
     assert names(tmp_path, str(folder), subset="deep") == ["c.parquet"]
 
 
+def test_of_a_folder_rows_come_first_then_json_then_text(tmp_path: Path) -> None:
+    for name in ("README.md", "info.json", "a.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert names(tmp_path, str(tmp_path)) == ["a.jsonl"]
+    (tmp_path / "a.jsonl").unlink()
+    assert names(tmp_path, f"file://{tmp_path}") == ["info.json"]
+    (tmp_path / "info.json").unlink()
+    assert names(tmp_path, str(tmp_path)) == ["README.md"]
+
+
 def test_globs_and_relative_paths(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(tmp_path, f"{folder}/*.jsonl*") == ["a.jsonl.gz", "b.jsonl"]
     assert names(tmp_path, f"{folder}/**/*.parquet") == ["c.parquet"]

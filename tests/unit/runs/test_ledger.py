@@ -153,7 +153,7 @@ def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
     (runs[2].path / "plan.json").write_text("{")
     remove_run(runs[3])
     assert len(list_runs(states=["failed"])) == 36
-    index.write_text('{"version": 1, "runs": {"x": 3}')
+    index.write_text('{"version": 2, "runs": {"x": 3}')
     assert len(list_runs(states=["failed"])) == 36
     assert all(isinstance(entry, dict) for entry in json.loads(index.read_text())["runs"].values())
     index.unlink()
@@ -170,7 +170,7 @@ def test_an_index_of_garbage_entries(make_run: MakeRun, home: Path) -> None:
         {"stamp": None, "summary": {"jobs": 1}},
         {"summary": {"jobs": "x"}},
     ):
-        (home / "runs" / ".index.json").write_text(json.dumps({"version": 1, "runs": {run.id: entry}}))
+        (home / "runs" / ".index.json").write_text(json.dumps({"version": 2, "runs": {run.id: entry}}))
         assert [found.id for found in list_runs(states=["failed"])] == [run.id]
 
 

@@ -40,11 +40,18 @@ def tiny_data(tmp_path: Path) -> Path:
 
     def documents(count: int) -> list[list[int]]:
         # A noisy cycle through the vocabulary: there is something to learn.
-        return [list((np.arange(80) + start + random.integers(0, 2, 80)) % 64) for start in random.integers(0, 64, count)]
+        return [
+            list((np.arange(80) + start + random.integers(0, 2, 80)) % 64) for start in random.integers(0, 64, count)
+        ]
 
     folder = tmp_path / "data"
     blend = {
-        "train": ["2", write_shard(folder / "train/a", documents(40)), "1", write_shard(folder / "train/b", documents(20))],
+        "train": [
+            "2",
+            write_shard(folder / "train/a", documents(40)),
+            "1",
+            write_shard(folder / "train/b", documents(20)),
+        ],
         "valid": ["1", write_shard(folder / "valid/a", documents(10))],
     }
     (folder / "blend.json").write_text(json.dumps(blend))

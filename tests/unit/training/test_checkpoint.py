@@ -91,7 +91,9 @@ def test_a_record_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = record.read_bytes()
     for length in range(len(whole.rstrip())):
         record.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"checkpoint\.json: the checkpoint's record can't be read[\s\S]*start anew"):
+        with pytest.raises(
+            UserError, match=r"checkpoint\.json: the checkpoint's record can't be read[\s\S]*start anew"
+        ):
             checkpoint.read(path, verify=True)
     record.write_text(json.dumps([1]))
     with pytest.raises(UserError, match="can't be read"):

@@ -38,7 +38,10 @@ def test_the_blocks_have_the_contracts_names() -> None:
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        (PretrainConfig(recipe={"per_split_args": "x"}), r"recipe\.per_split_args: .* did you mean per_split_data_args_path"),
+        (
+            PretrainConfig(recipe={"per_split_args": "x"}),
+            r"recipe\.per_split_args: .* did you mean per_split_data_args_path",
+        ),
         (PretrainConfig(dataset={"seq_len": 3}), r"dataset\.seq_len: .* did you mean seq_length"),
         (PretrainConfig(dataset={"seq_length": "long"}), r"dataset\.seq_length is 'long'; it must be a whole number"),
         (PretrainConfig(dataset={"seq_length": 0}), r"dataset\.seq_length is 0"),
@@ -66,5 +69,7 @@ def test_no_data_is_an_error() -> None:
 
 def test_a_batch_must_divide_evenly() -> None:
     TrainConfig(global_batch_size=8, micro_batch_size=2).check_split(4)
-    with pytest.raises(UserError, match=r"global_batch_size 8 is no multiple of .* 3 × 2 processes[\s\S]*batch_size=12"):
+    with pytest.raises(
+        UserError, match=r"global_batch_size 8 is no multiple of .* 3 × 2 processes[\s\S]*batch_size=12"
+    ):
         TrainConfig(global_batch_size=8, micro_batch_size=3).check_split(2)

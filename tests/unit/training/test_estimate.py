@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nemotron.recipes.nano3.stage0_pretrain.train as recipe
 import pytest
 import torch
 import yaml
 from transformers import NemotronHForCausalLM
 
-import nemotron.recipes.nano3.stage0_pretrain.train as recipe
+from nemotron_kit.errors import UserError
 from nemotron_kit.training import PretrainConfig, TrainConfig
 from nemotron_kit.training.estimate import available_bytes, count_parameters, training_bytes
 from nemotron_kit.training.model import model_config
@@ -76,6 +77,15 @@ def test_tiny_fits_and_wrong_settings_are_problems(tiny_data: Path) -> None:
     config.recipe = {}
     (problem,) = recipe.preflight(config, connect=False)
     assert "train.lr is -1.0" in problem
+
+
+def test_a_size_that_is_no_number_is_named() -> None:
+    with pytest.raises(UserError, match=r"model\.hidden_size is 'large'; it must be a whole number"):
+        count_parameters({"hidden_size": "large"})
+    (problem,) = recipe.preflight(
+        PretrainConfig(recipe={"per_split_data_args_path": "/x"}, model={"hidden_size": "large"}), connect=False
+    )
+    assert "model.hidden_size is 'large'" in problem
 
 
 def test_this_machines_memory_is_known() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training.metrics import LoggerConfig, Reporter, describe, metrics_path
 
 
@@ -40,6 +42,21 @@ def test_only_one_process_talks(tmp_path: Path, capsys) -> None:
     reporter.say("hello")
     reporter.row({"step": 10, "loss": 2.5})
     assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("run", [None, object()])
+def test_a_wandb_run_gets_the_rows_if_there_is_one(tmp_path: Path, monkeypatch, run: object) -> None:
+    sent: list[tuple[dict, int]] = []
+    wandb = SimpleNamespace(run=run, log=lambda row, step: sent.append((row, step)))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    Reporter(tmp_path / "metrics.jsonl", 0, 30).row({"step": 10, "loss": 2.5})
+    assert sent == ([({"loss": 2.5}, 10)] if run else [])
+
+
+def test_a_file_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NemotronError, match=r"file/m\.jsonl: metrics can't be written: (File exists|Not a directory)"):
+        Reporter(tmp_path / "file/m.jsonl", 0, 30)
 
 
 def test_where_the_rows_go(tmp_path: Path, monkeypatch) -> None:

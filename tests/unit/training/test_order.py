@@ -16,7 +16,9 @@ def test_permute_is_a_permutation(size: int, seed: int) -> None:
 
 def test_one_entry_is_found_without_the_others() -> None:
     whole = permute(np.arange(1000, dtype=np.uint64), 1000, key(5))
-    assert [int(permute(np.array([n], np.uint64), 1000, key(5))[0]) for n in (0, 17, 999)] == whole[[0, 17, 999]].tolist()
+    assert [int(permute(np.array([n], np.uint64), 1000, key(5))[0]) for n in (0, 17, 999)] == whole[
+        [0, 17, 999]
+    ].tolist()
 
 
 def test_keys_give_different_shuffles_in_one_call() -> None:
@@ -37,7 +39,9 @@ def test_a_shuffle_looks_shuffled() -> None:
     assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.03
 
 
-@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), span=st.integers(1, 50), blocks=st.integers(1, 5))
+@given(
+    weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), span=st.integers(1, 50), blocks=st.integers(1, 5)
+)
 def test_blocks_join_into_one_sequence(weights: list[float], span: int, blocks: int) -> None:
     interleave = Interleave(np.array(weights), span)
     seen: list[tuple[int, int]] = []

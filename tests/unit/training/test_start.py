@@ -47,6 +47,9 @@ def test_finetune_takes_the_weights_alone(tmp_path: Path) -> None:
 
 
 def test_pretrained_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no model here"):
+        find_start(config(pretrained_checkpoint=str(tmp_path)), IDENTITY)
+    (tmp_path / "config.json").write_text("{}")
     assert find_start(config(pretrained_checkpoint=str(tmp_path)), IDENTITY).weights == tmp_path
 
 

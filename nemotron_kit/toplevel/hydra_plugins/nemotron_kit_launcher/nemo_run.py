@@ -3,43 +3,67 @@
 # No `from __future__ import annotations`: Hydra's scan executes this module outside sys.modules, where @dataclass can't
 # look up postponed annotations.
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
 class NemoRunConf:
-    """`profile`: a profile of env.toml (null: this machine). `max_parallel`: jobs at a time (null: one a CPU)."""
+    """`hydra/launcher=nemo_run`: each job of a sweep in a process of its own, where the profile says.
+
+    profile: a profile of env.toml; null: this machine.
+    env: fields of the profile that this sweep sets (`+hydra.launcher.env.nodes=2`); a recipe has `run.env` for that.
+    max_parallel: jobs at a time; null: what the profile says, else one a CPU on this machine and no limit elsewhere.
+    via: what starts jobs on this machine, nemo_run or kit (plain processes); null: NeMo-Run where it is installed.
+    detach: submit and return. The sweeper then gets None from every job.
+    objective: a metric of metrics.jsonl whose last value a job hands to the sweeper; null: what its function returns.
+    """
 
     _target_: str = "hydra_plugins.nemotron_kit_launcher.nemo_run.NemoRunLauncher"
     profile: str | None = None
+    env: dict[str, Any] = field(default_factory=dict)
     max_parallel: int | None = None
+    via: str | None = None
+    detach: bool = False
+    objective: str | None = None
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="nemo_run", node=NemoRunConf, provider="nemotron_kit")
 
 
 class NemoRunLauncher(Launcher):
-    """Runs each job of a sweep in a process of its own, on the machine that the profile names."""
+    """Hydra makes one for each sweep, and calls `launch` for each batch of it."""
 
-    def __init__(self, profile: str | None = None, max_parallel: int | None = None) -> None:
-        self.profile = profile
-        self.max_parallel = max_parallel
+    def __init__(self, **settings: Any) -> None:
+        self.settings: dict[str, Any] = {
+            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in settings.items()
+        }
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
+        self._sweep: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+        if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
+            from nemotron_kit.execution.hydra_launcher.program import drop_copied
+
+            drop_copied(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nemotron_kit.execution.sweep import Settings, launch
+        from nemotron_kit.execution.hydra_launcher.launch import Sweep, worded
+        from nemotron_kit.execution.hydra_launcher.settings import Settings
 
-        settings: Any = Settings(self.profile, self.max_parallel)
-        return launch(self.config, self.hydra_context, settings, job_overrides, initial_job_idx)
+        task: Any = self.task_function
+        with worded(task):
+            if self._sweep is None:
+                self._sweep = Sweep(self.config, self.hydra_context, task, Settings(**self.settings))
+            returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
+        return returned

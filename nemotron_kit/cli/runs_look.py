@@ -1,0 +1,65 @@
+"""A run as `nemotron runs show` sees it: its record, and what its back end says now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.cli.grid import clean
+from nemotron_kit.cli.runs import is_asked
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import DAMAGED, JobState, run_state
+
+if TYPE_CHECKING:
+    from nemotron_kit.execution.ledger import Sight
+
+
+class Look:
+    """A run and some of its jobs as they stand now: one question to its back end, if it has one."""
+
+    def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        self.run, self.jobs = run, jobs
+        self.summary = run.summary()
+        self.damaged = self.summary.state == DAMAGED
+        self.plan: dict[str, Any] = {} if self.damaged else run.plan()
+        self.sight: Sight | None = None
+        if is_asked(self.summary.executor):
+            self._ask()
+        self.states = {job.number: self._standing(job) for job in jobs}
+        everything = (
+            self._run_state() if len(jobs) < self.summary.jobs else run_state(s.state for s in self.states.values())
+        )
+        self.state = DAMAGED if self.damaged else everything
+
+    def _ask(self) -> None:
+        from nemotron_kit.execution.ledger import refresh
+        from nemotron_kit.execution.mirror import is_mirrored, mirror
+
+        self.sight = refresh([self.run]).get(self.run.id)
+        if len(self.jobs) != 1 or (self.sight and self.sight.lost):
+            return
+        try:
+            mirror(self.run, self.plan, [job for job in self.jobs if not is_mirrored(job)])
+        except NemotronError as error:
+            sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
+
+    def _standing(self, job: JobFolder) -> JobState:
+        if not is_asked(self.summary.executor):
+            return job.state()
+        from nemotron_kit.execution.ledger import standing
+
+        return standing(job, self.sight)
+
+    def _run_state(self) -> str:
+        return run_state(self._standing(job).state for job in self.run.jobs())
+
+    def waiting(self, number: int) -> tuple[str | None, str | None]:
+        """Why a pending job waits, and when it may start, by its scheduler's word."""
+        seen = self.sight.observed.get(number) if self.sight else None
+        if self.states[number].state != "pending":
+            return None, None
+        said = self.states[number].facts.get("reason")
+        return (seen.reason if seen else None) or said, seen.estimated_start if seen else None

@@ -1,0 +1,138 @@
+"""`--after ID`: a job that starts once other runs have succeeded.
+
+On the cluster where the other runs are queued the scheduler holds it back (a dependency); on this machine whoever runs
+the job waits first, and the job is pending meanwhile; to anywhere else it is submitted once the others have succeeded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nemotron_kit.app import Command
+from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.execution.ledger import HERE, Sight, refresh, run_standing, standing, target_of
+from nemotron_kit.plan.plan import Plan
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.ledger import open_run
+from nemotron_kit.runs.process import process_facts
+from nemotron_kit.runs.states import DAMAGED
+
+_NEVER = ("failed", "cancelled", DAMAGED)
+_FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
+
+
+def with_after(plan: Plan, references: Sequence[str], command: Command, *, connect: bool = True) -> Plan:
+    """The plan of a job that starts when the runs named have succeeded. UserError for one that isn't there.
+
+    One that has failed is a problem of the plan. `connect=False` (a dry-run) asks nobody: what is on record counts.
+    """
+    runs = list({run.id: run for run in map(open_run, references)}.values())
+    sights = refresh(runs) if connect else {}
+    states = {run.id: run_standing(run, sights.get(run.id)) if run.jobs() else run.summary().state for run in runs}
+    problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in states.items()
+                if state in _NEVER]  # fmt: skip
+    left = [run for run in runs if states[run.id] != "succeeded"]
+    extra: dict[str, Any] = {"after": [run.id for run in runs]}
+    spec = json.loads(plan.files["job.json"])
+    if plan.executor == HERE:
+        spec["after"] = [run.id for run in left]
+    elif all(target_of(run.plan()) == target_of(plan.to_dict()) for run in left):
+        ids = {run.id: _scheduler_ids(run, sights.get(run.id)) for run in left} if connect else {}
+        extra["dependency"] = sorted({number for numbers in ids.values() for number in numbers})
+        problems += [f"--after: {run_id}: its scheduler has not said its number yet. Try again in a moment."
+                     for run_id, numbers in ids.items() if not numbers and states[run_id] not in _NEVER]  # fmt: skip
+    elif plan.mode == "batch":
+        where = ", ".join(run.id for run in left)
+        problems.append(
+            f"--after: {where} runs elsewhere, and no scheduler knows of both. Wait for it first: nemotron runs wait "
+            f"{' '.join(run.id for run in left)} && …; or use --run, which waits and then submits."
+        )
+    else:
+        extra["wait_first"] = [run.id for run in left]
+    notes = [f"it starts when {run.id} has succeeded" for run in left if states[run.id] not in _NEVER]
+    late, kept = _late(plan, {run.id for run in left}, command)
+    if late:
+        spec["late"] = late
+        notes += [f"{slot}: {reference} is pinned when that run has succeeded" for slot, reference in late.items()]
+    return replace(
+        plan,
+        files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
+        problems=(*kept, *problems),
+        notes=(*plan.notes, *notes),
+        extra={**plan.extra, **extra},
+        hydra=(*plan.hydra, *(f"--after={run.id}" for run in runs)),
+    )
+
+
+def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
+    """Return when all of the runs have succeeded; a job of this machine that waits for them is pending until then.
+
+    Raises NemotronError as soon as one of them has failed, been cancelled, or is gone; Cancelled when the job itself
+    is not wanted any more. Losing sight of a run is no end of it.
+    """
+    runs = [open_run(run_id) for run_id in run_ids]
+    pause, told = _FASTEST, False
+    while True:
+        sights = refresh(runs)
+        states = {run.id: run_standing(run, sights.get(run.id)) for run in runs}
+        for run_id, state in states.items():
+            if state in _NEVER:
+                raise NemotronError(f"it did not start: {run_id}, which it was to start after, {_ended(state)}.")
+        if all(state == "succeeded" for state in states.values()):
+            return
+        if not told:
+            _tell(job, states)
+            told = True
+        if job is not None and job.cancel_requested:
+            raise Cancelled(f"{job.run_id}: cancelled before it ran.")
+        time.sleep(pause)
+        pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if sights else _SLOWEST)
+
+
+def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
+    reason = ", ".join(f"{run_id} ({state})" for run_id, state in states.items() if state != "succeeded")
+    sys.stderr.write(f"waits for {reason}\n")
+    if job is not None:
+        job.transition("pending", process=process_facts(), reason=reason)
+
+
+def _ended(state: str) -> str:
+    return {"failed": "failed", "cancelled": "was cancelled"}.get(state, f"is {state}")
+
+
+def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:
+    """The scheduler's numbers of a run's jobs that are not over; of an array's tasks, the array's."""
+    found = set()
+    for job in run.jobs():
+        state = standing(job, sight)
+        if state.terminal:
+            continue
+        seen = sight.observed.get(job.number) if sight else None
+        facts = {**state.facts, **(seen.facts if seen else {})}
+        number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
+        if not number.isdecimal():
+            return set()
+        found.add(number)
+    return found
+
+
+def _late(plan: Plan, run_ids: set[str], command: Command) -> tuple[dict[str, str], list[str]]:
+    """(slot → reference to what the runs have not saved yet, the plan's problems without those)."""
+    from nemotron_kit.artifacts.override import parse_override
+
+    late: dict[str, str] = {}
+    for slot, text in plan.references.items():
+        if plan.inputs.get(slot) is not None:
+            continue
+        declared = command.artifacts.get(slot)
+        reference = parse_override(text, declared.default_name if declared else None, aliases=lambda _: ())
+        if reference.run in run_ids:
+            late[slot] = str(reference)
+    kept = [problem for problem in plan.problems if problem.partition(": ")[0] not in late]
+    return late, kept

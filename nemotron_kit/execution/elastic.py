@@ -1,0 +1,53 @@
+"""torchrun, started by a worker: `python -m nemotron_kit.execution.elastic <torchrun's words>`.
+
+It is torch.distributed.run itself. What it adds: TERM and USR1 go to the ranks, which save and end by themselves
+(torchrun would end at USR1, and at TERM forget how its ranks ended), and its exit code is that of the first rank that
+failed: 75, "stopped with a checkpoint", gets through.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from nemotron_kit.runs.process import descendants
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run torchrun; the exit code."""
+    # What torchrun would set, with a banner of five lines.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _pass_on)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    args: Any = parse_args(list(sys.argv[1:] if words is None else words))
+    args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    try:
+        run(args)
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        print(f"torchrun: rank {min(error.failures)} of this node: {_how(first.exitcode)}", file=sys.stderr)  # noqa: T201
+        return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
+    return 0
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    for pid in descendants(os.getpid()):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # it has ended by itself
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

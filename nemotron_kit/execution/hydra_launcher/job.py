@@ -1,0 +1,174 @@
+"""One job of somebody else's @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
+
+The composed config comes from the launch and is not composed again: files that were edited meanwhile change nothing.
+What the task function returned or raised goes into answer.json.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, sendable
+from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, read_packet, task_of
+from nemotron_kit.execution.jobspec import rank
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job whose folder is named; the exit code that its task asked for."""
+    (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
+    packet = read_packet(folder)
+    packet.check_versions()
+    sys.argv, sys.path[:] = list(packet.argv), list(packet.sys_path)
+    run = Job(packet, folder)
+    try:
+        if packet.kind == PROGRAM:
+            _program_again(packet, run)
+        else:
+            run(_found(packet) if packet.kind == IMPORTED else None)
+    # Also before the task function is reached a program may raise anything.
+    except Exception as error:  # noqa: BLE001
+        print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
+        run.end(Answer(1, failure=Failure.of(error)))
+    return run.answer.code if run.answer else _never_arrived(packet, run)
+
+
+class Job:
+    """The task's one run. Called with its function (None: the one that was sent), it leaves an answer."""
+
+    def __init__(self, packet: Packet, folder: Path) -> None:
+        self.packet, self.folder = packet, folder
+        self.answer: Answer | None = None
+
+    def __call__(self, task: Callable[..., Any] | None) -> None:
+        """Go through Hydra's own run_job with the config that the launch composed."""
+        from hydra.core.utils import setup_globals
+
+        loaded = self.packet.load()
+        _restore(loaded["state"])
+        setup_globals()
+        config = loaded["config"]
+        _for_this_process(config)
+        try:
+            self.end(_run(task or loaded["task"], config, loaded["callbacks"]))
+        except SystemExit as error:  # run_job lets it pass
+            self.end(_exit(error, config))
+        except KeyboardInterrupt:
+            self.end(Answer(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
+
+    def end(self, answer: Answer) -> None:
+        """The first answer counts; rank 0 alone writes it."""
+        if self.answer is None:
+            self.answer = answer
+            if rank() == 0:
+                answer.write(self.folder)
+
+
+def _found(packet: Packet) -> Callable[..., Any]:
+    module, _, name = packet.function.partition(":")
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    task: Callable[..., Any] = task_of(found)
+    return task
+
+
+def _program_again(packet: Packet, run: Job) -> None:
+    """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
+    import hydra  # noqa: F401 — hydra.main below is the module, not the function
+
+    def arrived(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
+        # A program may have several @hydra.main functions: this job is of one of them.
+        if getattr(task_function, "__qualname__", None) == packet.function:
+            run(task_function)
+            raise SystemExit(run.answer.code if run.answer else 1)
+
+    sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
+    program = str(packet.program)
+    try:
+        if packet.module:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(program, run_name="__main__")
+    except SystemExit:
+        if run.answer is None:
+            raise
+
+
+def _never_arrived(packet: Packet, run: Job) -> int:
+    text = f"{packet.program} ended without reaching its task function {packet.function}."
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    run.end(Answer(1, failure=Failure("nemotron_kit.NeverArrived", text)))
+    return 1
+
+
+def _restore(state: dict[str, Any]) -> None:
+    """Hydra's singletons as the launch had them. Hydra's own set_state would scan all plugins for every job."""
+    from hydra.core.singleton import Singleton
+    from omegaconf.basecontainer import BaseContainer
+
+    Singleton._instances = state["instances"]
+    BaseContainer._resolvers.update(state.get("omegaconf_resolvers", {}))
+
+
+def _for_this_process(config: Any) -> None:
+    from omegaconf import open_dict
+
+    with open_dict(config):
+        config.hydra.job.id = job_id(config.hydra.job.num)
+        if rank() != 0:
+            config.hydra.output_subdir = None
+            config.hydra.job_logging = {"version": 1, "root": None, "disable_existing_loggers": False}
+
+
+def job_id(number: int) -> str:
+    """Slurm's id where the launch says that Slurm runs the job: a launch from inside a job of Slurm's has one too."""
+    if os.environ.get("NEMOTRON_EXECUTOR") != "slurm":
+        return f"job_{number}"
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", f"job_{number}")
+
+
+def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
+    from hydra.core.utils import JobStatus, run_job
+    from hydra.types import HydraContext
+
+    context: Any = HydraContext(config_loader=None, callbacks=callbacks)  # run_job looks at the callbacks alone
+    done = run_job(
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+    where: dict[str, Any] = {
+        "working_dir": str(Path(done.working_dir or ".").absolute()),
+        "output_dir": str(config.hydra.runtime.output_dir),
+        "job_id": str(config.hydra.job.id),
+    }
+    if done.status is JobStatus.COMPLETED:
+        value, left_out = sendable(done._return_value)
+        return Answer(value=value, left_out=left_out, **where)
+    error = done._return_value
+    print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
+    return Answer(1, failure=Failure.of(error), **where)
+
+
+def _exit(error: SystemExit, config: Any) -> Answer:
+    """`sys.exit(…)` in a task, with Python's own meaning of its argument."""
+    code = error.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)  # noqa: T201
+    number = code if isinstance(code, int) else 0 if code is None else 1
+    output = config.hydra.runtime.get("output_dir")
+    failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {code}")
+    return Answer(number & 0xFF, failure=failure, output_dir=output, working_dir=output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Planning jobs of somebody else's @hydra.main app: the composed config goes along, and Hydra runs the task there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import __version__
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.secrets import is_secret_name
+from nemotron_kit.execution.hydra_files import masked, plain
+from nemotron_kit.execution.hydra_launcher import packet
+from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
+from nemotron_kit.execution.hydra_launcher.settings import Settings
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.plan.build import job_environment
+from nemotron_kit.plan.paths import Place, place_of
+from nemotron_kit.plan.placing import import_path, registry_here, registry_table
+from nemotron_kit.plan.plan import DETACHED, Plan
+from nemotron_kit.plan.resources import resources_of
+from nemotron_kit.plan.sbatch import Sbatch, sbatch_for
+from nemotron_kit.plan.settings import settings_dict
+from nemotron_kit.plan.slurm import command_of
+
+MODULE = "nemotron_kit.execution.hydra_launcher.job"
+
+
+class ProgramPlanner:
+    """Makes the points of one launch of an app that is not the kit's."""
+
+    def __init__(self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str) -> None:
+        from nemotron_kit.plan.profiles import effective_profile
+
+        given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
+        self.profile, self.run_id = settings.profile, run_id
+        self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
+        # One that starts processes by itself would be started many times: torchrun only where it is asked for.
+        several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
+        self.resources = resources_of(self.run, None if several else False)
+        self.packer = packet.Packer(task, callbacks, list(sys.argv))
+
+    def point(self, config: Any, number: int) -> Point:
+        """The point of one composed job; `config` holds Hydra's node."""
+        place = _shared_code(place_of(self.run, self.run_id, number, registry=registry_here(self.run)))
+        label, overrides = str(config.hydra.job.name), overrides_of(config)
+        environment, secrets = self._environment(config, place)
+        drop_copied(config)
+        if place.apart:
+            _send_outputs_home(config, place)
+        packed = self.packer.pack(config, place.move)
+        sbatch = self._sbatch(place, number, label)
+        shown = _shown(config)
+        spec = self._spec(place, environment, secrets)
+        plan = Plan(
+            run_id=self.run_id,
+            recipe=label,
+            stage="",
+            folder=f"{nemotron_home()}/runs/{self.run_id}",
+            argv=tuple(sys.argv),
+            hydra=tuple(overrides),
+            mode=self.mode,
+            profile=self.profile,
+            executor=self.run.executor,
+            settings=settings_dict(self.run),
+            launch=DETACHED,
+            config_name=str(config.hydra.job.config_name),
+            config_file=None,
+            config=shown,
+            inputs={},
+            references={},
+            launch_command=command_of(place.python, place.kit, place.job),
+            environment=environment,
+            secrets=secrets,
+            captured={},
+            files={
+                "config.yaml": to_yaml(shown),
+                "job.json": json.dumps(spec, indent=2) + "\n",
+                "artifacts.json": json.dumps({"inputs": {}, "outputs": []}, indent=2) + "\n",
+                packet.FILE: packed.to_text(),
+                **({"env.toml": registry_table(place)} if place.names_registry else {}),
+            },
+            problems=tuple(sbatch.problems),
+            notes=tuple(sbatch.notes),
+            job=number,
+            place=place.to_dict(),
+            extra=sbatch.extra,
+        )
+        return Point(plan, config, " ".join(overrides))
+
+    def _spec(self, place: Place, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
+        scheduled = self.run.executor == "slurm"
+        return {
+            "kit": __version__,
+            "command": self.packer.function,
+            "handler": "",
+            "config_cls": "",
+            "script": None,
+            "module": MODULE,
+            "nproc_per_node": self.resources.processes,
+            "executor": self.run.executor,
+            "torchrun": self.resources.torchrun,
+            "retries": self.run.retries or 0,
+            "max_segments": self.run.max_segments,
+            "code": place.code if scheduled else None,
+            # Hydra's folders, and whatever the app names by a relative path, lie where it was launched.
+            "cwd": place.cwd if place.apart else str(Path.cwd()),
+            "sys_path": import_path(place),
+            "secrets": list(secrets),
+            "environment": dict(environment),
+        }
+
+    def _sbatch(self, place: Place, number: int, label: str) -> Sbatch:
+        if self.run.executor != "slurm":
+            return Sbatch()
+        return sbatch_for(
+            self.run,
+            self.resources,
+            place,
+            {},
+            run_id=self.run_id,
+            job=number,
+            label=label,
+            mode=self.mode,
+            alone=False,
+        )
+
+    def _environment(self, config: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
+        """The job's variables, and the names of those that no file may hold."""
+        copied = {name: str(config.hydra.job.env_set[name]) for name in config.hydra.job.env_copy}
+        secret = [name for name in copied if is_secret_name(name)]
+        variables = job_environment(self.run_id, place, {}, self.run, ())
+        variables |= {name: text for name, text in copied.items() if name not in secret}
+        variables["NEMOTRON_EXECUTOR"] = self.run.executor
+        return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
+
+
+def _shared_code(place: Place) -> Place:
+    """The sweep's jobs on this machine's file system share one copy of the code: they start where they were launched,
+    and so write nothing into it."""
+    if place.apart or not place.code:
+        return place
+    code = f"{place.run}/code"
+    moves = tuple((here, code + there[len(place.code) :]) for here, there in place.moves)
+    return replace(place, code=code, moves=moves)
+
+
+def _send_outputs_home(config: Any, place: Place) -> None:
+    """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
+    from omegaconf import open_dict, read_write
+
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.sweep.dir = f"{place.run}/sweep"
+        config.hydra.runtime.cwd = place.cwd
+
+
+def _shown(config: Any) -> dict[str, Any]:
+    """The job's config as config.yaml shows it to people."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    values.pop("hydra")
+    shown: dict[str, Any] = masked(plain(values))
+    return shown
+
+
+def drop_copied(config: Any) -> None:
+    """Take out the values of hydra.job.env_copy, which Hydra would write into files in clear."""
+    from omegaconf import open_dict, read_write
+
+    variables = config.hydra.job.env_set
+    with read_write(variables), open_dict(variables):
+        for name in config.hydra.job.env_copy:
+            variables.pop(name, None)

@@ -1,0 +1,139 @@
+"""Planning jobs of the kit's own recipes: config.yaml, and the command's script or handler. No Hydra, no pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.config.compose import Composed, find_command, from_hydra
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.discovery import tree_in_use
+from nemotron_kit.errors import UserError
+from nemotron_kit.execution.hydra_files import hydra_files
+from nemotron_kit.execution.hydra_launcher.answer import JobFailed
+from nemotron_kit.execution.hydra_launcher.point import Point
+from nemotron_kit.execution.hydra_launcher.settings import Settings
+from nemotron_kit.execution.launch import refuse_problems, run_planned
+from nemotron_kit.execution.reach import reach_for
+from nemotron_kit.plan.build import build_plan
+from nemotron_kit.plan.plan import DETACHED, Plan
+from nemotron_kit.runs.folder import RunFolder
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class RecipeTask:
+    """The task function of a sweep over a recipe: one job, called by whichever launcher Hydra was told to use.
+
+    Hydra's launchers call it in this process, or pickle it and call it elsewhere (submitit); this kit's own asks it
+    for the plan alone.
+    """
+
+    def __init__(self, folder: Path, argv: Sequence[str]) -> None:
+        self.folder, self.argv = folder, tuple(argv)
+        self._full_error = os.environ.get(FULL_ERROR)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.
+        self.__dict__.update(state)
+        set_run_dir(str(self.folder))
+
+    def __call__(self, config: Any) -> Any:
+        """Run the job that Hydra composed; what its handler returned goes back to the sweeper."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        composed = composed_by_hydra(config, hydra)
+        plan = self.plan(composed, int(hydra.job.num))
+        refuse_problems(plan)
+        if plan.launch == DETACHED:
+            raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
+        job = RunFolder(self.folder).add_job(plan.job, {**plan.files, **hydra_files(composed)}, attached=True)
+        with self.users_environment():
+            outcome = run_planned(plan, composed.command, job)
+        if outcome.state == "succeeded":
+            return outcome.value
+        if isinstance(outcome.exception, Exception):
+            raise outcome.exception
+        raise JobFailed(outcome.error or outcome.state, outcome.code)
+
+    @contextmanager
+    def users_environment(self) -> Iterator[None]:
+        """Within the block HYDRA_FULL_ERROR is as the user has it: the command line sets it, to get Hydra's errors as
+        exceptions."""
+        before = os.environ.get(FULL_ERROR)
+        _set(FULL_ERROR, self._full_error)
+        try:
+            yield
+        finally:
+            _set(FULL_ERROR, before)
+
+    def plan(self, composed: Composed, number: int) -> Plan:
+        app = tree_in_use().apps[composed.command.recipe]
+        return build_plan(
+            composed, app, run_id=self.folder.name, argv=self.argv, job=number, reach=reach_for, alone=False
+        )
+
+
+class RecipePlanner:
+    """Makes the points of one launch over a recipe."""
+
+    def __init__(self, task: RecipeTask, settings: Settings) -> None:
+        self.task, self.settings = task, settings
+
+    def point(self, config: Any, number: int) -> Point:
+        """The point of one composed job; `config` holds Hydra's node."""
+        from omegaconf import open_dict
+
+        job_config = config.copy()
+        with open_dict(job_config):
+            del job_config["hydra"]
+            self._set_run(job_config.run)
+        composed = composed_by_hydra(job_config, config.hydra)
+        with _hydra_config(config):  # ${hydra:job.num} has its value where the config is frozen
+            plan = self.task.plan(composed, number)
+        if self.settings.max_parallel:
+            plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
+        return Point(plan, config, " ".join(composed.overrides), hydra_files(composed))
+
+    def _set_run(self, run: Any) -> None:
+        profile = self.settings.profile
+        if profile and run.profile and run.profile != profile:
+            raise UserError(
+                f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them."
+            )
+        run.profile = run.profile or profile
+        if run.profile:
+            run.mode = "batch" if self.settings.detach or run.mode == "batch" else "run"
+        if self.settings.env:
+            raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
+
+
+def composed_by_hydra(config: Any, hydra: Any) -> Composed:
+    """What a launcher hands to a task function, as `compose` would have returned it."""
+    choices = hydra.runtime.choices
+    return from_hydra(find_command(tree_in_use(), choices.recipe, choices.stage), config, hydra)
+
+
+@contextmanager
+def _hydra_config(config: Any) -> Iterator[None]:
+    from hydra.core.hydra_config import HydraConfig
+
+    instance: Any = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(config)
+    try:
+        yield
+    finally:
+        instance.cfg = before
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,210 @@
+"""A job whose worker a scheduler starts on each of its nodes: who writes what, and whether the job runs again.
+
+The worker only supervises: what runs is a child, so that a job that crashes, exits or is killed still gets its record.
+Node 0 writes the job's record; every other node writes its own end beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.job import resolve
+from nemotron_kit.config.resolvers import pinned
+from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.execution.child import ignore_usr1, supervise
+from nemotron_kit.execution.environment import environment
+from nemotron_kit.execution.handler import PREEMPTED
+from nemotron_kit.execution.inputs import verified_inputs
+from nemotron_kit.execution.jobspec import JobSpec, read_config
+from nemotron_kit.execution.merge import Merged
+from nemotron_kit.execution.nodes import Node
+from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.runs.job import JobFolder
+
+OTHERS_SECONDS = 20.0
+VALUE = "value.json"
+
+
+def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    """This node's part of the job, to its end; what it prints goes to the node's log."""
+    ignore_usr1()
+    _print_to(job, node)
+    try:
+        place_code(job, spec)
+        os.chdir(spec.cwd)
+        return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
+    # Whatever keeps a worker from its work must be on record: nobody else sees it.
+    except Exception as error:
+        if node.is_head:
+            job.finish(1, "failed", error=f"the worker failed: {type(error).__name__}: {error}")
+        raise
+
+
+def place_code(job: JobFolder, spec: JobSpec) -> None:
+    """Unpack the launch's code as this job's own copy, unless another node was faster or it is there from before."""
+    if spec.code is None or Path(spec.code).is_dir():
+        return
+    from nemotron_kit.target.code import place_code as unpack
+    from nemotron_kit.target.folders import CODE
+
+    record = json.loads((job.path.parent.parent / CODE).read_bytes())
+    unpack(b"", root=record["target_root"], digest=record["digest"], folders=[spec.code])
+
+
+def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    seen: set[str] = set()
+    scheduler = {"kind": "slurm", "job": node.job, "node": node.name, "nodes": node.count}
+    (job.path / VALUE).unlink(missing_ok=True)
+    try:
+        # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
+        job.transition("running", process=None, scheduler=scheduler)
+    except Cancelled as error:
+        job.finish(error.exit_code, "cancelled", error=str(error))
+        return Outcome(error.exit_code, "cancelled", str(error))
+    outcome = _with_others(job, node, _run(job, spec, node, seen), seen)
+    _record(job, spec, node, outcome, seen)
+    return outcome
+
+
+def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    outcome = _run(job, spec, node, set())
+    place = _end_of(job, node.rank)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    end = {"code": outcome.code, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
+    files.write_json(place, {**end, "node": node.name})
+    return outcome
+
+
+def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
+    try:
+        with environment(spec.environment), pinned(verified_inputs(job)):
+            if node.is_head and not spec.module:
+                files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
+            with _rank_logs(job, spec, node):
+                outcome = supervise(_command(job, spec, node), spec.cwd, seen)
+    except NemotronError as error:
+        outcome = Outcome(error.exit_code, "failed", str(error))
+    if outcome.error:
+        print(f"error: {outcome.error}", file=sys.stderr, flush=True)  # noqa: T201
+    return outcome
+
+
+def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
+    rank = ["-m", "nemotron_kit.worker", "--rank", str(job.path)]
+    if spec.torchrun:
+        return [sys.executable, "-m", "nemotron_kit.execution.elastic", *_rendezvous(spec, node), *rank]
+    if spec.module:  # it reads the job's folder itself
+        return [sys.executable, "-m", spec.module, str(job.path)]
+    if spec.script:
+        return [sys.executable, spec.script, "--config", str(job.config_path)]
+    return [sys.executable, *rank]
+
+
+def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
+    processes = f"--nproc-per-node={spec.nproc_per_node}"
+    if node.count == 1:
+        return ["--standalone", processes]
+    return [
+        *(f"--nnodes={node.count}", f"--node-rank={node.rank}", processes),
+        *(f"--master-addr={node.head}", f"--master-port={node.port}", f"--rdzv-id={node.meeting}"),
+    ]
+
+
+def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> AbstractContextManager[Any]:
+    """The ranks' logs, each of which is a file of its own, in this node's log too."""
+    if not spec.torchrun:
+        return nullcontext()
+    first = node.rank * spec.nproc_per_node
+    ranks = range(first, first + spec.nproc_per_node)
+    return Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log)
+
+
+def _to_log(data: bytes) -> None:
+    os.write(1, data)
+
+
+def _print_to(job: JobFolder, node: Node) -> None:
+    """From here on what this process and its children print is in the node's log, in order and without a pipe."""
+    with job.open_log(node.log) as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+
+
+def _end_of(job: JobFolder, rank: int) -> Path:
+    return job.path / "nodes" / f"{os.environ.get('SLURM_RESTART_COUNT', '0')}-{rank}.json"
+
+
+def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> Outcome:
+    """The outcome of all nodes. Node 0 waits for the others' last lines, but not where it is being stopped."""
+    deadline = time.monotonic() + (OTHERS_SECONDS if not seen else 2.0)
+    others = range(1, node.count)
+    while not all(_end_of(job, rank).exists() for rank in others) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
+        if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
+            return Outcome(int(end["code"]) or 1, "failed", f"node {end['node'] or end['host']}: {end['error']}")
+    return outcome
+
+
+def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
+    """The exit record, or that the job runs again."""
+    signals = {"signalled": sorted(seen)} if seen or outcome.signal else {}
+    again = None if job.cancel_requested else _again(job, spec, outcome, seen)
+    if again:
+        path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
+        files.write_text(path, again)
+    if again == "retry":
+        reason = f"retry after {outcome.error}"
+        job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
+    elif outcome.state == "preempted" and job.cancel_requested:
+        job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
+    elif outcome.state == "preempted":
+        error = "stopped with a checkpoint" + ("; it goes on from there" if again else "")
+        job.finish(outcome.code, "preempted" if again or seen else "failed", error=error, **signals)
+    else:
+        value = _read(job.path / VALUE) or {}
+        job.finish(outcome.code, outcome.state, error=outcome.error, **signals, **value)
+
+
+def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> str | None:
+    """`segment` after a checkpoint, `retry` after a failure that was nobody's signal, None for the end."""
+    history = job.history()
+    if outcome.code == PREEMPTED:
+        # Being preempted costs nobody a segment.
+        done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get("signalled") != ["TERM"])
+        over = spec.max_segments is not None and done + 1 >= spec.max_segments and seen != {"TERM"}
+        return None if over else "segment"
+    if outcome.state == "failed" and not seen:
+        return "retry" if sum(1 for entry in history if entry.get("retry")) < spec.retries else None
+    return None
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
+    """One rank's output goes to its own log, where a scheduler's worker merges it."""
+    if spec.scheduled and spec.torchrun:
+        with job.open_log(f"rank-{os.environ.get('RANK', '0')}") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    yield

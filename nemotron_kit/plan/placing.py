@@ -1,0 +1,116 @@
+"""A composed job, placed: its profile's settings, where its files will lie, and its config as it reads there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.freeze import freeze, walk_strings
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.plan.left_behind import check_paths
+from nemotron_kit.plan.packaging import ignored
+from nemotron_kit.plan.paths import Place, moved, place_of
+from nemotron_kit.plan.settings import effective_settings
+
+if TYPE_CHECKING:
+    from nemotron_kit.plan.runconfig import RunConfig
+
+# What asks another machine: `call(op, payload, **args)`, as execution.reach.Reach has it.
+Reach = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`behind`: field → path that exists here and that nothing takes along (see plan.left_behind)."""
+
+    config: dict[str, Any]
+    settings: RunConfig
+    place: Place
+    behind: Mapping[str, str] = field(default_factory=dict)
+
+
+def place_job(composed: Composed, run_id: str, job: int, recorded: RunConfig | None = None) -> Placed:
+    """Freeze a composed job for the place that its profile names. UserError for a path that can't be right there.
+
+    `recorded`: the settings of an earlier launch, in the profile's place.
+    """
+    from nemotron_kit.home import nemotron_home
+
+    frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
+    settings = effective_settings(frozen["run"], composed.overrides, recorded)
+    place = place_of(settings, run_id, job, registry=registry_here(settings))
+    if settings.executor == "local":
+        return Placed(frozen, settings, place)
+    there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
+    behind = check_paths(there, place, settings)
+    # The `run` section is read by the launch, so its paths are those of this machine.
+    return Placed({**moved(there, place), "run": frozen["run"]}, settings, place, behind)
+
+
+def registry_here(settings: RunConfig) -> str | None:
+    """The registry that a job on this machine finds, unless its profile names another."""
+    if settings.tunnel == "ssh" or settings.artifacts_root:
+        return None
+    from nemotron_kit.artifacts.registry import open_registry
+
+    return str(open_registry().root)
+
+
+def import_path(place: Place) -> list[str]:
+    """This process's import path as the job's: what lies in the code that is sent moves with it; on another machine
+    the rest is not there, and the kit comes first."""
+    here = [str(Path(entry).absolute()) for entry in sys.path]
+    entries = [place.move(entry) for entry in here if not place.apart or place.move(entry) != entry]
+    # The kit's own folders (a checkout's) are found through the kit.
+    inside = [entry for entry in entries if not (place.kit and entry.startswith(place.kit))]
+    return list(dict.fromkeys([*filter(None, [place.kit]), *inside]))
+
+
+def registry_table(place: Place) -> str:
+    """env.toml for the job: [artifacts] as it is here, its root as it is there."""
+    table = {**read_env_file().table("artifacts"), "root": place.artifacts}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    return "\n".join(["[artifacts]", *lines]) + "\n"
+
+
+def still_behind(placed: Placed, reach: Reach | None) -> list[str]:
+    """A sentence for each field whose path the job will not find. With `reach` the target is asked."""
+    return [*_ignored(placed), *_elsewhere(placed, reach)]
+
+
+def _ignored(placed: Placed) -> list[str]:
+    """Files in the code's own folder that git ignores, so that they are not sent."""
+    place = placed.place
+    if place.code is None or place.tree is None:
+        return []
+    inside = f"{place.code}/"
+    values = {key: value for key, value in placed.config.items() if key != "run"}
+    found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
+    files = {key: name for key, name in found.items() if os.path.isfile(f"{place.tree.root}/{name}")}  # noqa: PTH113
+    left_out = ignored(place.tree, sorted(set(files.values()))) if files else set()
+    return [
+        f"{key}: {name} is ignored by git, so it is not part of the code that is sent. Add it to the repository "
+        f"(git add -f {name}), or name a place that {place.host} sees."
+        for key, name in files.items()
+        if name in left_out
+    ]
+
+
+def _elsewhere(placed: Placed, reach: Reach | None) -> list[str]:
+    if not placed.behind:
+        return []
+    place, missing = placed.place, dict(placed.behind)
+    if reach is not None and place.apart:
+        paths = list(missing.values())
+        there, _ = reach({**vars(placed.settings)}).call("exist", paths=paths)
+        missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
+    where = f"is on this machine and not {f'on {place.host}' if place.apart else 'in the container'}"
+    sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"
+    fix = "mount it (mounts = …)" if place.code and not place.apart else f"name a path on {place.host}, or mount it"
+    return [f"{key}: {path} {where}: {sent}. Move it there, or {fix}." for key, path in missing.items()]

@@ -1,0 +1,192 @@
+"""The sbatch script of a job or of an array, rendered by NeMo-Run's own classes from its SlurmExecutor.
+
+Its text is constant but for slugs, numbers and paths of safe characters: all that a user gave travels in the job's
+folder. What a profile may put into the header is checked flag by flag, and the script as a whole by `bash -n`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.plan.nemo_run import build_executor
+from nemotron_kit.plan.resources import Resources
+from nemotron_kit.plan.runconfig import RunConfig
+from nemotron_kit.plan.slurm_flags import check_header, check_words
+
+SUBFOLDER = "slurm"
+_PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
+# How long before its time limit a job is told to save and go on in another segment. Slurm looks every 30 s or so.
+_LEAD_SECONDS = 300
+
+# Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
+# wants to run again (75: stopped with a checkpoint; anything else: a retry) leaves a file named after its job. A job
+# that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back.
+_SETUP = """\
+export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
+unset SLURM_EXPORT_ENV
+trap : TERM USR1
+nemotron_end() {{
+  again=$(cat "{again}" 2>/dev/null)
+  rm -f "{again}"
+  if [ "$again" = retry ] || [ "$again $1" = "segment 75" ]; then
+    if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
+  fi
+  return "$1"
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one sbatch call submits. `folder` is the run's folder on the target, `command` what srun starts on each
+    node, `mounts` folders that a container needs at the same path."""
+
+    name: str
+    folder: str
+    command: tuple[str, ...]
+    array: str | None = None
+    mounts: tuple[str, ...] = ()
+
+
+def intent_of(run_id: str, jobs: Sequence[int], attempt: int = 0) -> str:
+    """12 hex digits that stand for submitting these jobs of this run: the same whoever asks, and how often."""
+    text = f"{run_id} {attempt} {','.join(map(str, jobs))}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def job_name(intent: str, label: str) -> str:
+    """`nk-<intent>-<label>`, a slug of at most 64 characters."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", label).strip("-.")
+    return f"nk-{intent}-{slug}"[:64].rstrip("-.")
+
+
+def render(config: RunConfig, resources: Resources, script: Script, *, batch: bool) -> str:
+    """The sbatch script. Raises UserError for a value that has no place in it, MissingExtra without NeMo-Run."""
+    for path in (script.folder, *script.command, *script.mounts):
+        if path.startswith("/") and not _PATH.match(path):
+            raise UserError(
+                f"{path!r}: a batch script takes paths of letters, digits and ._/+=@,- only.",
+                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path.",
+            )
+    text = _rendered(config, resources, script, batch)
+    if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
+        raise UserError(
+            "/nemo_run can't be part of a path of this job: NeMo-Run puts another in its place.",
+            hint=f"The paths: {script.folder}, {script.command[0]}.",
+        )
+    check_header(text)
+    return text
+
+
+def check_syntax(text: str) -> None:
+    """`bash -n`; UserError with what it says. Only startup_commands and setup can be wrong."""
+    found = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
+    if found.returncode != 0:
+        raise UserError(
+            f"The batch script is no valid bash: {found.stderr.decode(errors='replace').strip()}",
+            hint="See startup_commands and setup in the profile; --dry-run shows the script.",
+        )
+
+
+def time_seconds(text: str) -> int | None:
+    """A time limit as Slurm writes it (`04:00:00`, `1-12`, `90`) in seconds; None for one without end."""
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
+        return None
+    numbers = [int(part) for part in parts]
+    if days:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, minutes, seconds = 0, *(*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def lead_seconds(limit: int | None) -> int:
+    """How long before the limit to stop: five minutes, less for a short job."""
+    return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
+
+
+# The scripts of a sweep's jobs differ in two words; rendering one takes 20 ms.
+_NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
+_cache: dict[str, str] = {}
+
+
+def _rendered(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+    alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
+    key = repr((config, resources, alike, batch))
+    if key not in _cache:
+        _cache[key] = _materialize(_executor(config, resources, alike, batch), alike)
+    return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
+
+
+def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
+    extra = dict(config.extra or {})
+    words = [*(extra.pop("srun_args", None) or [])]
+    check_words(words, config)
+    executor = build_executor(
+        replace(
+            config,
+            nodes=resources.nodes,
+            ntasks_per_node=1,
+            nproc_per_node=None,
+            cpus_per_task=resources.cpus_per_task,
+            gpus_per_task=resources.gpus_per_task,
+            array=script.array,
+            mounts=[*(config.mounts or ()), *(f"{path}:{path}" for path in script.mounts)],
+            detach=batch,
+            # Both travel in the job's folder; and NeMo-Run's tunnel is never connected.
+            env_vars=None,
+            packager="none",
+            tunnel="local",
+            retries=None,
+            setup=None,
+            startup_commands=None,
+            extra=extra or None,
+        )
+    )
+    executor.signal = executor.signal or f"USR1@{lead_seconds(time_seconds(config.time))}"
+    executor.additional_parameters = {"requeue": True, **(executor.additional_parameters or {})}
+    # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
+    # the one task that starts the others.
+    executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]
+    again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
+    shell = [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
+    executor.setup_lines = "\n".join([_SETUP.format(again=again), *shell])
+    return executor
+
+
+def _materialize(executor: Any, script: Script) -> str:
+    from nemo_run import LocalTunnel
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
+
+    folder = f"{script.folder}/{SUBFOLDER}"
+    executor.tunnel = LocalTunnel(job_dir=script.folder)
+    executor.job_dir = folder
+    executor.job_details = SlurmJobDetails(job_name=script.name, folder=folder)
+    return str(
+        SlurmBatchRequest(
+            launch_cmd=["sbatch", "--parsable"],
+            jobs=[script.name],
+            command_groups=[[*script.command, "||", "nemotron_end", "$?"]],
+            executor=executor,
+            max_retries=0,
+            extra_env={},
+            launcher=None,
+        ).materialize()
+    )
+
+
+def command_of(python: str, kit: str | None, target: str, *, array: bool = False) -> tuple[str, ...]:
+    """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`)."""
+    return (python, *([kit] if kit else ["-m", "nemotron_kit.worker"]), *(["--array"] if array else []), target)

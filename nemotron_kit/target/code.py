@@ -1,0 +1,95 @@
+"""The code of a launch on the target: one archive by its digest, and a copy of its own for each job."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def archive_path(root: str, digest: str) -> Path:
+    """Where the archive with that sha256 lies below the target's root."""
+    if not _DIGEST.match(digest):
+        raise NemotronError(f"{digest!r} is no digest of an archive.")
+    return Path(root) / "code" / f"{digest}.tar.gz"
+
+
+def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
+    """Whether the archive is there already."""
+    del payload
+    return archive_path(root, digest).is_file(), b""
+
+
+def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
+    """Keep the archive; NemotronError when its bytes are not those of `digest`."""
+    path = archive_path(root, digest)
+    if hashlib.sha256(payload).hexdigest() != digest:
+        raise NemotronError(f"The code that arrived is not what was sent (sha256 {digest[:12]}…).", hint="Try again.")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_bytes(path, payload)
+    return None, b""
+
+
+def place_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
+    """Unpack the archive into each of `folders` that isn't there yet; each appears whole."""
+    del payload
+    data = archive_path(root, digest).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise NemotronError(f"{archive_path(root, digest)} was changed since it arrived.", hint="Remove it, try again.")
+    for folder in folders:
+        unpack(data, Path(folder))
+    return None, b""
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Make `folder` from an archive. One that is there already, with what a job wrote into it, is left alone."""
+    if folder.is_dir():
+        return
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            for member in archive:
+                _extract(archive, member, building)
+        building.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        # Another node of the same job was faster.
+        if isinstance(error, OSError) and folder.is_dir():
+            return
+        raise
+    files.fsync_dir(folder.parent)
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """One file, folder or link, inside `folder` and never through a link: the archive is ours, but not trusted."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise NemotronError(f"The code archive holds {member.name!r}.")
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.resolve() != (folder.resolve() / name).parent:
+        raise NemotronError(f"The code archive holds {member.name!r}, which lies behind a link.")
+    if member.isdir():
+        path.mkdir(exist_ok=True)
+    elif member.issym():
+        path.symlink_to(member.linkname)
+    elif member.isfile():
+        source: Any = archive.extractfile(member)
+        # Not through a link that an earlier member made.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, member.mode & 0o755 | 0o600)
+        with os.fdopen(fd, "wb") as file:
+            shutil.copyfileobj(source, file)
+    else:
+        raise NemotronError(f"The code archive holds {member.name!r}, which is no file.")

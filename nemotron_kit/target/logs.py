@@ -1,0 +1,52 @@
+"""A job's logs, read on from where the reader stopped: many logs in one answer, in bounded memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def names(payload: bytes, *, job: str) -> tuple[list[str], bytes]:
+    """The names of a job folder's logs: `job`, `rank-0`, …"""
+    del payload
+    return sorted(path.stem for path in (Path(job) / "logs").glob("*.log")), b""
+
+
+def read(
+    payload: bytes, *, job: str, offsets: dict[str, int], limit: int, only: bool = False
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Of each log of a job what lies beyond the reader's offset, at most `limit` bytes in all.
+
+    `[{"name", "offset", "size"}, …]`, whose bytes follow one another in the payload. A log that the reader does not
+    name is read from its beginning (`only`: is left out); one that has become shorter (it was cut or replaced) from its
+    beginning again.
+    """
+    found: list[dict[str, Any]] = []
+    data = bytearray()
+    for name in names(payload, job=job)[0]:
+        room = limit - len(data)
+        if not LOG_NAME.match(name) or room <= 0 or (only and name not in offsets):
+            continue
+        with (Path(job) / "logs" / f"{name}.log").open("rb") as file:
+            size = file.seek(0, 2)
+            offset = offsets.get(name, 0)
+            offset = offset if offset <= size else 0
+            file.seek(offset)
+            piece = file.read(room)
+        if piece:
+            found.append({"name": name, "offset": offset, "size": len(piece)})
+            data += piece
+    return found, bytes(data)
+
+
+def pieces(found: Sequence[Mapping[str, Any]], data: bytes) -> list[tuple[str, int, bytes]]:
+    """An answer of `read`, taken apart: (name, offset, bytes)."""
+    parts, start = [], 0
+    for entry in found:
+        parts.append((str(entry["name"]), int(entry["offset"]), data[start : start + int(entry["size"])]))
+        start += int(entry["size"])
+    return parts

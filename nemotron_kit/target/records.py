@@ -1,0 +1,74 @@
+"""What jobs left in their folders on the target, for the record of the machine that launched them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.runs.ids import is_run_id
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.logs import last_lines
+from nemotron_kit.runs.records import DamagedRecord
+from nemotron_kit.target.logs import LOG_NAME
+
+_METRICS = 200
+
+
+def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any]], bytes]:
+    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for what isn't there."""
+    del payload
+    return [_record(JobFolder(Path(job))) for job in jobs], b""
+
+
+def log_offset(payload: bytes, *, job: str, name: str, lines: int) -> tuple[int, bytes]:
+    """The offset at which the last `lines` lines of the log called `name` begin; 0 when there is none."""
+    del payload
+    if not LOG_NAME.match(name):
+        raise NemotronError(f"{name!r} is no name of a log.")
+    return last_lines(Path(job) / "logs" / f"{name}.log", lines), b""
+
+
+def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], bytes]:
+    """The versions of the target's registry whose files lie below `folder`, as `Name:v3`."""
+    del payload
+    return versions_in(LocalRegistry(registry), Path(folder)), b""
+
+
+def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
+    """The versions of a registry whose files lie below `folder`. A record that can't be read is an error: it could be
+    one of them."""
+    place, found = folder.resolve(), []
+    for name in registry.names():
+        for version in registry.versions(name):
+            record = registry.record(name, version)
+            if any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):
+                found.append(f"{name}:v{version}")
+    return found
+
+
+def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:
+    """Delete a run's folder on the target; whether there was one. UserError while an artifact's files lie in it."""
+    run = Path(folder)
+    if run.parent.name != "runs" or not is_run_id(run.name):
+        raise NemotronError(f"{folder} is no folder of a run.")
+    kept, _ = saved_in(payload, folder=folder, registry=registry)
+    if kept:
+        raise UserError(f"{folder} holds the files of {', '.join(kept[:6])}{', …' if len(kept) > 6 else ''}.")
+    if not run.is_dir():
+        return False, b""
+    doomed = run.with_name(f".{run.name}.removed")
+    run.rename(doomed)
+    shutil.rmtree(doomed)
+    return True, b""
+
+
+def _record(job: JobFolder) -> dict[str, Any]:
+    try:
+        exit_record, artifacts = job.exit_record(), job.artifacts()
+    except DamagedRecord as error:
+        raise NemotronError(error.message) from error
+    return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": job.metrics(_METRICS)}

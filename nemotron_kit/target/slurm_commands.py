@@ -1,0 +1,138 @@
+"""Slurm's own commands, asked once for many jobs, and their answers parsed. Nothing here decides anything."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nemotron_kit.errors import NemotronError, Unreachable
+
+ASK_SECONDS = 30.0
+SUBMIT_SECONDS = 120.0
+_JOB_ID = re.compile(r"(\d+)(?:;([A-Za-z0-9._-]+))?\Z")
+_DAY = 86400
+# What sacct has no time for is written so.
+_NO_TIME = ("", "N/A", "Unknown", "None")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One job as squeue or sacct has it. `id` is 12, or 12_3 for a task of an array; `state` is Slurm's own word."""
+
+    id: str
+    state: str
+    name: str = ""
+    reason: str | None = None
+    start: str | None = None
+    code: int | None = None
+    signal: int | None = None
+
+
+def run(words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+    """Exit code, standard output and error of a command. Unreachable when it does not end in time; NemotronError when
+    it isn't there."""
+    try:
+        done = subprocess.run(
+            list(words),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+            env=dict(env) if env is not None else _environment(),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"{words[0]} has not answered for {seconds:.0f} s.") from error
+    except FileNotFoundError as error:
+        raise NemotronError(
+            f"{words[0]} is not there: Slurm's commands are not installed on this machine, or not on its PATH.",
+            hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
+        ) from error
+    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()
+
+
+def queued(name: str | None = None, *, clusters: str | None = None) -> dict[str, Entry]:
+    """Every job of this user that slurmctld still knows (finished ones too, for a while), array tasks one by one."""
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
+    words += [f"--name={name}"] if name else []
+    words += [f"--clusters={clusters}"] if clusters else []
+    code, out, error = run(words, seconds=ASK_SECONDS)
+    if code != 0:
+        raise Unreachable(f"squeue: {error or f'exit code {code}'}")
+    return {entry.id: entry for entry in map(_queue_line, out.splitlines()) if entry}
+
+
+def accounted(
+    ids: Collection[str] = (), name: str | None = None, *, since: float | None = None, clusters: str | None = None
+) -> dict[str, Entry]:
+    """What accounting says of jobs, by id or by name; a job that it does not have is left out."""
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Start,JobName,ExitCode"]
+    if name is not None:
+        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
+        words += [f"--name={name}", f"--starttime={start}", f"--user={_user()}"]
+    else:
+        words.append("--jobs=" + ",".join(sorted(ids)))
+    words += [f"--clusters={clusters}"] if clusters else []
+    code, out, error = run(words, seconds=ASK_SECONDS)
+    # sacct without slurmdbd says so on standard error, and may exit with 0 all the same.
+    if code != 0 or (error and not out):
+        raise Unreachable(f"sacct: {error or f'exit code {code}'}")
+    return {entry.id: entry for entry in map(_account_line, out.splitlines()) if entry}
+
+
+def job_id(output: str) -> tuple[str, str | None] | None:
+    """The id (and cluster) on the last line that sbatch printed, whatever a site prints around it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    match = _JOB_ID.match(lines[-1]) if lines else None
+    return (match[1], match[2]) if match else None
+
+
+def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None = None) -> None:
+    """Ask for the jobs to be stopped. Jobs that are over already are no error."""
+    words = ["scancel", "--quiet"]
+    words += [f"--clusters={clusters}"] if clusters else []
+    words += [f"--name={name}", f"--user={_user()}"] if name else sorted(ids)
+    code, _, error = run(words, seconds=ASK_SECONDS)
+    harmless = ("Invalid job id", "already completing or completed")
+    if code != 0 and not any(text in error for text in harmless):
+        raise Unreachable(f"scancel: {error or f'exit code {code}'}")
+
+
+def _environment() -> dict[str, str]:
+    """This environment without what would change the commands' meaning or format."""
+    ours = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _queue_line(line: str) -> Entry | None:
+    parts = line.split("|", 4)
+    if len(parts) != 5 or not parts[0][:1].isdigit():
+        return None
+    number, state, start, name, reason = (part.strip() for part in parts)
+    said = None if reason in _NO_TIME else reason
+    return Entry(number, state.split()[0], name, said, None if start in _NO_TIME else start)
+
+
+def _account_line(line: str) -> Entry | None:
+    parts = line.split("|")
+    if len(parts) != 5 or not parts[0][:1].isdigit():
+        return None
+    number, state, start, name, code = parts
+    exit_code, _, signal = code.partition(":")
+    return Entry(
+        number,
+        state.split()[0] if state else "",
+        name,
+        None,
+        None if start in _NO_TIME else start,
+        int(exit_code) if exit_code.isdecimal() else None,
+        int(signal) if signal.isdecimal() else None,
+    )

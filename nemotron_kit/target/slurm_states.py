@@ -1,0 +1,177 @@
+"""How jobs of Slurm stand: the worker's own record first, then squeue, then sacct. Unknown is never success."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.target import slurm, submissions
+from nemotron_kit.target import slurm_commands as commands
+from nemotron_kit.target.slurm_commands import Entry
+from nemotron_kit.target.submissions import Submission
+
+Seen = dict[str, Any]
+
+_PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_WHY = {
+    "TIMEOUT": "stopped by Slurm at its time limit",
+    "DEADLINE": "stopped by Slurm at its deadline",
+    "OUT_OF_MEMORY": "killed by Slurm: out of memory",
+    "NODE_FAIL": "a node of it failed",
+    "BOOT_FAIL": "a node of it did not boot",
+    "PREEMPTED": "preempted by Slurm, and not queued again",
+    "REVOKED": "revoked by Slurm",
+}
+# Accounting may lag behind the queue, and a shared file system behind the node.
+_LAG_SECONDS = 120.0
+
+
+def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
+    """Run folder → job number → how it stands, in at most one squeue and one sacct for all of them.
+
+    A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. Where Slurm did not answer its state is
+    `unreachable`, with the reason.
+    """
+    del payload
+    jobs = [_Job(Path(folder), number) for folder, numbers in runs.items() for number in numbers]
+    by_run = {folder: submissions.by_job(submissions.read_all(Path(folder))) for folder in runs}
+    for job in jobs:
+        job.submission = by_run[str(job.run)].get(job.number)
+    open_jobs = [job for job in jobs if not job.settled()]
+    if open_jobs:
+        _ask(open_jobs)
+    found: dict[str, dict[str, Seen]] = {folder: {} for folder in runs}
+    for job in jobs:
+        found[str(job.run)][str(job.number)] = job.seen
+    return found, b""
+
+
+class _Job:
+    """One job on its way from not known to known."""
+
+    def __init__(self, run: Path, number: int) -> None:
+        self.run, self.number = run, number
+        self.submission: Submission | None = None
+        self.seen: Seen = {"state": "unknown", "error": "not submitted yet"}
+        self.record = _exit_record(run / "jobs" / str(number))
+
+    @property
+    def slurm_id(self) -> str | None:
+        return self.submission.slurm_id(self.number) if self.submission else None
+
+    def settled(self) -> bool:
+        """Whether its own record says all. A worker stopped by a signal does not know why, nor what is next."""
+        if self.record is None:
+            return False
+        self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
+        return self.record["state"] != "preempted" and not self.record.get("signalled")
+
+    def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
+        self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
+
+
+def _exit_record(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        record = json.loads((folder / "exit.json").read_bytes())
+        return record if isinstance(record, dict) and isinstance(record.get("state"), str) else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _ask(jobs: list[_Job]) -> None:
+    queue: dict[str, Entry] | None = None
+    try:
+        queue = commands.queued()
+        _name(jobs, queue)
+    except (Unreachable, NemotronError) as error:
+        for job in jobs:
+            _unless_recorded(job, "unreachable", error.message)
+    left = [job for job in jobs if queue is None or not _from_queue(job, queue)]
+    ids = {job.slurm_id.partition("_")[0] for job in left if job.slurm_id}
+    if not ids:
+        return
+    try:
+        accounts = commands.accounted(ids)
+    except (Unreachable, NemotronError) as error:
+        for job in left:
+            _unless_recorded(job, "unreachable", error.message)
+        return
+    for job in left:
+        _from_accounting(job, accounts, queue is not None)
+
+
+def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
+    """Jobs whose sbatch was never answered, by their names."""
+    ids = {entry.name: number.partition("_")[0] for number, entry in queue.items()}
+    for job in jobs:
+        record = job.submission
+        if record is None or record.job:
+            continue
+        if record.refused:
+            job.set("failed", 1, f"Slurm refused the job: {record.refused}")
+        elif record.name in ids:
+            job.submission = slurm.adopt(job.run, record, ids[record.name])
+        else:
+            job.submission = slurm.find(job.run, record)
+            if job.submission.job is None:
+                _absent(job, record)
+
+
+def _absent(job: _Job, record: Submission) -> None:
+    """squeue and sacct have both answered, and neither has a job of that name."""
+    if time.time() - record.at < _LAG_SECONDS:
+        job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
+    else:
+        job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
+
+
+def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
+    """Whether squeue says it all."""
+    entry = queue.get(job.slurm_id or "")
+    if entry is None:
+        return False
+    if entry.state in _PENDING:
+        job.set("pending", reason=entry.reason, start=entry.start)
+        return True
+    if entry.state in _RUNNING:
+        if job.record is None:
+            job.set("running", start=entry.start)
+        return True
+    return False
+
+
+def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: bool) -> None:
+    entry = accounts.get(job.slurm_id or "")
+    if entry is None or entry.state in _PENDING | _RUNNING:
+        if not queue_answered:
+            return  # `unreachable` already: accounting is not asked how a live job stands
+        submitted = job.submission.at if job.submission else 0.0
+        young = time.time() - submitted < _LAG_SECONDS
+        _unless_recorded(job, "running" if young else "unknown", None if young else "Slurm has forgotten the job")
+        return
+    _final(job, entry)
+
+
+def _final(job: _Job, entry: Entry) -> None:
+    code = 128 + entry.signal if entry.signal else entry.code
+    preempted = job.record is not None and job.record["state"] == "preempted"
+    if entry.state == "CANCELLED":
+        job.set("cancelled", code, "cancelled in Slurm")
+    elif entry.state in _WHY:
+        job.set("failed", code or 1, _WHY[entry.state], scheduler_state=entry.state)
+    elif preempted:
+        job.set("failed", code or 1, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
+    elif job.record is None and entry.state == "COMPLETED" and not code:
+        job.set("succeeded", 0)
+    elif job.record is None:
+        job.set("failed", code or 1, f"Slurm says {entry.state}, exit code {entry.code}, signal {entry.signal}")
+
+
+def _unless_recorded(job: _Job, state: str, error: str | None) -> None:
+    if job.record is None:
+        job.set(state, None, error)

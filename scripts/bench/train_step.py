@@ -1,0 +1,146 @@
+"""What a run does around its steps, against a bare transformers Trainer: the same model, data and steps, one process.
+
+    OMP_NUM_THREADS=1 python scripts/bench/train_step.py [--steps 100] [--rounds 5]
+
+Ours reads shards, shuffles and blends, seeds each step, balances experts, counts losses and writes a row every ten
+steps; the bare loop is handed ready-made tensors. Rounds alternate; the figure is the ratio of median step times. CPU
+time of the process is what is compared: on a shared machine, wall time measures the neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from nemotron_kit.training import BlendSamples, LoggerConfig, PretrainConfig, SchedulerConfig, TrainConfig
+from nemotron_kit.training.balance import ExpertBalance
+from nemotron_kit.training.batches import Batches
+from nemotron_kit.training.blend import Source
+from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments
+from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.model import model_config, new_model
+from nemotron_kit.training.preempt import StopRequest
+from nemotron_kit.training.run import Run
+from nemotron_kit.training.state import Progress
+from nemotron_kit.training.trainer import build_trainer
+
+MODEL = {
+    "hybrid_override_pattern": "MEM*E",
+    "vocab_size": 4096,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 16,
+    "n_groups": 1,
+    "chunk_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "moe_shared_expert_intermediate_size": 128,
+}
+SEQ_LENGTH = 128
+
+
+class Clock(TrainerCallback):
+    """CPU time of every step, from one step's end to the next one's."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.times.append(time.process_time())
+
+    @property
+    def median(self) -> float:
+        steps = np.diff(self.times[3:])  # the first ones warm caches up
+        return float(np.median(steps))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        samples = data(Path(folder))
+        rounds = [
+            (ours(Path(folder), samples, args.steps), bare(Path(folder), samples, args.steps))
+            for _ in range(args.rounds)
+        ]
+    mine, other = (statistics.median(pair[side] for pair in rounds) for side in (0, 1))
+    ratio = statistics.median(pair[0] / pair[1] for pair in rounds)
+    print(f"a step: {1e3 * mine:.2f} ms, bare Trainer {1e3 * other:.2f} ms: {100 * (ratio - 1):+.2f} %")
+
+
+def data(folder: Path) -> BlendSamples:
+    tokens = np.random.default_rng(0).integers(0, 4096, 500_000).astype(np.uint16)
+    (folder / "a.bin").write_bytes(tokens.tobytes())
+    header = b"MMIDIDX\x00\x00" + np.array([1], "<u8").tobytes() + b"\x08" + np.array([1, 2], "<u8").tobytes()
+    arrays = np.array([len(tokens)], "<i4").tobytes() + np.array([0, 0, 1], "<i8").tobytes()
+    (folder / "a.idx").write_bytes(header + arrays)
+    return BlendSamples([Source(1.0, str(folder / "a"))], SEQ_LENGTH, seed=1)
+
+
+def config(steps: int) -> PretrainConfig:
+    return PretrainConfig(
+        dataset={"seq_length": SEQ_LENGTH},
+        train=TrainConfig(train_iters=steps, global_batch_size=8, micro_batch_size=8),
+        scheduler=SchedulerConfig(lr_decay_style="constant"),
+        logger=LoggerConfig(log_interval=10),
+    )
+
+
+def ours(folder: Path, samples: BlendSamples, steps: int) -> float:
+    cfg, model, clock = config(steps), new_model(model_config(MODEL), 0), Clock()
+    optimizer = build_optimizer(cfg.train, model)
+    reporter = Reporter(folder / "metrics.jsonl", 0, steps)
+    reporter.say = lambda text: None  # type: ignore[method-assign]
+    with StopRequest() as stop:
+        run = Run(cfg, model, optimizer, ExpertBalance(model, 1e-3), None, Progress(), {}, reporter, stop)
+        batches = Batches(samples, 1, steps, 8, 8, 4096)
+        schedule = build_schedule(cfg.train, cfg.scheduler, optimizer, 0)
+        trainer = build_trainer(model, trainer_arguments(cfg.train, folder, steps), (optimizer, schedule), batches, run)
+        trainer.add_callback(clock)
+        trainer.train()
+    return clock.median
+
+
+def bare(folder: Path, samples: BlendSamples, steps: int) -> float:
+    windows = np.stack([samples[n] for n in range(8 * steps)]).astype(np.int64)[:, :-1]
+    rows = [{"input_ids": row, "labels": row} for row in torch.from_numpy(windows)]
+    model, clock = new_model(model_config(MODEL), 0), Clock()
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    optimizer = build_optimizer(TrainConfig(), model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    trainer = Trainer(model, args, train_dataset=rows, optimizers=(optimizer, schedule), callbacks=[clock])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return clock.median
+
+
+if __name__ == "__main__":
+    main()

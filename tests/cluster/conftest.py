@@ -1,0 +1,65 @@
+"""The back ends of scripts/cluster as fixtures: `slurm`, `sshd`, `docker`; each comes up once and stays up afterwards.
+
+Where they cannot run (no root, no apt-get, no mount namespaces) a test skips with the reason; with CI=true it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .backends import Docker, Slurm, Sshd, bring_up
+from .rogue_sshd import Rogue, start_rogue
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Slurm:
+    """Two nodes with accounting; `slurm.env` is SLURM_CONF."""
+    facts = bring_up("slurm")["parts"]["slurm"]
+    return Slurm(facts["env"], facts)
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Sshd:
+    """Three ssh hosts; `sshd.env` is a PATH whose ssh knows them."""
+    status = bring_up("ssh")
+    facts = status["parts"]["ssh"]
+    path = f"{status['bin']}{os.pathsep}{os.environ['PATH']}"
+    files = (Path(facts[name]) for name in ("config", "known_hosts", "identity", "rootfs"))
+    return Sshd({"PATH": path}, facts, *files)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    """A Docker engine; `docker.env` is DOCKER_HOST."""
+    facts = bring_up("docker")["parts"]["docker"]
+    return Docker(facts["env"], facts, facts["image"])
+
+
+@pytest.fixture
+def cluster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh NEMOTRON_HOME that n1 and n2 see at the same path."""
+    home = tmp_path / "nemotron-home"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("NEMOTRON_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def rogue(sshd: Sshd, tmp_path: Path) -> Iterator[Callable[[str], Rogue]]:
+    """`rogue("changed")`, `"unknown"` or `"revoked"`: somebody else's ssh server, and the environment to meet it in."""
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start(known: str) -> Rogue:
+        met, server = start_rogue(tmp_path, sshd, known)
+        servers.append(server)
+        return met
+
+    yield start
+    for server in servers:
+        server.kill()
+        server.wait()

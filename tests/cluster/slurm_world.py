@@ -1,0 +1,262 @@
+"""A small recipe, an env.toml and a home of its own, launched on the real Slurm of scripts/cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import TERMINAL
+from nemotron_kit.target import submissions
+
+APP = '''
+import json, os, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemotron.kit import App
+
+
+@dataclass
+class Config:
+    lines: int = 3
+    sleep: float = 0.0
+    code: int = 0
+    text: str = ""
+    steps: int = 40
+
+
+def speak(cfg: Config) -> int:
+    """Print some lines; fail when told to."""
+    for n in range(cfg.lines):
+        print(f"line {n} of rank {os.environ.get('RANK', '-')}", flush=True)
+        time.sleep(cfg.sleep)
+    print("last words", file=sys.stderr)
+    return cfg.code
+
+
+def look(cfg: Config) -> None:
+    """Write down what the job sees."""
+    seen = {"text": cfg.text, "environment": dict(os.environ), "cwd": os.getcwd(), "argv": sys.argv}
+    Path(os.environ["NEMO_RUN_DIR"], f"seen-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(seen))
+
+
+def step(cfg: Config) -> int:
+    """Count to `steps`, a tenth of a second each; told to stop, save and say so."""
+    told = []
+    for name in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, lambda number, _: told.append(signal.Signals(number).name))
+    saved = Path(os.environ["NEMO_RUN_DIR"], "saved")
+    done = int(saved.read_text()) if saved.exists() else 0
+    print(f"from step {done}, restart {os.environ.get('SLURM_RESTART_COUNT', '0')}", flush=True)
+    while done < cfg.steps and not told:
+        done += 1
+        time.sleep(0.1)
+    saved.write_text(str(done))
+    print(f"at step {done}, told {told}", flush=True)
+    return 75 if done < cfg.steps else 0
+
+
+def stumble(cfg: Config) -> int:
+    """Fail until it has been tried `steps` times."""
+    tried = Path(os.environ["NEMO_RUN_DIR"], "tried")
+    count = int(tried.read_text()) + 1 if tried.exists() else 1
+    tried.write_text(str(count))
+    print(f"try {count}", flush=True)
+    return 0 if count >= cfg.steps else 7
+
+
+def deaf(cfg: Config) -> None:
+    """Sleep, with no handler for any signal."""
+    print("sleeping", flush=True)
+    time.sleep(cfg.sleep)
+
+
+def allreduce(cfg: Config) -> None:
+    """Each rank adds its number to the others'."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    total = torch.tensor([float(dist.get_rank())])
+    dist.all_reduce(total)
+    print(f"rank {dist.get_rank()} of {dist.get_world_size()}: sum {int(total)}", flush=True)
+    time.sleep(cfg.sleep)
+    dist.destroy_process_group()
+
+
+app = App("work")
+for function in (speak, look, step, stumble, deaf, allreduce):
+    app.command(function.__name__, Config, function)
+app.command("alone", Config, speak, torchrun=False)
+
+if __name__ == "__main__":
+    app.run()
+'''
+
+ENV = """
+[C]
+executor = "slurm"
+account = "research"
+partition = "batch"
+time = "00:10:00"
+
+[two]
+extends = "C"
+nodes = 2
+nproc_per_node = 2
+
+[preempt]
+extends = "C"
+partition = "preempt"
+
+[short]
+extends = "C"
+partition = "short"
+
+[secret]
+extends = "C"
+secrets = ["WORK_TOKEN"]
+
+[retry]
+extends = "C"
+retries = 2
+
+[undo]
+extends = "C"
+cancel_on_interrupt = true
+"""
+
+
+@dataclass
+class World:
+    """`run("speak", "--run", "C")` is `python work.py speak --run C` in `folder`."""
+
+    folder: Path
+    home: Path
+    slurm: Any
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "work.py", *words],
+            cwd=self.folder,
+            env={**self.environment(), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*words, **env)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NEMO"))}
+        return {**kept, **self.slurm.env, "NEMOTRON_HOME": str(self.home), "OMP_NUM_THREADS": "1", **self.env}
+
+    def batch(self, *words: str, profile: str = "C", **env: str) -> JobFolder:
+        """Submit; job 0 of the run."""
+        done = self.run(*words, "--batch", profile, **env)
+        assert done.returncode == 0, done.stderr
+        return self.job(done.stderr)
+
+    def job(self, stderr: str, number: int = 0) -> JobFolder:
+        match = re.search(r"\d{8}-\d{6}-[\w.-]+-[0-9a-f]{6}", stderr)
+        assert match, stderr
+        return RunFolder(self.home / "runs" / match[0]).job(number)
+
+    def only_run(self) -> RunFolder:
+        (folder,) = (path for path in (self.home / "runs").iterdir() if not path.name.startswith("."))
+        return RunFolder(folder)
+
+    def wait(self, job: JobFolder, *states: str, timeout: float = 120) -> str:
+        """Until the job's own record says one of `states` (any end, if none is named)."""
+        wanted = states or tuple(TERMINAL)
+        return until(
+            lambda: job.state().state if job.state().state in wanted else "", timeout, lambda: str(job.state())
+        )
+
+    def slurm_ids(self, run: RunFolder) -> list[str]:
+        return [found.job for found in submissions.read_all(run.path) if found.job]
+
+    @contextmanager
+    def seen(self, **env: str) -> Iterator[None]:
+        """Within the block this process stands where the launches do: for asking a back end directly."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, text in {**self.slurm.env, "NEMOTRON_HOME": str(self.home), **env}.items():
+                patch.setenv(name, text)
+            yield
+
+    def queue(self, *words: str) -> list[str]:
+        return self.slurm.run("squeue", "-h", *words).split("\n")[:-1]
+
+    def jobs_named(self, name: str) -> int:
+        """How many jobs Slurm's accounting or queue has of this name."""
+        listed = self.slurm.run("squeue", "-h", "-t", "all", f"--name={name}", "-o", "%A").split()
+        accounted = self.slurm.run(
+            "sacct", "-n", "-X", "-P", f"--name={name}", "-S", "now-1hour", "-o", "JobIDRaw"
+        ).split()
+        return len({*listed, *accounted})
+
+    def fake(self, program: str, script: str) -> dict[str, str]:
+        """A PATH on which `program` is `script` ($REAL is the real one)."""
+        bin_folder = self.folder / "bin"
+        bin_folder.mkdir(exist_ok=True)
+        path = bin_folder / program
+        path.write_text(f"#!/bin/bash\nREAL=/usr/bin/{program}\n{script}\n")
+        path.chmod(0o755)
+        return {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
+
+
+def until(check: Callable[[], Any], timeout: float = 60, why: Callable[[], str] = lambda: "") -> Any:
+    """Poll until `check()` gives something true."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {timeout:.0f} s {why()}")
+
+
+def interrupt(process: subprocess.Popen[str]) -> float:
+    """Ctrl-C; the seconds until it had ended."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def world(slurm: Any, tmp_path: Path) -> Iterator[World]:
+    """An empty world; whatever it left in the queue is cancelled afterwards."""
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    folder, home = tmp_path / "app", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir(mode=0o700)
+    (folder / "work.py").write_text(APP)
+    (folder / "env.toml").write_text(ENV)
+    made = World(folder, home, slurm)
+    yield made
+    for run in (home / "runs").glob("2*"):
+        for record in submissions.read_all(run):
+            slurm.run("scancel", f"--name={record.name}", check=False)
+
+
+def fields(text: str) -> Mapping[str, str]:
+    """`scontrol show` output as a mapping."""
+    return dict(part.split("=", 1) for part in text.split() if "=" in part)

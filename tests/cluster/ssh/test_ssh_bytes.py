@@ -1,0 +1,103 @@
+"""What goes over the wire: a log once, code once, and little for a look that finds nothing new."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.execution.reach import reach_for
+
+SIZE = 20_000_000
+CHUNK = 1 << 16
+
+
+class Meter:
+    """A TCP relay to a server that counts what goes through it, both ways."""
+
+    def __init__(self, port: int) -> None:
+        self.moved, self._to = 0, port
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._door.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self) -> None:
+        self._door.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self._door.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._to))
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(CHUNK):
+                self.moved += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+
+@pytest.fixture
+def meter(server: Any) -> Iterator[Meter]:
+    made = Meter(server.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def there(client: Any, server: Any, meter: Meter) -> Any:
+    client.writes(server)
+    config = (client.folder / "config").read_text().replace(f"Port {server.port}", f"Port {meter.port}")
+    (client.folder / "config").write_text(config)
+    (client.folder / "known").write_text(server.knows().replace(str(server.port), str(meter.port)))
+    return reach_for(client.profile(server))
+
+
+def job_with_log(folder: Path, data: bytes) -> Path:
+    job = folder / "runs" / "20261124-171204-r-s-1f03a7" / "jobs" / "0"
+    (job / "logs").mkdir(parents=True)
+    (job / "logs" / "job.log").write_bytes(data)
+    return job
+
+
+def test_following_a_log_moves_its_bytes_once(there: Any, meter: Meter, tmp_path: Path) -> None:
+    data = os.urandom(SIZE)
+    job = job_with_log(tmp_path, data)
+    there.call("ping")
+    began, seen = meter.moved, bytearray()
+    while True:
+        pieces, new = there.call("read_logs", job=str(job), offsets={"job": len(seen)}, limit=CHUNK)
+        if not pieces:
+            break
+        seen += new
+    assert bytes(seen) == data
+    assert meter.moved - began <= 1.1 * SIZE
+
+
+def test_a_look_that_finds_nothing_new_costs_little(there: Any, meter: Meter, tmp_path: Path) -> None:
+    job = job_with_log(tmp_path, b"x" * 1000)
+    there.call("ping")
+    began = meter.moved
+    for _ in range(100):
+        there.call("read_logs", job=str(job), offsets={"job": 1000}, limit=CHUNK)
+    assert (meter.moved - began) / 100 < 1000
+
+
+def test_the_kit_goes_over_the_wire_once(there: Any, meter: Meter) -> None:
+    there.call("ping")
+    first = meter.moved
+    there.close()
+    there.call("ping")
+    assert meter.moved - first < first / 4

@@ -1,0 +1,306 @@
+"""Sweeps on a real Slurm, through ssh too: other people's apps, recipes, and hydra-submitit-launcher over recipes."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+
+APP = """
+import os, signal, sys, time
+from dataclasses import dataclass
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from helper import WORD
+
+
+@dataclass
+class Config:
+    x: float = 1.0
+    how: str = "return"
+
+
+ConfigStore.instance().store("config", Config)
+
+
+@hydra.main(version_base="1.3", config_path=None, config_name="config")
+def main(cfg):
+    assert type(OmegaConf.to_object(cfg)) is Config
+    print("said", WORD, "id", HydraConfig.get().job.id, "rank", os.environ.get("RANK"), flush=True)
+    if cfg.how == "value": raise ValueError("bad", cfg.x)
+    if cfg.how == "exit": sys.exit(3)
+    if cfg.how == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.how == "sleep": time.sleep(60)
+    if cfg.how == "nap": print(time.time()); time.sleep(2); print(time.time())
+    if cfg.how == "env": print("token", os.environ["DEMO_TOKEN"])
+    return [cfg.x, float(os.environ.get("WORLD_SIZE", 1))]
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+SWEEPER = '''
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.told.Told"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="told", node=Conf)
+
+
+class Told(Sweeper):
+    """One batch, a job for each word after how=, and what came back."""
+
+    def setup(self, *, hydra_context, task_function, config):
+        from hydra.core.plugins import Plugins
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        words = [word for word in arguments if not word.startswith("how=")]
+        hows = [how for word in arguments if word.startswith("how=") for how in word[4:].split(",")]
+        for returned in self.launcher.launch([[*words, f"how={how}"] for how in hows], 0):
+            try:
+                print("RETURNED", returned.return_value)
+            except Exception as error:
+                print("RAISED", type(error).__name__, error.args, getattr(error, "exit_code", None))
+'''
+
+RECIPE = """
+from dataclasses import dataclass
+from nemotron.kit import App
+
+
+@dataclass
+class Config:
+    n: float = 1
+    job: str = "${hydra:job.num}"
+
+
+def score(config: Config) -> float:
+    print("scored", config.job)
+    if config.n < 0:
+        raise ValueError("n is negative")
+    return config.n * 2
+
+
+app = App("demo")
+app.command("score", Config, score)
+
+if __name__ == "__main__":
+    app.run()
+"""
+
+ENV = """
+[cli]
+recipes = ["./demo"]
+
+[C]
+executor = "slurm"
+account = "research"
+partition = "batch"
+time = "00:05:00"
+
+[two]
+extends = "C"
+nodes = 2
+nproc_per_node = 2
+
+[undo]
+extends = "C"
+cancel_on_interrupt = true
+
+[far]
+extends = "C"
+tunnel = "ssh"
+host = "nk-plain"
+user = "USER"
+python = "PYTHON"
+remote_job_dir = "ROOT"
+"""
+
+
+class World:
+    def __init__(self, folder: Path, slurm: Any) -> None:
+        self.folder, self.home, self.slurm = folder / "app", folder / "home", slurm
+        (self.folder / "demo").mkdir(parents=True)
+        self.home.mkdir(mode=0o700)
+        (self.folder / "app.py").write_text(APP)
+        (self.folder / "helper.py").write_text("WORD = 'first'\n")
+        (self.folder / "demo" / "__init__.py").write_text("")
+        (self.folder / "demo" / "__main__.py").write_text(RECIPE)
+        text = ENV.replace("USER", getpass.getuser()).replace("PYTHON", sys.executable)
+        (self.folder / "env.toml").write_text(text.replace("ROOT", str(folder / "far")))
+        (folder / "plugins" / "hydra_plugins").mkdir(parents=True)
+        (folder / "plugins" / "hydra_plugins" / "told.py").write_text(SWEEPER)
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
+        self.env = {**kept, **slurm.env, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder / "plugins")}
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, *words: str, code: int = 0, **env: str) -> str:
+        process = self.start(*words, **env)
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == code, f"exit {process.returncode}, expected {code}\n{out}\n{err}"
+        return out + err
+
+    def app(self, *words: str, profile: str = "C", code: int = 0, **env: str) -> str:
+        return self("app.py", "-m", *_launcher(profile), *words, code=code, **env)
+
+    def run(self) -> Path:
+        return sorted(path for path in (self.home / "runs").glob("2*"))[-1]
+
+    def exits(self) -> list[dict[str, Any]]:
+        jobs = sorted((self.run() / "jobs").iterdir(), key=lambda path: int(path.name))
+        return [json.loads((job / "exit.json").read_text()) for job in jobs]
+
+    def log(self, number: int) -> str:
+        return (self.run() / "jobs" / str(number) / "logs" / "job.log").read_text()
+
+    def queued(self) -> list[str]:
+        names = [path.stem for path in self.run().glob("slurm/*.json")]
+        return [
+            name for intent in names for name in self.slurm.run("squeue", "-h", "-o", "%j").split() if intent in name
+        ]
+
+
+def _launcher(profile: str) -> list[str]:
+    return ["hydra/launcher=nemo_run", f"hydra.launcher.profile={profile}", "hydra.sweep.dir=out"]
+
+
+@pytest.fixture
+def world(slurm: Any, tmp_path: Path) -> World:
+    return World(tmp_path, slurm)
+
+
+def test_what_comes_back(world: World) -> None:
+    said = world.app("hydra/sweeper=told", "x=2", "how=return,value,exit,kill")
+    told = [line for line in said.splitlines() if line.startswith(("RETURNED", "RAISED"))]
+    assert told[0] == "RETURNED [2.0, 1.0]"
+    assert told[1] == "RAISED ValueError ('bad', 2.0) None"
+    assert told[2].endswith(" 3")
+    assert told[3].endswith(" 137")
+    assert [record["state"] for record in world.exits()] == ["succeeded", "failed", "failed", "failed"]
+    # One sbatch for all of them; Hydra's job.id is Slurm's, and the user's files have Hydra's own layout.
+    (submission,) = (json.loads(path.read_text()) for path in world.run().glob("slurm/*.json"))
+    assert f"id {submission['job']}_1" in world.log(1)
+    assert "x: 2" in (world.folder / "out" / "3" / ".hydra" / "config.yaml").read_text()
+
+
+def test_what_was_just_edited_runs(world: World) -> None:
+    (world.folder / "helper.py").write_text("WORD = 'edited'\n")
+    process = world.start("app.py", "-m", *_launcher("C"), "how=nap")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(world.home.glob("runs/2*/slurm/*.json")):
+        time.sleep(0.05)
+    (world.folder / "helper.py").write_text("raise SystemExit('edited while it waited')\n")
+    assert process.wait(120) == 0
+    assert "said edited" in world.log(0)
+
+
+def test_so_many_at_a_time(world: World) -> None:
+    world.app("how=nap", "x=range(4)", "hydra.launcher.max_parallel=2")
+    spans = [tuple(float(line) for line in world.log(n).splitlines()[1:3]) for n in range(4)]
+    assert max(sum(1 for a, b in spans if a <= start < b) for start, _ in spans) <= 2
+
+
+def test_two_nodes(world: World) -> None:
+    pytest.importorskip("torch")
+    said = world.app("hydra/sweeper=told", "how=return", profile="two")
+    assert "RETURNED [1.0, 4.0]" in said
+    logs = "".join(path.read_text() for path in (world.run() / "jobs" / "0" / "logs").glob("rank-*.log"))
+    assert all(f"rank {rank}" in logs for rank in range(4))
+    assert len(list((world.folder / "out").glob("*/.hydra"))) == 1
+
+
+def test_a_secret_of_the_environment(world: World) -> None:
+    world.app("hydra.job.env_copy=[DEMO_TOKEN]", "how=env", DEMO_TOKEN="canary-77d1")  # noqa: S106
+    assert "token canary-77d1" in world.log(0)
+    for path in (world.run() / "jobs" / "0" / "logs").iterdir():
+        path.unlink()
+    for root in (world.home, world.folder):
+        for path in root.rglob("*"):
+            assert not path.is_file() or b"canary-77d1" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("profile", ["C", "undo"])
+def test_interrupted(world: World, profile: str) -> None:
+    """Ctrl-C leaves a sweep on a cluster alone, unless its profile says otherwise."""
+    process = world.start("app.py", "-m", *_launcher(profile), "how=sleep", "x=1,2")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        logs = list(world.home.glob("runs/2*/jobs/*/logs/job.log"))
+        if sum("said" in log.read_text() for log in logs) == 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said = "".join(process.communicate(timeout=30))
+    assert time.monotonic() - began < (2 if profile == "C" else 10)
+    assert f"nemotron runs cancel {world.run().name}" in said or profile == "undo"
+    time.sleep(1.0)
+    assert bool(world.queued()) == (profile == "C")
+    world.slurm.run("scancel", "--name", ",".join(world.queued()) or "none", check=False)
+
+
+def test_detached(world: World) -> None:
+    said = world.app("hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
+    assert said.count("RETURNED None") == 2
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(world.run().glob("jobs/*/exit.json"))) < 2:
+        time.sleep(0.1)
+    assert [record["state"] for record in world.exits()] == ["succeeded", "failed"]
+
+
+def test_an_app_through_ssh(world: World, sshd: Any) -> None:
+    said = world.app("hydra/sweeper=told", "x=3", "how=return,value,kill", profile="far", **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
+    told = [line for line in said.splitlines() if line.startswith(("RETURNED", "RAISED"))]
+    assert told[0] == "RETURNED [3.0, 1.0]"
+    assert told[1] == "RAISED ValueError ('bad', 3.0) None"
+    assert told[2].endswith(" 137")
+    assert not (world.folder / "out" / "0").exists()
+    there = world.folder.parent / "far" / "runs" / world.run().name
+    assert (there / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
+    assert (there / "jobs" / "0" / "code" / "helper.py").is_file()
+
+
+@pytest.mark.parametrize("profile", ["C", "far"])
+def test_a_recipe(world: World, sshd: Any, profile: str) -> None:
+    words = ["recipe=demo", "stage=score", "n=1,-1,3", *_launcher(profile)[:2]]
+    said = world("-m", "nemotron_kit", "-m", *words, code=1, **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
+    assert "1 of 3 jobs did not succeed (job 1)" in said
+    assert [record.get("value") for record in world.exits()] == [2.0, None, 6.0]
+    plan = json.loads((world.run() / "plan.json").read_text())
+    assert (plan["recipe"], plan["executor"], plan["kind"]) == ("demo", "slurm", "sweep")
+
+
+@pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
+def test_a_recipe_through_submitit(world: World) -> None:
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=batch", "hydra.launcher.timeout_min=5"]
+    words = ["recipe=demo", "stage=score", "n=1,2", "hydra.launcher.account=research"]
+    said = world("-m", "nemotron_kit", "-m", *words, *launcher, "hydra.launcher.mem_gb=1")
+    assert "of 2 jobs 2 succeeded" in said
+    assert [record["value"] for record in world.exits()] == [2.0, 4.0]

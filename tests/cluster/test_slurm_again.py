@@ -1,0 +1,122 @@
+"""Time limits, preemption and failures on the real Slurm: what runs again does so by itself, and what ended is told
+apart."""
+
+from __future__ import annotations
+
+import time
+
+from nemotron_kit.errors import Unreachable
+from nemotron_kit.execution.attach import record
+from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+
+from .slurm_world import World, until, world  # noqa: F401
+
+
+def run_of(job: JobFolder) -> RunFolder:
+    return RunFolder(job.path.parent.parent)
+
+
+def log(job: JobFolder) -> str:
+    return (job.path / "logs" / "job.log").read_text()
+
+
+def look(job: JobFolder) -> str:
+    """What an observer sees now, and puts on record."""
+    run = run_of(job)
+    try:
+        seen = backend_for(run.plan()).observe(run, [job])
+    except Unreachable:
+        return "unreachable"
+    record([job], seen)
+    return seen[job.number].state
+
+
+def started(job: JobFolder) -> bool:
+    return (job.path / "logs" / "job.log").exists() and "from step" in log(job)
+
+
+def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world: World) -> None:  # noqa: F811
+    # The partition's limit is a minute, the profile asks for ten, the job needs about one and a half.
+    job = world.batch("step", "steps=900", profile="short")
+    run_id = world.slurm_ids(run_of(job))[0]
+    assert world.wait(job, timeout=280) == "succeeded"
+    text = log(job)
+    assert "told ['SIGUSR1']" in text and text.rstrip().endswith("at step 900, told []")
+    assert text.count("from step") >= 2
+    assert world.slurm_ids(run_of(job)) == [run_id], "the segments are one job of Slurm's"
+    assert [entry["state"] for entry in job.history()].count("preempted") == text.count("from step") - 1
+
+
+def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:  # noqa: F811
+    job = world.batch("step", "steps=80", profile="preempt")
+    until(lambda: started(job), 60)
+    time.sleep(1)
+    urgent = world.slurm.run(
+        "sbatch", "--parsable", "-A", "research", "-p", "interactive", "-N2", "--exclusive", "--wrap", "srun sleep 3"
+    ).strip()
+    try:
+        until(lambda: "told ['SIGTERM']" in log(job), 60)
+        assert world.wait(job, timeout=120) == "succeeded"
+    finally:
+        world.slurm.run("scancel", urgent)
+    assert log(job).count("from step") == 2 and "from step 0, restart 1" not in log(job)
+
+
+def test_no_more_segments_than_the_profile_allows(world: World) -> None:  # noqa: F811
+    job = world.batch("step", "steps=9000", "run.env.max_segments=1")
+    until(lambda: started(job), 60)
+    world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
+    assert world.wait(job, "failed", timeout=60) == "failed"
+    assert "stopped with a checkpoint" in str(job.state().error)
+
+
+def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:  # noqa: F811
+    """It saves a checkpoint and asks to go on, as for a preemption; Slurm knows better."""
+    job = world.batch("step", "steps=9000")
+    until(lambda: started(job), 60)
+    number = world.slurm_ids(run_of(job))[0]
+    world.slurm.run("scancel", number)
+    with world.seen():
+        until(lambda: look(job) == "cancelled", 60)
+    assert job.state().state == "cancelled"
+    time.sleep(3)
+    assert world.queue("-j", number) == []
+
+
+def test_a_failure_is_retried_as_often_as_the_profile_says(world: World) -> None:  # noqa: F811
+    good = world.batch("stumble", "steps=3", profile="retry")
+    bad = world.batch("stumble", "steps=9", profile="retry")
+    assert world.wait(good, timeout=150) == "succeeded"
+    assert log(good).count("try") >= 3
+    assert world.wait(bad, "failed", timeout=60) == "failed"
+    assert (bad.path / "tried").read_text() == "3"
+    assert "exit code 7" in str(bad.state().error)
+
+
+def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -> None:  # noqa: F811
+    job = world.batch("deaf", "sleep=4")
+    until(lambda: (job.path / "logs" / "job.log").exists() and "sleeping" in log(job), 60)
+    world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
+    assert world.wait(job) == "succeeded"
+
+
+def test_a_job_over_its_time_limit_says_so(world: World) -> None:  # noqa: F811
+    job = world.batch("deaf", "sleep=600", "run.env.time=00:01:00")
+    with world.seen():
+        until(lambda: look(job) == "failed", 180)
+    assert "time limit" in str(job.state().error)
+
+
+def test_a_lost_node_sends_the_job_back_to_the_queue(world: World) -> None:  # noqa: F811
+    job = world.batch("step", "steps=30", "--run.exclude", "n1")
+    until(lambda: started(job), 60)
+    try:
+        world.slurm.node("kill", "n2")
+        with world.seen():
+            until(lambda: look(job) == "pending", 90)
+    finally:
+        world.slurm.node("start", "n2")
+    assert world.wait(job, timeout=150) == "succeeded"
+    assert log(job).count("from step") == 2

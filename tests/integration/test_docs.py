@@ -1,0 +1,93 @@
+"""The pages under docs/: the guide's commands run as they stand, links lead somewhere, the rooms are the real ones."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from .document.extract import REPOSITORY
+from .document.pages import File, Line, anchors, links, make, steps
+from .document.world import World
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+GUIDE = REPOSITORY / "docs" / "guide.md"
+
+
+@pytest.mark.timeout(900)
+def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    world = World({}, folder, tmp_path / "home")
+    for step in steps(GUIDE):
+        if isinstance(step, File):
+            make(step, folder)
+        elif not step.skipped:
+            world.run(step.text, code=step.code)
+
+
+def test_what_the_guide_claims_of_single_lines(tmp_path: Path) -> None:
+    """The recipe, the artifact and the script that the guide shows print what it says."""
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    world = World({}, folder, tmp_path / "home")
+    for step in steps(GUIDE):
+        if isinstance(step, File) and step.name.startswith(("letters/", "env.toml", "vocabulary", "settings")):
+            make(step, folder)
+    missing = world.run("nemotron letters count", code=2)
+    assert "Make it with: nemotron letters data collect" in missing.err
+    world.run("nemotron letters data collect -c greek")
+    assert world.run("nemotron letters count letter=a").out == "5\n"
+    assert world.run("python -m letters count --letter b").out == "1\n"
+    assert world.run("nemotron letters count data_path=letters_data").out == "0\n"
+    assert world.inputs() == {}
+    assert world.run("python vocabulary.py").out == "2\n"
+    assert world.run("python settings.py lr=0.5 --steps 30").out == "Settings(lr=0.5, steps=30)\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(there), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_fences_keep_the_conventions(page: Path) -> None:
+    for step in steps(page):
+        assert isinstance(step, File | Line)
+
+
+def test_architecture_names_the_rooms_in_the_order_that_is_enforced() -> None:
+    """The picture's rooms are import-linter's layers."""
+    layers = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0][
+        "layers"
+    ]
+    table = re.findall(r"^\| `([^|]+?)` \|", (REPOSITORY / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    rooms = [[f"nemotron_kit.{room}" for room in row.replace("`", "").split(", ")] for row in table]
+    assert rooms == [layer.split(" | ") for layer in layers]
+
+
+def test_each_decision_is_about_half_a_page() -> None:
+    decisions = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    assert len(decisions) >= 6
+    for number, page in enumerate(decisions, 1):
+        assert page.name.startswith(f"{number:04}-")
+        assert 60 <= len(page.read_text().split()) <= 500, page.name
+
+
+def test_every_private_name_of_hydras_that_is_used_stands_in_a_decision() -> None:
+    pages = "".join(page.read_text() for page in (REPOSITORY / "docs" / "decisions").glob("*.md"))
+    private = re.compile(r"from ((?:hydra\._internal|omegaconf\._utils)[\w.]*) import ([\w, ]+)")
+    used = {
+        (module, name.strip())
+        for file in (REPOSITORY / "nemotron_kit").rglob("*.py")
+        for module, names in private.findall(file.read_text())
+        for name in names.split(",")
+    }
+    assert len(used) >= 5
+    assert [name for name in sorted(used) if f"`{name[0]}." not in pages or name[1] not in pages] == []

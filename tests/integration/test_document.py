@@ -1,0 +1,121 @@
+"""The user's document, executed: every snippet of it is completed, run, and judged, or stands on the pending list.
+
+The document is no part of the repository: it lies beside the checkout, or $NEMOTRON_DOCUMENT names it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .document.completions import COMPLETIONS
+from .document.extract import REPOSITORY, USUAL_PLACE, Snippet, find_document, snippets
+from .document.pending import MAY_BE_PENDING, PENDING
+from .document.rows import table
+from .document.world import ENV_TOML, World, environment, my_recipe
+
+ROWS = table()
+
+
+@pytest.fixture(scope="session")
+def document() -> dict[str, Snippet]:
+    path = find_document()
+    if path is None:
+        pytest.skip(f"the user's document is not at {USUAL_PLACE}; $NEMOTRON_DOCUMENT can name it")
+    return snippets(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def prepared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose registry has nano3's tiny data, made once."""
+    folder = tmp_path_factory.mktemp("prepared")
+    World({}, folder, folder / "home").run("nemotron nano3 data prep pretrain -c tiny")
+    return folder / "home"
+
+
+@pytest.fixture
+def world(document: dict[str, Snippet], tmp_path: Path) -> Iterator[World]:
+    (tmp_path / "user").mkdir()
+    yield World(document, tmp_path / "user", tmp_path / "home")
+
+
+def test_snippets_are_found_by_section_and_line() -> None:
+    text = (
+        "# One\n```bash\n# a comment\nls \\\n  -l\npwd\n```\n## Two\n```mermaid\nx\n```\n```python\n# no heading\n```\n"
+    )
+    assert {key: each.text for key, each in snippets(text).items()} == {
+        "One/1:1": "ls -l",
+        "One/1:2": "pwd",
+        "Two/2": "# no heading\n",
+    }
+    for wrong in ("```python\n", "```perl\n```\n", "# A\n```toml\n```\n# A\n```toml\n```\n"):
+        with pytest.raises(ValueError, match=r"/1: "):
+            snippets(wrong)
+
+
+def test_each_snippet_has_a_row_or_is_pending(document: dict[str, Snippet]) -> None:
+    known = [*ROWS, *PENDING]
+    assert sorted(known) == sorted(document)  # sorted lists: none twice, none missing, none too many
+    assert set(COMPLETIONS) <= set(ROWS)
+
+
+def test_the_pending_list_only_shrinks() -> None:
+    assert set(PENDING) <= MAY_BE_PENDING
+    assert all(PENDING.values()), "each with its reason"
+
+
+@pytest.mark.parametrize("key", list(ROWS))
+def test_snippet(key: str, world: World, request: pytest.FixtureRequest) -> None:
+    if ROWS[key].prepared:
+        world.borrow(request.getfixturevalue("prepared_home"))
+    ROWS[key].check(world)
+
+
+@pytest.mark.parametrize("key", list(PENDING))
+def test_what_is_pending_is_refused_in_clear_words(key: str, world: World) -> None:
+    """A line that works belongs in a row: this fails then, so that the list is kept true."""
+    _with_cluster(world, key)
+    refused = world.run_line(key, code=None)
+    assert refused.code != 0 and refused.err.startswith("error: "), f"{key} works: give it a row"
+    assert not world.runs()
+
+
+@pytest.mark.parametrize("key", [key for key in PENDING if not key.startswith("Nested Groups/")])
+def test_what_is_pending_on_a_cluster_can_be_planned(key: str, world: World) -> None:
+    _with_cluster(world, key)
+    plan = world.run_line(key, " --dry-run --json").json
+    assert (plan["profile"], plan["executor"]) == ("MY-CLUSTER", "slurm")
+    assert plan["mode"] == ("batch" if "--batch" in world.text(key) else "run")
+    assert plan["problems"], "what stops the real launch is listed"
+
+
+def _with_cluster(world: World, key: str) -> None:
+    """env.toml with the document's profile, and the document's recipe where the line means it."""
+    recipe = ENV_TOML + "\n" if "myrecipe" in world.text(key) else ""
+    if recipe:
+        my_recipe(world)
+    world.write("env.toml", recipe + world.text("NeMo-Run Integration/2"))
+
+
+def test_uv_run(document: dict[str, Snippet], tmp_path: Path) -> None:
+    """The literal words, in a clone. Without uv's default group, which is torch and a download of gigabytes."""
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+    env = {**environment(tmp_path / "home"), "UV_NO_DEFAULT_GROUPS": "1", "UV_CACHE_DIR": str(tmp_path / "cache")}
+    line = document["Examples/1:6"].text + " --dry-run"
+    assert line.startswith("uv run nemotron ")
+    env = {key: value for key, value in env.items() if key != "VIRTUAL_ENV"}
+    env["PATH"] = f"{Path(uv).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(["bash", "-c", line], cwd=clone, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "train_iters: 5000" in done.stdout
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert status.stdout == "", "nothing that git would see is left behind"

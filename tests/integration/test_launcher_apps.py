@@ -1,0 +1,365 @@
+"""`hydra/launcher=nemo_run` under other people's @hydra.main apps: what a job sees, what comes back, what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+APP = """
+import enum, logging, multiprocessing, os, signal, sys, threading, time
+from dataclasses import dataclass, field
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, OmegaConf
+import sibling
+
+LOCK = threading.Lock()          # nothing that a pickle of the program could carry
+OmegaConf.register_new_resolver("twice", lambda x: 2 * x)
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Optimizer:
+    lr: float = 0.1
+
+
+@dataclass
+class Config:
+    x: float = 1.0
+    double: float = "${twice:${x}}"
+    color: Color = Color.RED
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    how: str = "return"
+    job: str = "${hydra:job.num}"
+
+
+class Odd(Exception):
+    pass
+
+
+ConfigStore.instance().store("config", Config)
+
+
+def square(x):
+    return x * x
+
+
+@hydra.main(version_base="1.3", config_path=None, config_name="config")
+def main(cfg):
+    typed = OmegaConf.to_object(cfg)
+    assert type(typed) is Config and type(typed.optimizer) is Optimizer and typed.color in Color
+    assert sibling.VALUE == 7 and cfg.job == str(HydraConfig.get().job.num)
+    logging.getLogger("app").info("pid %d double %s", os.getpid(), cfg.double)
+    with LOCK:
+        match cfg.how:
+            case "value": raise ValueError("x is bad", cfg.x)
+            case "odd": raise Odd("only this program knows me")
+            case "exit": sys.exit(3)
+            case "exit0": sys.exit()
+            case "kill": os.kill(os.getpid(), signal.SIGKILL)
+            case "object": return LOCK
+            case "pool":
+                with multiprocessing.get_context("spawn").Pool(2) as pool:
+                    return sum(pool.map(square, [1, 2, 3]))
+            case "env": print("env", os.environ["DEMO_TOKEN"], os.environ["PLAIN"], os.environ["SET"])
+            case "sleep":
+                print("sleeping", flush=True); time.sleep(60)
+    return {"x": cfg.x, "double": cfg.double, "list": [1, (2, 3)], "color": cfg.color.name}
+
+
+if __name__ == "__main__":
+    print("before")
+    main()
+    print("after")
+"""
+
+SWEEPER = '''
+from dataclasses import dataclass
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+
+
+@dataclass
+class Conf:
+    _target_: str = "hydra_plugins.told.Told"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="told", node=Conf)
+
+
+class Told(Sweeper):
+    """Two batches, and what each job handed back, in words."""
+
+    def setup(self, *, hydra_context, task_function, config):
+        from hydra.core.plugins import Plugins
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments):
+        words = [word for word in arguments if not word.startswith("how=")]
+        hows = [how for word in arguments if word.startswith("how=") for how in word[4:].split(",")]
+        half = (len(hows) + 1) // 2
+        for first, batch in ((0, hows[:half]), (half, hows[half:])):
+            if not batch:
+                continue
+            for returned in self.launcher.launch([[*words, f"how={how}"] for how in batch], first):
+                try:
+                    print("RETURNED", returned.return_value)
+                except Exception as error:
+                    code = getattr(error, "exit_code", None)
+                    print("RAISED", type(error).__name__, error.args, code, len(getattr(error, "__notes__", [])))
+'''
+
+CANARY = "canary-a81c"
+VIA = [
+    pytest.param("nemo_run", marks=pytest.mark.skipif(not find_spec("nemo_run"), reason="NeMo-Run is not installed")),
+    "kit",
+]
+
+
+class App:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder / "app", folder / "home"
+        (self.folder / "pkg").mkdir(parents=True)
+        (self.folder / "app.py").write_text(APP)
+        (self.folder / "sibling.py").write_text("VALUE = 7\n")
+        (self.folder / "pkg" / "train.py").write_text(APP.replace("import sibling", "from . import sibling"))
+        (self.folder / "pkg" / "sibling.py").write_text("VALUE = 7\n")
+        plugins = folder / "plugins" / "hydra_plugins"
+        plugins.mkdir(parents=True)
+        (plugins / "told.py").write_text(SWEEPER)
+        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder / "plugins")}
+
+    def words(self, *words: str, via: str = "kit") -> list[str]:
+        launcher = ["hydra/launcher=nemo_run", f"hydra.launcher.via={via}", "hydra.sweep.dir=out"]
+        return [sys.executable, *words, "-m", *launcher]
+
+    def __call__(self, *words: str, code: int = 0, via: str = "kit", **env: str) -> subprocess.CompletedProcess[str]:
+        program = next(i for i, word in enumerate(words) if "=" not in word and not word.startswith("-m"))
+        line = [*self.words(*words[: program + 1], via=via), *words[program + 1 :]]
+        done = subprocess.run(
+            line, cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def run(self) -> Path:
+        (run,) = (self.home / "runs").iterdir()
+        return run
+
+    def log(self, number: int) -> str:
+        return (self.run() / "jobs" / str(number) / "logs" / "job.log").read_text()
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_a_sweep_of_a_program(app: App, via: str) -> None:
+    done = app("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via)
+    assert done.stdout.count("before") == 1
+    assert done.stdout.count("after") == 1
+    pids = set()
+    for number in range(3):
+        log = app.log(number)
+        assert f"double {2.0 * (number + 1)}" in log
+        assert "after" not in log
+        pids.add(log.split("pid ")[1].split()[0])
+        folder = app.folder / "out" / str(number)
+        assert sorted(path.name for path in (folder / ".hydra").iterdir()) == [
+            "config.yaml", "hydra.yaml", "overrides.yaml"]  # fmt: skip
+        assert "double" in (folder / "app.log").read_text()
+        answer = json.loads((app.run() / "jobs" / str(number) / "answer.json").read_text())
+        assert answer["value"] == {"x": number + 1, "double": 2 * number + 2, "list": [1, [2, 3]], "color": "BLUE"}
+    assert len(pids) == 3
+
+
+def test_a_sweep_of_a_module(app: App) -> None:
+    app("-m", "pkg.train", "x=4,5")
+    assert "double 10" in app.log(1)
+
+
+@pytest.mark.parametrize("via", VIA)
+def test_what_comes_back_to_a_sweeper(app: App, via: str) -> None:
+    hows = "how=return,value,odd,exit,exit0,kill,object,pool"
+    done = app("app.py", "hydra/sweeper=told", "x=2", hows, via=via)
+    said = [line for line in done.stdout.splitlines() if line.startswith(("RETURNED", "RAISED"))]
+    assert said == [
+        "RETURNED {'x': 2.0, 'double': 4.0, 'list': [1, [2, 3]], 'color': 'RED'}",
+        "RAISED ValueError ('x is bad', 2.0) None 1",
+        "RAISED JobFailed ('Odd: only this program knows me', 1) 1 1",
+        f"RAISED JobFailed {said[3].partition('JobFailed ')[2]}",
+        "RETURNED None",
+        f"RAISED JobFailed {said[5].partition('JobFailed ')[2]}",
+        "RETURNED None",
+        "RETURNED 14",
+    ]
+    assert said[3].endswith("3) 3 0")
+    assert "exit code 3" in said[3]
+    assert said[5].endswith("137) 137 0")
+    assert "#6 it returned a _thread.lock" in done.stdout
+    # One sweep is one record, however many batches there were.
+    states = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text())["state"] for n in range(8)]
+    assert states == ["succeeded", *["failed"] * 3, "succeeded", "failed", "succeeded", "succeeded"]
+    plan = json.loads((app.run() / "plan.json").read_text())
+    assert (plan["kind"], plan["recipe"], plan["executor"]) == ("sweep", "app", "local")
+
+
+def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:
+    done = app("app.py", "how=return,value", code=1)
+    assert "ValueError: ('x is bad', 1.0)" in done.stderr
+    assert "In the job:" in done.stderr
+    assert 'raise ValueError("x is bad", cfg.x)' in done.stderr
+    assert "succeeded: how=return" in done.stdout
+
+
+def test_secrets_of_the_environment_are_in_no_file(app: App) -> None:
+    words = ["hydra.job.env_copy=[DEMO_TOKEN,PLAIN]", "+hydra.job.env_set.SET=fixed", "how=env"]
+    app("app.py", *words, DEMO_TOKEN=CANARY, PLAIN="seen")
+    assert f"env {CANARY} seen fixed" in app.log(0)
+    (app.run() / "jobs" / "0" / "logs" / "job.log").unlink()
+    for root in (app.home, app.folder):
+        for path in root.rglob("*"):
+            assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (app.run() / "jobs").rglob("*") if path.is_file())
+
+
+def test_text_travels_in_files_alone(app: App) -> None:
+    text = 'a b\'c "d" $(touch PWN) `touch PWN` ; touch PWN'
+    quoted = "'" + text.replace("'", "\\'") + "'"
+    app("app.py", f"how={quoted}", "hydra.sweep.subdir='${hydra.job.num} $(touch PWN)'")
+    assert (app.folder / "out" / "0 $(touch PWN)" / ".hydra").is_dir()
+    assert text in json.dumps((app.run() / "jobs/0/config.yaml").read_text()).replace('\\"', '"').replace("''", "'")
+    assert not list(app.folder.rglob("PWN"))
+
+
+def test_so_many_at_a_time(app: App) -> None:
+    (app.folder / "slow.py").write_text(
+        "import hydra, time\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n    print(time.time()); time.sleep(0.5); print(time.time())\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    app("slow.py", "+n=range(5)", "hydra.launcher.max_parallel=2")
+    spans = sorted(tuple(float(line) for line in app.log(number).split()) for number in range(5))
+    at_once = [sum(1 for a, b in spans if a <= start < b) for start, _ in spans]
+    assert max(at_once) == 2
+
+
+def test_a_metric_as_the_value(app: App) -> None:
+    (app.folder / "metric.py").write_text(
+        "import hydra, json, os\n"
+        "from hydra.core.config_store import ConfigStore\n"
+        "ConfigStore.instance().store('config', {'how': 0})\n"
+        "@hydra.main(version_base='1.3', config_path=None, config_name='config')\n"
+        "def main(cfg):\n"
+        "    with open(os.environ['NEMO_RUN_DIR'] + '/metrics.jsonl', 'w') as f:\n"
+        "        for step in range(3): print(json.dumps({'step': step, 'loss': cfg.how - step}), file=f)\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    done = app("metric.py", "hydra/sweeper=told", "how=10", "hydra.launcher.objective=loss")
+    assert "RETURNED 8" in done.stdout
+
+
+def test_the_settings_stand_in_hydras_place(app: App) -> None:
+    line = [sys.executable, "app.py", "hydra/launcher=nemo_run", "hydra.launcher.max_parallel=8", "--cfg", "hydra"]
+    page = subprocess.run(
+        [*line, "--package", "hydra.launcher"], cwd=app.folder, env=app.env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "max_parallel: 8" in page
+    assert "profile: null" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["hydra.launcher.profile=nowhere"], "env.toml"),
+        (["hydra.launcher.max_parallel=0"], "max_parallel: expected at least 1"),
+        (["hydra.launcher.via=magic"], "expected one of nemo_run, kit"),
+        (["+hydra.launcher.env.nodez=2"], "nodez"),
+        (["hydra.launcher.nonsense=1"], "nonsense"),
+    ],
+)
+def test_a_wrong_setting_leaves_nothing(app: App, words: list[str], text: str) -> None:
+    done = app("app.py", "x=1,2", *words, code=1)
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((app.home / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("via", VIA)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(app: App, via: str, number: signal.Signals) -> None:
+    line = [*app.words("app.py", via=via), "how=sleep", "x=range(4)", "hydra.launcher.max_parallel=2"]
+    process = subprocess.Popen(
+        line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        logs = list((app.home / "runs").glob("*/jobs/*/logs/job.log"))
+        if sum("sleeping" in log.read_text() for log in logs) == 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    started = time.monotonic()
+    process.communicate(timeout=20)
+    assert time.monotonic() - started < 10
+    assert process.returncode in ((-2, 130) if number == signal.SIGINT else (143,))
+    exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(4)]
+    assert [record["state"] for record in exits] == ["cancelled"] * 4
+    assert not _processes_of(app)
+
+
+def test_killed_outright(app: App) -> None:
+    """The launch gets no chance to say anything: its jobs end all the same."""
+    line = [*app.words("app.py"), "how=sleep", "x=range(3)", "hydra.launcher.max_parallel=1"]
+    process = subprocess.Popen(line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((app.home / "runs").glob("*/jobs/0/logs/job.log")):
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while time.monotonic() < deadline and _processes_of(app):
+        time.sleep(0.1)
+    assert not _processes_of(app)
+    exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(3)]
+    assert [record["state"] for record in exits] == ["cancelled"] * 3
+
+
+def test_detached(app: App) -> None:
+    done = app("app.py", "hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
+    assert done.stdout.count("RETURNED None") == 2
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(app.run().glob("jobs/*/exit.json"))) < 2:
+        time.sleep(0.1)
+    states = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text())["state"] for n in range(2)]
+    assert states == ["succeeded", "failed"]
+
+
+def _processes_of(app: App) -> list[str]:
+    """Command lines of processes that name this app's folders."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(app.home) in line:
+            found.append(line)
+    return found

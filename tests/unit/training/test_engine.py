@@ -1,0 +1,209 @@
+"""Whole runs in this process: a few steps of a very small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.training import (
+    CheckpointConfig,
+    LoggerConfig,
+    Outcome,
+    Preempted,
+    PretrainConfig,
+    SchedulerConfig,
+    TrainConfig,
+    pretrain,
+)
+from nemotron_kit.training.metrics import Reporter
+
+MODEL: dict[str, Any] = {
+    "hybrid_override_pattern": "ME*",
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "mamba_num_heads": 2,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 8,
+    "n_groups": 1,
+    "chunk_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> PretrainConfig:
+    monkeypatch.delenv("NEMO_RUN_DIR", raising=False)
+    return PretrainConfig(
+        recipe={"per_split_data_args_path": str(tiny_data)},
+        model=dict(MODEL),
+        dataset={"seq_length": 32},
+        train=TrainConfig(train_iters=4, global_batch_size=8, micro_batch_size=4, lr=0.01),
+        scheduler=SchedulerConfig(lr_warmup_iters=1),
+        checkpoint=CheckpointConfig(save=str(tmp_path / "save")),
+        logger=LoggerConfig(log_interval=2),
+    )
+
+
+def into(config: PretrainConfig, folder: str, **train: Any) -> PretrainConfig:
+    """The same run in a folder of its own, with other `train` values."""
+    save = str(Path(str(config.checkpoint.save)).parent / folder)
+    return replace(config, checkpoint=CheckpointConfig(save=save), train=replace(config.train, **train))
+
+
+def weights(outcome: Outcome) -> dict[str, Any]:
+    return load_file(outcome.path / "model.safetensors")
+
+
+def rows(config: PretrainConfig) -> list[dict[str, Any]]:
+    path = Path(str(config.checkpoint.save)) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_same_config_is_the_same_model_and_another_seed_is_not(config: PretrainConfig) -> None:
+    runs = [pretrain(into(config, name, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    files = [(run.path / "model.safetensors").read_bytes() for run in runs]
+    assert files[0] == files[1] != files[2]
+    assert runs[0].valid_loss == runs[1].valid_loss
+    assert (runs[0].step, runs[0].tokens) == (4, 4 * 8 * 32)
+
+
+def test_micro_batches_add_up(config: PretrainConfig) -> None:
+    whole, parts = (pretrain(into(config, f"m{size}", micro_batch_size=size)) for size in (8, 2))
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert parts.valid_loss == pytest.approx(whole.valid_loss, rel=1e-3)
+
+
+def test_precision_can_change_from_run_to_run(config: PretrainConfig) -> None:
+    full, half = pretrain(into(config, "fp32")), pretrain(into(config, "bf16", precision="bf16"))
+    assert half.valid_loss == pytest.approx(full.valid_loss, rel=0.03) and half.valid_loss != full.valid_loss
+    assert {str(tensor.dtype) for tensor in weights(half).values()} == {"torch.float32"}
+    assert pretrain(into(config, "again")).valid_loss == full.valid_loss
+
+
+def test_experts_are_balanced_while_training(config: PretrainConfig) -> None:
+    name = next(name for name in weights(pretrain(config)) if "e_score_correction_bias" in name)
+    moved = weights(pretrain(into(config, "on")))[name]
+    still = weights(pretrain(into(config, "off", moe_router_bias_update_rate=0.0)))[name]
+    assert still.abs().max() == 0
+    assert 0 < moved.abs().max() <= 4e-3 + 1e-6
+
+
+def test_rows_say_what_happened(config: PretrainConfig) -> None:
+    config.train.eval_interval = 2
+    outcome = pretrain(config)
+    losses = [row for row in rows(config) if "loss" in row]
+    assert [row["step"] for row in losses] == [2, 4]
+    assert {"lr", "tokens_per_second", "tokens", "elapsed", "grad_norm"} <= set(losses[0])
+    assert losses[1]["tokens"] == 1024 and losses[1]["loss"] == outcome.loss
+    assert [row["step"] for row in rows(config) if "valid_loss" in row] == [2, 4]
+
+
+def test_a_valid_split_may_be_missing(config: PretrainConfig, tiny_data: Path) -> None:
+    blend = json.loads(tiny_data.read_text())
+    tiny_data.write_text(json.dumps({"train": blend["train"], "valid": None}))
+    assert pretrain(config).valid_loss is None
+
+
+def test_given_weights_are_where_a_new_run_starts(config: PretrainConfig) -> None:
+    first = pretrain(config)
+    second = into(config, "second", train_iters=1, lr=1e-9)
+    second.checkpoint.pretrained_checkpoint = str(first.path)
+    assert pretrain(second).valid_loss == pytest.approx(first.valid_loss, abs=1e-4)
+    third = into(config, "third", train_iters=1, lr=1e-9)
+    third.checkpoint.load, third.checkpoint.finetune = str(config.checkpoint.save), True
+    outcome = pretrain(third)
+    assert outcome.valid_loss == pytest.approx(first.valid_loss, abs=1e-4) and outcome.step == 1
+
+
+def test_given_weights_of_another_shape_are_refused(config: PretrainConfig) -> None:
+    first = pretrain(config)
+    second = into(config, "second")
+    second.model = {**MODEL, "hidden_size": 64}
+    second.checkpoint.pretrained_checkpoint = str(first.path)
+    with pytest.raises(UserError, match=r"a different model: model\.hidden_size is 32 there and 64 here"):
+        pretrain(second)
+
+
+def test_without_save_the_model_goes_to_the_job(config: PretrainConfig, tmp_path: Path, monkeypatch) -> None:
+    config.checkpoint.save = None
+    with pytest.raises(UserError, match=r"checkpoint\.save is not set"):
+        pretrain(config)
+    monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "job"))
+    outcome = pretrain(config)
+    assert outcome.path == tmp_path / "job/pretrain/model-00000004"
+    assert sorted(path.name for path in (tmp_path / "job").rglob("*-0*")) == ["model-00000004"]
+    assert (tmp_path / "job/metrics.jsonl").is_file()
+
+
+def test_divergence_is_an_error_and_never_a_checkpoint(config: PretrainConfig) -> None:
+    config.train = replace(config.train, lr=1e30, clip_grad=0.0, train_iters=20)
+    config.checkpoint.save_interval = 1
+    with pytest.raises(
+        NemotronError,
+        match=r"(The loss|The gradients' norm) is (nan|inf) at step \d+: training has diverged[\s\S]*train\.lr",
+    ):
+        pretrain(config)
+    for path in Path(str(config.checkpoint.save)).glob("step-*/model/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_stopped_after_any_step_the_rest_is_the_same(config: PretrainConfig, monkeypatch, step: int) -> None:
+    whole = pretrain(into(config, "whole"))
+    broken = into(config, "broken")
+    done = []
+
+    def stop_there(_: Reporter) -> None:
+        done.append(True)
+        if len(done) == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "advance", stop_there)
+        with pytest.raises(
+            Preempted, match=rf"Stopped by SIGUSR1 after step {step} of 4; saved in .*broken"
+        ) as stopped:
+            pretrain(broken)
+    assert stopped.value.exit_code == 75
+    rest = pretrain(broken)
+    assert (rest.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert (rest.loss, rest.valid_loss) == (whole.loss, whole.valid_loss)
+    losses = [
+        [(row["step"], row["loss"]) for row in rows(into(config, name)) if "loss" in row]
+        for name in ("whole", "broken")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_old_checkpoints_go_and_models_stay(config: PretrainConfig) -> None:
+    config.checkpoint.save_interval, config.checkpoint.most_recent_k = 1, 2
+    pretrain(config)
+    names = sorted(path.name for path in Path(str(config.checkpoint.save)).iterdir())
+    assert names == ["metrics.jsonl", "model-00000004", "step-00000003", "step-00000004"]
+
+
+def test_a_folder_that_can_not_be_written_to_is_named_before_any_work(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.checkpoint.save = str(tmp_path / "file/save")
+    with pytest.raises(UserError, match=r"checkpoint\.save: .*/file/save can't be written to: Not a directory"):
+        pretrain(config)
+
+
+def test_a_mistake_in_the_model_leaves_nothing_behind(config: PretrainConfig) -> None:
+    config.model["hiden_size"] = 8
+    with pytest.raises(UserError, match="did you mean hidden_size"):
+        pretrain(config)
+    assert not Path(str(config.checkpoint.save)).exists()
