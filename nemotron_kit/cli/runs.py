@@ -148,6 +148,7 @@ def as_json(run: RunSummary) -> dict[str, Any]:
         "exit_code": run.code,
         "jobs": run.jobs,
         "error": run.error,
+        "reason": run.reason,
         "folder": str(runs_root() / run.id),
     }
 
@@ -177,7 +178,8 @@ def _row(run: RunSummary) -> list[str]:
     took = short_span(duration(run.started, run.finished, run.state))
     code = "" if run.code is None else str(run.code)
     sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
-    return [run.id, f"{job}{sweep}", run.state, age, took, code, run.error or ""]
+    why = run.error or (f"waits for {run.reason}" if run.reason else "")
+    return [run.id, f"{job}{sweep}", run.state, age, took, code, why]
 
 
 def _say_more(options: Any, shown: int) -> None:

@@ -136,7 +136,10 @@ def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
                 f"{slot}: {old.label} was read from another registry than the one where the job would run now.",
                 hint=f"Name what is meant there: --art.{slot} NAME:vN.",
             )
-        if (new.digest, new.path if new.version is None else None) != (old.digest, old.path if old.version is None else None):
+        if (new.digest, new.path if new.version is None else None) != (
+            old.digest,
+            old.path if old.version is None else None,
+        ):
             raise UserError(
                 f"{slot}: {old.label} is not what {recorded.run.id} read: sha256 {str(new.digest)[:12]}, and it was "
                 f"{str(old.digest)[:12]}.",

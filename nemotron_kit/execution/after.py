@@ -15,7 +15,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError
-from nemotron_kit.execution.ledger import HERE, Sight, refresh, run_standing, standing, target_of
+from nemotron_kit.execution.ledger import ENDED, HERE, Sight, refresh, run_standing, standing, target_of
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -83,7 +83,9 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
         states = {run.id: run_standing(run, sights.get(run.id)) for run in runs}
         for run_id, state in states.items():
             if state in _NEVER:
-                raise NemotronError(f"it did not start: {run_id}, which it was to start after, {_ended(state)}.")
+                raise NemotronError(
+                    f"it did not start: {run_id}, which it was to start after, {ENDED.get(state, f'is {state}')}."
+                )
         if all(state == "succeeded" for state in states.values()):
             return
         if not told:
@@ -100,10 +102,6 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
     sys.stderr.write(f"waits for {reason}\n")
     if job is not None:
         job.transition("pending", process=process_facts(), reason=reason)
-
-
-def _ended(state: str) -> str:
-    return {"failed": "failed", "cancelled": "was cancelled"}.get(state, f"is {state}")
 
 
 def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:

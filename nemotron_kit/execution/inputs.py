@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def verified_inputs(job: JobFolder) -> dict[str, Pin]:
-    """The pins of a job by slot; what another run had not saved at launch is pinned now. Raises UserError when one's files are no longer what its version says."""
+    """The pins of a job by slot; what another run had not saved at launch is pinned now.
+
+    Raises UserError when one's files are no longer what its version says.
+    """
     from nemotron_kit.artifacts.pin import Pin
     from nemotron_kit.artifacts.registry import open_registry
 

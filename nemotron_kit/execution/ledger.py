@@ -18,13 +18,14 @@ from nemotron_kit.execution.attach import record
 from nemotron_kit.execution.backends.base import Backend, Observation, backend_for
 from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.seen import Seen
-from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import DamagedRecord
 from nemotron_kit.runs.states import DAMAGED, TERMINAL, JobState, run_state
 
 HERE = "local"
 LOST = "unreachable"
+ENDED = {"failed": "failed", "cancelled": "was cancelled"}
 # What a record says where nothing is known: the state before it is the last known one.
 _UNKNOWN = (LOST, "unknown")
 # What makes two profiles' jobs answerable in one question.
@@ -156,7 +157,7 @@ def _each(backend: Backend, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[i
 def _record(
     run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float
 ) -> None:
-    known = {number: o for number, o in seen.items() if o.state != LOST}
+    known = {number: _explained(plan, o) for number, o in seen.items() if o.state != LOST}
     ended = [job for job in jobs if job.number in known and known[job.number].state in TERMINAL]
     # What they left can still be fetched by whoever looks at the run; that they have ended is known now.
     with suppress(NemotronError):
@@ -164,9 +165,23 @@ def _record(
     record(jobs, known, asked)
 
 
+def _explained(plan: Mapping[str, Any], seen: Observation) -> Observation:
+    """A job that its scheduler dropped because another one did not succeed says so."""
+    if seen.state != "cancelled" or not plan.get("dependency"):
+        return seen
+    for run_id in plan.get("after") or ():
+        state = RunFolder(runs_root() / str(run_id)).state()
+        if state in ("failed", "cancelled"):
+            return replace(seen, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}.")
+    return seen
+
+
 def _updated(run: RunFolder, sight: Sight) -> RunSummary:
     summary = run.summary()
     state = run_standing(run, sight)
+    if summary.state == "pending" and state == "pending":
+        reasons = [o.reason for o in sight.observed.values() if o.state == "pending" and o.reason]
+        return replace(summary, reason=next(iter(reasons), summary.reason))
     if summary.state == DAMAGED or state != LOST:
         return summary
     known = next((s for s in (standing(job, sight) for job in run.jobs()) if s.state == LOST), None)

@@ -23,7 +23,8 @@ from nemotron_kit.runs.states import DAMAGED, now_iso, parse_time, run_state
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a listing shows of a run. Times in seconds since the epoch; `error` says why it failed or is damaged."""
+    """What a listing shows of a run. Times in seconds since the epoch; `error` says why it failed or is damaged,
+    `reason` what a pending one waits for."""
 
     id: str
     state: str
@@ -37,6 +38,7 @@ class RunSummary:
     code: int | None = None
     jobs: int = 0
     error: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class RunFolder:
             code=next((job.code for job in jobs if job.code), 0 if state == "succeeded" else None),
             jobs=len(jobs),
             error=next((str(job.error) for job in jobs if job.error), None),
+            reason=next((_text(job.facts.get("reason")) for job in jobs if job.state == "pending"), None),
         )
 
 

@@ -65,6 +65,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     model_config(data.model)  # refused before anything is written
     if ranks.rank() == 0:
         prepare_output(folder)
+    ranks.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         with StopRequest() as stop:
             return _train(config, data, same, start, folder, stop)

@@ -18,6 +18,26 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def join() -> None:
+    """Open the process group, if torchrun started more than one process.
+
+    torchrun keeps one store for all its restarts, in which a process that comes up quickly can still find its peers'
+    addresses from before the restart, and wait for the dead. So a restart gets names of its own there; where more than
+    one node takes part, whose launchers count restarts each for themselves, the names are torch's.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if world_size() == 1 or _joined():
+        return
+    store, number, size = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size)
+
+
 def _joined() -> bool:
     import torch.distributed as dist
 

@@ -60,9 +60,7 @@ class Slurm:
             raise Unreachable(str(lost[0]))
         return seen
 
-    def observe_many(
-        self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]
-    ) -> dict[str, dict[int, Observation]]:
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → what is known of it, in one squeue and one sacct at most. A job that Slurm was not
         able to say anything of is `unreachable`. Raises Unreachable when the target does not answer."""
         places = {run.id: _target(run) for run, _ in runs}

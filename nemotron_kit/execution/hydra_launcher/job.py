@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     packet = read_packet(folder)
     packet.check_versions()
-    sys.argv, sys.path[:] = list(packet.argv), list(packet.sys_path)
+    sys.argv = list(packet.argv)
+    # The launch's way of finding modules, then this environment's own; not the folder that `-m` put in front.
+    sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path[1:] if entry not in packet.sys_path)]
     run = Job(packet, folder)
     try:
         if packet.kind == PROGRAM:

@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.execution.backends.base import Backend, backend_for
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution.hydra_launcher.answer import read_answer
+from nemotron_kit.execution.hydra_launcher.elsewhere import run_elsewhere
 from nemotron_kit.execution.hydra_launcher.local import Carried
-from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
+from nemotron_kit.execution.hydra_launcher.point import Point
 from nemotron_kit.execution.hydra_launcher.program import ProgramPlanner
 from nemotron_kit.execution.hydra_launcher.recipe import RecipePlanner, RecipeTask
+from nemotron_kit.execution.hydra_launcher.record import add_jobs, sweep_record, write_plan
 from nemotron_kit.execution.hydra_launcher.settings import Settings, carried_by
-from nemotron_kit.execution.hydra_launcher.watch import watch
 from nemotron_kit.execution.launch import refuse_problems
 from nemotron_kit.execution.signals import Terminated, term_raises
-from nemotron_kit.plan.plan import Plan
-from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.ids import new_run_id
 from nemotron_kit.runs.job import JobFolder
 
 log = logging.getLogger("nemotron_kit.launcher")
-# What plan.json has of one job's plan, and a sweep's has not.
-_ONE_JOBS = (
-    "files",
-    "config",
-    "launch_command",
-    "job_folder",
-    "environment",
-    "problems",
-    "notes",
-    "captured_at_launch",
-)
 
 
 class Planner(Protocol):
     """Makes the point of one composed job."""
 
-    def point(self, config: Any, number: int) -> Point:
-        """`config` holds Hydra's own node too. Raises UserError for what can't be launched."""
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """`hydra` is Hydra's own node. Raises UserError for what can't be launched."""
 
 
 @contextmanager
@@ -70,7 +53,7 @@ class Sweep:
         self.config, self.context, self.task, self.settings = config, context, task, settings
         self._carried: Carried | None = None
         self._kind, here = carried_by(settings), _expected_here(config, settings)
-        self.run = _record(config, task)
+        self.run = sweep_record(config, task)
         if here:
             with self._environment():
                 self._carrier()  # NeMo-Run is imported there while the jobs are composed here
@@ -92,7 +75,7 @@ class Sweep:
 
     def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
         planner = self._planner()
-        points = [planner.point(self._composed(o, n), n) for n, o in enumerate(job_overrides, first)]
+        points = [planner.point(*self._composed(o, n), n) for n, o in enumerate(job_overrides, first)]
         executors = sorted({point.plan.executor for point in points})
         if len(executors) > 1:
             raise UserError(f"One sweep goes to one executor; this one names {', '.join(executors)}.")
@@ -105,61 +88,45 @@ class Sweep:
             return RecipePlanner(self.task, self.settings)
         return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.run.id)
 
-    def _composed(self, overrides: Sequence[str], number: int) -> Any:
-        from omegaconf import open_dict
+    def _composed(self, overrides: Sequence[str], number: int) -> tuple[Any, Any]:
+        """The job's config, and Hydra's node, which was a part of it."""
+        from omegaconf import flag_override, open_dict
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = f"job_{number}"
-            config.hydra.job.num = number
-        return config
+        hydra = config._get_node("hydra")
+        with open_dict(hydra):
+            hydra.job.id = f"job_{number}"
+            hydra.job.num = number
+        with flag_override(config, "readonly", False), open_dict(config):
+            del config["hydra"]
+        return config, hydra
 
     def _run(self, points: Sequence[Point]) -> list[JobFolder]:
         """Make the jobs' folders and run them to their ends, or submit them and leave them alone."""
-        plan = points[0].plan
-        here, detached = plan.executor == "local", self._is_detached(points[0])
-        self._write_plan(points)
-        texts = [{**point.plan.files, **point.texts} for point in points]
-        attached = here and not detached
-        jobs = [self.run.add_job(p.plan.job, text, attached=attached) for p, text in zip(points, texts, strict=True)]
-        numbers, shown = [job.number for job in jobs], {point.plan.job: point.words for point in points}
+        plan, detached = points[0].plan, self._is_detached(points[0])
+        here = plan.executor == "local"
+        write_plan(self.run, points, self.config)
+        jobs = add_jobs(self.run, points, attached=here and not detached)
+        words = {point.plan.job: point.words for point in points}
         if here:
-            self._here(points, numbers, shown, detached)
+            self._run_here(points, words, detached)
         else:
-            self._elsewhere(points, jobs, shown, detached)
+            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(jobs), plan.profile, plan.executor)
+            ended = None if detached else lambda job: _tell(job, words)
+            run_elsewhere(self.run, [point.plan for point in points], jobs, ended)
         return jobs
 
-    def _here(self, points: Sequence[Point], numbers: list[int], shown: dict[int, str], detached: bool) -> None:
+    def _run_here(self, points: Sequence[Point], words: dict[int, str], detached: bool) -> None:
         asked = points[0].plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
-        parallel = max(1, min(len(numbers), int(asked)))
+        parallel = max(1, min(len(points), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
-        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(numbers), through, parallel)
+        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(points), through, parallel)
         carrier = self._carrier(detached)
-        carrier.submit(numbers, parallel)
+        carrier.submit(list(words), parallel)
         if detached:
             carrier.leave()
         else:
-            carrier.wait(numbers, lambda job: _tell(job, shown))
-
-    def _elsewhere(
-        self, points: Sequence[Point], jobs: Sequence[JobFolder], shown: dict[int, str], detached: bool
-    ) -> None:
-        plan = points[0].plan
-        backend = backend_for(plan)
-        log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(jobs), plan.profile, plan.executor)
-        _submit(backend, self.run, [point.plan for point in points], jobs)
-        if detached:
-            return
-        try:
-            watch(self.run, backend, [job.number for job in jobs], lambda job: _tell(job, shown))
-        except (KeyboardInterrupt, Terminated):
-            if plan.settings.get("cancel_on_interrupt"):
-                backend.cancel(self.run, jobs)
-                log.warning("%s: cancelled.", self.run.id)
-            else:
-                log.warning("%s goes on. Its states: nemotron runs show %s", self.run.id, self.run.id)
-                log.warning("To stop it: nemotron runs cancel %s", self.run.id)
-            raise
+            carrier.wait(list(words), lambda job: _tell(job, words))
 
     def _carrier(self, detached: bool = False) -> Carried:
         if detached:
@@ -181,28 +148,12 @@ class Sweep:
     def _is_detached(self, point: Point) -> bool:
         return self.settings.detach or point.plan.mode == "batch"
 
-    def _write_plan(self, points: Sequence[Point]) -> None:
-        plan = points[0].plan.to_dict()
-        shared = {key: value for key, value in plan.items() if key not in _ONE_JOBS}
-        hydra = [*overrides_of(self.config, "hydra"), *overrides_of(self.config)]
-        record = {**shared, "kind": "sweep", "hydra": ["-m", *hydra]}
-        files.write_json(self.run.path / "plan.json", {**self.run.plan(), **record})
-
     def _drop_if_empty(self) -> None:
         """A sweep that could not be planned leaves no record."""
         if not self.run.jobs():
             self.close()
             if not isinstance(self.task, RecipeTask):
                 shutil.rmtree(self.run.path, ignore_errors=True)
-
-
-def _record(config: Any, task: Callable[..., Any]) -> RunFolder:
-    """The sweep's folder. A recipe's is Hydra's sweep.dir, and there already; another app's files stay its own."""
-    if isinstance(task, RecipeTask):
-        return RunFolder(task.folder)
-    name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(sys.argv)}
-    return create_run(new_run_id(name, ""), plan, [])
 
 
 def _expected_here(config: Any, settings: Settings) -> bool:
@@ -218,20 +169,6 @@ def _expected_here(config: Any, settings: Settings) -> bool:
     from nemotron_kit.plan.profiles import load_run_profile
 
     return load_run_profile(profile).executor == "local"
-
-
-def _submit(backend: Backend, run: RunFolder, plans: Sequence[Plan], jobs: Sequence[JobFolder]) -> None:
-    """Have the jobs submitted; what is known of those for which that failed is on record."""
-    try:
-        backend.submit(run, plans)
-    except Unreachable as error:
-        for job in jobs:
-            job.transition("unknown", observed=True, error=error.message)
-        raise
-    except NemotronError as error:
-        for job in jobs:
-            job.finish(error.exit_code, "failed", error=error.message)
-        raise
 
 
 def _tell(job: JobFolder, shown: dict[int, str]) -> None:

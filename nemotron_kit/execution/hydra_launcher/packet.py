@@ -12,7 +12,7 @@ import os
 import pickle
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,10 @@ from types import ModuleType
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.execution.hydra_launcher.compose import uninstall
 
 FILE = "hydra.json"
+PLUGINS = "hydra_plugins."
 # Run the program again until it arrives at its task function; or call a function that can be imported, or was sent.
 PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
 
@@ -45,9 +47,15 @@ class Packet:
         return json.dumps(asdict(self)) + "\n"
 
     def load(self) -> dict[str, Any]:
-        """`callbacks`, `state` (Hydra's singletons, OmegaConf's resolvers), `config`; `task` where it was sent."""
+        """`callbacks`, `state` (Hydra's singletons, OmegaConf's resolvers), `config` with Hydra's node in it; `task`
+        where it was sent."""
+        from omegaconf import flag_override, open_dict
+
         loaded: dict[str, Any] = _unpickled(self.shared)
-        return {**loaded, "config": _unpickled(self.config)}
+        config, hydra = _unpickled(self.config)
+        with flag_override(config, ["readonly", "no_deepcopy_set_nodes"], [False, True]), open_dict(config):
+            config.hydra = hydra
+        return {**loaded, "config": config}
 
     def check_versions(self) -> None:
         """Raises NemotronError when this process could not read the pickle faithfully."""
@@ -85,26 +93,25 @@ class Packer:
     """Makes the packets of one launch."""
 
     def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str]) -> None:
-        from hydra.core.singleton import Singleton
-
         self.kind, self.function, (self._program, self._module) = _kind(task)
         self._argv, self._versions = argv, versions()
-        content = {"callbacks": callbacks, "state": Singleton.get_state()}
+        content = {"callbacks": callbacks, "state": _state()}
         if self.kind == SENT:
             content["task"] = task
         elif self.kind == PROGRAM:
             del content["state"]["omegaconf_resolvers"]  # the program registers them again
         self._shared = self._pickled(content)
 
-    def pack(self, config: Any, move: Callable[[str], str]) -> Packet:
-        """The packet of one composed job. `move` gives a path of this machine as it is called over there."""
+    def pack(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> Packet:
+        """The packet of one composed job. `move` gives a path of this machine as it is called over there, `import_path`
+        is this process's as the job's."""
         return Packet(
             kind=self.kind,
             function=self.function,
-            config=self._pickled(config),
+            config=self._pickled((config, _without_plugins(hydra))),
             shared=self._shared,
             argv=[move(self._argv[0]), *self._argv[1:]],
-            sys_path=[move(str(Path(entry).absolute())) for entry in sys.path],
+            sys_path=list(import_path),
             versions=self._versions,
             program=move(self._program) if self._program and not self._module else self._program,
             module=self._module,
@@ -134,6 +141,49 @@ class Packer:
             ) from error
         data: bytes = cloudpickle.dumps(value)
         return data
+
+
+def _state() -> dict[str, Any]:
+    """Hydra's singletons and OmegaConf's resolvers, without what plugins have stored: they may not be there."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    state: dict[str, Any] = Singleton.get_state()  # a copy
+    store = state["instances"].get(ConfigStore)
+    if store is not None:
+        _drop_plugins(store.repo)
+    shared = state["instances"].get(GlobalHydra)
+    if shared is not None and shared.hydra is not None:
+        uninstall(shared.hydra.config_loader)
+    return state
+
+
+def _drop_plugins(group: dict[str, Any]) -> None:
+    for name, entry in list(group.items()):
+        if isinstance(entry, dict):
+            _drop_plugins(entry)
+        elif _type_of(entry.node).__module__.startswith(PLUGINS):
+            del group[name]
+
+
+def _type_of(node: Any) -> type:
+    from omegaconf import OmegaConf
+
+    return (OmegaConf.get_type(node) if OmegaConf.is_config(node) else None) or type(node)
+
+
+def _without_plugins(hydra: Any) -> Any:
+    """Hydra's node with its launcher and sweeper as plain nodes: the plugins' own types may not be there."""
+    from omegaconf import OmegaConf, flag_override, open_dict
+
+    packed = hydra.copy()
+    with flag_override(packed, "readonly", False), open_dict(packed):
+        for name in ("launcher", "sweeper"):
+            node = packed._get_node(name)
+            if _type_of(node).__module__.startswith(PLUGINS):
+                packed[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+    return packed
 
 
 def _unpickled(text: str) -> Any:

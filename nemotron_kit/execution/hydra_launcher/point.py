@@ -19,10 +19,12 @@ _OWN_CODE = re.compile(r"exit code (\d+)")
 
 @dataclass(frozen=True)
 class Point:
-    """`config` is what Hydra composed, its own node included. `texts` lie in the job folder beside the plan's files."""
+    """`config` is the job's as Hydra composed it, `hydra` its own node. `texts` lie in the job folder beside the plan's
+    files."""
 
     plan: Plan
     config: Any
+    hydra: Any
     words: str
     texts: Mapping[str, str] = field(default_factory=dict)
 
@@ -34,27 +36,19 @@ class Point:
         done = detached or state.state == "succeeded"
         answer = None if detached else read_answer(job)
         return JobReturn(
-            overrides=overrides_of(self.config),
-            cfg=self._task_config(),
+            overrides=overrides_of(self.hydra),
+            cfg=self.config,
             hydra_cfg=self._hydra_config(answer, job),
             working_dir=(answer and answer.working_dir) or str(job.path),
-            task_name=str(self.config.hydra.job.name),
+            task_name=str(self.hydra.job.name),
             status=JobStatus.COMPLETED if done else JobStatus.FAILED,
             _return_value=self._value(job, answer, objective) if done else self._error(job, state, answer),
         )
 
-    def _task_config(self) -> Any:
-        from omegaconf import flag_override, open_dict
-
-        config = self.config.copy()
-        with flag_override(config, "readonly", False), open_dict(config):
-            del config["hydra"]
-        return config
-
     def _hydra_config(self, answer: Answer | None, job: JobFolder) -> Any:
-        from omegaconf import open_dict, read_write
+        from omegaconf import OmegaConf, open_dict, read_write
 
-        config = self.config
+        config = OmegaConf.create({"hydra": self.hydra}, flags={"allow_objects": True})
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.runtime.output_dir = (answer and answer.output_dir) or str(job.path)
             config.hydra.job.id = (answer and answer.job_id) or config.hydra.job.id
@@ -96,9 +90,9 @@ def _metric(job: JobFolder, name: str) -> Any:
     raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
 
 
-def overrides_of(config: Any, kind: str = "task") -> list[str]:
-    """The words of a composed config as they were typed: `${…}` in them stays."""
+def overrides_of(hydra: Any, kind: str = "task") -> list[str]:
+    """The words of a composition as they were typed: `${…}` in them stays."""
     from omegaconf import OmegaConf
 
-    words: list[str] = OmegaConf.to_container(config.hydra.overrides[kind], resolve=False)  # type: ignore[assignment]
+    words: list[str] = OmegaConf.to_container(hydra.overrides[kind], resolve=False)  # type: ignore[assignment]
     return words

@@ -44,15 +44,15 @@ class ProgramPlanner:
         self.resources = resources_of(self.run, None if several else False)
         self.packer = packet.Packer(task, callbacks, list(sys.argv))
 
-    def point(self, config: Any, number: int) -> Point:
-        """The point of one composed job; `config` holds Hydra's node."""
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """The point of one composed job; `hydra` is Hydra's own node."""
         place = _shared_code(place_of(self.run, self.run_id, number, registry=registry_here(self.run)))
-        label, overrides = str(config.hydra.job.name), overrides_of(config)
-        environment, secrets = self._environment(config, place)
-        drop_copied(config)
+        label, overrides = str(hydra.job.name), overrides_of(hydra)
+        environment, secrets = self._environment(hydra, place)
+        drop_copied(hydra)
         if place.apart:
-            _send_outputs_home(config, place)
-        packed = self.packer.pack(config, place.move)
+            _send_outputs_home(hydra, place)
+        packed = self.packer.pack(config, hydra, place.move, import_path(place))
         sbatch = self._sbatch(place, number, label)
         shown = _shown(config)
         spec = self._spec(place, environment, secrets)
@@ -68,7 +68,7 @@ class ProgramPlanner:
             executor=self.run.executor,
             settings=settings_dict(self.run),
             launch=DETACHED,
-            config_name=str(config.hydra.job.config_name),
+            config_name=str(hydra.job.config_name),
             config_file=None,
             config=shown,
             inputs={},
@@ -90,7 +90,7 @@ class ProgramPlanner:
             place=place.to_dict(),
             extra=sbatch.extra,
         )
-        return Point(plan, config, " ".join(overrides))
+        return Point(plan, config, hydra, " ".join(overrides))
 
     def _spec(self, place: Place, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
         scheduled = self.run.executor == "slurm"
@@ -129,9 +129,9 @@ class ProgramPlanner:
             alone=False,
         )
 
-    def _environment(self, config: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
+    def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""
-        copied = {name: str(config.hydra.job.env_set[name]) for name in config.hydra.job.env_copy}
+        copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
         secret = [name for name in copied if is_secret_name(name)]
         variables = job_environment(self.run_id, place, {}, self.run, ())
         variables |= {name: text for name, text in copied.items() if name not in secret}
@@ -149,13 +149,13 @@ def _shared_code(place: Place) -> Place:
     return replace(place, code=code, moves=moves)
 
 
-def _send_outputs_home(config: Any, place: Place) -> None:
+def _send_outputs_home(hydra: Any, place: Place) -> None:
     """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
     from omegaconf import open_dict, read_write
 
-    with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra.sweep.dir = f"{place.run}/sweep"
-        config.hydra.runtime.cwd = place.cwd
+    with read_write(hydra), open_dict(hydra):
+        hydra.sweep.dir = f"{place.run}/sweep"
+        hydra.runtime.cwd = place.cwd
 
 
 def _shown(config: Any) -> dict[str, Any]:
@@ -163,16 +163,15 @@ def _shown(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    values.pop("hydra")
     shown: dict[str, Any] = masked(plain(values))
     return shown
 
 
-def drop_copied(config: Any) -> None:
+def drop_copied(hydra: Any) -> None:
     """Take out the values of hydra.job.env_copy, which Hydra would write into files in clear."""
     from omegaconf import open_dict, read_write
 
-    variables = config.hydra.job.env_set
+    variables = hydra.job.env_set
     with read_write(variables), open_dict(variables):
-        for name in config.hydra.job.env_copy:
+        for name in hydra.job.env_copy:
             variables.pop(name, None)

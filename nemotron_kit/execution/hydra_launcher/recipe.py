@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from nemotron_kit.config.compose import Composed, find_command, from_hydra
@@ -85,20 +86,18 @@ class RecipePlanner:
     def __init__(self, task: RecipeTask, settings: Settings) -> None:
         self.task, self.settings = task, settings
 
-    def point(self, config: Any, number: int) -> Point:
-        """The point of one composed job; `config` holds Hydra's node."""
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """The point of one composed job; `hydra` is Hydra's own node."""
         from omegaconf import open_dict
 
-        job_config = config.copy()
-        with open_dict(job_config):
-            del job_config["hydra"]
-            self._set_run(job_config.run)
-        composed = composed_by_hydra(job_config, config.hydra)
-        with _hydra_config(config):  # ${hydra:job.num} has its value where the config is frozen
+        with open_dict(config):
+            self._set_run(config.run)
+        composed = composed_by_hydra(config, hydra)
+        with _hydra_config(hydra):  # ${hydra:job.num} has its value where the config is frozen
             plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
-        return Point(plan, config, " ".join(composed.overrides), hydra_files(composed))
+        return Point(plan, config, hydra, " ".join(composed.overrides), hydra_files(composed))
 
     def _set_run(self, run: Any) -> None:
         profile = self.settings.profile
@@ -120,12 +119,12 @@ def composed_by_hydra(config: Any, hydra: Any) -> Composed:
 
 
 @contextmanager
-def _hydra_config(config: Any) -> Iterator[None]:
+def _hydra_config(node: Any) -> Iterator[None]:
     from hydra.core.hydra_config import HydraConfig
 
     instance: Any = HydraConfig.instance()
     before = instance.cfg
-    instance.set_config(config)
+    instance.cfg = SimpleNamespace(hydra=node)  # set_config would copy it
     try:
         yield
     finally:

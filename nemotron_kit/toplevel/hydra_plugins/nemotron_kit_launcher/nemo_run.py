@@ -51,11 +51,14 @@ class NemoRunLauncher(Launcher):
         self._sweep: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from nemotron_kit.execution.hydra_launcher.compose import install
+
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+        install(hydra_context.config_loader)
         if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
             from nemotron_kit.execution.hydra_launcher.program import drop_copied
 
-            drop_copied(config)
+            drop_copied(config.hydra)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from nemotron_kit.execution.hydra_launcher.launch import Sweep, worded

@@ -1,0 +1,270 @@
+"""`nemotron runs …` about jobs on a cluster that shares nothing with this machine and is reached by ssh."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import TERMINAL
+
+from .slurm_world import until
+
+NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()"]
+FILES = {
+    "far/__init__.py": "",
+    "far/work.py": """\
+import json, os, time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class WorkConfig:
+    lines: int = 3
+    sleep: float = 0.0
+    code: int = 0
+    saves: str = ""
+    where: str = ""
+    data_path: Path | None = None
+
+
+def main(cfg: WorkConfig) -> int:
+    for n in range(cfg.lines):
+        print(f"line {n}", flush=True)
+        time.sleep(cfg.sleep)
+    if cfg.data_path:
+        print("data:", (Path(cfg.data_path) / "x.txt").read_text(), flush=True)
+    if cfg.saves:
+        save(Path(cfg.where or "output").absolute(), cfg.saves)
+    Path(os.environ["NEMO_RUN_DIR"], "metrics.jsonl").write_text(json.dumps({"step": 5, "loss": 1.25}) + "\\n")
+    return cfg.code
+
+
+def save(folder, text):
+    from nemotron_kit.artifacts.lineage import record_output
+    from nemotron_kit.artifacts.records import Draft
+    from nemotron_kit.artifacts.registry import open_registry
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "x.txt").write_text(text)
+    document = {"path": str(folder), "metadata": {}}
+    made = Draft("Data", "artifact", folder, folder, {}, document, "2026-11-24T00:00:00Z", os.environ["NEMOTRON_RUN_ID"])
+    record_output(open_registry().commit(made))
+""",
+    "far/app.py": """\
+from nemotron.kit import App
+from nemotron.kit.cli.recipe import ArtifactInput
+
+app = App("far", description="a recipe")
+app.command("work", "far.work:WorkConfig", "far.work:main")
+app.command(
+    "read", "far.work:WorkConfig", "far.work:main",
+    artifacts={"data": ArtifactInput(default_name="Data:latest", mappings={"path": "data_path"})},
+)
+""",
+}
+
+
+@dataclass
+class Laptop:
+    """A project, the commands in it, and the cluster's folder for its jobs."""
+
+    folder: Path
+    home: Path
+    root: str
+    sshd: Any
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
+        config = {"NEMOTRON_SSH_CONFIG": str(self.sshd.facts["config"])}
+        return {**kept, **config, "PWD": str(self.folder), "NEMOTRON_HOME": str(self.home)}
+
+    def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, **pipes)
+
+    def run(self, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
+        """(standard output, standard error) of a command that exits with `code`."""
+        process = self.begin(*words, **env)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, (process.returncode, out, err)
+        assert "Traceback" not in err
+        return out, err
+
+    def batch(self, *words: str) -> JobFolder:
+        _, err = self.run("far", *words, "--batch", "far")
+        found = re.findall(r"(\d{8}-\d{6}-[\w.-]+-[0-9a-f]{6}) is submitted", err)
+        return RunFolder(self.home / "runs" / found[0]).job()
+
+    def shown(self, job: JobFolder, code: int = 0, **env: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("runs", "show", job.run_id, "--json", code=code, **env)[0])
+        return {**found, **found["job_records"][0], "state": found["state"]}
+
+    def wait(self, job: JobFolder) -> str:
+        until(lambda: self.shown(job)["state"] in TERMINAL, 90)
+        return job.state().state
+
+    def over_there(self, command: str) -> str:
+        return str(self.sshd.ssh("nk-cluster", command))
+
+
+@pytest.fixture
+def laptop(sshd: Any, slurm: Any, tmp_path: Path) -> Iterator[Laptop]:
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    folder, home, root = tmp_path / "project", tmp_path / "home", f"/home/lab/{tmp_path.name}-{os.getpid()}"
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    facts = sshd.facts
+    profile = {
+        "executor": "slurm",
+        "account": "research",
+        "partition": facts["partition"],
+        "time": "00:05:00",
+        "tunnel": "ssh",
+        "host": facts["hosts"]["cluster"]["host"],
+        "user": facts["user"],
+        "identity": facts["identity"],
+        "remote_job_dir": root,
+        "python": facts["python"],
+    }
+    lines = ["[cli]", 'recipes = ["far"]', "[here]", 'executor = "local"', "[far]"]
+    (folder / "env.toml").write_text(
+        "\n".join([*lines, *(f"{k} = {json.dumps(v)}" for k, v in profile.items())]) + "\n"
+    )
+    made = Laptop(folder, home, root, sshd)
+    yield made
+    for job in (path for path in (home / "runs").glob("2*") if RunFolder(path).state() not in TERMINAL):
+        made.begin("runs", "cancel", job.name).wait(60)
+    made.over_there(f"rm -rf {root}")
+    for socket in (home / "ssh").glob("*"):
+        if socket.is_socket():
+            subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"], capture_output=True, check=False)
+
+
+@pytest.fixture
+def cut(laptop: Laptop, tmp_path: Path) -> dict[str, str]:
+    """An environment in which the cluster can't be reached."""
+    config = tmp_path / "cut"
+    config.write_text("Host *\n  HostName 127.0.0.1\n  Port 1\n")
+    return {"NEMOTRON_SSH_CONFIG": str(config), "NEMOTRON_HOME": str(laptop.home)}
+
+
+def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
+    job = laptop.batch("work", "lines=10", "sleep=0.8", "saves=first", "where=/home/lab/x-${oc.env:NEMO_RUN_DIR}")
+    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    attached = laptop.begin("runs", "attach", job.run_id)
+    assert attached.stdout is not None
+    seen = [attached.stdout.readline() for _ in range(3)]
+    time.sleep(0.4)
+    attached.kill()
+    seen += attached.communicate(timeout=30)[0].splitlines(keepends=True)
+    follower = laptop.begin("runs", "logs", "-f", "-n", "1", job.run_id)
+    seen += laptop.run("runs", "attach", job.run_id)[0].splitlines(keepends=True)
+    assert "".join(seen) == "".join(f"line {n}\n" for n in range(10))
+    out = follower.communicate(timeout=60)[0]
+    assert out.endswith("line 9\n") and not out.startswith("line 0")
+    found = laptop.shown(job)
+    assert found["state"] == "succeeded" and found["exit_code"] == 0
+    (saved,) = found["artifacts"]["outputs"]
+    assert (saved["name"], saved["version"]) == ("Data", 0)
+    assert found["metrics"] == [{"step": 5, "loss": 1.25}]
+    record = job.exit_record()
+    assert record is not None and record["host"] in laptop.sshd.facts["nodes"]
+    there = json.loads(laptop.over_there(f"cat {laptop.root}/runs/{job.run_id}/jobs/0/exit.json"))
+    assert record["finished_at"] == there["finished_at"]
+    assert laptop.run("runs", "logs", "-n", "2", job.run_id)[0] == "line 8\nline 9\n"
+    assert "has no log of rank 3" in laptop.run("runs", "logs", job.run_id, "--rank", "3", code=2)[1]
+
+
+def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) -> None:
+    job = laptop.batch("work", "lines=30", "sleep=1")
+    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    for socket in (laptop.home / "ssh").glob("*"):
+        if socket.is_socket():
+            subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"], capture_output=True, check=False)
+    for path in (laptop.home / "runs" / ".seen").glob("*"):
+        path.unlink()
+    began = time.monotonic()
+    found = laptop.shown(job, code=3, **cut)
+    assert time.monotonic() - began < 8
+    assert (found["state"], found["last_known"]) == ("unreachable", "running")
+    assert "unreachable" in laptop.run("runs", **cut)[0]
+    assert "unreachable" in laptop.run("runs", "wait", "--patience", "0", job.run_id, code=3, **cut)[0]
+    laptop.run("runs", "logs", job.run_id, code=3, **cut)
+    laptop.run("runs", "cancel", job.run_id, code=3, **cut)
+    assert job.state().state == "running"
+    out, _ = laptop.run("runs", "cancel", job.run_id)
+    assert "cancelled" in out and job.state().state == "cancelled"
+    assert laptop.begin("runs", "attach", job.run_id).wait(60) == 4
+
+
+def test_what_another_run_will_save_is_read_when_it_has(laptop: Laptop) -> None:
+    first = laptop.batch("work", "lines=5", "sleep=1", "saves=made late", f"where={laptop.root}/data")
+    second = laptop.batch("read", "--after", first.run_id, "--art.data", f"Data@run:{first.run_id}", "lines=0")
+    assert laptop.wait(second) == "succeeded" and laptop.wait(first) == "succeeded"
+    assert laptop.run("runs", "logs", second.run_id)[0] == "data: made late\n"
+    assert laptop.shown(second)["artifacts"]["inputs"]["data"]["version"] == 0
+    third, err = laptop.run("far", "work", "--after", second.run_id, "lines=1")
+    assert third == "line 0\n", err
+    refused = laptop.run("far", "read", "--batch", "far", "--after", first.run_id, "--art.data", "Nothing", code=2)
+    assert "Nothing" in refused[1]
+
+
+def test_rerun_reads_the_same_bytes_or_nothing(laptop: Laptop) -> None:
+    made = laptop.batch("work", "saves=one", f"where={laptop.root}/data")
+    assert laptop.wait(made) == "succeeded"
+    read = laptop.batch("read", "lines=1")
+    assert laptop.wait(read) == "succeeded"
+    newer = laptop.batch("work", "saves=two", f"where={laptop.root}/data2")  # Data:latest is another now
+    assert laptop.wait(newer) == "succeeded"
+    laptop.run("runs", "rerun", read.run_id, "lines=2")
+    again = JobFolder(
+        max((laptop.home / "runs").glob("2*"), key=lambda p: (p / "plan.json").stat().st_mtime_ns) / "jobs/0"
+    )
+    assert laptop.wait(again) == "succeeded"
+    assert laptop.run("runs", "logs", again.run_id)[0] == "line 0\nline 1\ndata: one\n"
+    found = json.loads(laptop.run("runs", "diff", read.run_id, again.run_id, "--json", code=1)[0])["differences"]
+    assert found == {"config": {"lines": {"a": 1, "b": 2}}}
+    laptop.over_there(f"echo changed > {laptop.root}/data/x.txt")
+    _, err = laptop.run("runs", "rerun", read.run_id, code=2)
+    assert "Data:v0" in err, err
+    laptop.over_there(f"rm -r {laptop.root}/data")
+    _, err = laptop.run("runs", "rerun", read.run_id, code=2)
+    assert "Data" in err
+    count = len(list((laptop.home / "runs").glob("2*")))
+    laptop.run("runs", "rerun", read.run_id, "--art.data", "Data:v1")
+    assert len(list((laptop.home / "runs").glob("2*"))) == count + 1
+
+
+def test_rm_removes_it_over_there_unless_an_artifact_lies_in_it(laptop: Laptop) -> None:
+    plain, holds = laptop.batch("work"), laptop.batch("work", "saves=inside")
+    assert laptop.wait(plain) == laptop.wait(holds) == "succeeded"
+    there = f"{laptop.root}/runs"
+    laptop.run("runs", "rm", plain.run_id)
+    assert laptop.over_there(f"ls {there}").split() == [holds.run_id] and not plain.path.exists()
+    assert "holds the files of Data:v0" in laptop.run("runs", "rm", holds.run_id, code=2)[1]
+    assert holds.path.exists()
+    laptop.run("runs", "rm", "--here", holds.run_id)
+    assert not holds.path.exists() and laptop.over_there(f"ls {there}").split() == [holds.run_id]
+
+
+def test_a_shell_over_there(laptop: Laptop) -> None:
+    job = laptop.batch("work", "lines=60", "sleep=1")
+    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    out, _ = laptop.run("runs", "shell", job.run_id, "--", "sh", "-c", 'hostname; pwd; echo "$1"', "sh", "a 'b' $c; d")
+    assert out.splitlines()[1:] == [f"{laptop.root}/runs/{job.run_id}/jobs/0", "a 'b' $c; d"]
+    assert out.splitlines()[0] in laptop.sshd.facts["nodes"]
