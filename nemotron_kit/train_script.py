@@ -187,8 +187,8 @@ def _flag(word: str, words: list[str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict, `null`
-    or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
+    """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict,
+    `null` or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -243,7 +243,7 @@ def _print_errors_plainly() -> None:
         # torch.distributed's own hook catches sys.stderr, and loses it when this one raises.
         stream = sys.__stderr__
         if isinstance(error, NemotronError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
-            print(f"error: {error}", file=stream)  # noqa: T201
+            print(f"error: {error}", file=stream)
         else:
             traceback.print_exception(kind, error, trace, file=stream)
         # Python passes a SystemExit raised here on as the exit code.

@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from nemotron_kit.plan.plan import Plan
 
@@ -45,11 +46,21 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     yield "Launch", list(_launch(plan))
     if plan.files.get("sbatch.sh"):
         yield "Script", plan.files["sbatch.sh"].splitlines()
+    if container := plan.extra.get("container"):
+        yield "Container", [shlex.join(container["words"])]
+    if request := plan.extra.get("request"):
+        yield "Request", _yaml(request)
     yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
     if plan.notes:
         yield "Notes", list(plan.notes)
     if plan.problems:
         yield "Problems", [f"- {line}" for problem in plan.problems for line in problem.splitlines()]
+
+
+def _yaml(value: Mapping[str, Any]) -> list[str]:
+    from nemotron_kit.config.freeze import to_yaml
+
+    return to_yaml(value).splitlines()
 
 
 def _input(slot: str, plan: Plan) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +77,19 @@ class Recorded:
             words = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
         return [str(word) for word in words]
 
-    def values(self, *, keep_env: bool) -> tuple[dict[str, Any], list[str]]:
-        """(the config for a file, the words that put back what no file can say: keys added with `+` and deleted)."""
+    def values(self, *, keep_env: bool, is_open: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
+        """(the config for a file, the words that add to it what was added with `+` and delete what was deleted).
+
+        Where the schema is not `is_open`, a key that was added can't stand in the file.
+        """
         run = {key: value for key, value in (self.config.get("run") or {}).items() if key in ("wandb", "env")}
         if not keep_env:
             run.pop("env", None)
         values = {key: self._back(value) for key, value in self.config.items() if key != "run"}
         words = []
-        for key in filter(None, str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")):
-            found, value = _pop(values, key.split("."))
+        added = str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")
+        for key in filter(None, added):
+            found, value = _take(values, key.split("."), keep=is_open(key))
             words += [f"++{key}={hydra_value(value)}"] if found else []
         words += [word for word in self.overrides if word.startswith("~") and not word.startswith("~/")]
         return {**values, **({"run": run} if run else {})}, words
@@ -163,10 +167,13 @@ def hydra_value(value: Any) -> str:
     raise UserError(f"{value!r} can't be said in an override.")
 
 
-def _pop(values: dict[str, Any], path: Sequence[str]) -> tuple[bool, Any]:
+def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[bool, Any]:
+    """(whether there is such a value, the value), out of the config unless it is to `keep`."""
     for part in path[:-1]:
         inner = values.get(part)
         if not isinstance(inner, dict):
             return False, None
         values = inner
-    return (True, values.pop(path[-1])) if path[-1] in values else (False, None)
+    if path[-1] not in values:
+        return False, None
+    return True, values[path[-1]] if keep else values.pop(path[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
     from nemotron_kit.config.compose import compose
     from nemotron_kit.config.freeze import to_yaml
 
-    values, words = recorded.values(keep_env=request.profile is not None)
+    values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
     given = {word.partition("=")[0].lstrip("+~") for word in request.overrides}
     mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
     chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
@@ -102,6 +102,27 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
         composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
     name = str(recorded.plan.get("config_name") or "default")
     return replace(composed, config_name=name, config_file=None)
+
+
+def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
+    """Whether a dotted key stands in a block of the command's that takes any key."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from nemotron_kit.config.compose import find_command
+    from nemotron_kit.config.schema import schema_node
+
+    schema = schema_node(find_command(tree, recorded.plan.get("recipe"), recorded.plan.get("stage")), {})
+
+    def is_open(key: str) -> bool:
+        above = key.rpartition(".")[0]
+        while above:
+            block = OmegaConf.select(schema, above)
+            if isinstance(block, DictConfig):
+                return not OmegaConf.is_struct(block)
+            above = above.rpartition(".")[0]
+        return False
+
+    return is_open
 
 
 def _plan(recorded: Recorded, request: Job, composed: Composed, app: App, argv: Sequence[str]) -> Plan:

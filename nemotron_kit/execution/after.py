@@ -42,7 +42,7 @@ def with_after(plan: Plan, references: Sequence[str], command: Command, *, conne
     spec = json.loads(plan.files["job.json"])
     if plan.executor == HERE:
         spec["after"] = [run.id for run in left]
-    elif all(target_of(run.plan()) == target_of(plan.to_dict()) for run in left):
+    elif plan.executor == "slurm" and all(target_of(run.plan()) == target_of(plan.to_dict()) for run in left):
         ids = {run.id: _scheduler_ids(run, sights.get(run.id)) for run in left} if connect else {}
         extra["dependency"] = sorted({number for numbers in ids.values() for number in numbers})
         problems += [f"--after: {run_id}: its scheduler has not said its number yet. Try again in a moment."
@@ -56,7 +56,8 @@ def with_after(plan: Plan, references: Sequence[str], command: Command, *, conne
     else:
         extra["wait_first"] = [run.id for run in left]
     notes = [f"it starts when {run.id} has succeeded" for run in left if states[run.id] not in _NEVER]
-    late, kept = _late(plan, {run.id for run in left}, command)
+    # One may have ended between the look into the registry and this one: the job will find what it saved.
+    late, kept = _late(plan, {run.id for run in runs}, command)
     if late:
         spec["late"] = late
         notes += [f"{slot}: {reference} is pinned when that run has succeeded" for slot, reference in late.items()]

@@ -159,7 +159,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         own = job.exit_record()
         if seen.state in TERMINAL:
-            if own is None or (own.get("signalled") and own.get("state") != seen.state):
+            if own is None or ("signalled" in own and (own.get("state"), own.get("error")) != (seen.state, seen.error)):
                 job.finish(seen.code if seen.code is not None else 1, seen.state, error=seen.error, **seen.facts)
             continue
         state = job.state()

@@ -15,6 +15,9 @@ from nemotron_kit.app import load_object
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.errors import NemotronError
 
+# Executors that start the worker themselves, away from the launch: it only supervises, and prints into the job's log.
+SCHEDULED = ("slurm", "docker")
+
 
 @dataclass(frozen=True)
 class JobSpec:
@@ -46,7 +49,7 @@ class JobSpec:
     @property
     def scheduled(self) -> bool:
         """Whether a scheduler starts the worker, on each of the job's nodes."""
-        return (self.executor or self.environment.get("NEMOTRON_EXECUTOR")) == "slurm"
+        return (self.executor or self.environment.get("NEMOTRON_EXECUTOR")) in SCHEDULED
 
     def load_handler(self) -> Callable[..., Any]:
         return load_object(self.handler)  # type: ignore[no-any-return]

@@ -44,7 +44,7 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
     if found["metrics"]:
         files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
     end, own = found["exit"], job.exit_record()
-    if end is not None and end.get("state") in TERMINAL and not end.get("signalled"):
+    if end is not None and end.get("state") in TERMINAL and "signalled" not in end:
         _began(job, found["history"])
         own = end  # else the scheduler has the last word: a job that was stopped does not know why
     if own is not None:

@@ -34,6 +34,7 @@ from nemotron_kit.runs.job import JobFolder
 
 OTHERS_SECONDS = 20.0
 VALUE = "value.json"
+_LAST = "this was the last of its segments, max_segments"
 
 
 def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
@@ -64,7 +65,7 @@ def place_code(job: JobFolder, spec: JobSpec) -> None:
 
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     seen: set[str] = set()
-    scheduler = {"kind": "slurm", "job": node.job, "node": node.name, "nodes": node.count}
+    scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
     (job.path / VALUE).unlink(missing_ok=True)
     try:
         # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
@@ -161,7 +162,9 @@ def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -
 
 def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
     """The exit record, or that the job runs again."""
-    signals = {"signalled": sorted(seen)} if seen or outcome.signal else {}
+    # What a signal ended, only the scheduler can explain.
+    explained = outcome.state == "succeeded" or not (seen or outcome.signal)
+    signals = {} if explained else {"signalled": sorted(seen)}
     again = None if job.cancel_requested else _again(job, spec, outcome, seen)
     if again:
         path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
@@ -172,8 +175,8 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
     elif outcome.state == "preempted" and job.cancel_requested:
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
-        error = "stopped with a checkpoint" + ("; it goes on from there" if again else "")
-        job.finish(outcome.code, "preempted" if again or seen else "failed", error=error, **signals)
+        error = "stopped with a checkpoint; " + ("it goes on from there" if again else f"{_LAST}={spec.max_segments}")
+        job.finish(outcome.code, "preempted" if again else "failed", error=error, **signals)
     else:
         value = _read(job.path / VALUE) or {}
         job.finish(outcome.code, outcome.state, error=outcome.error, **signals, **value)
@@ -181,6 +184,8 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
 
 def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> str | None:
     """`segment` after a checkpoint, `retry` after a failure that was nobody's signal, None for the end."""
+    if "SLURM_JOB_ID" not in os.environ:  # nothing would start it again
+        return None
     history = job.history()
     if outcome.code == PREEMPTED:
         # Being preempted costs nobody a segment.

@@ -64,7 +64,7 @@ def build_plan(
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
     launch = _launch_kind(frozen["run"]["mode"], settings)
     resources = resources_of(settings, command.torchrun)
-    sbatch = _sbatch(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
+    sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
     environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides)
     problems = [
         *(_missing_value(key, command) for key in missing),
@@ -114,7 +114,7 @@ def _captured(composed: Composed, place: Place) -> dict[str, str]:
     return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
 
 
-def _sbatch(
+def _of_executor(
     command: Command,
     settings: RunConfig,
     resources: Resources,
@@ -125,8 +125,16 @@ def _sbatch(
     mode: str,
     alone: bool,
 ) -> Sbatch:
-    if settings.executor != "slurm":
+    if settings.executor == "local":
         return Sbatch()
+    if settings.executor == "docker":
+        from nemotron_kit.plan.docker import docker_for
+
+        return docker_for(settings, resources, place, inputs.pins, run_id=run_id, job=job, mode=mode)
+    if settings.executor != "slurm":
+        from nemotron_kit.plan.cloud import cloud_for
+
+        return cloud_for(settings, run_id=run_id, job=job, mode=mode)
     label = f"{command.recipe}-{command.stage}"
     return sbatch_for(
         settings, resources, place, inputs.pins, run_id=run_id, job=job, label=label, mode=mode, alone=alone
@@ -134,7 +142,7 @@ def _sbatch(
 
 
 def _launch_kind(mode: str, settings: RunConfig) -> str:
-    if mode == "batch" or settings.executor == "slurm":
+    if mode == "batch" or settings.executor != "local":
         return DETACHED
     return TORCHRUN if (settings.nproc_per_node or 1) > 1 else IN_PROCESS
 
@@ -163,7 +171,7 @@ def torchrun_command(script: str | Path | None, processes: int, folder: str) -> 
 def _job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:
     """job.json: all that the worker needs besides the config."""
     cls = command.config_cls
-    scheduled = settings.executor == "slurm"
+    scheduled = settings.executor != "local"
     return {
         "kit": __version__,
         "command": command.words,
@@ -216,7 +224,7 @@ def job_environment(
     if env_file:
         # A job in another working folder must find the same registry.
         variables["NEMOTRON_ENV_FILE"] = str(env_file)
-    if place.apart:
+    if place.kit:
         variables["NEMOTRON_HOME"] = place.root
     if place.code or place.kit:
         paths = [entry for entry in import_path(place) if place.is_there(entry)]
@@ -246,11 +254,6 @@ def _missing_value(key: str, command: Command) -> str:
 
 
 def _executor_problems(settings: RunConfig) -> list[str]:
-    if settings.executor not in ("local", "slurm"):
-        return [
-            f"executor {settings.executor!r} is not built into this version yet: jobs run on this machine only "
-            '(a profile with executor = "local").'
-        ]
     if settings.executor == "local" and (settings.nodes or 1) > 1:
         return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]
     return []

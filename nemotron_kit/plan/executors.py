@@ -120,9 +120,9 @@ def _dgxcloud(run: Any, config: RunConfig, env: Env) -> Any:
 
 def _lepton(run: Any, config: RunConfig, env: Env) -> Any:
     _need(config, "container_image", "nemo_run_dir")
-    mounts = [mount.split(":") for mount in config.mounts or ()]
-    if any(len(parts) != 2 for parts in mounts):
-        raise ProfileError(f"mounts: lepton takes PATH:MOUNT_PATH, got {config.mounts}.")
+    mounts = [mount.split(":", 2) for mount in config.mounts or ()]
+    if any(len(parts) < 2 for parts in mounts):
+        raise ProfileError(f"mounts: lepton takes PATH:MOUNT_PATH:STORAGE, got {config.mounts}.")
     return run.LeptonExecutor(
         container_image=config.container_image,
         nemo_run_dir=config.nemo_run_dir,
@@ -131,7 +131,7 @@ def _lepton(run: Any, config: RunConfig, env: Env) -> Any:
         nprocs_per_node=config.nproc_per_node or 1,
         resource_shape=config.resource_shape or "",
         node_group=config.node_group or "",
-        mounts=[{"path": path, "mount_path": target} for path, target in mounts],
+        mounts=[dict(zip(("path", "mount_path", "from"), parts, strict=False)) for parts in mounts],
         pre_launch_commands=_shell(config),
         packager=build_packager(run, config),
         env_vars=env,

@@ -66,7 +66,7 @@ class Place:
         if path is None:
             return None
         text = str(path.absolute())
-        if not self.apart or self.move(text) != text:
+        if self.kit is None or self.move(text) != text:
             return self.move(text)
         module = handler.partition(":")[0]
         file = getattr(find_spec(module), "origin", None) if module and not module.endswith(".py") else None
@@ -111,22 +111,23 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
         return Place(root, run, folder, None, here, python, None, artifacts, own_registry=own)
     tree = code_tree(settings)
     code = f"{folder}/code" if tree else None
-    kit = f"{root}/kit/{kit_hash()}" if apart else None
+    image = settings.executor != "slurm"  # a container: another Python, and no kit
+    kit = f"{root}/kit/{kit_hash()}" if apart or image else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
     return Place(
         root=root,
         run=run,
         job=folder,
         code=code,
-        cwd=settings.workdir or inside or (folder if apart else here),
-        python=settings.python or ("python3" if apart else sys.executable),
+        cwd=settings.workdir or inside or (folder if kit else here),
+        python=settings.python or ("python3" if kit else sys.executable),
         kit=kit,
         artifacts=artifacts,
         tree=tree,
         moves=tuple(_moves(tree, code, kit)),
         apart=apart,
-        host=(settings.host if apart else None) or "this machine",
-        own_registry=settings.artifacts_root is not None,
+        host=(settings.host if apart else None) or ("the container" if image else "this machine"),
+        own_registry=image or settings.artifacts_root is not None,
     )
 
 

@@ -66,7 +66,7 @@ def import_path(place: Place) -> list[str]:
     """This process's import path as the job's: what lies in the code that is sent moves with it; on another machine
     the rest is not there, and the kit comes first."""
     here = [str(Path(entry).absolute()) for entry in sys.path]
-    entries = [place.move(entry) for entry in here if not place.apart or place.move(entry) != entry]
+    entries = [place.move(entry) for entry in here if place.kit is None or place.move(entry) != entry]
     # The kit's own folders (a checkout's) are found through the kit.
     inside = [entry for entry in entries if not (place.kit and entry.startswith(place.kit))]
     return list(dict.fromkeys([*filter(None, [place.kit]), *inside]))

@@ -69,7 +69,7 @@ class _Job:
         if self.record is None:
             return False
         self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
-        return self.record["state"] != "preempted" and not self.record.get("signalled")
+        return self.record["state"] != "preempted" and "signalled" not in self.record
 
     def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
         self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
@@ -139,7 +139,7 @@ def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
         job.set("pending", reason=entry.reason, start=entry.start)
         return True
     if entry.state in _RUNNING:
-        if job.record is None:
+        if job.record is None or job.record["state"] != "preempted":  # one that a signal ended is explained later
             job.set("running", start=entry.start)
         return True
     return False

@@ -32,3 +32,38 @@ _prep.command(
     produces=("PretrainBlendsArtifact-{config}",),
     preflight=f"{_MODULE}.data_prep:preflight",
 )
+
+_IMPORTS = "nemotron.recipes.nano3.imports"
+_data_import = app.group("data").group("import", description="Register data that was made elsewhere")
+_data_import.command(
+    "pretrain",
+    f"{_IMPORTS}:ImportData",
+    f"{_IMPORTS}:import_pretrain_data",
+    description="Register Megatron shards by their blend.json",
+    preflight=f"{_IMPORTS}:preflight",
+)
+_data_import.command(
+    "sft",
+    f"{_IMPORTS}:ImportSFTData",
+    f"{_IMPORTS}:import_sft_data",
+    description="Register packed SFT data",
+    preflight=f"{_IMPORTS}:preflight",
+)
+_data_import.command(
+    "rl",
+    f"{_IMPORTS}:ImportRLData",
+    f"{_IMPORTS}:import_rl_data",
+    description="Register RL splits by their manifest",
+    preflight=f"{_IMPORTS}:preflight",
+)
+_model_import = app.group("model", description="Model commands").group(
+    "import", description="Register a checkpoint that was made elsewhere"
+)
+for _stage, _config in (("pretrain", "ImportModel"), ("sft", "ImportSFTModel"), ("rl", "ImportRLModel")):
+    _model_import.command(
+        _stage,
+        f"{_IMPORTS}:{_config}",
+        f"{_IMPORTS}:import_model",
+        description=f"Register a checkpoint of {_stage}",
+        preflight=f"{_IMPORTS}:preflight",
+    )

@@ -59,8 +59,8 @@ def save(folder, text):
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "x.txt").write_text(text)
-    document = {"path": str(folder), "metadata": {}}
-    made = Draft("Data", "artifact", folder, folder, {}, document, "2026-11-24T00:00:00Z", os.environ["NEMOTRON_RUN_ID"])
+    document, when = {"path": str(folder), "metadata": {}}, "2026-11-24T00:00:00Z"
+    made = Draft("Data", "artifact", folder, folder, {}, document, when, os.environ["NEMOTRON_RUN_ID"])
     record_output(open_registry().commit(made))
 """,
     "far/app.py": """\
@@ -213,7 +213,7 @@ def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) 
 
 
 def test_what_another_run_will_save_is_read_when_it_has(laptop: Laptop) -> None:
-    first = laptop.batch("work", "lines=5", "sleep=1", "saves=made late", f"where={laptop.root}/data")
+    first = laptop.batch("work", "lines=8", "sleep=1", "saves=made late", f"where={laptop.root}/data")
     second = laptop.batch("read", "--after", first.run_id, "--art.data", f"Data@run:{first.run_id}", "lines=0")
     assert laptop.wait(second) == "succeeded" and laptop.wait(first) == "succeeded"
     assert laptop.run("runs", "logs", second.run_id)[0] == "data: made late\n"

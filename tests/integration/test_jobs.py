@@ -258,7 +258,7 @@ def test_a_broken_recipe_hides_no_other(shell: Shell) -> None:
 
 def test_a_secret_is_read_by_the_job_alone(shell: Shell) -> None:
     shell("nemotron", "demo", "data", "write", "secret=${secret:DEMO_KEY}", DEMO_KEY="canary-5f31")
-    assert json.loads((shell.folder / "out.json").read_text())["secret"] == "canary-5f31"
+    assert json.loads((shell.folder / "out.json").read_text())["secret"] == "canary-5f31"  # noqa: S105
     for path in shell.home.rglob("*"):
         assert not path.is_file() or b"canary-5f31" not in path.read_bytes(), path
 

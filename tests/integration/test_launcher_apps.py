@@ -138,6 +138,7 @@ class App:
         (self.folder / "sibling.py").write_text("VALUE = 7\n")
         (self.folder / "pkg" / "train.py").write_text(APP.replace("import sibling", "from . import sibling"))
         (self.folder / "pkg" / "sibling.py").write_text("VALUE = 7\n")
+        (self.folder / "pkg" / "__init__.py").write_text("")
         plugins = folder / "plugins" / "hydra_plugins"
         plugins.mkdir(parents=True)
         (plugins / "told.py").write_text(SWEEPER)
@@ -193,6 +194,46 @@ def test_a_sweep_of_a_program(app: App, via: str) -> None:
 def test_a_sweep_of_a_module(app: App) -> None:
     app("-m", "pkg.train", "x=4,5")
     assert "double 10" in app.log(1)
+
+
+def test_an_app_whose_task_is_imported(app: App) -> None:
+    """What an installed console script does: the program itself only calls a function of a module."""
+    (app.folder / "tool").write_text("import sys\nfrom pkg.train import main\nsys.exit(main())\n")
+    app("tool", "x=4,5")
+    assert "double 10" in app.log(1)
+    assert "before" not in app.log(1)
+
+
+@pytest.mark.skipif(not find_spec("cloudpickle"), reason="cloudpickle is not installed")
+def test_an_app_that_is_no_file(app: App) -> None:
+    text = (
+        "import hydra, sys\nWORD = 'sent'\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n    print(WORD, cfg.x)\n"
+    )
+    words = ["-m", "hydra/launcher=nemo_run", "hydra.launcher.via=kit", "+x=1,2"]
+    program = f"{text}sys.argv[1:] = {words}\nmain()\n"
+    subprocess.run([sys.executable, "-c", program], cwd=app.folder, env=app.env, check=True, capture_output=True)
+    assert "sent 2" in app.log(1)
+
+
+def test_a_program_that_does_not_come_back_to_its_task(app: App) -> None:
+    text = (app.folder / "app.py").read_text()
+    (app.folder / "app.py").write_text(text.replace('    print("before")', '    if "NEMO_RUN_DIR" in os.environ: sys.exit(0)'))
+    done = app("app.py", "x=1", code=1)
+    assert "ended without reaching its task function main" in done.stderr
+
+
+def test_a_packet_that_others_can_write_is_not_run(app: App) -> None:
+    app("app.py", "x=1")
+    job = app.run() / "jobs" / "0"
+    (job / "hydra.json").chmod(0o622)
+    (job / "answer.json").unlink()
+    line = [sys.executable, "-m", "nemotron_kit.execution.hydra_launcher.job", str(job)]
+    done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "can be written by others" in done.stderr
+    assert not (job / "answer.json").exists()
 
 
 @pytest.mark.parametrize("via", VIA)

@@ -64,4 +64,5 @@ def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
 BACKENDS: dict[str, str] = {
     "local": "nemotron_kit.execution.backends.local",
     "slurm": "nemotron_kit.execution.backends.slurm",
+    "docker": "nemotron_kit.execution.backends.docker",
 }

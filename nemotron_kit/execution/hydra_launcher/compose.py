@@ -28,7 +28,6 @@ class SweepComposer:
         self._trees: dict[tuple[str | None, tuple[str, ...]], Any] = {}
         self._parsed: dict[str, Any] = {}
         self._groups: dict[str, bool] = {}
-        self._repository: Any = None
 
     def __deepcopy__(self, memo: Any) -> SweepComposer:
         return self  # Hydra copies its singletons to send them along; this is taken out of the copy
@@ -44,12 +43,13 @@ class SweepComposer:
     def _quick(self, master: Any, sweep_overrides: list[str]) -> Any:
         from omegaconf import OmegaConf
 
-        words = [*OmegaConf.to_container(master.hydra.overrides.hydra), *sweep_overrides]
+        fixed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
+        words = [*fixed, *sweep_overrides]
         overrides = [self._parse(word) for word in words]
         if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in overrides):
             raise NotImplementedError
         name = master.hydra.job.config_name
-        choices = [o for o in overrides if self._is_choice(o, name)]
+        choices = [o for o in overrides if self._is_choice(o)]
         config = copy.deepcopy(self._tree(name, choices))
         self._loader._apply_overrides_to_config([o for o in overrides if o not in choices], config)
         _finish(config, overrides, name)
@@ -63,17 +63,12 @@ class SweepComposer:
             self._parsed[word] = OverridesParser.create().parse_override(word)
         return self._parsed[word]
 
-    def _is_choice(self, override: Any, name: str | None) -> bool:
+    def _is_choice(self, override: Any) -> bool:
         """As Hydra tells a choice of a group's option from a value."""
         key = override.key_or_group
         if key not in self._groups:
-            self._groups[key] = self._files(name).group_exists(key)
+            self._groups[key] = self._loader.repository.group_exists(key)
         return self._groups[key] and not isinstance(override.value(), dict)
-
-    def _files(self, name: str | None) -> Any:
-        if self._repository is None:
-            _, self._repository = self._loader._parse_overrides_and_create_caching_repo(name, [])
-        return self._repository
 
     def _tree(self, name: str | None, choices: list[Any]) -> Any:
         key = (name, tuple(o.input_line for o in choices))
@@ -85,7 +80,8 @@ class SweepComposer:
         from hydra._internal.defaults_list import create_defaults_list
         from omegaconf import OmegaConf, open_dict
 
-        files = self._files(name)
+        # One of its own for each tree: merging moves what was loaded into the tree.
+        _, files = self._loader._parse_overrides_and_create_caching_repo(name, [])
         found = create_defaults_list(
             repo=files, config_name=name, overrides_list=choices, prepend_hydra=True, skip_missing=False
         )

@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the job whose folder is named; the exit code that its task asked for."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     packet = read_packet(folder)
-    packet.check_versions()
     sys.argv = list(packet.argv)
     # The launch's way of finding modules, then this environment's own; not the folder that `-m` put in front.
     sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path[1:] if entry not in packet.sys_path)]
     run = Job(packet, folder)
     try:
+        packet.check_versions()
         if packet.kind == PROGRAM:
             _program_again(packet, run)
         else:
@@ -92,14 +93,12 @@ def _program_again(packet: Packet, run: Job) -> None:
 
     sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
     program = str(packet.program)
-    try:
+    # How the program ends is told by its answer; one that ends without an answer never came to its task.
+    with suppress(SystemExit):
         if packet.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(program, run_name="__main__")
-    except SystemExit:
-        if run.answer is None:
-            raise
 
 
 def _never_arrived(packet: Packet, run: Job) -> int:

@@ -14,6 +14,7 @@ from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.execution.hydra_files import masked, plain
 from nemotron_kit.execution.hydra_launcher import packet
+from nemotron_kit.execution.hydra_launcher.packing import Packer
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.home import nemotron_home
@@ -42,7 +43,7 @@ class ProgramPlanner:
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = resources_of(self.run, None if several else False)
-        self.packer = packet.Packer(task, callbacks, list(sys.argv))
+        self.packer = Packer(task, callbacks, list(sys.argv))
 
     def point(self, config: Any, hydra: Any, number: int) -> Point:
         """The point of one composed job; `hydra` is Hydra's own node."""

@@ -61,7 +61,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("nano3 pretrain --art", ["--art.data"]),
         ("nano3 model import pretrain -s ", []),
         ("nano3 bogus ", []),
-        ("runs ", ["show", "logs", "wait", "cancel", "rm"]),
+        ("runs ", ["show", "attach", "logs", "wait", "cancel", "shell", "rerun", "diff", "rm"]),
         ("runs show ", ["latest", "run-b", "run-a"]),
         ("runs logs -f run-", ["run-b", "run-a"]),
         ("profiles show ", ["CLUSTER"]),

@@ -1,0 +1,133 @@
+"""`nemotron nano3 data import …` and `model import …`: register what was made elsewhere, where it lies."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron.kit import Artifact
+
+_NAME = {"short": "-n", "help": "the artifact's name; slashes become dashes"}
+_PROJECT = {"short": "-p", "help": "W&B project to log it to as well"}
+_ENTITY = {"short": "-e", "help": "W&B entity of the project"}
+
+
+@dataclass
+class ImportData:
+    """What `data import` takes."""
+
+    path: Path = field(metadata={"positional": True, "help": "the file or folder to register"})
+    name: str = field(default="nano3/pretrain/data", metadata=_NAME)
+    project: str | None = field(default=None, metadata=_PROJECT)
+    entity: str | None = field(default=None, metadata=_ENTITY)
+
+
+@dataclass
+class ImportSFTData(ImportData):
+    name: str = field(default="nano3/sft/data", metadata=_NAME)
+
+
+@dataclass
+class ImportRLData(ImportData):
+    name: str = field(default="nano3/rl/data", metadata=_NAME)
+
+
+@dataclass
+class ImportModel:
+    """What `model import` takes."""
+
+    path: Path = field(metadata={"positional": True, "help": "the checkpoint's folder"})
+    step: int | None = field(default=None, metadata={"short": "-s", "help": "the training step that it was saved at"})
+    name: str = field(default="nano3/pretrain/model", metadata=_NAME)
+    project: str | None = field(default=None, metadata=_PROJECT)
+    entity: str | None = field(default=None, metadata=_ENTITY)
+
+
+@dataclass
+class ImportSFTModel(ImportModel):
+    name: str = field(default="nano3/sft/model", metadata=_NAME)
+
+
+@dataclass
+class ImportRLModel(ImportModel):
+    name: str = field(default="nano3/rl/model", metadata=_NAME)
+
+
+def import_pretrain_data(cfg: ImportData) -> Artifact:
+    """Register the folder of a blend.json (given itself, or by its folder)."""
+    from nemotron.kit import PretrainBlendsArtifact
+
+    return _saved(_described(PretrainBlendsArtifact, _folder(cfg)), cfg)
+
+
+def import_sft_data(cfg: ImportSFTData) -> Artifact:
+    """Register a folder of packed SFT data, with its blend.json."""
+    from nemotron.kit import SFTDataArtifact
+
+    return _saved(_described(SFTDataArtifact, _folder(cfg)), cfg)
+
+
+def import_rl_data(cfg: ImportRLData) -> Artifact:
+    """Register a folder of RL splits, with its manifest.json."""
+    from nemotron.kit import SplitJsonlDataArtifact
+
+    return _saved(_described(SplitJsonlDataArtifact, _folder(cfg)), cfg)
+
+
+def import_model(cfg: ImportModel) -> Artifact:
+    """Register a checkpoint's folder."""
+    from nemotron.kit import ModelArtifact
+
+    model = _described(ModelArtifact, _folder(cfg))
+    if cfg.step is not None:
+        model.step = cfg.step
+    return _saved(model, cfg)
+
+
+def preflight(cfg: ImportData | ImportModel, *, connect: bool) -> list[str]:
+    """What is wrong with the path, before there is a run."""
+    del connect
+    try:
+        _folder(cfg)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _folder(cfg: ImportData | ImportModel) -> Path:
+    """The folder to register. Raises UserError when what makes it one is not in it."""
+    if isinstance(cfg, ImportModel):
+        if not cfg.path.is_dir():
+            raise UserError(f"{cfg.path}: no such folder.", hint="Give the folder that holds the checkpoint.")
+        return cfg.path.resolve()
+    name = "manifest.json" if isinstance(cfg, ImportRLData) else "blend.json"
+    file = cfg.path if cfg.path.name == name else cfg.path / name
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file.", hint=f"Give {name}, or the folder that holds it.") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON: {error}.") from error
+    return file.resolve().parent
+
+
+def _described(kind: Any, folder: Path) -> Any:
+    """What the folder's own metadata.json says of it, where it has one; else the bare path."""
+    return kind.load(folder) if (folder / "metadata.json").is_file() else kind(path=folder)
+
+
+def _saved(artifact: Any, cfg: ImportData | ImportModel) -> Artifact:
+    from nemotron.kit import WandbConfig, finish_wandb, init_wandb_if_configured, print_step_complete
+
+    if cfg.project:
+        init_wandb_if_configured(WandbConfig(project=cfg.project, entity=cfg.entity))
+    artifact.save(name=cfg.name)
+    if cfg.project:
+        finish_wandb(exit_code=0)
+    print_step_complete(title="Imported", **{"model" if isinstance(cfg, ImportModel) else "data": artifact})
+    return artifact  # type: ignore[no-any-return]

@@ -1,0 +1,191 @@
+"""Jobs in containers of a real Docker engine: what is seen of them, how they end, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.errors import Unreachable
+from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.runs.folder import RunFolder
+
+from .docker_world import containers, tool, world  # noqa: F401
+from .slurm_world import World, interrupt, until
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+
+
+def test_an_attached_job_is_seen_whole_and_leaves_no_container(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "lines=200", "--run", "C")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [*(f"line {n} of rank -" for n in range(200)), "last words"]
+    job = world.job(done.stderr)
+    assert job.state().state == "succeeded"
+    assert until(lambda: containers(world, job.run_id) == [], 10)
+
+
+def test_a_failed_job_gives_its_exit_code(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "code=3", "--run", "C")
+    assert done.returncode == 1
+    assert "failed: exit code 3" in done.stderr
+    assert world.job(done.stderr).state().state == "failed"
+
+
+def test_the_job_runs_what_was_just_edited_as_whoever_launched_it(world: World) -> None:  # noqa: F811
+    source = world.folder / "work.py"
+    source.write_text(source.read_text().replace("last words", "edited words"))
+    done = world.run("look", "text=a b", "--run", "C")
+    assert done.returncode == 0, done.stderr
+    job = world.job(done.stderr)
+    seen = json.loads((job.path / "seen-0.json").read_text())
+    assert seen["text"] == "a b" and seen["cwd"] == str(job.path / "code")
+    assert "edited words" in (job.path / "code" / "work.py").read_text()
+    assert seen["environment"]["NEMOTRON_HOME"] == str(world.home)
+    assert {path.stat().st_uid for path in job.path.rglob("*")} == {os.getuid()}
+    assert not world.folder.joinpath("__pycache__").exists()
+
+
+def test_batch_returns_at_once_and_cancel_stops_the_container(world: World) -> None:  # noqa: F811
+    job = world.batch("deaf", "sleep=300")
+    assert containers(world, job.run_id) == [f"nk-{job.run_id}-0"]
+    assert world.wait(job, "running") == "running"
+    listed = json.loads(tool(world, "runs", "--json").stdout)
+    assert "running" in json.dumps(listed)
+    inside = tool(world, "runs", "shell", job.run_id, "--", "cat", "/proc/1/cmdline")
+    assert "docker-init" in inside.stdout, inside.stderr
+    done = tool(world, "runs", "cancel", job.run_id)
+    assert done.returncode == 0, done.stderr
+    assert job.state().state == "cancelled"
+    assert until(lambda: containers(world, job.run_id) == [], 15)
+
+
+def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  # noqa: F811
+    process = world.start("speak", "lines=30", "sleep=0.2", "--run", "C")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("line 0")
+    assert interrupt(process) <= 2.0
+    assert process.returncode == 130
+    before = process.stdout.read()
+    run = world.only_run()
+    after = tool(world, "runs", "attach", run.id)
+    assert after.returncode == 0, after.stderr
+    expected = [*(f"line {n} of rank -" for n in range(30)), "last words"]
+    assert ("line 0 of rank -\n" + before + after.stdout).splitlines() == expected
+
+
+def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:  # noqa: F811
+    process = world.start("deaf", "sleep=60", "--run", "undo")
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("sleeping")
+    interrupt(process)
+    assert process.returncode == 130
+    assert world.only_run().job().state().state == "cancelled"
+
+
+def test_a_container_that_is_killed_has_failed(world: World) -> None:  # noqa: F811
+    job = world.batch("deaf", "sleep=300")
+    assert world.wait(job, "running") == "running"
+    world.slurm.run("docker", "kill", f"nk-{job.run_id}-0")
+    until(lambda: containers(world, job.run_id) == [], 10)
+    done = tool(world, "runs", "wait", job.run_id)
+    assert done.returncode == 1, done.stderr
+    assert job.state().state == "failed" and "left no record" in str(job.state().error)
+
+
+def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
+    job = world.batch("deaf", "sleep=300")
+    run = RunFolder(job.path.parent.parent)
+    first = world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0")
+    recorded = run.plan()
+    with world.seen():
+        plan = _plan_again(world, run)
+        backend_for(recorded).submit(run, [plan])
+        # Also where the job's own record does not say yet that it runs.
+        for state in (job.path / "state").iterdir():
+            if "running" in state.read_text():
+                state.unlink()
+        backend_for(recorded).submit(run, [plan])
+    assert containers(world, run.id) == [f"nk-{run.id}-0"]
+    assert world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0") == first
+
+
+def _plan_again(world: World, run: RunFolder) -> object:
+    from nemotron_kit.plan.plan import Plan
+
+    record = run.plan()
+    values = {name: record.get(name) for name in Plan.__dataclass_fields__ if name in record}
+    extra = {"container": record["container"]}
+    empty = {"folder": str(run.path), "argv": (), "inputs": {}, "captured": {}, "extra": extra}
+    return replace(Plan(**{**values, **empty}), hydra=(), problems=())
+
+
+def test_a_job_dir_and_a_registry_elsewhere(world: World, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "remote").mkdir()
+    done = world.run("look", "--run", "apart")
+    assert done.returncode == 0, done.stderr
+    there = tmp_path / "remote" / "runs" / world.only_run().id / "jobs" / "0"
+    seen = json.loads((there / "seen-0.json").read_text())
+    assert seen["environment"]["NEMOTRON_HOME"] == str(tmp_path / "remote")
+    assert world.only_run().state() == "succeeded"
+    assert str(tmp_path / "remote" / "registry") in (there / "env.toml").read_text()
+
+
+def test_an_image_that_is_not_there(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "--batch", "absent")
+    assert done.returncode == 2
+    assert "localhost:1/nowhere/nothing:1 is not on this machine, and can't be pulled" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert world.only_run().state() == "failed"
+
+
+def test_an_image_without_the_profiles_python(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "--run", "nopython")
+    assert done.returncode == 1
+    assert "Docker did not start the container (exit code 127)" in done.stderr and "/nowhere/python" in done.stderr
+    assert world.only_run().state() == "failed"
+    assert containers(world, world.only_run().id) == []
+
+
+def test_an_engine_that_is_down(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "--batch", "C", **NO_ENGINE)
+    assert done.returncode == 3
+    assert "engine does not answer" in done.stderr and "DOCKER_HOST" in done.stderr
+    job = world.batch("deaf", "sleep=300")
+    assert world.wait(job, "running") == "running"
+    run = RunFolder(job.path.parent.parent)
+    with world.seen(**NO_ENGINE), pytest.raises(Unreachable):
+        backend_for(run.plan()).observe(run, [job])
+    assert tool(world, "runs", "cancel", run.id, **NO_ENGINE).returncode == 3
+    assert job.state().state == "running"
+
+
+def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:  # noqa: F811
+    secret, other = "tok-5e0f1a2b3c", "tok-not-for-the-job"
+    job = world.batch("speak", "sleep=1", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert secret.encode() not in line.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    assert world.wait(job) == "succeeded"
+    for path in world.home.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert secret.encode() not in data and other.encode() not in data, path
+    job = world.batch("look", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
+    assert world.wait(job) == "succeeded"
+    seen = json.loads((job.path / "seen-0.json").read_text())["environment"]
+    assert seen["WORK_TOKEN"] == secret and "OTHER_TOKEN" not in seen
+
+
+def test_dry_run_shows_the_words_and_starts_nothing(world: World) -> None:  # noqa: F811
+    shown = world.run("speak", "--batch", "secret", "--dry-run", "--json", WORK_TOKEN="value-of-it", **NO_ENGINE)
+    plan = json.loads(shown.stdout)
+    words = plan["container"]["words"]
+    assert words[:2] == ["docker", "run"] and "--env=WORK_TOKEN" in words
+    assert words[-1] == plan["job_folder"] and "value-of-it" not in shown.stdout
+    assert plan["problems"] == [] and not (world.home / "runs").exists()

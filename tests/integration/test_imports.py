@@ -1,0 +1,55 @@
+"""`nano3 data import` and `model import`: what was made elsewhere becomes an artifact, and stays what it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def nemotron(home: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("nemotron")), "nano3", *words],
+        cwd=home, env={**os.environ, "NEMOTRON_HOME": str(home / "home")}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_data_by_its_blend(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (folder / "blend.json").write_text(json.dumps({"train": ["1.0", "a"], "valid": [], "test": []}))
+    assert "art://nano3-pretrain-data:v0" in nemotron(tmp_path, "data", "import", "pretrain", "shards/blend.json")
+    nemotron(tmp_path, "data", "import", "pretrain", "shards", "-n", "mine")
+    assert "mine:v0" in nemotron(tmp_path, "pretrain", "-c", "tiny", "--art.data", "mine", "--dry-run")
+    assert "nano3-pretrain-data:v0" in nemotron(
+        tmp_path, "pretrain", "-c", "tiny", "--art.data", "nano3/pretrain/data", "--dry-run"
+    )
+
+
+def test_a_model_with_its_step(tmp_path: Path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "weights").write_text("w")
+    nemotron(tmp_path, "model", "import", "sft", "ckpt", "-s", "50", "--name", "m")
+    record = json.loads((tmp_path / "home" / "artifacts" / "m" / "v0" / "version.json").read_text())
+    assert (record["type"], record["fields"]["step"]) == ("ModelArtifact", 50)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("model", "import", "rl", "nowhere"), "nowhere: no such folder"),
+        (("data", "import", "rl", "."), "manifest.json: no such file"),
+        (("data", "import", "pretrain", "broken"), "not valid JSON"),
+        (("data", "import", "sft"), "path has no value"),
+    ],
+)
+def test_a_wrong_path_leaves_nothing(tmp_path: Path, words: tuple[str, ...], text: str) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "blend.json").write_text("{")
+    assert text in nemotron(tmp_path, *words, code=2)
+    assert not (tmp_path / "home" / "runs").exists()

@@ -1,0 +1,105 @@
+"""What two runs differ in; and a recorded value said as an override."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemotron_kit.cli.runs import main
+from nemotron_kit.cli.runs_diff import differences, flat
+from nemotron_kit.cli.runs_recorded import hydra_value
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs import RunFolder, create_run, new_run_id
+
+PIN = {"name": "Blend", "version": 1, "digest": "ab" * 32, "path": "/data", "type": "T", "registry": "u"}
+
+
+def make(config: str, *, jobs: int = 1, pin: dict[str, Any] | None = None, **plan: Any) -> RunFolder:
+    """A run whose config names its own folder, as a job's does."""
+    run_id = new_run_id("nano3", "pretrain")
+    text = config.replace("JOB", f"/root/runs/{run_id}/jobs/0")
+    files = {"config.yaml": text, "artifacts.json": json.dumps({"inputs": {"data": pin or PIN}, "outputs": []})}
+    place = {"run": f"/root/runs/{run_id}"}
+    return create_run(run_id, {"recipe": "nano3", "stage": "pretrain", "place": place, **plan}, [files] * jobs)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+
+
+def diff(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(["diff", *words])
+    return code, capsys.readouterr().out
+
+
+def test_two_of_the_same_are_the_same_wherever_they_lie(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (make("train: {lr: 0.1}\nout: JOB/code/output\nrun: {profile: C}\n") for _ in range(2))
+    assert diff(capsys, a.id, b.id) == (0, "no difference\n")
+    assert json.loads(diff(capsys, a.id, b.id, "--json")[1]) == {
+        "a": f"{a.id}/0", "b": f"{b.id}/0", "same": True, "differences": {},
+    }  # fmt: skip
+
+
+def test_what_is_not_the_same_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    a = make(
+        "train: {lr: 0.1, warm: 5}\nsizes: [1]\n", settings={"nodes": 1}, code={"commit": "a" * 40, "dirty": False}
+    )
+    b = make(
+        "train: {lr: 0.1}\nsizes: [1, 2]\nname: x\n",
+        pin={**PIN, "version": 2, "digest": "cd" * 32},
+        settings={"nodes": 2},
+        code={"commit": "a" * 40, "dirty": True},
+        captured_at_launch={"HF_HOME": "/x"},
+    )
+    code, out = diff(capsys, a.id, b.id, "--json")
+    assert code == 1
+    assert json.loads(out)["differences"] == {
+        "config": {"train.warm": {"a": 5}, "sizes": {"a": [1], "b": [1, 2]}, "name": {"b": "x"}},
+        "artifacts": {"data": {"a": "Blend:v1 sha256 abababababab", "b": "Blend:v2 sha256 cdcdcdcdcdcd"}},
+        "code": {"dirty": {"a": False, "b": True}},
+        "environment": {"HF_HOME": {"b": "/x"}},
+        "launch": {"nodes": {"a": 1, "b": 2}},
+    }
+    lines = diff(capsys, a.id, b.id)[1].splitlines()
+    assert lines[0] == "config" and lines[1].split() == ["train.warm", "5", "→", "(not", "there)"]
+
+
+def test_two_jobs_of_one_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("lr: 1\n", jobs=2)
+    (run.job(1).path / "config.yaml").write_text("lr: 2\n")
+    code, out = diff(capsys, f"{run.id}/0", f"{run.id}/1", "--json")
+    assert code == 1 and json.loads(out)["differences"] == {"config": {"lr": {"a": 1, "b": 2}}}
+    with pytest.raises(UserError, match="is a sweep of 2 jobs"):
+        main(["diff", run.id, f"{run.id}/1"])
+    with pytest.raises(UserError, match="stands the number of a job"):
+        main(["diff", f"{run.id}/x", f"{run.id}/1"])
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex(r"[a-z_][a-z_0-9]{0,5}", fullmatch=True), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(VALUES)
+def test_a_recorded_value_can_be_said_as_an_override(value: Any) -> None:
+    parsed = OverridesParser.create().parse_override(f"++x={hydra_value(value)}")
+    assert parsed.value() == value
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=3), VALUES, max_size=4))
+def test_what_is_equal_does_not_differ(values: dict[str, Any]) -> None:
+    facts = {"config": dict(flat(values))}
+    assert differences(facts, facts) == {}
