@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.grid import clean
@@ -11,6 +12,7 @@ from nemotron_kit.cli.runs import is_asked
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.records import DamagedRecord
 from nemotron_kit.runs.states import DAMAGED, JobState, run_state
 
 if TYPE_CHECKING:
@@ -22,17 +24,23 @@ class Look:
 
     def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.run, self.jobs = run, jobs
-        self.summary = run.summary()
-        self.damaged = self.summary.state == DAMAGED
-        self.plan: dict[str, Any] = {} if self.damaged else run.plan()
+        self.plan: dict[str, Any] | None = None
+        with suppress(DamagedRecord):
+            self.plan = run.plan()
+        self._asked = is_asked((self.plan or {}).get("executor"))
         self.sight: Sight | None = None
-        if is_asked(self.summary.executor):
+        if self._asked:
             self._ask()
         self.states = {job.number: self._standing(job) for job in jobs}
-        everything = (
-            self._run_state() if len(jobs) < self.summary.jobs else run_state(s.state for s in self.states.values())
-        )
-        self.state = DAMAGED if self.damaged else everything
+        self.summary = run.summary()
+        self.state = self._state()
+
+    def _state(self) -> str:
+        if self.plan is None:
+            return DAMAGED
+        if len(self.jobs) == self.summary.jobs:
+            return run_state(state.state for state in self.states.values())
+        return run_state(self._standing(job).state for job in self.run.jobs())
 
     def _ask(self) -> None:
         from nemotron_kit.execution.ledger import refresh
@@ -42,19 +50,16 @@ class Look:
         if len(self.jobs) != 1 or (self.sight and self.sight.lost):
             return
         try:
-            mirror(self.run, self.plan, [job for job in self.jobs if not is_mirrored(job)])
+            mirror(self.run, self.plan or {}, [job for job in self.jobs if not is_mirrored(job)])
         except NemotronError as error:
             sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
 
     def _standing(self, job: JobFolder) -> JobState:
-        if not is_asked(self.summary.executor):
+        if not self._asked:
             return job.state()
         from nemotron_kit.execution.ledger import standing
 
         return standing(job, self.sight)
-
-    def _run_state(self) -> str:
-        return run_state(self._standing(job).state for job in self.run.jobs())
 
     def waiting(self, number: int) -> tuple[str | None, str | None]:
         """Why a pending job waits, and when it may start, by its scheduler's word."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import UserError
+from nemotron_kit.execution.mirror import folder_there
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
@@ -55,7 +56,9 @@ def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) 
         return slurm_line(plan, job, state, command, node)
     container = state.facts.get("container")
     if executor == "docker" and container:
-        return ["docker", "exec", *_terminal("-it"), str(container), *(command or ["/bin/sh"])]
+        folder = f"{folder_there(run, plan)}/jobs/{job.number}"
+        inside = ["docker", "exec", "--interactive", *_terminal("--tty"), f"--workdir={folder}", str(container)]
+        return [*inside, *(command or ["/bin/sh"])]
     raise UserError(f"{run.id} runs through {executor}, into which the kit knows no way.")
 
 
@@ -87,8 +90,7 @@ def slurm_line(
     number = str((state.facts.get("scheduler") or {}).get("job") or "")
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
-    place = plan.get("place") or {}
-    folder = f"{place.get('run') or job.path.parent.parent}/jobs/{job.number}"
+    folder = f"{folder_there(RunFolder(job.path.parent.parent), plan)}/jobs/{job.number}"
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", f"--chdir={folder}"]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -42,9 +43,9 @@ def show(argv: list[str]) -> int:
 
 
 def _json(look: Look) -> dict[str, Any]:
-    facts = {**as_json(look.run.summary()), "state": look.state}
+    facts = {**as_json(look.summary), "state": look.state}
     records = [_job_json(job, look) for job in look.jobs]
-    return {**facts, "plan": None if look.damaged else look.plan, "job_records": records}
+    return {**facts, "plan": look.plan, "job_records": records}
 
 
 def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
@@ -71,12 +72,12 @@ def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
 
 
 def _facts(look: Look) -> Iterator[Fact]:
-    run, plan = look.run, look.plan
+    run, plan = look.run, look.plan or {}
     yield "run", run.id
     yield "state", look.state
     yield from _why(look)
     yield "command", plan.get("command_line")
-    yield "hydra", plan.get("hydra")
+    yield "hydra", _line(plan.get("hydra"))
     yield "profile", _profile(plan)
     yield from _links(plan)
     yield "folder", run.path
@@ -91,8 +92,8 @@ def _why(look: Look) -> Iterator[Fact]:
     if lost is not None and look.state == "unreachable":
         yield "why", lost.error
         yield "last known", _known(lost)
-    elif look.damaged or look.run.summary().error:
-        yield "why", look.run.summary().error
+    elif look.summary.error:
+        yield "why", look.summary.error
     if len(look.jobs) == 1:
         reason, start = look.waiting(look.jobs[0].number)
         yield from [("waits for", reason)] if reason else []
@@ -114,6 +115,11 @@ def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
 
 
+def _line(words: object) -> object:
+    """A sweep's words are on record one by one."""
+    return shlex.join(["python", "-m", "nemotron_kit", *map(str, words)]) if isinstance(words, list) else words
+
+
 def _profile(plan: Mapping[str, Any]) -> str:
     name, executor = plan.get("profile"), plan.get("executor")
     return f"{name} ({executor})" if name and executor else str(name or "none: this machine")
@@ -128,7 +134,7 @@ def _sweep_facts(look: Look) -> Iterator[Fact]:
 
 
 def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
-    state, plan = look.states[job.number], look.plan
+    state, plan = look.states[job.number], look.plan or {}
     if state.code is not None:
         yield "exit code", state.code
     took = duration(state.started, state.finished, state.state)

@@ -21,7 +21,7 @@ from nemotron_kit.files import write_json
 
 Tick = Callable[[int, int], None]
 # Characters tokenized at a time: more only takes more memory, less leaves the tokenizer's threads waiting.
-BATCH = 200_000
+BATCH = 160_000
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def with_after(plan: Plan, references: Sequence[str], command: Command, *, conne
         extra["dependency"] = sorted({number for numbers in ids.values() for number in numbers})
         problems += [f"--after: {run_id}: its scheduler has not said its number yet. Try again in a moment."
                      for run_id, numbers in ids.items() if not numbers and states[run_id] not in _NEVER]  # fmt: skip
-    elif plan.mode == "batch":
+    elif left and plan.mode == "batch":
         where = ", ".join(run.id for run in left)
         problems.append(
             f"--after: {where} runs elsewhere, and no scheduler knows of both. Wait for it first: nemotron runs wait "

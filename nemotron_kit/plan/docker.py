@@ -49,7 +49,7 @@ def docker_for(
     """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
     from nemotron_kit.plan.nemo_run import MissingExtra, build_executor
 
-    problems = list(_problems(config, mode))
+    problems = list(_problems(config, mode, place))
     notes = list(resources.notes)
     if config.retries or config.max_segments:
         notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
@@ -137,7 +137,7 @@ def _limit(text: str) -> str:
     return f"{name}={rest}"
 
 
-def _problems(config: RunConfig, mode: str) -> Iterator[str]:
+def _problems(config: RunConfig, mode: str, place: Place) -> Iterator[str]:
     if mode == "local":
         yield "this profile's executor is docker: launch with --run or --batch."
     if not config.container_image:
@@ -149,6 +149,8 @@ def _problems(config: RunConfig, mode: str) -> Iterator[str]:
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
             yield f"{field}: a container has no shell before the job; make it part of the image."
+    if ":" in place.root:  # PYTHONPATH separates by it
+        yield f"{place.root!r}: a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
     yield from missing_secrets(config.secrets or ())
 
 

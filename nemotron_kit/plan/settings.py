@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from nemotron_kit.errors import UserError
 if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
 
+_ESCAPED = re.compile(r"(\\+)\$\{")
 MODES = ("local", "run", "batch")
 
 
@@ -27,7 +29,7 @@ def effective_settings(
     if mode != "local" and not profile:
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
-    environment = dict(run.get("env") or {})
+    environment = {key: _unescaped(value) for key, value in (run.get("env") or {}).items()}
     if recorded is not None:
         from nemotron_kit.plan.runconfig import with_overrides
 
@@ -45,6 +47,17 @@ def effective_settings(
         file_env={key: value for key, value in environment.items() if key not in given},
         command_line={key: value for key, value in environment.items() if key in given},
     ).config
+
+
+def _unescaped(value: Any) -> Any:
+    """A frozen value as text says it: `\\${` stands for `${` there, so that the job does not read an interpolation."""
+    if isinstance(value, Mapping):
+        return {key: _unescaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unescaped(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    return _ESCAPED.sub(lambda m: "\\" * (len(m[1]) // 2) + "${" if len(m[1]) % 2 else m[0], value)
 
 
 def settings_dict(config: RunConfig) -> dict[str, Any]:

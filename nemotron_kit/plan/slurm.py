@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.plan import rendering
 from nemotron_kit.plan.nemo_run import build_executor
 from nemotron_kit.plan.resources import Resources
 from nemotron_kit.plan.runconfig import RunConfig
@@ -86,6 +87,11 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
     return text
 
 
+def render_here(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+    """What NeMo-Run makes of it, unchecked."""
+    return _materialize(_executor(config, resources, script, batch), script)
+
+
 def check_syntax(text: str) -> None:
     """`bash -n`; UserError with what it says. Only startup_commands and setup can be wrong."""
     found = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
@@ -126,7 +132,7 @@ def _rendered(config: RunConfig, resources: Resources, script: Script, batch: bo
     alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
     key = repr((config, resources, alike, batch))
     if key not in _cache:
-        _cache[key] = _materialize(_executor(config, resources, alike, batch), alike)
+        _cache[key] = rendering.ask(config, resources, alike, batch) or render_here(config, resources, alike, batch)
     return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
 
 

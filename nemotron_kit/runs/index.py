@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ class Index:
 
     def __init__(self, root: Path, run_ids: Collection[str]) -> None:
         """`run_ids`: every run that there is; entries of others are dropped when the cache is next written."""
-        self._path = root / _NAME
+        self._path, self._root = root / _NAME, str(root)
         self._run_ids = run_ids
         self._entries: dict[str, Any] = {}
         self._new = 0
@@ -49,20 +50,19 @@ class Index:
                 files.write_json(self._path, {"version": _VERSION, "runs": kept})
 
     def summary(self, run_id: str) -> RunSummary:
-        run = RunFolder(self._path.parent / run_id)
         entry = self._entries.get(run_id)
         if entry is not None:
             with contextlib.suppress(TypeError, KeyError, OSError, AttributeError):
-                if entry["stamp"] == _stamp(run, entry["summary"]["jobs"]):
+                if entry["stamp"] == _stamp(f"{self._root}/{run_id}", entry["summary"]["jobs"]):
                     return RunSummary(**entry["summary"])
-        return self._fresh(run)
+        return self._fresh(RunFolder(self._path.parent / run_id))
 
     def _fresh(self, run: RunFolder) -> RunSummary:
         """The stamp is taken first: what changes while the folder is read makes the entry stale, not wrong."""
         jobs = len(run.jobs())
         stamp: list[list[int]] | None = None
         with contextlib.suppress(OSError):
-            stamp = _stamp(run, jobs) if jobs <= _MOST_JOBS else None
+            stamp = _stamp(str(run.path), jobs) if jobs <= _MOST_JOBS else None
         summary = run.summary()
         if stamp and summary.state in TERMINAL:
             self._entries[run.id] = {"stamp": stamp, "summary": asdict(summary)}
@@ -70,7 +70,10 @@ class Index:
         return summary
 
 
-def _stamp(run: RunFolder, jobs: int) -> list[list[int]]:
-    """Identity, size and time of plan.json and every exit record: what the summary of a run that is over rests on."""
-    paths = [run.path / "plan.json", *(run.path / "jobs" / str(n) / "exit.json" for n in range(jobs))]
-    return [[s.st_ino, s.st_size, s.st_mtime_ns] for s in map(Path.stat, paths)]
+def _stamp(run: str, jobs: int) -> list[list[int]]:
+    """Identity, size and time of plan.json and every exit record: what the summary of a run that is over rests on.
+
+    Paths are text here: for 10,000 runs pathlib takes longer than all the rest.
+    """
+    paths = [f"{run}/plan.json", *(f"{run}/jobs/{number}/exit.json" for number in range(jobs))]
+    return [[s.st_ino, s.st_size, s.st_mtime_ns] for s in map(os.stat, paths)]

@@ -7,6 +7,7 @@ and nothing is submitted again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.runs.states import TERMINAL
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target import submissions
 from nemotron_kit.target.submissions import Submission
@@ -58,7 +60,7 @@ def submit(
     given = json.loads(payload) if payload else {}
     for part in (submissions.FOLDER, f"{submissions.FOLDER}/code"):
         (run / part).mkdir(mode=0o700, exist_ok=True)
-    with submissions.locked(run, intent):
+    with submissions.locked(run, intent) as lock:
         record = submissions.read(run, intent)
         if record and record.job:
             return asdict(record), b""
@@ -70,7 +72,8 @@ def submit(
         else:
             record = _settled(run, record)
         if record.job is None:
-            record = _sbatch(run, record, script, options or [], _environment(given.get("secrets") or {}, hidden or []))
+            env = _environment(given.get("secrets") or {}, hidden or [])
+            record = _sbatch(run, record, [*(options or []), str(run / script)], env, lock)
     return asdict(record), b""
 
 
@@ -96,25 +99,41 @@ def adopt(run: Path, record: Submission, job: str) -> Submission:
 
 
 def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
-    """Cancel jobs of a run. Each is told first, so that its own record says cancelled."""
+    """Cancel jobs of a run. Each is told first, so that its own record says cancelled, and that it must not come back.
+
+    One that may or may not be queued is cancelled by its name.
+    """
     del payload
     run = Path(folder)
     by_job = submissions.by_job(submissions.read_all(run))
-    ids, names = set(), set()
+    asked: dict[str, list[int]] = {}
     for number in jobs:
-        place = run / "jobs" / str(number)
-        if place.is_dir() and not (place / "exit.json").exists():
-            files.write_json(place / "cancel.json", {"at": time.time()})
-        submission = by_job.get(number)
-        if submission is not None and (found := find(run, submission).slurm_id(number)):
-            ids.add(found)
-        elif submission is not None:
-            names.add(submission.name)  # should it be queued after all
+        _tell(run / "jobs" / str(number))
+        if number in by_job:
+            asked.setdefault(by_job[number].intent, []).append(number)
+    ids: list[str] = []
+    for numbers in asked.values():
+        record = by_job[numbers[0]]
+        with contextlib.suppress(Unreachable):
+            record = find(run, record)
+        if record.job is None:
+            commands.scancel((), name=record.name)
+        elif len(numbers) == len(record.jobs):
+            ids.append(record.job)
+        else:
+            ids += [str(record.slurm_id(number)) for number in numbers]
     if ids:
         commands.scancel(ids)
-    for name in names:
-        commands.scancel((), name=name)
-    return {"cancelled": sorted(ids)}, b""
+    return {"cancelled": ids}, b""
+
+
+def _tell(job: Path) -> None:
+    try:
+        over = json.loads((job / "exit.json").read_bytes()).get("state") in TERMINAL
+    except (FileNotFoundError, ValueError):
+        over = False
+    if job.is_dir() and not over:
+        files.write_json(job / "cancel.json", {"at": time.time()})
 
 
 def limits(payload: bytes, *, partition: str | None = None) -> Answer:
@@ -144,10 +163,10 @@ def _settled(run: Path, record: Submission) -> Submission:
     return find(run, record, twice=True)
 
 
-def _sbatch(run: Path, record: Submission, script: str, options: list[str], env: dict[str, str]) -> Submission:
-    words = ["sbatch", "--parsable", "--export=ALL", *options, str(run / script)]
+def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str], lock: int) -> Submission:
+    asked = ["sbatch", "--parsable", "--export=ALL", *words]
     try:
-        code, out, said = commands.run(words, seconds=commands.SUBMIT_SECONDS, env=env)
+        code, out, said = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
     except Unreachable as error:
         code, out, said = 1, "", error.message
     answer = commands.job_id(out) if code == 0 else None

@@ -7,7 +7,7 @@ import pwd
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nemotron_kit.errors import NemotronError, Unreachable
@@ -33,9 +33,11 @@ class Entry:
     signal: int | None = None
 
 
-def run(words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None) -> tuple[int, str, str]:
+def run(
+    words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None, hold: int | None = None
+) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command. Unreachable when it does not end in time; NemotronError when
-    it isn't there."""
+    it isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
     try:
         done = subprocess.run(
             list(words),
@@ -44,6 +46,9 @@ def run(words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None =
             timeout=seconds,
             check=False,
             env=dict(env) if env is not None else _environment(),
+            pass_fds=() if hold is None else (hold,),
+            # Ctrl-C is for the launch; what has been asked of Slurm is answered.
+            start_new_session=hold is not None,
         )
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"{words[0]} has not answered for {seconds:.0f} s.") from error
@@ -63,7 +68,7 @@ def queued(name: str | None = None, *, clusters: str | None = None) -> dict[str,
     code, out, error = run(words, seconds=ASK_SECONDS)
     if code != 0:
         raise Unreachable(f"squeue: {error or f'exit code {code}'}")
-    return {entry.id: entry for entry in map(_queue_line, out.splitlines()) if entry}
+    return _by_id(map(_queue_line, out.splitlines()))
 
 
 def accounted(
@@ -81,7 +86,13 @@ def accounted(
     # sacct without slurmdbd says so on standard error, and may exit with 0 all the same.
     if code != 0 or (error and not out):
         raise Unreachable(f"sacct: {error or f'exit code {code}'}")
-    return {entry.id: entry for entry in map(_account_line, out.splitlines()) if entry}
+    return _by_id(map(_account_line, out.splitlines()))
+
+
+def entry_of(entries: Mapping[str, Entry], number: str) -> Entry | None:
+    """What is said of a job. The tasks of an array that never ran are one entry, called after the array alone when
+    each of them was cancelled for itself."""
+    return entries.get(number) or entries.get(number.partition("_")[0])
 
 
 def job_id(output: str) -> tuple[str, str | None] | None:
@@ -100,6 +111,27 @@ def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None
     harmless = ("Invalid job id", "already completing or completed")
     if code != 0 and not any(text in error for text in harmless):
         raise Unreachable(f"scancel: {error or f'exit code {code}'}")
+
+
+def _by_id(found: Iterable[Entry | None]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for entry in found:
+        if entry is None:
+            continue
+        array, bracket, tasks = entry.id.partition("_[")
+        if not bracket:
+            entries[entry.id] = entry
+        for task in _numbers(tasks.partition("]")[0]) if bracket else ():
+            entries.setdefault(f"{array}_{task}", entry)
+    return entries
+
+
+def _numbers(text: str) -> Iterator[int]:
+    """`0-3,7%2` as Slurm writes the tasks of an array: 0, 1, 2, 3, 7."""
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            yield from range(int(first), int(last or first) + 1)
 
 
 def _environment() -> dict[str, str]:

@@ -99,7 +99,11 @@ def _ask(jobs: list[_Job]) -> None:
         accounts = commands.accounted(ids)
     except (Unreachable, NemotronError) as error:
         for job in left:
-            _unless_recorded(job, "unreachable", error.message)
+            entry = commands.entry_of(queue or {}, job.slurm_id or "")
+            if entry:  # slurmctld has not forgotten it yet
+                _final(job, entry)
+            else:
+                _unless_recorded(job, "unreachable", error.message)
         return
     for job in left:
         _from_accounting(job, accounts, queue is not None)
@@ -132,7 +136,7 @@ def _absent(job: _Job, record: Submission) -> None:
 
 def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
     """Whether squeue says it all."""
-    entry = queue.get(job.slurm_id or "")
+    entry = commands.entry_of(queue, job.slurm_id or "")
     if entry is None:
         return False
     if entry.state in _PENDING:
@@ -146,7 +150,7 @@ def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
 
 
 def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: bool) -> None:
-    entry = accounts.get(job.slurm_id or "")
+    entry = commands.entry_of(accounts, job.slurm_id or "")
     if entry is None or entry.state in _PENDING | _RUNNING:
         if not queue_answered:
             return  # `unreachable` already: accounting is not asked how a live job stands

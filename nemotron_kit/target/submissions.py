@@ -82,12 +82,13 @@ def by_job(submissions: Sequence[Submission]) -> dict[int, Submission]:
 
 
 @contextmanager
-def locked(run: Path, intent: str) -> Iterator[None]:
-    """Within the block no other process of this machine submits the intent."""
+def locked(run: Path, intent: str) -> Iterator[int]:
+    """Within the block no other process of this machine submits the intent. The lock is the open file that it gives: a
+    child that has it too (sbatch) keeps the lock when this process is killed."""
     path = path_of(run, intent).with_suffix(".lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        yield fd
     finally:
         os.close(fd)

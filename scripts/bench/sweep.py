@@ -58,8 +58,9 @@ NEMO_RUN = """
 import sys
 import nemo_run as run
 
-executor = run.SlurmExecutor(account="research", partition="batch", tunnel=run.LocalTunnel(job_dir=""), time="00:10:00",
-                             mem=None, additional_parameters={"hold": True}, poll_estimated_start_time=False)
+executor = run.SlurmExecutor(account="research", partition="batch", tunnel=run.LocalTunnel(job_dir=""), mem=None,
+                             packager=run.Packager(), additional_parameters={"hold": True}, time="00:10:00",
+                             poll_estimated_start_time=False)
 with run.Experiment("sweep", log_level="ERROR", clean_mode=True, enable_goodbye_message=False,
                     skip_status_at_exit=True) as experiment:
     for number in range(int(sys.argv[1])):

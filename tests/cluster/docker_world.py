@@ -43,7 +43,7 @@ artifacts_root = "REMOTE/registry"
 
 def tool(world: World, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`nemotron WORDS`, in the world's folder."""
-    line = [sys.executable, "-m", "nemotron_kit", *words]
+    line = [str(Path(sys.executable).with_name("nemotron")), *words]
     environment = {**world.environment(), **env}
     return subprocess.run(
         line, cwd=world.folder, env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -16,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.app import load_object
+from nemotron_kit.config.compose import compose
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.plan.build import build_plan
+from nemotron_kit.plan.plan import Plan
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.ids import new_run_id
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import TERMINAL
 from nemotron_kit.target import submissions
@@ -192,6 +199,25 @@ class World:
 
     def slurm_ids(self, run: RunFolder) -> list[str]:
         return [found.job for found in submissions.read_all(run.path) if found.job]
+
+    def planned(self, *words: str, profile: str = "C", run_id: str | None = None) -> tuple[RunFolder, list[Plan]]:
+        """The run's folder and the plan of `python work.py <words> --batch C`, made in this process, not submitted."""
+        with self.seen():
+            plan = self.plan(*words, profile=profile, run_id=run_id)
+            return create_run(plan.run_id, plan.to_dict(), [plan.files]), [plan]
+
+    def plan(self, *words: str, profile: str = "C", run_id: str | None = None, job: int = 0) -> Plan:
+        """The plan alone; inside `seen()`."""
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            tree = Tree(apps={"work": load_object("work.py:app")})
+            command = [f"recipe=work stage={words[0]}".split(), f"run.profile={profile} run.mode=batch".split()]
+            composed = compose(tree, [*command[0], *command[1], *words[1:]], read_env_file())
+            run_id = run_id or new_run_id("work", words[0])
+            return build_plan(composed, tree.apps["work"], run_id=run_id, argv=["work.py", *words], job=job)
+        finally:
+            os.chdir(before)
 
     @contextmanager
     def seen(self, **env: str) -> Iterator[None]:

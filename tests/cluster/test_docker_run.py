@@ -102,7 +102,7 @@ def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
     first = world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0")
     recorded = run.plan()
     with world.seen():
-        plan = _plan_again(world, run)
+        plan = _plan_again(run)
         backend_for(recorded).submit(run, [plan])
         # Also where the job's own record does not say yet that it runs.
         for state in (job.path / "state").iterdir():
@@ -113,7 +113,7 @@ def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
     assert world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0") == first
 
 
-def _plan_again(world: World, run: RunFolder) -> object:
+def _plan_again(run: RunFolder) -> object:
     from nemotron_kit.plan.plan import Plan
 
     record = run.plan()
@@ -183,7 +183,8 @@ def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:  # noqa: F8
 
 
 def test_dry_run_shows_the_words_and_starts_nothing(world: World) -> None:  # noqa: F811
-    shown = world.run("speak", "--batch", "secret", "--dry-run", "--json", WORK_TOKEN="value-of-it", **NO_ENGINE)
+    token = {"WORK_TOKEN": "value-of-it"}
+    shown = world.run("speak", "--batch", "secret", "--dry-run", "--json", **NO_ENGINE, **token)
     plan = json.loads(shown.stdout)
     words = plan["container"]["words"]
     assert words[:2] == ["docker", "run"] and "--env=WORK_TOKEN" in words

@@ -276,7 +276,14 @@ def test_detached(world: World) -> None:
 
 
 def test_an_app_through_ssh(world: World, sshd: Any) -> None:
-    said = world.app("hydra/sweeper=told", "x=3", "how=return,value,kill", profile="far", **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
+    said = world.app(
+        "hydra/sweeper=told",
+        "x=3",
+        "how=return,value,kill",
+        profile="far",
+        **sshd.env,
+        NEMOTRON_SSH_CONFIG=str(sshd.config),
+    )
     told = [line for line in said.splitlines() if line.startswith(("RETURNED", "RAISED"))]
     assert told[0] == "RETURNED [3.0, 1.0]"
     assert told[1] == "RAISED ValueError ('bad', 3.0) None"

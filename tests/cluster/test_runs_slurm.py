@@ -174,6 +174,18 @@ def test_attach_exits_as_the_job_did(world: World) -> None:  # noqa: F811
     assert process.wait(40) == 4
 
 
+def test_a_sweep_is_attached_to_whole(world: World) -> None:  # noqa: F811
+    done = world.run("speak", "-m", "text=a,b,c", "lines=2", "sleep=1", "--batch", "C")
+    assert done.returncode == 0, done.stderr
+    job = newest(world)
+    out = runs(world, "attach", job.run_id).splitlines()
+    for number in range(3):
+        own = [line.removeprefix(f"[job {number}] ") for line in out if line.startswith(f"[job {number}] ")]
+        assert own == ["line 0 of rank -", "line 1 of rank -", "last words"]
+    assert len(out) == 9
+    assert len(shown(world, job)["job_records"]) == 3
+
+
 def begin_and_end(world: World, job: JobFolder, code: int) -> str:  # noqa: F811
     process = begin(world, "attach", job.run_id)
     _, err = process.communicate(timeout=60)

@@ -1,6 +1,7 @@
 """Time limits, preemption and failures on the real Slurm: what runs again does so by itself, and what ended is told
 apart."""
 
+# ruff: noqa: F811
 from __future__ import annotations
 
 import time
@@ -37,7 +38,7 @@ def started(job: JobFolder) -> bool:
     return (job.path / "logs" / "job.log").exists() and "from step" in log(job)
 
 
-def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world: World) -> None:  # noqa: F811
+def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world: World) -> None:
     # The partition's limit is a minute, the profile asks for ten, the job needs about one and a half.
     job = world.batch("step", "steps=900", profile="short")
     run_id = world.slurm_ids(run_of(job))[0]
@@ -49,7 +50,7 @@ def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world
     assert [entry["state"] for entry in job.history()].count("preempted") == text.count("from step") - 1
 
 
-def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:  # noqa: F811
+def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
     job = world.batch("step", "steps=200", profile="preempt")
     until(lambda: started(job), 60)
     time.sleep(1)
@@ -64,7 +65,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:  # n
     assert log(job).count("from step") == 2 and "from step 0, restart 1" not in log(job)
 
 
-def test_no_more_segments_than_the_profile_allows(world: World) -> None:  # noqa: F811
+def test_no_more_segments_than_the_profile_allows(world: World) -> None:
     job = world.batch("step", "steps=9000", "run.env.max_segments=1")
     until(lambda: started(job), 60)
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
@@ -72,7 +73,7 @@ def test_no_more_segments_than_the_profile_allows(world: World) -> None:  # noqa
     assert "stopped with a checkpoint" in str(job.state().error)
 
 
-def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:  # noqa: F811
+def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
     """It saves a checkpoint and asks to go on, as for a preemption; Slurm knows better."""
     job = world.batch("step", "steps=9000")
     until(lambda: started(job), 60)
@@ -85,7 +86,7 @@ def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
     assert world.queue("-j", number) == []
 
 
-def test_a_failure_is_retried_as_often_as_the_profile_says(world: World) -> None:  # noqa: F811
+def test_a_failure_is_retried_as_often_as_the_profile_says(world: World) -> None:
     good = world.batch("stumble", "steps=3", profile="retry")
     bad = world.batch("stumble", "steps=9", profile="retry")
     assert world.wait(good, timeout=150) == "succeeded"
@@ -95,21 +96,21 @@ def test_a_failure_is_retried_as_often_as_the_profile_says(world: World) -> None
     assert "exit code 7" in str(bad.state().error)
 
 
-def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -> None:  # noqa: F811
+def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -> None:
     job = world.batch("deaf", "sleep=4")
     until(lambda: (job.path / "logs" / "job.log").exists() and "sleeping" in log(job), 60)
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job) == "succeeded"
 
 
-def test_a_job_over_its_time_limit_says_so(world: World) -> None:  # noqa: F811
+def test_a_job_over_its_time_limit_says_so(world: World) -> None:
     job = world.batch("deaf", "sleep=600", "run.env.time=00:01:00")
     with world.seen():
         until(lambda: look(job) == "failed", 180)
     assert "time limit" in str(job.state().error)
 
 
-def test_a_lost_node_sends_the_job_back_to_the_queue(world: World) -> None:  # noqa: F811
+def test_a_lost_node_sends_the_job_back_to_the_queue(world: World) -> None:
     job = world.batch("step", "steps=30", "--run.exclude", "n1")
     until(lambda: started(job), 60)
     try:

@@ -1,5 +1,6 @@
 """Jobs on the real Slurm, attached and detached: what is seen of them, and the exit code."""
 
+# ruff: noqa: F811
 from __future__ import annotations
 
 import json
@@ -11,7 +12,7 @@ from nemotron_kit.runs.folder import RunFolder
 from .slurm_world import World, interrupt, until, world  # noqa: F401
 
 
-def test_an_attached_job_is_seen_from_its_first_line_to_its_last(world: World) -> None:  # noqa: F811
+def test_an_attached_job_is_seen_from_its_first_line_to_its_last(world: World) -> None:
     done = world.run("speak", "lines=200", "--run", "C")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [*(f"line {n} of rank -" for n in range(200)), "last words"]
@@ -19,7 +20,7 @@ def test_an_attached_job_is_seen_from_its_first_line_to_its_last(world: World) -
     assert world.job(done.stderr).state().state == "succeeded"
 
 
-def test_a_failed_job_gives_its_exit_code(world: World) -> None:  # noqa: F811
+def test_a_failed_job_gives_its_exit_code(world: World) -> None:
     done = world.run("speak", "code=3", "--run", "C")
     assert done.returncode == 1
     assert "failed: exit code 3" in done.stderr
@@ -27,7 +28,7 @@ def test_a_failed_job_gives_its_exit_code(world: World) -> None:  # noqa: F811
     assert record is not None and record["state"] == "failed"
 
 
-def test_every_rank_of_two_nodes_is_seen(world: World) -> None:  # noqa: F811
+def test_every_rank_of_two_nodes_is_seen(world: World) -> None:
     done = world.run("speak", "lines=50", "--run", "two")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -38,7 +39,7 @@ def test_every_rank_of_two_nodes_is_seen(world: World) -> None:  # noqa: F811
     assert (job.path / "logs" / "rank-3.log").read_text().count("\n") == 51
 
 
-def test_torchrun_meets_across_nodes_two_jobs_at_once(world: World) -> None:  # noqa: F811
+def test_torchrun_meets_across_nodes_two_jobs_at_once(world: World) -> None:
     jobs = [world.batch("allreduce", "sleep=2", profile="two") for _ in range(2)]
     assert [world.wait(job, timeout=90) for job in jobs] == ["succeeded", "succeeded"]
     spans = [(job.state().started, job.state().finished) for job in jobs]
@@ -48,14 +49,14 @@ def test_torchrun_meets_across_nodes_two_jobs_at_once(world: World) -> None:  # 
         assert sorted(re.findall(r"rank (\d) of 4: sum 6", logs)) == ["0", "1", "2", "3"]
 
 
-def test_a_command_that_is_one_process_takes_one_node(world: World) -> None:  # noqa: F811
+def test_a_command_that_is_one_process_takes_one_node(world: World) -> None:
     job = world.batch("alone", profile="two")
     assert world.wait(job) == "succeeded"
     assert (job.path / "logs" / "job.log").read_text().startswith("line 0 of rank -\n")
     assert job.state().facts["scheduler"]["nodes"] == 1
 
 
-def test_batch_returns_at_once_with_the_commands(world: World) -> None:  # noqa: F811
+def test_batch_returns_at_once_with_the_commands(world: World) -> None:
     done = world.run("speak", "sleep=3", "--batch", "C")
     assert done.returncode == 0 and done.stdout == ""
     run_id = world.only_run().id
@@ -66,7 +67,7 @@ def test_batch_returns_at_once_with_the_commands(world: World) -> None:  # noqa:
     assert world.wait(job) == "succeeded"
 
 
-def test_ctrl_c_leaves_the_job_alone(world: World) -> None:  # noqa: F811
+def test_ctrl_c_leaves_the_job_alone(world: World) -> None:
     process = world.start("speak", "lines=30", "sleep=0.2", "--run", "C")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("line 0")
@@ -78,7 +79,7 @@ def test_ctrl_c_leaves_the_job_alone(world: World) -> None:  # noqa: F811
     assert world.wait(run.job()) == "succeeded"
 
 
-def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:  # noqa: F811
+def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:
     process = world.start("deaf", "sleep=60", "--run", "undo")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("sleeping")
@@ -88,7 +89,7 @@ def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:  # noqa
     assert until(lambda: world.queue("-t", "running", f"-j{world.slurm_ids(world.only_run())[0]}") == [], 20)
 
 
-def test_the_script_that_runs_is_the_one_that_the_dry_run_shows(world: World) -> None:  # noqa: F811
+def test_the_script_that_runs_is_the_one_that_the_dry_run_shows(world: World) -> None:
     shown = json.loads(world.run("speak", "--batch", "C", "--dry-run", "--json").stdout)
     assert not (world.home / "runs").exists()
     job = world.batch("speak")
@@ -104,7 +105,7 @@ def test_the_script_that_runs_is_the_one_that_the_dry_run_shows(world: World) ->
     assert "set -evx" in ran and "nemotron_kit.worker" in ran
 
 
-def test_the_job_runs_what_was_just_edited(world: World) -> None:  # noqa: F811
+def test_the_job_runs_what_was_just_edited(world: World) -> None:
     source = world.folder / "work.py"
     source.write_text(source.read_text().replace("last words", "edited words"))
     done = world.run("speak", "--run", "C")
@@ -115,7 +116,7 @@ def test_the_job_runs_what_was_just_edited(world: World) -> None:  # noqa: F811
     assert "edited words" in (job.path / "logs" / "job.log").read_text()
 
 
-def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:  # noqa: F811
+def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:
     secret, other = "tok-5e0f1a2b3c", "tok-not-for-the-job"
     job = world.batch("speak", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
     assert world.wait(job) == "succeeded"
@@ -134,21 +135,21 @@ def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:  # noqa: F8
         assert secret not in shown
 
 
-def test_a_secret_that_is_not_set_is_said_before_anything_is_written(world: World) -> None:  # noqa: F811
+def test_a_secret_that_is_not_set_is_said_before_anything_is_written(world: World) -> None:
     done = world.run("speak", "--batch", "secret")
     assert done.returncode == 2
     assert "WORK_TOKEN is not set" in done.stderr
     assert not (world.home / "runs").exists()
 
 
-def test_what_slurm_refuses_is_a_failed_run_and_says_why(world: World) -> None:  # noqa: F811
+def test_what_slurm_refuses_is_a_failed_run_and_says_why(world: World) -> None:
     done = world.run("speak", "--batch", "C", "--run.account", "nobody")
     assert done.returncode == 2
     assert "Invalid account" in done.stderr
     assert world.only_run().job().state().state == "failed"
 
 
-def test_a_job_of_less_than_a_second_is_seen_whole(world: World) -> None:  # noqa: F811
+def test_a_job_of_less_than_a_second_is_seen_whole(world: World) -> None:
     for _ in range(3):
         began = time.monotonic()
         done = world.run("speak", "lines=2", "--run", "C")

@@ -226,6 +226,18 @@ def test_after_a_run_that_succeeds(home: Path) -> None:
     assert launch(home, "speak", "lines=1", "--after", first.run_id)[0].startswith("line 0")  # over long since
 
 
+def test_a_sweep_after_a_run(home: Path) -> None:
+    launch(home, "speak", "lines=3", "sleep=0.5", "--batch", "L")
+    first = newest(home)
+    _, err = launch(home, "speak", "-m", "text=a,b", "lines=0", "--after", first.run_id)
+    assert f"waits for {first.run_id}" in err
+    assert first.state().finished <= newest(home).state().started  # type: ignore[operator]
+    launch(home, "speak", "lines=0", "code=1", code=1)
+    count = len(list((home / "runs").glob("2*")))
+    assert "it did not start" in launch(home, "speak", "-m", "text=a,b", "--after", newest(home).run_id, code=1)[1]
+    assert len(list((home / "runs").glob("2*"))) == count
+
+
 def test_after_a_run_that_fails(home: Path) -> None:
     launch(home, "speak", "lines=3", "sleep=0.5", "code=3", "--batch", "L")
     first = newest(home)

@@ -50,7 +50,7 @@ class Docker:
         for image in {plan.extra["container"]["image"] for plan in plans}:
             _have_image(image)
         self._send(run, plans, plans[0].place)
-        left = [plan for plan in plans if _job(run.job(plan.job)).state().state == "pending"]
+        left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
         for at in range(0, len(left), _AT_ONCE):
             group = left[at : at + _AT_ONCE]
             started = [(plan, self._start(run, plan, rootless)) for plan in group]
@@ -126,9 +126,9 @@ def make(settings: Mapping[str, Any]) -> Docker:
 def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
     """Return once the worker says that it runs. Raises NemotronError for a container that did not get so far."""
     deadline = time.monotonic() + START_SECONDS
-    while job.state().state == "pending" and time.monotonic() < deadline:
+    while _is_pending(job) and time.monotonic() < deadline:
         code = client.poll()
-        if code is not None and job.state().state == "pending":
+        if code is not None and _is_pending(job):
             said = _last_words(job)
             if "is already in use by container" in said:
                 return  # an earlier attempt to submit got that far
@@ -146,7 +146,7 @@ def _last_words(job: JobFolder) -> str:
 
 def _have_image(image: str) -> None:
     """Pull an image that isn't there. UserError when that fails, too."""
-    if _docker("image", "inspect", "--format={{.Id}}", image, missing_is_fine=True):
+    if _docker("image", "inspect", "--format={{.Id}}", image, missing_is_fine=True).strip():
         return
     sys.stderr.write(f"{image} is not here; pulling it\n")
     pulled = subprocess.run(
@@ -159,6 +159,11 @@ def _have_image(image: str) -> None:
             f"The image {image} is not on this machine, and can't be pulled: {said}",
             hint="Check container_image; docker images lists what is here.",
         )
+
+
+def _is_pending(job: JobFolder) -> bool:
+    """Whether its worker has not said anything yet; a folder elsewhere than the record has no states before that."""
+    return job.state().state == "pending" or (not job.history() and job.exit_record() is None)
 
 
 def _ended(job: JobFolder) -> Observation | None:
@@ -182,7 +187,7 @@ def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
         return last
     if job.cancel_requested:
         return Observation("cancelled", 128 + 9, "cancelled")
-    if job.state().state == "pending" and not job.log_path("worker").exists():
+    if _is_pending(job) and not job.log_path("worker").exists():
         return Observation("pending", reason="not submitted yet")
     error = f"the container {container} is gone and left no record: it was killed, or out of memory"
     return Observation("failed", 1, error)

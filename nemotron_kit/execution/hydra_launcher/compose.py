@@ -7,11 +7,12 @@ own, so that errors are Hydra's; what comes out is the same, and a test holds th
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from nemotron_kit.execution.hydra_launcher.copies import Copies
 
 # The tail below is that of these versions of Hydra.
 KNOWN = "1.3."
@@ -25,7 +26,7 @@ class SweepComposer:
     def __init__(self, loader: Any) -> None:
         self._loader, self._slow = loader, loader.load_sweep_config
         # Config name and choices of groups → the merged config before any value is overridden.
-        self._trees: dict[tuple[str | None, tuple[str, ...]], Any] = {}
+        self._trees: dict[tuple[str | None, tuple[str, ...]], Copies] = {}
         self._parsed: dict[str, Any] = {}
         self._groups: dict[str, bool] = {}
 
@@ -50,7 +51,7 @@ class SweepComposer:
             raise NotImplementedError
         name = master.hydra.job.config_name
         choices = [o for o in overrides if self._is_choice(o)]
-        config = copy.deepcopy(self._tree(name, choices))
+        config = self._tree(name, choices).make()
         self._loader._apply_overrides_to_config([o for o in overrides if o not in choices], config)
         _finish(config, overrides, name)
         OmegaConf.copy_cache(from_config=master, to_config=config)
@@ -70,10 +71,10 @@ class SweepComposer:
             self._groups[key] = self._loader.repository.group_exists(key)
         return self._groups[key] and not isinstance(override.value(), dict)
 
-    def _tree(self, name: str | None, choices: list[Any]) -> Any:
+    def _tree(self, name: str | None, choices: list[Any]) -> Copies:
         key = (name, tuple(o.input_line for o in choices))
         if key not in self._trees:
-            self._trees[key] = self._merged(name, choices)
+            self._trees[key] = Copies(self._merged(name, choices))
         return self._trees[key]
 
     def _merged(self, name: str | None, choices: list[Any]) -> Any:

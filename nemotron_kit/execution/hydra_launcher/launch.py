@@ -7,22 +7,29 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution.hydra_launcher.answer import read_answer
 from nemotron_kit.execution.hydra_launcher.elsewhere import run_elsewhere
 from nemotron_kit.execution.hydra_launcher.local import Carried
-from nemotron_kit.execution.hydra_launcher.point import Point
+from nemotron_kit.execution.hydra_launcher.point import Composed, Point, returned
 from nemotron_kit.execution.hydra_launcher.program import ProgramPlanner
 from nemotron_kit.execution.hydra_launcher.recipe import RecipePlanner, RecipeTask
-from nemotron_kit.execution.hydra_launcher.record import add_jobs, sweep_record, write_plan
+from nemotron_kit.execution.hydra_launcher.record import JobWriter, sweep_record, write_plan
 from nemotron_kit.execution.hydra_launcher.settings import Settings, carried_by
 from nemotron_kit.execution.launch import refuse_problems
 from nemotron_kit.execution.signals import Terminated, term_raises
+from nemotron_kit.plan import rendering
+from nemotron_kit.plan.plan import Plan
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
 log = logging.getLogger("nemotron_kit.launcher")
+
+Made = tuple[Point, JobFolder]
 
 
 class Planner(Protocol):
@@ -50,45 +57,63 @@ class Sweep:
     """One sweep is one record, however many batches its sweeper asks for."""
 
     def __init__(self, config: Any, context: Any, task: Callable[..., Any], settings: Settings) -> None:
+        """Nothing is written before the first batch."""
         self.config, self.context, self.task, self.settings = config, context, task, settings
+        self._kind, self._expected = carried_by(settings), _expected_executor(config, settings)
+        self._run: RunFolder | None = None
         self._carried: Carried | None = None
-        self._kind, here = carried_by(settings), _expected_here(config, settings)
-        self.run = sweep_record(config, task)
-        if here:
-            with self._environment():
+        if self._expected == "slurm" and find_spec("nemo_run"):
+            rendering.start()
+
+    @property
+    def run(self) -> RunFolder:
+        if self._run is None:
+            self._run = sweep_record(self.config, self.task)
+            if self._expected == "local":
                 self._carrier()  # NeMo-Run is imported there while the jobs are composed here
+        return self._run
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         """Run a batch; Hydra's JobReturn for each of its jobs, in order. A plan with problems stops all of them."""
         try:
             with term_raises(), self._environment():
-                points = self._points(job_overrides, first)
-                jobs = self._run(points)
+                made = self._planned(job_overrides, first)
+                detached = self._launch(made)
         except Terminated:
             raise SystemExit(128 + 15) from None
         except BaseException:
             self._drop_if_empty()
             raise
-        objective, detached = self.settings.objective, self._is_detached(points[0])
-        pairs = zip(points, jobs, strict=True)
-        return [point.returned(job, objective=objective, detached=detached) for point, job in pairs]
+        return [
+            returned(
+                *(point, job, partial(self._composed, words, job.number)),
+                objective=self.settings.objective,
+                detached=detached,
+            )
+            for (point, job), words in zip(made, job_overrides, strict=True)
+        ]
 
-    def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Point]:
-        planner = self._planner()
-        points = [planner.point(*self._composed(o, n), n) for n, o in enumerate(job_overrides, first)]
-        executors = sorted({point.plan.executor for point in points})
-        if len(executors) > 1:
-            raise UserError(f"One sweep goes to one executor; this one names {', '.join(executors)}.")
-        for point in points:
-            refuse_problems(point.plan)
-        return points
+    def _planned(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Made]:
+        """The jobs and their folders. Nothing is left of them when one of them can't be."""
+        planner, executor = self._planner(), None
+        with JobWriter(self.run) as writer:
+            for number, words in enumerate(job_overrides, first):
+                point = planner.point(*self._composed(words, number), number)
+                refuse_problems(point.plan)
+                if executor is None:
+                    executor, detached = point.plan.executor, self._is_detached(point)
+                    write_plan(self.run, point, self.config)
+                if point.plan.executor != executor:
+                    raise UserError(f"One sweep goes to one executor: not to {executor} and {point.plan.executor}.")
+                writer.add(point, attached=executor == "local" and not detached)
+            return writer.done()
 
     def _planner(self) -> Planner:
         if isinstance(self.task, RecipeTask):
             return RecipePlanner(self.task, self.settings)
         return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.run.id)
 
-    def _composed(self, overrides: Sequence[str], number: int) -> tuple[Any, Any]:
+    def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config, and Hydra's node, which was a part of it."""
         from omegaconf import flag_override, open_dict
 
@@ -101,32 +126,30 @@ class Sweep:
             del config["hydra"]
         return config, hydra
 
-    def _run(self, points: Sequence[Point]) -> list[JobFolder]:
-        """Make the jobs' folders and run them to their ends, or submit them and leave them alone."""
-        plan, detached = points[0].plan, self._is_detached(points[0])
-        here = plan.executor == "local"
-        write_plan(self.run, points, self.config)
-        jobs = add_jobs(self.run, points, attached=here and not detached)
-        words = {point.plan.job: point.words for point in points}
-        if here:
-            self._run_here(points, words, detached)
+    def _launch(self, made: Sequence[Made]) -> bool:
+        """Run the jobs to their ends, or submit them and leave them alone; whether they were left alone."""
+        first = made[0][0]
+        plan, detached = first.plan, self._is_detached(first)
+        labels = {point.plan.job: point.label for point, _ in made}
+        if plan.executor == "local":
+            self._run_here(plan, labels, detached)
         else:
-            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(jobs), plan.profile, plan.executor)
-            ended = None if detached else lambda job: _tell(job, words)
-            run_elsewhere(self.run, [point.plan for point in points], jobs, ended)
-        return jobs
+            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
+            ended = None if detached else lambda job: _tell(job, labels)
+            run_elsewhere(self.run, [point.plan for point, _ in made], [job for _, job in made], ended)
+        return detached
 
-    def _run_here(self, points: Sequence[Point], words: dict[int, str], detached: bool) -> None:
-        asked = points[0].plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
-        parallel = max(1, min(len(points), int(asked)))
+    def _run_here(self, plan: Plan, labels: dict[int, str], detached: bool) -> None:
+        asked = plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
+        parallel = max(1, min(len(labels), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
-        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(points), through, parallel)
+        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
         carrier = self._carrier(detached)
-        carrier.submit(list(words), parallel)
+        carrier.submit(list(labels), parallel)
         if detached:
             carrier.leave()
         else:
-            carrier.wait(list(words), lambda job: _tell(job, words))
+            carrier.wait(list(labels), lambda job: _tell(job, labels))
 
     def _carrier(self, detached: bool = False) -> Carried:
         if detached:
@@ -156,24 +179,23 @@ class Sweep:
                 shutil.rmtree(self.run.path, ignore_errors=True)
 
 
-def _expected_here(config: Any, settings: Settings) -> bool:
-    """Whether, by what is known before any job is composed, the jobs will run on this machine."""
+def _expected_executor(config: Any, settings: Settings) -> str | None:
+    """Where the jobs will run, by what is known before any of them is composed; None for detached ones of this machine.
+
+    Raises UserError for a profile that isn't there."""
     from omegaconf import OmegaConf
 
-    if settings.detach or OmegaConf.select(config, "run.mode", default=None) == "batch":
-        return False
+    from nemotron_kit.plan.profiles import effective_profile
+
     profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)
-    executor = settings.env.get("executor")
-    if profile is None or executor is not None:
-        return executor in (None, "local")
-    from nemotron_kit.plan.profiles import load_run_profile
-
-    return load_run_profile(profile).executor == "local"
+    executor = effective_profile(profile, file_env={}, command_line=dict(settings.env)).config.executor
+    detached = settings.detach or OmegaConf.select(config, "run.mode", default=None) == "batch"
+    return None if detached and executor == "local" else executor
 
 
-def _tell(job: JobFolder, shown: dict[int, str]) -> None:
+def _tell(job: JobFolder, labels: dict[int, str]) -> None:
     state = job.state()
-    text = f"\t#{job.number} {state.state}: {shown[job.number]}"
+    text = f"\t#{job.number} {state.state}: {labels[job.number]}"
     if state.state == "succeeded":
         log.info(text)
     else:

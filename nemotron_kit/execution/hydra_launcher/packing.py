@@ -6,7 +6,8 @@ import base64
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -35,10 +36,12 @@ class Packer:
     def pack(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> Packet:
         """The packet of one composed job. `move` gives a path of this machine as it is called over there, `import_path`
         is this process's as the job's."""
+        with _without_plugins(hydra):
+            pickled = self._pickled((config, hydra))
         return Packet(
             kind=self.kind,
             function=self.function,
-            config=self._pickled((config, _without_plugins(hydra))),
+            config=pickled,
             shared=self._shared,
             argv=[move(self._argv[0]), *self._argv[1:]],
             sys_path=list(import_path),
@@ -103,17 +106,19 @@ def _type_of(node: Any) -> type:
     return (OmegaConf.get_type(node) if OmegaConf.is_config(node) else None) or type(node)
 
 
-def _without_plugins(hydra: Any) -> Any:
-    """Hydra's node with its launcher and sweeper as plain nodes: the plugins' own types may not be there."""
-    from omegaconf import OmegaConf, flag_override, open_dict
+@contextmanager
+def _without_plugins(hydra: Any) -> Iterator[None]:
+    """Within the block hydra.launcher and hydra.sweeper are plain nodes: the plugins' own types may not be there."""
+    from omegaconf import OmegaConf
 
-    packed = hydra.copy()
-    with flag_override(packed, "readonly", False), open_dict(packed):
-        for name in ("launcher", "sweeper"):
-            node = packed._get_node(name)
-            if _type_of(node).__module__.startswith(PLUGINS):
-                packed[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
-    return packed
+    before = {name: hydra._get_node(name) for name in ("launcher", "sweeper")}
+    for name, node in before.items():
+        if _type_of(node).__module__.startswith(PLUGINS):
+            hydra._content[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False), parent=hydra)
+    try:
+        yield
+    finally:
+        hydra._content.update(before)
 
 
 def _kind(task: Callable[..., Any]) -> tuple[str, str, tuple[str | None, bool]]:

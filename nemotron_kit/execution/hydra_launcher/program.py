@@ -91,7 +91,7 @@ class ProgramPlanner:
             place=place.to_dict(),
             extra=sbatch.extra,
         )
-        return Point(plan, config, hydra, " ".join(overrides))
+        return Point(plan, tuple(overrides))
 
     def _spec(self, place: Place, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
         scheduled = self.run.executor == "slurm"

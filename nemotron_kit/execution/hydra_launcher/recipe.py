@@ -97,7 +97,7 @@ class RecipePlanner:
             plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
-        return Point(plan, config, hydra, " ".join(composed.overrides), hydra_files(composed))
+        return Point(plan, tuple(composed.overrides), hydra_files(composed))
 
     def _set_run(self, run: Any) -> None:
         profile = self.settings.profile

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nemotron_kit import files
@@ -21,6 +22,7 @@ _ONE_JOBS = frozenset(
 )
 # Most of the time goes into waiting for the disk.
 _WRITERS = 16
+_AHEAD = 256
 
 
 def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
@@ -32,18 +34,41 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     return create_run(new_run_id(name, ""), plan, [])
 
 
-def write_plan(run: RunFolder, points: Sequence[Point], config: Any) -> None:
+def write_plan(run: RunFolder, point: Point, config: Any) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
-    shared = {key: value for key, value in points[0].plan.to_dict().items() if key not in _ONE_JOBS}
+    shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
     hydra = [*overrides_of(config.hydra, "hydra"), *overrides_of(config.hydra)]
     files.write_json(run.path / "plan.json", {**run.plan(), **shared, "kind": "sweep", "hydra": ["-m", *hydra]})
 
 
-def add_jobs(run: RunFolder, points: Sequence[Point], *, attached: bool) -> list[JobFolder]:
-    """Make the jobs' folders, each whole or not at all."""
+class JobWriter:
+    """Makes jobs' folders while the next ones are planned, each whole or not at all: most of it is waiting for the
+    disk. Left by an exception, it takes back what it has made."""
 
-    def add(point: Point) -> JobFolder:
-        return run.add_job(point.plan.job, {**point.plan.files, **point.texts}, attached=attached)
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._pool = ThreadPoolExecutor(_WRITERS)
+        self._futures: list[Future[tuple[Point, JobFolder]]] = []
 
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        return list(pool.map(add, points))
+    def __enter__(self) -> JobWriter:
+        return self
+
+    def add(self, point: Point, *, attached: bool) -> None:
+        if len(self._futures) >= _AHEAD:  # what is planned and not yet written is in memory
+            self._futures[-_AHEAD].result()
+        self._futures.append(self._pool.submit(self._write, point, attached))
+
+    def done(self) -> list[tuple[Point, JobFolder]]:
+        """Every job, in the order that they were added, once all are there."""
+        return [future.result() for future in self._futures]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is not None:
+            for future in self._futures:
+                if not future.cancelled() and future.exception() is None:
+                    shutil.rmtree(future.result()[1].path, ignore_errors=True)
+
+    def _write(self, point: Point, attached: bool) -> tuple[Point, JobFolder]:
+        job = self.run.add_job(point.plan.job, {**point.plan.files, **point.texts}, attached=attached)
+        return point.written(job), job

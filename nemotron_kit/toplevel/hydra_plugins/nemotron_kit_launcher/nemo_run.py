@@ -52,6 +52,8 @@ class NemoRunLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from nemotron_kit.execution.hydra_launcher.compose import install
+        from nemotron_kit.execution.hydra_launcher.launch import Sweep, worded
+        from nemotron_kit.execution.hydra_launcher.settings import Settings
 
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
         install(hydra_context.config_loader)
@@ -59,14 +61,13 @@ class NemoRunLauncher(Launcher):
             from nemotron_kit.execution.hydra_launcher.program import drop_copied
 
             drop_copied(config.hydra)
+        with worded(task_function):
+            self._sweep = Sweep(config, hydra_context, task_function, Settings(**self.settings))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nemotron_kit.execution.hydra_launcher.launch import Sweep, worded
-        from nemotron_kit.execution.hydra_launcher.settings import Settings
+        from nemotron_kit.execution.hydra_launcher.launch import worded
 
         task: Any = self.task_function
         with worded(task):
-            if self._sweep is None:
-                self._sweep = Sweep(self.config, self.hydra_context, task, Settings(**self.settings))
             returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
         return returned
