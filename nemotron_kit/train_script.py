@@ -215,7 +215,8 @@ def _find(config: str | None, default: Path) -> Path:
     given = Path(config).expanduser()
     if given.is_absolute():
         return given
-    places = [given, default.parent.parent / given, default.parent / given]
+    beside = Path(sys.argv[0]).absolute().parent
+    places = [given, default.parent.parent / given, default.parent / given, beside / given]
     if not is_path(config):
         places = [default.parent / f"{config}{ending}" for ending in ENDINGS]
     found = next((place for place in places if place.is_file()), None)

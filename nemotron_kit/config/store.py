@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import App, Command
+from nemotron_kit.config.files import key_place
 from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name, read_job_file
 from nemotron_kit.config.schema import schema_node
 from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.errors import UserError
 
 PROVIDER = "nemotron_kit"
 
@@ -85,6 +87,8 @@ def add_file(command: Command, stage: str, path: Path, result: Registered, sibli
 def _register_file(
     group: str, name: str, path: Path, command: Command, siblings: list[Command], result: Registered
 ) -> None:
+    from omegaconf.errors import OmegaConfBaseException
+
     values, needed = read_job_file(path, group, config_files(command))
     if name == "default" and (other := belongs_to_another(values, command, siblings)):
         note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
@@ -93,7 +97,11 @@ def _register_file(
         _store(group, name, {})
         return
     result.files[name] = path
-    _store(group, name, values)
+    try:
+        _store(group, name, values)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "")
+        raise UserError(f"{key_place(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
     for sibling in needed:
         if result.files.get(sibling.stem) != sibling:
             _register_file(group, sibling.stem, sibling, command, siblings, result)

@@ -65,7 +65,7 @@ def build_plan(
     launch = _launch_kind(frozen["run"]["mode"], settings)
     resources = resources_of(settings, command.torchrun)
     sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
-    environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides)
+    environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
     problems = [
         *(_missing_value(key, command) for key in missing),
         *inputs.problems,
@@ -212,7 +212,12 @@ def _files(
 
 
 def job_environment(
-    run_id: str, place: Place, run: Mapping[str, Any], settings: RunConfig, overrides: Sequence[str]
+    run_id: str,
+    place: Place,
+    run: Mapping[str, Any],
+    settings: RunConfig,
+    overrides: Sequence[str],
+    config_name: str | None = None,
 ) -> dict[str, str]:
     variables = _env_vars(settings)
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
@@ -232,6 +237,8 @@ def job_environment(
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:
         variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
+    if config_name:
+        variables["NEMOTRON_CONFIG_NAME"] = config_name
     return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
 
 

@@ -1,6 +1,6 @@
-"""From `--batch` to the prompt back, beside NeMo-Run's own minimal script for the same job, and many jobs at once.
+"""From `--batch` to the prompt back, beside NeMo-Run's own minimal script for the same job. Sweeps: see sweep.py.
 
-    eval "$(scripts/cluster env slurm)"; python scripts/bench/submit.py [--rounds 5] [--jobs 200]
+    eval "$(scripts/cluster env slurm)"; python scripts/bench/submit.py [--rounds 5]
 
 Both submit the same command to the Slurm that is configured here, from the same Python, one after the other; the jobs
 are cancelled afterwards. Ratios are of medians, taken in this one run.
@@ -60,27 +60,6 @@ with run.Experiment("bench") as experiment:
     experiment.run(detach=True)
 """
 
-SWEEP = """
-import os, sys
-from nemotron_kit.app import load_object
-from nemotron_kit.config.compose import compose
-from nemotron_kit.discovery import Tree
-from nemotron_kit.envfile import read_env_file
-from nemotron_kit.execution.backends.base import backend_for
-from nemotron_kit.plan.build import build_plan
-from nemotron_kit.runs.folder import create_run
-from nemotron_kit.runs.ids import new_run_id
-
-tree, env, run_id = Tree(apps={"bench": load_object("app.py:app")}), read_env_file(), new_run_id("bench", "many")
-words = ["recipe=bench", "stage=hello", "run.profile=C", "run.mode=batch"]
-plans = [
-    build_plan(compose(tree, [*words, f"n={n}"], env), tree.apps["bench"], run_id=run_id, argv=[], job=n, alone=False)
-    for n in range(int(sys.argv[1]))
-]
-run = create_run(run_id, plans[0].to_dict(), [plan.files for plan in plans])
-backend_for(plans[0]).submit(run, plans)
-"""
-
 
 def timed(words: list[str], folder: Path, env: dict[str, str]) -> float:
     began = time.monotonic()
@@ -115,18 +94,15 @@ def compare(name: str, ours: list[str], theirs: list[str], folder: Path, env: di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for file, text in (("app.py", APP), ("env.toml", ENV), ("minimal.py", MINIMAL), ("sweep.py", SWEEP)):
+        for file, text in (("app.py", APP), ("env.toml", ENV), ("minimal.py", MINIMAL)):
             (folder / file).write_text(text)
         env = {**os.environ, "NEMOTRON_HOME": f"{place}/home", "NEMORUN_HOME": f"{place}/nemo"}
         python = sys.executable
         one = [python, "app.py", "hello", "--batch", "C"]
         compare("one job", one, [python, "minimal.py", "1"], folder, env, options.rounds)
-        many, count = [python, "sweep.py", str(options.jobs)], str(options.jobs)
-        compare(f"{count} jobs", many, [python, "minimal.py", count], folder, env, max(1, options.rounds // 4))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
@@ -136,6 +137,15 @@ host = "nk-plain"
 user = "USER"
 python = "PYTHON"
 remote_job_dir = "ROOT"
+
+[box]
+executor = "docker"
+container_image = "IMAGE"
+python = "python3"
+mounts = ["PACKAGES:/packages:ro"]
+env_vars = {PYTHONPATH = "/packages"}
+extra = {network = "none"}
+max_parallel = 2
 """
 
 
@@ -149,7 +159,8 @@ class World:
         (self.folder / "demo" / "__init__.py").write_text("")
         (self.folder / "demo" / "__main__.py").write_text(RECIPE)
         text = ENV.replace("USER", getpass.getuser()).replace("PYTHON", sys.executable)
-        (self.folder / "env.toml").write_text(text.replace("ROOT", str(folder / "far")))
+        text = text.replace("ROOT", str(folder / "far")).replace("IMAGE", "THE_IMAGE")
+        (self.folder / "env.toml").write_text(text.replace("PACKAGES", str(Path(hydra.__file__).parents[1])))
         (folder / "plugins" / "hydra_plugins").mkdir(parents=True)
         (folder / "plugins" / "hydra_plugins" / "told.py").write_text(SWEEPER)
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
@@ -292,6 +303,19 @@ def test_an_app_through_ssh(world: World, sshd: Any) -> None:
     there = world.folder.parent / "far" / "runs" / world.run().name
     assert (there / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
     assert (there / "jobs" / "0" / "code" / "helper.py").is_file()
+
+
+def test_an_app_in_containers(world: World, docker: Any) -> None:
+    text = (world.folder / "env.toml").read_text()
+    (world.folder / "env.toml").write_text(text.replace("THE_IMAGE", docker.image))
+    said = world.app("hydra/sweeper=told", "x=3", "how=return,value,kill,nap", profile="box", **docker.env)
+    told = [line for line in said.splitlines() if line.startswith(("RETURNED", "RAISED"))]
+    assert told[0] == "RETURNED [3.0, 1.0]"
+    assert told[1] == "RAISED ValueError ('bad', 3.0) None"
+    assert told[2].endswith(" 137")
+    assert told[3] == "RETURNED [3.0, 1.0]"
+    assert (world.run() / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
+    assert not (world.folder / "out" / "0").exists()
 
 
 @pytest.mark.parametrize("profile", ["C", "far"])

@@ -90,7 +90,7 @@ def test_mistakes_are_one_error_and_nothing_is_written(tmp_path: Path, words: li
 def test_default_without_a_network_stops_at_once_with_the_way_out(tmp_path: Path) -> None:
     began = time.monotonic()
     done = run(tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"), HTTPS_PROXY="", https_proxy="")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert done.returncode == 2
     assert "-c tiny" in done.stderr
     assert "36.8 TB" in done.stderr

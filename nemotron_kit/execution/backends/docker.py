@@ -1,7 +1,7 @@
 """Docker, on this machine: one container a job, which runs the worker; what the worker writes is the truth.
 
 NeMo-Run's own way (its Experiment) is not taken: it pulls an image that is there, pastes the job's words into a shell
-line, keeps only the exit code, and forgets the container when the process that launched it is gone.
+line, and keeps only the exit code.
 """
 
 from __future__ import annotations

