@@ -19,6 +19,8 @@ from nemotron_kit.runs.logs import Neutraliser
 from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
 FASTEST, SLOWEST = 0.3, 10.0
+# A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
+PATIENCE = 600.0
 CHUNK = 1 << 16
 _SKIPPED = ("rank-", "worker")
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
@@ -112,7 +114,7 @@ def attach(
 def _follow(
     run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
 ) -> Outcome:
-    pause, lost = FASTEST, False
+    pause, lost, known = FASTEST, False, time.monotonic()
     try:
         while True:
             moved, asked = False, time.time()
@@ -128,7 +130,11 @@ def _follow(
             sys.stdout.flush()
             shown.keep({follower.job.number: follower.shown for follower in followers})
             record(jobs, observed, asked)
-            if observed and all(o.state in TERMINAL for o in observed.values()):
+            states = {o.state for o in observed.values()}
+            if "unknown" not in states:
+                known = time.monotonic()
+            forgotten = time.monotonic() - known > PATIENCE and states <= {*TERMINAL, "unknown"}
+            if observed and not lost and (states <= TERMINAL or forgotten):
                 for follower in followers:
                     follower.rest(sys.stdout.write)
                 return outcome_of(observed)

@@ -219,7 +219,8 @@ def test_an_app_that_is_no_file(app: App) -> None:
 
 def test_a_program_that_does_not_come_back_to_its_task(app: App) -> None:
     text = (app.folder / "app.py").read_text()
-    (app.folder / "app.py").write_text(text.replace('    print("before")', '    if "NEMO_RUN_DIR" in os.environ: sys.exit(0)'))
+    leaving = '    if "NEMO_RUN_DIR" in os.environ: sys.exit(0)'
+    (app.folder / "app.py").write_text(text.replace('    print("before")', leaving))
     done = app("app.py", "x=1", code=1)
     assert "ended without reaching its task function main" in done.stderr
 
