@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,25 +41,37 @@ def run(
     """Exit code, standard output and error of a command. Unreachable when it does not end in time; NemotronError when
     it isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             list(words),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=dict(env) if env is not None else _environment(),
             pass_fds=() if hold is None else (hold,),
-            # Ctrl-C is for the launch; what has been asked of Slurm is answered.
-            start_new_session=hold is not None,
+            # Ctrl-C is for the launch; and a site's wrapper is stopped with what it started.
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired as error:
-        raise Unreachable(f"{words[0]} has not answered for {seconds:.0f} s.") from error
     except FileNotFoundError as error:
         raise NemotronError(
             f"{words[0]} is not there: Slurm's commands are not installed on this machine, or not on its PATH.",
             hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
         ) from error
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace").strip()
+    try:
+        out, said = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        _kill(child)
+        raise Unreachable(f"{words[0]} has not answered for {seconds:.0f} s.") from error
+    except BaseException:
+        if hold is None:  # else what has been asked of Slurm is answered, and found again by its name
+            _kill(child)
+        raise
+    return child.returncode, out.decode(errors="replace"), said.decode(errors="replace").strip()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def queued(name: str | None = None, *, clusters: str | None = None) -> dict[str, Entry]:

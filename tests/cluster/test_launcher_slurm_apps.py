@@ -134,15 +134,15 @@ cancel_on_interrupt = true
 extends = "C"
 tunnel = "ssh"
 host = "nk-plain"
-user = "USER"
-python = "PYTHON"
-remote_job_dir = "ROOT"
+user = "THE_USER"
+python = "THE_PYTHON"
+remote_job_dir = "THE_ROOT"
 
 [box]
 executor = "docker"
-container_image = "IMAGE"
+container_image = "THE_IMAGE"
 python = "python3"
-mounts = ["PACKAGES:/packages:ro"]
+mounts = ["THE_PACKAGES:/packages:ro"]
 env_vars = {PYTHONPATH = "/packages"}
 extra = {network = "none"}
 max_parallel = 2
@@ -158,9 +158,9 @@ class World:
         (self.folder / "helper.py").write_text("WORD = 'first'\n")
         (self.folder / "demo" / "__init__.py").write_text("")
         (self.folder / "demo" / "__main__.py").write_text(RECIPE)
-        text = ENV.replace("USER", getpass.getuser()).replace("PYTHON", sys.executable)
-        text = text.replace("ROOT", str(folder / "far")).replace("IMAGE", "THE_IMAGE")
-        (self.folder / "env.toml").write_text(text.replace("PACKAGES", str(Path(hydra.__file__).parents[1])))
+        text = ENV.replace("THE_USER", getpass.getuser()).replace("THE_PYTHON", sys.executable)
+        text = text.replace("THE_ROOT", str(folder / "far"))
+        (self.folder / "env.toml").write_text(text.replace("THE_PACKAGES", str(Path(hydra.__file__).parents[1])))
         (folder / "plugins" / "hydra_plugins").mkdir(parents=True)
         (folder / "plugins" / "hydra_plugins" / "told.py").write_text(SWEEPER)
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
