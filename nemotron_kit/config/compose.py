@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
@@ -80,6 +82,20 @@ def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Compo
     overrides = [str(o) for o in hydra.overrides.task]
     name = str(hydra.runtime.choices.get("config"))
     return Composed(command, config, hydra, overrides, name, config_files(command).get(name))
+
+
+@contextmanager
+def hydra_visible(node: Any) -> Iterator[None]:
+    """Within the block `${hydra:…}` means this composition's node."""
+    from hydra.core.hydra_config import HydraConfig
+
+    instance: Any = HydraConfig.instance()
+    before = instance.cfg
+    instance.cfg = SimpleNamespace(hydra=node)  # set_config would copy it
+    try:
+        yield
+    finally:
+        instance.cfg = before
 
 
 def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> Prepared:

@@ -45,8 +45,6 @@ def masked(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return [masked(item) for item in value] if isinstance(value, list) else value
     return {
-        key: "***"
-        if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${")
-        else masked(item)
+        key: "***" if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${") else masked(item)
         for key, item in value.items()
     }

@@ -13,6 +13,7 @@ from nemotron_kit.execution.backends.base import backend_for
 from nemotron_kit.execution.hydra_context import enter_hydra
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.run_job import run_job
+from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
@@ -41,6 +42,9 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     backend, job = backend_for(plan), run.job(plan.job)
     try:
         backend.submit(run, [plan])
+    except NotSent as error:  # it is known that nothing was submitted
+        job.finish(error.exit_code, "failed", error=error.message)
+        raise
     except Unreachable as error:
         job.transition("unknown", observed=True, error=error.message)
         raise

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.runs.job import JobFolder
 
 OTHERS_SECONDS = 20.0
+SAVING_SECONDS = 600.0
 VALUE = "value.json"
 _LAST = "this was the last of its segments, max_segments"
 
@@ -73,18 +74,38 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
-    outcome = _with_others(job, node, _run(job, spec, node, seen), seen)
+    outcome = _run(job, spec, node, seen)
+    _write_end(job, node, outcome)
+    outcome = _with_others(job, node, outcome, seen)
     _record(job, spec, node, outcome, seen)
     return outcome
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     outcome = _run(job, spec, node, set())
+    _write_end(job, node, outcome)
+    if outcome.state == "preempted":
+        # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
+        _wait_for(job, [0], SAVING_SECONDS)
+    return outcome
+
+
+def _write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
+    """How this node ended, for the others; a job on one node has none."""
+    if node.count == 1:
+        return
     place = _end_of(job, node.rank)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     end = {"code": outcome.code, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
     files.write_json(place, {**end, "node": node.name})
-    return outcome
+
+
+def _wait_for(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
+    """Until these nodes have ended."""
+    places = [_end_of(job, rank) for rank in ranks]
+    deadline = time.monotonic() + seconds
+    while not all(place.exists() for place in places) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
@@ -150,10 +171,8 @@ def _end_of(job: JobFolder, rank: int) -> Path:
 
 def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> Outcome:
     """The outcome of all nodes. Node 0 waits for the others' last lines, but not where it is being stopped."""
-    deadline = time.monotonic() + (OTHERS_SECONDS if not seen else 2.0)
     others = range(1, node.count)
-    while not all(_end_of(job, rank).exists() for rank in others) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _wait_for(job, others, OTHERS_SECONDS if not seen else 2.0)
     for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
             return Outcome(int(end["code"]) or 1, "failed", f"node {end['node'] or end['host']}: {end['error']}")

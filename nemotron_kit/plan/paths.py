@@ -111,7 +111,8 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
         return Place(root, run, folder, None, here, python, None, artifacts, own_registry=own)
     tree = code_tree(settings)
     code = f"{folder}/code" if tree else None
-    image = settings.executor != "slurm"  # a container: another Python, and no kit
+    # A container has another Python, and no kit.
+    image = settings.executor != "slurm" or settings.container_image is not None
     kit = f"{root}/kit/{kit_hash()}" if apart or image else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
     return Place(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.plan.left_behind import check_paths
@@ -40,6 +40,11 @@ def place_job(composed: Composed, run_id: str, job: int, recorded: RunConfig | N
 
     `recorded`: the settings of an earlier launch, in the profile's place.
     """
+    with hydra_visible(composed.hydra):
+        return _placed(composed, run_id, job, recorded)
+
+
+def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None) -> Placed:
     from nemotron_kit.home import nemotron_home
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")

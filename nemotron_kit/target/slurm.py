@@ -137,9 +137,14 @@ def _tell(job: Path) -> None:
 
 
 def limits(payload: bytes, *, partition: str | None = None) -> Answer:
-    """What one array may hold, and the partition's time limit as Slurm writes it (None: no limit, or not known)."""
+    """What one array may hold, and the partition's time limit as Slurm writes it (None: no limit, or not known).
+
+    Raises Unreachable when the controller does not answer: a good time to hear of it, as nothing was submitted yet.
+    """
     del payload
-    code, out, _ = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
+    code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
+    if code != 0 and _LOST.search(said):
+        raise Unreachable(f"scontrol: {said}")
     found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", out, re.MULTILINE)) if code == 0 else {}
     return {
         "max_array_size": int(found.get("MaxArraySize", 1001)),

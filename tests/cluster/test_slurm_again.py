@@ -4,7 +4,11 @@ apart."""
 # ruff: noqa: F811
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
+from pathlib import Path
 
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.execution.attach import record
@@ -32,6 +36,14 @@ def look(job: JobFolder) -> str:
         return "unreachable"
     record([job], seen)
     return seen[job.number].state
+
+
+def kill_rank(job: JobFolder, rank: int) -> None:
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = entry.read_bytes().split(b"\0")
+            if f"NEMO_RUN_DIR={job.path}".encode() in variables and f"RANK={rank}".encode() in variables:
+                os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 def started(job: JobFolder) -> bool:
@@ -63,6 +75,27 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
     finally:
         world.slurm.run("scancel", urgent)
     assert log(job).count("from step") == 2 and "from step 0, restart 1" not in log(job)
+
+
+def test_the_ranks_of_two_nodes_save_and_go_on(world: World) -> None:
+    """Node 1 is done long before node 0 has saved; nobody is killed for that."""
+    job = world.batch("step", "steps=120", "sleep=8", profile="two")
+    until(lambda: started(job), 60)
+    world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
+    assert world.wait(job, "preempted", "failed", timeout=60) == "preempted"
+    assert world.wait(job, timeout=120) == "succeeded"
+    for rank in range(4):
+        text = (job.path / "logs" / f"rank-{rank}.log").read_text()
+        assert text.count("from step") == 2 and text.count("at step") == 2
+    assert "from step 0, restart 1" not in log(job)
+
+
+def test_a_rank_that_dies_ends_the_job_of_two_nodes(world: World) -> None:
+    job = world.batch("deaf", "sleep=120", profile="two")
+    until(lambda: (job.path / "logs" / "rank-3.log").exists() and (job.path / "logs" / "rank-3.log").stat().st_size, 60)
+    kill_rank(job, 3)
+    assert world.wait(job, "failed", timeout=60) == "failed"
+    assert "node n2" in str(job.state().error) or "SIGTERM" in str(job.state().error)
 
 
 def test_no_more_segments_than_the_profile_allows(world: World) -> None:

@@ -5,6 +5,7 @@ that isn't."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,12 @@ def only_submission(run: RunFolder) -> submissions.Submission:
 
 def controller(world: World) -> int:
     return int(world.slurm.facts["pids"]["slurmctld"])
+
+
+def restart(world: World) -> None:
+    subprocess.run([SCRIPT, "up", "slurm"], check=True, capture_output=True)
+    answer = subprocess.run([SCRIPT, "status", "--json"], capture_output=True, text=True, check=False)
+    world.slurm.facts["pids"].update(json.loads(answer.stdout)["parts"]["slurm"]["pids"])
 
 
 def stop_worker(run: RunFolder) -> None:
@@ -83,20 +90,31 @@ def test_a_launch_whose_reply_is_lost_says_so_and_finds_its_job_later(world: Wor
     assert world.jobs_named(only_submission(run).name) == 1
 
 
-def test_a_controller_that_is_dead(world: World) -> None:
-    os.kill(controller(world), signal.SIGKILL)
+def test_a_controller_that_dies_as_sbatch_asks(world: World) -> None:
     run, plans = world.planned("speak", "lines=1")
+    env = world.fake("sbatch", f'kill -9 {controller(world)}; exec $REAL "$@"')
     try:
-        with world.seen(), pytest.raises(Unreachable):
+        with world.seen(**env), pytest.raises(Unreachable, match="isn't known whether"):
             backend_for(plans[0]).submit(run, plans)
         assert only_submission(run).job is None
     finally:
-        subprocess.run([SCRIPT, "up", "slurm"], check=True, capture_output=True)
-        world.slurm.facts["pids"]["slurmctld"] = int(_status()["slurmctld"])
+        restart(world)
     with world.seen():
         backend_for(plans[0]).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
     assert world.jobs_named(only_submission(run).name) == 1
+
+
+def test_a_controller_that_is_dead_before_anything_was_asked(world: World) -> None:
+    os.kill(controller(world), signal.SIGKILL)
+    try:
+        done = world.run("speak", "lines=1", "--batch", "C")
+    finally:
+        restart(world)
+    assert done.returncode == 3
+    assert "Nothing was submitted" in done.stderr
+    run = world.only_run()
+    assert run.job().state().state == "failed" and submissions.read_all(run.path) == []
 
 
 @pytest.mark.parametrize(
@@ -271,10 +289,3 @@ def _answers(world: World) -> bool:
 def _ended(run: RunFolder) -> Any:
     seen = backend_for(run.plan()).observe(run, run.jobs())[0]
     return seen if seen.state in ("failed", "succeeded", "cancelled") else None
-
-
-def _status() -> Any:
-    import json
-
-    answer = subprocess.run([SCRIPT, "status", "--json"], capture_output=True, text=True, check=False)
-    return json.loads(answer.stdout)["parts"]["slurm"]["pids"]

@@ -40,6 +40,7 @@ def score(config: Config) -> float:
 @dataclass
 class MakeConfig:
     n: float = 1
+    name: str = ""
 
 
 def make(config: MakeConfig) -> Artifact:
@@ -135,6 +136,13 @@ def test_a_sweep_is_one_record(recipe: Recipe, via: str) -> None:
     job = recipe.run() / "jobs" / "1"
     assert not (job / "hydra.json").exists()
     assert "n: 2" in (job / ".hydra" / "config.yaml").read_text().replace("'", "")
+
+
+def test_hydras_own_values_in_a_single_job(recipe: Recipe) -> None:
+    page = recipe("recipe=demo", "stage=make", "name=${hydra:job.name}", "--dry-run", "--json").stdout
+    assert json.loads(page)["config"]["name"] == "nemotron"
+    recipe("recipe=demo", "stage=make", "name=${hydra:job.name}")
+    assert "name: nemotron" in (recipe.run() / "jobs" / "0" / "config.yaml").read_text()
 
 
 def test_a_script_and_its_metric(recipe: Recipe) -> None:

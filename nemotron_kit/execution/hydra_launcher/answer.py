@@ -65,7 +65,7 @@ class Failure:
             return None
         try:
             made = kind(*self.args)
-        except TypeError:  # such as UnicodeDecodeError, whose bytes JSON doesn't have
+        except Exception:  # noqa: BLE001 — such as UnicodeDecodeError, whose bytes JSON doesn't have
             return None
         return made if isinstance(made, Exception) else None
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from nemotron_kit.config.compose import Composed, find_command, from_hydra
@@ -93,8 +92,7 @@ class RecipePlanner:
         with open_dict(config):
             self._set_run(config.run)
         composed = composed_by_hydra(config, hydra)
-        with _hydra_config(hydra):  # ${hydra:job.num} has its value where the config is frozen
-            plan = self.task.plan(composed, number)
+        plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
         return Point(plan, tuple(composed.overrides), hydra_files(composed))
@@ -116,19 +114,6 @@ def composed_by_hydra(config: Any, hydra: Any) -> Composed:
     """What a launcher hands to a task function, as `compose` would have returned it."""
     choices = hydra.runtime.choices
     return from_hydra(find_command(tree_in_use(), choices.recipe, choices.stage), config, hydra)
-
-
-@contextmanager
-def _hydra_config(node: Any) -> Iterator[None]:
-    from hydra.core.hydra_config import HydraConfig
-
-    instance: Any = HydraConfig.instance()
-    before = instance.cfg
-    instance.cfg = SimpleNamespace(hydra=node)  # set_config would copy it
-    try:
-        yield
-    finally:
-        instance.cfg = before
 
 
 def _set(name: str, value: str | None) -> None:
