@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.target.agent import perform
 
 
 class Reach(Protocol):
@@ -36,6 +35,8 @@ class Here:
         return self._root or str(nemotron_home())
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        from nemotron_kit.target.agent import perform
+
         result, data = perform(op, payload, args)
         # As JSON carries it: what works here works over there.
         return json.loads(json.dumps(result)), data

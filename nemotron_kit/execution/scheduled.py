@@ -24,7 +24,6 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.child import ignore_usr1, supervise
 from nemotron_kit.execution.environment import environment
-from nemotron_kit.execution.handler import PREEMPTED
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, read_config
 from nemotron_kit.execution.merge import Merged
@@ -77,7 +76,7 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     outcome = _run(job, spec, node, seen)
     _write_end(job, node, outcome)
     outcome = _with_others(job, node, outcome, seen)
-    _record(job, spec, node, outcome, seen)
+    _record(job, spec, outcome, seen)
     return outcome
 
 
@@ -179,16 +178,16 @@ def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -
     return outcome
 
 
-def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
+def _record(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> None:
     """The exit record, or that the job runs again."""
     # What a signal ended, only the scheduler can explain.
     explained = outcome.state == "succeeded" or not (seen or outcome.signal)
     signals = {} if explained else {"signalled": sorted(seen)}
-    again = None if job.cancel_requested else _again(job, spec, outcome, seen)
+    again = not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:
         path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
-        files.write_text(path, again)
-    if again == "retry":
+        files.write_text(path, "told" if seen == {"TERM"} else "always")
+    if again and outcome.state != "preempted":
         reason = f"retry after {outcome.error}"
         job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
     elif outcome.state == "preempted" and job.cancel_requested:
@@ -201,19 +200,16 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
         job.finish(outcome.code, outcome.state, error=outcome.error, **signals, **value)
 
 
-def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> str | None:
-    """`segment` after a checkpoint, `retry` after a failure that was nobody's signal, None for the end."""
-    if "SLURM_JOB_ID" not in os.environ:  # nothing would start it again
-        return None
+def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
+    """Whether the job runs once more: after a checkpoint, or after a failure that was no signal's."""
     history = job.history()
-    if outcome.code == PREEMPTED:
+    if outcome.state == "preempted":
         # Being preempted costs nobody a segment.
         done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get("signalled") != ["TERM"])
-        over = spec.max_segments is not None and done + 1 >= spec.max_segments and seen != {"TERM"}
-        return None if over else "segment"
+        return spec.max_segments is None or done + 1 < spec.max_segments or seen == {"TERM"}
     if outcome.state == "failed" and not seen:
-        return "retry" if sum(1 for entry in history if entry.get("retry")) < spec.retries else None
-    return None
+        return sum(1 for entry in history if entry.get("retry")) < spec.retries
+    return False
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

@@ -26,8 +26,10 @@ _PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
 _LEAD_SECONDS = 300
 
 # Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
-# wants to run again (75: stopped with a checkpoint; anything else: a retry) leaves a file named after its job. A job
-# that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back.
+# wants to run again leaves a file named after its job. Where it was told by TERM to stop (`told`), that may have been a
+# preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
+# job is being preempted, counts. A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and
+# must not come back.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
@@ -35,7 +37,8 @@ trap : TERM USR1
 nemotron_end() {{
   again=$(cat "{again}" 2>/dev/null)
   rm -f "{again}"
-  if [ "$again" = retry ] || [ "$again $1" = "segment 75" ]; then
+  if [ "$again" = always ] || [ "$again $1" = "told 75" ] ||
+    {{ [ "$again" = told ] && scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; }}; then
     if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
       scontrol requeue "$SLURM_JOB_ID"
     fi

@@ -335,3 +335,23 @@ def test_a_recipe_through_submitit(world: World) -> None:
     said = world("-m", "nemotron_kit", "-m", *words, *launcher, "hydra.launcher.mem_gb=1")
     assert "of 2 jobs 2 succeeded" in said
     assert [record["value"] for record in world.exits()] == [2.0, 4.0]
+
+
+def test_another_attempt_has_an_answer_of_its_own(world: World) -> None:
+    """The first fails with an exception, the second is killed: the sweeper hears of the second."""
+    text = (world.folder / "app.py").read_text()
+    (world.folder / "app.py").write_text(
+        text.replace(
+            '    if cfg.how == "exit"',
+            '    first = os.environ["NEMO_RUN_DIR"] + "/first"\n'
+            '    if not os.path.exists(first): open(first, "w").close(); raise ValueError("the first")\n'
+            '    if cfg.how == "exit"',
+        )
+    )
+    with (world.folder / "env.toml").open("a") as file:
+        file.write('\n[again]\nextends = "C"\nretries = 1\n')
+    said = world.app("hydra/sweeper=told", "how=kill,return", profile="again")
+    told = [line for line in said.splitlines() if line.startswith(("RETURNED", "RAISED"))]
+    assert told[0].endswith(" 137")
+    assert "the first" not in told[0]
+    assert told[1] == "RETURNED [1.0, 1.0]"

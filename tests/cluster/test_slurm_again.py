@@ -63,12 +63,11 @@ def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world
 
 
 def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
-    job = world.batch("step", "steps=200", profile="preempt")
+    job = world.batch("step", "steps=400", profile="preempt")
     until(lambda: started(job), 60)
-    time.sleep(1)
-    urgent = world.slurm.run(
-        "sbatch", "--parsable", "-A", "research", "-p", "interactive", "-N2", "--exclusive", "--wrap", "srun sleep 3"
-    ).strip()
+    node = job.state().facts["scheduler"]["node"]
+    words = ["-A", "research", "-p", "interactive", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
+    urgent = world.slurm.run("sbatch", "--parsable", *words).strip()
     try:
         until(lambda: "told ['SIGTERM" in log(job), 60)
         assert world.wait(job, timeout=120) == "succeeded"

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.execution.scheduled import VALUE
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import DamagedRecord, read_object
 
@@ -95,9 +94,14 @@ class Answer:
     output_dir: str | None = None
     job_id: str | None = None
 
-    def write(self, folder: Path) -> None:
-        files.write_text(folder / FILE, json.dumps(asdict(self)) + "\n")
-        # A worker of a scheduler takes this into the exit record, which comes back from another machine too.
+    def write(self, folder: Path, *, scheduled: bool = False) -> None:
+        """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
+        machine too, and drops that of an earlier attempt."""
+        if not scheduled:
+            files.write_text(folder / FILE, json.dumps(asdict(self)) + "\n")
+            return
+        from nemotron_kit.execution.scheduled import VALUE
+
         files.write_text(folder / VALUE, json.dumps({"answer": asdict(self)}) + "\n")
 
 

@@ -1,7 +1,7 @@
 """One job of somebody else's @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
 
 The composed config comes from the launch and is not composed again: files that were edited meanwhile change nothing.
-What the task function returned or raised goes into answer.json.
+What the task function returned or raised is its answer (see answer.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, sendable
 from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, read_packet, task_of
-from nemotron_kit.execution.jobspec import rank
+from nemotron_kit.execution.jobspec import SCHEDULED, rank
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +69,7 @@ class Job:
         if self.answer is None:
             self.answer = answer
             if rank() == 0:
-                answer.write(self.folder)
+                answer.write(self.folder, scheduled=os.environ.get("NEMOTRON_EXECUTOR") in SCHEDULED)
 
 
 def _found(packet: Packet) -> Callable[..., Any]:
