@@ -149,14 +149,17 @@ def test_attach_goes_on_where_it_stopped(world: World, stop: signal.Signals) -> 
     seen = [first.stdout.readline() for _ in range(3)]
     time.sleep(0.4)  # between two lines
     first.send_signal(stop)
-    seen += first.communicate(timeout=30)[0].splitlines(keepends=True)
+    # Not communicate(): it passes over what readline() has already taken into its buffer.
+    seen += first.stdout.read().splitlines(keepends=True)
+    first.wait(30)
     job = world.only_run().job()
     second = begin(world, "attach", job.run_id)
     assert second.stdout is not None
     seen += [second.stdout.readline() for _ in range(3)]
     time.sleep(0.4)
     second.send_signal(stop)
-    seen += second.communicate(timeout=30)[0].splitlines(keepends=True)
+    seen += second.stdout.read().splitlines(keepends=True)
+    second.wait(30)
     assert second.returncode in (130, -signal.SIGKILL)
     seen += runs(world, "attach", job.run_id).splitlines(keepends=True)
     assert "".join(seen) == "".join(f"{line}\n" for line in [*LINES, "last words"])

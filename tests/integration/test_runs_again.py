@@ -294,11 +294,13 @@ def test_attach_shows_the_rest_and_exits_as_the_job(home: Path) -> None:
     first = subprocess.Popen(
         [*NEMOTRON, "attach", job.run_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert first.stdout is not None
+    assert first.stdout is not None and first.stderr is not None
     seen = [first.stdout.readline() for _ in range(3)]
     began = time.monotonic()
     first.send_signal(signal.SIGINT)
-    rest, err = first.communicate(timeout=30)
+    # Not communicate(): it passes over what readline() has already taken into its buffer.
+    rest, err = first.stdout.read(), first.stderr.read()
+    first.wait(30)
     assert first.returncode == 130 and time.monotonic() - began < 2
     assert f"Detached from {job.run_id}" in err and job.state().state == "running"
     out, err = runs(home, "attach", job.run_id, code=3 if job.state().code == 3 else 1)
