@@ -31,9 +31,10 @@ class Shown:
         new = {**self._jobs, **{str(number): dict(of) for number, of in offsets.items() if of}}
         if new == self._jobs:
             return
-        self._jobs = new
         with contextlib.suppress(OSError):  # a full disk must not end the watching
             files.write_json(self._path, new)
+        # Only now: Ctrl-C in the middle of it must leave it to be written again.
+        self._jobs = new
 
     def forget(self) -> None:
         """Show everything again."""
