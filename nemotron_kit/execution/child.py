@@ -11,7 +11,7 @@ from io import RawIOBase
 
 from nemotron_kit.execution.handler import PREEMPTED
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
-from nemotron_kit.execution.signals import forwarded, stop
+from nemotron_kit.execution.signals import forwarded, noted, stop
 from nemotron_kit.runs.job import JobFolder
 
 CHUNK = 1 << 16
@@ -43,12 +43,13 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
 
 
 def supervise(command: Sequence[str], cwd: str, seen: set[str]) -> Outcome:
-    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are passed on and noted in
-    `seen`. USR1 (the time limit is near) means nothing to a program unless it has a handler for it."""
+    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are noted in `seen`: Slurm
+    sends them to every process of the job, and a second one would kill a program that has saved and is on its way out.
+    USR1 (the time limit is near) means nothing to a program unless it has a handler for it."""
     child = subprocess.Popen(
         list(command), cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ignore_usr1
     )
-    with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+    with noted((signal.SIGTERM, signal.SIGUSR1), seen):
         return from_exit_code(child.wait())
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 GRACE_SECONDS = 10.0
@@ -35,26 +35,35 @@ def term_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forwarded(
-    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], seen: set[str] | None = None
-) -> Iterator[None]:
-    """Within the block the named signals go to the child's process group; `seen` learns which came (`TERM`)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def forwarded(child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Within the block the named signals go to the child's process group."""
 
     def forward(number: int, _: FrameType | None) -> None:
-        if seen is not None:
-            seen.add(signal.Signals(number).name.removeprefix("SIG"))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 
-    before = {name: signal.signal(name, forward) for name in names}
+    with _handled(names, forward):
+        yield
+
+
+@contextlib.contextmanager
+def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
+    """Within the block the named signals do nothing but appear in `seen` (`TERM`)."""
+    with _handled(names, lambda number, _: seen.add(signal.Signals(number).name.removeprefix("SIG"))):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(names: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, handler) for name in names}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for name, old in before.items():
+            signal.signal(name, old)
 
 
 def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:

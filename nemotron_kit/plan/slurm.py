@@ -35,12 +35,15 @@ export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
 trap : TERM USR1
 nemotron_end() {{
+  # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
+  task=$SLURM_JOB_ID
+  [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   again=$(cat "{again}" 2>/dev/null)
   rm -f "{again}"
   if [ "$again" = always ] || [ "$again $1" = "told 75" ] ||
-    {{ [ "$again" = told ] && scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"; }}; then
-    if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-      scontrol requeue "$SLURM_JOB_ID"
+    {{ [ "$again" = told ] && scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; }}; then
+    if [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+      scontrol requeue "$task"
     fi
   fi
   return "$1"

@@ -111,7 +111,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
         _tell(run / "jobs" / str(number))
         if number in by_job:
             asked.setdefault(by_job[number].intent, []).append(number)
-    ids: list[str] = []
+    ids: dict[str | None, list[str]] = {}
     for numbers in asked.values():
         record = by_job[numbers[0]]
         with contextlib.suppress(Unreachable):
@@ -119,12 +119,12 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
         if record.job is None:
             commands.scancel((), name=record.name)
         elif len(numbers) == len(record.jobs):
-            ids.append(record.job)
+            ids.setdefault(record.cluster, []).append(record.job)
         else:
-            ids += [str(record.slurm_id(number)) for number in numbers]
-    if ids:
-        commands.scancel(ids)
-    return {"cancelled": ids}, b""
+            ids.setdefault(record.cluster, []).extend(str(record.slurm_id(number)) for number in numbers)
+    for cluster, group in ids.items():
+        commands.scancel(group, clusters=cluster)
+    return {"cancelled": [number for group in ids.values() for number in group]}, b""
 
 
 def _tell(job: Path) -> None:
@@ -137,7 +137,8 @@ def _tell(job: Path) -> None:
 
 
 def limits(payload: bytes, *, partition: str | None = None) -> Answer:
-    """What one array may hold, and the partition's time limit as Slurm writes it (None: no limit, or not known).
+    """What one array and the controller may hold, how many jobs it has now (each task of an array is one), and the
+    partition's time limit as Slurm writes it (None: no limit, or not known).
 
     Raises Unreachable when the controller does not answer: a good time to hear of it, as nothing was submitted yet.
     """
@@ -149,8 +150,16 @@ def limits(payload: bytes, *, partition: str | None = None) -> Answer:
     return {
         "max_array_size": int(found.get("MaxArraySize", 1001)),
         "max_job_count": int(found.get("MaxJobCount", 10000)),
+        "queued": _queued(),
         "time": _time_limit(partition) if partition else None,
     }, b""
+
+
+def _queued() -> int:
+    """Everybody's jobs, those that ended a moment ago among them; 0 where that can't be told."""
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
+    code, out, _ = commands.run(words, seconds=commands.ASK_SECONDS)
+    return out.count("x") if code == 0 else 0
 
 
 def _time_limit(partition: str) -> str | None:

@@ -74,13 +74,15 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def queued(name: str | None = None, *, clusters: str | None = None) -> dict[str, Entry]:
-    """Every job of this user that slurmctld still knows (finished ones too, for a while), array tasks one by one."""
+def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str | None = None) -> dict[str, Entry]:
+    """The jobs of this user that slurmctld still knows (finished ones too, for a while), array tasks one by one; all of
+    them, or those with a name, or a few by their ids."""
     words = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
     words += [f"--name={name}"] if name else []
+    words += [f"--jobs={','.join(sorted(ids))}"] if ids else []
     words += [f"--clusters={clusters}"] if clusters else []
     code, out, error = run(words, seconds=ASK_SECONDS)
-    if code != 0:
+    if code != 0 and not (ids and "Invalid job id" in error):  # one that it has forgotten
         raise Unreachable(f"squeue: {error or f'exit code {code}'}")
     return _by_id(map(_queue_line, out.splitlines()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ _WHY = {
 }
 # Accounting may lag behind the queue, and a shared file system behind the node.
 _LAG_SECONDS = 120.0
+_FEW = 20
 
 
 def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
-    """Run folder → job number → how it stands, in at most one squeue and one sacct for all of them.
+    """Run folder → job number → how it stands, in at most one squeue and one sacct (a cluster) for all of them.
 
     A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. Where Slurm did not answer its state is
     `unreachable`, with the reason.
@@ -42,9 +43,12 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     by_run = {folder: submissions.by_job(submissions.read_all(Path(folder))) for folder in runs}
     for job in jobs:
         job.submission = by_run[str(job.run)].get(job.number)
-    open_jobs = [job for job in jobs if not job.settled()]
-    if open_jobs:
-        _ask(open_jobs)
+    by_cluster: dict[str | None, list[_Job]] = {}
+    for job in jobs:
+        if not job.settled():
+            by_cluster.setdefault(job.submission.cluster if job.submission else None, []).append(job)
+    for cluster, open_jobs in by_cluster.items():
+        _ask(open_jobs, cluster)
     found: dict[str, dict[str, Seen]] = {folder: {} for folder in runs}
     for job in jobs:
         found[str(job.run)][str(job.number)] = job.seen
@@ -83,10 +87,10 @@ def _exit_record(folder: Path) -> Mapping[str, Any] | None:
         return None
 
 
-def _ask(jobs: list[_Job]) -> None:
+def _ask(jobs: list[_Job], cluster: str | None) -> None:
     queue: dict[str, Entry] | None = None
     try:
-        queue = commands.queued()
+        queue = commands.queued(ids=_few_ids(jobs), clusters=cluster)
         _name(jobs, queue)
     except (Unreachable, NemotronError) as error:
         for job in jobs:
@@ -96,7 +100,7 @@ def _ask(jobs: list[_Job]) -> None:
     if not ids:
         return
     try:
-        accounts = commands.accounted(ids)
+        accounts = commands.accounted(ids, clusters=cluster)
     except (Unreachable, NemotronError) as error:
         for job in left:
             entry = commands.entry_of(queue or {}, job.slurm_id or "")
@@ -107,6 +111,13 @@ def _ask(jobs: list[_Job]) -> None:
         return
     for job in left:
         _from_accounting(job, accounts, queue is not None)
+
+
+def _few_ids(jobs: Sequence[_Job]) -> set[str]:
+    """What to ask squeue for by id; nothing, where that is all that the user has, or an id isn't known."""
+    ids = {job.submission.job if job.submission else None for job in jobs}
+    known = {number for number in ids if number}
+    return known if len(known) == len(ids) <= _FEW else set()
 
 
 def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:

@@ -79,7 +79,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
 def test_the_ranks_of_two_nodes_save_and_go_on(world: World) -> None:
     """Node 1 is done long before node 0 has saved; nobody is killed for that."""
     job = world.batch("step", "steps=120", "sleep=8", profile="two")
-    until(lambda: started(job), 60)
+    until(lambda: "".join(path.read_text() for path in job.path.glob("logs/rank-*.log")).count("from step") == 4, 60)
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "preempted", "failed", timeout=60) == "preempted"
     assert world.wait(job, timeout=120) == "succeeded"

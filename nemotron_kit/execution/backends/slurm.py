@@ -60,6 +60,11 @@ class Slurm:
             scripts.check_syntax(call.text)
             self._submit(place["run"], call, limits["time"])
 
+    def room(self) -> int:
+        """How many more jobs the controller takes now, a twentieth left for others."""
+        limits, _ = self.reach.call("slurm_limits", partition=None)
+        return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
+
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
         seen = self.observe_many([(run, jobs)])[run.id]
         lost = [o.error for o in seen.values() if o.state == "unreachable"]

@@ -1,86 +1,112 @@
-"""A sweep's jobs on another machine or under a scheduler: submitted at once, then asked after less and less often."""
+"""A sweep's jobs on another machine or under a scheduler: handed over as far as it takes them, and then watched."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.execution.attach import record
 from nemotron_kit.execution.backends.base import Backend, Observation, backend_for
+from nemotron_kit.execution.hydra_launcher.queue import SweepQueue, alone
+from nemotron_kit.execution.hydra_launcher.stored import load_plans
 from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.signals import Terminated
-from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import TERMINAL
 
 log = logging.getLogger("nemotron_kit.launcher")
 _FASTEST, _SLOWEST = 0.3, 10.0
+# Submitting a few at a time, as others end, would make very many arrays.
+_LEAST = 250
 
 Ended = Callable[[JobFolder], None]
-Waiting = deque[tuple[Plan, JobFolder]]
 
 
-def run_elsewhere(run: RunFolder, plans: Sequence[Plan], jobs: Sequence[JobFolder], ended: Ended | None) -> None:
-    """Submit the jobs and stay until all have ended; `ended` hears of each as it does (None: don't stay).
+def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
+    """Hand over what waits, as far as there is room beside `running` jobs of the sweep; the jobs that were.
+
+    What an earlier process had begun to hand over comes first. Raises what the back end raises; the rest waits on.
+    """
+    plan = run.plan()
+    backend, given = backend_for(plan), list[int]()
+    with alone(run):
+        queue = SweepQueue(run)
+        while numbers := queue.unfinished or _fitting(queue, backend, plan, running + len(given)):
+            queue.begin(numbers)
+            try:
+                backend.submit(run, load_plans(run, numbers))
+            except NemotronError as error:
+                _told(run, backend, numbers, error)
+                raise
+            queue.end()
+            given += numbers
+    return [run.job(number) for number in given]
+
+
+def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None) -> None:
+    """Have the jobs run to their ends; `ended` hears of each as it does (None: what fits is handed over, no more).
 
     Ctrl-C leaves them alone and says how to get back, or cancels them where the profile says so.
     """
-    backend = backend_for(plans[0])
-    window = len(plans) if ended is None else _window(plans)
-    _submit(backend, run, plans[:window], jobs[:window])
-    if ended is None:
-        return
-    waiting = deque(zip(plans[window:], jobs[window:], strict=True))
+    plan = run.plan()
     try:
-        _watch(run, backend, list(jobs[:window]), waiting, ended)
+        given = submit_waiting(run)
+        if ended is not None:
+            _watch(run, jobs, given, ended)
     except (KeyboardInterrupt, Terminated):
-        _leave_behind(waiting)
-        if plans[0].settings.get("cancel_on_interrupt"):
-            backend.cancel(run, jobs)
-            log.warning("%s: cancelled.", run.id)
+        if (plan.get("settings") or {}).get("cancel_on_interrupt"):
+            _cancel(run, jobs)
         else:
             log.warning("%s goes on: nemotron runs show %s", run.id, run.id)
             log.warning("To stop it: nemotron runs cancel %s", run.id)
         raise
+    finally:
+        waiting = len(SweepQueue(run).waiting)
+        if waiting:
+            log.warning("%d jobs wait to be submitted: nemotron sweep resume %s", waiting, run.id)
 
 
-def _window(plans: Sequence[Plan]) -> int:
-    """How many jobs may be submitted at a time. A scheduler sees to that itself; an engine starts whatever it is told
-    to."""
-    if plans[0].executor != "docker":
-        return len(plans)
-    return int(plans[0].settings.get("max_parallel") or os.cpu_count() or 1)
+def _fitting(queue: SweepQueue, backend: Backend, plan: dict[str, Any], running: int) -> list[int]:
+    """As many of those that wait as the back end takes now."""
+    waiting = queue.waiting
+    if not waiting:
+        return []
+    if plan.get("executor") == "docker":  # an engine starts whatever it is told to
+        most = int((plan.get("settings") or {}).get("max_parallel") or os.cpu_count() or 1)
+        return waiting[: max(0, most - running)]
+    room: Any = getattr(backend, "room", None)
+    free = len(waiting) if room is None else int(room())
+    return waiting[:free] if free >= min(len(waiting), _LEAST) or not running else []
 
 
-def _leave_behind(waiting: Waiting) -> None:
-    for _, job in waiting:
-        job.finish(130, "cancelled", error="the sweep was interrupted before it was submitted")
-
-
-def _submit(backend: Backend, run: RunFolder, plans: Sequence[Plan], jobs: Sequence[JobFolder]) -> None:
-    """What is known of the jobs when that fails is on record."""
+def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: NemotronError) -> None:
+    """Put on record what is known of jobs whose submission failed: some may be queued, others refused."""
+    jobs = [run.job(number) for number in numbers]
     try:
-        backend.submit(run, plans)
-    except Unreachable as error:
+        record(jobs, {n: o for n, o in backend.observe(run, jobs).items() if o.state != "unknown"})
+    except NemotronError:
         for job in jobs:
             job.transition("unknown", observed=True, error=error.message)
-        raise
-    except NemotronError as error:
-        for job in jobs:
-            job.finish(error.exit_code, "failed", error=error.message)
-        raise
 
 
-def _watch(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], waiting: Waiting, ended: Ended) -> None:
+def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+    waiting = set(SweepQueue(run).waiting)
+    backend_for(run.plan()).cancel(run, [job for job in jobs if job.number not in waiting])
+    log.warning("%s: cancelled.", run.id)
+
+
+def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
     """Losing sight of the jobs ends nothing."""
-    left = {job.number: job for job in jobs}
     plan, pause, lost = run.plan(), _FASTEST, False
-    while left:
+    backend, left = backend_for(plan), {job.number: job for job in given}
+    unseen = {job.number for job in jobs} - set(left)
+    while left or unseen:
         asked = time.time()
         observed: dict[int, Observation] = {}
         try:
@@ -95,10 +121,11 @@ def _watch(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], waiting:
         over = [number for number, seen in observed.items() if seen.state in TERMINAL]
         for number in over:
             ended(left.pop(number))
-        next_ones = [waiting.popleft() for _ in over[: len(waiting)]]
-        if next_ones:
-            _submit(backend, run, [plan for plan, _ in next_ones], [job for _, job in next_ones])
-            left.update({job.number: job for _, job in next_ones})
+        if unseen and (over or not left):
+            with suppress(Unreachable):  # it is tried again
+                more = {job.number: job for job in submit_waiting(run, running=len(left))}
+                left.update(more)
+                unseen -= set(more)
         pause = _FASTEST if over else min(pause * 1.2, _SLOWEST)
-        if left:
+        if left or unseen:
             time.sleep(pause)

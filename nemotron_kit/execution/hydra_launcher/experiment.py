@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from nemotron_kit.plan.rendering import without_torch
 from nemotron_kit.runs.job import JobFolder
 
 _OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -21,6 +22,7 @@ class NemoRun:
 
     def __init__(self) -> None:
         os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
+        without_torch()
         import nemo_run
 
         self._nemo_run: Any = nemo_run

@@ -17,6 +17,7 @@ from nemotron_kit.execution.hydra_launcher.elsewhere import run_elsewhere
 from nemotron_kit.execution.hydra_launcher.local import Carried
 from nemotron_kit.execution.hydra_launcher.point import Composed, Point, returned
 from nemotron_kit.execution.hydra_launcher.program import ProgramPlanner
+from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
 from nemotron_kit.execution.hydra_launcher.recipe import RecipePlanner, RecipeTask
 from nemotron_kit.execution.hydra_launcher.record import JobWriter, sweep_record, write_plan
 from nemotron_kit.execution.hydra_launcher.settings import Settings, carried_by
@@ -96,7 +97,7 @@ class Sweep:
     def _planned(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Made]:
         """The jobs and their folders. Nothing is left of them when one of them can't be."""
         planner, executor = self._planner(), None
-        with JobWriter(self.run) as writer:
+        with JobWriter(self.run, len(job_overrides)) as writer:
             for number, words in enumerate(job_overrides, first):
                 point = planner.point(*self._composed(words, number), number)
                 refuse_problems(point.plan)
@@ -136,7 +137,8 @@ class Sweep:
         else:
             log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
             ended = None if detached else lambda job: _tell(job, labels)
-            run_elsewhere(self.run, [point.plan for point, _ in made], [job for _, job in made], ended)
+            SweepQueue(self.run).add(list(labels))
+            run_elsewhere(self.run, [job for _, job in made], ended)
         return detached
 
     def _run_here(self, plan: Plan, labels: dict[int, str], detached: bool) -> None:

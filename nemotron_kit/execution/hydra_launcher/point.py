@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_kit.execution.hydra_launcher.answer import Answer, JobFailed, read_answer
@@ -31,29 +30,6 @@ class Point:
     @property
     def label(self) -> str:
         return " ".join(self.words)
-
-    def written(self, job: JobFolder) -> Point:
-        """The same, with what is in the job's folder by now left to the disk: a sweep may have very many."""
-        plan = replace(self.plan, files=Written(job.path, tuple(self.plan.files)), config={})
-        return replace(self, plan=plan, texts={})
-
-
-class Written(Mapping[str, str]):
-    """Name in a folder → the file's text, read when it is asked for."""
-
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self._folder, self._names = folder, names
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._names:
-            raise KeyError(name)
-        return (self._folder / name).read_text(encoding="utf-8")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def returned(

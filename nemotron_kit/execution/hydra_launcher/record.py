@@ -7,9 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -23,6 +25,7 @@ _ONE_JOBS = frozenset(
 # Most of the time goes into waiting for the disk.
 _WRITERS = 16
 _AHEAD = 256
+_MANY = 256
 
 
 def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
@@ -45,9 +48,12 @@ class JobWriter:
     """Makes jobs' folders while the next ones are planned, each whole or not at all: most of it is waiting for the
     disk. Left by an exception, it takes back what it has made."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, count: int) -> None:
         self.run = run
-        self._pool = ThreadPoolExecutor(_WRITERS)
+        # A sync of the whole file system waits for everybody's data: worth it where each job's own would take longer.
+        self._together = count > _MANY
+        initializer = files.sync_later if self._together else None
+        self._pool = ThreadPoolExecutor(1 if self._together else _WRITERS, initializer=initializer)
         self._futures: list[Future[tuple[Point, JobFolder]]] = []
 
     def __enter__(self) -> JobWriter:
@@ -60,7 +66,10 @@ class JobWriter:
 
     def done(self) -> list[tuple[Point, JobFolder]]:
         """Every job, in the order that they were added, once all are there."""
-        return [future.result() for future in self._futures]
+        made = [future.result() for future in self._futures]
+        if self._together:
+            files.sync_file_system(self.run.path)
+        return made
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
@@ -70,5 +79,7 @@ class JobWriter:
                     shutil.rmtree(future.result()[1].path, ignore_errors=True)
 
     def _write(self, point: Point, attached: bool) -> tuple[Point, JobFolder]:
-        job = self.run.add_job(point.plan.job, {**point.plan.files, **point.texts}, attached=attached)
-        return point.written(job), job
+        texts = {**point.plan.files, **point.texts, stored.FILE: stored.to_text(point.plan)}
+        job = self.run.add_job(point.plan.job, texts, attached=attached)
+        # What is on disk by now need not stay in memory: a sweep may have very many jobs.
+        return Point(replace(point.plan, files={}, config={}, place={}), point.words), job
