@@ -6,8 +6,8 @@ The document is no part of the repository: it lies beside the checkout, or $NEMO
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,16 +104,14 @@ def _with_cluster(world: World, key: str) -> None:
 
 def test_uv_run(document: dict[str, Snippet], tmp_path: Path) -> None:
     """The literal words, in a clone. Without uv's default group, which is torch and a download of gigabytes."""
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not installed")
+    uv = Path(sys.executable).with_name("uv")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
     env = {**environment(tmp_path / "home"), "UV_NO_DEFAULT_GROUPS": "1", "UV_CACHE_DIR": str(tmp_path / "cache")}
     line = document["Examples/1:6"].text + " --dry-run"
     assert line.startswith("uv run nemotron ")
     env = {key: value for key, value in env.items() if key != "VIRTUAL_ENV"}
-    env["PATH"] = f"{Path(uv).parent}{os.pathsep}{env['PATH']}"
+    env["PATH"] = f"{uv.parent}{os.pathsep}{env['PATH']}"
     done = subprocess.run(["bash", "-c", line], cwd=clone, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert "train_iters: 5000" in done.stdout

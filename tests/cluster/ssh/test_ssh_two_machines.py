@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +75,11 @@ for n in range(4):
 """
 
 
-def unavailable(reason: str) -> Any:
-    return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
-def cluster() -> dict[str, Any]:
-    """What scripts/cluster says of the second machine."""
-    if find_spec("nemo_run") is None:
-        unavailable("the nemo-run extra is not installed")
-    said = subprocess.run([REPOSITORY / "scripts/cluster", "status", "--json"], capture_output=True, check=False).stdout
-    ssh: dict[str, Any] = json.loads(said or "{}").get("parts", {}).get("ssh", {})
-    if not ssh.get("up"):
-        unavailable("the second machine is not up: scripts/cluster up ssh")
-    return ssh
+def cluster(slurm: Any, sshd: Any) -> dict[str, Any]:
+    """What scripts/cluster says of the second machine, which is Slurm's partition `remote` too."""
+    facts: dict[str, Any] = sshd.facts
+    return facts
 
 
 @dataclass
