@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,34 @@ def _load_yaml(path: Path, text: str) -> Any:
     from omegaconf._utils import get_yaml_loader
 
     _refuse_bombs(path, text)
+    # OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error.
+    theirs = get_yaml_loader()
     try:
-        # OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error.
-        return yaml.load(text, Loader=get_yaml_loader())  # noqa: S506
+        with contextlib.suppress(yaml.YAMLError):  # read again, by the one whose messages people know
+            return yaml.load(text, Loader=_with_libyaml(theirs))  # noqa: S506
+        return yaml.load(text, Loader=theirs)  # noqa: S506
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
+
+
+def _with_libyaml(theirs: Any) -> Any:
+    """The same loader over libyaml's parser, which takes a twentieth of the time; `theirs` where there is none."""
+    import yaml
+
+    if not yaml.__with_libyaml__:
+        return theirs
+    parser: Any = vars(yaml.cyaml)["CParser"]
+
+    def start(self: Any, stream: str) -> None:
+        parser.__init__(self, stream)
+        yaml.constructor.SafeConstructor.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+
+    return type("Loader", (parser, theirs), {"__init__": start})
 
 
 def _refuse_bombs(path: Path, text: str) -> None:

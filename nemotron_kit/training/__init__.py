@@ -5,26 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemotron_kit.training.checkpoint import CheckpointConfig
+    from nemotron_kit.training.blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, TrainConfig
     from nemotron_kit.training.config import PretrainConfig
     from nemotron_kit.training.engine import Outcome, pretrain
-    from nemotron_kit.training.loop import TrainConfig
-    from nemotron_kit.training.metrics import LoggerConfig
     from nemotron_kit.training.preempt import Preempted
     from nemotron_kit.training.samples import BlendSamples
-    from nemotron_kit.training.scheduler import SchedulerConfig
     from nemotron_kit.training.shards import Shard
 
 _HOMES = {
     "BlendSamples": "samples",
-    "CheckpointConfig": "checkpoint",
-    "LoggerConfig": "metrics",
+    "CheckpointConfig": "blocks",
+    "LoggerConfig": "blocks",
     "Outcome": "engine",
     "Preempted": "preempt",
     "PretrainConfig": "config",
-    "SchedulerConfig": "scheduler",
+    "SchedulerConfig": "blocks",
     "Shard": "shards",
-    "TrainConfig": "loop",
+    "TrainConfig": "blocks",
     "pretrain": "engine",
 }
 __all__ = [

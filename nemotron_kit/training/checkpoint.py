@@ -8,7 +8,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +18,6 @@ RECORD = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})\Z")
 # Debris of a killed writer is removed only when no living one can own it any more.
 _LEASE_SECONDS = 3600
-
-
-@dataclass
-class CheckpointConfig:
-    """The `checkpoint` block; the names are Megatron's."""
-
-    save: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for checkpoints and the trained model; a complete checkpoint there, of the same "
-            "configuration, is resumed from (null: the model goes to the job's folder, without checkpoints)"
-        },
-    )
-    save_interval: int | None = field(
-        default=None, metadata={"help": "Steps between checkpoints (null: only at the end, and when told to stop)"}
-    )
-    most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
-    load: str | None = field(
-        default=None, metadata={"help": "Folder of checkpoints to go on from while `save` has none yet"}
-    )
-    pretrained_checkpoint: str | None = field(
-        default=None, metadata={"help": "Model in transformers' format whose weights a new run starts from"}
-    )
-    finetune: bool = field(default=False, metadata={"help": "Take only the weights from `load`; start at step 0"})
-
-    def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
-        for name in ("save_interval", "most_recent_k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"checkpoint.{name} is {value}; it must be 1 or more.")
-        if self.finetune and not (self.load or self.pretrained_checkpoint):
-            raise UserError(
-                "checkpoint.finetune is true, but there is nothing to start from.",
-                hint="Set checkpoint.load or checkpoint.pretrained_checkpoint.",
-            )
-        if self.load and self.pretrained_checkpoint:
-            raise UserError("checkpoint.load and checkpoint.pretrained_checkpoint are both set; give one of them.")
 
 
 def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Path:

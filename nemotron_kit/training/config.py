@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training.checkpoint import CheckpointConfig
-from nemotron_kit.training.loop import TrainConfig
-from nemotron_kit.training.metrics import LoggerConfig
-from nemotron_kit.training.scheduler import SchedulerConfig
+from nemotron_kit.training.blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, TrainConfig
 
 # What a config may name in recipe._target_: nothing else is ever imported on a config's word.
 TARGETS = ("nemotron_kit.training.pretrain",)

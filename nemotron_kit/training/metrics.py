@@ -5,30 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_text
-
-
-@dataclass
-class LoggerConfig:
-    """The `logger` block; the names are Megatron's."""
-
-    log_interval: int = field(default=10, metadata={"help": "Steps between two rows of metrics"})
-    metrics_file: str | None = field(
-        default=None,
-        metadata={"help": "Where the rows go (null: metrics.jsonl in the job's folder or checkpoint.save)"},
-    )
-    wandb_project: str | None = field(default=None, metadata={"help": "W&B project, when no launcher has set one up"})
-    wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
-
-    def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
-        if self.log_interval < 1:
-            raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
+from nemotron_kit.training.blocks import LoggerConfig
 
 
 class Reporter:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.training.metrics import LoggerConfig, Reporter, describe, metrics_path
+from nemotron_kit.training.blocks import LoggerConfig
+from nemotron_kit.training.metrics import Reporter, describe, metrics_path
 
 
 def rows(path: Path) -> list[dict]:

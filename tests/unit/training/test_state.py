@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.loop import TrainConfig, build_optimizer
+from nemotron_kit.training.blocks import TrainConfig
+from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import load_model, model_config, new_model
 from nemotron_kit.training.state import export_model, load_optimizer, save_optimizer
 

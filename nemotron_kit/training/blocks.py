@@ -1,0 +1,164 @@
+"""The blocks of a pretraining config; their names are Megatron's. Light, since every launch imports them."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nemotron_kit.errors import UserError, nearest
+
+PRECISIONS = ("auto", "bf16", "fp32")
+DECAY_STYLES = ("WSD", "constant", "linear", "cosine")
+DECAY_SHAPES = ("linear", "cosine", "minus_sqrt", "exponential")
+
+
+@dataclass
+class TrainConfig:
+    """The `train` block; the names are Megatron's."""
+
+    train_iters: int = field(default=1000, metadata={"help": "Optimizer steps"})
+    global_batch_size: int = field(
+        default=32, metadata={"help": "Sequences a step, over all processes and micro-batches"}
+    )
+    micro_batch_size: int = field(
+        default=1, metadata={"help": "Sequences one process handles at a time; gradients are accumulated over the rest"}
+    )
+    lr: float = field(default=1e-3, metadata={"help": "Peak learning rate (its course: the scheduler block)"})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
+    )
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+    seed: int = field(default=1234, metadata={"help": "Seed of the weights, and of everything random in a step"})
+    precision: str = field(
+        default="auto", metadata={"help": "bf16 (over float32 weights), fp32, or auto: bf16 on a GPU that has it"}
+    )
+    eval_interval: int | None = field(
+        default=None, metadata={"help": "Steps between held-out evaluations (null: only at the end)"}
+    )
+    eval_iters: int | None = field(
+        default=None, metadata={"help": "Global batches of the valid split an evaluation reads (null: the whole split)"}
+    )
+    moe_router_bias_update_rate: float = field(
+        default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
+    )
+    fsdp: bool = field(default=False, metadata={"help": "Not available in this engine; true is refused"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        for name in ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"train.{name} is {value}; it must be 1 or more.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"train.lr is {self.lr}; it must be more than 0.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
+        if self.fsdp:
+            # The Trainer would take the wish on a CPU and train plain DDP without a word.
+            raise UserError(
+                "train.fsdp: this engine shards nothing; it trains data-parallel (DDP).", hint="Leave it out."
+            )
+
+    def check_split(self, processes: int) -> None:
+        """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
+        share = self.micro_batch_size * processes
+        if self.global_batch_size % share:
+            raise UserError(
+                f"train.global_batch_size {self.global_batch_size} is no multiple of train.micro_batch_size "
+                f"{self.micro_batch_size} × {processes} process{'es' if processes > 1 else ''}.",
+                hint=f"For instance train.global_batch_size={math.ceil(self.global_batch_size / share) * share}.",
+            )
+
+
+@dataclass
+class SchedulerConfig:
+    """The `scheduler` block; the names are Megatron's."""
+
+    lr_warmup_iters: int = field(default=0, metadata={"help": "Steps of linear warm-up to train.lr"})
+    lr_decay_style: str = field(
+        default="WSD",
+        metadata={"help": "WSD (stable, then a decay), constant, linear or cosine (a decay from the warm-up on)"},
+    )
+    lr_decay_iters: int | None = field(
+        default=None, metadata={"help": "The step at which the decay ends (null: train.train_iters)"}
+    )
+    lr_wsd_decay_iters: int | None = field(
+        default=None, metadata={"help": "How many steps WSD's decay takes (null: a fifth of lr_decay_iters)"}
+    )
+    lr_wsd_decay_style: str = field(
+        default="cosine", metadata={"help": "The decay's shape: linear, cosine, minus_sqrt or exponential"}
+    )
+    min_lr: float = field(default=0.0, metadata={"help": "Where a decay ends"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        _one_of("scheduler.lr_decay_style", self.lr_decay_style, DECAY_STYLES)
+        _one_of("scheduler.lr_wsd_decay_style", self.lr_wsd_decay_style, DECAY_SHAPES)
+        for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters", "min_lr"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"scheduler.{name} is {value}; it must be 0 or more.")
+
+
+@dataclass
+class CheckpointConfig:
+    """The `checkpoint` block; the names are Megatron's."""
+
+    save: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for checkpoints and the trained model; a complete checkpoint there, of the same "
+            "configuration, is resumed from (null: the model goes to the job's folder, without checkpoints)"
+        },
+    )
+    save_interval: int | None = field(
+        default=None, metadata={"help": "Steps between checkpoints (null: only at the end, and when told to stop)"}
+    )
+    most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
+    load: str | None = field(
+        default=None, metadata={"help": "Folder of checkpoints to go on from while `save` has none yet"}
+    )
+    pretrained_checkpoint: str | None = field(
+        default=None, metadata={"help": "Model in transformers' format whose weights a new run starts from"}
+    )
+    finetune: bool = field(default=False, metadata={"help": "Take only the weights from `load`; start at step 0"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        for name in ("save_interval", "most_recent_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}; it must be 1 or more.")
+        if self.finetune and not (self.load or self.pretrained_checkpoint):
+            raise UserError(
+                "checkpoint.finetune is true, but there is nothing to start from.",
+                hint="Set checkpoint.load or checkpoint.pretrained_checkpoint.",
+            )
+        if self.load and self.pretrained_checkpoint:
+            raise UserError("checkpoint.load and checkpoint.pretrained_checkpoint are both set; give one of them.")
+
+
+@dataclass
+class LoggerConfig:
+    """The `logger` block; the names are Megatron's."""
+
+    log_interval: int = field(default=10, metadata={"help": "Steps between two rows of metrics"})
+    metrics_file: str | None = field(
+        default=None,
+        metadata={"help": "Where the rows go (null: metrics.jsonl in the job's folder or checkpoint.save)"},
+    )
+    wandb_project: str | None = field(default=None, metadata={"help": "W&B project, when no launcher has set one up"})
+    wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.log_interval < 1:
+            raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
+
+
+def _one_of(field: str, value: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if value not in names:
+        raise UserError(f"{field} is {value!r}; {nearest(value, names)}")
