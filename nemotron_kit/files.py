@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import threading
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def fsync_dir(folder: Path) -> None:
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write `data` to `path` atomically and durably; the temporary file lies beside it, so on the same file system."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemotron_kit.artifacts.checking import require_unchanged
-from nemotron_kit.artifacts.commit import commit
 from nemotron_kit.artifacts.errors import ArtifactChangedError
 from nemotron_kit.artifacts.lookup import find_version
 from nemotron_kit.artifacts.metadata import absolute, path_pin
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, check_alias, check_slug, registry_name
-from nemotron_kit.artifacts.staging import MODES, collect_garbage, replace_sealed, writing_to
-from nemotron_kit.artifacts.store import Store, pointer_document
+from nemotron_kit.artifacts.store import MODES, Store, pointer_document
 from nemotron_kit.errors import UserError, nearest
 
 DAY_S = 86_400.0
@@ -77,11 +75,15 @@ class LocalRegistry(Store):
 
     def commit(self, draft: Draft) -> Pin:
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
+        from nemotron_kit.artifacts.commit import commit
+
         check_slug(draft.name, "artifact name")
         return commit(self, draft, self.hash_limit).pin
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
+        from nemotron_kit.artifacts.staging import replace_sealed, writing_to
+
         if check_alias(alias) == LATEST:
             raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
@@ -91,6 +93,8 @@ class LocalRegistry(Store):
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Take an alias away; ArtifactVersionNotFoundError if there is none."""
+        from nemotron_kit.artifacts.staging import writing_to
+
         slug = registry_name(name)
         find_version(self, Reference(slug, alias=check_alias(alias)))
         with writing_to(self.root):
@@ -98,6 +102,8 @@ class LocalRegistry(Store):
 
     def gc(self, lease_s: float = DAY_S) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
+        from nemotron_kit.artifacts.staging import collect_garbage, writing_to
+
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             folders += [name, *(name / kind for kind in ("aliases", "runs", "stamps"))]

@@ -11,7 +11,7 @@ from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import Reference
-from nemotron_kit.artifacts.staging import MODES
+from nemotron_kit.artifacts.store import MODES
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.home import nemotron_home

@@ -8,28 +8,16 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.sealed import render_sealed
+from nemotron_kit.artifacts.store import Modes
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir, write_text
 
 STAGE = ".tmp-"
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
-
-
-@dataclass(frozen=True)
-class Modes:
-    """Permissions of a registry's folders and files; `exact` ones are set whatever the umask says."""
-
-    folder: int = 0o700
-    file: int = 0o600
-    exact: bool = False
-
-
-MODES = {"private": Modes(), "group": Modes(0o2770, 0o660, exact=True)}
 
 
 def make_folder(folder: Path, modes: Modes) -> None:

@@ -13,6 +13,7 @@ name is a writer at work, or its debris.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,21 @@ from nemotron_kit.artifacts.errors import ArtifactVersionNotFoundError, DamagedR
 from nemotron_kit.artifacts.records import RECORD, ArtifactVersion
 from nemotron_kit.artifacts.reference import SLUG
 from nemotron_kit.artifacts.sealed import read_sealed
-from nemotron_kit.artifacts.staging import Modes
 from nemotron_kit.artifacts.walk import Stamp
 
 _VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Permissions of a registry's folders and files; `exact` ones are set whatever the umask says."""
+
+    folder: int = 0o700
+    file: int = 0o600
+    exact: bool = False
+
+
+MODES = {"private": Modes(), "group": Modes(0o2770, 0o660, exact=True)}
 
 
 class Store:

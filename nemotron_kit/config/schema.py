@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PRIMITIVES = (int, float, bool, str, bytes, Path)
+PLAIN = (*PRIMITIVES, *(kind | None for kind in PRIMITIVES))
 
 
 @dataclasses.dataclass
@@ -81,7 +82,11 @@ def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None
 
 
 def _translate(cls: type, where: str) -> type:
-    """A nested dataclass with annotations that OmegaConf takes."""
+    """A nested dataclass with annotations that OmegaConf takes: the class itself, where all of them are plain."""
+    hints, params = type_hints(cls), cls.__dataclass_params__  # type: ignore[attr-defined]
+    # A frozen one would be read-only in the config.
+    if not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
+        return cls
     return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True)
 
 
@@ -116,6 +121,8 @@ def _convert(value: Any, annotation: Any) -> Any:
     is_union = get_origin(annotation) in (Union, types.UnionType)
     target = members[0] if is_union and len(members) == 1 else annotation
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if type(value) is target:
+            return value
         if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
             return dataclasses.asdict(value)
         hints = {f.name: f.type for f in dataclasses.fields(target)}

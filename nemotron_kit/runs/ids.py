@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from datetime import UTC, datetime, timedelta
 
 RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,41}-[0-9a-f]{6}\Z")
@@ -20,7 +20,7 @@ def new_run_id(recipe: str, stage: str, *, now: datetime | None = None) -> str:
     """
     now = (now or datetime.now(UTC)).astimezone(UTC)
     middle = "-".join(filter(None, (_slug(recipe), _slug(stage)))) or "run"
-    return f"{now.strftime(_TIME)}-{middle[:_MIDDLE].rstrip('-')}-{now.microsecond:05x}{secrets.randbelow(16):x}"
+    return f"{now.strftime(_TIME)}-{middle[:_MIDDLE].rstrip('-')}-{now.microsecond:05x}{os.urandom(1)[0] & 15:x}"
 
 
 def is_run_id(text: str) -> bool:
