@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.jobfiles import config_files, find_config_file
+from nemotron_kit.config.quick import quick_omegaconf
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.store import Registered, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree
@@ -66,7 +67,7 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
             raise UserError(f"--config-dir {config_dir}: no such folder.")
         search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
     GlobalHydra.instance().clear()
-    with translated(prepared):
+    with translated(prepared), quick_omegaconf():
         hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path)
         try:
             full = hydra.compose_config(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from nemotron_kit.config.quick import quick_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import UserError
@@ -37,7 +38,11 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
                     hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
                 )
     kept: list[str] = []
-    with deferring(kept, DEFERRED), _environment(NEMO_RUN_DIR=job_folder, **({"PWD": pwd} if pwd else {})):
+    with (
+        deferring(kept, DEFERRED),
+        _environment(NEMO_RUN_DIR=job_folder, **({"PWD": pwd} if pwd else {})),
+        quick_omegaconf(),
+    ):
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
