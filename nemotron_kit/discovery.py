@@ -40,14 +40,14 @@ def tree_in_use() -> Tree:
     return _in_use[0] if _in_use else discover()
 
 
-def discover(env: EnvFile | None = None, words: Collection[str] = ()) -> Tree:
+def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
     """Import every command tree. One that fails is listed as broken and hides no other.
 
-    Where one of `words` (a command line) names a recipe of ours, only that one: asking the installed packages takes
+    Where all of `names` (the recipes that are asked for) are ours, only those: asking the installed packages takes
     longer than all the rest of the search.
     """
     tree = Tree()
-    wanted = [name for name in BUILT_IN if name in words or f"recipe={name}" in words]
+    wanted = [name for name in BUILT_IN if name in names] if set(names) <= set(BUILT_IN) else []
     for name in wanted or BUILT_IN:
         _add(tree, name, BUILT_IN[name])
     if wanted and not tree.broken:

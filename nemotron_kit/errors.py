@@ -52,5 +52,5 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
 
 
 def sentence(text: str) -> str:
-    """`text` with its first letter in upper case, and no other one changed."""
-    return text[:1].upper() + text[1:]
+    """What `nearest` says, or the like, as a sentence: its first letter in upper case, and an end. "" stays."""
+    return text[:1].upper() + text[1:] + ("" if text[-1:] in ("", ".", "?", "!", "…") else ".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 # The reference implementation calls plain folders "fsspec".
 _BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"}
@@ -42,7 +42,7 @@ def init(
     from nemotron_kit.artifacts.trackers import WandbTracker, set_lineage_tracker
 
     if backend not in _BACKENDS:
-        raise UserError(f"{backend!r} is no artifact backend.", hint=nearest(backend, _BACKENDS))
+        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _BACKENDS)))
     if root is not None and registry_path is not None and Path(root) != Path(registry_path):
         raise UserError(
             f"init(): root is {root} and registry_path {registry_path}.", hint="They are one thing: give one."

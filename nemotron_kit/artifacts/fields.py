@@ -8,7 +8,7 @@ from typing import Any
 from nemotron_kit.artifacts.metadata import absolute, folder_of, read_document
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.registry import Registry, open_registry
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 
 def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None = None) -> Any:
@@ -58,5 +58,5 @@ def _lookup(values: dict[str, Any], key: str, pin: Pin, *, prefix: str = "", ask
     known = [prefix + name for name in values] + ([] if prefix else ["path", "version", "qualified_name"])
     raise UserError(
         f"{pin.label} ({pin.type or 'untyped'}) has no field {asked or prefix + key!r}.",
-        hint=nearest(prefix + key, known),
+        hint=sentence(nearest(prefix + key, known)),
     )

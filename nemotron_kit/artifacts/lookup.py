@@ -6,7 +6,7 @@ from nemotron_kit.artifacts.checking import describe_versions
 from nemotron_kit.artifacts.errors import ArtifactNotFoundError, ArtifactVersionNotFoundError, DamagedRecordError
 from nemotron_kit.artifacts.reference import LATEST, Reference
 from nemotron_kit.artifacts.store import Store
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 
 def find_version(store: Store, ref: Reference) -> int:
@@ -50,8 +50,7 @@ def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
 
 def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
     where = f"in the registry {store.root}"
-    hint = nearest(ref.slug, store.names()) or "Nothing has been saved there yet."
-    hint = hint[0].upper() + hint[1:]
+    hint = sentence(nearest(ref.slug, store.names())) or "Nothing has been saved there yet."
     if ref.entity:
         message = f"No artifact is called {ref.slug!r} {where}, and {ref}, as W&B's entity/project/Name, needs W&B."
         return ArtifactNotFoundError(ref.slug, message, hint=f"Local names have no entity: {ref.name}. {hint}")

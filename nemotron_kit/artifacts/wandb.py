@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.wandb_tracker import PATIENCE_S, bounded, require_wandb
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def wandb_config_from_env_file() -> WandbConfig | None:
     where = f"{env.path}: [wandb]"
     for key in table:
         if key not in _KEYS:
-            raise UserError(f"{where} has no key {key!r}.", hint=nearest(key, _KEYS))
+            raise UserError(f"{where} has no key {key!r}.", hint=sentence(nearest(key, _KEYS)))
     tags = table.get("tags", [])
     texts = {"project": table.get("project"), "entity": table.get("entity"), "notes": table.get("notes")}
     texts["run_name"] = table.get("run_name", table.get("name"))

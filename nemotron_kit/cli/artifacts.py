@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.grid import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.local import LocalRegistry
@@ -40,6 +41,11 @@ def main(argv: Sequence[str]) -> int:
         write_lines(HELP.splitlines())
         return 0
     options: Any = parser.parse(argv)
+    if options.reference is None and (options.alias or options.verify):
+        raise UserError(
+            f"nemotron artifacts: {'--alias' if options.alias else '--verify'} is about a version; none is named.",
+            hint="For instance: nemotron artifacts Name:latest --verify.",
+        )
     registry = open_registry()
     if options.reference is None:
         return _names(registry, options.json)
@@ -52,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         registry.verify(version.pin, deep=True)
     if options.alias:
         registry.set_alias(version.name, options.alias, version.version)
-    return _version(version, options.json)
+    return _version(version, options.json, verified=options.verify)
 
 
 def _names(registry: LocalRegistry, as_json: bool) -> int:
@@ -80,19 +86,30 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     return 0
 
 
-def _version(version: ArtifactVersion, as_json: bool) -> int:
+def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
     if as_json:
-        print_json(version.to_dict())
+        print_json({**version.to_dict(), **({"verified": True} if verified else {})})
     else:
-        print_facts(list(_facts(version)))
+        facts = list(_facts(version))
+        print_facts([*facts, ("verified", _verdict(version))] if verified else facts)
     return 0
+
+
+def _verdict(version: ArtifactVersion) -> str:
+    """What --verify found; anything else than this was an error."""
+    by = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
+    return f"{_count(version)} {by}: as registered"
+
+
+def _count(version: ArtifactVersion) -> str:
+    return f"{len(version.files)} {'file' if len(version.files) == 1 else 'files'}"
 
 
 def _facts(version: ArtifactVersion) -> Iterator[tuple[str, object]]:
     yield "artifact", version.pin.label
     yield "type", version.type
     yield "path", version.path
-    yield "digest", f"{version.digest} ({len(version.files)} files, by {version.identified_by})"
+    yield "digest", f"{version.digest} ({_count(version)}, by {version.identified_by})"
     yield "saved", version.created_at
     yield "run", version.producer
     for pin in version.inputs:

@@ -1,16 +1,14 @@
 """Completion: `nemotron completion SHELL` prints a script that asks `nemotron __complete` at each press of Tab."""
 
-# pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH118, PTH208
 from __future__ import annotations
 
-import os
 import re
 import sys
 
-from nemotron_kit.cli import env, options, tree
+from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
-from nemotron_kit.cli.options import NEMOTRON, VALUE, key
+from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
+from nemotron_kit.cli.tool_completion import after_tool, artifacts, profiles, runs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,19 +65,8 @@ def split_line(line: str) -> list[str]:
 def complete(words: Sequence[str], current: str, index: Index) -> Answers:
     """(what may stand in place of `current`, what it means), given the finished words before it."""
     first = tree.first_word(words)
-    answers = _tool(first, words) if first in tree.TOOLS else _recipe(words, current, index)
+    answers = after_tool(first, words, current, index) if first in tree.TOOLS else _recipe(words, current, index)
     return ((text, meaning) for text, meaning in answers if text.startswith(current))
-
-
-def _tool(name: str, words: Sequence[str]) -> Answers:
-    """The commands below one of nemotron's own; behind `runs X` the runs, behind `profiles X` the profiles."""
-    bare = [word for word in words if not options.is_option(word)]
-    if len(bare) == 1:
-        yield from ((each, "") for each in tree.TOOLS[name][2])
-    elif name == "runs":
-        yield from ((each, "") for each in ("latest", *reversed(_listing(os.path.join(env.home(), "runs")))))
-    elif name == "profiles":
-        yield from _profiles()
 
 
 def _recipe(words: Sequence[str], current: str, index: Index) -> Answers:
@@ -97,9 +84,16 @@ def _recipe(words: Sequence[str], current: str, index: Index) -> Answers:
         return _joined(name, _values(option, current[len(name) + 1 :], detail))
     if current.startswith("-"):
         return _flags(detail)
-    if leaf:
-        return ((f"{row['name']}=", row.get("help", "")) for row in detail["fields"] if row["kind"] != "dict")
-    return _words(reached.node)
+    return _fields(detail, words[-1], current) if leaf else _words(reached.node)
+
+
+def _fields(detail: Node, before: str, current: str) -> Answers:
+    option = options.known(before) if options.is_option(before) else None
+    if option is not None and option.takes == MAYBE:
+        yield from ((choice, "") for choice in option.choices)
+    yield from ((f"{row['name']}=", row.get("help", "")) for row in detail["fields"] if row["kind"] != "dict")
+    if current.startswith("run."):
+        yield from ((f"run.{slot['slot']}=", f"instead of {slot['default']}") for slot in detail["artifacts"])
 
 
 def _words(node: Node) -> Answers:
@@ -149,9 +143,11 @@ def _values(name: str, current: str, detail: Node) -> Answers:
     option = options.known(name) if name.startswith("-") else None
     slots = [f"{prefix}.{slot['slot']}" for slot in detail["artifacts"] for prefix in ("--art", "run")]
     if name in slots:
-        yield from _artifacts(current)
+        yield from artifacts(current)
     elif option is not None and option.name in ("run", "batch"):
-        yield from _profiles()
+        yield from profiles()
+    elif option is not None and option.name == "after":
+        yield from runs()
     elif option is not None and option.name == "config":
         yield from ((config, "") for config in detail["configs"])
     elif option is not None:
@@ -160,28 +156,3 @@ def _values(name: str, current: str, detail: Node) -> Answers:
         row = _field(name, detail)
         choices: Iterable[str] = ("true", "false") if row.get("kind") == "bool" else row.get("choices", ())
         yield from ((choice, "") for choice in choices)
-
-
-def _profiles() -> Answers:
-    for name, table in env.tables().items():
-        if name not in env.RESERVED and isinstance(table, dict):
-            yield name, str(table.get("executor", "local"))
-
-
-def _artifacts(current: str) -> Answers:
-    """Names; after `Name:`, its versions and aliases. Read off the folders of the registry on this machine."""
-    name, colon, _ = current.partition(":")
-    root = env.artifacts_root()
-    if not colon:
-        yield from ((each, "") for each in _listing(root))
-        return
-    versions = [each for each in _listing(os.path.join(root, name)) if re.fullmatch(r"v\d+", each)]
-    for each in ("latest", *versions, *_listing(os.path.join(root, name, "aliases"))):
-        yield f"{name}:{each}", ""
-
-
-def _listing(folder: str) -> list[str]:
-    try:
-        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
-        return []

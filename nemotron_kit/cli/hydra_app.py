@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import shlex
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from nemotron_kit.cli.request import Job, hydra_words
+from nemotron_kit.cli.job import print_end
+from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated
 from nemotron_kit.config.resolvers import set_run_dir
@@ -28,10 +30,14 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
+from nemotron_kit.runs.states import run_state
 
 
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
     """Hand a request with Hydra's flags to Hydra; the exit code."""
+    if request.flag("--hydra-help") is not None:  # is about no job, so it composes none
+        return _asked(request, [], None)
+    _check_composes(request)
     use(tree)
     gc.enable()
     prepared = _prepared(request, tree, env)
@@ -39,10 +45,43 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     if request.multirun and request.dry_run:
         return _dry_sweep(words, argv, tree, env, request)
     if not request.multirun:
-        with _translated(prepared):
-            _hydra_main(lambda _: None, [*words, *request.flags])
-        return 0
+        return _asked(request, words, prepared)
     return _sweep(request, words, argv, tree, prepared)
+
+
+def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
+    """A question that Hydra answers (--cfg, --info, --hydra-help). What it prints is printed by us, at once: Hydra logs
+    it, and logging complains at length about a reader that has gone (`| head`)."""
+    answer, complaint = io.StringIO(), io.StringIO()
+    try:
+        with _translated(prepared), redirect_stdout(answer), redirect_stderr(complaint):
+            _hydra_main(lambda _: None, [*words, *request.flags])
+    except SystemExit as left:
+        if left.code:
+            raise _no_package(request, complaint.getvalue().strip()) from None
+    sys.stdout.write(answer.getvalue())
+    sys.stdout.flush()
+    sys.stderr.write(complaint.getvalue())
+    return 0
+
+
+def _check_composes(request: Job) -> None:
+    """All of --info but the plugins is about a composed job. Raises UserError where no command is named."""
+    topic = request.flag("--info")
+    swept = any(word.startswith(("recipe=", "stage=")) for word in request.overrides)
+    if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
+        asked = f"--info {topic}" if topic else "--info"
+        raise UserError(
+            f"{asked} needs a command, whose composition it shows.",
+            hint="For instance: nemotron nano3 pretrain --info defaults. Without a command: --info plugins.",
+        )
+
+
+def _no_package(request: Job, said: str) -> UserError:
+    """Hydra's one complaint that is no exception."""
+    hydra = request.flag("--cfg") == "hydra"
+    example = "Its parts begin with hydra, as in --package hydra.launcher." if hydra else "A part that is null is none."
+    return UserError(f"--package: {said}.", hint=f"{example} Without --package all is shown.")
 
 
 def _prepared(request: Job, tree: Tree, env: EnvFile) -> Prepared | None:
@@ -98,7 +137,7 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
     if request.after:
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "command_line": shlex.join(argv),
-            "hydra": ["-m", *words], "after": list(request.after), "code": code_facts()}  # fmt: skip
+            "hydra": hydra_spelling(request), "after": list(request.after), "code": code_facts()}  # fmt: skip
     run = create_run(run_id, plan, [])
     set_run_dir(str(folder))
     task = RecipeTask(folder, argv)
@@ -110,8 +149,8 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
         if not run.jobs():
             shutil.rmtree(run.path)
             raise
-        return _failed(run, error)
-    return _told(run)
+        _failed(run, error, request.json)
+    return _told(run, request.json)
 
 
 @contextmanager
@@ -128,19 +167,24 @@ def _importable(tree: Tree) -> Iterator[None]:
         _set("PYTHONPATH", before)
 
 
-def _told(run: RunFolder) -> int:
+def _told(run: RunFolder, as_json: bool) -> int:
     """How a sweep ended that its sweeper is content with, on standard error; the exit code."""
     states = Counter(job.state().state for job in run.jobs())
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     print(f"{run.id}: of {states.total()} jobs {said} · nemotron runs show {run.id}", file=sys.stderr)  # noqa: T201
+    if as_json:
+        print_end(run.id, run_state(states), 0, jobs=dict(states), folder=str(run.path))
     return 0
 
 
-def _failed(run: RunFolder, error: Exception) -> int:
+def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
     states = [job.state().state for job in run.jobs()]
     failed = [job.number for job in run.jobs() if job.state().state != "succeeded"]
     if not failed:
         raise error
+    if as_json:
+        ended = Counter(states)
+        print_end(run.id, run_state(ended), 1, jobs=dict(ended), folder=str(run.path))
     names = ", ".join(map(str, failed[:8]))
     raise NemotronError(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {error}",

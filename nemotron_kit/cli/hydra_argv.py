@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import Index, Node
@@ -92,5 +93,14 @@ def no_recipe(word: str, index: Index, prog: str) -> UserError:
             f"The recipe {word!r} is broken: {index.broken[word]}.", hint="The others are not touched by it."
         )
     known = [*index.root["children"], *(tree.TOOLS if prog == "nemotron" else ())]
-    hint = f"{near(word, known)} `{prog} --help` shows them all."
+    hint = _folder_of_that_name(word) or f"{near(word, known)} `{prog} --help` shows them all."
     return UserError(f"There is no recipe {word!r}.", hint=hint.strip())
+
+
+def _folder_of_that_name(word: str) -> str:
+    """What to do with a recipe in the working folder that nobody has named yet."""
+    folder = Path(word)
+    if not word.isidentifier() or (not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()):
+        return ""
+    started = f"run it as `python -m {word} …`, or " if (folder / "__main__.py").is_file() else ""
+    return f'The folder {word}/ here is not named in env.toml: {started}add [cli] recipes = ["{word}"] to it.'

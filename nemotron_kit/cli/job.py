@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 from dataclasses import replace
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
     env = read_env_file()
-    request = replace(request, overrides=spelled_out(request.overrides))
+    request = as_meant(request)
     if asks_hydra(request):
         from nemotron_kit.cli.hydra_app import run_hydra
 
@@ -52,6 +53,8 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         from nemotron_kit.execution.after import with_after
 
         plan = with_after(plan, request.after, composed.command, connect=not request.dry_run)
+    if (folder := request.flag("--config-dir")) is not None:
+        plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
     if request.dry_run:
         from nemotron_kit.cli.dryrun import show_plan
 
@@ -70,7 +73,27 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
     plan = replace(plan, extra={**plan.extra, "code": code_facts()})
     started = time.monotonic()
     outcome = execute(plan, composed.command, composed.hydra, hydra_files(composed))
-    return report(plan, outcome, time.monotonic() - started)
+    code = report(plan, outcome, time.monotonic() - started)
+    if request.json:
+        print_end(plan.run_id, outcome.state, code, job_exit_code=outcome.own, error=outcome.error, folder=plan.folder)
+    return code
+
+
+def as_meant(request: Job) -> Job:
+    """The request with its overrides spelled out, and `hydra.mode=MULTIRUN` as the -m that it is.
+
+    Raises UserError for settings of Hydra's that a job would not get: none is dropped in silence.
+    """
+    request = replace(request, overrides=spelled_out(request.overrides))
+    if not any(override.lstrip("+~").startswith("hydra.") for override in request.overrides):
+        return request
+    from nemotron_kit.cli.hydra_settings import refuse_without_effect
+
+    if "hydra.mode=MULTIRUN" in request.overrides and not request.multirun:
+        request = replace(request, flags=(*request.flags, "--multirun"))
+    if not any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info")):
+        refuse_without_effect(request.overrides)
+    return request
 
 
 def asks_hydra(request: Job) -> bool:
@@ -120,6 +143,11 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
         )
     )
     return outcome.code
+
+
+def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
+    """--json: how a launch ended, as one line of JSON on standard output. `exit_code` is the command's."""
+    print(json.dumps({"run_id": run_id, "state": state, "exit_code": code, **facts}, ensure_ascii=False))  # noqa: T201
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:

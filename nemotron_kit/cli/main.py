@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def nemotron(argv: Sequence[str] | None = None) -> int:
     """`nemotron …`: words, in the documented syntax."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _nemotron(words))
+    return guarded(lambda: _nemotron(_readable(words)))
 
 
 def console() -> NoReturn:
@@ -49,22 +49,27 @@ def _flushed() -> int:
 def hydra(argv: Sequence[str] | None = None) -> int:
     """`python -m nemotron_kit …`: the same, in Hydra's own words."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _hydra(words))
+    return guarded(lambda: _hydra(_readable(words)))
 
 
 def run_app(app: App, argv: Sequence[str]) -> int:
     """`app.run()`: the words below one app, as in `python -m myrecipe data prep run -c tiny`."""
-    return guarded(lambda: _app(app, list(argv)))
+    return guarded(lambda: _app(app, _readable(list(argv))))
 
 
 def guarded(action: Callable[[], int]) -> int:
     """Run a command; a user's mistake is one clear error and an exit code, a traceback only with HYDRA_FULL_ERROR=1."""
+    if sys.stdout is None or sys.stderr is None:
+        _open_streams()
     try:
         return action()
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print_error(error)
+        import contextlib
+
+        with contextlib.suppress(OSError):  # where standard error can't be written, the exit code says it
+            print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
@@ -80,6 +85,33 @@ def guarded(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: output can't be written: {error.strerror}.", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _open_streams() -> None:
+    """Started with a closed stream (`>&-`): what is printed goes nowhere, and no file of ours gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.dup2(descriptor, number)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            if descriptor > 2:
+                os.close(descriptor)
+
+
+def _readable(words: list[str]) -> list[str]:
+    """The words as text, also where the locale is not UTF-8. Raises UserError for bytes that are no text."""
+    return [word if word.isascii() else _text(word) for word in words]
+
+
+def _text(word: str) -> str:
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeEncodeError:  # not from the shell, so text already
+        return word
+    except UnicodeDecodeError:
+        from nemotron_kit.errors import UserError
+
+        raise UserError(f"{os.fsencode(word)!r} on the command line is not UTF-8 text.") from None
 
 
 def print_error(error: NemotronError) -> None:
@@ -103,7 +135,7 @@ def _nemotron(words: list[str]) -> int:
         return _tool(words[0], words[1:])
     from nemotron_kit.cli.words import parse
 
-    tree = _tree(words)
+    tree = _tree(_recipe_word(words))
     return _dispatch(parse(words, _index(tree)), ["nemotron", *words], tree)
 
 
@@ -118,7 +150,7 @@ def _tool(name: str, argv: Sequence[str]) -> int:
 def _hydra(words: list[str]) -> int:
     from nemotron_kit.cli.hydra_argv import parse_hydra
 
-    tree = _tree(words)
+    tree = _tree([word.removeprefix("recipe=") for word in words if word.startswith("recipe=")])
     return _dispatch(parse_hydra(words, _index(tree)), ["python", "-m", "nemotron_kit", *words], tree)
 
 
@@ -135,12 +167,22 @@ def _app(app: App, words: list[str]) -> int:
     return _dispatch(parse(words, index, root=root, prog=_program()), [*_program().split(), *words], tree, root)
 
 
-def _tree(words: list[str]) -> Tree:
+def _recipe_word(words: list[str]) -> list[str]:
+    """The word that can only be the recipe's name: a bare one, and none of an option that may have taken it."""
+    from nemotron_kit.cli import options, tree
+
+    first = tree.first_word(words)
+    before = words[: words.index(first)] if first is not None else []
+    doubtful = any(options.is_option(word) and options.takes_next(word) is None for word in before)
+    return [first] if first is not None and not doubtful else []
+
+
+def _tree(names: list[str]) -> Tree:
     from nemotron_kit.discovery import discover
 
     # Composing makes many objects and drops few: collecting in the middle of it only costs time.
     gc.disable()
-    return discover(words=words)
+    return discover(names=names)
 
 
 def _index(tree: Tree) -> Index:

@@ -88,6 +88,8 @@ class Reader:
 
     def _override(self, word: str) -> None:
         name, _, raw = word.partition("=")
+        if not name.strip("+~"):
+            raise UserError(f"{word!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
         text = single(raw) if name in _CHOICES else None
         if text is None:
             self.assigned.overrides.append(word)

@@ -83,7 +83,7 @@ def _dataclass(values: Any, cls: Any, where: str, extras: abc.Container[str]) ->
         elif name in extras:
             added[str(key)] = value
         else:
-            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, where, name))
+            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, name))
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if f.init and required and name not in known:
@@ -109,10 +109,9 @@ def _construct(cls: Any, known: dict[str, Any], init: set[str], where: str) -> A
     return instance
 
 
-def _hint(key: str, fields: abc.Iterable[str], where: str, name: str) -> str:
+def _hint(key: str, fields: abc.Iterable[str], name: str) -> str:
     close = nearest(key, fields)
-    place = f" in {where}" if where else ""
-    return f"{sentence(close)}{place}. Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
+    return f"{sentence(close)} Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
 
 
 def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shlex
+import types
+import typing
+from collections import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import type_hints, type_name
@@ -29,12 +34,17 @@ def translated(prepared: Prepared) -> Iterator[None]:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error, prepared.command, prepared.registered.files) from error
+    except ValueError as error:  # Hydra's own checks of a choice are plain ones
+        raise UserError(f"{error} (given in {' '.join(prepared.typed)}).") from error
 
 
 def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:
     """One UserError for one of Hydra's."""
+    from hydra.errors import OverrideParseException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
 
+    if isinstance(error, OverrideParseException):
+        return unreadable(error)
     origin = _origin(error)
     key = str(getattr(origin, "full_key", "") or "")
     given = _given(str(error), key, files)
@@ -51,10 +61,21 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
 
 
+def unreadable(error: Any) -> UserError:
+    """An override that Hydra's grammar refuses: its text, and how a text is written that Hydra reads."""
+    text = str(error.override)
+    key, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w./@-]*", key):
+        return UserError(f"{text!r}: no override that Hydra reads.", hint="One is key=value, +key=value or ~key.")
+    hint = "Brackets and quotes must be closed; a text that holds one needs quotes of its own: key='\"a (b\"'."
+    if not set(value) & set("[]{}()'\"\\$"):
+        quoted = f'{key}="{value}"'
+        hint = f"Such a text needs quotes of its own: {shlex.quote(quoted)}"
+    return UserError(f"{text}: Hydra's grammar can't read the value.", hint=hint)
+
+
 def field_names(command: Command) -> list[str]:
     """Every dotted field of a command's config."""
-    import dataclasses
-
     names: list[str] = []
 
     def walk(cls: Any, prefix: str) -> None:
@@ -125,11 +146,24 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
 
 
 def _expected(command: Command, key: str) -> str:
-    import dataclasses
-
+    """The type of what `a.b[0].c` names, as the dataclasses declare it; "" where they don't."""
     current: Any = command.load_config_cls()
-    for part in key.split("."):
-        if not (isinstance(current, type) and dataclasses.is_dataclass(current)):
-            return ""
-        current = type_hints(current).get(re.sub(r"\[\d+\]$", "", part))
+    for part in re.findall(r"[^.\[\]]+", key):
+        current = _inside(current, part)
     return type_name(current) if current is not None else ""
+
+
+def _inside(annotation: Any, part: str) -> Any:
+    """The type of one field, value or item of a type; None where that can't be told."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType, typing.Annotated):
+        members = [each for each in args[: 1 if origin is typing.Annotated else None] if each is not type(None)]
+        return _inside(members[0], part) if len(members) == 1 else None
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return type_hints(annotation).get(part)
+    if isinstance(origin, type) and issubclass(origin, abc.Mapping):
+        return args[1] if len(args) == 2 else None
+    if isinstance(origin, type) and issubclass(origin, abc.Sequence) and part.isdigit():
+        of_each = len(args) > 1 and args[-1] is not Ellipsis
+        return (args[int(part)] if int(part) < len(args) else None) if of_each else args[0]
+    return None

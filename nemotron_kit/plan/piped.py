@@ -40,7 +40,11 @@ def _read() -> Mapping[str, Any]:
     from nemotron_kit.artifacts.piped import parse_piped
 
     text = sys.stdin.read(MAX_BYTES)
-    return parse_piped(text) if text.strip() else {}
+    if not text.strip():
+        # The step before may have failed: then what is read in its place is an older version.
+        print("note: nothing came through the pipe; inputs are read as without one.", file=sys.stderr)  # noqa: T201
+        return {}
+    return parse_piped(text)
 
 
 def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:

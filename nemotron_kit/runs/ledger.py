@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
 import shutil
@@ -10,7 +11,7 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.ids import first_id_since, is_run_id, sort_key
 from nemotron_kit.runs.index import Index
@@ -74,7 +75,8 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     if matching:
         shown = ", ".join(matching[:6]) + (", …" if len(matching) > 6 else "")
         raise UserError(f"{reference!r} is the start of {len(matching)} runs.", hint=f"Which: {shown}?")
-    raise UserError(f"No run {reference!r}.", hint=f"{nearest(reference, ids) or ''} See `nemotron runs`.".strip())
+    newest = f"The newest is {ids[0]}." if not difflib.get_close_matches(reference, ids) else nearest(reference, ids)
+    raise UserError(f"No run {reference!r}.", hint=f"{sentence(newest)} `nemotron runs` lists them.")
 
 
 def remove_run(

@@ -54,7 +54,7 @@ def test_iteration_is_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "hint"),
-    [("total_tokns", "total_tokens"), ("metadata.vocab_sise", "metadata.vocab_size"), ("iteration", "there is")],
+    [("total_tokns", "total_tokens"), ("metadata.vocab_sise", "metadata.vocab_size"), ("iteration", "There is")],
 )
 def test_an_unknown_field_names_the_nearest(pin: Pin, field: str, hint: str) -> None:
     with pytest.raises(UserError, match=rf"Data:v0 \(PretrainBlendsArtifact\) has no field '{field}'") as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from nemotron_kit.cli import runs
 from nemotron_kit.cli.completion import complete, main, split_line
 from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.shells import SCRIPTS
+from nemotron_kit.cli.tool_completion import OPTIONS, STATES
 from nemotron_kit.cli.tree import TOOLS
 from nemotron_kit.errors import UserError
+from nemotron_kit.runs import states
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +68,17 @@ def _offered(index: Index, line: str) -> list[str]:
         ("runs ", ["show", "attach", "logs", "wait", "cancel", "shell", "rerun", "diff", "rm"]),
         ("runs show ", ["latest", "run-b", "run-a"]),
         ("runs logs -f run-", ["run-b", "run-a"]),
+        ("runs --st", ["--stage", "--state"]),
+        ("runs show run-a --", ["--job", "--json"]),
+        ("runs --state s", ["succeeded"]),
+        ("runs --recipe n", ["nano3"]),
         ("profiles show ", ["CLUSTER"]),
+        ("artifacts ", ["Blend-default", "Other"]),
+        ("artifacts Blend-default:v", ["Blend-default:v0", "Blend-default:v1"]),
+        ("artifacts Other:v0 --v", ["--verify"]),
+        ("nano3 pretrain --after ", ["latest", "run-b", "run-a"]),
+        ("nano3 pretrain --info p", ["plugins"]),
+        ("nano3 pretrain run.d", ["run.data="]),
         ("completion ", ["bash", "zsh", "fish"]),
     ],
 )  # fmt: skip
@@ -94,8 +108,21 @@ def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_follows_a_tool_is_what_it_has() -> None:
+    assert states.STATES == STATES
     assert set(TOOLS["runs"][2]) == set(runs._COMMANDS)
     assert set(TOOLS["completion"][2]) == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("page", OPTIONS)
+def test_the_options_of_a_tool_are_those_of_its_help(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tool, *words = page.split()
+    assert import_module(TOOLS[tool][0]).main([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    if page in ("runs", "profiles", "artifacts"):  # these pages also tell of their commands
+        text = text.partition("\noptions\n")[2]
+    shown = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
+    assert set(OPTIONS[page]) <= shown
+    assert page == "runs rerun" or tool == "profiles" or set(OPTIONS[page]) == shown
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:

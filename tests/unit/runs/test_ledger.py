@@ -132,7 +132,7 @@ def test_open_by_part_of_the_id(make_run: MakeRun) -> None:
     assert open_run(first.id[:8]) == first and open_run(first.id[-6:]) == first
     with pytest.raises(UserError, match="is the start of 2 runs"):
         open_run(last.id[:4])
-    with pytest.raises(UserError, match=f"did you mean.*{first.id}"):
+    with pytest.raises(UserError, match=f"Did you mean.*{first.id}"):
         open_run(first.id[:-7] + "x" + first.id[-6:])
     for evil in ("", "../x", ".", "/etc"):
         with pytest.raises(UserError, match="No run"):

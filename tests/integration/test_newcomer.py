@@ -1,0 +1,176 @@
+"""What a newcomer types and pipes, in processes of its own: one clear line each, and nothing dropped in silence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemotron.kit import App, Artifact
+
+
+@dataclass
+class Optim:
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+
+
+@dataclass
+class Config:
+    note: str = ""
+    optim: Optim = field(default_factory=Optim)
+    tags: dict[str, int] = field(default_factory=dict)
+
+
+def go(cfg: Config) -> None:
+    print("note:", cfg.note)
+    Path("made").mkdir(exist_ok=True)
+    Path("made/file").write_text(cfg.note)
+    Artifact(path=Path("made")).save(name="Made")
+
+
+app = App("mine", description="A recipe of one's own")
+app.command("go", Config, go)
+
+if __name__ == "__main__":
+    app.run()
+"""
+
+
+class Shell:
+    """A folder with a recipe in it; `shell(line)` is a line typed there, in bash."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "mine").mkdir()
+        (folder / "mine" / "__init__.py").touch()
+        (folder / "mine" / "__main__.py").write_text(RECIPE)
+        (folder / "env.toml").write_text('[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n')
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.env = {**os.environ, "NEMOTRON_HOME": str(folder / "home"), "PATH": path, "NO_COLOR": "1"}
+
+    def __call__(self, line: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {line}"], cwd=self.folder, env={**self.env, **env},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"{line}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
+        return done
+
+    def runs(self) -> int:
+        return len(list((self.folder / "home" / "runs").glob("*-mine-*")))
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    return Shell(tmp_path_factory.mktemp("newcomer"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nemotron mine go =3", "'=3' sets no key.\nAn override is key=value"),
+        ("nemotron mine go note=ü", "note=ü: Hydra's grammar can't read the value.\nSuch a text needs quotes"),
+        ("nemotron mine go 'note=a(b'", "note=a(b: Hydra's grammar can't read the value."),
+        ("nemotron mine go 'no te=1'", "'no te=1': no override that Hydra reads."),
+        ("nemotron mine go note=$'\\xff'", r"b'note=\xff' on the command line is not UTF-8 text."),
+        ("nemotron mine go hydra/launcher=3", "Config group override must be a string"),
+        ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
+        ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),
+        ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job here."),
+        ("nemotron mine go hydra.job.chdir=true", "${oc.env:NEMO_RUN_DIR} is the job's own folder."),
+        ("nemotron mine go +hydra.job.env_set.A=1", "env_vars in env.toml"),
+        ("nemotron mine go recipe=nano3", "The words 'mine go' say recipe= and stage= already."),
+        ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
+        ("nemotron mine go --cfg hydra --package launcher", "as in --package hydra.launcher"),
+        ("nemotron --info searchpath", "--info searchpath needs a command"),
+        ("nemotron artifacts --verify", "--verify is about a version; none is named."),
+        ("NEMOTRON_ENV_FILE=home/none.toml nemotron nope", "error"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_error_and_leaves_nothing(line: str, said: str, shell: Shell) -> None:
+    before = shell.runs()
+    assert said in shell(line, code=2).stderr
+    assert shell.runs() == before
+
+
+def test_a_folder_that_nobody_named_yet(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "env.toml").touch()
+    told = shell("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
+    assert 'run it as `python -m mine …`, or add [cli] recipes = ["mine"] to it.' in told
+
+
+def test_a_value_may_be_another_recipes_name(shell: Shell) -> None:
+    assert "note: nano3" in shell("nemotron mine go --note nano3").stdout
+    assert "note: nano3" in shell("nemotron --note nano3 mine go").stdout
+
+
+def test_words_are_text_in_any_locale(shell: Shell) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
+    assert "note: ü" in shell("nemotron mine go --note ü --dry-run", **plain).stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("nemotron --help >&-", 0),
+        ("nemotron mine go --dry-run >&-", 0),
+        ("nemotron mine go --cfg job >&-", 0),
+        ("nemotron mine go <&- >&- 2>&-", 0),
+        ("nemotron runs >&-", 0),
+        ("nemotron nope 2>&-", 2),
+        ("nemotron nope 2>/dev/full", 2),
+        ("nemotron mine go --info plugins >/dev/full", 1),
+        ("nemotron mine go --info | head -1", 0),
+        ("nemotron mine go --cfg all | head -1", 0),
+        ("nemotron mine go --hydra-help | head -1", 0),
+    ],
+)  # fmt: skip
+def test_streams_that_are_closed_or_full(line: str, code: int, shell: Shell) -> None:
+    shell(line, code=code)
+
+
+def test_the_plan_names_every_word_that_makes_it(shell: Shell) -> None:
+    (shell.folder / "extra" / "experiment").mkdir(parents=True)
+    (shell.folder / "extra" / "experiment" / "hot.yaml").write_text("# @package _global_\nnote: hot\n")
+    plan = json.loads(shell("nemotron mine go --config-dir extra +experiment=hot --dry-run --json").stdout)
+    assert plan["config"]["note"] == "hot"
+    again = json.loads(shell(f"{plan['hydra']} --dry-run --json").stdout)
+    assert again["config"] == plan["config"]
+
+
+def test_json_of_a_launch_says_how_it_ended(shell: Shell) -> None:
+    last = json.loads(shell("nemotron mine go --json note=one").stdout.splitlines()[-1])
+    assert (last["state"], last["exit_code"]) == ("succeeded", 0)
+    assert Path(last["folder"]).name == last["run_id"]
+    last = json.loads(shell("nemotron mine go --json hydra.mode=MULTIRUN note=two").stdout.splitlines()[-1])
+    assert (last["state"], last["exit_code"], last["jobs"]) == ("succeeded", 0, {"succeeded": 1})
+
+
+def test_verify_says_what_it_found(shell: Shell) -> None:
+    shell("nemotron mine go note=verified")
+    assert "verified  1 file read again: as registered" in shell("nemotron artifacts Made --verify").stdout
+    assert json.loads(shell("nemotron artifacts Made --verify --json").stdout)["verified"] is True
+    (shell.folder / "made" / "file").write_text("other")
+    assert "Made" in shell("nemotron artifacts Made:latest --verify", code=2).stderr
+
+
+def test_a_pipe_that_brought_nothing_is_told(shell: Shell) -> None:
+    reader = shell.folder / "reader"
+    reader.mkdir()
+    (reader / "__main__.py").write_text(
+        RECIPE.replace("App, Artifact", "App, Artifact, ArtifactInput")
+        .replace('App("mine"', 'App("reader"')
+        .replace("Config, go)", 'Config, go, artifacts={"data": ArtifactInput("Made:latest", {"path": "note"})})')
+    )
+    (reader / "__init__.py").touch()
+    shell("nemotron mine go note=piped")
+    assert "note: nothing came through the pipe" in shell("true | python -m reader go --dry-run").stderr
+    assert "nothing came" not in shell("python -m reader go --dry-run").stderr
