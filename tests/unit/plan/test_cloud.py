@@ -148,7 +148,8 @@ def test_kubeflow_is_a_train_job_or_says_what_is_missing(tmp_path: Path, monkeyp
     known = {"current-context": "c", "clusters": [cluster], "contexts": [context]}
     config = {"apiVersion": "v1", "kind": "Config", **known, "users": [{"name": "u", "user": {"token": "t"}}]}
     (tmp_path / "config").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    # The package reads $KUBECONFIG once, as it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
     monkeypatch.setenv("MY_TOKEN", "value-of-the-secret")
     request = cloud.request_of(KUBE, RUN)
     trainer = request["body"]["spec"]["trainer"]

@@ -1,59 +1,7 @@
-"""Shards written by the test itself, byte by byte, so that reader and writer can't share a mistake."""
+"""Fixtures that write shards."""
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from ...shards import tiny_data, write_shard_fixture
 
-import numpy as np
-import pytest
-
-CODES = {np.uint8: 1, np.int8: 2, np.int16: 3, np.int32: 4, np.int64: 5, np.uint16: 8}
-WriteShard = Callable[..., str]
-
-
-def write_shard(prefix: Path, documents: Sequence[Sequence[int]], dtype: Any = np.uint16) -> str:
-    """Write `<prefix>.bin/.idx`; the prefix."""
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    size, count = np.dtype(dtype).itemsize, len(documents)
-    lengths = [len(document) for document in documents]
-    pointers = [sum(lengths[:n]) * size for n in range(count)]
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, CODES[dtype], count, count + 1)
-    arrays = struct.pack(f"<{count}i{count}q{count + 1}q", *lengths, *pointers, *range(count + 1))
-    prefix.with_name(f"{prefix.name}.idx").write_bytes(header + arrays)
-    prefix.with_name(f"{prefix.name}.bin").write_bytes(b"".join(np.array(d, dtype).tobytes() for d in documents))
-    return str(prefix)
-
-
-@pytest.fixture(name="write_shard")
-def write_shard_fixture() -> WriteShard:
-    return write_shard
-
-
-@pytest.fixture
-def tiny_data(tmp_path: Path) -> Path:
-    """A prepared folder: two train shards and a valid one over a vocabulary of 64; its blend.json."""
-    random = np.random.default_rng(0)
-
-    def documents(count: int) -> list[list[int]]:
-        # A noisy cycle through the vocabulary: there is something to learn.
-        return [
-            list((np.arange(80) + start + random.integers(0, 2, 80)) % 64) for start in random.integers(0, 64, count)
-        ]
-
-    folder = tmp_path / "data"
-    blend = {
-        "train": [
-            "2",
-            write_shard(folder / "train/a", documents(40)),
-            "1",
-            write_shard(folder / "train/b", documents(20)),
-        ],
-        "valid": ["1", write_shard(folder / "valid/a", documents(10))],
-    }
-    (folder / "blend.json").write_text(json.dumps(blend))
-    (folder / "metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 64, "eos_id": 0, "bos_id": None}}))
-    return folder / "blend.json"
+__all__ = ["tiny_data", "write_shard_fixture"]
