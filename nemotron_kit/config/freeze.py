@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from nemotron_kit.config.environment import environment
 from nemotron_kit.config.quick import quick_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import is_secret_name
@@ -38,11 +39,8 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
                     hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
                 )
     kept: list[str] = []
-    with (
-        deferring(kept, DEFERRED),
-        _environment(NEMO_RUN_DIR=job_folder, **({"PWD": pwd} if pwd else {})),
-        quick_omegaconf(),
-    ):
+    there = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
+    with deferring(kept, DEFERRED), environment(there), quick_omegaconf():
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
@@ -100,20 +98,6 @@ def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         register_resolvers()
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def restore(value: Any, kept: list[str]) -> Any:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.config.environment import environment
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.job import resolve, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.child import ignore_usr1, run_child
-from nemotron_kit.execution.environment import environment
 from nemotron_kit.execution.handler import call_handler
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
@@ -49,7 +49,7 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
         outcome = Outcome(130, "cancelled", "interrupted")
     # What a sweeper can use goes back as JSON; anything else stays with the process.
     value = {"value": outcome.value} if isinstance(outcome.value, int | float | str) else {}
-    job.finish(outcome.code, outcome.state, error=outcome.error, **value)
+    job.finish(outcome.recorded, outcome.state, error=outcome.error, **value)
     return outcome
 
 

@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.config.environment import environment
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.job import resolve
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.child import ignore_usr1, supervise
-from nemotron_kit.execution.environment import environment
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, read_config
 from nemotron_kit.execution.merge import Merged
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
 
 OTHERS_SECONDS = 20.0
 SAVING_SECONDS = 600.0
@@ -76,7 +76,7 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     outcome = _run(job, spec, node, seen)
     _write_end(job, node, outcome)
     outcome = _with_others(job, node, outcome, seen)
-    _record(job, spec, outcome, seen)
+    _record(job, spec, node, outcome, seen)
     return outcome
 
 
@@ -95,7 +95,7 @@ def _write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
         return
     place = _end_of(job, node.rank)
     place.parent.mkdir(mode=0o700, exist_ok=True)
-    end = {"code": outcome.code, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
+    end = {"code": outcome.recorded, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
     files.write_json(place, {**end, "node": node.name})
 
 
@@ -174,15 +174,17 @@ def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -
     _wait_for(job, others, OTHERS_SECONDS if not seen else 2.0)
     for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
-            return Outcome(int(end["code"]) or 1, "failed", f"node {end['node'] or end['host']}: {end['error']}")
+            error = f"node {end['node'] or end['host']}: {end['error']}"
+            return Outcome(1, "failed", error, own=int(end["code"]) or 1)
     return outcome
 
 
-def _record(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> None:
+def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
     """The exit record, or that the job runs again."""
-    # What a signal ended, only the scheduler can explain.
-    explained = outcome.state == "succeeded" or not (seen or outcome.signal)
-    signals = {} if explained else {"signalled": sorted(seen)}
+    # What a signal ended, only the scheduler can explain, unless it was asked to from here.
+    asked = not node.job or job.cancel_requested
+    explained = outcome.state == "succeeded" or asked or not (seen or outcome.signal)
+    signals = {} if explained else {UNEXPLAINED: sorted(seen)}
     again = not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:
         path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
@@ -194,10 +196,10 @@ def _record(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> 
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
         error = "stopped with a checkpoint; " + ("it goes on from there" if again else f"{_LAST}={spec.max_segments}")
-        job.finish(outcome.code, "preempted" if again else "failed", error=error, **signals)
+        job.finish(outcome.recorded, "preempted" if again else "failed", error=error, **signals)
     else:
         value = _read(job.path / VALUE) or {}
-        job.finish(outcome.code, outcome.state, error=outcome.error, **signals, **value)
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value)
 
 
 def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
@@ -205,7 +207,7 @@ def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> b
     history = job.history()
     if outcome.state == "preempted":
         # Being preempted costs nobody a segment.
-        done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get("signalled") != ["TERM"])
+        done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
         return spec.max_segments is None or done + 1 < spec.max_segments or seen == {"TERM"}
     if outcome.state == "failed" and not seen:
         return sum(1 for entry in history if entry.get("retry")) < spec.retries

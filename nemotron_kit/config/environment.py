@@ -1,4 +1,4 @@
-"""The environment of a job that runs in this process: set, and put back afterwards."""
+"""Environment variables for a while: set, and put back afterwards."""
 
 from __future__ import annotations
 
