@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ commands
   logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
   wait ID … [--patience S]                    waits until all have ended, and exits as they did
   cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
+  resume ID                                   submits the jobs of a sweep that had to wait for room
   shell ID [--job N] [-- COMMAND]             a shell where it runs
   rerun ID [--job N] [KEY=VALUE …]            the same again: same config, same artifacts; overrides on top
   diff A B [--json]                           what differs: config, artifacts, code, environment, launch
@@ -53,6 +55,7 @@ _COMMANDS = {
     "logs": "nemotron_kit.cli.runs_logs:logs",
     "wait": "nemotron_kit.cli.runs_wait:wait",
     "cancel": "nemotron_kit.cli.runs_actions:cancel",
+    "resume": "nemotron_kit.cli.runs_resume:resume",
     "shell": "nemotron_kit.cli.runs_shell:shell",
     "rerun": "nemotron_kit.cli.runs_rerun:rerun",
     "diff": "nemotron_kit.cli.runs_diff:diff",
@@ -96,6 +99,7 @@ def _list(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
+    gc.disable()  # an index of many runs is many objects, and all of them live until the end
     found = list_runs(
         recipe=options.recipe,
         stage=options.stage.replace(" ", "/") if options.stage else None,
@@ -113,7 +117,7 @@ def _list(argv: list[str]) -> int:
         print_table(table[0], table[1:])
         _say_more(options, len(found))
     else:
-        write_lines(["No runs match." if run_ids() else f"No runs yet in {runs_root()}."])
+        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
     return 0
 
 
@@ -182,8 +186,11 @@ def _row(run: RunSummary) -> list[str]:
     return [run.id, f"{job}{sweep}", run.state, age, took, code, why]
 
 
+def _filtered(options: Any) -> bool:
+    return bool(options.recipe or options.stage or options.state or options.since)
+
+
 def _say_more(options: Any, shown: int) -> None:
-    filtered = options.recipe or options.stage or options.state or options.since
-    more = len(run_ids()) - shown
-    if not filtered and more > 0:
+    more = 0 if _filtered(options) else len(run_ids()) - shown
+    if more > 0:
         write_lines([f"and {more} older: --limit 0 lists all"])

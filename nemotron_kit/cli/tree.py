@@ -18,9 +18,8 @@ TOOLS = {
     "runs": (
         "nemotron_kit.cli.runs",
         "list runs; show one, read its logs",
-        ("show", "attach", "logs", "wait", "cancel", "shell", "rerun", "diff", "rm"),
+        ("show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "rm"),
     ),
-    "sweep": ("nemotron_kit.cli.sweep", "go on with a sweep that was not submitted whole", ("resume",)),
     "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show", "check", "login")),
     "artifacts": ("nemotron_kit.cli.artifacts", "list artifacts, versions and lineage", ()),
     "completion": (

@@ -14,7 +14,7 @@ from pathlib import Path
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.ids import first_id_since, is_run_id, sort_key
-from nemotron_kit.runs.index import Index
+from nemotron_kit.runs.index import Index, Named
 from nemotron_kit.runs.states import DAMAGED, TERMINAL
 
 
@@ -51,7 +51,7 @@ def list_runs(
     if not (recipe or stage or states):
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
     with Index(root, everything) as index:
-        found = (run for run in map(index.summary, ids) if _matches(run, recipe, stage))
+        found = index.search(ids, _named(recipe, stage), states)
         if not states:
             return list(update(list(islice(found, limit))))
         known = update(list(found))
@@ -111,7 +111,10 @@ def check_removable(
         )
 
 
-def _matches(run: RunSummary, recipe: str | None, stage: str | None) -> bool:
-    if recipe and run.recipe != recipe:
-        return False
-    return not stage or f"{run.stage or ''}/".startswith(f"{stage.strip('/')}/")
+def _named(recipe: str | None, stage: str | None) -> Named:
+    below = f"{stage.strip('/')}/" if stage else ""
+
+    def named(its_recipe: str | None, its_stage: str | None) -> bool:
+        return (not recipe or its_recipe == recipe) and (not below or f"{its_stage or ''}/".startswith(below))
+
+    return named

@@ -1,21 +1,23 @@
-"""From `--batch` to the prompt back, beside NeMo-Run's own minimal script for the same job. Sweeps: see sweep.py.
+"""One job on its way to Slurm, whole processes timed in turns. Sweeps: see sweep.py.
 
     eval "$(scripts/cluster env slurm)"; python scripts/bench/submit.py [--rounds 5]
 
-Both submit the same command to the Slurm that is configured here, from the same Python, one after the other; the jobs
-are cancelled afterwards. Ratios are of medians, taken in this one run.
+From `--batch` to the prompt back, beside NeMo-Run's own minimal script for the same job, from the same Python; the jobs
+are cancelled afterwards. And a dry-run for a Slurm profile, its script included, beside a local dry-run and what
+`import nemo_run` takes. Ratios are medians of the rounds' ratios, taken in this one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from _pairs import interleaved, load, ratio
 
 APP = """
 from dataclasses import dataclass
@@ -46,49 +48,16 @@ time = "00:10:00"
 """
 
 MINIMAL = """
-import sys
 import nemo_run as run
 
-count = int(sys.argv[1])
 executor = run.SlurmExecutor(
     account="research", partition="batch", time="00:10:00", tunnel=run.LocalTunnel(job_dir=""),
     packager=run.Packager(), poll_estimated_start_time=False,
 )
 with run.Experiment("bench") as experiment:
-    for n in range(count):
-        experiment.add(run.Script(inline=f"echo hello {n}"), executor=executor.clone(), name=f"hello-{n}")
+    experiment.add(run.Script(inline="echo hello 1"), executor=executor, name="hello")
     experiment.run(detach=True)
 """
-
-
-def timed(words: list[str], folder: Path, env: dict[str, str]) -> float:
-    began = time.monotonic()
-    done = subprocess.run(
-        words, cwd=folder, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
-    took = time.monotonic() - began
-    if done.returncode:
-        raise SystemExit(f"{words} exited {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return took
-
-
-def cancel() -> None:
-    """Whatever of ours is still there."""
-    listed = subprocess.run(["squeue", "-h", "-o", "%A %j"], capture_output=True, text=True, check=True).stdout
-    ids = [line.split()[0] for line in listed.splitlines() if "bench" in line]
-    if ids:
-        subprocess.run(["scancel", *set(ids)], check=True)
-    time.sleep(2)
-
-
-def compare(name: str, ours: list[str], theirs: list[str], folder: Path, env: dict[str, str], rounds: int) -> None:
-    pairs = []
-    for _ in range(rounds):
-        pairs.append((timed(ours, folder, env), timed(theirs, folder, env)))
-        cancel()
-    mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
-    shown = "  ".join(f"{a:.2f}/{b:.2f}" for a, b in pairs)
-    print(f"{name}: {mine:.2f} s, NeMo-Run {other:.2f} s: {mine / other:.2f}x   (each round: {shown})")
 
 
 def main() -> None:
@@ -99,10 +68,47 @@ def main() -> None:
         folder = Path(place)
         for file, text in (("app.py", APP), ("env.toml", ENV), ("minimal.py", MINIMAL)):
             (folder / file).write_text(text)
-        env = {**os.environ, "NEMOTRON_HOME": f"{place}/home", "NEMORUN_HOME": f"{place}/nemo"}
-        python = sys.executable
-        one = [python, "app.py", "hello", "--batch", "C"]
-        compare("one job", one, [python, "minimal.py", "1"], folder, env, options.rounds)
+        env = {"NEMOTRON_HOME": f"{place}/home", "NEMORUN_HOME": f"{place}/nemo"}
+        for measure in (submit, dry_run):
+            measure(folder, env, options.rounds)
+
+
+def submit(folder: Path, env: dict[str, str], rounds: int) -> None:
+    hello = [sys.executable, "app.py", "hello"]
+    commands = {"ours": [*hello, "--batch", "C"], "NeMo-Run": [sys.executable, "minimal.py"]}
+    seconds = interleaved(commands, rounds=rounds, cwd=folder, env=env, between=cancel)
+    report("--batch, prompt to prompt", seconds)
+    print(f"  ours / NeMo-Run: {ratio(seconds, 'ours', 'NeMo-Run'):.2f}x (goal 1.15x)   {load()}")
+
+
+def dry_run(folder: Path, env: dict[str, str], rounds: int) -> None:
+    hello = [sys.executable, "app.py", "hello", "--dry-run"]
+    commands = {
+        "Slurm": [*hello, "--batch", "C"],
+        "local": hello,
+        "import nemo_run": [sys.executable, "-c", "import os, nemo_run; os._exit(0)"],  # not its taking apart
+        "pass": [sys.executable, "-c", "pass"],
+    }
+    seconds = interleaved(commands, rounds=rounds, cwd=folder, env=env)
+    report("dry-run", seconds)
+    together = zip(seconds["local"], seconds["import nemo_run"], seconds["pass"], strict=True)
+    seconds["both"] = [local + imported - nothing for local, imported, nothing in together]
+    print(f"  Slurm / (local + import nemo_run): {ratio(seconds, 'Slurm', 'both'):.2f}x (goal 1.2x)   {load()}")
+
+
+def cancel() -> None:
+    """Whatever of ours is still there."""
+    listed = subprocess.run(["squeue", "-h", "-o", "%A %j"], capture_output=True, text=True, check=True).stdout
+    ids = {line.split()[0] for line in listed.splitlines() if "bench" in line}
+    if ids:
+        subprocess.run(["scancel", *ids], check=True)
+        time.sleep(1)
+
+
+def report(title: str, seconds: dict[str, list[float]]) -> None:
+    print(title)
+    for name, values in seconds.items():
+        print(f"  {name}: {statistics.median(values):.2f} s")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def submissions(world: World) -> list[dict[str, Any]]:
 
 def resume(world: World, **env: str) -> str:
     return world("-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())",
-                 "sweep", "resume", "latest", **env)  # fmt: skip
+                 "runs", "resume", "latest", **env)  # fmt: skip
 
 
 def wait(world: World) -> list[str]:
@@ -67,7 +67,7 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     said = world.app(f"x=range({JOBS})", "hydra.launcher.detach=true", **room_for(world, 5))
     given = sum(len(found["jobs"]) for found in submissions(world))
     assert 0 < given < JOBS
-    assert f"{JOBS - given} jobs wait to be submitted: nemotron sweep resume {world.run().name}" in said
+    assert f"{JOBS - given} jobs wait to be submitted: nemotron runs resume {world.run().name}" in said
     assert f"{JOBS - given} jobs submitted" in resume(world)
     assert wait(world) == ["succeeded"] * JOBS
     assert "0 jobs submitted" in resume(world)

@@ -69,7 +69,7 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
     finally:
         waiting = len(SweepQueue(run).waiting)
         if waiting:
-            log.warning("%d jobs wait to be submitted: nemotron sweep resume %s", waiting, run.id)
+            log.warning("%d jobs wait to be submitted: nemotron runs resume %s", waiting, run.id)
 
 
 def _fitting(queue: SweepQueue, backend: Backend, plan: dict[str, Any], running: int) -> list[int]:

@@ -153,24 +153,20 @@ def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
     (runs[2].path / "plan.json").write_text("{")
     remove_run(runs[3])
     assert len(list_runs(states=["failed"])) == 36
-    index.write_text('{"version": 2, "runs": {"x": 3}')
+    assert [run.id for run in list_runs(states=["damaged"])] == [runs[2].id]
+    assert len(list_runs(recipe="nano3", states=["failed"])) == 36 and not list_runs(recipe="other")
+    index.write_text('{"version": 3, "runs": {"x": 3}')
     assert len(list_runs(states=["failed"])) == 36
-    assert all(isinstance(entry, dict) for entry in json.loads(index.read_text())["runs"].values())
+    assert all(isinstance(entry, list) for entry in json.loads(index.read_text())["runs"].values())
     index.unlink()
     assert [run.id for run in list_runs(states=["running"])] == [runs[0].id]
 
 
 def test_an_index_of_garbage_entries(make_run: MakeRun, home: Path) -> None:
     run = make_run(codes=(1,))
-    for entry in (
-        3,
-        [],
-        {},
-        {"stamp": [], "summary": 3},
-        {"stamp": None, "summary": {"jobs": 1}},
-        {"summary": {"jobs": "x"}},
-    ):
-        (home / "runs" / ".index.json").write_text(json.dumps({"version": 2, "runs": {run.id: entry}}))
+    strange = (3, [], {}, [[], [], 3], [None, [1], []], [[], [], []], [[], [], ["x"] * 12], {"stamp": [], "summary": 3})
+    for entry in strange:
+        (home / "runs" / ".index.json").write_text(json.dumps({"version": 3, "runs": {run.id: entry}}))
         assert [found.id for found in list_runs(states=["failed"])] == [run.id]
 
 
