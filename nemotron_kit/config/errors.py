@@ -33,7 +33,8 @@ def translated(prepared: Prepared) -> Iterator[None]:
     except NemotronError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        raise translate(error, prepared.command, prepared.registered.files) from error
+        files = {**prepared.registered.files, **prepared.registered.groups}
+        raise translate(error, prepared.command, files) from error
     except ValueError as error:  # Hydra's own checks of a choice are plain ones
         raise UserError(f"{error} (given in {' '.join(prepared.typed)}).") from error
 
@@ -119,8 +120,14 @@ def _given(text: str, key: str, files: dict[str, Path]) -> str:
     if override:
         return override[1].strip()
     job = re.search(r"'job/[^']*?([^/']+)'", text)
-    path = files.get(job[1]) if job else None
-    return key_place(path, key) if path else ""
+    group = re.search(r"In '([^']+)'", text)
+    path = files.get(job[1]) if job else files.get(group[1]) if group else None
+    if path is None:
+        return ""
+    # A group's file holds the keys below its package.
+    parts = key.split(".")
+    places = [key_place(path, ".".join(parts[at:])) for at in range(len(parts) if group and not job else 1)]
+    return next((place for place in places if place != str(path)), str(path))
 
 
 def _unknown_key(key: str, given: str, command: Command) -> UserError:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.files import ENDINGS, is_path, load_mapping
+from nemotron_kit.config.files import ENDINGS, is_path
 from nemotron_kit.errors import UserError, nearest, sentence
 
 
@@ -73,49 +72,3 @@ def option_name(command: Command, path: Path) -> str:
     if own is None or own.resolve() == path.resolve():
         return path.stem
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-
-
-def rewrite_defaults(
-    path: Path, values: dict[str, Any], group: str, own: Mapping[str, Path]
-) -> tuple[dict[str, Any], list[Path]]:
-    """A file's own defaults list with siblings named absolutely, and the files that it stands on.
-
-    In a job file `- base` means the file beside it. Hydra would look in the group that the primary config loads from.
-    `own` are the command's own configs, which `/job/<recipe>/<stage>/NAME` means from anywhere.
-    """
-    defaults = values.get("defaults")
-    if defaults is None:
-        return values, []
-    if not isinstance(defaults, list):
-        raise UserError(f"{path}: defaults must be a list.", hint="For instance: defaults: [default, _self_]")
-    entries: list[Any] = []
-    siblings: list[Path] = []
-    for entry in defaults:
-        sibling = _sibling(path, entry) if isinstance(entry, str) else None
-        if sibling is None:
-            entries.append(entry)
-            name = entry.removeprefix(f"/{group}/").partition("@")[0] if isinstance(entry, str) else ""
-            siblings += [own[name]] if isinstance(entry, str) and entry.startswith(f"/{group}/") and name in own else []
-        else:
-            siblings.append(sibling)
-            entries.append(f"/{group}/{sibling.stem}@_here_")
-    if "_self_" not in entries:
-        # Hydra's own default for version_base 1.3, written out so that the order is plain.
-        entries.append("_self_")
-    return {**values, "defaults": entries}, siblings
-
-
-def _sibling(path: Path, entry: str) -> Path | None:
-    name, _, package = entry.partition("@")
-    if name == "_self_" or name.startswith("/") or package not in ("", "_here_"):
-        return None
-    for candidate in (name, *(name + ending for ending in ENDINGS)):
-        place = path.parent / candidate
-        if place.suffix in ENDINGS and place.is_file():
-            return place
-    return None
-
-
-def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None) -> tuple[dict[str, Any], list[Path]]:
-    """A job file's content, ready for the ConfigStore, and the files to register with it."""
-    return rewrite_defaults(path, load_mapping(path), group, own or {})

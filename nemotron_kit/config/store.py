@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import App, Command
-from nemotron_kit.config.files import key_place
-from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name, read_job_file
+from nemotron_kit.config.defaults import group_files, package_of, read_job_file
+from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name
 from nemotron_kit.config.schema import schema_node
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
@@ -19,9 +20,11 @@ PROVIDER = "nemotron_kit"
 
 @dataclass
 class Registered:
-    """What was put into the ConfigStore for one command: its files by option name, and notes for the user."""
+    """What was put into the ConfigStore for one command: its files by option name, those of the groups that these name
+    by group and option (`optimizer/adam`), and notes for the user."""
 
     files: dict[str, Path] = field(default_factory=dict)
+    groups: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,8 +92,8 @@ def _register_file(
 ) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
-    values, needed = read_job_file(path, group, config_files(command))
-    if name == "default" and (other := belongs_to_another(values, command, siblings)):
+    found = read_job_file(path, group, config_files(command))
+    if name == "default" and (other := belongs_to_another(found.values, command, siblings)):
         note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
         if note not in result.notes:
             result.notes.append(note)
@@ -98,13 +101,27 @@ def _register_file(
         return
     result.files[name] = path
     try:
-        _store(group, name, values)
+        _store(group, name, found.values)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         raise UserError(f"{key_place(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
-    for sibling in needed:
+    for each, folder in found.groups.items():
+        result.groups.update(register_group(each, folder))
+    for sibling in found.siblings:
         if result.files.get(sibling.stem) != sibling:
             _register_file(group, sibling.stem, sibling, command, siblings, result)
+
+
+def register_group(name: str, folder: Path) -> dict[str, Path]:
+    """Register the configs in a group's folder; returns the files by group and option."""
+    from hydra.core.config_store import ConfigStore
+
+    files = {}
+    for group, option, path in group_files(name, folder):
+        values, package = load_mapping(path), package_of(path)
+        ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)
+        files[f"{group}/{option}"] = path
+    return files
 
 
 def _known_wandb(table: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_command_lines(default: Path, argv: list[str], expected: Config, twice: 
         (["shards=1,2"], "several values need a sweep"),
         (["~nothing"], "the config has no nothing"),
         (["hf_token=abc"], "a secret must not stand on a command line"),
-        (["a=[1"], "no viable alternative"),
+        (["a=[1"], "Hydra's grammar can't read"),
     ],
 )
 def test_mistakes(default: Path, argv: list[str], text: str) -> None:

@@ -1,0 +1,119 @@
+"""Groups that lie beside a job file: named in its defaults list, chosen anew on the command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemotron_kit.app import App
+from nemotron_kit.config.compose import compose
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import EnvFile
+from nemotron_kit.errors import UserError
+from nemotron_kit.train_script import (
+    apply_hydra_overrides,
+    load_omegaconf_yaml,
+    omegaconf_to_dataclass,
+    parse_config_and_overrides,
+)
+
+
+@dataclass
+class Optimizer:
+    name: str = "none"
+    lr: float = 1e-3
+    betas: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    second: Optimizer = field(default_factory=Optimizer)
+    limit: int = 0
+
+
+FILES = {
+    "config/named.yaml": "defaults: [{optimizer: adam}, _self_]\nlimit: 1\n",
+    "config/optimizer/adam.yaml": "name: adam\nbetas: [0.9]\n",
+    "config/optimizer/sgd.toml": 'name = "sgd"\n',
+    "config/optimizer/fast.json": '{"defaults": ["adam", "_self_"], "lr": 7}',
+    "config/optimizer/all.yaml": "# everything at once\n# @package _global_\nlimit: 9\n",
+    "config/optimizer/tuned/best.yaml": "name: best\n",
+    "other/base.yaml": "defaults: [{optimizer: sgd}]\n",
+    "other/mine.yaml": "defaults: [base, {optimizer@second: sgd}, _self_]\nsecond: {lr: 5}\n",
+    "other/listed.toml": 'defaults = ["optimizer/sgd"]\n',
+    "other/optimizer/sgd.yaml": "name: other\n",
+    "other/odd.yaml": "defaults: [{optimizer: wrong}]\n",
+    "other/optimizer/wrong.yaml": "lr: 1\nnmae: x\n",
+    "other/gone.yaml": "defaults: [{optimizer: nothing}]\n",
+    "other/taken.yaml": "defaults: [{config: x}]\n",
+    "other/over.yaml": "defaults: [base, override optimizer: sgd]\n",
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    app = App("demo")
+    app.command("train", Config, print, config_dir=tmp_path / "config")
+    return Tree(apps={"demo": app})
+
+
+def composed(tree: Tree, *words: str) -> Any:
+    config = compose(tree, ["recipe=demo", "stage=train", *words], EnvFile()).config
+    return {key: value for key, value in OmegaConf.to_container(config).items() if key != "run"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("words", "optimizer", "limit"),
+    [
+        (["config=named"], ("adam", 1e-3, [0.9]), 1),
+        (["config=named", "optimizer=sgd"], ("sgd", 1e-3, []), 1),
+        (["config=named", "optimizer=fast", "optimizer.lr=8"], ("adam", 8.0, [0.9]), 1),
+        (["config=named", "optimizer=all"], ("none", 1e-3, []), 1),  # _self_ comes last
+        (["config=named", "optimizer=tuned/best"], ("best", 1e-3, []), 1),
+        (["config=other/base.yaml"], ("other", 1e-3, []), 0),
+        (["config=other/mine.yaml"], ("other", 1e-3, []), 0),
+        (["config=other/listed.toml"], ("other", 1e-3, []), 0),
+    ],
+)
+def test_a_group_beside_the_file(words: list[str], optimizer: tuple[Any, ...], limit: int, tree: Tree) -> None:
+    values = composed(tree, *words)
+    assert (tuple(values["optimizer"].values()), values["limit"]) == (optimizer, limit)
+    assert values["second"]["name"] == ("other" if "mine" in words[0] else "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["config=other/odd.yaml"], r"optimizer\.nmae: .*no such field .*optimizer/wrong\.yaml:2"),
+        (["config=other/gone.yaml"], r"Could not find 'optimizer/nothing'"),
+        (["config=named", "optimizer=nothing"], r"Could not find 'optimizer/nothing'.\nAvailable.*\n\s+adam"),
+        (["config=other/taken.yaml"], r"taken\.yaml: defaults: a group can't be called 'config'"),
+        (["config=other/over.yaml"], r"can't override the choice of another file.\nChoose .*\(optimizer=…\)"),
+    ],
+)
+def test_what_is_wrong_with_a_group(words: list[str], said: str, tree: Tree) -> None:
+    with pytest.raises(UserError, match=said):
+        composed(tree, *words)
+
+
+def test_a_script_chooses_from_the_same_groups(tree: Tree, tmp_path: Path) -> None:
+    words = ["--config", "config/named.yaml", "optimizer=fast", "optimizer.lr=8", "limit=3"]
+    path, overrides = parse_config_and_overrides(tmp_path / "config" / "default.yaml", words)
+    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    assert omegaconf_to_dataclass(config, Config) == Config(Optimizer("adam", 8.0, [0.9]), Optimizer(), 3)
+    launched = composed(tree, "config=named", *overrides)
+    assert launched == OmegaConf.to_container(OmegaConf.structured(omegaconf_to_dataclass(config, Config)))
+
+
+def test_a_word_that_a_script_cant_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("limit: 1\n")
+    path, _ = parse_config_and_overrides(tmp_path / "c.yaml", ["name=ü"])
+    with pytest.raises(UserError, match="name=ü: Hydra's grammar can't read the value"):
+        load_omegaconf_yaml(path)
