@@ -42,14 +42,17 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
     return from_exit_code(code)
 
 
-def supervise(command: Sequence[str], cwd: str, seen: set[str]) -> Outcome:
-    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are noted in `seen`: Slurm
-    sends them to every process of the job, and a second one would kill a program that has saved and is on its way out.
-    USR1 (the time limit is near) means nothing to a program unless it has a handler for it."""
+def supervise(command: Sequence[str], cwd: str, seen: set[str], *, slurm: bool) -> Outcome:
+    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are noted in `seen`.
+
+    They are passed on, but not where Slurm sends them to every process: a second one would kill a program
+    that has saved and is on its way out. USR1 (the time limit is near) means nothing to a program without a handler.
+    """
     child = subprocess.Popen(
         list(command), cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ignore_usr1
     )
-    with noted((signal.SIGTERM, signal.SIGUSR1), seen):
+    names = (signal.SIGTERM, signal.SIGUSR1)
+    with noted(names, seen) if slurm else forwarded(child, names, seen):
         return from_exit_code(child.wait())
 
 
@@ -59,15 +62,15 @@ def ignore_usr1() -> None:
 
 
 def from_exit_code(code: int) -> Outcome:
-    """The outcome of a process's exit code; killed by signal N is 128+N, as a shell says it."""
+    """The outcome of a process's exit code: a launch exits with 1 for any failure, and the record says which it was."""
     if code == 0:
         return Outcome(0, "succeeded")
     if code < 0:
         name = signal.Signals(-code).name
-        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code)
+        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code, own=128 - code)
     if code == PREEMPTED:
         return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
-    return Outcome(1, "failed", f"exit code {code}")
+    return Outcome(1, "failed", f"exit code {code}", own=code)
 
 
 def _pump(child: subprocess.Popen[bytes], log: RawIOBase) -> None:

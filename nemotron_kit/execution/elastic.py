@@ -1,12 +1,13 @@
 """torchrun, started by a worker of a scheduler: `python -m nemotron_kit.execution.elastic <torchrun's words>`.
 
-It is torch.distributed.run itself. What it adds: at TERM and USR1 it stays, and so do its ranks, which get the signals
-from the scheduler as it does (torchrun would end at USR1, and at TERM forget how its ranks ended); and its exit code is
-that of the first rank that failed: 75, "stopped with a checkpoint", gets through.
+It is torch.distributed.run itself. What it adds: TERM and USR1 are for its ranks, which save and end by themselves
+(torchrun would end at USR1, and at TERM forget how its ranks ended); and its exit code is that of the first rank that
+failed: 75, "stopped with a checkpoint", gets through.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,13 +15,15 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from nemotron_kit.runs.process import descendants
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run torchrun; the exit code."""
     # What torchrun would set, with a banner of five lines.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stay)
+        signal.signal(number, _stay if "SLURM_JOB_ID" in os.environ else _pass_on)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
@@ -36,7 +39,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _stay(_: int, __: FrameType | None) -> None:
-    """A signal sent twice would kill a rank that has saved and is on its way out: Python takes its handlers down."""
+    """Slurm sends its signals to the ranks, too. A second one would kill a rank that has saved and is on its way out:
+    Python takes its handlers down."""
+
+
+def _pass_on(number: int, _: FrameType | None) -> None:
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, number)
 
 
 def _how(code: int) -> str:

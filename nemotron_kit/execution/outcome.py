@@ -12,6 +12,7 @@ INTERRUPTED = 130
 class Outcome:
     """`code` is what the command line exits with, `state` what the ledger says, `value` what the handler returned.
 
+    `own` is the exit code of the job's own process, where that was another process; killed by signal N it is 128+N.
     `signal` is the signal that ended a child that nobody here had sent one.
     """
 
@@ -21,3 +22,9 @@ class Outcome:
     value: Any = None
     exception: BaseException | None = None
     signal: int | None = None
+    own: int | None = None
+
+    @property
+    def recorded(self) -> int:
+        """The exit code that is put on record: the job's own, where it had one."""
+        return self.code if self.own is None else self.own

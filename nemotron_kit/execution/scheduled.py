@@ -113,7 +113,7 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
             if node.is_head and not spec.module:
                 files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
             with _rank_logs(job, spec, node):
-                outcome = supervise(_command(job, spec, node), spec.cwd, seen)
+                outcome = supervise(_command(job, spec, node), spec.cwd, seen, slurm=node.job is not None)
     except NemotronError as error:
         outcome = Outcome(error.exit_code, "failed", str(error))
     if outcome.error:

@@ -35,10 +35,14 @@ def term_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forwarded(child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Within the block the named signals go to the child's process group."""
+def forwarded(
+    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], seen: set[str] | None = None
+) -> Iterator[None]:
+    """Within the block the named signals go to the child's process group, and appear in `seen` (`TERM`)."""
 
     def forward(number: int, _: FrameType | None) -> None:
+        if seen is not None:
+            seen.add(_short(number))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 
@@ -49,8 +53,12 @@ def forwarded(child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...])
 @contextlib.contextmanager
 def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
     """Within the block the named signals do nothing but appear in `seen` (`TERM`)."""
-    with _handled(names, lambda number, _: seen.add(signal.Signals(number).name.removeprefix("SIG"))):
+    with _handled(names, lambda number, _: seen.add(_short(number))):
         yield
+
+
+def _short(number: int) -> str:
+    return signal.Signals(number).name.removeprefix("SIG")
 
 
 @contextlib.contextmanager

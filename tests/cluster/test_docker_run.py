@@ -63,6 +63,16 @@ def test_batch_returns_at_once_and_cancel_stops_the_container(world: World) -> N
     assert until(lambda: containers(world, job.run_id) == [], 15)
 
 
+def test_a_job_that_is_cancelled_is_told_and_can_save(world: World) -> None:  # noqa: F811
+    job = world.batch("step", "steps=600")
+    until(lambda: b"from step 0" in job.log_path().read_bytes() if job.log_path().exists() else False)
+    done = tool(world, "runs", "cancel", job.run_id)
+    assert done.returncode == 0, done.stderr
+    assert job.state().state == "cancelled"
+    assert "told ['SIGTERM']" in job.log_path().read_text()
+    assert int((job.path / "saved").read_text()) > 0
+
+
 def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  # noqa: F811
     process = world.start("speak", "lines=30", "sleep=0.2", "--run", "C")
     assert process.stdout is not None and process.stderr is not None
