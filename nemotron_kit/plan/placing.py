@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
+from nemotron_kit.plan.anchoring import anchored
 from nemotron_kit.plan.left_behind import check_paths
 from nemotron_kit.plan.packaging import ignored
 from nemotron_kit.plan.paths import Place, moved, place_of
@@ -54,6 +55,7 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
         return Placed(frozen, settings, place)
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
+    there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     return Placed({**moved(there, place), "run": frozen["run"]}, settings, place, behind)
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 import nemotron_kit
+from nemotron_kit.app import App
+from nemotron_kit.config.compose import compose
 from nemotron_kit.config.freeze import freeze
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.plan.build import build_plan
 from nemotron_kit.plan.left_behind import check_paths
 from nemotron_kit.plan.paths import Place, moved, place_of
 from nemotron_kit.plan.placing import Placed, still_behind
+from nemotron_kit.plan.plan import Plan
 from nemotron_kit.plan.runconfig import RunConfig
 
 RUN = "20261124-171204-r-s-1f03a7"
@@ -198,3 +205,52 @@ def test_a_file_that_git_ignores_is_named_before_the_job_misses_it(launch: Path)
     problems = still_behind(Placed({"run": {}, "data": values}, RunConfig(**SSH), there), None)  # type: ignore[arg-type]
     assert len(problems) == 1
     assert problems[0].startswith("data.ignored.json: sub/ignored.json is ignored by git")
+
+
+@dataclass
+class Inner:
+    file: Path | None = None
+    name: str = ""
+
+
+@dataclass
+class Typed:
+    data: Path
+    out: Path = Path("out")
+    name: str = "data.json"
+    inner: Inner = field(default_factory=Inner)
+    more: list[Path] = field(default_factory=list)
+    by_name: dict[str, Path] = field(default_factory=dict)
+
+
+def planned(launch: Path, settings: str, *words: str) -> Plan:
+    """The plan of a command with typed fields, for a profile with these settings."""
+    (launch / "env.toml").write_text(f"[C]\n{settings}\n")
+    app = App("demo")
+    app.command("go", Typed, print)
+    tree = Tree(apps={"demo": app})
+    words = ("recipe=demo", "stage=go", "run.profile=C", "run.mode=run", *words)
+    composed = compose(tree, list(words), read_env_file(launch / "env.toml"))
+    return build_plan(composed, app, run_id=RUN, argv=["x"], connect=False)
+
+
+def test_a_relative_path_means_the_file_that_it_names_at_launch(launch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (launch / "data.json").write_text("{}")
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(launch / "env.toml"))
+    settings = f'executor = "slurm"\naccount = "a"\npartition = "p"\nworkdir = "{launch.parent}"'
+    inputs = ["data=data.json", "inner.file=./data.json", "more=[data.json,gone]", "by_name={a: data.json}"]
+    plan = planned(launch, settings, *inputs)
+    there = f"{plan.place['code']}/sub/data.json"
+    assert plan.place["cwd"] == str(launch.parent), "the job starts somewhere else"
+    assert plan.config["data"] == plan.config["inner"]["file"] == plan.config["by_name"]["a"] == there
+    assert plan.config["more"] == [there, "gone"]
+    assert (plan.config["out"], plan.config["name"]) == ("out", "data.json"), "a result, and what is no path"
+
+
+def test_a_relative_path_that_git_ignores_is_a_problem(launch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=launch.parent, check=True)
+    (launch / "data.json").write_text("{}")
+    (launch.parent / ".gitignore").write_text("*.json\n")
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(launch / "env.toml"))
+    plan = planned(launch, 'executor = "slurm"\naccount = "a"\npartition = "p"', "data=data.json")
+    assert any("data: sub/data.json is ignored by git" in problem for problem in plan.problems)
