@@ -18,7 +18,9 @@ from nemotron_kit.cli.job import print_end
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated
-from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.config.freeze import masked
+from nemotron_kit.config.resolvers import looked_up, set_run_dir
+from nemotron_kit.config.secrets import is_secret_name, masked_words
 from nemotron_kit.config.store import conf_dir, register_all
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
@@ -59,7 +61,8 @@ def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
     except SystemExit as left:
         if left.code:
             raise _no_package(request, complaint.getvalue().strip()) from None
-    sys.stdout.write(answer.getvalue())
+    secret = looked_up().union(name for name in os.environ if is_secret_name(name))
+    sys.stdout.write(masked(answer.getvalue(), secret))  # --resolve is for the eyes, and eyes are not alone
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
     return 0
@@ -136,8 +139,9 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
     folder = nemotron_home() / "runs" / run_id
     if request.after:
         wait_for(None, request.after)
-    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "command_line": shlex.join(argv),
-            "hydra": hydra_spelling(request), "after": list(request.after), "code": code_facts()}  # fmt: skip
+    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
+            "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(hydra_spelling(request)),
+            "code": code_facts()}  # fmt: skip
     run = create_run(run_id, plan, [])
     set_run_dir(str(folder))
     task = RecipeTask(folder, argv)

@@ -17,6 +17,7 @@ from nemotron_kit.errors import UserError
 
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
+_SECRET = re.compile(r"(?<!\\)\$\{secret:\s*([A-Za-z_]\w*)\s*\}")
 _FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
 
@@ -65,6 +66,13 @@ def slots_used(config: Any) -> set[str]:
 
     raw = config if isinstance(config, Mapping) else OmegaConf.to_container(config, resolve=False)
     return {slot for _, text in walk_strings(raw) for slot in _ART.findall(text)}
+
+
+def secrets_used(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted key, name) of every ${secret:NAME} in a plain config."""
+    for key, text in walk_strings(config):
+        for name in _SECRET.findall(text):
+            yield key, name
 
 
 def walk_strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

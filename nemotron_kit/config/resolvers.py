@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What this process's job may read, by slot; set by whoever runs a job here. A job elsewhere reads artifacts.json.
 _pins: dict[str, Pin] = {}
 _run_dir: list[str] = []
+_secrets: set[str] = set()
 
 
 def register_resolvers() -> None:
@@ -72,7 +73,13 @@ def resolve_secret(name: str) -> str:
     value = os.environ.get(name)
     if value is None:
         raise UserError(f"${{secret:{name}}}: {name} is not in the environment.", hint=f"export {name}=…")
+    _secrets.add(name)
     return value
+
+
+def looked_up() -> set[str]:
+    """The environment variables that this process has read as secrets."""
+    return _secrets
 
 
 def resolve_auto_mount(spec: str, target: str = "") -> str:

@@ -17,6 +17,9 @@ _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
 _ENV_TOKEN = re.compile(r"_TOKEN$")
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
 
+# Variables that Hydra sets for a sweep's jobs: their values are nobody's business.
+_ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
+
 
 def is_secret_name(name: str) -> bool:
     """Whether a config key or an environment variable is, by its name, a secret."""
@@ -36,3 +39,8 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
                 f"{match[1]}: a secret must not stand on a command line.",
                 hint=f"Put it in the environment and refer to it: {match[1]}='${{secret:{name}}}'.",
             )
+
+
+def masked_words(words: Iterable[str]) -> list[str]:
+    """Overrides as they may be recorded: without the values that Hydra's env_set gives to environment variables."""
+    return [_ENV_SET.sub(r"\1***", word) for word in words]

@@ -8,17 +8,23 @@ from collections.abc import Iterator
 from io import RawIOBase
 from typing import Any, TextIO
 
+from nemotron_kit.config.freeze import masked
+from nemotron_kit.config.resolvers import looked_up
+
 
 class Tee:
-    """A text stream that also writes to a log. Everything else (isatty, fileno, encoding) is the stream's own."""
+    """A text stream that also writes to a log, both without the secrets that this job has looked up (`${secret:X}`).
+    Everything else (isatty, fileno, encoding) is the stream's own."""
 
     def __init__(self, stream: TextIO, log: RawIOBase) -> None:
         self._stream = stream
         self._log = log
 
     def write(self, text: str) -> int:
-        self._log.write(text.encode("utf-8", "replace"))
-        return self._stream.write(text)
+        shown = masked(text, looked_up())
+        self._log.write(shown.encode("utf-8", "replace"))
+        self._stream.write(shown)
+        return len(text)
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.config.secrets import masked_words
+
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
 
@@ -54,7 +56,7 @@ class Plan:
     @property
     def hydra_command(self) -> str:
         """The same job in Hydra's own words, ready to be typed into a shell."""
-        return shlex.join(["python", "-m", "nemotron_kit", *self.hydra])
+        return shlex.join(["python", "-m", "nemotron_kit", *masked_words(self.hydra)])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data: what `--dry-run --json` prints and plan.json holds."""
@@ -62,7 +64,7 @@ class Plan:
             "run_id": self.run_id,
             "recipe": self.recipe,
             "stage": self.stage,
-            "command_line": shlex.join(self.argv),
+            "command_line": shlex.join(masked_words(self.argv)),
             "hydra": self.hydra_command,
             "mode": self.mode,
             "profile": self.profile,

@@ -174,3 +174,25 @@ def test_a_pipe_that_brought_nothing_is_told(shell: Shell) -> None:
     shell("nemotron mine go note=piped")
     assert "note: nothing came through the pipe" in shell("true | python -m reader go --dry-run").stderr
     assert "nothing came" not in shell("python -m reader go --dry-run").stderr
+
+
+def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
+    word, env = "note='${secret:DEMO_KEY}'", {"DEMO_KEY": "canary-5f31", "DEMO_TOKEN": "canary-77aa"}
+    shown = shell(f"nemotron mine go {word} --cfg job --resolve", **env).stdout
+    assert "note: '***'" in shown or "note: ***" in shown
+    assert "canary" not in shell("nemotron mine go note='${oc.env:DEMO_TOKEN}' --cfg job --resolve", **env).stdout
+    assert "note: ***" in shell(f"nemotron mine go {word}", **env).stdout
+    assert (shell.folder / "made" / "file").read_text() == "canary-5f31", "the job itself has it"
+    for launcher in ("basic", "nemo_run"):
+        sweep = (
+            f"nemotron mine go -m {word} optim.lr=1,2 +hydra.job.env_set.PLAIN=canary-plain hydra/launcher={launcher}"
+        )
+        assert "canary" not in shell(sweep, **env).stdout
+    found = [
+        path
+        for path in (shell.folder / "home").rglob("*")
+        if path.is_file() and b"canary" in path.read_bytes() and "artifacts" not in path.parts
+    ]
+    assert not found
+    multirun = list((shell.folder / "home").rglob("multirun.yaml"))
+    assert multirun and all(path.stat().st_mode & 0o77 == 0 for path in multirun if b"PLAIN" in path.read_bytes())

@@ -18,7 +18,7 @@ from nemotron_kit.execution.hydra_launcher.packing import Packer
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.plan.build import job_environment
+from nemotron_kit.plan.environment import job_environment
 from nemotron_kit.plan.paths import Place, place_of
 from nemotron_kit.plan.placing import import_path, registry_here, registry_table
 from nemotron_kit.plan.plan import DETACHED, Plan

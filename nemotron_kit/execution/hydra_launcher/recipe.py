@@ -13,7 +13,7 @@ from nemotron_kit.config.compose import Composed, find_command, from_hydra
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import tree_in_use
 from nemotron_kit.errors import UserError
-from nemotron_kit.execution.hydra_files import hydra_files
+from nemotron_kit.execution.hydra_files import hydra_files, mask_multirun
 from nemotron_kit.execution.hydra_launcher.answer import JobFailed
 from nemotron_kit.execution.hydra_launcher.point import Point
 from nemotron_kit.execution.hydra_launcher.settings import Settings
@@ -35,6 +35,7 @@ class RecipeTask:
 
     def __init__(self, folder: Path, argv: Sequence[str]) -> None:
         self.folder, self.argv = folder, tuple(argv)
+        self._masked = False
         self._full_error = os.environ.get(FULL_ERROR)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,6 +74,9 @@ class RecipeTask:
             _set(FULL_ERROR, before)
 
     def plan(self, composed: Composed, number: int) -> Plan:
+        if not self._masked:  # the sweeper has written it by now
+            mask_multirun(Path(composed.hydra.sweep.dir))
+            self._masked = True
         app = tree_in_use().apps[composed.command.recipe]
         return build_plan(
             composed, app, run_id=self.folder.name, argv=self.argv, job=number, reach=reach_for, alone=False

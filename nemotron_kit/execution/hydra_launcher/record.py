@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
@@ -33,7 +34,7 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(sys.argv)}
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_words(sys.argv))}
     return create_run(new_run_id(name, ""), plan, [])
 
 
@@ -41,7 +42,9 @@ def write_plan(run: RunFolder, point: Point, config: Any) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
     shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
     hydra = [*overrides_of(config.hydra, "hydra"), *overrides_of(config.hydra)]
-    files.write_json(run.path / "plan.json", {**run.plan(), **shared, "kind": "sweep", "hydra": ["-m", *hydra]})
+    files.write_json(
+        run.path / "plan.json", {**run.plan(), **shared, "kind": "sweep", "hydra": ["-m", *masked_words(hydra)]}
+    )
 
 
 class JobWriter:

@@ -1,0 +1,66 @@
+"""The environment variables that a job gets besides those that it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.config.secrets import is_secret_name
+from nemotron_kit.envfile import find_env_file
+from nemotron_kit.errors import UserError
+from nemotron_kit.plan.paths import Place
+from nemotron_kit.plan.placing import import_path
+
+if TYPE_CHECKING:
+    from nemotron_kit.plan.runconfig import RunConfig
+
+WANDB_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "run_name": "WANDB_NAME",
+    "notes": "WANDB_NOTES",
+}
+
+
+def job_environment(
+    run_id: str,
+    place: Place,
+    run: Mapping[str, Any],
+    settings: RunConfig,
+    overrides: Sequence[str],
+    config_name: str | None = None,
+) -> dict[str, str]:
+    variables = _env_vars(settings)
+    wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
+    if wandb.get("project") and wandb.get("enabled", True):
+        variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
+        if wandb.get("tags"):
+            variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
+    env_file = f"{place.job}/env.toml" if place.names_registry else find_env_file()
+    if env_file:
+        # A job in another working folder must find the same registry.
+        variables["NEMOTRON_ENV_FILE"] = str(env_file)
+    if place.kit:
+        variables["NEMOTRON_HOME"] = place.root
+    if place.code or place.kit:
+        paths = [entry for entry in import_path(place) if place.is_there(entry)]
+        variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
+    added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
+    if added:
+        variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
+    if config_name:
+        variables["NEMOTRON_CONFIG_NAME"] = config_name
+    return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
+
+
+def _env_vars(settings: RunConfig) -> dict[str, str]:
+    from nemotron_kit.plan.runconfig import env_dict
+
+    variables = env_dict(settings)
+    for name in variables:
+        if is_secret_name(name):
+            raise UserError(
+                f"env_vars holds {name}, a secret by its name: it would stand in every record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{name}"].',
+            )
+    return variables
