@@ -13,6 +13,7 @@ from types import ModuleType
 
 from nemotron_kit.app import App
 from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.errors import UserError
 
 ENTRY_POINTS = "nemotron_kit.recipes"
 BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
@@ -76,6 +77,8 @@ def entry_points() -> Iterator[tuple[str, str]]:
 def recipe_folders(env: EnvFile) -> list[Path]:
     """The folders named in `[cli] recipes` of env.toml, relative ones to the file's own folder."""
     named = env.table("cli").get("recipes", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+        raise UserError(f"{env.path}: [cli] recipes: expected a list of folders.", hint='Write recipes = ["FOLDER"].')
     return [(env.folder / Path(name).expanduser()).absolute() for name in named]
 
 

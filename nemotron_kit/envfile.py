@@ -63,6 +63,10 @@ def read_env_file(path: Path | None = None) -> EnvFile:
     import tomllib
 
     try:
-        return EnvFile(found, tomllib.loads(found.read_text(encoding="utf-8")))
+        return EnvFile(found, tomllib.loads(found.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found}: not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{found}: nested too deeply.") from error
+    except OSError as error:
+        raise UserError(f"{found}: {error.strerror}.") from error

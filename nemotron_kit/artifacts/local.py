@@ -12,7 +12,7 @@ from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, check_alias, check_slug, registry_name
 from nemotron_kit.artifacts.store import MODES, Store, pointer_document
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 
 DAY_S = 86_400.0
 
@@ -25,7 +25,7 @@ class LocalRegistry(Store):
 
     def __init__(self, root: str | Path, *, mode: str = "private", hash_limit: int | None = None) -> None:
         if mode not in MODES:
-            raise UserError(f"{mode!r} is no registry mode.", hint=nearest(mode, MODES))
+            raise UserError(f"{mode!r} is no registry mode.", hint=sentence(nearest(mode, MODES)))
         super().__init__(absolute(root), MODES[mode])
         self.hash_limit = hash_limit
 

@@ -13,7 +13,7 @@ from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.store import MODES
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.home import nemotron_home
 
 BACKENDS = ("file", "wandb")
@@ -76,7 +76,7 @@ def artifact_settings(env: EnvFile) -> dict[str, Any]:
     where = f"{env.path}: [artifacts]"
     for key in table:
         if key not in _KEYS:
-            raise UserError(f"{where} has no key {key!r}.", hint=nearest(key, _KEYS))
+            raise UserError(f"{where} has no key {key!r}.", hint=sentence(nearest(key, _KEYS)))
     root = table.get("root")
     if not isinstance(root, str | None) or root == "":
         raise UserError(f"{where} root is {root!r}, not a folder's path.")
@@ -103,7 +103,7 @@ def local_root(root: str | Path) -> Path:
 def _choice(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: str) -> str:
     value = table.get(key, known[0])
     if value not in known:
-        raise UserError(f"{where} {key} is {value!r}.", hint=nearest(str(value), known))
+        raise UserError(f"{where} {key} is {value!r}.", hint=sentence(nearest(str(value), known)))
     return str(value)
 
 

@@ -61,7 +61,7 @@ def tables() -> dict[str, Any]:
     import tomllib
 
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except (OSError, ValueError):
+        with open(path, encoding="utf-8-sig") as file:
+            return tomllib.loads(file.read())
+    except (OSError, ValueError, RecursionError):
         return {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nemotron_kit.cli.request import Job, hydra_words
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.plan.tables import check_reserved_tables
 from nemotron_kit.runs.ids import new_run_id
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
     env = read_env_file()
+    check_reserved_tables(env)
     request = as_meant(request)
     if asks_hydra(request):
         from nemotron_kit.cli.hydra_app import run_hydra

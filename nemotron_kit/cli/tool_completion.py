@@ -25,6 +25,7 @@ OPTIONS = {
     "runs logs": ("--follow", "--tail", "--job", "--rank"),
     "runs wait": ("--patience",),
     "runs cancel": ("--job", "--grace"),
+    "runs resume": (),
     "runs shell": ("--job", "--node"),
     "runs rerun": ("--run", "--batch", "--dry-run"),
     "runs diff": ("--json",),

@@ -127,7 +127,7 @@ class _Lines:
 
     def line(self, *key: str) -> int | None:
         if self._found is None:
-            self._found = key_lines(self.path.read_text(encoding="utf-8"))
+            self._found = key_lines(self.path.read_text(encoding="utf-8-sig"))
         return line_of(self._found, *key)
 
     def short(self, *key: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.plan.toml_lines import key_lines, line_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
     for key, value in table.items():
         if key not in KEYS[name]:
             found = nearest(key, KEYS[name])
-            raise UserError(f"{_where(env, name, key)}: no such key.", hint=found[:1].upper() + found[1:])
+            raise UserError(f"{_where(env, name, key)}: no such key.", hint=sentence(found))
         expected = KEYS[name][key]
         if not _fits(value, expected):
             raise UserError(f"{_where(env, name, key)}: expected {expected}, got {value!r} ({type(value).__name__}).")
@@ -81,5 +81,5 @@ def _fits(value: Any, expected: str) -> bool:
 
 def _where(env: EnvFile, *key: str) -> str:
     """`/home/me/env.toml:7: [wandb] project`."""
-    line = line_of(key_lines(env.path.read_text(encoding="utf-8")), *key) if env.path else None
+    line = line_of(key_lines(env.path.read_text(encoding="utf-8-sig")), *key) if env.path else None
     return f"{env.path}:{line or 1}: [{key[0]}]{''.join(f' {part}' for part in key[1:])}"

@@ -196,3 +196,10 @@ def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
     assert not found
     multirun = list((shell.folder / "home").rglob("multirun.yaml"))
     assert multirun and all(path.stat().st_mode & 0o77 == 0 for path in multirun if b"PLAIN" in path.read_bytes())
+
+
+def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
+    mine = shell.folder / "mine"
+    (tmp_path / "env.toml").write_text(f'[cli]\nrecipes = ["{mine}"]\n[wandb]\nprojct = "x"\n')
+    told = shell("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
+    assert "env.toml:4: [wandb] projct: no such key.\nDid you mean project?" in told

@@ -65,7 +65,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("nano3 pretrain --art", ["--art.data"]),
         ("nano3 model import pretrain -s ", []),
         ("nano3 bogus ", []),
-        ("runs ", ["show", "attach", "logs", "wait", "cancel", "shell", "rerun", "diff", "rm"]),
+        ("runs ", ["show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "rm"]),
         ("runs show ", ["latest", "run-b", "run-a"]),
         ("runs logs -f run-", ["run-b", "run-a"]),
         ("runs --st", ["--stage", "--state"]),
