@@ -185,7 +185,7 @@ class Reader:
         fits = following is not None and (
             not options.is_option(following) or (negative and _NEGATIVE.match(following) is not None)
         )
-        if joined is None and following is not None and fits:
+        if joined is None and fits and (following or empty) and following is not None:
             self.at += 1
             return following
         if joined is not None and (joined or empty):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,18 +108,18 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     refuse_literal_secrets(overrides)
     stage = _choice(overrides, "stage")
     command = find_command(tree, _choice(overrides, "recipe"), stage)
-    value = _choice(overrides, "config")
+    value = _choice(overrides, "config", quoted=True)
     siblings = list(tree.apps[command.recipe].commands())
     files = config_files(command)
     needed = (
-        files if sweep or (value and "," in value) else {k: v for k, v in files.items() if k == (value or "default")}
+        files
+        if sweep or len(_several(value)) > 1
+        else {k: v for k, v in files.items() if k == _plain(value or "default")}
     )
     registered = register(command, siblings, env, only=needed, stages=[str(stage)])
     # The listing of choices stays complete, without reading each file.
-    names = (
-        [_config_option(command, str(stage), part, registered, siblings) for part in value.split(",")] if value else []
-    )
-    rewritten = [f"config={','.join(names)}" if o.startswith("config=") else o for o in overrides]
+    names = [_config_option(command, str(stage), part, registered, siblings) for part in _several(value)]
+    rewritten = [f"config={','.join(map(_bare, names))}" if o.startswith("config=") else o for o in overrides]
     return Prepared(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -141,14 +142,39 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
     return stages[stage]
 
 
-def _choice(overrides: Sequence[str], name: str) -> str | None:
+def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str | None:
     """The last value given for one of the primary config's choices, as it stands on the command line."""
     found = [o.partition("=")[2] for o in overrides if o.startswith(f"{name}=")]
-    return found[-1].strip("'\"") if found else None
+    return None if not found else found[-1] if quoted else _plain(found[-1])
+
+
+def _several(value: str | None) -> list[str]:
+    """The configs of a sweep, `tiny,default`; a comma inside of quotes belongs to a file's name."""
+    parts = re.findall(r"""(?:[^,'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")+""", value or "")
+    return [_plain(part) for part in parts]
+
+
+def _plain(value: str) -> str:
+    value = value.strip()
+    quote = value[:1]
+    if len(value) > 1 and quote in "'\"" and value.endswith(quote):
+        return value[1:-1].replace(f"\\{quote}", quote)
+    return value
+
+
+def _bare(name: str) -> str:
+    """A name as a value of Hydra's: in quotes where it would be read as a number, as null or as more than one."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
+        "null",
+        "true",
+        "false",
+        "nan",
+        "inf",
+    )
+    return name if plain else "'" + name.replace("'", "\\'") + "'"
 
 
 def _config_option(command: Command, stage: str, value: str, registered: Registered, siblings: list[Command]) -> str:
-    value = value.strip("'\" ")
     if value == "default" and "default" not in config_files(command):
         return value
     path = find_config_file(command, value)

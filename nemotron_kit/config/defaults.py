@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.config.files import ENDINGS, load_mapping
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, nearest, sentence
 
 # `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.
 TAKEN = ("recipe", "stage", "config", "schema", "job")
@@ -53,9 +53,9 @@ def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None)
 def group_files(name: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
     """(group, option, file) of every config in a group's folder and the folders in it."""
     for place in sorted(folder.iterdir()):
-        if place.is_dir():
+        if place.is_dir() and not place.is_symlink():  # a link may lead back
             yield from group_files(f"{name}/{place.name}", place)
-        elif place.suffix in ENDINGS:
+        elif place.suffix in ENDINGS and place.is_file():
             yield name, place.stem, place
 
 
@@ -69,22 +69,27 @@ def _rewritten(entry: Any, path: Path, group: str, own: Mapping[str, Path], resu
     if isinstance(entry, Mapping) and len(entry) == 1:
         ((name, option),) = entry.items()
         return {_group(str(name), path, result): option}
-    if not isinstance(entry, str):
-        return entry
+    if not isinstance(entry, str) or not entry.strip():
+        raise UserError(f"{path}: defaults: {entry!r} is no entry.", hint="One is NAME, or GROUP: NAME.")
     sibling = _sibling(path, entry)
     if sibling is not None:
         result.siblings.append(sibling)
-        return f"/{group}/{sibling.stem}@_here_"
+        return f"/{group}/{sibling.stem}@{entry.partition('@')[2] or '_here_'}"
     name = entry.removeprefix(f"/{group}/").partition("@")[0]
     if entry.startswith(f"/{group}/"):
         result.siblings += [own[name]] if name in own else []
         return entry
-    return _group(entry, path, result) if "/" in entry.partition("@")[0] else entry
+    if "/" in name or " " in entry:
+        return _group(entry, path, result)
+    if entry == "_self_":
+        return entry
+    there = [place.stem for place in path.parent.iterdir() if place.suffix in ENDINGS and place != path]
+    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, there)))
 
 
 def _sibling(path: Path, entry: str) -> Path | None:
-    name, _, package = entry.partition("@")
-    if name == "_self_" or name.startswith("/") or package not in ("", "_here_"):
+    name = entry.partition("@")[0]
+    if name == "_self_" or name.startswith("/"):
         return None
     for candidate in (name, *(name + ending for ending in ENDINGS)):
         place = path.parent / candidate
@@ -96,13 +101,17 @@ def _sibling(path: Path, entry: str) -> Path | None:
 def _group(text: str, path: Path, result: JobFile) -> str:
     """A relative group (`override optimizer@opt`, or `optimizer/adam`) as one at the root; its folder is noted."""
     match = _ENTRY.match(text.strip())
-    if match is not None and "override" in match["words"]:
+    if match is None or {"", ".", ".."} & set(match["group"].removeprefix("/").split("/")):
+        raise UserError(
+            f"{path}: defaults: {text!r} is no group, nor a config in one.", hint="Groups lie beside the file."
+        )
+    if "override" in match["words"]:
         # Hydra's own rule for whatever hangs on an interpolated group, which the job's config does.
         raise UserError(
             f"{path}: defaults: {text!r}: a job's config can't override the choice of another file.",
             hint=f"Choose on the command line ({match['group'].lstrip('/')}=…), or name the group in this file only.",
         )
-    if match is None or match["group"].startswith("/"):
+    if match["group"].startswith("/"):
         return text
     first = match["group"].partition("/")[0]
     if first in TAKEN:

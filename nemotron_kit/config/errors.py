@@ -35,6 +35,8 @@ def translated(prepared: Prepared) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         files = {**prepared.registered.files, **prepared.registered.groups}
         raise translate(error, prepared.command, files) from error
+    except RecursionError as error:
+        raise UserError(f"The defaults lists go round in a circle (given in {' '.join(prepared.typed)}).") from error
     except ValueError as error:  # Hydra's own checks of a choice are plain ones
         raise UserError(f"{error} (given in {' '.join(prepared.typed)}).") from error
 

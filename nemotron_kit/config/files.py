@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.config.bombs import refuse_bombs
 from nemotron_kit.config.quick import with_libyaml
 from nemotron_kit.errors import UserError
 
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
 # A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
 MAX_BYTES = 4 << 20
-MAX_DEPTH = 64
 
 
 def is_path(value: str) -> bool:
@@ -35,6 +35,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 text: {error}.") from error
     loaders = {".toml": _load_toml, ".json": _load_json}
     value = loaders.get(path.suffix, _load_yaml)(path, text)
+    if "\\u" in text or "\\U" in text:
+        _refuse_half_characters(path, value)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -46,7 +48,7 @@ def _load_yaml(path: Path, text: str) -> Any:
     import yaml
     from omegaconf._utils import get_yaml_loader
 
-    _refuse_bombs(path, text)
+    refuse_bombs(path, text)
     # OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error.
     theirs = get_yaml_loader()
     try:
@@ -61,29 +63,14 @@ def _load_yaml(path: Path, text: str) -> Any:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
 
 
-def _refuse_bombs(path: Path, text: str) -> None:
-    import yaml
-
-    # Parsing twice would double the time of an ordinary config: only what could be one is looked at.
-    nested = max(text.count("[") + text.count("{"), text.count("- "), max(map(_indent, text.split("\n"))) // 2)
-    if "*" not in text and nested <= MAX_DEPTH:
-        return
-
-    depth = aliases = 0
+def _refuse_half_characters(path: Path, value: Any) -> None:
+    """An escape such as \\ud800 alone is no character, and no file can be written with it."""
     try:
-        for token in yaml.parse(text, Loader=yaml.SafeLoader):
-            aliases += isinstance(token, yaml.AliasEvent)
-            depth += isinstance(token, yaml.CollectionStartEvent) - isinstance(token, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH or aliases > 256:
-                what = f"nested deeper than {MAX_DEPTH} levels" if depth > MAX_DEPTH else "more than 256 aliases"
-                mark = token.start_mark
-                raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {what}.")
-    except yaml.YAMLError:
-        return  # the loader words it, with its place
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: holds {error.object[error.start]!r}, which is half a character.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}.") from error
 
 
 def _load_toml(path: Path, text: str) -> Any:
@@ -91,8 +78,10 @@ def _load_toml(path: Path, text: str) -> Any:
 
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply.") from error
 
 
 def _load_json(path: Path, text: str) -> Any:
@@ -110,6 +99,8 @@ def _load_json(path: Path, text: str) -> Any:
         raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}.") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: not valid JSON: {error}.") from error
 
 
 def key_place(path: Path, dotted: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def find_config_file(command: Command, value: str) -> Path:
     given = Path(value).expanduser()
     places = [given] if given.is_absolute() or folder is None else [given, folder.parent / given, folder / given]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # noqa: PTH113 — False, and no exception, for what can be no file's name
             return place.absolute()
     tried = ", ".join(str(p.absolute()) for p in places)
     raise UserError(

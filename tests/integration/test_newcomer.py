@@ -90,6 +90,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go recipe=nano3", "The words 'mine go' say recipe= and stage= already."),
         ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
         ("nemotron mine go --cfg hydra --package launcher", "as in --package hydra.launcher"),
+        ("nemotron mine go -c ''", "-c needs a NAME|PATH"),
+        (f"nemotron mine go -c c/{'x' * 300}.yaml", "no such config file"),
         ("nemotron --info searchpath", "--info searchpath needs a command"),
         ("nemotron artifacts --verify", "--verify is about a version; none is named."),
         ("NEMOTRON_ENV_FILE=home/none.toml nemotron nope", "error"),

@@ -49,6 +49,21 @@ FILES = {
     "other/optimizer/wrong.yaml": "lr: 1\nnmae: x\n",
     "other/gone.yaml": "defaults: [{optimizer: nothing}]\n",
     "other/taken.yaml": "defaults: [{config: x}]\n",
+    "other/empty.yaml": "defaults: [{'': x}]\n",
+    "other/up.yaml": "defaults: [{../optimizer: sgd}]\n",
+    "other/out.yaml": "defaults: [../../etc/passwd]\n",
+    "other/here.yaml": "defaults: [./base]\n",
+    "other/number.yaml": "defaults: [3]\n",
+    "other/two.yaml": "defaults: [{a: b, c: d}]\n",
+    "other/bse.yaml": "defaults: [bsae]\n",
+    "other/round.yaml": "defaults: [trip]\n",
+    "other/trip.yaml": "defaults: [round]\n",
+    "other/packed.yaml": "defaults: [plain@second, _self_]\n",
+    "other/plain.yaml": "lr: 6\n",
+    "other/100.yaml": "limit: 100\n",
+    "other/null.yaml": "limit: 101\n",
+    "other/a b=c,d.yaml": "limit: 102\n",
+    "config/1e3.yaml": "limit: 103\n",
     "other/over.yaml": "defaults: [base, override optimizer: sgd]\n",
 }
 
@@ -79,6 +94,7 @@ def composed(tree: Tree, *words: str) -> Any:
         (["config=named", "optimizer=tuned/best"], ("best", 1e-3, []), 1),
         (["config=other/base.yaml"], ("other", 1e-3, []), 0),
         (["config=other/mine.yaml"], ("other", 1e-3, []), 0),
+        (["config=other/here.yaml"], ("other", 1e-3, []), 0),
         (["config=other/listed.toml"], ("other", 1e-3, []), 0),
     ],
 )
@@ -95,12 +111,36 @@ def test_a_group_beside_the_file(words: list[str], optimizer: tuple[Any, ...], l
         (["config=other/gone.yaml"], r"Could not find 'optimizer/nothing'"),
         (["config=named", "optimizer=nothing"], r"Could not find 'optimizer/nothing'.\nAvailable.*\n\s+adam"),
         (["config=other/taken.yaml"], r"taken\.yaml: defaults: a group can't be called 'config'"),
+        (["config=other/empty.yaml"], r"empty\.yaml: defaults: '' is no group"),
+        (["config=other/up.yaml"], r"up\.yaml: defaults: '\.\./optimizer' is no group"),
+        (["config=other/out.yaml"], r"out\.yaml: defaults: '\.\./\.\./etc/passwd' is no group"),
+        (["config=other/number.yaml"], r"number\.yaml: defaults: 3 is no entry"),
+        (["config=other/two.yaml"], r"two\.yaml: defaults: .*'c': 'd'. is no entry"),
+        (["config=other/bse.yaml"], r"bse\.yaml: defaults: there is no config 'bsae' beside it\.\nDid you mean base"),
+        (["config=other/round.yaml"], r"go round in a circle"),
         (["config=other/over.yaml"], r"can't override the choice of another file.\nChoose .*\(optimizer=…\)"),
     ],
 )
 def test_what_is_wrong_with_a_group(words: list[str], said: str, tree: Tree) -> None:
     with pytest.raises(UserError, match=said):
         composed(tree, *words)
+
+
+def test_a_sibling_may_have_a_package(tree: Tree) -> None:
+    assert composed(tree, "config=other/packed.yaml")["second"]["lr"] == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [("other/100.yaml", 100), ("other/null.yaml", 101), ("'other/a b=c,d.yaml'", 102), ("'1e3'", 103), ("1e3", 103)],
+)
+def test_a_name_that_hydra_would_read_as_something_else(value: str, limit: int, tree: Tree) -> None:
+    assert composed(tree, f"config={value}")["limit"] == limit
+
+
+def test_a_link_in_a_group_that_leads_back(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "config" / "optimizer" / "again").symlink_to(tmp_path / "config")
+    assert composed(tree, "config=named")["optimizer"]["name"] == "adam"
 
 
 def test_a_script_chooses_from_the_same_groups(tree: Tree, tmp_path: Path) -> None:

@@ -50,10 +50,38 @@ def test_a_broken_file_says_where(tmp_path: Path, name: str, text: str, message:
     assert message in str(caught.value)
 
 
-def test_an_alias_bomb_is_refused(tmp_path: Path) -> None:
-    lines = ["a0: &a0 x"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
-    with pytest.raises(UserError, match="more than 256 aliases"):
-        load_mapping(write(tmp_path, "c.yaml", "\n".join(lines)))
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 200 + "]\n", "unfold to more than 100000 values"),
+        ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+         + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)), r"bomb\.yaml:5: its"),
+        ("a: &a {b: [*a]}\n", r"bomb\.yaml:1: the alias \*a stands inside of what it stands for"),
+    ],
+)  # fmt: skip
+def test_an_alias_bomb_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        load_mapping(write(tmp_path, "bomb.yaml", text))
+
+
+def test_honest_aliases_are_read(tmp_path: Path) -> None:
+    text = "base: &base {lr: 1}\n" + "".join(f"k{n}: *base\n" for n in range(300))
+    assert load_mapping(write(tmp_path, "many.yaml", text))["k299"] == {"lr": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("half.json", '{"a": "\\ud800"}', "half a character"),
+        ("half.yaml", 'a: "\\ud800"', "half a character|invalid Unicode|not valid YAML"),
+        ("digits.json", '{"a": 1' + "0" * 5000 + "}", "not valid JSON: Exceeds the limit"),
+        ("digits.toml", "a = 1" + "0" * 5000, "not valid TOML: Exceeds the limit"),
+        ("deep.toml", "a = " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_what_a_parser_chokes_on(name: str, text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        load_mapping(write(tmp_path, name, text))
 
 
 def test_the_line_of_a_nested_key(tmp_path: Path) -> None:
