@@ -6,16 +6,23 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _thread = threading.local()
 
 
-def sync_later() -> None:
-    """From here on what this thread writes is not synced file by file. For a thread that makes thousands of files on
-    which nobody relies before `sync_file_system`."""
+@contextlib.contextmanager
+def synced_later() -> Iterator[None]:
+    """Within the block what this thread writes is not synced file by file. For who makes thousands of files on which
+    nobody relies before `sync_file_system`."""
+    before = getattr(_thread, "later", False)
     _thread.later = True
+    try:
+        yield
+    finally:
+        _thread.later = before
 
 
 def sync_file_system(folder: Path) -> None:
@@ -50,17 +57,27 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            if not getattr(_thread, "later", False):
-                os.fsync(file.fileno())
+        _fill(fd, data)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
     fsync_dir(path.parent)
+
+
+def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
+    """Write UTF-8 text durably into a folder that nobody looks into yet, since it has not got its name."""
+    _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"))
+    fsync_dir(path.parent)
+
+
+def _fill(fd: int, data: bytes) -> None:
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        if not getattr(_thread, "later", False):
+            os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:

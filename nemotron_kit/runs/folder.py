@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -80,10 +80,10 @@ class RunFolder:
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
             final.chmod(0o700)
-            return _fill_job(JobFolder(final), texts, attached)
+            return _fill_job(JobFolder(final), texts, attached, files.write_text)
         building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
         try:
-            _fill_job(JobFolder(building), texts, attached)
+            _fill_job(JobFolder(building), texts, attached, files.write_new)
             _rename_new(building, final)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
@@ -172,14 +172,16 @@ def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str
     folder.chmod(0o700)
     files.write_json(folder / "plan.json", dict(plan))
     for number, texts in enumerate(jobs):
-        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, attached)
+        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, attached, files.write_new)
     files.fsync_dir(folder)
 
 
-def _fill_job(job: JobFolder, texts: Mapping[str, str], attached: bool) -> JobFolder:
+def _fill_job(
+    job: JobFolder, texts: Mapping[str, str], attached: bool, write: Callable[[Path, str], None]
+) -> JobFolder:
     job.path.mkdir(mode=0o700, exist_ok=True)
     for name, text in texts.items():
-        files.write_text(_inside(job.path, name), text)
+        write(_inside(job.path, name), text)
     facts: dict[str, Any] = {"process": process_facts()} if attached else {}
     job.transition("pending", **facts)
     return job

@@ -16,7 +16,7 @@ from nemotron_kit.execution.hydra_launcher.copies import Copies
 
 # The tail below is that of these versions of Hydra.
 KNOWN = "1.3."
-# Where an override would meet what is set here before it is applied.
+# Where an override of Hydra's would meet what is set here before it is applied.
 _OWN = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overrides")
 
 
@@ -25,8 +25,9 @@ class SweepComposer:
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._slow = loader, loader.load_sweep_config
-        # Config name and choices of groups → the merged config before any value is overridden.
-        self._trees: dict[tuple[str | None, tuple[str, ...]], Copies] = {}
+        # Config name, Hydra's own overrides and choices of groups → the config that jobs with these have in common.
+        self._trees: dict[tuple[str | None, ...], Copies] = {}
+        self._parser: Any = None
         self._parsed: dict[str, Any] = {}
         self._groups: dict[str, bool] = {}
 
@@ -41,27 +42,28 @@ class SweepComposer:
         except Exception:  # noqa: BLE001
             return self._slow(master_config, list(sweep_overrides))
 
-    def _quick(self, master: Any, sweep_overrides: list[str]) -> Any:
+    def _quick(self, master: Any, words: list[str]) -> Any:
         from omegaconf import OmegaConf
 
         fixed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
-        words = [*fixed, *sweep_overrides]
         overrides = [self._parse(word) for word in words]
-        if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in overrides):
+        if any(o.is_sweep_override() or o.is_hydra_override() for o in overrides):
             raise NotImplementedError
         name = master.hydra.job.config_name
         choices = [o for o in overrides if self._is_choice(o)]
-        config = self._tree(name, choices).make()
+        config = self._tree(name, fixed, choices).make()
         self._loader._apply_overrides_to_config([o for o in overrides if o not in choices], config)
-        _finish(config, overrides, name)
+        _finish(config.hydra, overrides)
         OmegaConf.copy_cache(from_config=master, to_config=config)
         return config
 
     def _parse(self, word: str) -> Any:
+        """A word that many jobs have is parsed once."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
+        self._parser = self._parser or OverridesParser.create()
         if word not in self._parsed:
-            self._parsed[word] = OverridesParser.create().parse_override(word)
+            self._parsed[word] = self._parser.parse_override(word)
         return self._parsed[word]
 
     def _is_choice(self, override: Any) -> bool:
@@ -71,10 +73,19 @@ class SweepComposer:
             self._groups[key] = self._loader.repository.group_exists(key)
         return self._groups[key] and not isinstance(override.value(), dict)
 
-    def _tree(self, name: str | None, choices: list[Any]) -> Copies:
-        key = (name, tuple(o.input_line for o in choices))
+    def _tree(self, name: str | None, fixed: list[str], choices: list[Any]) -> Copies:
+        """The config before any value of a job's own is overridden."""
+        key = (name, *fixed, None, *(o.input_line for o in choices))
         if key not in self._trees:
-            self._trees[key] = Copies(self._merged(name, choices))
+            known = [self._parse(word) for word in fixed]
+            if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in known):
+                raise NotImplementedError
+            options = [o for o in known if self._is_choice(o)]
+            config = self._merged(name, [*options, *choices])
+            self._loader._apply_overrides_to_config([o for o in known if o not in options], config)
+            config.hydra.overrides.hydra.extend(fixed)
+            _name(config.hydra.job, name)
+            self._trees[key] = Copies(config)
         return self._trees[key]
 
     def _merged(self, name: str | None, choices: list[Any]) -> Any:
@@ -123,23 +134,25 @@ def _describe(runtime: Any, files: Any, choices: dict[str, Any]) -> None:
     ]
 
 
-def _finish(config: Any, overrides: Sequence[Any], name: str | None) -> None:
+def _name(job: Any, config_name: str | None) -> None:
+    from hydra.core.utils import JobRuntime
+
+    if "name" not in job:
+        job.name = JobRuntime().get("name")
+    job.config_name = config_name
+
+
+def _finish(hydra: Any, overrides: Sequence[Any]) -> None:
     """What Hydra writes about a job into its own node, once the values are in."""
     from hydra._internal.config_loader_impl import get_overrides_dirname
-    from hydra.core.utils import JobRuntime
     from omegaconf import open_dict
 
-    hydra = config.hydra
-    task = [o for o in overrides if not o.is_hydra_override()]
-    hydra.overrides.hydra.extend([o.input_line for o in overrides if o.is_hydra_override()])
-    hydra.overrides.task.extend([o.input_line for o in task])
-    with open_dict(hydra):
-        for key in hydra.job.env_copy:
-            hydra.job.env_set[key] = os.environ[key]
-    if "name" not in hydra.job:
-        hydra.job.name = JobRuntime().get("name")
+    hydra.overrides.task.extend([o.input_line for o in overrides])
+    if hydra.job.env_copy:
+        with open_dict(hydra):
+            for key in hydra.job.env_copy:
+                hydra.job.env_set[key] = os.environ[key]
     settings = hydra.job.config.override_dirname
     hydra.job.override_dirname = get_overrides_dirname(
-        overrides=task, kv_sep=settings.kv_sep, item_sep=settings.item_sep, exclude_keys=settings.exclude_keys
+        overrides=overrides, kv_sep=settings.kv_sep, item_sep=settings.item_sep, exclude_keys=settings.exclude_keys
     )
-    hydra.job.config_name = name

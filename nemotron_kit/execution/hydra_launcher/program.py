@@ -39,6 +39,7 @@ class ProgramPlanner:
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
@@ -71,7 +72,7 @@ class ProgramPlanner:
             mode=self.mode,
             profile=self.profile,
             executor=self.run.executor,
-            settings=settings_dict(self.run),
+            settings=self.settings,
             launch=DETACHED,
             config_name=str(hydra.job.config_name),
             config_file=None,

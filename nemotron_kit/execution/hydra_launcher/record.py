@@ -23,9 +23,7 @@ from nemotron_kit.runs.job import JobFolder
 _ONE_JOBS = frozenset(
     ("files", "config", "launch_command", "job_folder", "environment", "problems", "notes", "captured_at_launch")
 )
-# Most of the time goes into waiting for the disk.
 _WRITERS = 16
-_AHEAD = 256
 _MANY = 256
 
 
@@ -48,38 +46,41 @@ def write_plan(run: RunFolder, point: Point, config: Any) -> None:
 
 
 class JobWriter:
-    """Makes jobs' folders while the next ones are planned, each whole or not at all: most of it is waiting for the
-    disk. Left by an exception, it takes back what it has made."""
+    """Makes jobs' folders, each whole or not at all. A few are made while the next ones are planned, since most of that
+    is waiting for the disk; with many, the disk is asked once, at the end. Left by an exception, it takes back what it
+    has made."""
 
     def __init__(self, run: RunFolder, count: int) -> None:
         self.run = run
         # A sync of the whole file system waits for everybody's data: worth it where each job's own would take longer.
-        self._together = count > _MANY
-        initializer = files.sync_later if self._together else None
-        self._pool = ThreadPoolExecutor(1 if self._together else _WRITERS, initializer=initializer)
+        self._pool = ThreadPoolExecutor(_WRITERS) if count <= _MANY else None
         self._futures: list[Future[tuple[Point, JobFolder]]] = []
+        self._made: list[tuple[Point, JobFolder]] = []
 
     def __enter__(self) -> JobWriter:
         return self
 
     def add(self, point: Point, *, attached: bool) -> None:
-        if len(self._futures) >= _AHEAD:  # what is planned and not yet written is in memory
-            self._futures[-_AHEAD].result()
-        self._futures.append(self._pool.submit(self._write, point, attached))
+        if self._pool:
+            self._futures.append(self._pool.submit(self._write, point, attached))
+            return
+        with files.synced_later():
+            self._made.append(self._write(point, attached))
 
     def done(self) -> list[tuple[Point, JobFolder]]:
         """Every job, in the order that they were added, once all are there."""
-        made = [future.result() for future in self._futures]
-        if self._together:
-            files.sync_file_system(self.run.path)
-        return made
+        if self._pool:
+            return [future.result() for future in self._futures]
+        files.sync_file_system(self.run.path)
+        return self._made
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._pool.shutdown(cancel_futures=kind is not None)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=kind is not None)
         if kind is not None:
-            for future in self._futures:
-                if not future.cancelled() and future.exception() is None:
-                    shutil.rmtree(future.result()[1].path, ignore_errors=True)
+            ended = [f for f in self._futures if not f.cancelled() and f.exception() is None]
+            for _, job in [*self._made, *(future.result() for future in ended)]:
+                shutil.rmtree(job.path, ignore_errors=True)
 
     def _write(self, point: Point, attached: bool) -> tuple[Point, JobFolder]:
         texts = {**point.plan.files, **point.texts, stored.FILE: stored.to_text(point.plan)}
