@@ -57,7 +57,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        _fill(fd, data)
+        _fill(fd, data, path)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -68,16 +68,20 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Write UTF-8 text durably into a folder that nobody looks into yet, since it has not got its name."""
-    _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"))
+    _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"), path)
     fsync_dir(path.parent)
 
 
-def _fill(fd: int, data: bytes) -> None:
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        if not getattr(_thread, "later", False):
-            os.fsync(file.fileno())
+def _fill(fd: int, data: bytes, path: Path) -> None:
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if not getattr(_thread, "later", False):
+                os.fsync(file.fileno())
+    except OSError as error:  # a full disk names no file by itself
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:

@@ -79,12 +79,22 @@ def guarded(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is not None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        # No file's name: it was what we printed that could not be written (a full disk, a closed terminal).
+        return _machine_said_no(error)
+
+
+def _machine_said_no(error: OSError) -> int:
+    """A disk that is full or may not be written, a folder that is gone: one line that names it; the exit code, 1."""
+    if error.filename is not None:
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        print("HYDRA_FULL_ERROR=1 shows where it happened.", file=sys.stderr)  # noqa: T201
+    elif isinstance(error, FileNotFoundError):
+        print("error: the working folder does not exist any more.", file=sys.stderr)  # noqa: T201
+    else:  # what we printed could not be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"error: output can't be written: {error.strerror}.", file=sys.stderr)  # noqa: T201
-        return 1
+    return 1
 
 
 def _open_streams() -> None:

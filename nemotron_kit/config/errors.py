@@ -37,8 +37,8 @@ def translated(prepared: Prepared) -> Iterator[None]:
         raise translate(error, prepared.command, files) from error
     except RecursionError as error:
         raise UserError(f"The defaults lists go round in a circle (given in {' '.join(prepared.typed)}).") from error
-    except ValueError as error:  # Hydra's own checks of a choice are plain ones
-        raise UserError(f"{error} (given in {' '.join(prepared.typed)}).") from error
+    except (ValueError, TypeError, AssertionError) as error:  # Hydra's own checks of a choice are plain ones
+        raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {error}.") from error
 
 
 def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:

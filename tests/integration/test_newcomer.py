@@ -82,6 +82,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go 'no te=1'", "'no te=1': no override that Hydra reads."),
         ("nemotron mine go note=$'\\xff'", r"b'note=\xff' on the command line is not UTF-8 text."),
         ("nemotron mine go hydra/launcher=3", "Config group override must be a string"),
+        ("nemotron mine go '+schema=[1,2]'", "Hydra can't compose recipe=mine stage=go +schema=[1,2]"),
         ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
         ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),
         ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job here."),
@@ -205,3 +206,22 @@ def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "env.toml").write_text(f'[cli]\nrecipes = ["{mine}"]\n[wandb]\nprojct = "x"\n')
     told = shell("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
     assert "env.toml:4: [wandb] projct: no such key.\nDid you mean project?" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("NEMOTRON_HOME=env.toml nemotron mine go", "env.toml/runs: Not a directory."),
+        ("NEMOTRON_HOME=env.toml nemotron runs", "env.toml/runs: Not a directory."),
+        ("ln -sfn /nowhere/at/all gone; NEMOTRON_HOME=gone nemotron mine go", "gone: File exists."),
+        ("ulimit -f 0; nemotron mine go", "plan.json: File too large."),
+        (
+            "mkdir left; cd left; rmdir ../left; nemotron nano3 pretrain -d",
+            "the working folder does not exist any more.",
+        ),
+    ],
+)
+def test_a_machine_that_says_no(line: str, said: str, shell: Shell) -> None:
+    before = shell.runs()
+    assert said in shell(line, code=1).stderr
+    assert shell.runs() == before, "nothing half-made is left"
