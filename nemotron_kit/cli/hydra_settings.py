@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nemotron_kit.errors import UserError
 
+# conf/config.yaml's own.
+_FOLDER = "${nemotron.run_dir:}/jobs/0"
 # Key, or the beginning of one that ends with a dot → what there is in its place.
 _INSTEAD = {
     "hydra.run.dir": "A job's folder is jobs/0 of its run's; ${oc.env:NEMO_RUN_DIR} names it in a config.",
@@ -27,3 +30,21 @@ def refuse_without_effect(overrides: Sequence[str]) -> None:
         )
         if found and value not in ("null", "false", "False"):
             raise UserError(f"{override}: has no effect on a single job here.", hint=found)
+
+
+def refuse_settings_in_files(hydra: Any) -> None:
+    """The same for what a config file sets; `hydra` is Hydra's composed node."""
+    from omegaconf import OmegaConf
+
+    run: Any = OmegaConf.to_container(hydra.run, resolve=False)
+    job = hydra.job
+    found = {
+        "hydra.run.dir": run.get("dir") != _FOLDER,
+        "hydra.output_subdir": hydra.output_subdir is not None,
+        "hydra.job.chdir": bool(job.chdir),
+        "hydra.job.env_set": bool(job.env_set),
+        "hydra.callbacks": bool(hydra.callbacks),
+    }
+    for key, is_set in found.items():
+        if is_set:
+            raise UserError(f"{key}: has no effect on a single job here.", hint=_INSTEAD[key])

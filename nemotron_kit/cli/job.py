@@ -43,6 +43,10 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     words = hydra_words(request)
     given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
     composed = compose(tree, [*words, *piped_overrides(command, given)], env, request.flag("--config-dir"))
+    if composed.config_file or request.flag("--config-dir"):
+        from nemotron_kit.cli.hydra_settings import refuse_settings_in_files
+
+        refuse_settings_in_files(composed.hydra)
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
     plan = build_plan(composed, app, run_id=run_id, argv=argv, connect=connect, reach=reach_for if connect else None)

@@ -82,6 +82,8 @@ def _facts(look: Look) -> Iterator[Fact]:
     yield from _links(plan)
     yield "folder", run.path
     if len(look.jobs) == 1:
+        if (look.plan or {}).get("kind") == "sweep" and (said := _overrides(look.jobs[0])):
+            yield "overrides", " ".join(said)
         yield from _job_facts(look.jobs[0], look)
     else:
         yield from _sweep_facts(look)
@@ -126,11 +128,24 @@ def _profile(plan: Mapping[str, Any]) -> str:
 
 
 def _sweep_facts(look: Look) -> Iterator[Fact]:
-    for job in look.jobs[:_MANY]:
-        yield "jobs", f"{job.number}  {_outcome(look.states[job.number])}"
+    shown = look.jobs[:_MANY]
+    words = [_overrides(job) for job in shown]
+    common = set.intersection(*map(set, words)) if words else set()
+    for job, said in zip(shown, words, strict=True):
+        own = " ".join(word for word in said if word not in common)
+        yield "jobs", f"{job.number}  {_outcome(look.states[job.number])}{f'  {own}' if own else ''}"
     if len(look.jobs) > _MANY:
         yield "jobs", f"and {len(look.jobs) - _MANY} more"
     yield "next", f"nemotron runs show {look.run.id} --job N"
+
+
+def _overrides(job: JobFolder) -> list[str]:
+    """The words of one job of a sweep, as recorded; none for a job that has no such record."""
+    try:
+        found = json.loads((job.path / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:

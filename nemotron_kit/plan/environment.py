@@ -10,6 +10,7 @@ from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.placing import import_path
+from nemotron_kit.plan.tables import check_run_wandb
 
 if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
@@ -31,6 +32,7 @@ def job_environment(
     config_name: str | None = None,
 ) -> dict[str, str]:
     variables = _env_vars(settings)
+    check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
     if wandb.get("project") and wandb.get("enabled", True):
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}

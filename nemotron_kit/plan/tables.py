@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,17 @@ def check_reserved_tables(env: EnvFile) -> None:
     """Check all four: a misspelt key must not be passed over in silence."""
     for name in KEYS:
         reserved_table(env, name)
+
+
+def check_run_wandb(table: Mapping[str, Any]) -> None:
+    """Check a job's `run.wandb`, wherever it was set: the keys of [wandb], null where nothing is meant."""
+    for key, value in table.items():
+        if key not in KEYS["wandb"]:
+            raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))
+        expected = KEYS["wandb"][key]
+        number = expected == TEXT and isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not number and not _fits(value, expected):
+            raise UserError(f"run.wandb.{key}: expected {expected}, got {value!r} ({type(value).__name__}).")
 
 
 def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | None:

@@ -91,6 +91,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go recipe=nano3", "The words 'mine go' say recipe= and stage= already."),
         ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
         ("nemotron mine go --cfg hydra --package launcher", "as in --package hydra.launcher"),
+        ("nemotron mine go run.wandb.projct=x", "run.wandb.projct: no such setting.\nDid you mean project?"),
+        ("nemotron mine go 'run.wandb={tags: x}'", "run.wandb.tags: expected a list of texts, got 'x' (str)."),
         ("nemotron mine go -c ''", "-c needs a NAME|PATH"),
         (f"nemotron mine go -c c/{'x' * 300}.yaml", "no such config file"),
         ("nemotron --info searchpath", "--info searchpath needs a command"),
@@ -155,6 +157,21 @@ def test_json_of_a_launch_says_how_it_ended(shell: Shell) -> None:
     assert Path(last["folder"]).name == last["run_id"]
     last = json.loads(shell("nemotron mine go --json hydra.mode=MULTIRUN note=two").stdout.splitlines()[-1])
     assert (last["state"], last["exit_code"], last["jobs"]) == ("succeeded", 0, {"succeeded": 1})
+
+
+def test_a_file_that_sets_what_a_single_job_would_not_notice(shell: Shell) -> None:
+    (shell.folder / "odd.yaml").write_text("hydra: {job: {chdir: true}}\n")
+    assert (
+        "hydra.job.chdir: has no effect on a single job here." in shell("nemotron mine go -c odd.yaml", code=2).stderr
+    )
+    shell("nemotron mine go -c odd.yaml -m")
+
+
+def test_a_sweep_shows_what_each_job_was_given(shell: Shell) -> None:
+    shell("nemotron mine go -m optim.lr=1,2 note=same")
+    shown = shell("nemotron runs show latest").stdout
+    assert "0  succeeded, exit code 0  optim.lr=1\n" in shown and "1  succeeded, exit code 0  optim.lr=2\n" in shown
+    assert "optim.lr=2 note=same" in shell("nemotron runs show latest --job 1").stdout
 
 
 def test_verify_says_what_it_found(shell: Shell) -> None:
