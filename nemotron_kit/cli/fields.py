@@ -15,7 +15,8 @@ from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.cli.options import NEMOTRON
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, type_hints
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
+from nemotron_kit.config.hints import type_hints
 from nemotron_kit.errors import UserError
 
 Row = dict[str, Any]

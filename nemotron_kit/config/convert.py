@@ -10,6 +10,7 @@ from collections import abc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from nemotron_kit.config.hints import type_hints, type_name
 from nemotron_kit.errors import UserError, nearest, sentence
 
 T = TypeVar("T")
@@ -43,29 +44,6 @@ def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), 
             f"{error.where}: expected {error.expected}, got {shown[:200]}.",
             hint=f"Give it with {error.where}=VALUE or in the config file." if error.value == "???" else None,
         ) from None
-
-
-def type_hints(cls: type) -> dict[str, Any]:
-    """The resolved annotations of a dataclass, postponed ones included."""
-    try:
-        return typing.get_type_hints(cls)
-    except NameError as error:
-        raise UserError(
-            f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there."
-        ) from error
-
-
-def type_name(annotation: Any) -> str:
-    """How an annotation is shown to a person: `int | None`, `list[str]`, `one of 'a', 'b'`."""
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(repr(a) for a in get_args(annotation))
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return "one of " + ", ".join(annotation.__members__)
-    if get_origin(annotation) in (Union, types.UnionType):
-        return " | ".join("None" if a is type(None) else type_name(a) for a in get_args(annotation))
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
 
 
 def _dataclass(values: Any, cls: Any, where: str, extras: abc.Container[str]) -> Any:

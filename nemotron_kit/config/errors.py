@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.convert import type_hints, type_name
 from nemotron_kit.config.files import key_place
+from nemotron_kit.config.hints import type_hints, type_name
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from nemotron_kit.config.convert import type_hints
+from nemotron_kit.config.hints import type_hints
 
 
 def anchored(values: Mapping[str, Any], cls: type, folder: str) -> dict[str, Any]:
