@@ -53,11 +53,12 @@ class Assignments:
         self.set(f"run.{name}", encode(text, "str"))
 
     def wandb(self, name: str, text: str) -> None:
-        """`--wandb.project NAME`; `--wandb.tags` may be repeated."""
+        """`--wandb.project NAME`; `--wandb.tags a,b`, which may be repeated."""
         if key(name) not in WANDB:
             raise UserError(f"W&B has no setting {name!r} here.", hint=near(key(name), WANDB))
         if key(name) == "tags":
-            self._append("run.wandb.tags", text, "str")
+            for tag in filter(None, (part.strip() for part in text.split(","))):
+                self._append("run.wandb.tags", tag, "str")
         else:
             self.set(f"run.wandb.{key(name)}", encode(text, "str"))
 

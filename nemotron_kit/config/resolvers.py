@@ -83,7 +83,7 @@ def looked_up() -> set[str]:
 
 
 def resolve_auto_mount(spec: str, target: str = "") -> str:
-    """`${auto_mount:git+URL@REF,TARGET}` stays as it is: whoever builds the container's mounts reads it."""
+    """`${auto_mount:git+URL@REF,TARGET}` stays as it is: the plan of a job that has mounts reads it."""
     return f"auto_mount:{spec},{target}" if target else f"auto_mount:{spec}"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError
 from nemotron_kit.plan.anchoring import anchored
 from nemotron_kit.plan.left_behind import check_paths
 from nemotron_kit.plan.packaging import ignored
@@ -53,11 +54,22 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return Placed(frozen, settings, place)
+    _refuse_auto_mounts(settings)
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
     there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     return Placed({**moved(there, place), "run": frozen["run"]}, settings, place, behind)
+
+
+def _refuse_auto_mounts(settings: RunConfig) -> None:
+    for mount in settings.mounts or ():
+        if mount.startswith("auto_mount:"):
+            repository, _, target = mount.removeprefix("auto_mount:").partition(",")
+            raise UserError(
+                f"mounts: ${{auto_mount:{repository}}}: repositories are not fetched for a mount yet.",
+                hint=f"Clone it where the job runs, and mount the folder: FOLDER:{target or '/PATH'}.",
+            )
 
 
 def registry_here(settings: RunConfig) -> str | None:

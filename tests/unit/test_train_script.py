@@ -11,6 +11,7 @@ from nemotron_kit.config_manager import ConfigManager, cli
 from nemotron_kit.errors import UserError
 from nemotron_kit.train_script import (
     apply_hydra_overrides,
+    init_wandb_from_env,
     load_omegaconf_yaml,
     omegaconf_to_dataclass,
     parse_config_and_overrides,
@@ -110,3 +111,14 @@ def test_cli_refuses_a_file_it_cannot_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.ini").write_text("x")
     with pytest.raises(UserError, match=name):
         cli(Config, config_file=str(tmp_path / name), argv=[])
+
+
+def test_the_default_may_be_given_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("out: here\n")
+    path, overrides = parse_config_and_overrides(default_config=tmp_path / "c.yaml", argv=["shards=3"])
+    assert (path, overrides) == (tmp_path / "c.yaml", ["shards=3"])
+
+
+def test_no_project_no_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    assert init_wandb_from_env() is None

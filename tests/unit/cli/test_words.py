@@ -69,8 +69,8 @@ JOBS = [
      f"{TRAIN} run.profile=C run.mode=run run.env.nodes=8 run.env.gpus_per_node=8 run.env.time='04:00:00' "
      "run.env.mounts=[a,b]"),
     ("nano3 pretrain --run.env.nodes 8 --run.partition a,b", f"{TRAIN} run.env.nodes=8 run.env.partition='a,b'"),
-    ("nano3 pretrain --wandb.run-name x --wandb.tags a --wandb.tags b --wandb.project=p",
-     f"{TRAIN} run.wandb.run_name=x run.wandb.tags=[a,b] run.wandb.project=p"),
+    ("nano3 pretrain --wandb.run-name x --wandb.tags a, --wandb.tags b,c --wandb.project=p",
+     f"{TRAIN} run.wandb.run_name=x run.wandb.tags=[a,b,c] run.wandb.project=p"),
     # Hydra's words and flags
     ("nano3 pretrain ++a=b +c=d ~e ~f=g", f"{TRAIN} ++a=b +c=d ~e ~f=g"),
     ("nano3 pretrain --cfg job --resolve --package train --info defaults",
