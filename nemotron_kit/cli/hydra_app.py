@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nemotron_kit.cli.job import print_end
+from nemotron_kit.cli.job import print_end, say_commands
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated
@@ -32,7 +32,7 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
-from nemotron_kit.runs.states import run_state
+from nemotron_kit.runs.states import TERMINAL, run_state
 
 
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
@@ -172,10 +172,14 @@ def _importable(tree: Tree) -> Iterator[None]:
 
 
 def _told(run: RunFolder, as_json: bool) -> int:
-    """How a sweep ended that its sweeper is content with, on standard error; the exit code."""
+    """How a sweep ended that its sweeper is content with, or that it goes on, on standard error; the exit code."""
     states = Counter(job.state().state for job in run.jobs())
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    print(f"{run.id}: of {states.total()} jobs {said} · nemotron runs show {run.id}", file=sys.stderr)  # noqa: T201
+    over = states.keys() <= TERMINAL
+    more = f" · nemotron runs show {run.id}" if over else ""
+    print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
+    if not over:
+        say_commands(run.id, "show", "attach", "cancel")
     if as_json:
         print_end(run.id, run_state(states), 0, jobs=dict(states), folder=str(run.path))
     return 0

@@ -163,8 +163,13 @@ def _detached(plan: Plan, outcome: Outcome) -> None:
     else:
         doing = "waiting, detached" if plan.extra.get("after") else "running detached"
         _say(f"{plan.run_id} is {doing if here else f'submitted to {plan.profile}'}.")
-    for command in ("show", "logs -f" if here else "attach", "cancel"):
-        _say(f"  nemotron runs {command} {plan.run_id}")
+    say_commands(plan.run_id, "show", "logs -f" if here else "attach", "cancel")
+
+
+def say_commands(run_id: str, *commands: str) -> None:
+    """What can be done with a run that goes on by itself, on standard error."""
+    for command in commands:
+        _say(f"  nemotron runs {command} {run_id}")
 
 
 def _say(text: str) -> None:

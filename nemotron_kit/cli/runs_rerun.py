@@ -44,7 +44,8 @@ def rerun(argv: list[str]) -> int:
         raise UserError(
             f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
         )
-    recorded = Recorded(*open_job(reference))
+    # Which values a sweep tries is its sweeper's to say: as a whole it is launched anew.
+    recorded = Recorded(*open_job(reference, whole="The whole sweep, with the artifacts of today"))
     enter(recorded.folder)
     sys.path.extend(path for path in recorded.spec.get("sys_path") or () if path not in sys.path)
     from nemotron_kit.cli.job import carry_out

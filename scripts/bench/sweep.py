@@ -2,7 +2,7 @@
 
 python scripts/bench/sweep.py local [--jobs 8] [--rounds 5]
 python scripts/bench/sweep.py slurm [--jobs 200] [--rounds 3]      (eval "$(scripts/cluster env slurm)" first)
-python scripts/bench/sweep.py plan [--jobs 10000]
+python scripts/bench/sweep.py plan [--jobs 10000]       (NEMOTRON_CLUSTER_MAX_JOBS=12000 scripts/cluster up slurm first)
 
 On Slurm the jobs are submitted held, so that only submitting is measured, and cancelled afterwards. The peers are
 NeMo-Run's Experiment with one task a job, detached, and hydra-submitit-launcher up to the point where it has submitted.
@@ -11,16 +11,19 @@ NeMo-Run's Experiment with one task a job, detached, and hydra-submitit-launcher
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from _pairs import interleaved, ratio
+from _pairs import interleaved, load, ratio
 
 APP = """
 import hydra
@@ -135,7 +138,7 @@ def slurm(folder: Path, options: argparse.Namespace) -> None:
         cancel_held()
     report(f"{jobs} jobs submitted to Slurm", seconds)
     for peer in list(commands)[1:]:
-        print(f"  {peer} / ours: {1 / ratio(seconds, ours, peer):.1f}x")
+        print(f"  {peer} / ours: {1 / ratio(seconds, ours, peer):.1f}x   {load()}")
 
 
 def cancel_held() -> None:
@@ -147,13 +150,76 @@ def cancel_held() -> None:
 
 
 def plan(folder: Path, options: argparse.Namespace) -> None:
-    """A sweep of many points up to its submission: time and the memory of the launching process."""
+    """A sweep of many points: planned and submitted; asked about; and launches that are killed, resumed and counted."""
     jobs = options.jobs or 10_000
+    try:
+        begun = time.perf_counter()
+        launched(folder, jobs, slurm_with(folder))
+        took, peak = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        print(f"{jobs} points planned and submitted: {took:.1f} s, {peak:.0f} MB (goal 60 s, 500 MB)   {load()}")
+        status(folder, jobs)
+        cancel_held()
+        for when, script in KILLED.items():
+            launched(folder, jobs, slurm_with(folder, script), killed=True)
+            said = nemotron(folder, "runs", "resume", "latest").strip()
+            print(f"killed {when}: {said}; in Slurm: {count(folder)}")
+            cancel_held()
+    finally:
+        cancel_held()
+
+
+# What the n-th sbatch does to the launch, $PPID.
+KILLED = {
+    "before the first sbatch": "kill -9 $PPID; exit 1",
+    "after the second, unheard": '[ $n = 2 ] && { out=$("$REAL" "$@"); kill -9 $PPID; echo "$out"; exit; }',
+    "after the second": "[ $n = 3 ] && { kill -9 $PPID; exit 1; }",
+}
+
+
+def launched(folder: Path, jobs: int, path: str, *, killed: bool = False) -> None:
     words = ["hydra/launcher=nemo_run", "hydra.launcher.profile=held", "hydra.launcher.detach=true"]
-    started = time.perf_counter()
-    subprocess.run(sweep(jobs, *words), cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{jobs} points planned and submitted: {time.perf_counter() - started:.1f} s, {peak:.0f} MB")
+    done = subprocess.run(sweep(jobs, *words), cwd=folder, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL)
+    if (done.returncode != 0) != killed:
+        raise SystemExit(f"the launch ended with {done.returncode}")
+
+
+def slurm_with(folder: Path, script: str = "") -> str:
+    """A PATH on which Slurm's commands write a line each into calls.txt; `script` stands before sbatch."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    for name in ("squeue", "sacct", "scontrol", "sinfo", "sbatch"):
+        before = f"echo {name} >> {place}/calls.txt\nn=$(grep -c {name} {place}/calls.txt)\nREAL={shutil.which(name)}\n"
+        text = f'#!/bin/bash\n{before}{script if name == "sbatch" else ""}\nexec "$REAL" "$@"\n'
+        (place / name).write_text(text)
+        (place / name).chmod(0o755)
+    return f"{place}:{os.environ['PATH']}"
+
+
+def status(folder: Path, jobs: int) -> None:
+    """How all of them stand, asked of Slurm anew."""
+    path = slurm_with(folder)
+    begun = time.perf_counter()
+    said = nemotron(folder, "runs", "show", "latest", "--json", PATH=path)
+    took = time.perf_counter() - begun
+    states = Counter(job["state"] for job in json.loads(said)["job_records"])
+    calls = (Path(path.partition(":")[0]) / "calls.txt").read_text().split()
+    print(
+        f"status of {jobs}: {took:.1f} s, {len(calls)} scheduler calls (goal 5 s, 3 calls): {dict(states)}   {load()}"
+    )
+
+
+def nemotron(folder: Path, *words: str, **env: str) -> str:
+    command = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
+    done = subprocess.run([*command, *words], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
+    return done.stdout + done.stderr * bool(done.returncode)
+
+
+def count(folder: Path) -> str:
+    """The jobs that Slurm has of the latest run, by the names of its arrays."""
+    run = max((folder / "home" / "runs").glob("2*"))
+    names = {json.loads(path.read_text())["name"] for path in (run / "slurm").glob("*.json")}
+    listed = subprocess.run(["squeue", "-h", "-r", "-o", "%j %i"], capture_output=True, text=True, check=True).stdout
+    ids = [line.split()[1] for line in listed.splitlines() if line.split()[0] in names]
+    return f"{len(set(ids))} jobs in {len(names)} arrays, {len(listed.splitlines())} in all"
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:

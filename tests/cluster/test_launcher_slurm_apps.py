@@ -328,6 +328,38 @@ def test_a_recipe(world: World, sshd: Any, profile: str) -> None:
     assert (plan["recipe"], plan["executor"], plan["kind"]) == ("demo", "slurm", "sweep")
 
 
+def test_a_recipe_submitted(world: World) -> None:
+    """The prompt is back at once, with what can be done next."""
+    said = world("-m", "nemotron_kit", "-m", "recipe=demo", "stage=score", "n=1,2", "--batch", "C")
+    name = world.run().name
+    assert all(f"  nemotron runs {command} {name}\n" in said for command in ("show", "attach", "cancel"))
+    nemotron = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
+    assert "[job 1] scored 1" in world("-c", nemotron, "runs", "attach", name)
+    assert "1  succeeded, exit code 0  n=2" in world("-c", nemotron, "runs", "show", name)
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
+def test_a_study(world: World) -> None:
+    """Optuna finds the same as with Hydra's basic launcher; trials are arrays, and a killed one has failed."""
+    (world.folder / "bowl.py").write_text(
+        "import hydra, os, signal\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n"
+        "    if cfg.get('hard') and cfg.x > 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return (cfg.x - 2) ** 2\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    study = ["hydra/sweeper=optuna", "+x=interval(-10,10)", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=4",
+             "hydra.sweeper.sampler.seed=1"]  # fmt: skip
+    world("bowl.py", "-m", *study, "hydra.sweep.dir=basic")
+    world("bowl.py", "-m", *_launcher("C"), *study)
+    assert len(list(world.run().glob("slurm/*.sh"))) == 2
+    best = [(world.folder / name / "optimization_results.yaml").read_text() for name in ("basic", "out")]
+    assert best[0] == best[1]
+    world("bowl.py", "-m", *_launcher("C"), *study, "+hard=true", "hydra.sweeper.max_failure_rate=1")
+    assert {record["state"] for record in world.exits()} == {"succeeded", "failed"}
+
+
 @pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
 def test_a_recipe_through_submitit(world: World) -> None:
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=batch", "hydra.launcher.timeout_min=5"]

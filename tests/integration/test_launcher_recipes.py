@@ -185,9 +185,10 @@ def test_a_profile_is_named_once(recipe: Recipe) -> None:
 
 def test_a_detached_sweep(recipe: Recipe) -> None:
     nemotron = [str(Path(sys.executable).with_name("nemotron")), "demo", "score", "--batch", "here", "-m", "n=1,2,3"]
-    subprocess.run(
+    done = subprocess.run(
         nemotron, cwd=recipe.folder, env=recipe.env, check=True, capture_output=True, stdin=subprocess.DEVNULL
     )
+    assert f"nemotron runs show {recipe.run().name}" in done.stderr.decode()
     deadline = time.monotonic() + 60
     while len(list(recipe.run().glob("jobs/*/exit.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)

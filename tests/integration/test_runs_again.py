@@ -188,7 +188,8 @@ def test_a_rerun_keeps_its_profile_and_takes_another(home: Path) -> None:
 def test_one_job_of_a_sweep_again(home: Path) -> None:
     launch(home, "speak", "-m", "text=a,b", "lines=0")
     (run,) = (path for path in (home / "runs").glob("2*"))
-    assert "is a sweep of 2 jobs" in runs(home, "rerun", run.name, code=2)[1]
+    said = runs(home, "rerun", run.name, code=2)[1]
+    assert "is a sweep of 2 jobs" in said and "The whole sweep, with the artifacts of today: python" in said
     assert runs(home, "rerun", f"{run.name}/1")[0].startswith("b ")
     assert plan_of(newest(home))["rerun_of"] == f"{run.name}/1"
 

@@ -139,6 +139,8 @@ class Sweep:
             ended = None if detached else lambda job: _tell(job, labels)
             SweepQueue(self.run).add(list(labels))
             run_elsewhere(self.run, [job for _, job in made], ended)
+        if detached and not isinstance(self.task, RecipeTask):  # the kit's own command line says it of a recipe's
+            log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
         return detached
 
     def _run_here(self, plan: Plan, labels: dict[int, str], detached: bool) -> None:
