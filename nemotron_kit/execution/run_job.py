@@ -93,6 +93,8 @@ def run_rank(job: JobFolder) -> int:
         spec.prepare_imports()
         config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
         outcome = call_handler(spec.load_handler(), config)
+        if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
+            print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and isinstance(outcome.value, int | float | str):
         files.write_json(job.path / VALUE, {"value": outcome.value})
     return outcome.code

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron.kit import App, Artifact
+from nemotron_kit.errors import UserError
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Config:
 
 def go(cfg: Config) -> None:
     print("note:", cfg.note)
+    if cfg.note == "wrong":
+        raise UserError("This note is wrong.")
     Path("made").mkdir(exist_ok=True)
     Path("made/file").write_text(cfg.note)
     Artifact(path=Path("made")).save(name="Made")
@@ -51,7 +55,9 @@ class Shell:
         (folder / "mine").mkdir()
         (folder / "mine" / "__init__.py").touch()
         (folder / "mine" / "__main__.py").write_text(RECIPE)
-        (folder / "env.toml").write_text('[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n')
+        (folder / "env.toml").write_text(
+            '[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n[two]\nexecutor = "local"\nnproc_per_node = 2\n'
+        )
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.env = {**os.environ, "NEMOTRON_HOME": str(folder / "home"), "PATH": path, "NO_COLOR": "1"}
 
@@ -165,6 +171,11 @@ def test_a_file_that_sets_what_a_single_job_would_not_notice(shell: Shell) -> No
         "hydra.job.chdir: has no effect on a single job here." in shell("nemotron mine go -c odd.yaml", code=2).stderr
     )
     shell("nemotron mine go -c odd.yaml -m")
+
+
+def test_what_a_rank_refuses_is_in_the_log(shell: Shell) -> None:
+    done = shell("nemotron mine go note=wrong --run two", code=1)
+    assert re.search(r"error: rank [01]: This note is wrong\.", done.stdout + done.stderr)
 
 
 def test_a_sweep_shows_what_each_job_was_given(shell: Shell) -> None:
