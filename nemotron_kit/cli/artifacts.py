@@ -41,22 +41,27 @@ def main(argv: Sequence[str]) -> int:
         write_lines(HELP.splitlines())
         return 0
     options: Any = parser.parse(argv)
-    if options.reference is None and (options.alias or options.verify):
+    if options.reference is None and (options.alias is not None or options.verify):
         raise UserError(
-            f"nemotron artifacts: {'--alias' if options.alias else '--verify'} is about a version; none is named.",
+            f"nemotron artifacts: {'--verify' if options.verify else '--alias'} is about a version; none is named.",
             hint="For instance: nemotron artifacts Name:latest --verify.",
         )
     registry = open_registry()
     if options.reference is None:
         return _names(registry, options.json)
     reference = Reference.parse(options.reference)
+    if reference.path is not None:
+        raise UserError(
+            f"{options.reference} is a folder, and no name of the registry's.",
+            hint="`nemotron artifacts` lists the names, and the folder that each stands for.",
+        )
     whole = any(mark in options.reference.removeprefix("art://") for mark in ":@")
-    if not whole and not (options.alias or options.verify):
+    if not whole and options.alias is None and not options.verify:
         return _versions(registry, reference.slug, options.json)
     version = registry.find(reference)
     if options.verify:
         registry.verify(version.pin, deep=True)
-    if options.alias:
+    if options.alias is not None:
         registry.set_alias(version.name, options.alias, version.version)
     return _version(version, options.json, verified=options.verify)
 

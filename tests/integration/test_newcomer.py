@@ -102,6 +102,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go -c ''", "-c needs a NAME|PATH"),
         (f"nemotron mine go -c c/{'x' * 300}.yaml", "no such config file"),
         ("nemotron --info searchpath", "--info searchpath needs a command"),
+        ("nemotron artifacts /etc", "/etc is a folder, and no name of the registry's."),
         ("nemotron artifacts --verify", "--verify is about a version; none is named."),
         ("NEMOTRON_ENV_FILE=home/none.toml nemotron nope", "error"),
     ],
@@ -189,6 +190,7 @@ def test_verify_says_what_it_found(shell: Shell) -> None:
     shell("nemotron mine go note=verified")
     assert "verified  1 file read again: as registered" in shell("nemotron artifacts Made --verify").stdout
     assert json.loads(shell("nemotron artifacts Made --verify --json").stdout)["verified"] is True
+    assert "'' is no alias." in shell("nemotron artifacts Made --alias ''", code=2).stderr
     (shell.folder / "made" / "file").write_text("other")
     assert "Made" in shell("nemotron artifacts Made:latest --verify", code=2).stderr
 
@@ -215,9 +217,7 @@ def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
     assert "note: ***" in shell(f"nemotron mine go {word}", **env).stdout
     assert (shell.folder / "made" / "file").read_text() == "canary-5f31", "the job itself has it"
     for launcher in ("basic", "nemo_run"):
-        sweep = (
-            f"nemotron mine go -m {word} optim.lr=1,2 +hydra.job.env_set.PLAIN=canary-plain hydra/launcher={launcher}"
-        )
+        sweep = f"nemotron mine go -m {word} optim.lr=1 +hydra.job.env_set.PLAIN=canary-plain hydra/launcher={launcher}"
         assert "canary" not in shell(sweep, **env).stdout
     found = [
         path
