@@ -45,7 +45,7 @@ def _run(folder: Path, as_rank: bool) -> int:
         return run_rank(job)
     spec = read_spec(job.path)
     if spec.scheduled:
-        return run_scheduled(job, spec, this_node()).code
+        return run_scheduled(job, spec, this_node()).recorded
     spec.prepare_imports()
     os.chdir(spec.cwd)
     outcome = run_job(job)

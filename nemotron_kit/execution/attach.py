@@ -14,7 +14,7 @@ from nemotron_kit.execution.backends.base import Backend, Observation
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.shown import Shown
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
 from nemotron_kit.runs.logs import Neutraliser
 from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
@@ -23,6 +23,7 @@ FASTEST, SLOWEST = 0.3, 10.0
 PATIENCE = 600.0
 CHUNK = 1 << 16
 _SKIPPED = ("rank-", "worker")
+_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
@@ -165,8 +166,10 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         own = job.exit_record()
         if seen.state in TERMINAL:
-            if own is None or ("signalled" in own and (own.get("state"), own.get("error")) != (seen.state, seen.error)):
-                job.finish(seen.code if seen.code is not None else 1, seen.state, error=seen.error, **seen.facts)
+            if own is None or UNEXPLAINED in own or own.get("state") not in TERMINAL:
+                kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
+                code = seen.code if seen.code is not None else 1
+                job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
             continue
         state = job.state()
         if own is None and seen.state != state.state and (state.at or 0.0) < asked:

@@ -181,9 +181,9 @@ def _with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -
 
 def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
     """The exit record, or that the job runs again."""
-    # What a signal ended, only the scheduler can explain, unless it was asked to from here.
+    # What a signal ended, only the scheduler can explain, unless it was asked to from here. USR1 ends nothing.
     asked = not node.job or job.cancel_requested
-    explained = outcome.state == "succeeded" or asked or not (seen or outcome.signal)
+    explained = outcome.state == "succeeded" or asked or not ("TERM" in seen or outcome.signal)
     signals = {} if explained else {UNEXPLAINED: sorted(seen)}
     again = not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:

@@ -29,7 +29,7 @@ _LEAD_SECONDS = 300
 # wants to run again leaves a file named after its job. Where it was told by TERM to stop (`told`), that may have been a
 # preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
 # job is being preempted, counts. A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and
-# must not come back.
+# must not come back. A controller that does not answer is waited for.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
@@ -40,9 +40,14 @@ nemotron_end() {{
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   again=$(cat "{again}" 2>/dev/null)
   rm -f "{again}"
+  [ -n "$again" ] || return "$1"
+  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    state=$(squeue --noheader --jobs="$task" --format=%T) && break
+    sleep 3
+  done
   if [ "$again" = always ] || [ "$again $1" = "told 75" ] ||
-    {{ [ "$again" = told ] && scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; }}; then
-    if [ "$(squeue --noheader --jobs="$task" --format=%T)" = RUNNING ]; then
+    scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; then
+    if [ "$state" = RUNNING ]; then
       scontrol requeue "$task"
     fi
   fi
@@ -168,7 +173,10 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
         )
     )
     executor.signal = executor.signal or f"USR1@{lead_seconds(time_seconds(config.time))}"
-    executor.additional_parameters = {"requeue": True, **(executor.additional_parameters or {})}
+    flags = {"requeue": True, **(executor.additional_parameters or {})}
+    if not flags["requeue"]:
+        flags["no_requeue"] = not flags.pop("requeue")
+    executor.additional_parameters = flags
     # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
     # the one task that starts the others.
     executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]

@@ -21,6 +21,8 @@ from nemotron_kit.runs.states import STATES, JobState, now_iso, parse_time
 _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DISAPPEARED = "the process disappeared"
+# In an exit record: signals that the job got. A worker that a signal ended does not know why; whoever sent it does.
+UNEXPLAINED = "signalled"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class JobFolder:
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
         """Write the exit record. `state` follows from `code` when left out; a failure after `request_cancel` is
-        `cancelled`."""
+        `cancelled`. One with the fact UNEXPLAINED is not the last word: until another is written the job counts as
+        running."""
         state = state or ("succeeded" if code == 0 else "failed")
         _check_state(state)
         if state == "failed" and self.cancel_requested:
@@ -181,8 +184,10 @@ def _from_exit(record: Mapping[str, Any], started: float | None, history: list[d
     state, code = record.get("state"), record.get("code")
     if state not in STATES or (code is not None and type(code) is not int):
         return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} makes no sense.")
-    finished = parse_time(record.get("finished_at"))
     facts = {**(history[-1] if history else {}), **record}
+    if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled, or comes again
+        return JobState("running", parse_time(record.get("finished_at")), started, facts=facts)
+    finished = parse_time(record.get("finished_at"))
     return JobState(state, finished, started, finished, code, record.get("error"), facts)
 
 

@@ -136,9 +136,9 @@ def _tell(job: Path) -> None:
         files.write_json(job / "cancel.json", {"at": time.time()})
 
 
-def limits(payload: bytes, *, partition: str | None = None) -> Answer:
-    """What one array and the controller may hold, how many jobs it has now (each task of an array is one), and the
-    partition's time limit as Slurm writes it (None: no limit, or not known).
+def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Answer:
+    """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
+    one), and the partition's time limit as Slurm writes it (None: no limit, or not known).
 
     Raises Unreachable when the controller does not answer: a good time to hear of it, as nothing was submitted yet.
     """
@@ -150,7 +150,7 @@ def limits(payload: bytes, *, partition: str | None = None) -> Answer:
     return {
         "max_array_size": int(found.get("MaxArraySize", 1001)),
         "max_job_count": int(found.get("MaxJobCount", 10000)),
-        "queued": _queued(),
+        "queued": _queued() if count else None,
         "time": _time_limit(partition) if partition else None,
     }, b""
 
@@ -172,9 +172,7 @@ def _time_limit(partition: str) -> str | None:
 
 def _settled(run: Path, record: Submission) -> Submission:
     """An earlier attempt was made and its answer is not on record: what came of it."""
-    if record.refused:
-        return record
-    return find(run, record, twice=True)
+    return record if record.refused else _found(run, record, "an earlier attempt has had no answer")
 
 
 def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str], lock: int) -> Submission:
@@ -195,14 +193,18 @@ def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str]
 
 
 def _looked_up(run: Path, record: Submission, said: str) -> Submission:
+    found = _found(run, record, said)
+    return found if found.job else _refuse(run, record, said)
+
+
+def _found(run: Path, record: Submission, said: str) -> Submission:
     try:
-        found = find(run, record, twice=True)
+        return find(run, record, twice=True)
     except (Unreachable, NemotronError) as error:
         raise Unreachable(
             f"It isn't known whether the job was submitted: {said}\n{error.message}",
             hint="It is not submitted again by itself. Once Slurm answers, `nemotron runs show` and `attach` find it.",
         ) from error
-    return found if found.job else _refuse(run, record, said)
 
 
 def _refuse(run: Path, record: Submission, said: str) -> Submission:

@@ -20,11 +20,15 @@ _JOB_ID = re.compile(r"(\d+)(?:;([A-Za-z0-9._-]+))?\Z")
 _DAY = 86400
 # What sacct has no time for is written so.
 _NO_TIME = ("", "N/A", "Unknown", "None")
+_ACCOUNT_FIELDS = "JobID,State,Start,JobName,ExitCode,DerivedExitCode"
+# How Slurm writes that the kernel ended a process for want of memory: the signal was KILL.
+_OUT_OF_MEMORY = 125
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One job as squeue or sacct has it. `id` is 12, or 12_3 for a task of an array; `state` is Slurm's own word."""
+    """One job as squeue or sacct has it. `id` is 12, or 12_3 for a task of an array; `state` is Slurm's own word.
+    `code` is the exit code, 128+N where it is known that signal N ended the job's script or what that started."""
 
     id: str
     state: str
@@ -32,7 +36,6 @@ class Entry:
     reason: str | None = None
     start: str | None = None
     code: int | None = None
-    signal: int | None = None
 
 
 def run(
@@ -91,7 +94,7 @@ def accounted(
     ids: Collection[str] = (), name: str | None = None, *, since: float | None = None, clusters: str | None = None
 ) -> dict[str, Entry]:
     """What accounting says of jobs, by id or by name; a job that it does not have is left out."""
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,Start,JobName,ExitCode"]
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
     if name is not None:
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
         words += [f"--name={name}", f"--starttime={start}", f"--user={_user()}"]
@@ -171,16 +174,24 @@ def _queue_line(line: str) -> Entry | None:
 
 def _account_line(line: str) -> Entry | None:
     parts = line.split("|")
-    if len(parts) != 5 or not parts[0][:1].isdigit():
+    if len(parts) != 6 or not parts[0][:1].isdigit():
         return None
-    number, state, start, name, code = parts
-    exit_code, _, signal = code.partition(":")
-    return Entry(
-        number,
-        state.split()[0] if state else "",
-        name,
-        None,
-        None if start in _NO_TIME else start,
-        int(exit_code) if exit_code.isdecimal() else None,
-        int(signal) if signal.isdecimal() else None,
-    )
+    number, state, start, name, code, derived = parts
+    word = state.split()[0] if state else ""
+    return Entry(number, word, name, None, None if start in _NO_TIME else start, _exit_code(code, derived))
+
+
+def _exit_code(code: str, derived: str) -> int | None:
+    """The exit code from `code:signal` of the script and of its worst step: where a signal ended the step, srun, and
+    hence the script, exits with the bare number of that signal."""
+    exited, signalled = _pair(code)
+    if signalled:
+        return 128 + signalled
+    step = _pair(derived)[1]
+    return 128 + step if step and exited == step else exited
+
+
+def _pair(text: str) -> tuple[int | None, int]:
+    first, _, second = text.partition(":")
+    signal = int(second) if second.isdecimal() else 0
+    return int(first) if first.isdecimal() else None, 9 if signal == _OUT_OF_MEMORY else signal

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.runs.job import UNEXPLAINED
 from nemotron_kit.target import slurm, submissions
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target.slurm_commands import Entry
@@ -26,6 +27,12 @@ _WHY = {
     "BOOT_FAIL": "a node of it did not boot",
     "PREEMPTED": "preempted by Slurm, and not queued again",
     "REVOKED": "revoked by Slurm",
+}
+# Slurm has no exit code for most jobs that it stopped: what a shell would say, by the signal that it sends.
+_STOPPED, _KILLED = 128 + 15, 128 + 9
+_CODES = {
+    **dict.fromkeys(("CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"), _STOPPED),
+    "OUT_OF_MEMORY": _KILLED,
 }
 # Accounting may lag behind the queue, and a shared file system behind the node.
 _LAG_SECONDS = 120.0
@@ -73,7 +80,7 @@ class _Job:
         if self.record is None:
             return False
         self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
-        return self.record["state"] != "preempted" and "signalled" not in self.record
+        return self.record["state"] != "preempted" and UNEXPLAINED not in self.record
 
     def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
         self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
@@ -173,18 +180,18 @@ def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: b
 
 
 def _final(job: _Job, entry: Entry) -> None:
-    code = 128 + entry.signal if entry.signal else entry.code
     preempted = job.record is not None and job.record["state"] == "preempted"
+    code = entry.code or _CODES.get(entry.state, 1)
     if entry.state == "CANCELLED":
         job.set("cancelled", code, "cancelled in Slurm")
     elif entry.state in _WHY:
-        job.set("failed", code or 1, _WHY[entry.state], scheduler_state=entry.state)
+        job.set("failed", code, _WHY[entry.state], scheduler_state=entry.state)
     elif preempted:
-        job.set("failed", code or 1, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
-    elif job.record is None and entry.state == "COMPLETED" and not code:
+        job.set("failed", code, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
+    elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code or 1, f"Slurm says {entry.state}, exit code {entry.code}, signal {entry.signal}")
+        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}")
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:

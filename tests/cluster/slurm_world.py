@@ -272,8 +272,14 @@ def interrupt(process: subprocess.Popen[str]) -> float:
 @pytest.fixture
 def world(slurm: Any, tmp_path: Path) -> Iterator[World]:
     """An empty world; whatever it left in the queue is cancelled afterwards."""
+    with made_world(slurm, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def made_world(slurm: Any, place: Path) -> Iterator[World]:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    folder, home = tmp_path / "app", tmp_path / "home"
+    folder, home = place / "app", place / "home"
     folder.mkdir()
     home.mkdir(mode=0o700)
     (folder / "work.py").write_text(APP)
@@ -288,3 +294,23 @@ def world(slurm: Any, tmp_path: Path) -> Iterator[World]:
 def fields(text: str) -> Mapping[str, str]:
     """`scontrol show` output as a mapping."""
     return dict(part.split("=", 1) for part in text.split() if "=" in part)
+
+
+def hydra(value: object) -> str:
+    """A value in Hydra's override grammar: quoted text, lists and mappings of it."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(hydra, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{hydra(key)}:{hydra(item)}" for key, item in value.items()) + "}"
+    text = str(value).replace("${", "\\${")
+    if text.isascii() and text.isidentifier() and text.lower() not in ("null", "true", "false", "inf", "nan"):
+        return text
+    # A backslash counts only before a quote: doubled there, and at the end.
+    quoted, run = [], 0
+    for character in text:
+        if character == "\\":
+            run += 1
+            continue
+        quoted.append("\\" * (run * 2 + 1 if character == "'" else run) + character)
+        run = 0
+    return "'" + "".join(quoted) + "\\" * (run * 2) + "'"

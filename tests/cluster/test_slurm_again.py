@@ -8,7 +8,12 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.execution.attach import record
@@ -16,7 +21,7 @@ from nemotron_kit.execution.backends.base import backend_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
-from .slurm_world import World, until, world  # noqa: F401
+from .slurm_world import World, made_world, until, world  # noqa: F401
 
 
 def run_of(job: JobFolder) -> RunFolder:
@@ -50,20 +55,37 @@ def started(job: JobFolder) -> bool:
     return (job.path / "logs" / "job.log").exists() and "from step" in log(job)
 
 
-def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(world: World) -> None:
-    # The partition's limit is a minute, the profile asks for ten, the job needs about one and a half.
-    job = world.batch("step", "steps=900", profile="short")
-    run_id = world.slurm_ids(run_of(job))[0]
-    assert world.wait(job, timeout=280) == "succeeded"
-    text = log(job)
-    assert "told ['SIGUSR1" in text and text.rstrip().endswith("at step 900, told []")
-    assert text.count("from step") >= 2
-    assert world.slurm_ids(run_of(job)) == [run_id], "the segments are one job of Slurm's"
-    assert [entry["state"] for entry in job.history()].count("preempted") == text.count("from step") - 1
+@dataclass(frozen=True)
+class Slow:
+    """Jobs that mostly wait, on a node of their own, while the other tests run on the other one."""
+
+    world: World
+    long: JobFolder
+    over: JobFolder
+    good: JobFolder
+    bad: JobFolder
+
+
+@pytest.fixture(scope="module")
+def slow(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
+    with made_world(slurm, tmp_path_factory.mktemp("slow")) as made:
+        there = ("--run.exclude", "n1")
+        yield Slow(
+            made,
+            long=made.batch("step", "steps=900", *there, profile="short"),
+            over=made.batch("deaf", "sleep=600", "run.env.time=00:01:00", *there),
+            good=made.batch("stumble", "steps=3", *there, profile="retry"),
+            bad=made.batch("stumble", "steps=9", *there, profile="retry"),
+        )
+
+
+@pytest.fixture(autouse=True)
+def begun(slow: object) -> None:
+    """They begin before the first test does."""
 
 
 def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
-    job = world.batch("step", "steps=400", profile="preempt")
+    job = world.batch("step", "steps=150", "--run.exclude", "n2", profile="preempt")
     until(lambda: started(job), 60)
     node = job.state().facts["scheduler"]["node"]
     words = ["-A", "research", "-p", "interactive", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
@@ -78,7 +100,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(world: World) -> None:
 
 def test_the_ranks_of_two_nodes_save_and_go_on(world: World) -> None:
     """Node 1 is done long before node 0 has saved; nobody is killed for that."""
-    job = world.batch("step", "steps=120", "sleep=8", profile="two")
+    job = world.batch("step", "steps=60", "sleep=4", profile="two")
     until(lambda: "".join(path.read_text() for path in job.path.glob("logs/rank-*.log")).count("from step") == 4, 60)
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "preempted", "failed", timeout=60) == "preempted"
@@ -93,7 +115,8 @@ def test_a_rank_that_dies_ends_the_job_of_two_nodes(world: World) -> None:
     job = world.batch("deaf", "sleep=120", profile="two")
     until(lambda: (job.path / "logs" / "rank-3.log").exists() and (job.path / "logs" / "rank-3.log").stat().st_size, 60)
     kill_rank(job, 3)
-    assert world.wait(job, "failed", timeout=60) == "failed"
+    with world.seen():
+        until(lambda: look(job) == "failed", 60)
     assert "node n2" in str(job.state().error) or "SIGTERM" in str(job.state().error)
 
 
@@ -103,6 +126,20 @@ def test_no_more_segments_than_the_profile_allows(world: World) -> None:
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "failed", timeout=60) == "failed"
     assert "stopped with a checkpoint" in str(job.state().error)
+
+
+def test_a_controller_that_is_silent_when_a_job_wants_to_go_on(world: World) -> None:
+    silent = world.folder / "silent"
+    env = world.fake("squeue", f'[ -e {silent} ] && exit 1; exec $REAL "$@"')
+    job = world.batch("step", "steps=40", **env)
+    until(lambda: started(job), 60)
+    silent.touch()
+    world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
+    assert world.wait(job, "preempted", timeout=60) == "preempted"
+    time.sleep(4)
+    silent.unlink()
+    assert world.wait(job, timeout=90) == "succeeded"
+    assert log(job).count("from step") == 2
 
 
 def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
@@ -118,16 +155,6 @@ def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
     assert world.queue("-j", number) == []
 
 
-def test_a_failure_is_retried_as_often_as_the_profile_says(world: World) -> None:
-    good = world.batch("stumble", "steps=3", profile="retry")
-    bad = world.batch("stumble", "steps=9", profile="retry")
-    assert world.wait(good, timeout=150) == "succeeded"
-    assert log(good).count("try") >= 3
-    assert world.wait(bad, "failed", timeout=60) == "failed"
-    assert (bad.path / "tried").read_text() == "3"
-    assert "exit code 7" in str(bad.state().error)
-
-
 def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -> None:
     job = world.batch("deaf", "sleep=4")
     until(lambda: (job.path / "logs" / "job.log").exists() and "sleeping" in log(job), 60)
@@ -135,21 +162,48 @@ def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -
     assert world.wait(job) == "succeeded"
 
 
-def test_a_job_over_its_time_limit_says_so(world: World) -> None:
-    job = world.batch("deaf", "sleep=600", "run.env.time=00:01:00")
-    with world.seen():
-        until(lambda: look(job) == "failed", 180)
-    assert "time limit" in str(job.state().error)
+def test_a_failure_is_retried_as_often_as_the_profile_says(slow: Slow) -> None:
+    world, good, bad = slow.world, slow.good, slow.bad
+    assert world.wait(good, timeout=150) == "succeeded"
+    assert log(good).count("try") >= 3
+    assert world.wait(bad, "failed", timeout=60) == "failed"
+    assert (bad.path / "tried").read_text() == "3"
+    assert "exit code 7" in str(bad.state().error) and bad.state().code == 7
+
+
+def test_a_job_that_needs_more_than_its_partition_allows_goes_on_by_itself(slow: Slow) -> None:
+    """The partition's limit is a minute, the profile asks for ten, the job needs about one and a half."""
+    world, job = slow.world, slow.long
+    run_id = world.slurm_ids(run_of(job))[0]
+    assert world.wait(job, timeout=280) == "succeeded"
+    text = log(job)
+    assert "told ['SIGUSR1" in text and text.rstrip().endswith("at step 900, told []")
+    assert text.count("from step") >= 2
+    assert world.slurm_ids(run_of(job)) == [run_id], "the segments are one job of Slurm's"
+    assert [entry["state"] for entry in job.history()].count("preempted") == text.count("from step") - 1
+
+
+def test_a_job_over_its_time_limit_says_so(slow: Slow) -> None:
+    with slow.world.seen():
+        until(lambda: look(slow.over) == "failed", 180)
+    state = slow.over.state()
+    assert "time limit" in str(state.error) and state.code == 128 + signal.SIGTERM
 
 
 def test_a_lost_node_sends_the_job_back_to_the_queue(world: World) -> None:
+    """And one that must not be queued again has failed."""
     job = world.batch("step", "steps=30", "--run.exclude", "n1")
-    until(lambda: started(job), 60)
+    once = world.batch(
+        "deaf", "sleep=300", "run.env.extra={additional_parameters:{requeue:false}}", "--run.exclude", "n1"
+    )
+    until(lambda: started(job) and (once.path / "logs" / "job.log").exists(), 60)
     try:
         world.slurm.node("kill", "n2")
         with world.seen():
             until(lambda: look(job) == "pending", 90)
+            until(lambda: look(once) == "failed", 60)
     finally:
         world.slurm.node("start", "n2")
+    assert "node" in str(once.state().error) and once.state().code == 1
     assert world.wait(job, timeout=150) == "succeeded"
     assert log(job).count("from step") == 2

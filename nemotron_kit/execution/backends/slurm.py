@@ -62,7 +62,7 @@ class Slurm:
 
     def room(self) -> int:
         """How many more jobs the controller takes now, a twentieth left for others."""
-        limits, _ = self.reach.call("slurm_limits", partition=None)
+        limits, _ = self.reach.call("slurm_limits", count=True)
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:

@@ -75,7 +75,7 @@ def test_an_answer_that_says_nothing_is_looked_up_by_name(run: Path, program: Pr
 
 def test_what_left_the_queue_is_found_in_accounting(run: Path, program: Program) -> None:
     program("sbatch", "echo 'sbatch: error: Socket timed out' >&2; exit 1")
-    program("sacct", 'echo "78|COMPLETED|x|name|0:0"')
+    program("sacct", 'echo "78|COMPLETED|x|name|0:0|0:0"')
     assert submit(run)["job"] == "78"
 
 
@@ -169,11 +169,12 @@ def test_their_own_records_need_nobody(submitted: Path, program: Program) -> Non
 
 def test_queue_then_accounting_in_one_call_each(submitted: Path, program: Program) -> None:
     program("squeue", 'echo "42_0|PENDING|2026-11-24T20:00:00|n|Priority"')
-    program("sacct", 'echo "42_1|TIMEOUT|x|n|0:0"; echo "42_2|OUT_OF_MEMORY|x|n|0:125"')
+    program("sacct", 'echo "42_1|TIMEOUT|x|n|0:0|0:0"; echo "42_2|OUT_OF_MEMORY|x|n|0:125|0:0"')
     seen = observe(submitted, 0, 1, 2)
     assert (seen[0]["state"], seen[0]["reason"], seen[0]["start"]) == ("pending", "Priority", "2026-11-24T20:00:00")
     assert seen[1]["state"] == seen[2]["state"] == "failed"
     assert "time limit" in seen[1]["error"] and "out of memory" in seen[2]["error"]
+    assert (seen[1]["code"], seen[2]["code"]) == (128 + 15, 128 + 9)
     assert (calls(submitted, "squeue"), calls(submitted, "sacct")) == (1, 1)
 
 
@@ -182,11 +183,32 @@ def test_a_record_of_a_signal_is_explained_by_the_scheduler(submitted: Path, pro
     program("squeue", 'echo "42_0|COMPLETING|x|n|None"')
     assert observe(submitted, 0)[0]["state"] == "running", "not explained yet"
     program("squeue", "exit 0")
-    program("sacct", 'echo "42_0|CANCELLED by 7|x|n|0:15"')
+    program("sacct", 'echo "42_0|CANCELLED by 7|x|n|0:15|0:0"')
     assert observe(submitted, 0)[0]["state"] == "cancelled"
-    program("sacct", 'echo "42_0|FAILED|x|n|1:0"')
+    program("sacct", 'echo "42_0|FAILED|x|n|1:0|0:0"')
     seen = observe(submitted, 0)[0]
     assert (seen["state"], seen["error"]) == ("failed", "killed by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "code"),
+    [
+        ("CANCELLED by 7|x|n|0:0|0:0", "cancelled", 143),
+        ("FAILED|x|n|9:0|0:9", "failed", 137),  # srun's way of saying KILL
+        ("FAILED|x|n|9:0|0:0", "failed", 9),
+        ("FAILED|x|n|137:0|0:0", "failed", 137),
+        ("FAILED|x|n|0:6|0:0", "failed", 134),
+        ("NODE_FAIL|x|n|0:0|0:0", "failed", 1),
+        ("PREEMPTED|x|n|0:15|0:0", "failed", 143),
+        ("COMPLETED|x|n|0:0|0:9", "succeeded", 0),  # a step of the profile's own set-up
+    ],
+)
+def test_the_exit_code_of_a_job_without_a_record(
+    submitted: Path, program: Program, line: str, state: str, code: int
+) -> None:
+    program("sacct", f'echo "42_0|{line}"')
+    seen = observe(submitted, 0)[0]
+    assert (seen["state"], seen["code"]) == (state, code)
 
 
 def test_a_preempted_job_is_pending_again_or_over(submitted: Path, program: Program) -> None:
@@ -194,14 +216,14 @@ def test_a_preempted_job_is_pending_again_or_over(submitted: Path, program: Prog
     program("squeue", 'echo "42_0|PENDING|x|n|BeginTime"')
     assert observe(submitted, 0)[0]["state"] == "pending"
     program("squeue", "exit 0")
-    program("sacct", 'echo "42_0|FAILED|x|n|75:0"')
+    program("sacct", 'echo "42_0|FAILED|x|n|75:0|0:0"')
     seen = observe(submitted, 0)[0]
     assert seen["state"] == "failed" and "not queued again" in seen["error"]
 
 
 def test_silence_is_unreachable_and_never_an_end(submitted: Path, program: Program) -> None:
     program("squeue", "exit 1")
-    program("sacct", 'echo "42_0|RUNNING|x|n|0:0"; echo "42_1|COMPLETED|x|n|0:0"')
+    program("sacct", 'echo "42_0|RUNNING|x|n|0:0|0:0"; echo "42_1|COMPLETED|x|n|0:0|0:0"')
     seen = observe(submitted, 0, 1)
     assert seen[0]["state"] == "unreachable", "accounting does not know how a live job stands"
     assert seen[1]["state"] == "succeeded", "but an end is an end"
