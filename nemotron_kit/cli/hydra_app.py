@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from nemotron_kit.cli.job import print_end, say_commands
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
-from nemotron_kit.config.errors import translated
+from nemotron_kit.config.errors import translated, unreadable
 from nemotron_kit.config.freeze import masked
 from nemotron_kit.config.resolvers import looked_up, set_run_dir
 from nemotron_kit.config.secrets import is_secret_name, masked_words
@@ -45,7 +45,7 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     prepared = _prepared(request, tree, env)
     words = prepared.overrides if prepared else hydra_words(request)
     if request.multirun and request.dry_run:
-        return _dry_sweep(words, argv, tree, env, request)
+        return _dry_sweep(prepared, argv, tree, env, request)
     if not request.multirun:
         return _asked(request, words, prepared)
     return _sweep(request, words, argv, tree, prepared)
@@ -99,7 +99,7 @@ def _prepared(request: Job, tree: Tree, env: EnvFile) -> Prepared | None:
 
 @contextmanager
 def _translated(prepared: Prepared | None) -> Iterator[None]:
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     if prepared is not None:
@@ -108,6 +108,8 @@ def _translated(prepared: Prepared | None) -> Iterator[None]:
         return
     try:
         yield
+    except OverrideParseException as error:
+        raise unreadable(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         first, *more = str(error).split("\nConfig search path:")[0].splitlines()
         raise UserError(first, hint="\n".join(more) or None) from error
@@ -200,16 +202,18 @@ def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
     ) from error
 
 
-def _dry_sweep(words: list[str], argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:
+def _dry_sweep(prepared: Prepared | None, argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:
     """The plans of a sweep's jobs; none is started."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from nemotron_kit.cli.dryrun import show_plan
 
+    words = hydra_words(request)
     if any(word.startswith("hydra/sweeper=") for word in words):
         raise UserError("--dry-run of a sweep works with Hydra's basic sweeper: another one decides as it goes.")
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
+    with _translated(prepared):
+        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
     for number, point in enumerate(batches[0]):

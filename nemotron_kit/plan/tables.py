@@ -53,8 +53,10 @@ def check_reserved_tables(env: EnvFile) -> None:
         reserved_table(env, name)
 
 
-def check_run_wandb(table: Mapping[str, Any]) -> None:
+def check_run_wandb(table: Any) -> None:
     """Check a job's `run.wandb`, wherever it was set: the keys of [wandb], null where nothing is meant."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"run.wandb: expected a block of settings, got {table!r}.")
     for key, value in table.items():
         if key not in KEYS["wandb"]:
             raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))

@@ -98,6 +98,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
         ("nemotron mine go --cfg hydra --package launcher", "as in --package hydra.launcher"),
         ("nemotron mine go run.wandb.projct=x", "run.wandb.projct: no such setting.\nDid you mean project?"),
+        ("nemotron mine go 'run.wandb=${oc.select:a,b}'", "run.wandb: expected a block of settings, got 'b'."),
+        ("nemotron mine go -m 'note=}'", "note=}: Hydra's grammar can't read the value."),
+        ("nemotron mine go -m 'note=}' --dry-run", "note=}: Hydra's grammar can't read the value."),
         ("nemotron mine go 'run.wandb={tags: x}'", "run.wandb.tags: expected a list of texts, got 'x' (str)."),
         ("nemotron mine go -c ''", "-c needs a NAME|PATH"),
         (f"nemotron mine go -c c/{'x' * 300}.yaml", "no such config file"),
@@ -156,6 +159,12 @@ def test_the_plan_names_every_word_that_makes_it(shell: Shell) -> None:
     assert plan["config"]["note"] == "hot"
     again = json.loads(shell(f"{plan['hydra']} --dry-run --json").stdout)
     assert again["config"] == plan["config"]
+
+
+def test_a_sweep_over_a_file_is_shown_as_it_would_run(shell: Shell) -> None:
+    (shell.folder / "file.yaml").write_text("note: from the file\n")
+    shown = shell("nemotron mine go -c file.yaml -m optim.lr=1,2 --dry-run").stdout
+    assert shown.count("note: from the file") == 2 and "config=file.yaml optim.lr=2" in shown
 
 
 def test_json_of_a_launch_says_how_it_ended(shell: Shell) -> None:
