@@ -53,6 +53,7 @@ def cancel(argv: list[str]) -> int:
 def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -> int:
     """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
     from nemotron_kit.execution.backends.base import backend_for
+    from nemotron_kit.execution.hydra_launcher.elsewhere import drop_waiting
     from nemotron_kit.execution.ledger import ask, refresh
 
     refresh([run])
@@ -61,7 +62,7 @@ def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -
         write_lines([f"{run.id} is over already: {run.state()}"])
         return 0
     backend = backend_for(run.plan())
-    backend.cancel(run, left)
+    backend.cancel(run, drop_waiting(run, left))
     end = time.monotonic() + grace
     while any(not job.state().terminal for job in left) and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)

@@ -61,6 +61,15 @@ class Look:
 
         return standing(job, self.sight)
 
+    @property
+    def unsubmitted(self) -> int:
+        """How many jobs of a sweep its back end has not been given yet."""
+        if not self._asked:
+            return 0
+        from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+
+        return len(SweepQueue(self.run).waiting)
+
     def waiting(self, number: int) -> tuple[str | None, str | None]:
         """Why a pending job waits, and when it may start, by its scheduler's word."""
         seen = self.sight.observed.get(number) if self.sight else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -128,6 +129,10 @@ def _profile(plan: Mapping[str, Any]) -> str:
 
 
 def _sweep_facts(look: Look) -> Iterator[Fact]:
+    counts = Counter(state.state for state in look.states.values())
+    yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
+    if look.unsubmitted:
+        yield "waiting", f"{look.unsubmitted} for room: nemotron runs resume {look.run.id} submits what fits"
     shown = look.jobs[:_MANY]
     words = [_overrides(job) for job in shown]
     common = set.intersection(*map(set, words)) if words else set()

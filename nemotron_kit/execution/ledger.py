@@ -16,6 +16,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.execution.attach import record
 from nemotron_kit.execution.backends.base import Backend, Observation, backend_for
+from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
 from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.seen import Seen
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
@@ -107,7 +108,10 @@ def _open(run: RunFolder) -> Asked | None:
         plan = run.plan()
     except DamagedRecord:
         return None
-    jobs = [job for job in run.jobs() if not job.state().terminal] if is_elsewhere(plan) else []
+    if not is_elsewhere(plan):
+        return None
+    waiting = set(SweepQueue(run).waiting)  # of these nobody else has heard
+    jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
     return (run, plan, jobs) if jobs else None
 
 

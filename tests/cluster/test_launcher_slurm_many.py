@@ -43,9 +43,12 @@ def submissions(world: World) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(world.run().glob("slurm/*.json"))]
 
 
-def resume(world: World, **env: str) -> str:
-    return world("-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())",
-                 "runs", "resume", "latest", **env)  # fmt: skip
+def nemotron(world: World, *words: str) -> str:
+    return world("-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())", *words)
+
+
+def resume(world: World) -> str:
+    return nemotron(world, "runs", "resume", "latest")
 
 
 def wait(world: World) -> list[str]:
@@ -68,6 +71,9 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     given = sum(len(found["jobs"]) for found in submissions(world))
     assert 0 < given < JOBS
     assert f"{JOBS - given} jobs wait to be submitted: nemotron runs resume {world.run().name}" in said
+    shown = nemotron(world, "runs", "show", "latest")
+    assert f"{JOBS - given} for room: nemotron runs resume" in shown
+    assert "unknown" not in shown
     assert f"{JOBS - given} jobs submitted" in resume(world)
     assert wait(world) == ["succeeded"] * JOBS
     assert "0 jobs submitted" in resume(world)
@@ -99,3 +105,22 @@ def test_a_sweep_that_slurm_refuses(world: World) -> None:
     said = world.app("x=1,2", "+hydra.launcher.env.account=nobody", code=1)
     assert "Slurm refused the job" in said
     assert [record["state"] for record in world.exits()] == ["failed"] * 2
+
+
+def test_what_waits_can_be_cancelled(world: World) -> None:
+    world.app(f"x=range({JOBS})", "how=sleep", "hydra.launcher.detach=true", **room_for(world, 5))
+    nemotron(world, "runs", "cancel", "latest", "--grace", "30")
+    assert wait(world) == ["cancelled"] * JOBS
+    assert "0 jobs submitted" in resume(world)
+
+
+def test_a_controller_that_is_away_for_a_moment(world: World) -> None:
+    """Nothing was submitted, which is known; going on submits them, and they do not stay failed."""
+    away = 'echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)" >&2'
+    said = world.app(
+        f"x=range({JOBS})", "hydra.launcher.detach=true", code=1, **fake(world, "sbatch", f"{away}; exit 1")
+    )
+    assert "Unable to contact slurm controller" in said
+    assert f"{JOBS} jobs submitted" in resume(world)
+    assert "failed" not in nemotron(world, "runs", "show", "latest")
+    assert wait(world) == ["succeeded"] * JOBS

@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.execution.attach import record
 from nemotron_kit.execution.backends.base import Backend, Observation, backend_for
-from nemotron_kit.execution.hydra_launcher.queue import SweepQueue, alone
+from nemotron_kit.execution.hydra_launcher.queue import FILE, SweepQueue, alone
 from nemotron_kit.execution.hydra_launcher.stored import load_plans
 from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.signals import Terminated
@@ -39,6 +39,7 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
         queue = SweepQueue(run)
         while numbers := queue.unfinished or _fitting(queue, backend, plan, running + len(given)):
             queue.begin(numbers)
+            _reopen(run, numbers)
             try:
                 backend.submit(run, load_plans(run, numbers))
             except NemotronError as error:
@@ -47,6 +48,27 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
             queue.end()
             given += numbers
     return [run.job(number) for number in given]
+
+
+def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
+    """What failed to be submitted, and never ran, waits again."""
+    for job in map(run.job, numbers):
+        if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
+            job.transition("pending")
+
+
+def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
+    """Cancel those of `jobs` that were never handed over; the others. UserError while another process hands over."""
+    if not (run.path / FILE).exists():
+        return list(jobs)
+    with alone(run):
+        queue = SweepQueue(run)
+        waiting = set(queue.waiting)
+        dropped = [job for job in jobs if job.number in waiting]
+        queue.drop([job.number for job in dropped])
+    for job in dropped:
+        job.finish(130, "cancelled", error="cancelled before it was submitted")
+    return [job for job in jobs if job.number not in waiting]
 
 
 def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None) -> None:
@@ -96,8 +118,7 @@ def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: Nemot
 
 
 def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-    waiting = set(SweepQueue(run).waiting)
-    backend_for(run.plan()).cancel(run, [job for job in jobs if job.number not in waiting])
+    backend_for(run.plan()).cancel(run, drop_waiting(run, jobs))
     log.warning("%s: cancelled.", run.id)
 
 
@@ -126,6 +147,9 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
                 more = {job.number: job for job in submit_waiting(run, running=len(left))}
                 left.update(more)
                 unseen -= set(more)
+        for number in unseen - set(SweepQueue(run).waiting):  # somebody has cancelled it
+            unseen.discard(number)
+            ended(run.job(number))
         pause = _FASTEST if over else min(pause * 1.2, _SLOWEST)
         if left or unseen:
             time.sleep(pause)

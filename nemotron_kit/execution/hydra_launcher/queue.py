@@ -57,6 +57,11 @@ class SweepQueue:
         next(batch for batch in self._batches if not batch["done"])["done"] = True
         self._write()
 
+    def drop(self, numbers: Sequence[int]) -> None:
+        """These are not to be handed over any more."""
+        self._jobs = [number for number in self._jobs if number not in set(numbers)]
+        self._write()
+
     def _write(self) -> None:
         files.write_json(self._path, {"jobs": self._jobs, "batches": self._batches})
 

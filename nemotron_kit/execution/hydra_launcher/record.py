@@ -32,8 +32,15 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_words(sys.argv))}
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_words(_command_line()))}
     return create_run(new_run_id(name, ""), plan, [])
+
+
+def _command_line() -> list[str]:
+    """This process's, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    return ["python", *program, *sys.argv[1:]]
 
 
 def write_plan(run: RunFolder, point: Point, config: Any) -> None:
