@@ -42,7 +42,10 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     command = find_command(tree, request.recipe, request.stage)
     words = hydra_words(request)
     given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
-    composed = compose(tree, [*words, *piped_overrides(command, given)], env, request.flag("--config-dir"))
+    notes: list[str] = []
+    piped = piped_overrides(command, given, notes)
+    composed = compose(tree, [*words, *piped], env, request.flag("--config-dir"))
+    composed.notes.extend(notes)
     if composed.config_file or request.flag("--config-dir"):
         from nemotron_kit.cli.hydra_settings import refuse_settings_in_files
 

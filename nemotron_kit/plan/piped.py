@@ -14,8 +14,9 @@ from nemotron_kit.app import Command
 MAX_BYTES = 16 << 20
 
 
-def piped_overrides(command: Command, given: set[str]) -> list[str]:
-    """`run.<slot>=…` for each input that nothing on the command line sets and that the piped JSON holds.
+def piped_overrides(command: Command, given: set[str], notes: list[str]) -> list[str]:
+    """`run.<slot>=…` for each input that nothing on the command line sets and that the piped JSON holds; a pipe that
+    brought nothing is said in `notes`.
 
     Matched by slot, else by the only artifact of the input's type. Standard input is read only where it is a pipe.
     """
@@ -23,6 +24,9 @@ def piped_overrides(command: Command, given: set[str]) -> list[str]:
     if not open_slots or not _is_pipe():
         return []
     artifacts = _read()
+    if not artifacts:
+        # The step before may have failed: then what is read in its place is an older version.
+        notes.append("Nothing came through the pipe; inputs are read as without one.")
     found = {slot: _match(slot, command, artifacts) for slot in open_slots}
     return [f"run.{slot}={_reference(artifact)}" for slot, artifact in found.items() if artifact]
 
@@ -40,11 +44,7 @@ def _read() -> Mapping[str, Any]:
     from nemotron_kit.artifacts.piped import parse_piped
 
     text = sys.stdin.read(MAX_BYTES)
-    if not text.strip():
-        # The step before may have failed: then what is read in its place is an older version.
-        print("note: nothing came through the pipe; inputs are read as without one.", file=sys.stderr)  # noqa: T201
-        return {}
-    return parse_piped(text)
+    return parse_piped(text) if text.strip() else {}
 
 
 def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:

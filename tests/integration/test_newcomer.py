@@ -214,8 +214,9 @@ def test_a_pipe_that_brought_nothing_is_told(shell: Shell) -> None:
     )
     (reader / "__init__.py").touch()
     shell("nemotron mine go note=piped")
-    assert "note: nothing came through the pipe" in shell("true | python -m reader go --dry-run").stderr
-    assert "nothing came" not in shell("python -m reader go --dry-run").stderr
+    assert "note: Nothing came through the pipe" in shell("true | python -m reader go").stderr
+    assert "Nothing came through the pipe" in shell("true | python -m reader go --dry-run").stdout
+    assert "Nothing came" not in shell("python -m reader go --dry-run").stdout
 
 
 def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
