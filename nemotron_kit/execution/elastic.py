@@ -22,6 +22,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run torchrun; the exit code."""
     # What torchrun would set, with a banner of five lines.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # torch's agents would keep one store over restarts (PET_MAX_RESTARTS), and a rank that starts again fast can find
+    # the addresses of those that died in it, and wait for them for ever.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stay if "SLURM_JOB_ID" in os.environ else _pass_on)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -94,7 +94,7 @@ def deaf(cfg: Config) -> None:
 
 
 def allreduce(cfg: Config) -> None:
-    """Each rank adds its number to the others'."""
+    """Each rank adds its number to the others'; rank `code` dies of it the first time."""
     import torch
     import torch.distributed as dist
 
@@ -103,6 +103,9 @@ def allreduce(cfg: Config) -> None:
     dist.all_reduce(total)
     print(f"rank {dist.get_rank()} of {dist.get_world_size()}: sum {int(total)}", flush=True)
     time.sleep(cfg.sleep)
+    if cfg.code and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and dist.get_rank() == cfg.code:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -296,13 +299,18 @@ def fields(text: str) -> Mapping[str, str]:
     return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
+def escaped(text: str) -> str:
+    """Text in which `${` is no reference of OmegaConf's: a backslash before it, and those in front of that doubled."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+
+
 def hydra(value: object) -> str:
     """A value in Hydra's override grammar: quoted text, lists and mappings of it."""
     if isinstance(value, list):
         return "[" + ",".join(map(hydra, value)) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{hydra(key)}:{hydra(item)}" for key, item in value.items()) + "}"
-    text = str(value).replace("${", "\\${")
+    text = escaped(str(value))
     if text.isascii() and text.isidentifier() and text.lower() not in ("null", "true", "false", "inf", "nan"):
         return text
     # A backslash counts only before a quote: doubled there, and at the end.

@@ -24,7 +24,7 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 
 from .backends import Docker
 from .docker_world import world as on_docker  # noqa: F401
-from .slurm_world import World, hydra, until
+from .slurm_world import World, escaped, hydra, until
 from .slurm_world import world as on_slurm  # noqa: F401
 from .test_slurm_text import CANARY, HOSTILE
 
@@ -134,7 +134,7 @@ def test_texts_arrive_exactly_or_are_refused(any_world: World) -> None:
     for start in range(0, each, PER_JOB):
         count = min(PER_JOB, each - start)
         doors = {n: texts(count, seed, canary) for seed, n in enumerate(("file", "line", "variables", "names"), start)}
-        folders = _folders(any_world, texts(min(count, INPUTS), start + 4, canary))
+        folders = _folders(any_world.folder / "inputs" / str(start), texts(min(count, INPUTS), start + 4, canary))
         _one_job(any_world, doors, folders, tally)
     _references(texts(each, 5, canary), tally)
     print(f"\narrived exactly: {tally.arrived}\nrefused before submitting: {tally.refused}")
@@ -196,7 +196,7 @@ def _one_job(world: World, doors: dict[str, list[str]], folders: list[Path], tal
 
 def _config(world: World, doors: dict[str, list[str]], paths: list[str]) -> Path:
     """A config file: JSON, which holds any text; `${` is OmegaConf's, and escaped."""
-    values = {key: [text.replace("${", "\\${") for text in doors[key]] for key in ("file", "names")}
+    values = {key: [escaped(text) for text in doors[key]] for key in ("file", "names")}
     path = world.folder / "config" / "texts.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**values, "paths": paths}))
@@ -213,13 +213,11 @@ def _accepted(world: World, folders: list[Path]) -> list[Path]:
     return kept
 
 
-def _folders(world: World, names: list[str]) -> list[Path]:
+def _folders(place: Path, names: list[str]) -> list[Path]:
     """A folder of each name that the file system takes."""
     found = []
     for n, name in enumerate(names):
-        folder = (
-            world.folder / "inputs" / str(n) / (name.replace("/", "_").encode()[:200].decode(errors="ignore") or "_")
-        )
+        folder = place / str(n) / (name.replace("/", "_").encode()[:200].decode(errors="ignore") or "_")
         if folder.name in (".", ".."):
             continue
         folder.mkdir(parents=True)

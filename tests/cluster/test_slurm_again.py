@@ -120,6 +120,15 @@ def test_a_rank_that_dies_ends_the_job_of_two_nodes(world: World) -> None:
     assert "node n2" in str(job.state().error) or "SIGTERM" in str(job.state().error)
 
 
+def test_torchrun_starts_its_ranks_again_where_it_may(world: World) -> None:
+    """On one node; PET_MAX_RESTARTS is torchrun's own setting."""
+    words = ["run.env.nproc_per_node=3", 'run.env.env_vars=["PET_MAX_RESTARTS=2"]']
+    job = world.batch("allreduce", "code=2", *words)
+    assert world.wait(job, timeout=120) == "succeeded"
+    for rank in range(3):
+        assert (job.path / "logs" / f"rank-{rank}.log").read_text().count(f"rank {rank} of 3: sum 3") == 2
+
+
 def test_no_more_segments_than_the_profile_allows(world: World) -> None:
     job = world.batch("step", "steps=9000", "run.env.max_segments=1")
     until(lambda: started(job), 60)

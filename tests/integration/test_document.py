@@ -15,6 +15,7 @@ import pytest
 
 from .document.completions import COMPLETIONS
 from .document.extract import REPOSITORY, USUAL_PLACE, Snippet, find_document, snippets
+from .document.on_cluster import ON_CLUSTER
 from .document.pending import MAY_BE_PENDING, PENDING
 from .document.rows import table
 from .document.world import ENV_TOML, World, environment, my_recipe
@@ -59,7 +60,7 @@ def test_snippets_are_found_by_section_and_line() -> None:
 
 
 def test_each_snippet_has_a_row_or_is_pending(document: dict[str, Snippet]) -> None:
-    known = [*ROWS, *PENDING]
+    known = [*ROWS, *ON_CLUSTER, *PENDING]
     assert sorted(known) == sorted(document)  # sorted lists: none twice, none missing, none too many
     assert set(COMPLETIONS) <= set(ROWS)
 
@@ -79,27 +80,22 @@ def test_snippet(key: str, world: World, request: pytest.FixtureRequest) -> None
 @pytest.mark.parametrize("key", list(PENDING))
 def test_what_is_pending_is_refused_in_clear_words(key: str, world: World) -> None:
     """A line that works belongs in a row: this fails then, so that the list is kept true."""
-    _with_cluster(world, key)
     refused = world.run_line(key, code=None)
     assert refused.code != 0 and refused.err.startswith("error: "), f"{key} works: give it a row"
     assert not world.runs()
 
 
-@pytest.mark.parametrize("key", [key for key in PENDING if not key.startswith("Nested Groups/")])
-def test_what_is_pending_on_a_cluster_can_be_planned(key: str, world: World) -> None:
-    _with_cluster(world, key)
-    plan = world.run_line(key, " --dry-run --json").json
-    assert (plan["profile"], plan["executor"]) == ("MY-CLUSTER", "slurm")
-    assert plan["mode"] == ("batch" if "--batch" in world.text(key) else "run")
-    assert plan["problems"], "what stops the real launch is listed"
-
-
-def _with_cluster(world: World, key: str) -> None:
-    """env.toml with the document's profile, and the document's recipe where the line means it."""
+@pytest.mark.parametrize("key", ON_CLUSTER)
+def test_what_runs_on_a_cluster_can_be_planned_anywhere(key: str, world: World) -> None:
+    """The document's profile as it is printed; that the lines run is for tests/cluster/test_document_cluster.py."""
     recipe = ENV_TOML + "\n" if "myrecipe" in world.text(key) else ""
     if recipe:
         my_recipe(world)
     world.write("env.toml", recipe + world.text("NeMo-Run Integration/2"))
+    plan = world.run_line(key, " --dry-run --json").json
+    assert (plan["profile"], plan["executor"]) == ("MY-CLUSTER", "slurm")
+    assert plan["mode"] == ("batch" if "--batch" in world.text(key) else "run")
+    assert plan["problems"], "what stops the real launch is listed"
 
 
 def test_uv_run(document: dict[str, Snippet], tmp_path: Path) -> None:
