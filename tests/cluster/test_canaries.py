@@ -16,6 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -174,6 +175,7 @@ def hits(data: bytes, depth: int = 0) -> list[str]:
     return sorted(found)
 
 
+@cache
 def _forms(text: str) -> list[bytes]:
     raw = text.encode()
     shifted = [base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4] for shift in range(3)]
@@ -223,7 +225,7 @@ def _command_lines_while(process: subprocess.Popen[str]) -> str:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 seen.add(path.read_bytes())
-        time.sleep(0.05)
+        time.sleep(0.1)
     return b"\n".join(seen).decode(errors="replace")
 
 

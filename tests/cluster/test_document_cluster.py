@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from nemotron_kit.target import submissions
+
 from ..integration.document.extract import Snippet, find_document, snippets
 from ..integration.document.on_cluster import ON_CLUSTER
 from ..integration.document.world import ENV_TOML, World, my_recipe
+from .slurm_world import until
 
 PROFILE = "NeMo-Run Integration/2"
 RUN, BATCH = ("Examples/1:2", "NeMo-Run Integration/1:1"), ("Examples/1:3", "NeMo-Run Integration/1:2")
@@ -65,11 +68,13 @@ def world(document: dict[str, Snippet], slurm: Any, tmp_path: Path, monkeypatch:
         made.run(f"nemotron runs cancel {run.name}", code=None)
 
 
-def test_no_line_is_left_out() -> None:
+def test_no_line_is_left_out(document: dict[str, Snippet]) -> None:
+    """The document has two of them twice."""
     assert sorted([*RUN, *BATCH, "Step 6: Run/1:2"]) == sorted(ON_CLUSTER)
+    assert [len({document[key].text for key in keys}) for keys in (RUN, BATCH)] == [1, 1]
 
 
-@pytest.mark.parametrize("key", [*RUN, *BATCH])
+@pytest.mark.parametrize("key", [RUN[0], BATCH[0]])
 def test_without_data_it_is_refused_at_once(key: str, world: World) -> None:
     """Nothing was made yet: said in seconds, with the command that makes it, and nothing is submitted."""
     began = time.monotonic()
@@ -88,23 +93,38 @@ def test_the_default_model_is_refused_where_it_runs(world: World, tiny_data: Pat
     assert "failed: " in failed.err and "nemotron runs show" in failed.err
 
 
-@pytest.mark.parametrize("key", RUN)
-def test_attached_to_its_last_step(key: str, world: World, tiny_data: Path) -> None:
+def test_attached_to_its_last_step(world: World, tiny_data: Path) -> None:
     world.borrow(tiny_data)
-    done = world.run_line(key, TINY)
+    done = world.run_line(RUN[0], TINY)
     assert "step 4/4" in done.out and "succeeded in" in done.err
     _trained(world)
 
 
-@pytest.mark.parametrize("key", BATCH)
-def test_detached_to_its_last_step(key: str, world: World, tiny_data: Path) -> None:
+def test_detached_to_its_last_step(world: World, tiny_data: Path) -> None:
     world.borrow(tiny_data)
     began = time.monotonic()
-    said = world.run_line(key, TINY)
+    said = world.run_line(BATCH[0], TINY)
     assert said.out == "" and "is submitted to MY-CLUSTER" in said.err and time.monotonic() - began < 20
     assert "succeeded" in world.run("nemotron runs wait latest").out
     assert "step 4/4" in world.run("nemotron runs attach --all latest").out
     _trained(world)
+
+
+def test_stopped_near_a_time_limit_it_goes_on_to_its_last_step(world: World, slurm: Any, tiny_data: Path) -> None:
+    """USR1 is what Slurm sends before a limit: it saves, is queued again and goes on, all by itself."""
+    world.borrow(tiny_data)
+    world.run_line(BATCH[0], " -c tiny --run.nodes 1 train.train_iters=80")
+    job = world.runs()[0]
+    until(lambda: (job / "metrics.jsonl").exists(), 90)
+    (record,) = submissions.read_all(job.parents[1])
+    slurm.run("scancel", "--signal=USR1", str(record.job))
+    assert "succeeded" in world.run("nemotron runs wait latest").out
+    (shown,) = json.loads(world.run("nemotron runs show latest --json").out)["job_records"]
+    states = [entry["state"] for entry in shown["history"]]
+    assert states == ["pending", "running", "preempted", "running"] and shown["exit_code"] == 0
+    log = (job / "logs" / "job.log").read_text()
+    assert "step 80/80" in log and log.count("step 20/80") == 1, "no step was done twice"
+    assert world.registry.versions("ModelArtifact-pretrain") == [0]
 
 
 def _trained(world: World) -> None:
