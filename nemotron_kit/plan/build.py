@@ -47,7 +47,7 @@ def build_plan(
     """
     command = composed.command
     reach = reach if connect else None
-    placed = place_job(composed, run_id, job, recorded)
+    placed = place_job(composed, run_id, job, recorded, reach)
     frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
@@ -88,10 +88,10 @@ def build_plan(
         captured=_captured(composed, place),
         files={**job_files(frozen, spec, inputs, environment, place), **sbatch.files},
         problems=tuple(problems),
-        notes=(*composed.notes, *inputs.notes, *sbatch.notes),
+        notes=(*composed.notes, *inputs.notes, *sbatch.notes, *placed.notes),
         job=job,
         place=place.to_dict(),
-        extra=sbatch.extra,
+        extra={**sbatch.extra, **({"repositories": list(placed.fetch)} if placed.fetch else {})},
     )
 
 

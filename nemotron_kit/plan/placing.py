@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError
 from nemotron_kit.plan.anchoring import anchored
+from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.left_behind import check_paths
 from nemotron_kit.plan.packaging import ignored
 from nemotron_kit.plan.paths import Place, moved, place_of
@@ -29,24 +29,29 @@ Reach = Callable[[Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Placed:
-    """`behind`: field → path that exists here and that nothing takes along (see plan.left_behind)."""
+    """`behind`: field → path that exists here and that nothing takes along (see plan.left_behind). `fetch`: the
+    repositories that its mounts need (see plan.auto_mounts)."""
 
     config: dict[str, Any]
     settings: RunConfig
     place: Place
     behind: Mapping[str, str] = field(default_factory=dict)
+    fetch: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def place_job(composed: Composed, run_id: str, job: int, recorded: RunConfig | None = None) -> Placed:
+def place_job(
+    composed: Composed, run_id: str, job: int, recorded: RunConfig | None = None, reach: Reach | None = None
+) -> Placed:
     """Freeze a composed job for the place that its profile names. UserError for a path that can't be right there.
 
     `recorded`: the settings of an earlier launch, in the profile's place.
     """
     with hydra_visible(composed.hydra):
-        return _placed(composed, run_id, job, recorded)
+        return _placed(composed, run_id, job, recorded, reach)
 
 
-def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None) -> Placed:
+def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None, reach: Reach | None) -> Placed:
     from nemotron_kit.home import nemotron_home
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
@@ -54,22 +59,14 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return Placed(frozen, settings, place)
-    _refuse_auto_mounts(settings)
+    mounted = with_repositories(settings, place.root, reach)
+    settings = mounted.settings
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
     there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
-    return Placed({**moved(there, place), "run": frozen["run"]}, settings, place, behind)
-
-
-def _refuse_auto_mounts(settings: RunConfig) -> None:
-    for mount in settings.mounts or ():
-        if mount.startswith("auto_mount:"):
-            repository, _, target = mount.removeprefix("auto_mount:").partition(",")
-            raise UserError(
-                f"mounts: ${{auto_mount:{repository}}}: repositories are not fetched for a mount yet.",
-                hint=f"Clone it where the job runs, and mount the folder: FOLDER:{target or '/PATH'}.",
-            )
+    config = {**moved(there, place), "run": frozen["run"]}
+    return Placed(config, settings, place, behind, mounted.fetch, mounted.notes)
 
 
 def registry_here(settings: RunConfig) -> str | None:

@@ -34,6 +34,8 @@ OPS: dict[str, str] = {
     "has_code": "nemotron_kit.target.code:has_code",
     "put_code": "nemotron_kit.target.code:put_code",
     "place_code": "nemotron_kit.target.code:place_code",
+    "commit_of": "nemotron_kit.target.repositories:commit_of",
+    "fetch_repository": "nemotron_kit.target.repositories:fetch_repository",
     "make_run": "nemotron_kit.target.folders:make_run",
     "log_names": "nemotron_kit.target.logs:names",
     "read_logs": "nemotron_kit.target.logs:read",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,20 @@ def test_a_job_that_is_cancelled_is_told_and_can_save(world: World) -> None:  # 
     assert job.state().state == "cancelled"
     assert "told ['SIGTERM']" in job.log_path().read_text()
     assert int((job.path / "saved").read_text()) > 0
+
+
+def test_a_repository_is_fetched_and_mounted(world: World, tmp_path: Path) -> None:  # noqa: F811
+    tool_folder = tmp_path / "tool"
+    tool_folder.mkdir()
+    (tool_folder / "text").write_text("of the repository")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "-C", str(tool_folder)]
+    for words in (["init", "-q", "-b", "main"], ["add", "text"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    job = world.batch("deaf", "sleep=300", f"run.env.mounts=['${{auto_mount:git+file://{tool_folder}@main,/opt/it}}']")
+    assert world.wait(job, "running") == "running"
+    inside = tool(world, "runs", "shell", job.run_id, "--", "cat", "/opt/it/text")
+    assert inside.stdout == "of the repository", inside.stderr
+    assert tool(world, "runs", "cancel", job.run_id).returncode == 0
 
 
 def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  # noqa: F811

@@ -18,6 +18,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
+from nemotron_kit.execution.repositories import fetch_repositories
 from nemotron_kit.execution.snapshot import artifact_folders, send_snapshot, take_snapshot
 from nemotron_kit.plan.docker import container_name
 from nemotron_kit.plan.kit import kit_zip
@@ -100,6 +101,7 @@ class Docker:
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
+        fetch_repositories(self.reach, plans)
         self.reach.call("make_run", packed(texts), folder=place["run"])
         if not Path(place["kit"]).is_dir():
             unpack(kit_zip(), Path(place["kit"]))

@@ -17,7 +17,9 @@ from nemotron_kit.execution.hydra_launcher import packet
 from nemotron_kit.execution.hydra_launcher.packing import Packer
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.settings import Settings
+from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.environment import job_environment
 from nemotron_kit.plan.paths import Place, place_of
 from nemotron_kit.plan.placing import import_path, registry_here, registry_table
@@ -39,12 +41,17 @@ class ProgramPlanner:
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        self.registry = registry_here(self.run)
+        self.fetch: tuple[dict[str, str], ...] = ()
+        if self.run.executor != "local":
+            root = place_of(self.run, run_id, 0, registry=self.registry).root
+            mounted = with_repositories(self.run, root, reach_for)
+            self.run, self.fetch = mounted.settings, mounted.fetch
         self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = resources_of(self.run, None if several else False)
-        self.registry = registry_here(self.run)
         self.packer = Packer(task, callbacks, list(sys.argv))
 
     def point(self, config: Any, hydra: Any, number: int) -> Point:
@@ -94,7 +101,7 @@ class ProgramPlanner:
             notes=tuple(added.notes),
             job=number,
             place=place.to_dict(),
-            extra=added.extra,
+            extra={**added.extra, **({"repositories": list(self.fetch)} if self.fetch else {})},
         )
         return Point(plan, tuple(overrides))
 

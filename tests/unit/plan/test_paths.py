@@ -254,12 +254,3 @@ def test_a_relative_path_that_git_ignores_is_a_problem(launch: Path, monkeypatch
     monkeypatch.setenv("NEMOTRON_ENV_FILE", str(launch / "env.toml"))
     plan = planned(launch, 'executor = "slurm"\naccount = "a"\npartition = "p"', "data=data.json")
     assert any("data: sub/data.json is ignored by git" in problem for problem in plan.problems)
-
-
-def test_a_repository_as_a_mount_is_refused_for_what_it_is(launch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(launch / "env.toml"))
-    word = 'run.env.mounts=["${auto_mount:git+https://host/x@main,/opt/x}"]'
-    settings = 'executor = "slurm"\naccount = "a"\npartition = "p"\ncontainer = "image"'
-    with pytest.raises(UserError, match=r"auto_mount:git\+https://host/x@main.*not fetched.*\n.*FOLDER:/opt/x"):
-        planned(launch, settings, "data=x", word)
-    assert planned(launch, 'executor = "local"', "data=x", word).settings["mounts"], "here it is nobody's business"

@@ -1,0 +1,88 @@
+"""`${auto_mount:git+URL@REF,TARGET}` in a profile's mounts: a repository at one commit, as a folder of the target's.
+
+The plan names the commit; the back end has the target fetch it before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.plan.runconfig import RunConfig
+
+_AUTO = re.compile(r"(?:\$\{)?auto_mount:(.*?)\}?\Z", re.DOTALL)
+_GIT = re.compile(r"git\+([^,\s]+)@([A-Za-z0-9][A-Za-z0-9._/-]{0,199})(?:,(/[A-Za-z0-9._/@+=-]*))?\Z")
+_URL = re.compile(r"(?:https?|ssh|git|file)://[A-Za-z0-9._~/@:+%=-]+\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+# (where it is asked from, URL, ref) → commit: a sweep's jobs all mean the same one.
+_commits: dict[tuple[Any, str, str], str] = {}
+
+Reach = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """Settings whose mounts are folders, what the target is to fetch for them, and what is to be said of it."""
+
+    settings: RunConfig
+    fetch: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def with_repositories(settings: RunConfig, root: str, reach: Reach | None) -> Mounted:
+    """The settings with each auto_mount as `FOLDER:TARGET` below the target's `root`.
+
+    Without `reach` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
+    UserError for a mount that can't be read and for a ref that the repository doesn't have.
+    """
+    found = Mounted(settings)
+    for mount in settings.mounts or ():
+        match = _AUTO.match(mount)
+        if match:
+            found = _replaced(found, mount, match[1], root, reach)
+    return found
+
+
+def _replaced(found: Mounted, mount: str, text: str, root: str, reach: Reach | None) -> Mounted:
+    url, ref, target = _parts(mount, text)
+    name = re.sub(r"[^A-Za-z0-9._-]|\A\.+", "-", url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:64]
+    commit = ref if _COMMIT.match(ref) else _commit(found.settings, url, ref, reach)
+    folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
+    mounted = f"{root}/repositories/{folder}:{target or f'/opt/{name}'}"
+    mounts = [mounted if each == mount else each for each in found.settings.mounts or ()]
+    note = f"{url}: which commit {ref} is, is asked at launch"
+    return Mounted(
+        replace(found.settings, mounts=mounts),
+        (*found.fetch, {"root": root, "url": url, "ref": ref, "commit": commit, "folder": folder}),
+        found.notes if commit else (*found.notes, note),
+    )
+
+
+def _parts(mount: str, text: str) -> tuple[str, str, str | None]:
+    match = _GIT.match(text)
+    if match is None or not _URL.match(match[1]) or ".." in f"{match[2]}{match[3] or ''}":
+        raise UserError(
+            f"mounts: {mount!r}: no repository with a ref can be read from it.",
+            hint="One is ${auto_mount:git+https://host/name@main,/opt/name}: a URL, a branch, tag or commit, a folder.",
+        )
+    if urlsplit(match[1]).password:
+        raise UserError(
+            f"mounts: the URL of {match[1].rpartition('@')[2]} holds a password, which would stand in every record.",
+            hint="Leave it to git's credential helper where the job runs, or use ssh.",
+        )
+    return match[1], match[2], match[3]
+
+
+def _commit(settings: RunConfig, url: str, ref: str, reach: Reach | None) -> str:
+    if reach is None:
+        return ""
+    key = ((settings.tunnel, settings.host), url, ref)
+    if key not in _commits:
+        _commits[key] = reach({**vars(settings)}).call("commit_of", url=url, ref=ref)[0]
+    return _commits[key]
