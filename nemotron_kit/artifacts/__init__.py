@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.backend import KitConfig, get_config, init, is_initialized
-    from nemotron_kit.artifacts.compat import ArtifactRegistry
+    from nemotron_kit.artifacts.compat import ArtifactEntry, ArtifactRegistry
     from nemotron_kit.artifacts.datasets import InputDatasetInfo, apply_scale, to_wandb_uri, tokenizer_to_uri
     from nemotron_kit.artifacts.errors import (
         ArtifactChangedError,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.override import parse_override
     from nemotron_kit.artifacts.pin import Pin
     from nemotron_kit.artifacts.piped import parse_piped, pick, piped_pin
-    from nemotron_kit.artifacts.records import ArtifactEntry, ArtifactVersion, Draft
+    from nemotron_kit.artifacts.records import ArtifactVersion, Draft
     from nemotron_kit.artifacts.reference import Reference, registry_name
     from nemotron_kit.artifacts.registry import Registry, open_registry
     from nemotron_kit.artifacts.step import print_step_complete
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "backend": "KitConfig get_config init is_initialized",
-    "compat": "ArtifactRegistry",
+    "compat": "ArtifactEntry ArtifactRegistry",
     "datasets": "InputDatasetInfo apply_scale to_wandb_uri tokenizer_to_uri",
     "errors": "ArtifactChangedError ArtifactNotFoundError ArtifactVersionNotFoundError DamagedRecordError",
     "fields": "artifact_field",
@@ -68,7 +68,7 @@ _HOMES = {
     "override": "parse_override",
     "pin": "Pin",
     "piped": "parse_piped pick piped_pin",
-    "records": "ArtifactEntry ArtifactVersion Draft",
+    "records": "ArtifactVersion Draft",
     "reference": "Reference registry_name",
     "registry": "Registry open_registry",
     "step": "print_step_complete",

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.metadata import absolute, folder_of
-from nemotron_kit.artifacts.records import ArtifactEntry, ArtifactVersion, Draft
+from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, registry_name
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.wandb_tracker import require_wandb
+
+
+@dataclass(frozen=True)
+class ArtifactEntry:
+    """A name with its versions, oldest first, and its aliases (`latest` among them)."""
+
+    name: str
+    versions: list[ArtifactVersion] = field(default_factory=list)
+    aliases: dict[str, int] = field(default_factory=dict)
+
+    def latest_version(self) -> ArtifactVersion | None:
+        """The newest version; None if there is none."""
+        return max(self.versions, key=lambda record: record.version, default=None)
+
+    def get_version(self, version: int) -> ArtifactVersion | None:
+        """Version `version`; None if there is none."""
+        return next((record for record in self.versions if record.version == version), None)
 
 
 class ArtifactRegistry:

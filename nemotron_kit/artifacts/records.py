@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +94,3 @@ class ArtifactVersion:
             return cls(**values)
         except (KeyError, TypeError, DamagedRecordError) as error:
             raise DamagedRecordError(f"{where}: this version record is damaged: {error}.") from error
-
-
-@dataclass(frozen=True)
-class ArtifactEntry:
-    """A name with its versions, oldest first, and its aliases (`latest` among them)."""
-
-    name: str
-    versions: list[ArtifactVersion] = field(default_factory=list)
-    aliases: dict[str, int] = field(default_factory=dict)
-
-    def latest_version(self) -> ArtifactVersion | None:
-        """The newest version; None if there is none."""
-        return max(self.versions, key=lambda record: record.version, default=None)
-
-    def get_version(self, version: int) -> ArtifactVersion | None:
-        """Version `version`; None if there is none."""
-        return next((record for record in self.versions if record.version == version), None)

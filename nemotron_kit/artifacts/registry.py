@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,10 +58,9 @@ class Registry(Protocol):
 def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None) -> LocalRegistry:
     """The registry at `root`; without one, at the root given to `init()`, else at `[artifacts] root` of env.toml, else
     at $NEMOTRON_HOME/artifacts. Opening creates nothing."""
-    from nemotron_kit.artifacts.backend import get_config
-
     settings = artifact_settings(env if env is not None else read_env_file())
-    config = get_config()
+    backend = sys.modules.get("nemotron_kit.artifacts.backend")  # nobody has called init() who has not imported it
+    config = backend.get_config() if backend is not None else None
     if root is None and config is not None:
         root = config.root
     return LocalRegistry(

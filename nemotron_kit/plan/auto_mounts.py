@@ -5,12 +5,14 @@ The plan names the commit; the back end has the target fetch it before anything 
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +28,7 @@ _commits: dict[tuple[Any, str, str], str] = {}
 Reach = Callable[[Mapping[str, Any]], Any]
 
 
-@dataclass(frozen=True)
-class Mounted:
+class Mounted(NamedTuple):
     """Settings whose mounts are folders, what the target is to fetch for them, and what is to be said of it."""
 
     settings: RunConfig
@@ -36,30 +37,33 @@ class Mounted:
 
 
 def with_repositories(settings: RunConfig, root: str, reach: Reach | None) -> Mounted:
-    """The settings with each auto_mount as `FOLDER:TARGET` below the target's `root`.
+    """The settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`.
 
     Without `reach` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
     UserError for a mount that can't be read and for a ref that the repository doesn't have.
     """
-    found = Mounted(settings)
+    found, cache = Mounted(settings), f"{root}/repositories"
+    named = read_env_file().table("cache").get("git_dir")
+    if named:
+        cache = posixpath.join(root, posixpath.normpath(str(named)))
     for mount in settings.mounts or ():
         match = _AUTO.match(mount)
         if match:
-            found = _replaced(found, mount, match[1], root, reach)
+            found = _replaced(found, mount, match[1], cache, reach)
     return found
 
 
-def _replaced(found: Mounted, mount: str, text: str, root: str, reach: Reach | None) -> Mounted:
+def _replaced(found: Mounted, mount: str, text: str, cache: str, reach: Reach | None) -> Mounted:
     url, ref, target = _parts(mount, text)
     name = re.sub(r"[^A-Za-z0-9._-]|\A\.+", "-", url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:64]
     commit = ref if _COMMIT.match(ref) else _commit(found.settings, url, ref, reach)
     folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
-    mounted = f"{root}/repositories/{folder}:{target or f'/opt/{name}'}"
+    mounted = f"{cache}/{folder}:{target or f'/opt/{name}'}"
     mounts = [mounted if each == mount else each for each in found.settings.mounts or ()]
     note = f"{url}: which commit {ref} is, is asked at launch"
     return Mounted(
         replace(found.settings, mounts=mounts),
-        (*found.fetch, {"root": root, "url": url, "ref": ref, "commit": commit, "folder": folder}),
+        (*found.fetch, {"cache": cache, "url": url, "ref": ref, "commit": commit, "folder": folder}),
         found.notes if commit else (*found.notes, note),
     )
 

@@ -14,7 +14,6 @@ from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.plan.anchoring import anchored
-from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.left_behind import check_paths
 from nemotron_kit.plan.packaging import ignored
 from nemotron_kit.plan.paths import Place, moved, place_of
@@ -59,14 +58,18 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return Placed(frozen, settings, place)
-    mounted = with_repositories(settings, place.root, reach)
-    settings = mounted.settings
+    fetch: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    if any("auto_mount:" in mount for mount in settings.mounts or ()):
+        from nemotron_kit.plan.auto_mounts import with_repositories
+
+        settings, fetch, notes = with_repositories(settings, place.root, reach)
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
     there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     config = {**moved(there, place), "run": frozen["run"]}
-    return Placed(config, settings, place, behind, mounted.fetch, mounted.notes)
+    return Placed(config, settings, place, behind, fetch, notes)
 
 
 def registry_here(settings: RunConfig) -> str | None:

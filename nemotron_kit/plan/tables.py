@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.plan.toml_lines import key_lines, line_of
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.wandb import WandbConfig
@@ -95,5 +94,7 @@ def _fits(value: Any, expected: str) -> bool:
 
 def _where(env: EnvFile, *key: str) -> str:
     """`/home/me/env.toml:7: [wandb] project`."""
+    from nemotron_kit.plan.toml_lines import key_lines, line_of
+
     line = line_of(key_lines(env.path.read_text(encoding="utf-8-sig")), *key) if env.path else None
     return f"{env.path}:{line or 1}: [{key[0]}]{''.join(f' {part}' for part in key[1:])}"

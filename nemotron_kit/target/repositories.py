@@ -28,12 +28,12 @@ def commit_of(payload: bytes, url: str, ref: str) -> tuple[str, bytes]:
     return commit, b""
 
 
-def fetch_repository(payload: bytes, root: str, url: str, ref: str, commit: str, folder: str) -> tuple[str, bytes]:
-    """Have the commit's files in `<root>/repositories/<folder>`, whole; one that is there is left alone."""
+def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str, folder: str) -> tuple[str, bytes]:
+    """Have the commit's files in `<cache>/<folder>`, whole; one that is there is left alone."""
     del payload
     if not _COMMIT.match(commit) or not _FOLDER.match(folder):
         raise UserError(f"{url}: {commit!r} is no commit, or {folder!r} no folder's name.")
-    place = Path(root) / "repositories" / folder
+    place = Path(cache) / folder
     if not place.is_dir():
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=place.parent))

@@ -45,8 +45,7 @@ class ProgramPlanner:
         self.fetch: tuple[dict[str, str], ...] = ()
         if self.run.executor != "local":
             root = place_of(self.run, run_id, 0, registry=self.registry).root
-            mounted = with_repositories(self.run, root, reach_for)
-            self.run, self.fetch = mounted.settings, mounted.fetch
+            self.run, self.fetch, _ = with_repositories(self.run, root, reach_for)
         self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.

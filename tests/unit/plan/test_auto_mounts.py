@@ -50,8 +50,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def mounted(text: str, reach: Any = Here) -> tuple[list[str], list[dict[str, str]], tuple[str, ...]]:
-    found = with_repositories(RunConfig(mounts=["/a:/b", text]), "/root/nk", reach)
-    return list(found.settings.mounts or ()), list(found.fetch), found.notes
+    settings, fetch, notes = with_repositories(RunConfig(mounts=["/a:/b", text]), "/root/nk", reach)
+    return list(settings.mounts or ()), list(fetch), notes
 
 
 @pytest.mark.parametrize("ref", ["main", "v1"])
@@ -61,7 +61,7 @@ def test_a_branch_or_a_tag_is_its_commit(repository: Path, tmp_path: Path, ref: 
     assert mounts == ["/a:/b", f"/root/nk/repositories/tool-{commit[:12]}:/opt/it"]
     assert notes == ()
     for _ in range(2):
-        place, _ = fetch_repository(b"", **{**fetch, "root": str(tmp_path / "root")})
+        place, _ = fetch_repository(b"", **{**fetch, "cache": str(tmp_path / "cache")})
         assert (Path(place) / "text").read_text() == {"main": "2", "v1": "1"}[ref]
     assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name], "nothing half-made is left"
 
@@ -74,6 +74,14 @@ def test_a_commit_needs_no_question_and_a_sweep_asks_once(repository: Path) -> N
     for _ in range(3):
         mounted(f"auto_mount:git+file://{repository}@main,/opt/it")
     assert Here.asked == 1
+
+
+def test_the_cache_is_where_env_toml_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"auto_mount:git+https://no.invalid/tool@{'a' * 40},/opt/it"
+    for named, cache in (("/lustre/git", "/lustre/git"), ("git", "/root/nk/git")):
+        (tmp_path / "env.toml").write_text(f'[cache]\ngit_dir = "{named}"\n')
+        monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+        assert mounted(text, reach=None)[0][1] == f"{cache}/tool-{'a' * 12}:/opt/it"
 
 
 def test_a_dry_run_asks_nobody_and_says_so() -> None:
@@ -111,4 +119,4 @@ def test_what_git_refuses_is_one_error(repository: Path, tmp_path: Path) -> None
         commit_of(b"", f"file://{tmp_path}/nothing", "main")
     with pytest.raises(UserError, match="git could not fetch"):
         fetch_repository(b"", str(tmp_path / "r"), f"file://{repository}", "main", "0" * 40, "x-0")
-    assert list((tmp_path / "r" / "repositories").iterdir()) == []
+    assert list((tmp_path / "r").iterdir()) == []
