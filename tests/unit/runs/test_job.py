@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import Cancelled, NemotronError, UserError
+from nemotron_kit.execution.attach import record
+from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.runs import JobFolder, create_run, new_run_id, open_job, process_facts
+from nemotron_kit.runs.job import UNEXPLAINED
 
 
 @pytest.fixture
@@ -45,6 +48,18 @@ def test_the_exit_record_beats_every_state(job: JobFolder) -> None:
     job.finish(0)
     job.transition("unreachable")
     assert job.state().state == "succeeded"
+
+
+def test_what_a_signal_ended_is_not_over_before_somebody_has_explained_it(job: JobFolder) -> None:
+    job.transition("running", process=None)
+    job.finish(143, "failed", error="exit code 143", signalled=["TERM"])
+    assert job.state().state == "running" and job.state().code is None
+    record([job], {job.number: Observation("running")})
+    assert UNEXPLAINED in (job.exit_record() or {})
+    record([job], {job.number: Observation("cancelled", 143, "cancelled in Slurm")})
+    state = job.state()
+    assert (state.state, state.code, state.error) == ("cancelled", 143, "cancelled in Slurm")
+    assert UNEXPLAINED not in (job.exit_record() or {})
 
 
 def test_a_requeue_is_a_new_attempt_with_its_history(job: JobFolder) -> None:
