@@ -185,7 +185,7 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
     asked = not node.job or job.cancel_requested
     explained = outcome.state == "succeeded" or asked or not ("TERM" in seen or outcome.signal)
     signals = {} if explained else {UNEXPLAINED: sorted(seen)}
-    again = not job.cancel_requested and _again(job, spec, outcome, seen)
+    again = node.job is not None and not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:
         path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
         files.write_text(path, "told" if seen == {"TERM"} else "always")
@@ -195,7 +195,8 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
     elif outcome.state == "preempted" and job.cancel_requested:
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
-        error = "stopped with a checkpoint; " + ("it goes on from there" if again else f"{_LAST}={spec.max_segments}")
+        last = f"{_LAST}={spec.max_segments}" if node.job else "nothing starts it again here"
+        error = f"stopped with a checkpoint; {'it goes on from there' if again else last}"
         job.finish(outcome.recorded, "preempted" if again else "failed", error=error, **signals)
     else:
         value = _read(job.path / VALUE) or {}

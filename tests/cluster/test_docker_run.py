@@ -74,6 +74,18 @@ def test_a_job_that_is_cancelled_is_told_and_can_save(world: World) -> None:  # 
     assert int((job.path / "saved").read_text()) > 0
 
 
+def test_a_container_that_somebody_stops_ends_with_its_checkpoint(world: World) -> None:  # noqa: F811
+    job = world.batch("step", "steps=600", "run.env.retries=2")
+    until(lambda: b"from step 0" in job.log_path().read_bytes() if job.log_path().exists() else False)
+    world.slurm.run("docker", "stop", *containers(world, job.run_id))
+    tool(world, "runs", "wait", job.run_id)
+    assert (job.state().state, job.state().code) == ("failed", 75)
+    assert "stopped with a checkpoint; nothing starts it again here" in str(job.state().error)
+    job = world.batch("stumble", "steps=2", "run.env.retries=2")
+    tool(world, "runs", "wait", job.run_id)
+    assert (job.state().state, job.state().code) == ("failed", 7)
+
+
 def test_a_repository_is_fetched_and_mounted(world: World, tmp_path: Path) -> None:  # noqa: F811
     tool_folder = tmp_path / "tool"
     tool_folder.mkdir()
