@@ -25,9 +25,21 @@ def attach(argv: list[str]) -> int:
         return 0
     run = open_run(options.id)
     jobs = run.jobs() if options.job is None else [run.job(options.job)]
-    if not jobs:
-        raise UserError(f"{run.id} has no jobs yet.", hint=f"nemotron runs show {run.id}")
-    return _report(run, _follow(run, jobs, from_start=options.all))
+    return _report(run, _follow(run, _submitted(run, jobs), from_start=options.all))
+
+
+def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
+    """Those that somebody was asked to run; of a large sweep, some may wait for room. UserError where none was."""
+    from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+
+    waiting = set(SweepQueue(run).waiting)
+    there = [job for job in jobs if job.number not in waiting]
+    if not there:
+        hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
+        raise UserError(f"{run.id} has no jobs yet that were submitted.", hint=hint)
+    if len(there) < len(jobs):
+        sys.stderr.write(f"{len(jobs) - len(there)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
+    return there
 
 
 def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:

@@ -188,13 +188,13 @@ def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str]
         return done
     refusal = _REFUSED.search(said)
     if code != 0 and refusal and not _LOST.search(refusal[1]):
-        return _refuse(run, record, said)
+        return _refuse(run, record, f"Slurm refused the job: {said}")
     return _looked_up(run, record, said or f"sbatch answered {out.strip()[:200]!r}")
 
 
 def _looked_up(run: Path, record: Submission, said: str) -> Submission:
     found = _found(run, record, said)
-    return found if found.job else _refuse(run, record, said)
+    return found if found.job else _refuse(run, record, f"Slurm has no such job: {said}")
 
 
 def _found(run: Path, record: Submission, said: str) -> Submission:
@@ -209,7 +209,7 @@ def _found(run: Path, record: Submission, said: str) -> Submission:
 
 def _refuse(run: Path, record: Submission, said: str) -> Submission:
     submissions.write(run, replace(record, refused=said))
-    raise UserError(f"Slurm refused the job: {said}")
+    raise UserError(said)
 
 
 def _environment(secrets: dict[str, str], hidden: list[str]) -> dict[str, str]:

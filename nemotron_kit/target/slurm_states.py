@@ -135,7 +135,7 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
         if record is None or record.job:
             continue
         if record.refused:
-            job.set("failed", 1, f"Slurm refused the job: {record.refused}")
+            job.set("failed", 1, record.refused)
         elif record.name in ids:
             job.submission = slurm.adopt(job.run, record, ids[record.name])
         else:

@@ -74,6 +74,7 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     shown = nemotron(world, "runs", "show", "latest")
     assert f"{JOBS - given} for room: nemotron runs resume" in shown
     assert "unknown" not in shown
+    nemotron(world, "runs", "attach", "latest")  # to the end of those that were submitted
     assert f"{JOBS - given} jobs submitted" in resume(world)
     assert wait(world) == ["succeeded"] * JOBS
     assert "0 jobs submitted" in resume(world)
