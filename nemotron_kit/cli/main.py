@@ -66,10 +66,11 @@ def guarded(action: Callable[[], int]) -> int:
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        import contextlib
-
-        with contextlib.suppress(OSError):  # where standard error can't be written, the exit code says it
+        try:
             print_error(error)
+            sys.stderr.flush()
+        except OSError:  # where standard error can't be written, the exit code says it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201

@@ -104,6 +104,7 @@ def test_uv_run(document: dict[str, Snippet], tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
     env = {**environment(tmp_path / "home"), "UV_NO_DEFAULT_GROUPS": "1", "UV_CACHE_DIR": str(tmp_path / "cache")}
+    env["UV_SYSTEM_CERTS"] = "1"  # as pip was told to
     line = document["Examples/1:6"].text + " --dry-run"
     assert line.startswith("uv run nemotron ")
     env = {key: value for key, value in env.items() if key != "VIRTUAL_ENV"}
