@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nemotron_kit.cli.quoting import string
 
 
-@dataclass(frozen=True)
-class Help:
+class Help(NamedTuple):
     """The help of the node at `path`. `asked` is False for a group that was named without a command: exit 2."""
 
     path: tuple[str, ...] = ()
     asked: bool = True
 
 
-@dataclass(frozen=True)
-class Version:
+class Version(NamedTuple):
     """`--version`."""
 
 
-@dataclass(frozen=True)
-class Tool:
+class Tool(NamedTuple):
     """One of nemotron's own commands (tree.TOOLS), with the words after its name."""
 
     name: str

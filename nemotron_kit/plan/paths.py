@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.kit import kit_hash, kit_roots
-from nemotron_kit.plan.packaging import CodeTree, code_tree
 from nemotron_kit.plan.runconfig import RunConfig
+
+if TYPE_CHECKING:
+    from nemotron_kit.plan.packaging import CodeTree
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
         python = settings.python or sys.executable
         own = settings.artifacts_root is not None
         return Place(root, run, folder, None, here, python, None, artifacts, own_registry=own)
+    from nemotron_kit.plan.packaging import code_tree
+
     tree = code_tree(settings)
     code = f"{folder}/code" if tree else None
     # A container has another Python, and no kit.

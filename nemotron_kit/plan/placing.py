@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.plan.anchoring import anchored
-from nemotron_kit.plan.left_behind import check_paths
-from nemotron_kit.plan.packaging import ignored
 from nemotron_kit.plan.paths import Place, moved, place_of
 from nemotron_kit.plan.settings import effective_settings
 
@@ -58,6 +55,9 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return Placed(frozen, settings, place)
+    from nemotron_kit.plan.anchoring import anchored
+    from nemotron_kit.plan.left_behind import check_paths
+
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     if any("auto_mount:" in mount for mount in settings.mounts or ()):
@@ -108,6 +108,8 @@ def _ignored(placed: Placed) -> list[str]:
     place = placed.place
     if place.code is None or place.tree is None:
         return []
+    from nemotron_kit.plan.packaging import ignored
+
     inside = f"{place.code}/"
     values = {key: value for key, value in placed.config.items() if key != "run"}
     found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
