@@ -40,7 +40,7 @@ def test_every_rank_of_two_nodes_is_seen(world: World) -> None:
 
 
 def test_torchrun_meets_across_nodes_two_jobs_at_once(world: World) -> None:
-    jobs = [world.batch("allreduce", "sleep=2", profile="two") for _ in range(2)]
+    jobs = [world.batch("allreduce", "sleep=8", profile="two") for _ in range(2)]
     assert [world.wait(job, timeout=90) for job in jobs] == ["succeeded", "succeeded"]
     spans = [(job.state().started, job.state().finished) for job in jobs]
     assert spans[1][0] < spans[0][1], "they did not run at the same time"
