@@ -79,7 +79,7 @@ def test_a_pending_job_says_why_and_when(world: World) -> None:  # noqa: F811
     def estimated() -> dict[str, Any]:
         forget(world)
         found = shown(world, second)
-        return found if found["estimated_start"] else {}
+        return found if found["estimated_start"] and found["reason"] else {}
 
     found = until(estimated, 40)
     assert (found["state"], found["reason"]) == ("pending", "Resources")
