@@ -1,4 +1,4 @@
-"""Shards written by the test itself, byte by byte, so that reader and writer can't share a mistake."""
+"""Shards written by the test itself, byte by byte, so that reader and writer can't share a mistake; and a small model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ import pytest
 
 CODES = {np.uint8: 1, np.int8: 2, np.int16: 3, np.int32: 4, np.int64: 5, np.uint16: 8}
 WriteShard = Callable[..., str]
+# The smallest Nemotron-H that has one layer of each kind.
+MODEL: dict[str, Any] = {
+    "hybrid_override_pattern": "ME*",
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "mamba_num_heads": 2,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 8,
+    "n_groups": 1,
+    "chunk_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
+}
 
 
 def write_shard(prefix: Path, documents: Sequence[Sequence[int]], dtype: Any = np.uint16) -> str:

@@ -25,22 +25,7 @@ from nemotron_kit.training import (
 )
 from nemotron_kit.training.metrics import Reporter
 
-MODEL: dict[str, Any] = {
-    "hybrid_override_pattern": "ME*",
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "mamba_num_heads": 2,
-    "mamba_head_dim": 16,
-    "ssm_state_size": 8,
-    "n_groups": 1,
-    "chunk_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-}
+from ..shards import MODEL
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -16,35 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
+from ..shards import MODEL, write_shard
+
 SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
 MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
-MODEL = {
-    "hybrid_override_pattern": "ME*",
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "mamba_num_heads": 2,
-    "mamba_head_dim": 16,
-    "ssm_state_size": 8,
-    "n_groups": 1,
-    "chunk_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-}
-
-
-def write_shard(prefix: Path, documents: list[list[int]]) -> str:
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    lengths, count = [len(document) for document in documents], len(documents)
-    pointers = [2 * sum(lengths[:n]) for n in range(count)]
-    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, count, count + 1)
-    arrays = struct.pack(f"<{count}i{count}q{count + 1}q", *lengths, *pointers, *range(count + 1))
-    prefix.with_suffix(".idx").write_bytes(header + arrays)
-    prefix.with_suffix(".bin").write_bytes(np.concatenate(documents).astype(np.uint16).tobytes())
-    return str(prefix)
 
 
 @pytest.fixture

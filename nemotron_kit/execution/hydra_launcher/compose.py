@@ -20,6 +20,10 @@ KNOWN = "1.3."
 _OWN = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overrides")
 
 
+class Unusual(Exception):
+    """An override that only Hydra's own loader knows what to do with."""
+
+
 class SweepComposer:
     """`load_sweep_config`, for a ConfigLoaderImpl."""
 
@@ -48,7 +52,7 @@ class SweepComposer:
         fixed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
         overrides = [self._parse(word) for word in words]
         if any(o.is_sweep_override() or o.is_hydra_override() for o in overrides):
-            raise NotImplementedError
+            raise Unusual
         name = master.hydra.job.config_name
         choices = [o for o in overrides if self._is_choice(o)]
         config = self._tree(name, fixed, choices).make()
@@ -79,7 +83,7 @@ class SweepComposer:
         if key not in self._trees:
             known = [self._parse(word) for word in fixed]
             if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in known):
-                raise NotImplementedError
+                raise Unusual
             options = [o for o in known if self._is_choice(o)]
             config = self._merged(name, [*options, *choices])
             self._loader._apply_overrides_to_config([o for o in known if o not in options], config)
@@ -98,7 +102,7 @@ class SweepComposer:
             repo=files, config_name=name, overrides_list=choices, prepend_hydra=True, skip_missing=False
         )
         if found.config_overrides:
-            raise NotImplementedError
+            raise Unusual
         config = self._loader._compose_config_from_defaults_list(defaults=found.defaults, repo=files)
         OmegaConf.set_struct(config, True)
         OmegaConf.set_readonly(config.hydra, False)
