@@ -1,4 +1,4 @@
-"""Shards written by the test itself, byte by byte, so that reader and writer can't share a mistake; and a small model."""
+"""Shards written by the test itself, byte by byte: reader and writer can't share a mistake. And a small model."""
 
 from __future__ import annotations
 
