@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.execution.hydra_launcher import stored
-from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
+from nemotron_kit.execution.hydra_launcher.point import Point
 from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
@@ -43,10 +43,9 @@ def _command_line() -> list[str]:
     return ["python", *program, *sys.argv[1:]]
 
 
-def write_plan(run: RunFolder, point: Point, config: Any) -> None:
+def write_plan(run: RunFolder, point: Point, hydra: Sequence[str]) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
     shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
-    hydra = [*overrides_of(config.hydra, "hydra"), *overrides_of(config.hydra)]
     files.write_json(
         run.path / "plan.json", {**run.plan(), **shared, "kind": "sweep", "hydra": ["-m", *masked_words(hydra)]}
     )
