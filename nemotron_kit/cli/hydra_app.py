@@ -8,13 +8,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nemotron_kit.cli.job import print_end, say_commands
+from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated, unreadable
@@ -24,7 +23,7 @@ from nemotron_kit.config.secrets import is_secret_name, masked_words
 from nemotron_kit.config.store import conf_dir, register_all
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import UserError
 from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.code_facts import code_facts
 from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
@@ -32,7 +31,6 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
-from nemotron_kit.runs.states import TERMINAL, run_state
 
 
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
@@ -156,7 +154,7 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
             shutil.rmtree(run.path)
             raise
         _failed(run, error, request.json)
-    return _told(run, request.json)
+    return sweep_ends.told(run, request.json)
 
 
 @contextmanager
@@ -173,33 +171,11 @@ def _importable(tree: Tree) -> Iterator[None]:
         _set("PYTHONPATH", before)
 
 
-def _told(run: RunFolder, as_json: bool) -> int:
-    """How a sweep ended that its sweeper is content with, or that it goes on, on standard error; the exit code."""
-    states = Counter(job.state().state for job in run.jobs())
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    over = states.keys() <= TERMINAL
-    more = f" · nemotron runs show {run.id}" if over else ""
-    print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
-    if not over:
-        say_commands(run.id, "show", "attach", "cancel")
-    if as_json:
-        print_end(run.id, run_state(states), 0, jobs=dict(states), folder=str(run.path))
-    return 0
-
-
 def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
-    states = [job.state().state for job in run.jobs()]
-    failed = [job.number for job in run.jobs() if job.state().state != "succeeded"]
-    if not failed:
+    failures = sweep_ends.failures(run, error, as_json)
+    if failures is None:
         raise error
-    if as_json:
-        ended = Counter(states)
-        print_end(run.id, run_state(ended), 1, jobs=dict(ended), folder=str(run.path))
-    names = ", ".join(map(str, failed[:8]))
-    raise NemotronError(
-        f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {error}",
-        hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}",
-    ) from error
+    raise failures from error
 
 
 def _dry_sweep(prepared: Prepared | None, argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:

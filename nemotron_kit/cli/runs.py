@@ -33,7 +33,7 @@ commands
   cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
   resume ID                                   submits the jobs of a sweep that had to wait for room
   shell ID [--job N] [-- COMMAND]             a shell where it runs
-  rerun ID [--job N] [KEY=VALUE …]            the same again: same config, same artifacts; overrides on top
+  rerun ID[/N] [KEY=VALUE …]                  the same again: same config, same artifacts; overrides on top
   diff A B [--json]                           what differs: config, artifacts, code, environment, launch
   rm ID … [--force]                           deletes its folder
 

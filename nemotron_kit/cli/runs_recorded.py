@@ -42,7 +42,7 @@ class Recorded:
                 f"{run.id} was launched by a program of its own, which alone can compose its config.",
                 hint=f"Its command line: {self.plan.get('command_line')}",
             )
-        self.place: Mapping[str, Any] = self.plan.get("place") or {}
+        self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
         self.config = load_mapping(job.config_path)
         self.pins: dict[str, Pin] = {slot: Pin.from_dict(pin) for slot, pin in job.artifacts()["inputs"].items()}
 
@@ -50,6 +50,20 @@ class Recorded:
     def label(self) -> str:
         many = len(self.run.jobs()) > 1
         return f"{self.run.id}/{self.job.number}" if many else self.run.id
+
+    @property
+    def recipe(self) -> str:
+        return str(self.spec["command"]).split()[0]
+
+    @property
+    def stage(self) -> str:
+        """The job's own: a sweep may be over stages, too."""
+        return "/".join(str(self.spec["command"]).split()[1:])
+
+    @property
+    def config_name(self) -> str:
+        name = (self.spec.get("environment") or {}).get("NEMOTRON_CONFIG_NAME") or self.plan.get("config_name")
+        return str(name or "default")
 
     @property
     def folder(self) -> str:
@@ -100,7 +114,7 @@ class Recorded:
 
     def app(self, tree: Tree) -> App:
         """The recipe's tree; for a program that was its own recipe, one that holds the command by what is on record."""
-        recipe, stage = str(self.plan.get("recipe")), str(self.plan.get("stage"))
+        recipe, stage = self.recipe, self.stage
         if recipe in tree.apps or recipe in tree.broken:
             return tree.apps[recipe] if recipe in tree.apps else App(recipe)
         app = App(recipe)
@@ -143,6 +157,13 @@ class Recorded:
         root = (self.place.get("tree") or {}).get("root")
         moves = sorted((self.place.get("moves") or {}).items(), key=lambda move: (-len(move[1]), move[0] != root))
         return list({there: (here, there) for here, there in reversed(moves)}.values())[::-1]
+
+
+def _place(job: JobFolder) -> Mapping[str, Any] | None:
+    """A sweep's plan has its first job's place."""
+    from nemotron_kit.execution.hydra_launcher.stored import FILE
+
+    return read_object(job.path / FILE)["place"] if (job.path / FILE).exists() else None
 
 
 def enter(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""One job on the command line: a run, or `ID/N`, the job N of a sweep."""
+"""Jobs on the command line: a run, or `ID/N`, the job N of a sweep."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
-from nemotron_kit.runs.records import DamagedRecord
 
 
-def open_job(reference: str, *, whole: str = "") -> tuple[RunFolder, JobFolder]:
-    """The run and the job that are meant. UserError for a sweep whose job isn't named; its hint says `whole` with the
-    sweep's own command line, if there is one."""
+def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
+    """The run, and the jobs of it that are meant: one, or all."""
     name, slash, number = reference.partition("/")
     if slash and not number.isdecimal():
         raise UserError(f"{reference!r}: behind the / stands the number of a job.")
@@ -19,14 +17,12 @@ def open_job(reference: str, *, whole: str = "") -> tuple[RunFolder, JobFolder]:
     jobs = run.jobs()
     if not jobs:
         raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
-    if not slash and len(jobs) > 1:
-        raise UserError(f"{run.id} is a sweep of {len(jobs)} jobs.", hint=f"Name one: {name}/0.{_all_of(run, whole)}")
-    return run, run.job(int(number)) if slash else jobs[0]
+    return run, [run.job(int(number))] if slash else jobs
 
 
-def _all_of(run: RunFolder, whole: str) -> str:
-    try:
-        line = run.plan().get("command_line")
-    except DamagedRecord:
-        return ""
-    return f" {whole}: {line}" if whole and line else ""
+def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
+    """The run and the job that are meant. UserError for a sweep whose job isn't named."""
+    run, (job, *more) = open_jobs(reference)
+    if more:
+        raise UserError(f"{run.id} is a sweep of {len(more) + 1} jobs.", hint=f"Name one: {reference}/0.")
+    return run, job

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from nemotron_kit.cli.grid import write_lines
-from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.runs_recorded import Recorded, enter
-from nemotron_kit.cli.runs_reference import open_job
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.ids import new_run_id
-
-if TYPE_CHECKING:
-    from nemotron_kit.app import App
-    from nemotron_kit.config.compose import Composed
-    from nemotron_kit.discovery import Tree
-    from nemotron_kit.plan.plan import Plan
 
 HELP = """\
 usage: nemotron runs rerun ID[/N] [KEY=VALUE …] [--art.SLOT REF] [--run.KEY V] [--run|--batch PROFILE] [--dry-run]
 
 The same job again, under a new id: the config that was recorded (whatever its files say now), the very versions of its
 artifacts, the settings of its profile, from the folder where it was launched. The code is what lies there now;
-`nemotron runs diff` tells whether it is the same. Of a sweep, ID/N is its job N.
+`nemotron runs diff` tells whether it is the same. Of a sweep, ID/N is its job N, and ID all of its jobs, as one sweep:
+the values that were tried are tried again, and a sweeper that learns (Optuna's, say) is not asked.
 
 Overrides and options stand on top, as on any job's command line; with --run or --batch PROFILE the profile is read
 from env.toml. A pinned artifact that was changed or removed since stops it.
@@ -35,7 +19,7 @@ from env.toml. A pinned artifact that was changed or removed since stops it.
 
 
 def rerun(argv: list[str]) -> int:
-    """Launch a recorded job again; exits as the job's own command does."""
+    """Launch a recorded run again; exits as the job's own command does."""
     if not argv or {"-h", "--help"} & set(argv):
         write_lines(HELP.splitlines())
         return 0 if argv else 2
@@ -44,132 +28,23 @@ def rerun(argv: list[str]) -> int:
         raise UserError(
             f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
         )
-    # Which values a sweep tries is its sweeper's to say: as a whole it is launched anew.
-    recorded = Recorded(*open_job(reference, whole="The whole sweep, with the artifacts of today"))
-    enter(recorded.folder)
-    sys.path.extend(path for path in recorded.spec.get("sys_path") or () if path not in sys.path)
+    from nemotron_kit.cli.runs_again import Scene, compose_again, plan_again, request_of
+    from nemotron_kit.cli.runs_recorded import Recorded
+    from nemotron_kit.cli.runs_reference import open_jobs
+
+    run, jobs = open_jobs(reference)
+    recorded = Recorded(run, jobs[0])
+    scene = Scene.of(recorded)
+    request = request_of(words, recorded, scene.tree)
+    line = ["nemotron", "runs", "rerun", recorded.label if len(jobs) == 1 else run.id, *words]
+    if len(jobs) > 1:
+        from nemotron_kit.cli.runs_rerun_sweep import rerun_sweep
+
+        return rerun_sweep(run, request, scene, line)
     from nemotron_kit.cli.job import carry_out
-    from nemotron_kit.discovery import Tree, discover, use
-    from nemotron_kit.envfile import read_env_file
+    from nemotron_kit.runs.ids import new_run_id
 
-    found = discover()
-    app = recorded.app(found)
-    tree = Tree(apps={**found.apps, app.name: app}, broken=found.broken, sources=found.sources)
-    use(tree)
-    env = read_env_file()
-    request = _request(words, recorded, tree)
-    composed = compose_again(recorded, request, tree, env)
-    plan = _plan(recorded, request, composed, app, ["nemotron", "runs", "rerun", recorded.label, *words])
-    return carry_out(plan, composed, request, env)
-
-
-def _request(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
-    """The words behind the run, read as those of its command."""
-    from nemotron_kit.cli import indexing
-    from nemotron_kit.cli import tree as trees
-    from nemotron_kit.cli.job import spelled_out
-    from nemotron_kit.cli.options import NEMOTRON
-    from nemotron_kit.cli.reader import Reader
-    from nemotron_kit.config.compose import find_command
-
-    command = find_command(tree, recorded.plan.get("recipe"), recorded.plan.get("stage"))
-    index = indexing.live(tree)
-    node = trees.find(index, command.path)
-    where = f"nemotron runs rerun {recorded.label}"
-    job = Reader(words, NEMOTRON, index.detail(node) if node else {}, where, "nemotron runs rerun --help").read()
-    if job.config or job.recipe or job.stage:
-        raise UserError("A rerun has the command and the config of its run.", hint="Override single values: KEY=VALUE.")
-    if job.flags:
-        raise UserError(f"{job.flags[0]} has no meaning for a rerun.", hint="See nemotron runs rerun --help.")
-    return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
-
-
-def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
-    """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
-    from nemotron_kit.config.compose import compose
-    from nemotron_kit.config.freeze import to_yaml
-
-    values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
-    given = {word.partition("=")[0].lstrip("+~") for word in request.overrides}
-    mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
-    chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
-    chosen += [f"run.profile={profile}"] if profile else []
-    chosen += [f"run.mode={mode}"] if mode else []
-    pins = [f"run.{slot}={_quoted(text)}" for slot, text in recorded.references().items() if f"run.{slot}" not in given]
-    kept = [word for word in words if word.partition("=")[0].lstrip("+~") not in given]
-    with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(to_yaml(values), encoding="utf-8")
-        composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
-    name = str(recorded.plan.get("config_name") or "default")
-    return replace(composed, config_name=name, config_file=None)
-
-
-def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
-    """Whether a dotted key stands in a block of the command's that takes any key."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from nemotron_kit.config.compose import find_command
-    from nemotron_kit.config.schema import schema_node
-
-    schema = schema_node(find_command(tree, recorded.plan.get("recipe"), recorded.plan.get("stage")), {})
-
-    def is_open(key: str) -> bool:
-        above = key.rpartition(".")[0]
-        while above:
-            block = OmegaConf.select(schema, above)
-            if isinstance(block, DictConfig):
-                return not OmegaConf.is_struct(block)
-            above = above.rpartition(".")[0]
-        return False
-
-    return is_open
-
-
-def _plan(recorded: Recorded, request: Job, composed: Composed, app: App, argv: Sequence[str]) -> Plan:
-    from nemotron_kit.execution.reach import reach_for
-    from nemotron_kit.plan.build import build_plan
-
-    connect = not request.dry_run
-    plan = build_plan(
-        composed,
-        app,
-        run_id=new_run_id(request.recipe, request.stage),
-        argv=argv,
-        connect=connect,
-        reach=reach_for if connect else None,
-        recorded=None if request.profile else recorded.settings,
-    )
-    check_pins(recorded, request, plan)
-    typed = [f"run.profile={plan.profile}", f"run.mode={plan.mode}"] if request.profile else []
-    words = (*recorded.overrides, *typed, *request.overrides)
-    return replace(plan, hydra=words, extra={**plan.extra, "rerun_of": recorded.label})
-
-
-def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
-    """UserError where an input that nobody has chosen anew is not what it was: another content, or another registry."""
-    given = {word.partition("=")[0] for word in request.overrides}
-    for slot, old in recorded.pins.items():
-        new = plan.inputs.get(slot)
-        if new is None or f"run.{slot}" in given:
-            continue  # gone: a problem of the plan already; or not read any more
-        if new.registry != old.registry:
-            raise UserError(
-                f"{slot}: {old.label} was read from another registry than the one where the job would run now.",
-                hint=f"Name what is meant there: --art.{slot} NAME:vN.",
-            )
-        if (new.digest, new.path if new.version is None else None) != (
-            old.digest,
-            old.path if old.version is None else None,
-        ):
-            raise UserError(
-                f"{slot}: {old.label} is not what {recorded.run.id} read: sha256 {str(new.digest)[:12]}, and it was "
-                f"{str(old.digest)[:12]}.",
-                hint=f"To run with what is there now: --art.{slot} {old.label}.",
-            )
-
-
-def _quoted(text: str) -> str:
-    from nemotron_kit.cli.quoting import string
-
-    return string(text)
+    composed = compose_again(recorded, request, scene.tree, scene.env)
+    run_id = new_run_id(request.recipe, request.stage)
+    plan = plan_again(recorded, request, composed, scene.app, line, run_id=run_id)
+    return carry_out(plan, composed, request, scene.env)

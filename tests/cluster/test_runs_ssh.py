@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -234,9 +235,7 @@ def test_rerun_reads_the_same_bytes_or_nothing(laptop: Laptop) -> None:
     newer = laptop.batch("work", "saves=two", f"where={laptop.root}/data2")  # Data:latest is another now
     assert laptop.wait(newer) == "succeeded"
     laptop.run("runs", "rerun", read.run_id, "lines=2")
-    again = JobFolder(
-        max((laptop.home / "runs").glob("2*"), key=lambda p: (p / "plan.json").stat().st_mtime_ns) / "jobs/0"
-    )
+    again = newest(laptop).job()
     assert laptop.wait(again) == "succeeded"
     assert laptop.run("runs", "logs", again.run_id)[0] == "line 0\nline 1\ndata: one\n"
     found = json.loads(laptop.run("runs", "diff", read.run_id, again.run_id, "--json", code=1)[0])["differences"]
@@ -250,6 +249,27 @@ def test_rerun_reads_the_same_bytes_or_nothing(laptop: Laptop) -> None:
     count = len(list((laptop.home / "runs").glob("2*")))
     laptop.run("runs", "rerun", read.run_id, "--art.data", "Data:v1")
     assert len(list((laptop.home / "runs").glob("2*"))) == count + 1
+
+
+def test_a_whole_sweep_again_writes_into_folders_of_its_own(laptop: Laptop) -> None:
+    words = ("saves=one,two", "lines=0", "where=${oc.env:NEMO_RUN_DIR}/out")
+    laptop.run("far", "work", "-m", "--batch", "far", *words)
+    first = newest(laptop)
+    laptop.run("runs", "wait", first.id)
+    laptop.run("runs", "rerun", first.id)
+    again = newest(laptop)
+    laptop.run("runs", "wait", again.id)
+    assert again.id != first.id
+    wheres = [yaml.safe_load(job.config_path.read_text())["where"] for job in again.jobs()]
+    assert wheres == [f"{laptop.root}/runs/{again.id}/jobs/{number}/out" for number in range(2)]
+    assert [laptop.over_there(f"cat {where}/x.txt") for where in wheres] == ["one", "two"]
+    laptop.run("runs", "rerun", f"{first.id}/1")
+    where = yaml.safe_load(newest(laptop).job().config_path.read_text())["where"]
+    assert where == f"{laptop.root}/runs/{newest(laptop).id}/jobs/0/out"
+
+
+def newest(laptop: Laptop) -> RunFolder:
+    return RunFolder(max((laptop.home / "runs").glob("2*"), key=lambda p: (p / "plan.json").stat().st_mtime_ns))
 
 
 def test_rm_removes_it_over_there_unless_an_artifact_lies_in_it(laptop: Laptop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nemotron_kit.artifacts.records import Draft
 from nemotron_kit.artifacts.registry import open_registry
@@ -188,10 +190,44 @@ def test_a_rerun_keeps_its_profile_and_takes_another(home: Path) -> None:
 def test_one_job_of_a_sweep_again(home: Path) -> None:
     launch(home, "speak", "-m", "text=a,b", "lines=0")
     (run,) = (path for path in (home / "runs").glob("2*"))
-    said = runs(home, "rerun", run.name, code=2)[1]
-    assert "is a sweep of 2 jobs" in said and "The whole sweep, with the artifacts of today: python" in said
     assert runs(home, "rerun", f"{run.name}/1")[0].startswith("b ")
     assert plan_of(newest(home))["rerun_of"] == f"{run.name}/1"
+
+
+@pytest.mark.parametrize("launcher", ["basic", "nemo_run"])
+def test_a_whole_sweep_again(home: Path, launcher: str) -> None:
+    launch(home, "speak", "-m", "text=a,b", "lines=0", f"hydra/launcher={launcher}")
+    first = newest(home)
+    (home.parent / "app" / "config" / "default.yaml").write_text("lines: 9\n")
+    said = runs(home, "rerun", first.run_id, "sleep=0.01")[1]
+    again = newest(home)
+    assert f"the 2 jobs of {first.run_id} again" in said and f"{again.run_id}: of 2 jobs 2 succeeded" in said
+    jobs = [again.path.parent / str(number) for number in range(2)]
+    configs = [yaml.safe_load((job / "config.yaml").read_text()) for job in jobs]
+    assert [(c["text"], c["lines"], c["sleep"]) for c in configs] == [("a", 0, 0.01), ("b", 0, 0.01)]
+    assert [c["out"] for c in configs] == [f"{job}/out" for job in jobs]
+    plan = plan_of(again)
+    assert (plan["kind"], plan["rerun_of"], plan["hydra"][-1]) == ("sweep", first.run_id, "sleep=0.01")
+    assert plan["command_line"] == f"nemotron runs rerun {first.run_id} sleep=0.01"
+    assert "sleep" in runs(home, "diff", f"{first.run_id}/1", f"{again.run_id}/1", code=1)[0]
+    runs(home, "rerun", again.run_id)
+    assert plan_of(newest(home))["rerun_of"] == again.run_id
+
+
+def test_a_whole_sweep_again_detached_failing_or_not_at_all(home: Path) -> None:
+    launch(home, "speak", "-m", "text=a,b", "lines=0")
+    first = newest(home)
+    assert re.findall("text=(.)", runs(home, "rerun", first.run_id, "--dry-run")[0]) == ["a", "b"]
+    out, err = runs(home, "rerun", first.run_id, "code=3", "--json", code=1)
+    assert "2 of 2 jobs did not succeed (job 0, 1)" in err
+    assert json.loads(out.splitlines()[-1])["jobs"] == {"failed": 2}
+    runs(home, "rerun", first.run_id, "--batch", "L")
+    again = newest(home)
+    runs(home, "wait", again.run_id)
+    assert [job.state().state for job in RunFolder(again.path.parent.parent).jobs()] == ["succeeded"] * 2
+    count = len(list((home / "runs").iterdir()))
+    assert "lin" in runs(home, "rerun", first.run_id, "lin=3", code=2)[1]
+    assert len(list((home / "runs").iterdir())) == count, "what could not be planned leaves no record"
 
 
 def test_the_code_is_on_record(home: Path) -> None:
