@@ -75,7 +75,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
 
     refuse_problems(plan)
     announce(plan)
-    if plan.extra.get("wait_first"):
+    if plan.extra.get("wait_first") and plan.mode != "batch":
         from nemotron_kit.execution.after import wait_for
 
         wait_for(None, plan.extra["wait_first"])
@@ -164,9 +164,16 @@ def _detached(plan: Plan, outcome: Outcome) -> None:
     if outcome.state == "detached":
         _say(f"Detached from {plan.run_id}, which goes on.")
     else:
-        doing = "waiting, detached" if plan.extra.get("after") else "running detached"
-        _say(f"{plan.run_id} is {doing if here else f'submitted to {plan.profile}'}.")
+        _say(f"{plan.run_id} is {_doing(plan, here)}.")
     say_commands(plan.run_id, "show", "logs -f" if here else "attach", "cancel")
+
+
+def _doing(plan: Plan, here: bool) -> str:
+    if here:
+        return "waiting, detached" if plan.extra.get("after") else "running detached"
+    if plan.extra.get("wait_first"):
+        return f"waiting on this machine, to be submitted to {plan.profile}"
+    return f"submitted to {plan.profile}"
 
 
 def say_commands(run_id: str, *commands: str) -> None:

@@ -35,8 +35,11 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
     waiting = set(SweepQueue(run).waiting)
     there = [job for job in jobs if job.number not in waiting]
     if not there:
-        hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
-        raise UserError(f"{run.id} has no jobs yet that were submitted.", hint=hint)
+        why = next((state.facts["reason"] for state in (job.state() for job in jobs) if "reason" in state.facts), None)
+        hint = f"nemotron runs resume {run.id}" if waiting and not why else f"nemotron runs show {run.id}"
+        raise UserError(
+            f"{run.id} has no jobs yet that were submitted{f': it waits for {why}' if why else ''}.", hint=hint
+        )
     if len(there) < len(jobs):
         sys.stderr.write(f"{len(jobs) - len(there)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
     return there

@@ -26,6 +26,13 @@ def resume(argv: list[str]) -> int:
     run = open_run(options.id)
     if not (run.path / FILE).exists():
         raise _nothing_waits(run)
+    if run.plan().get("wait_first"):
+        from nemotron_kit.execution import deferred
+
+        if not deferred.resume(run):
+            raise _nothing_waits(run)
+        write_lines([f"{run.id}: it waits again, to be submitted"])
+        return 0
     given = submit_waiting(run)
     waiting = len(SweepQueue(run).waiting)
     rest = f"; {waiting} wait for room: nemotron runs resume {run.id}" if waiting else ""

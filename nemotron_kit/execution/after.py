@@ -1,7 +1,8 @@
 """`--after ID`: a job that starts once other runs have succeeded.
 
 On the cluster where the other runs are queued the scheduler holds it back (a dependency); on this machine whoever runs
-the job waits first, and the job is pending meanwhile; to anywhere else it is submitted once the others have succeeded.
+the job waits first, and the job is pending meanwhile; to anywhere else it is submitted once the others have succeeded:
+by the launch with --run, by a process that stays behind with --batch (see deferred.py).
 """
 
 from __future__ import annotations
@@ -42,17 +43,8 @@ def with_after(plan: Plan, references: Sequence[str], command: Command, *, conne
     spec = json.loads(plan.files["job.json"])
     if plan.executor == HERE:
         spec["after"] = [run.id for run in left]
-    elif plan.executor == "slurm" and all(target_of(run.plan()) == target_of(plan.to_dict()) for run in left):
-        ids = {run.id: _scheduler_ids(run, sights.get(run.id)) for run in left} if connect else {}
-        extra["dependency"] = sorted({number for numbers in ids.values() for number in numbers})
-        problems += [f"--after: {run_id}: its scheduler has not said its number yet. Try again in a moment."
-                     for run_id, numbers in ids.items() if not numbers and states[run_id] not in _NEVER]  # fmt: skip
-    elif left and plan.mode == "batch":
-        where = ", ".join(run.id for run in left)
-        problems.append(
-            f"--after: {where} runs elsewhere, and no scheduler knows of both. Wait for it first: nemotron runs wait "
-            f"{' '.join(run.id for run in left)} && …; or use --run, which waits and then submits."
-        )
+    elif (numbers := _dependency(plan, left, sights) if connect else None) is not None:
+        extra["dependency"] = numbers
     else:
         extra["wait_first"] = [run.id for run in left]
     notes = [f"it starts when {run.id} has succeeded" for run in left if states[run.id] not in _NEVER]
@@ -103,6 +95,14 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
     sys.stderr.write(f"waits for {reason}\n")
     if job is not None:
         job.transition("pending", process=process_facts(), reason=reason)
+
+
+def _dependency(plan: Plan, runs: Sequence[RunFolder], sights: Mapping[str, Sight]) -> list[str] | None:
+    """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
+    if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in runs):
+        return None
+    found = [_scheduler_ids(run, sights.get(run.id)) for run in runs]
+    return sorted(set().union(*found)) if all(found) else None
 
 
 def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:

@@ -10,7 +10,9 @@ from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.attach import attach
 from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.execution.deferred import defer, is_deferred
 from nemotron_kit.execution.hydra_context import enter_hydra
+from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.run_job import run_job
 from nemotron_kit.execution.ssh_errors import NotSent
@@ -29,7 +31,8 @@ def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, 
     # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
     if plan.launch == IN_PROCESS:
         command.load_handler()
-    run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files}], attached=attached)
+    kept = {stored.FILE: stored.to_text(plan)} if is_deferred(plan) else {}
+    run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files, **kept}], attached=attached)
     if not attached:
         return _elsewhere(plan, run)
     set_run_dir(plan.folder)
@@ -38,10 +41,13 @@ def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, 
 
 
 def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
-    """Submit to the plan's back end; with --run, stay until the end."""
+    """Submit to the plan's back end, now or later; with --run, stay until the end."""
     backend, job = backend_for(plan), run.job(plan.job)
     try:
-        backend.submit(run, [plan])
+        if is_deferred(plan):
+            defer(plan, run)
+        else:
+            backend.submit(run, [plan])
     except NotSent as error:  # it is known that nothing was submitted
         job.finish(error.exit_code, "failed", error=error.message)
         raise

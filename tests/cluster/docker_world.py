@@ -22,6 +22,9 @@ extra = { network = "none" }
 extends = "C"
 secrets = ["WORK_TOKEN"]
 
+[here]
+executor = "local"
+
 [undo]
 extends = "C"
 cancel_on_interrupt = true

@@ -125,6 +125,9 @@ account = "research"
 partition = "batch"
 time = "00:10:00"
 
+[here]
+executor = "local"
+
 [two]
 extends = "C"
 nodes = 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
 
-from .docker_world import tool, world  # noqa: F401
+from .docker_world import containers, tool, world  # noqa: F401
 from .slurm_world import World, until
 
 
@@ -41,3 +44,39 @@ def test_a_rerun_in_a_container(world: World) -> None:  # noqa: F811
     found = json.loads(tool(world, "runs", "diff", first.run_id, again.run_id, "--json").stdout)["differences"]
     assert found.pop("launch") == {"mode": {"a": "batch", "b": "run"}}
     assert found == {"config": {"lines": {"a": 1, "b": 2}}}
+
+
+def after(world: World, job: JobFolder, *words: str) -> JobFolder:  # noqa: F811
+    """A detached container that starts once a job of this machine has succeeded: no scheduler knows of both."""
+    done = world.run("speak", *words, "--after", job.run_id, "--batch", "C")
+    said = [line for line in done.stderr.splitlines() if "is waiting on this machine, to be submitted to C" in line]
+    assert done.returncode == 0 and said, done.stderr
+    return world.job(said[0])
+
+
+def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa: F811
+    first = world.batch("speak", "lines=4", "sleep=2", profile="here")
+    second = after(world, first, "lines=1")
+    third = after(world, second, "lines=2")
+    (world.folder / "work.py").write_text("raise SystemExit('this was written after the launch')")
+    assert f"waits for  {first.run_id} (running)" in tool(world, "runs", "show", second.run_id).stdout
+    assert f"waits for {first.run_id}" in tool(world, "runs", "attach", second.run_id).stderr
+    assert world.wait(third) == "succeeded" and second.state().state == "succeeded"
+    assert first.state().finished <= second.state().started  # type: ignore[operator]
+    assert second.state().finished <= third.state().started  # type: ignore[operator]
+
+
+def test_one_that_waits_is_cancelled_fails_or_is_taken_up_again(world: World) -> None:  # noqa: F811
+    first = world.batch("speak", "lines=300", "sleep=1", profile="here")
+    dropped, lost, failed = (after(world, first) for _ in range(3))
+    assert "cancelled" in tool(world, "runs", "cancel", dropped.run_id).stdout
+    os.kill(lost.state().facts["process"]["pid"], signal.SIGKILL)
+    until(lambda: lost.state().state == "failed" or None, 10)
+    assert "It goes on by itself" in tool(world, "runs", "resume", failed.run_id).stderr
+    assert "waits again" in tool(world, "runs", "resume", lost.run_id).stdout
+    tool(world, "runs", "cancel", first.run_id)
+    assert world.wait(failed) == "failed" and world.wait(lost) == "failed"
+    for job in (failed, lost):
+        assert f"it did not start: {first.run_id}" in str(job.state().error)
+    assert dropped.state().state == "cancelled"
+    assert not any(containers(world, job.run_id) for job in (dropped, lost, failed))

@@ -240,6 +240,17 @@ def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa:
     assert refused.returncode == 2 and "a job after it would never start" in refused.stderr
 
 
+def test_a_job_after_one_of_this_machine(world: World) -> None:  # noqa: F811
+    """No scheduler knows of both: what waits is a process here, and a third one waits for it in turn."""
+    first = world.batch("speak", "lines=10", "sleep=1", profile="here")
+    second = after(world, first)
+    assert shown(world, second)["state"] == "pending" and not world.slurm_ids(RunFolder(second.path.parent.parent))
+    third = after(world, second)
+    assert world.wait(third) == "succeeded"
+    assert first.state().finished <= second.state().started  # type: ignore[operator]
+    assert second.state().finished <= third.state().started  # type: ignore[operator]
+
+
 def test_a_shell_in_the_allocation(world: World) -> None:  # noqa: F811
     job = world.batch("deaf", "sleep=60")
     world.wait(job, "running")

@@ -30,6 +30,10 @@ class Observation:
 class Backend(Protocol):
     """One executor. A launch is one run with its jobs; `submit` may be called again after a crash and never doubles."""
 
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """Bring where they will run what the jobs need: code as it is now, folders, this kit. `submit` does it, too,
+        for what isn't there by then. Raises Unreachable."""
+
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when that is not known to have
         happened; NemotronError when it is known not to."""

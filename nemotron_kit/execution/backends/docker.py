@@ -44,6 +44,9 @@ class Docker:
     def __init__(self, reach: Reach, settings: Mapping[str, Any]) -> None:
         self.reach, self.settings = reach, settings
 
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        self._send(run, plans, plans[0].place)
+
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         if any("container" not in plan.extra for plan in plans):
             raise UserError("This kind of job can't be started in a container by this version: only recipes' jobs can.")

@@ -23,6 +23,9 @@ START_SECONDS = 10.0
 class Local:
     """Detached jobs of this machine. Their folders hold all there is to know of them."""
 
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """All is here."""
+
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         for plan in plans:
             job = run.job(plan.job)

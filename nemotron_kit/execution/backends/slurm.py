@@ -49,6 +49,9 @@ class Slurm:
     def __init__(self, reach: Reach, settings: Mapping[str, Any]) -> None:
         self.reach, self.settings = reach, settings
 
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        self._send(run, plans, plans[0].place)
+
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         place = plans[0].place
         try:

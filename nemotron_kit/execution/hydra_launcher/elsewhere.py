@@ -67,6 +67,7 @@ def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
         dropped = [job for job in jobs if job.number in waiting]
         queue.drop([job.number for job in dropped])
     for job in dropped:
+        job.request_cancel()
         job.finish(130, "cancelled", error="cancelled before it was submitted")
     return [job for job in jobs if job.number not in waiting]
 

@@ -1,0 +1,111 @@
+"""A job that waits here to be submitted elsewhere: `--after` a run that its own scheduler knows nothing of.
+
+Its code and its folder are sent at once. A process of this machine, `python -m … <run folder>`, waits for the other
+runs and submits it then; should that process end too early, `nemotron runs resume` starts another.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
+from nemotron_kit.execution.after import wait_for
+from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.execution.hydra_launcher.elsewhere import submit_waiting
+from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+from nemotron_kit.execution.ssh_errors import NotSent
+from nemotron_kit.plan.plan import Plan
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process import process_facts
+
+WAITS = "wait_first"
+LOG = "waiter"
+_START_SECONDS = 10.0
+# A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
+
+
+def is_deferred(plan: Plan) -> bool:
+    """Whether nobody stays to submit the job once the runs have succeeded that it is to start after."""
+    return bool(plan.extra.get(WAITS)) and plan.mode == "batch"
+
+
+def defer(plan: Plan, run: RunFolder) -> None:
+    """Send what the job needs, and leave it to a process of this machine. Its launch.json is in its folder already."""
+    backend_for(plan).prepare(run, [plan])
+    SweepQueue(run).add([plan.job])
+    start(run)
+
+
+def start(run: RunFolder) -> None:
+    """Start the process that waits. Returns once it says so; NemotronError when it does not get so far."""
+    (job,) = run.jobs()
+    known = len(job.history())
+    with job.open_log(LOG) as log:
+        waiter = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while len(job.history()) == known and job.exit_record() is None and time.monotonic() < deadline:
+        if waiter.poll() not in (None, 0):
+            raise NemotronError(f"{run.id}: what is to submit it did not start: see {job.log_path(LOG)}.")
+        time.sleep(0.02)
+
+
+def resume(run: RunFolder) -> bool:
+    """Wait on, where the process that did so has ended; False where there is nothing to wait for any more. UserError
+    where that process is there."""
+    (job,) = run.jobs()
+    state, queue = job.state(), SweepQueue(run)
+    if state.state == "pending" and state.facts.get("process"):
+        raise UserError(f"{run.id} waits for {state.facts.get('reason')}.", hint="It goes on by itself.")
+    if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
+        return False
+    start(run)
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Wait, and submit; the job's record says how it went."""
+    (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
+    run = RunFolder(folder)
+    (job,) = run.jobs()
+    job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAITS]))
+    try:
+        wait_for(job, run.plan()[WAITS])
+        # From here on the scheduler is asked how it stands, not this process.
+        job.transition("pending", reason="its submission")
+        _submit(run, job)
+    except NemotronError as error:
+        if isinstance(error, Unreachable) and not isinstance(error, NotSent):
+            return error.exit_code  # it may be queued: its scheduler has the last word
+        job.finish(error.exit_code, "cancelled" if isinstance(error, Cancelled) else "failed", error=error.message)
+        SweepQueue(run).drop([job.number])
+        return error.exit_code
+    return 0
+
+
+def _submit(run: RunFolder, job: JobFolder) -> None:
+    pause = _FIRST_PAUSE
+    while not job.cancel_requested:
+        try:
+            submit_waiting(run)
+            return
+        except Unreachable as error:
+            print(f"{error}\nnext try in {pause:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+            if pause > _LONGEST_PAUSE:
+                raise
+        time.sleep(pause)
+        pause *= 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
