@@ -137,14 +137,15 @@ def _set(name: str, value: str | None) -> None:
 def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: Prepared | None) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     folder = nemotron_home() / "runs" / run_id
-    if request.after:
+    detached = request.mode == "batch"
+    if request.after and not detached:
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(hydra_spelling(request)),
             "code": code_facts()}  # fmt: skip
     run = create_run(run_id, plan, [])
     set_run_dir(str(folder))
-    task = RecipeTask(folder, argv)
+    task = RecipeTask(folder, argv, request.after if detached else ())
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
         with _translated(prepared), _importable(tree):

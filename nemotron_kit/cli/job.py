@@ -59,9 +59,9 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
 def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int:
     """Show a plan, or execute it, as the request says; the exit code."""
     if request.after:
-        from nemotron_kit.execution.after import with_after
+        from nemotron_kit.execution.after import After
 
-        plan = with_after(plan, request.after, composed.command, connect=not request.dry_run)
+        plan = After.of(request.after, connect=not request.dry_run).apply(plan, composed.command)
     if (folder := request.flag("--config-dir")) is not None:
         plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
     if request.dry_run:

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.app import Command
@@ -28,39 +28,60 @@ _NEVER = ("failed", "cancelled", DAMAGED)
 _FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
 
 
-def with_after(plan: Plan, references: Sequence[str], command: Command, *, connect: bool = True) -> Plan:
-    """The plan of a job that starts when the runs named have succeeded. UserError for one that isn't there.
+@dataclass(frozen=True)
+class After:
+    """The runs that must have succeeded first, as they stand now: run id → state, and what was seen of it."""
 
-    One that has failed is a problem of the plan. `connect=False` (a dry-run) asks nobody: what is on record counts.
-    """
-    runs = list({run.id: run for run in map(open_run, references)}.values())
-    sights = refresh(runs) if connect else {}
-    states = {run.id: run_standing(run, sights.get(run.id)) if run.jobs() else run.summary().state for run in runs}
-    problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in states.items()
-                if state in _NEVER]  # fmt: skip
-    left = [run for run in runs if states[run.id] != "succeeded"]
-    extra: dict[str, Any] = {"after": [run.id for run in runs]}
-    spec = json.loads(plan.files["job.json"])
-    if plan.executor == HERE:
-        spec["after"] = [run.id for run in left]
-    elif (numbers := _dependency(plan, left, sights) if connect else None) is not None:
-        extra["dependency"] = numbers
-    else:
-        extra["wait_first"] = [run.id for run in left]
-    notes = [f"it starts when {run.id} has succeeded" for run in left if states[run.id] not in _NEVER]
-    # One may have ended between the look into the registry and this one: the job will find what it saved.
-    late, kept = _late(plan, {run.id for run in runs}, command)
-    if late:
-        spec["late"] = late
-        notes += [f"{slot}: {reference} is pinned when that run has succeeded" for slot, reference in late.items()]
-    return replace(
-        plan,
-        files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
-        problems=(*kept, *problems),
-        notes=(*plan.notes, *notes),
-        extra={**plan.extra, **extra},
-        hydra=(*plan.hydra, *(f"--after={run.id}" for run in runs)),
-    )
+    runs: Sequence[RunFolder]
+    states: Mapping[str, str]
+    sights: Mapping[str, Sight]
+    connect: bool = True
+
+    @classmethod
+    def of(cls, references: Sequence[str], *, connect: bool = True) -> After:
+        """UserError for a run that isn't there. `connect=False` (a dry-run) asks nobody: what is on record counts."""
+        runs = list({run.id: run for run in map(open_run, references)}.values())
+        sights = refresh(runs) if connect else {}
+        states = {run.id: run_standing(run, sights.get(run.id)) if run.jobs() else run.summary().state for run in runs}
+        return cls(runs, states, sights, connect)
+
+    @property
+    def left(self) -> list[RunFolder]:
+        return [run for run in self.runs if self.states[run.id] != "succeeded"]
+
+    def dependency(self, plan: Plan) -> list[str] | None:
+        """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
+        if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in self.left):
+            return None
+        found = [_scheduler_ids(run, self.sights.get(run.id)) for run in self.left if self.connect]
+        return sorted(set().union(*found)) if all(found) else None
+
+    def apply(self, plan: Plan, command: Command) -> Plan:
+        """The plan of a job that starts after the runs. One that has failed is a problem of the plan."""
+        never = {run_id: state for run_id, state in self.states.items() if state in _NEVER}
+        problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in never.items()]
+        extra: dict[str, Any] = {"after": [run.id for run in self.runs]}
+        spec = json.loads(plan.files["job.json"])
+        if plan.executor == HERE:
+            spec["after"] = [run.id for run in self.left]
+        elif (numbers := self.dependency(plan)) is not None:
+            extra["dependency"] = numbers
+        else:
+            extra["wait_first"] = [run.id for run in self.left]
+        notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
+        # One may have ended between the look into the registry and this one: the job will find what it saved.
+        late, kept = _late(plan, {run.id for run in self.runs}, command)
+        if late:
+            spec["late"] = late
+            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in late.items()]
+        return replace(
+            plan,
+            files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
+            problems=(*kept, *problems),
+            notes=(*plan.notes, *notes),
+            extra={**plan.extra, **extra},
+            hydra=(*plan.hydra, *(f"--after={run.id}" for run in self.runs)),
+        )
 
 
 def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
@@ -95,14 +116,6 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
     sys.stderr.write(f"waits for {reason}\n")
     if job is not None:
         job.transition("pending", process=process_facts(), reason=reason)
-
-
-def _dependency(plan: Plan, runs: Sequence[RunFolder], sights: Mapping[str, Sight]) -> list[str] | None:
-    """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
-    if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in runs):
-        return None
-    found = [_scheduler_ids(run, sights.get(run.id)) for run in runs]
-    return sorted(set().union(*found)) if all(found) else None
 
 
 def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:

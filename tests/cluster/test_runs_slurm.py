@@ -229,6 +229,17 @@ def test_a_job_after_another(world: World) -> None:  # noqa: F811
     assert json.loads((second.path.parent.parent / "plan.json").read_text())["after"] == [first.run_id]
 
 
+def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
+    first = world.batch("speak", "lines=8", "sleep=1")
+    done = world.run("speak", "-m", "lines=1,2", "--after", first.run_id, "--batch", "C")
+    assert done.returncode == 0, done.stderr
+    sweep = RunFolder(newest(world).path.parent.parent)
+    assert first.state().state in ("pending", "running"), "the launch does not stay"
+    runs(world, "wait", sweep.id)
+    assert [job.state().state for job in sweep.jobs()] == ["succeeded"] * 2
+    assert all(first.state().finished <= job.state().started for job in sweep.jobs())  # type: ignore[operator]
+
+
 def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa: F811
     first = world.batch("speak", "lines=8", "sleep=1", "code=2")
     second = after(world, first)

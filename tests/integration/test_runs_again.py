@@ -275,6 +275,19 @@ def test_a_sweep_after_a_run(home: Path) -> None:
     assert len(list((home / "runs").glob("2*"))) == count
 
 
+def test_a_detached_sweep_after_a_run(home: Path) -> None:
+    launch(home, "speak", "lines=8", "sleep=0.4", "--batch", "L")
+    first = newest(home)
+    words = ("speak", "-m", "lines=1,2", "--batch", "L", "--after", first.run_id)
+    launch(home, *words, "hydra/launcher=nemo_run")
+    sweep = newest(home)
+    assert first.state().state == "running", "the launch does not stay"
+    runs(home, "wait", sweep.run_id)
+    jobs = RunFolder(sweep.path.parent.parent).jobs()
+    assert [job.state().state for job in jobs] == ["succeeded"] * 2
+    assert all(first.state().finished <= job.state().started for job in jobs)  # type: ignore[operator]
+
+
 def test_after_a_run_that_fails(home: Path) -> None:
     launch(home, "speak", "lines=3", "sleep=0.5", "code=3", "--batch", "L")
     first = newest(home)

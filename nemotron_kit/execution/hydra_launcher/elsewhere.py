@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.execution.after import After
 from nemotron_kit.execution.attach import record
 from nemotron_kit.execution.backends.base import Backend, Observation, backend_for
 from nemotron_kit.execution.hydra_launcher.queue import FILE, SweepQueue, alone
 from nemotron_kit.execution.hydra_launcher.stored import load_plans
 from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.signals import Terminated
+from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import TERMINAL
@@ -41,13 +44,23 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
             queue.begin(numbers)
             _reopen(run, numbers)
             try:
-                backend.submit(run, load_plans(run, numbers))
+                backend.submit(run, _held(load_plans(run, numbers)))
             except NemotronError as error:
                 _told(run, backend, numbers, error)
                 raise
             queue.end()
             given += numbers
     return [run.job(number) for number in given]
+
+
+def _held(plans: list[Plan]) -> list[Plan]:
+    """The plans with what holds them back now: it may have been another day when they were made."""
+    if not plans[0].extra.get("dependency"):
+        return plans
+    numbers = After.of(plans[0].extra["after"]).dependency(plans[0])
+    if numbers is None:
+        return plans
+    return [replace(plan, extra={**plan.extra, "dependency": numbers}) for plan in plans]
 
 
 def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
