@@ -16,13 +16,14 @@ from nemotron_kit.plan.profiles import Profile, list_run_profiles, read_profile
 from nemotron_kit.plan.runconfig import DEFAULTS
 from nemotron_kit.plan.tables import check_reserved_tables
 
-COMMANDS = ("list", "show", "check", "login")
+COMMANDS = ("list", "show", "check", "login", "clean")
 SUMMARY = "list the profiles of env.toml"
 HELP = """\
 usage: nemotron profiles [--json]
        nemotron profiles show NAME [--all] [--json]
        nemotron profiles check NAME [--json]
        nemotron profiles login NAME [--close]
+       nemotron profiles clean NAME [--unused 30d] [--dry-run] [--json]
 
 The profiles of env.toml: where and how `--run NAME` and `--batch NAME` start a job.
 
@@ -30,6 +31,7 @@ commands
   show NAME    one profile as it is resolved, and where each value comes from
   check NAME   connect to its target and report whether a launch would work there
   login NAME   open its ssh connection on this terminal (passwords, second factors)
+  clean NAME   remove from its target what launches left there and no run needs
 
 options
   --all        also the fields that nobody set
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if words[:1] == ["show"]:
         return _show(words[1:])
-    if words[:1] in (["check"], ["login"]):
+    if words[:1] in (["check"], ["login"], ["clean"]):
         from importlib import import_module
 
         return int(import_module(f"nemotron_kit.cli.profiles_{words[0]}").main(words[1:]))

@@ -35,6 +35,7 @@ OPTIONS = {
     "profiles show": ("--all", "--json"),
     "profiles check": ("--json",),
     "profiles login": ("--close",),
+    "profiles clean": ("--unused", "--dry-run", "--json"),
 }
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
 _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run"}

@@ -20,7 +20,7 @@ TOOLS = {
         "list runs; show one, read its logs",
         ("show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "rm"),
     ),
-    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show", "check", "login")),
+    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show", "check", "login", "clean")),
     "artifacts": ("nemotron_kit.cli.artifacts", "list artifacts, versions and lineage", ()),
     "completion": (
         "nemotron_kit.cli.completion",

@@ -15,6 +15,9 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.snapshot_files import Choice, choose
 from nemotron_kit.execution.snapshot_git import commit_of, committed, refuse_dirty
+from nemotron_kit.plan.kit import kit_zip
+from nemotron_kit.target.bootstrap import unpack
+from nemotron_kit.target.clean import used
 
 LIMIT_BYTES = 100 * 1000 * 1000
 _LARGEST = 8
@@ -87,6 +90,15 @@ def send_snapshot(reach: Any, snapshot: Snapshot, root: str, folders: Sequence[s
         reach.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
     if folders:
         reach.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
+
+
+def place_kit(folder: str) -> None:
+    """Have this kit in a folder of this machine, for a container."""
+    kit = Path(folder)
+    if kit.is_dir():
+        used(kit)
+    else:
+        unpack(kit_zip(), kit)
 
 
 def artifact_folders(root: str) -> list[str]:

@@ -36,6 +36,7 @@ OPS: dict[str, str] = {
     "place_code": "nemotron_kit.target.code:place_code",
     "commit_of": "nemotron_kit.target.repositories:commit_of",
     "fetch_repository": "nemotron_kit.target.repositories:fetch_repository",
+    "clean": "nemotron_kit.target.clean:clean",
     "make_run": "nemotron_kit.target.folders:make_run",
     "log_names": "nemotron_kit.target.logs:names",
     "read_logs": "nemotron_kit.target.logs:read",

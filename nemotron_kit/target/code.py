@@ -15,6 +15,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.target.clean import used
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -29,7 +30,11 @@ def archive_path(root: str, digest: str) -> Path:
 def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
     """Whether the archive is there already."""
     del payload
-    return archive_path(root, digest).is_file(), b""
+    path = archive_path(root, digest)
+    if not path.is_file():
+        return False, b""
+    used(path)
+    return True, b""
 
 
 def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:

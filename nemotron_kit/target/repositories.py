@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.target.clean import used
 
 ASK_SECONDS, FETCH_SECONDS = 30, 900
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
@@ -45,6 +46,7 @@ def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str
                 raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
+    used(place)
     return str(place), b""
 
 

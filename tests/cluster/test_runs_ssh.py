@@ -284,6 +284,17 @@ def test_rm_removes_it_over_there_unless_an_artifact_lies_in_it(laptop: Laptop) 
     assert not holds.path.exists() and laptop.over_there(f"ls {there}").split() == [holds.run_id]
 
 
+def test_what_launches_left_over_there_is_removed_once_no_run_needs_it(laptop: Laptop) -> None:
+    job = laptop.batch("work", "lines=30", "sleep=0.5")
+    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    clean = ("profiles", "clean", "far", "--unused", "0s", "--json")
+    assert json.loads(laptop.run(*clean)[0]) == [], "a run that is not over names its code"
+    assert laptop.wait(job) == "succeeded"
+    assert [entry["what"] for entry in json.loads(laptop.run(*clean)[0])] == ["the code of a launch"]
+    assert laptop.over_there(f"ls {laptop.root}/code; ls {laptop.root}/kit | wc -l").split() == ["1"]
+    assert laptop.wait(laptop.batch("work", "lines=1")) == "succeeded"
+
+
 def test_a_shell_over_there(laptop: Laptop) -> None:
     job = laptop.batch("work", "lines=60", "sleep=1")
     until(lambda: laptop.shown(job)["state"] == "running", 60)

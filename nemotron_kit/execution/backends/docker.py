@@ -19,15 +19,13 @@ from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
 from nemotron_kit.execution.repositories import fetch_repositories
-from nemotron_kit.execution.snapshot import artifact_folders, send_snapshot, take_snapshot
+from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
 from nemotron_kit.plan.docker import container_name
-from nemotron_kit.plan.kit import kit_zip
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import TERMINAL
 from nemotron_kit.target import logs
-from nemotron_kit.target.bootstrap import unpack
 from nemotron_kit.target.folders import CODE, packed
 
 START_SECONDS, ASK_SECONDS = 30.0, 20.0
@@ -106,8 +104,7 @@ class Docker:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.reach, plans)
         self.reach.call("make_run", packed(texts), folder=place["run"])
-        if not Path(place["kit"]).is_dir():
-            unpack(kit_zip(), Path(place["kit"]))
+        place_kit(place["kit"])
         for path in (f"{place['root']}/code", place["artifacts"]):
             Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
 

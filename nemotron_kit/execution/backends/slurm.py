@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nemotron_kit.config.secrets import is_secret_name
@@ -14,18 +13,16 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
 from nemotron_kit.execution.repositories import fetch_repositories
-from nemotron_kit.execution.snapshot import artifact_folders, send_snapshot, take_snapshot
+from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan import sbatch
 from nemotron_kit.plan import slurm as scripts
-from nemotron_kit.plan.kit import kit_zip
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.plan.resources import Resources, resources_of
 from nemotron_kit.plan.runconfig import RunConfig, resolve_partition
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.target import logs
-from nemotron_kit.target.bootstrap import unpack
 from nemotron_kit.target.folders import CODE, packed
 
 MOST_PER_ARRAY = 1000
@@ -106,8 +103,8 @@ class Slurm:
             snapshot = take_snapshot(place["tree"], self.settings, leave_out=leave_out)
             send_snapshot(self.reach, snapshot, place["root"], [])
             texts[CODE] = json.dumps({**snapshot.to_dict(), "target_root": place["root"]})
-        if place.get("kit") and not place.get("apart") and not Path(place["kit"]).is_dir():
-            unpack(kit_zip(), Path(place["kit"]))  # over ssh it is sent with the first question
+        if place.get("kit") and not place.get("apart"):  # over ssh it is sent with the first question
+            place_kit(place["kit"])
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
