@@ -75,10 +75,10 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
 
     refuse_problems(plan)
     announce(plan)
-    if plan.extra.get("wait_first") and plan.mode != "batch":
+    if plan.wait_first and not plan.deferred:
         from nemotron_kit.execution.after import wait_for
 
-        wait_for(None, plan.extra["wait_first"])
+        wait_for(None, plan.wait_first)
     plan = replace(plan, extra={**plan.extra, "code": code_facts()})
     started = time.monotonic()
     outcome = execute(plan, composed.command, composed.hydra, hydra_files(composed))
@@ -171,7 +171,7 @@ def _detached(plan: Plan, outcome: Outcome) -> None:
 def _doing(plan: Plan, here: bool) -> str:
     if here:
         return "waiting, detached" if plan.extra.get("after") else "running detached"
-    if plan.extra.get("wait_first"):
+    if plan.deferred:
         return f"waiting on this machine, to be submitted to {plan.profile}"
     return f"submitted to {plan.profile}"
 

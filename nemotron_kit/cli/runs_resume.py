@@ -5,6 +5,7 @@ from __future__ import annotations
 from nemotron_kit.cli.grid import write_lines
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError
+from nemotron_kit.plan.plan import WAIT_FIRST
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.ledger import open_run
 
@@ -26,7 +27,7 @@ def resume(argv: list[str]) -> int:
     run = open_run(options.id)
     if not (run.path / FILE).exists():
         raise _nothing_waits(run)
-    if run.plan().get("wait_first"):
+    if run.plan().get(WAIT_FIRST):
         from nemotron_kit.execution import deferred
 
         if not deferred.resume(run):

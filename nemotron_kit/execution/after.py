@@ -17,7 +17,7 @@ from typing import Any
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.ledger import ENDED, HERE, Sight, refresh, run_standing, standing, target_of
-from nemotron_kit.plan.plan import Plan
+from nemotron_kit.plan.plan import WAIT_FIRST, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
@@ -67,7 +67,7 @@ class After:
         elif (numbers := self.dependency(plan)) is not None:
             extra["dependency"] = numbers
         else:
-            extra["wait_first"] = [run.id for run in self.left]
+            extra[WAIT_FIRST] = [run.id for run in self.left]
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
         # One may have ended between the look into the registry and this one: the job will find what it saved.
         late, kept = _late(plan, {run.id for run in self.runs}, command)

@@ -11,32 +11,29 @@ import sys
 import time
 from pathlib import Path
 
+from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
 from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.hydra_launcher.elsewhere import submit_waiting
 from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
 from nemotron_kit.execution.ssh_errors import NotSent
-from nemotron_kit.plan.plan import Plan
+from nemotron_kit.plan.plan import WAIT_FIRST, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process import process_facts
 
-WAITS = "wait_first"
 LOG = "waiter"
 _START_SECONDS = 10.0
 # A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
 
 
-def is_deferred(plan: Plan) -> bool:
-    """Whether nobody stays to submit the job once the runs have succeeded that it is to start after."""
-    return bool(plan.extra.get(WAITS)) and plan.mode == "batch"
-
-
 def defer(plan: Plan, run: RunFolder) -> None:
-    """Send what the job needs, and leave it to a process of this machine. Its launch.json is in its folder already."""
+    """Send what the job needs, and leave the rest to a process of this machine."""
     backend_for(plan).prepare(run, [plan])
+    files.write_text(run.job(plan.job).path / stored.FILE, stored.to_text(plan))
     SweepQueue(run).add([plan.job])
     start(run)
 
@@ -78,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     run = RunFolder(folder)
     (job,) = run.jobs()
-    job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAITS]))
+    job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAIT_FIRST]))
     try:
-        wait_for(job, run.plan()[WAITS])
+        wait_for(job, run.plan()[WAIT_FIRST])
         # From here on the scheduler is asked how it stands, not this process.
         job.transition("pending", reason="its submission")
         _submit(run, job)

@@ -10,9 +10,7 @@ from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.attach import attach
 from nemotron_kit.execution.backends.base import backend_for
-from nemotron_kit.execution.deferred import defer, is_deferred
 from nemotron_kit.execution.hydra_context import enter_hydra
-from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.run_job import run_job
 from nemotron_kit.execution.ssh_errors import NotSent
@@ -31,8 +29,7 @@ def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, 
     # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
     if plan.launch == IN_PROCESS:
         command.load_handler()
-    kept = {stored.FILE: stored.to_text(plan)} if is_deferred(plan) else {}
-    run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files, **kept}], attached=attached)
+    run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files}], attached=attached)
     if not attached:
         return _elsewhere(plan, run)
     set_run_dir(plan.folder)
@@ -44,7 +41,9 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     """Submit to the plan's back end, now or later; with --run, stay until the end."""
     backend, job = backend_for(plan), run.job(plan.job)
     try:
-        if is_deferred(plan):
+        if plan.deferred:
+            from nemotron_kit.execution.deferred import defer
+
             defer(plan, run)
         else:
             backend.submit(run, [plan])

@@ -12,6 +12,7 @@ from nemotron_kit.config.secrets import masked_words
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
 
+WAIT_FIRST = "wait_first"  # in a plan's `extra`
 IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
 
 
@@ -52,6 +53,16 @@ class Plan:
     @property
     def job_folder(self) -> str:
         return f"{self.folder}/jobs/{self.job}"
+
+    @property
+    def wait_first(self) -> list[str]:
+        """The runs that must have succeeded before it is submitted."""
+        return list(self.extra.get(WAIT_FIRST) or ())
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the launch does not stay until the job can be submitted."""
+        return bool(self.wait_first) and self.mode == "batch"
 
     @property
     def hydra_command(self) -> str:
