@@ -136,7 +136,9 @@ def plan_again(
     check_pins(recorded, request, plan)
     typed = [f"run.profile={plan.profile}", f"run.mode={plan.mode}"] if request.profile else []
     words = (*recorded.overrides, *typed, *request.overrides)
-    return replace(plan, hydra=words, extra={**plan.extra, "rerun_of": recorded.label})
+    # Its mounts are on record as folders; those of repositories may have been removed since.
+    fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
+    return replace(plan, hydra=words, extra={**fetched, **plan.extra, "rerun_of": recorded.label})
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:

@@ -98,6 +98,12 @@ def test_a_repository_is_fetched_and_mounted(world: World, tmp_path: Path) -> No
     inside = tool(world, "runs", "shell", job.run_id, "--", "cat", "/opt/it/text")
     assert inside.stdout == "of the repository", inside.stderr
     assert tool(world, "runs", "cancel", job.run_id).returncode == 0
+    assert "a repository" in tool(world, "profiles", "clean", "C", "--unused", "0s").stdout
+    again = world.job(tool(world, "runs", "rerun", job.run_id).stderr)
+    assert world.wait(again, "running") == "running"
+    inside = tool(world, "runs", "shell", again.run_id, "--", "cat", "/opt/it/text")
+    assert inside.stdout == "of the repository", "it was fetched again"
+    assert tool(world, "runs", "cancel", again.run_id).returncode == 0
 
 
 def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  # noqa: F811
