@@ -13,6 +13,8 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
 
+_LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 5.0
+
 
 def attach(argv: list[str]) -> int:
     """Follow a run. Ctrl-C leaves it alone."""
@@ -25,7 +27,20 @@ def attach(argv: list[str]) -> int:
         return 0
     run = open_run(options.id)
     jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    _wait_for_submission(run, jobs)
     return _report(run, _follow(run, _submitted(run, jobs), from_start=options.all))
+
+
+def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
+    """Stay while a process of this machine waits for other runs, to submit this one."""
+    from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+
+    told, pause = False, _LOOK_SECONDS
+    while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
+        if not told:
+            sys.stderr.write(f"waits for {state.facts['reason']}\n")
+        told, pause = True, min(pause * 1.2, _LONGEST_SECONDS)
+        time.sleep(pause)
 
 
 def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
@@ -35,11 +50,8 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
     waiting = set(SweepQueue(run).waiting)
     there = [job for job in jobs if job.number not in waiting]
     if not there:
-        why = next((state.facts["reason"] for state in (job.state() for job in jobs) if "reason" in state.facts), None)
-        hint = f"nemotron runs resume {run.id}" if waiting and not why else f"nemotron runs show {run.id}"
-        raise UserError(
-            f"{run.id} has no jobs yet that were submitted{f': it waits for {why}' if why else ''}.", hint=hint
-        )
+        hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
+        raise UserError(f"{run.id} has no jobs yet that were submitted.", hint=hint)
     if len(there) < len(jobs):
         sys.stderr.write(f"{len(jobs) - len(there)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
     return there

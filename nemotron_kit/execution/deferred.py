@@ -6,9 +6,11 @@ runs and submits it then; should that process end too early, `nemotron runs resu
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 
 from nemotron_kit import files
@@ -24,7 +26,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process import process_facts
 
-LOG = "waiter"
+LOG = "waiter.log"
 _START_SECONDS = 10.0
 # A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
@@ -42,7 +44,7 @@ def start(run: RunFolder) -> None:
     """Start the process that waits. Returns once it says so; NemotronError when it does not get so far."""
     (job,) = run.jobs()
     known = len(job.history())
-    with job.open_log(LOG) as log:
+    with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         waiter = subprocess.Popen(
             [sys.executable, "-m", __name__, str(run.path)],
             stdin=subprocess.DEVNULL,
@@ -53,7 +55,7 @@ def start(run: RunFolder) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while len(job.history()) == known and job.exit_record() is None and time.monotonic() < deadline:
         if waiter.poll() not in (None, 0):
-            raise NemotronError(f"{run.id}: what is to submit it did not start: see {job.log_path(LOG)}.")
+            raise NemotronError(f"{run.id}: what is to submit it did not start: see {run.path / LOG}.")
         time.sleep(0.02)
 
 

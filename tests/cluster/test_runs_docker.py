@@ -60,7 +60,9 @@ def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa:
     third = after(world, second, "lines=2")
     (world.folder / "work.py").write_text("raise SystemExit('this was written after the launch')")
     assert f"waits for  {first.run_id} (running)" in tool(world, "runs", "show", second.run_id).stdout
-    assert f"waits for {first.run_id}" in tool(world, "runs", "attach", second.run_id).stderr
+    attached = tool(world, "runs", "attach", second.run_id)
+    assert attached.stderr.startswith(f"waits for {first.run_id} (running)") and attached.returncode == 0
+    assert attached.stdout.startswith("line 0")
     assert world.wait(third) == "succeeded" and second.state().state == "succeeded"
     assert first.state().finished <= second.state().started  # type: ignore[operator]
     assert second.state().finished <= third.state().started  # type: ignore[operator]
@@ -78,5 +80,7 @@ def test_one_that_waits_is_cancelled_fails_or_is_taken_up_again(world: World) ->
     assert world.wait(failed) == "failed" and world.wait(lost) == "failed"
     for job in (failed, lost):
         assert f"it did not start: {first.run_id}" in str(job.state().error)
+        attached = tool(world, "runs", "attach", job.run_id)
+        assert attached.returncode == 1 and "it did not start" in attached.stderr and attached.stdout == ""
     assert dropped.state().state == "cancelled"
     assert not any(containers(world, job.run_id) for job in (dropped, lost, failed))

@@ -189,10 +189,19 @@ def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
         return last
     if job.cancel_requested:
         return Observation("cancelled", 128 + 9, "cancelled")
-    if _is_pending(job) and not job.log_path("worker").exists():
-        return Observation("pending", reason="not submitted yet")
+    if _is_pending(job) and (waits := _not_yet(job.log_path("worker"))):
+        return Observation("pending", reason=waits)
     error = f"the container {container} is gone and left no record: it was killed, or out of memory"
     return Observation("failed", 1, error)
+
+
+def _not_yet(log: Path) -> str | None:
+    """Why there need be no container yet: another process may be on the way between its log and its container."""
+    try:
+        age = time.time() - log.stat().st_mtime
+    except FileNotFoundError:
+        return "not submitted yet"
+    return "it is being started" if age < START_SECONDS else None
 
 
 def _containers(names: Sequence[str]) -> dict[str, str]:
