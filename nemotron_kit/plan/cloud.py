@@ -16,11 +16,11 @@ from typing import Any
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.plan.docker import missing_secrets
 from nemotron_kit.plan.nemo_run import build_executor
+from nemotron_kit.plan.paths import IN_A_CLOUD
 from nemotron_kit.plan.runconfig import ProfileError, RunConfig
 from nemotron_kit.plan.sbatch import Sbatch
 
-# NeMo-Run makes the job's folder visible as /nemo_run in all of them.
-COMMAND = ("python3", "-m", "nemotron_kit.worker", "/nemo_run/job")
+COMMAND = ("python3", "-m", "nemotron_kit.worker", f"{IN_A_CLOUD}/job")
 PROJECT, CLUSTER, NODE_GROUP, NODES = "<project's id>", "<cluster's id>", "<node group's id>", "<its nodes>"
 _LONGEST = 34
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")

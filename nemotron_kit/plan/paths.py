@@ -19,6 +19,8 @@ from nemotron_kit.plan.runconfig import RunConfig
 if TYPE_CHECKING:
     from nemotron_kit.plan.packaging import CodeTree
 
+IN_A_CLOUD = "/nemo_run"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -114,6 +116,8 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
     from nemotron_kit.plan.packaging import code_tree
 
     tree = code_tree(settings)
+    if settings.executor not in ("slurm", "docker"):
+        return _in_a_cloud(settings, tree, artifacts)
     code = f"{folder}/code" if tree else None
     # A container has another Python, and no kit.
     image = settings.executor != "slurm" or settings.container_image is not None
@@ -133,6 +137,26 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
         apart=apart,
         host=(settings.host if apart else None) or ("the container" if image else "this machine"),
         own_registry=image or settings.artifacts_root is not None,
+    )
+
+
+def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> Place:
+    """Where NeMo-Run puts a job's folder in all of the clouds. The image brings its own Python, with the kit in it."""
+    job, code = f"{IN_A_CLOUD}/job", f"{IN_A_CLOUD}/code" if tree else None
+    inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else job
+    return Place(
+        root=IN_A_CLOUD,
+        run=IN_A_CLOUD,
+        job=job,
+        code=code,
+        cwd=settings.workdir or inside,
+        python=settings.python or "python3",
+        kit=None,
+        artifacts=artifacts,
+        tree=tree,
+        moves=tuple(_moves(tree, code, None)),
+        host=settings.executor,
+        own_registry=True,
     )
 
 

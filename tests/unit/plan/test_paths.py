@@ -51,6 +51,13 @@ def frozen(where: Place, **values: object) -> dict[str, object]:
     return moved(freeze(config, where.job, pwd=where.environment["PWD"]), where)
 
 
+def test_in_a_cloud_all_lies_where_nemo_run_puts_it(launch: Path) -> None:
+    there = place(executor="kubeflow", container_image="nemo:1")
+    assert (there.job, there.code, there.cwd) == ("/nemo_run/job", "/nemo_run/code", "/nemo_run/code/sub")
+    assert (there.python, there.kit) == ("python3", None)
+    assert there.move(str(launch.parent / "data.yaml")) == "/nemo_run/code/data.yaml"
+
+
 def test_on_another_machine_all_lies_below_its_root(launch: Path) -> None:
     there = place(**SSH)
     assert there.job == JOB
