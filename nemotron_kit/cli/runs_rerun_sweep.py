@@ -39,7 +39,7 @@ def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str])
         return _shown(points(), request, scene)
     if request.after:
         wait_for(None, request.after)
-    words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *request.overrides]
+    words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
     plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(["-m", *words]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
@@ -48,6 +48,12 @@ def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str])
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     return _carried_out(again, points(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
                         words, as_json=request.json)  # fmt: skip
+
+
+def _typed(request: Job) -> list[str]:
+    """What was added to the sweep on the command line, in Hydra's words."""
+    profile = [f"run.profile={request.profile}", f"run.mode={request.mode}"] if request.profile else []
+    return [*profile, *request.overrides]
 
 
 def _carried_out(

@@ -19,14 +19,14 @@ from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.backends.base import backend_for
 from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.hydra_launcher.elsewhere import submit_waiting
-from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+from nemotron_kit.execution.hydra_launcher.queue import Busy, SweepQueue, alone
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan.plan import WAIT_FIRST, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process import process_facts
 
-LOG = "waiter.log"
+LOG, _WAITER = "waiter.log", "waiter"
 _START_SECONDS = 10.0
 # A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
@@ -63,9 +63,13 @@ def resume(run: RunFolder) -> bool:
     """Wait on, where the process that did so has ended; False where there is nothing to wait for any more. UserError
     where that process is there."""
     (job,) = run.jobs()
-    state, queue = job.state(), SweepQueue(run)
-    if state.state == "pending" and state.facts.get("process"):
-        raise UserError(f"{run.id} waits for {state.facts.get('reason')}.", hint="It goes on by itself.")
+    queue = SweepQueue(run)
+    try:
+        with alone(run, _WAITER):
+            pass
+    except Busy as busy:
+        reason = job.state().facts.get("reason")
+        raise UserError(f"{run.id} waits for {reason}.", hint="It goes on by itself.") from busy
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False
     start(run)
@@ -77,6 +81,14 @@ def main(argv: list[str] | None = None) -> int:
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     run = RunFolder(folder)
     (job,) = run.jobs()
+    try:
+        with alone(run, _WAITER):
+            return _wait(run, job)
+    except Busy:  # two were started at once
+        return 0
+
+
+def _wait(run: RunFolder, job: JobFolder) -> int:
     job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAIT_FIRST]))
     try:
         wait_for(job, run.plan()[WAIT_FIRST])
@@ -98,7 +110,7 @@ def _submit(run: RunFolder, job: JobFolder) -> None:
         try:
             submit_waiting(run)
             return
-        except Unreachable as error:
+        except (Unreachable, Busy) as error:
             print(f"{error}\nnext try in {pause:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
             if pause > _LONGEST_PAUSE:
                 raise

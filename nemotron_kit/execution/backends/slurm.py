@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +48,14 @@ class Slurm:
         self.reach, self.settings = reach, settings
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        self._send(run, plans, plans[0].place)
+        with _nothing_sent():
+            self._send(run, plans, plans[0].place)
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         place = plans[0].place
-        try:
-            self._send(run, plans, place)
+        self.prepare(run, plans)
+        with _nothing_sent():
             limits, _ = self.reach.call("slurm_limits", partition=_partition(plans[0]))
-        except Unreachable as error:
-            raise NotSent(f"Nothing was submitted: {error.message}", hint=error.hint) from error
         most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
@@ -128,6 +128,15 @@ class Slurm:
             options=[*_within(str(first.settings.get("time", "04:00:00")), limit), *_after(first)],
             hidden=hidden,
         )
+
+
+@contextmanager
+def _nothing_sent() -> Iterator[None]:
+    """Within the block nobody has asked for a job yet, so that losing sight leaves no doubt."""
+    try:
+        yield
+    except Unreachable as error:
+        raise NotSent(f"Nothing was submitted: {error.message}", hint=error.hint) from error
 
 
 def make(settings: Mapping[str, Any]) -> Slurm:

@@ -10,7 +10,6 @@ import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
@@ -66,22 +65,23 @@ class SweepQueue:
         files.write_json(self._path, {"jobs": self._jobs, "batches": self._batches})
 
 
+class Busy(UserError):
+    """Another process does it already."""
+
+
 @contextmanager
-def alone(run: RunFolder) -> Iterator[None]:
-    """Within the block no other process hands over jobs of this sweep. UserError when one does now."""
-    lock = os.open(_lock(run), os.O_RDWR | os.O_CREAT, 0o600)
+def alone(run: RunFolder, what: str = "sweep") -> Iterator[None]:
+    """Within the block no other process does this with the run; "sweep" is handing over jobs of it. Busy when one
+    does now."""
+    lock = os.open(run.path / f".{what}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise UserError(
+        raise Busy(
             f"Another process is submitting the jobs of {run.id}.", hint="It goes on by itself; or stop it first."
         ) from error
     try:
         yield
     finally:
         os.close(lock)
-
-
-def _lock(run: RunFolder) -> Path:
-    return run.path / ".sweep.lock"
