@@ -13,7 +13,7 @@ from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
-from nemotron_kit.execution.repositories import fetch_repositories
+from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
 from nemotron_kit.execution.snapshot import artifact_folders, send_snapshot, take_snapshot
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan import sbatch
@@ -110,6 +110,8 @@ class Slurm:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.reach, plans)
         self.reach.call("make_run", packed(texts), folder=place["run"])
+        if self.settings.get("container_image"):
+            make_mounted(self.reach, place)
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
