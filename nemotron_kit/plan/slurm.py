@@ -35,6 +35,7 @@ export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
 trap : TERM USR1
 nemotron_end() {{
+  echo "nemotron: job $SLURM_JOB_ID ended with $1"
   # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
   task=$SLURM_JOB_ID
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"

@@ -13,6 +13,7 @@ from nemotron_kit.runs.job import UNEXPLAINED
 from nemotron_kit.target import slurm, submissions
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target.slurm_commands import Entry
+from nemotron_kit.target.slurm_said import said
 from nemotron_kit.target.submissions import Submission
 
 Seen = dict[str, Any]
@@ -191,7 +192,14 @@ def _final(job: _Job, entry: Entry) -> None:
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}")
+        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_before(job)}")
+
+
+def _before(job: _Job) -> str:
+    """What kept the job's worker from its work, where that is why there is no record."""
+    name, number = (job.submission.name if job.submission else None), job.slurm_id
+    why = said(job.run, job.number, name, number) if name and number else None
+    return f", before the job began: {why}" if why else ""
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:

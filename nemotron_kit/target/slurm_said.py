@@ -1,0 +1,54 @@
+"""Why a job never came to its worker: what srun, slurmstepd and their plugins wrote beside its script."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nemotron_kit.runs.logs import neutralise
+from nemotron_kit.target.submissions import FOLDER
+
+_READ = 20_000
+_LONGEST = 300
+# A word of Slurm's or, behind it, of Pyxis' (which passes on enroot's).
+_SLURM = re.compile(r"(?:srun|slurmstepd(?:-\S+)?|pyxis): (?:fatal: |error: )?(?:pyxis: *)?")
+# What stands around the reason: progress, and that something failed.
+_AROUND = re.compile(
+    r"\[INFO\]|warning: |cluster configuration lacks|spank: |Failed to invoke spank|printing enroot log|child \d+ |"
+    r"import(?:ing|ed) docker image|created \d+ |Parallel unsquashfs|\d+ inodes|couldn't create enroot start|"
+    r"container was not started|(?:\S+: )?tasks? [\d,-]+: |Terminating|STEP \S+ ON|launch/slurm|\Z"
+)
+# The script's own line, since srun names its output by a number that a task of an array has besides its id.
+_NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)
+
+
+def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
+    """The reason in a line or two, for a job whose worker has written nothing; None where there is none to be found.
+
+    `name` and `slurm_id` are those of the submission.
+    """
+    if (run / "jobs" / str(job) / "logs" / "job.log").exists():
+        return None
+    folder = run / FOLDER
+    script = _text(folder / f"sbatch_{name}_{slurm_id}.out")
+    number = (_NUMBER.findall(script) or [slurm_id])[-1]
+    logs = sorted(folder.glob(f"log-{name}_{number}_*.out"), key=lambda path: path.stat().st_mtime)
+    lines = telling(_text(logs[-1])) if logs else []
+    return "; ".join(lines or telling(script, slurm_only=True)) or None
+
+
+def telling(text: str, *, slurm_only: bool = False) -> list[str]:
+    """The first two lines of Slurm's that say why; without such, the program's last one, unless `slurm_only`."""
+    lines = [neutralise(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
+    words = [_SLURM.sub("", line, count=1).strip() for line in lines if _SLURM.match(line)]
+    found = list(dict.fromkeys(word for word in words if not _AROUND.match(word)))[:2]
+    others = [line for line in lines if not _SLURM.match(line)]
+    return found or ([] if slurm_only else others[-1:])
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_READ).decode(errors="replace")
+    except OSError:
+        return ""
