@@ -181,6 +181,8 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
     # the one task that starts the others.
     executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]
+    # Pyxis gives an image's own variables the last word, but for these.
+    executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
     again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
     shell = [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
     executor.setup_lines = "\n".join([_SETUP.format(again=again), *shell])

@@ -163,6 +163,20 @@ def test_a_container_gets_the_jobs_folders_at_the_same_paths() -> None:
     slurm.check_syntax(text)
 
 
+def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> None:
+    image = {"container_image": "nvcr.io/x:1"}
+    text = rendered(script(), secrets=["A_TOKEN", "B_KEY"], extra={"container_env": ["MINE"]}, **image)
+    assert " --container-env MINE,A_TOKEN,B_KEY " in text
+    assert "--container-env" not in rendered(script(), secrets=["A_TOKEN"])
+    assert "--container-env" not in rendered(script(), **image)
+
+
+@pytest.mark.parametrize("fields", [{"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}])
+def test_a_name_that_a_shell_would_read_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError, match="srun"):
+        rendered(script(), container_image="nvcr.io/x:1", **fields)
+
+
 def test_setup_is_shell_by_intent_and_must_be_shell() -> None:
     text = rendered(script(), setup="module load cuda", startup_commands=["ulimit -n 4096"])
     assert "\nulimit -n 4096\nmodule load cuda\n" in text
