@@ -66,6 +66,7 @@ def place_code(job: JobFolder, spec: JobSpec) -> None:
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     seen: set[str] = set()
     scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
+    scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
     try:
         # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
