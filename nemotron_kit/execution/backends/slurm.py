@@ -29,6 +29,8 @@ from nemotron_kit.target.bootstrap import unpack
 from nemotron_kit.target.folders import CODE, packed
 
 MOST_PER_ARRAY = 1000
+# They lead to the packages of another Python than an image's own.
+_OF_THIS_PYTHON = ["PYTHONHOME", "PYTHONPATH"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Slurm:
         first = call.plans[0]
         secrets = {name: _secret(name) for name in first.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
+        hidden += _OF_THIS_PYTHON if self.settings.get("container_image") else []
         payload = {"script": call.text if call.array else None, "secrets": secrets}
         self.reach.call(
             "slurm_submit",
