@@ -12,14 +12,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.resources import Resources
 from nemotron_kit.plan.runconfig import RunConfig
-from nemotron_kit.plan.sbatch import Sbatch
+from nemotron_kit.plan.sbatch import Sbatch, folder_of
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
@@ -80,16 +79,11 @@ def docker_for(
 def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
     """(folder, whether the job may write there), none of them inside another that it may write to."""
     found = {place.run: True, place.artifacts: True, f"{place.root}/code": False}
-    for path in (place.kit, *(_folder(pin.path) for pin in inputs.values() if pin is not None)):
+    for path in (place.kit, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
             found.setdefault(path, False)
     open_ones = [path for path, writable in found.items() if writable]
     return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in open_ones)]
-
-
-def _folder(path: str) -> str:
-    """What describes a file lies beside it."""
-    return str(Path(path).parent) if Path(path).is_file() else path
 
 
 def _mount(path: str, writable: bool) -> list[str]:
