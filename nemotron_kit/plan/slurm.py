@@ -87,7 +87,13 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
         if path.startswith("/") and not _PATH.match(path):
             raise UserError(
                 f"{path!r}: a batch script takes paths of letters, digits and ._/+=@,- only.",
-                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path.",
+                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path; a container's inputs need one, too.",
+            )
+    for path in script.mounts:
+        if "," in path:
+            raise UserError(
+                f"{path!r}: a container's mounts are separated by commas, so none of its folders can have one.",
+                hint="That is NEMOTRON_HOME, remote_job_dir, the registry, or an input: give it another name.",
             )
     text = _rendered(config, resources, script, batch)
     if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.errors import UserError
 from nemotron_kit.plan import slurm
+from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.resources import Resources, resources_of
 from nemotron_kit.plan.runconfig import ProfileError, RunConfig
+from nemotron_kit.plan.sbatch import sbatch_for
 from nemotron_kit.plan.slurm_flags import check_header, check_words
 
 
@@ -169,6 +174,25 @@ def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> N
     assert " --container-env MINE,A_TOKEN,B_KEY " in text
     assert "--container-env" not in rendered(script(), secrets=["A_TOKEN"])
     assert "--container-env" not in rendered(script(), **image)
+
+
+def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path) -> None:
+    file, folder = tmp_path / "one" / "x.bin", tmp_path / "two"
+    file.parent.mkdir()
+    folder.mkdir()
+    file.touch()
+    place = Place("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
+    pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
+    mounted = sbatch_for(
+        config(container_image="i"), resources_of(config(), None), place, pins,
+        run_id="r", job=0, label="l", mode="batch", alone=False,
+    ).extra["mounts"]  # fmt: skip
+    assert mounted == ["/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder)]
+
+
+def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:
+    with pytest.raises(UserError, match="separated by commas"):
+        rendered(script(mounts=("/h/ru,ns/r",)), container_image="nvcr.io/x:1")
 
 
 @pytest.mark.parametrize("fields", [{"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}])
