@@ -38,12 +38,13 @@ def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
 
 
 def telling(text: str, *, slurm_only: bool = False) -> list[str]:
-    """The first two lines of Slurm's that say why; without such, the program's last one, unless `slurm_only`."""
+    """The first two lines of Slurm's that say why; without such, the program's last error, unless `slurm_only`."""
     lines = [neutralise(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
     words = [_SLURM.sub("", line, count=1).strip() for line in lines if _SLURM.match(line)]
     found = list(dict.fromkeys(word for word in words if not _AROUND.match(word)))[:2]
     others = [line for line in lines if not _SLURM.match(line)]
-    return found or ([] if slurm_only else others[-1:])
+    errors = [line for line in others if "rror" in line] or others
+    return found or ([] if slurm_only else errors[-1:])
 
 
 def _text(path: Path) -> str:

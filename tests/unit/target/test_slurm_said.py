@@ -46,6 +46,8 @@ slurmstepd-n1: error: pyxis:     curl: (6) Could not resolve host: nvcr.io
         ("slurmstepd-n1: error: execve(): /x/python3: No such file or directory\nsrun: error: n1: task 0: Exited\n",
          ["execve(): /x/python3: No such file or directory"]),
         ("Traceback (most recent call last):\n  x\nImportError: no\n\n", ["ImportError: no"]),
+        ("Fatal Python error: x\nModuleNotFoundError: No module named 'encodings'\n<no Python frame>\n",
+         ["ModuleNotFoundError: No module named 'encodings'"]),
         ("srun: warning: can't run 1 processes on 2 nodes\n", []),
         ("", []),
     ],
