@@ -91,9 +91,10 @@ def slurm_line(
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
     folder = f"{folder_there(RunFolder(job.path.parent.parent), plan)}/jobs/{job.number}"
-    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1"]
     settings = plan.get("settings") or {}
-    srun += _inside(settings, folder)
+    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
+        number = _step(settings, folder).partition(".")[0]
+    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")
     srun += command or (["/bin/sh"] if settings.get("container_image") else ["/bin/bash", "-l"])
@@ -119,14 +120,14 @@ def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
 
 
 def _step(settings: Mapping[str, Any], folder: str) -> str:
-    """The number of the step that runs the job's worker: Pyxis calls the container after it."""
+    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
     from nemotron_kit.execution.reach import reach_for
 
     (record,), _ = reach_for(settings).call("job_records", jobs=[folder])
     schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
     steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
     if not steps or not steps[-1].replace(".", "").isdecimal():
-        raise UserError(f"{folder}: the job's container is not up yet.", hint="nemotron runs logs -f waits for it.")
+        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
     return steps[-1]
 
 

@@ -12,7 +12,8 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import JobState
 
-STATE = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12_3"}})
+ALONE = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12"}})
+TASK = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12_3"}})
 
 
 @pytest.fixture
@@ -22,29 +23,40 @@ def job(tmp_path: Path) -> JobFolder:
     return found
 
 
-def line(job: JobFolder, command: list[str], node: str | None = None, **settings: Any) -> list[str]:
-    return slurm_line({"settings": settings}, job, STATE, command, node)
+def line(job: JobFolder, *command: str, state: JobState = ALONE, **settings: Any) -> list[str]:
+    return slurm_line({"settings": settings}, job, state, list(command), "n2")
+
+
+def began(job: JobFolder, *steps: str) -> None:
+    for step in steps:
+        job.transition("running", scheduler={"kind": "slurm", "job": "12_3", "step": step})
+    job.transition("running", observed=True, scheduler={"kind": "slurm", "job": "12_3"})
 
 
 def test_a_job_without_a_container_is_entered_in_its_folder(job: JobFolder) -> None:
-    words = line(job, [], node="n2")
-    assert words[:2] == ["srun", "--jobid=12_3"] and f"--chdir={job.path}" in words and "--nodelist=n2" in words
+    words = line(job)
+    assert words[:2] == ["srun", "--jobid=12"] and f"--chdir={job.path}" in words and "--nodelist=n2" in words
     assert words[-2:] == ["/bin/bash", "-l"] and not any(word.startswith("--container") for word in words)
+
+
+def test_a_task_of_an_array_has_a_number_of_its_own(job: JobFolder) -> None:
+    with pytest.raises(UserError, match="not begun yet"):
+        line(job, state=TASK)
+    began(job, "15.1")
+    assert line(job, state=TASK)[:2] == ["srun", "--jobid=15"]
 
 
 def test_a_container_is_entered_by_the_step_that_runs_the_worker(job: JobFolder) -> None:
     image = {"container_image": "/x.sqsh"}
-    with pytest.raises(UserError, match="not up yet"):
-        line(job, [], **image)
-    for step in ("15.1", "15.2"):
-        job.transition("running", scheduler={"kind": "slurm", "job": "12_3", "step": step})
-    job.transition("running", observed=True, scheduler={"kind": "slurm", "job": "12_3"})
-    words = line(job, [], **image)
-    assert "--container-name=15.2:exec" in words and f"--container-workdir={job.path}" in words
+    with pytest.raises(UserError, match="not begun yet"):
+        line(job, **image)
+    began(job, "12.1", "12.2")
+    words = line(job, **image)
+    assert "--container-name=12.2:exec" in words and f"--container-workdir={job.path}" in words
     assert words[-1] == "/bin/sh" and not any(word.startswith("--chdir") for word in words)
-    assert line(job, ["ls", "-l"], **image)[-2:] == ["ls", "-l"]
+    assert line(job, "ls", "-l", **image)[-2:] == ["ls", "-l"]
 
 
 def test_a_container_with_a_name_of_its_own(job: JobFolder) -> None:
     extra = {"srun_args": ["--mpi=none", "--container-name=mine:no_exec"]}
-    assert "--container-name=mine:exec" in line(job, [], container_image="/x.sqsh", extra=extra)
+    assert "--container-name=mine:exec" in line(job, container_image="/x.sqsh", extra=extra)
