@@ -192,14 +192,13 @@ def _final(job: _Job, entry: Entry) -> None:
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_before(job)}")
+        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_why(job)}")
 
 
-def _before(job: _Job) -> str:
+def _why(job: _Job) -> str:
     """What kept the job's worker from its work, where that is why there is no record."""
-    name, number = (job.submission.name if job.submission else None), job.slurm_id
-    why = said(job.run, job.number, name, number) if name and number else None
-    return f", before the job began: {why}" if why else ""
+    record, number = job.submission, job.slurm_id
+    return (said(job.run, job.number, record.name, number) if record and number else None) or ""
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:
