@@ -16,6 +16,8 @@ from typing import Any
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.ledger import ENDED, HERE, Sight, refresh, run_standing, standing, target_of
+from nemotron_kit.execution.mirror import folder_there
+from nemotron_kit.plan.more_mounts import with_folders
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -58,6 +60,8 @@ def with_after(plan: Plan, references: Sequence[str], command: Command, *, conne
     notes = [f"it starts when {run.id} has succeeded" for run in left if states[run.id] not in _NEVER]
     # One may have ended between the look into the registry and this one: the job will find what it saved.
     late, kept = _late(plan, {run.id for run in runs}, command)
+    read = [run for run in runs if any(reference.endswith(f"@run:{run.id}") for reference in late.values())]
+    plan = with_folders(replace(plan, problems=tuple(kept)), [folder_there(run, run.plan()) for run in read])
     if late:
         spec["late"] = late
         notes += [f"{slot}: {reference} is pinned when that run has succeeded" for slot, reference in late.items()]

@@ -65,7 +65,7 @@ def docker_for(
         *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
         *_user(os.getuid(), os.getgid()),
         *_options(executor),
-        *(word for path, writable in mounts(place, inputs) for word in _mount(path, writable)),
+        *(word for path, writable in mounts(place, inputs) for word in mount(path, writable)),
         *(f"--volume={volume}" for volume in executor.volumes),
         *(f"--env={secret}" for secret in config.secrets or ()),
         "--entrypoint=",
@@ -86,8 +86,9 @@ def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bo
     return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in open_ones)]
 
 
-def _mount(path: str, writable: bool) -> list[str]:
-    """Unlike --volume it makes no folder where there is none, and takes any path but one with a line break."""
+def mount(path: str, writable: bool) -> list[str]:
+    """docker's words for a folder at its own path: any path but one with a line break. Where there is none, none is
+    made, as --volume would."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()
