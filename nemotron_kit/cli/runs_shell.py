@@ -91,11 +91,13 @@ def slurm_line(
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
     folder = f"{folder_there(RunFolder(job.path.parent.parent), plan)}/jobs/{job.number}"
-    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", f"--chdir={folder}"]
+    settings = plan.get("settings") or {}
+    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
+        number = _step(settings, folder).partition(".")[0]
+    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")
-    srun += command or ["/bin/bash", "-l"]
-    settings = plan.get("settings") or {}
+    srun += command or (["/bin/sh"] if settings.get("container_image") else ["/bin/bash", "-l"])
     if settings.get("tunnel") != "ssh":
         return srun
     from nemotron_kit.execution.ssh_options import ssh_command
@@ -105,6 +107,28 @@ def slurm_line(
         *_ssh(ssh_command(settings["host"], settings.get("user"), settings.get("identity"), *terminal)),
         shlex.join(srun),
     ]
+
+
+def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
+    """srun's words for a job's folder: in its container, where it has one."""
+    if not settings.get("container_image"):
+        return [f"--chdir={folder}"]
+    given = [str(word) for word in (settings.get("extra") or {}).get("srun_args") or ()]
+    named = [word.split("=", 1)[1].partition(":")[0] for word in given if word.startswith("--container-name=")]
+    name = named[-1] if named else _step(settings, folder)
+    return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
+
+
+def _step(settings: Mapping[str, Any], folder: str) -> str:
+    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
+    from nemotron_kit.execution.reach import reach_for
+
+    (record,), _ = reach_for(settings).call("job_records", jobs=[folder])
+    schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
+    steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
+    if not steps or not steps[-1].replace(".", "").isdecimal():
+        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
+    return steps[-1]
 
 
 def _ssh(words: list[str]) -> list[str]:

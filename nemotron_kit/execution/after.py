@@ -17,6 +17,8 @@ from typing import Any
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.ledger import ENDED, HERE, Sight, refresh, run_standing, standing, target_of
+from nemotron_kit.execution.mirror import folder_there
+from nemotron_kit.plan.more_mounts import with_folders
 from nemotron_kit.plan.plan import WAIT_FIRST, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -71,6 +73,8 @@ class After:
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
         # One may have ended between the look into the registry and this one: the job will find what it saved.
         late, kept = _late(plan, {run.id for run in self.runs}, command)
+        read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in late.values())]
+        plan = with_folders(replace(plan, problems=tuple(kept)), [folder_there(run, run.plan()) for run in read])
         if late:
             spec["late"] = late
             notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in late.items()]

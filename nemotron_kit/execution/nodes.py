@@ -18,7 +18,8 @@ _FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
 @dataclass(frozen=True)
 class Node:
     """Node `rank` of `count`. `head` is the address of node 0; `meeting` and `port` differ for any two jobs that can
-    run at once; `job` is the scheduler's id of the job, None without one."""
+    run at once; `job` is the scheduler's id of the job, None without one. `step` is Slurm's own number for what started
+    this worker (`17.1`), also in an array."""
 
     rank: int = 0
     count: int = 1
@@ -27,6 +28,7 @@ class Node:
     meeting: str = ""
     job: str | None = None
     name: str | None = None
+    step: str | None = None
 
     @property
     def is_head(self) -> bool:
@@ -54,6 +56,7 @@ def this_node(environ: Mapping[str, str] = os.environ) -> Node:
         meeting=job,
         job=job,
         name=environ.get("SLURMD_NODENAME"),
+        step=f"{number}.{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else None,
     )
 
 

@@ -47,9 +47,22 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
         return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
     # Whatever keeps a worker from its work must be on record: nobody else sees it.
     except Exception as error:
+        lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
         if node.is_head:
-            job.finish(1, "failed", error=f"the worker failed: {type(error).__name__}: {error}")
+            what = f"the worker failed: {type(error).__name__}: {error}"
+            job.finish(1, "failed", error=lacking.message if lacking else what)
+        if lacking:
+            raise lacking from error
         raise
+
+
+def _lacking(error: ModuleNotFoundError) -> NemotronError:
+    """What the worker needs of an environment that somebody else made: a container's, or another machine's."""
+    version = sys.version.split()[0]
+    return NemotronError(
+        f"{sys.executable} (Python {version}) has no module {error.name!r}, which the job's worker needs.",
+        hint="Where jobs run, an image's Python included, there must be omegaconf, and pydantic to save artifacts.",
+    )
 
 
 def place_code(job: JobFolder, spec: JobSpec) -> None:
@@ -66,6 +79,7 @@ def place_code(job: JobFolder, spec: JobSpec) -> None:
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     seen: set[str] = set()
     scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
+    scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
     try:
         # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.

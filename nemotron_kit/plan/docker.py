@@ -12,14 +12,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.resources import Resources
 from nemotron_kit.plan.runconfig import RunConfig
-from nemotron_kit.plan.sbatch import Sbatch
+from nemotron_kit.plan.sbatch import Sbatch, folder_of
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
@@ -66,7 +65,7 @@ def docker_for(
         *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
         *_user(os.getuid(), os.getgid()),
         *_options(executor),
-        *(word for path, writable in mounts(place, inputs) for word in _mount(path, writable)),
+        *(word for path, writable in mounts(place, inputs) for word in mount(path, writable)),
         *(f"--volume={volume}" for volume in executor.volumes),
         *(f"--env={secret}" for secret in config.secrets or ()),
         "--entrypoint=",
@@ -80,20 +79,16 @@ def docker_for(
 def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
     """(folder, whether the job may write there), none of them inside another that it may write to."""
     found = {place.run: True, place.artifacts: True, f"{place.root}/code": False}
-    for path in (place.kit, *(_folder(pin.path) for pin in inputs.values() if pin is not None)):
+    for path in (place.kit, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
             found.setdefault(path, False)
     open_ones = [path for path, writable in found.items() if writable]
     return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in open_ones)]
 
 
-def _folder(path: str) -> str:
-    """What describes a file lies beside it."""
-    return str(Path(path).parent) if Path(path).is_file() else path
-
-
-def _mount(path: str, writable: bool) -> list[str]:
-    """Unlike --volume it makes no folder where there is none, and takes any path but one with a line break."""
+def mount(path: str, writable: bool) -> list[str]:
+    """docker's words for a folder at its own path: any path but one with a line break. Where there is none, none is
+    made, as --volume would."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()

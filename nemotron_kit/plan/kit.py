@@ -11,6 +11,9 @@ from pathlib import Path
 
 MAIN = b"""import sys
 
+if sys.version_info < (3, 11):
+    sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; the job needs 3.11 or newer")
+
 from nemotron_kit.worker import main
 
 sys.exit(main())

@@ -123,13 +123,15 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
     image = settings.executor != "slurm" or settings.container_image is not None
     kit = f"{root}/kit/{kit_hash()}" if apart or image else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
+    # Over ssh the profile's is the login node's, which no image has at that path.
+    named = None if apart and image else settings.python
     return Place(
         root=root,
         run=run,
         job=folder,
         code=code,
         cwd=settings.workdir or inside or (folder if kit else here),
-        python=settings.python or ("python3" if kit else sys.executable),
+        python=named or ("python3" if kit else sys.executable),
         kit=kit,
         artifacts=artifacts,
         tree=tree,

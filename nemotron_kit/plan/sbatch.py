@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.plan.paths import Place
@@ -75,5 +76,10 @@ def _problems(config: RunConfig, mode: str) -> Iterator[str]:
 def _mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[str]:
     """Folders that the job finds at the same path in its container: its run, the registry, the kit, its inputs."""
     found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.kit])]
-    found += [pin.path for pin in inputs.values() if pin is not None]
+    found += [pin.path if place.apart else folder_of(pin.path) for pin in inputs.values() if pin is not None]
     return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]
+
+
+def folder_of(path: str) -> str:
+    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
+    return str(Path(path).parent) if Path(path).is_file() else path

@@ -35,6 +35,7 @@ export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
 trap : TERM USR1
 nemotron_end() {{
+  echo "nemotron: job $SLURM_JOB_ID ended with $1"
   # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
   task=$SLURM_JOB_ID
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
@@ -86,7 +87,13 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
         if path.startswith("/") and not _PATH.match(path):
             raise UserError(
                 f"{path!r}: a batch script takes paths of letters, digits and ._/+=@,- only.",
-                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path.",
+                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path; a container's inputs need one, too.",
+            )
+    for path in script.mounts:
+        if "," in path:
+            raise UserError(
+                f"{path!r}: a container's mounts are separated by commas, so none of its folders can have one.",
+                hint="That is NEMOTRON_HOME, remote_job_dir, the registry, or an input: give it another name.",
             )
     text = _rendered(config, resources, script, batch)
     if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
@@ -180,6 +187,8 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
     # the one task that starts the others.
     executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]
+    # Pyxis gives an image's own variables the last word, but for these.
+    executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
     again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
     shell = [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
     executor.setup_lines = "\n".join([_SETUP.format(again=again), *shell])

@@ -43,6 +43,7 @@ _ALL = {flag: re.compile(pattern) for flag, pattern in _PATTERNS.items()}
 _FLAG = re.compile(r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z")
 _IMAGE = re.compile(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z")
 _MOUNT = re.compile(r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z")
 _WORD = re.compile(r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z")
 
 
@@ -59,11 +60,13 @@ def check_header(script: str) -> None:
 
 
 def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
-    """What reaches the srun line: a container's image and mounts, and `extra = {srun_args = […]}`."""
+    """What reaches the srun line: a container's image, mounts and variables, and `extra = {srun_args = […]}`."""
     for name, pattern, values in (
         ("container_image", _IMAGE, [config.container_image] if config.container_image else []),
         ("mounts", _MOUNT, config.mounts or []),
         ("extra.srun_args", _WORD, srun_args),
+        ("secrets", _VARIABLE, (config.secrets if config.container_image else None) or []),
+        ("extra.container_env", _VARIABLE, (config.extra or {}).get("container_env") or []),
     ):
         for value in values:
             if not isinstance(value, str) or not pattern.match(value):

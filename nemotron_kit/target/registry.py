@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.override import parse_override
+from nemotron_kit.artifacts.staging import make_folder
+from nemotron_kit.artifacts.store import MODES
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.target.agent import error_to_dict
 
@@ -28,6 +31,17 @@ def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
     del payload
     registry = LocalRegistry(root)
     return {"uuid": registry.uuid, "names": len(registry.names())}, b""
+
+
+def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private") -> tuple[None, bytes]:
+    """The folders that every container is given, where they are missing: the code below `root`, and the registry.
+
+    A mount of what isn't there ends a job before it begins, or makes a folder that is nobody's.
+    """
+    del payload
+    make_folder(Path(root, "code"), MODES["private"])
+    make_folder(Path(registry), MODES[mode])
+    return None, b""
 
 
 def _one(registry: LocalRegistry, text: str, default: str | None) -> dict[str, Any]:

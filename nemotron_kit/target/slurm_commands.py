@@ -190,8 +190,9 @@ def _exit_code(code: str, derived: str) -> int | None:
     if signalled:
         return 128 + signalled
     worst, step = _pair(derived)
-    # slurmctld now and then hears of the step's end after the script's (3 of 140), and then never counts it: 0:0.
-    missed = (worst, step) == (0, 0) and exited in _DEADLY
+    # slurmctld now and then hears of the step's end after the script's (3 of 140), and then never counts it: 0:0. Of a
+    # step on many nodes it has another node's code: a lower one, as the highest code of a step is srun's.
+    missed = exited in _DEADLY and not step and (worst or 0) < exited
     return 128 + exited if exited and (exited == step or missed) else exited
 
 

@@ -13,6 +13,7 @@ from nemotron_kit.runs.job import UNEXPLAINED
 from nemotron_kit.target import slurm, submissions
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target.slurm_commands import Entry
+from nemotron_kit.target.slurm_said import said
 from nemotron_kit.target.submissions import Submission
 
 Seen = dict[str, Any]
@@ -191,7 +192,13 @@ def _final(job: _Job, entry: Entry) -> None:
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}")
+        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_why(job)}")
+
+
+def _why(job: _Job) -> str:
+    """What kept the job's worker from its work, where that is why there is no record."""
+    record, number = job.submission, job.slurm_id
+    return (said(job.run, job.number, record.name, number) if record and number else None) or ""
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:

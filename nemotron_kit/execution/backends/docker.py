@@ -18,7 +18,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
-from nemotron_kit.execution.repositories import fetch_repositories
+from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
 from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
 from nemotron_kit.plan.docker import container_name
 from nemotron_kit.plan.plan import Plan
@@ -105,8 +105,7 @@ class Docker:
         fetch_repositories(self.reach, plans)
         self.reach.call("make_run", packed(texts), folder=place["run"])
         place_kit(place["kit"])
-        for path in (f"{place['root']}/code", place["artifacts"]):
-            Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_mounted(self.reach, place)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """The client that stands for the container, in a session of its own; what the worker says goes to its log. The

@@ -13,7 +13,7 @@ from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
-from nemotron_kit.execution.repositories import fetch_repositories
+from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
 from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan import sbatch
@@ -27,6 +27,8 @@ from nemotron_kit.target import logs
 from nemotron_kit.target.folders import CODE, packed
 
 MOST_PER_ARRAY = 1000
+# They lead to the packages of another Python than an image's own.
+_OF_THIS_PYTHON = ["PYTHONHOME", "PYTHONPATH"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,14 @@ class Slurm:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.reach, plans)
         self.reach.call("make_run", packed(texts), folder=place["run"])
+        if self.settings.get("container_image"):
+            make_mounted(self.reach, place)
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
         secrets = {name: _secret(name) for name in first.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
+        hidden += _OF_THIS_PYTHON if self.settings.get("container_image") else []
         payload = {"script": call.text if call.array else None, "secrets": secrets}
         self.reach.call(
             "slurm_submit",

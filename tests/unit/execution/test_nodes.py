@@ -45,5 +45,11 @@ def test_a_task_of_an_array_says_which() -> None:
     assert node.port == this_node(TWO).port
 
 
+def test_a_step_has_the_number_that_slurm_gives_it() -> None:
+    assert this_node(TWO).step is None
+    array = {**TWO, "SLURM_ARRAY_JOB_ID": "1234500", "SLURM_ARRAY_TASK_ID": "67", "SLURM_STEP_ID": "1"}
+    assert this_node(array).step == "1234567.1"
+
+
 def test_without_slurm_there_is_one_node() -> None:
     assert this_node({}) == Node()

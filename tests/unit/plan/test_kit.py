@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.plan.kit import kit_hash, kit_roots, kit_zip
+from nemotron_kit.plan.kit import MAIN, kit_hash, kit_roots, kit_zip
 
 
 def test_the_zip_depends_on_content_alone() -> None:
@@ -32,6 +32,12 @@ def test_it_holds_the_packages_and_no_debris() -> None:
         assert wanted in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc") or "/toplevel/" in name]
     assert all(root.exists() for root, _ in kit_roots())
+
+
+def test_an_older_python_than_it_needs_is_told_so_before_anything_is_imported() -> None:
+    old = "import sys; sys.version_info = (3, 9, 2)\n"
+    done = subprocess.run(["python3", "-I", "-c", old + MAIN.decode()], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "the job needs 3.11 or newer" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_python_runs_its_folder_as_the_worker(tmp_path: Path) -> None:

@@ -193,6 +193,14 @@ def test_a_container_sees_what_is_mounted(launch: Path, tmp_path: Path) -> None:
     assert behind({**inside, "mounts": [f"{tmp_path}:/mnt:ro"]}, data="/mnt/data") == {}
 
 
+def test_the_python_of_a_login_node_is_not_an_images(launch: Path) -> None:
+    assert place(**{**SSH, "python": "/venv/bin/python"}).python == "/venv/bin/python"
+    assert place(**{**SSH, "python": "/venv/bin/python", "container_image": "image"}).python == "python3"
+    here = {"executor": "slurm", "container_image": "image"}
+    assert place(**here, python="/opt/venv/bin/python").python == "/opt/venv/bin/python"
+    assert place(**here).python == "python3"
+
+
 def test_a_relative_path_that_leads_out_is_refused_with_its_field(launch: Path) -> None:
     assert behind(SSH, data="../other/x") == {}, "that is still in the repository"
     with pytest.raises(UserError, match=r"train\.data: \.\./\.\./x leads out of the code"):

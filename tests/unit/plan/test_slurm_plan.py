@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.errors import UserError
 from nemotron_kit.plan import slurm
+from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.resources import Resources, resources_of
 from nemotron_kit.plan.runconfig import ProfileError, RunConfig
+from nemotron_kit.plan.sbatch import sbatch_for
 from nemotron_kit.plan.slurm_flags import check_header, check_words
 
 
@@ -161,6 +166,39 @@ def test_a_container_gets_the_jobs_folders_at_the_same_paths() -> None:
     assert "--container-image nvcr.io/x:1 " in text
     assert "--container-mounts /data:/data,/h/runs/r:/h/runs/r,/h/artifacts:/h/artifacts," in text
     slurm.check_syntax(text)
+
+
+def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> None:
+    image = {"container_image": "nvcr.io/x:1"}
+    text = rendered(script(), secrets=["A_TOKEN", "B_KEY"], extra={"container_env": ["MINE"]}, **image)
+    assert " --container-env MINE,A_TOKEN,B_KEY " in text
+    assert "--container-env" not in rendered(script(), secrets=["A_TOKEN"])
+    assert "--container-env" not in rendered(script(), **image)
+
+
+def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path) -> None:
+    file, folder = tmp_path / "one" / "x.bin", tmp_path / "two"
+    file.parent.mkdir()
+    folder.mkdir()
+    file.touch()
+    place = Place("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
+    pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
+    mounted = sbatch_for(
+        config(container_image="i"), resources_of(config(), None), place, pins,
+        run_id="r", job=0, label="l", mode="batch", alone=False,
+    ).extra["mounts"]  # fmt: skip
+    assert mounted == ["/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder)]
+
+
+def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:
+    with pytest.raises(UserError, match="separated by commas"):
+        rendered(script(mounts=("/h/ru,ns/r",)), container_image="nvcr.io/x:1")
+
+
+@pytest.mark.parametrize("fields", [{"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}])
+def test_a_name_that_a_shell_would_read_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError, match="srun"):
+        rendered(script(), container_image="nvcr.io/x:1", **fields)
 
 
 def test_setup_is_shell_by_intent_and_must_be_shell() -> None:

@@ -196,6 +196,7 @@ def test_a_record_of_a_signal_is_explained_by_the_scheduler(submitted: Path, pro
         ("CANCELLED by 7|x|n|0:0|0:0", "cancelled", 143),
         ("FAILED|x|n|9:0|0:9", "failed", 137),  # srun's way of saying KILL
         ("FAILED|x|n|9:0|0:0", "failed", 137),  # the step's end was heard of after the script's
+        ("FAILED|x|n|9:0|1:0", "failed", 137),  # of two nodes, one of which exited with 1
         ("FAILED|x|n|9:0|9:0", "failed", 9),
         ("FAILED|x|n|1:0|0:0", "failed", 1),
         ("FAILED|x|n|137:0|0:0", "failed", 137),

@@ -1,0 +1,62 @@
+"""The srun line that leads into a job's allocation, and into its container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.cli.runs_shell import slurm_line
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import JobState
+
+ALONE = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12"}})
+TASK = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12_3"}})
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobFolder:
+    found = JobFolder(tmp_path / "runs" / "20261124-171204-work-speak-1f03a7" / "jobs" / "0")
+    found.path.mkdir(parents=True)
+    return found
+
+
+def line(job: JobFolder, *command: str, state: JobState = ALONE, **settings: Any) -> list[str]:
+    return slurm_line({"settings": settings}, job, state, list(command), "n2")
+
+
+def began(job: JobFolder, *steps: str) -> None:
+    for step in steps:
+        job.transition("running", scheduler={"kind": "slurm", "job": "12_3", "step": step})
+    job.transition("running", observed=True, scheduler={"kind": "slurm", "job": "12_3"})
+
+
+def test_a_job_without_a_container_is_entered_in_its_folder(job: JobFolder) -> None:
+    words = line(job)
+    assert words[:2] == ["srun", "--jobid=12"] and f"--chdir={job.path}" in words and "--nodelist=n2" in words
+    assert words[-2:] == ["/bin/bash", "-l"] and not any(word.startswith("--container") for word in words)
+
+
+def test_a_task_of_an_array_has_a_number_of_its_own(job: JobFolder) -> None:
+    with pytest.raises(UserError, match="not begun yet"):
+        line(job, state=TASK)
+    began(job, "15.1")
+    assert line(job, state=TASK)[:2] == ["srun", "--jobid=15"]
+
+
+def test_a_container_is_entered_by_the_step_that_runs_the_worker(job: JobFolder) -> None:
+    image = {"container_image": "/x.sqsh"}
+    with pytest.raises(UserError, match="not begun yet"):
+        line(job, **image)
+    began(job, "12.1", "12.2")
+    words = line(job, **image)
+    assert "--container-name=12.2:exec" in words and f"--container-workdir={job.path}" in words
+    assert words[-1] == "/bin/sh" and not any(word.startswith("--chdir") for word in words)
+    assert line(job, "ls", "-l", **image)[-2:] == ["ls", "-l"]
+
+
+def test_a_container_with_a_name_of_its_own(job: JobFolder) -> None:
+    extra = {"srun_args": ["--mpi=none", "--container-name=mine:no_exec"]}
+    assert "--container-name=mine:exec" in line(job, container_image="/x.sqsh", extra=extra)

@@ -1,0 +1,34 @@
+"""A worker whose Python lacks what it needs: an image's, as a rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.execution import scheduled
+from nemotron_kit.execution.nodes import Node
+from nemotron_kit.runs.job import JobFolder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_module_that_is_missing_is_on_record_with_the_python_that_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("ignore_usr1", "_print_to"):
+        monkeypatch.setattr(scheduled, name, lambda *_: None)
+    monkeypatch.setattr(scheduled, "_lead", broken)
+    monkeypatch.setattr(scheduled, "_join", broken)
+    job, spec = JobFolder(tmp_path), SimpleNamespace(code=None, cwd=str(Path.cwd()))
+    with pytest.raises(NemotronError, match="has no module 'yaml'"):
+        scheduled.run_scheduled(job, spec, Node(rank=rank, count=2))  # type: ignore[arg-type]
+    record = job.exit_record()
+    assert (record is not None) == (rank == 0)
+    assert record is None or "has no module 'yaml'" in str(record["error"])
