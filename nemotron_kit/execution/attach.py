@@ -21,7 +21,9 @@ from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 FASTEST, SLOWEST = 0.3, 10.0
 # A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
 PATIENCE = 600.0
-CHUNK = 1 << 16
+# One round trip over ssh each.
+CHUNK = 1 << 18
+# Each rank's lines are in its node's log too.
 _SKIPPED = ("rank-", "worker")
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
@@ -42,7 +44,7 @@ class Follower:
     def pump(self, write: Callable[[str], object]) -> bool:
         """Write what is new; whether there was anything."""
         moved = False
-        while pieces := self._pieces():
+        while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
             for name, offset, data in pieces:
                 text = self._marked(name, self._clean.setdefault(name, Neutraliser()).feed(data))
                 with _uninterrupted():  # what is written counts as shown, and nothing else
@@ -60,13 +62,6 @@ class Follower:
     def shown(self) -> dict[str, int]:
         """Log → the bytes of it that have been written; what waits for its other half has not."""
         return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
-
-    def _pieces(self) -> list[tuple[str, int, bytes]]:
-        pieces = self.backend.read_logs(self.job, self.offsets, CHUNK)
-        # Each rank's lines are in its node's log too.
-        shown = [piece for piece in pieces if not piece[0].startswith(_SKIPPED)]
-        self.offsets.update({name: offset + len(data) for name, offset, data in pieces if name.startswith(_SKIPPED)})
-        return shown or (self._pieces() if pieces else [])
 
     def _marked(self, name: str, text: str) -> str:
         """Another node's lines say which node's; those of its ranks say so themselves."""
