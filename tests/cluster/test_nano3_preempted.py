@@ -34,6 +34,7 @@ time = "00:10:00"
 extends = "calm"
 partition = "preempt"
 """
+SAVED = "stopped with a checkpoint"
 # What depends on how fast the machine was.
 SPEED = ("tokens_per_second", "elapsed")
 
@@ -65,14 +66,14 @@ class Lab:
         assert found, said
         return RunFolder(self.folder / "home" / "runs" / found[1]).job()
 
-    def push_out(self, job: JobFolder) -> None:
-        """A job that goes first takes the node, and gives it back once this one has saved."""
-        times = preemptions(job)
+    def push_out(self, job: JobFolder, word: str = SAVED) -> None:
+        """A job that goes first takes the node, and gives it back once this one's log has said `word` once more."""
+        times = log(job).count(word)
         node = job.state().facts["scheduler"]["node"]
         words = ["-A", "research", "-p", "interactive", "-w", node, "--exclusive", "-o", "/dev/null"]
         urgent = self.slurm.run("sbatch", "--parsable", *words, "--wrap", "sleep 120").strip()
         try:
-            until(lambda: preemptions(job) > times, 60, lambda: log(job))
+            until(lambda: log(job).count(word) > times, 60, lambda: log(job))
         finally:
             self.slurm.run("scancel", urgent)
 
@@ -103,10 +104,6 @@ def curve(job: JobFolder) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in SPEED} for row in rows(job)]
 
 
-def preemptions(job: JobFolder) -> int:
-    return log(job).count("stopped with a checkpoint")
-
-
 def test_nano3_goes_on_where_it_was_pushed_out(lab: Lab, tmp_path: Path) -> None:
     job = lab.pretrain("pushed", "--run.exclude", "n2")
     calm = lab.pretrain("calm", "--run.exclude", "n1")
@@ -125,9 +122,19 @@ def test_nano3_goes_on_where_it_was_pushed_out(lab: Lab, tmp_path: Path) -> None
     assert model(job) == model(calm)
     assert [entry["state"] for entry in job.history()].count("running") == 3
     assert len(submissions.read_all(job.path.parent.parent)) == 1
-    print(f"\n{preemptions(job)} times pushed out; {curve(job)[-1]}")
+    assert log(job).count(SAVED) == 2
 
 
 def model(job: JobFolder) -> bytes:
     (weights,) = job.path.glob(f"pretrain-tiny/model-*{STEPS}/*.safetensors")
     return weights.read_bytes()
+
+
+def test_nano3_pushed_out_before_it_has_begun_comes_again(lab: Lab) -> None:
+    """TERM ends it while it still imports: there is no checkpoint, and nothing to lose."""
+    job = lab.pretrain("pushed", "train.train_iters=5", "--run.exclude", "n2")
+    until(lambda: job.state().state == "running", 60)
+    lab.push_out(job, "killed by SIGTERM")
+    until(lambda: job.state().state in TERMINAL, 120, lambda: log(job))
+    assert job.state().state == "succeeded", log(job)
+    assert [row["step"] for row in rows(job) if "loss" in row] == list(range(1, 6))
