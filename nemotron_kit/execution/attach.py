@@ -15,14 +15,14 @@ from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.shown import Shown
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
-from nemotron_kit.runs.logs import Neutraliser
+from nemotron_kit.runs.logs import Neutraliser, encodable
 from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
 FASTEST, SLOWEST = 0.3, 10.0
 # A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
 PATIENCE = 600.0
 # One round trip over ssh each.
-CHUNK = 1 << 18
+CHUNK = 1 << 20
 # Each rank's lines are in its node's log too.
 _SKIPPED = ("rank-", "worker")
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED)
@@ -117,7 +117,7 @@ def _follow(
             observed: dict[int, Observation] = {}
             try:
                 observed = backend.observe(run, jobs)
-                moved = sum(follower.pump(sys.stdout.write) for follower in followers) > 0
+                moved = sum(follower.pump(_show) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
@@ -132,7 +132,7 @@ def _follow(
             forgotten = time.monotonic() - known > PATIENCE and states <= {*TERMINAL, "unknown"}
             if observed and not lost and (states <= TERMINAL or forgotten):
                 for follower in followers:
-                    follower.rest(sys.stdout.write)
+                    follower.rest(_show)
                 return outcome_of(observed)
             pause = FASTEST if moved else min(pause * 1.3, SLOWEST)
             time.sleep(pause)
@@ -179,6 +179,10 @@ def outcome_of(observed: dict[int, Observation]) -> Outcome:
             error = next((o.error for o in observed.values() if o.state == state and o.error), state)
             return Outcome(EXIT_CODES.get(state, 1), state, error)
     return Outcome(0, "succeeded")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(encodable(text, sys.stdout.encoding))
 
 
 def _say(text: str) -> None:

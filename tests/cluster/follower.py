@@ -23,12 +23,20 @@ class Meter:
 
     def __init__(self, port: int) -> None:
         self.moved, self.to = 0, port
+        self._open: list[socket.socket] = []
         self._door = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._door.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
         self._door.close()
+
+    def cut(self) -> None:
+        """Whatever is connected is so no longer."""
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
 
     def config(self, path: Path, theirs: str, host: str) -> dict[str, str]:
         """Write an ssh config, `theirs` but that `host` is reached through here; the environment to read it in."""
@@ -45,6 +53,7 @@ class Meter:
             far = socket.create_connection(("127.0.0.1", self.to))
             for end in (near, far):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._open.append(end)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
 

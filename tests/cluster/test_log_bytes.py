@@ -86,13 +86,13 @@ class Watch:
         _, said = self.laptop.run("far", "work", *words, "--batch", profile, **self.slurm)
         return RunFolder(self.laptop.home / "runs" / said.split(":")[0]).job()
 
-    def follow(self, job: JobFolder, *words: str) -> tuple[Follower, Meter]:
+    def follow(self, job: JobFolder, *words: str, **more: str) -> tuple[Follower, Meter]:
         door = "plain" if "nk-plain" in json.dumps(self._plan(job)) else "cluster"
         meter, place = Meter(self.laptop.sshd.port(door)), self.laptop.folder.parent / f"follower-{len(self.meters)}"
         place.mkdir(mode=0o700)  # a home of its own, so that it has a connection of its own
         (place / "runs").symlink_to(self.laptop.home / "runs")
         env = meter.config(place / "ssh-config", self.laptop.sshd.facts["config"], f"nk-{door}")
-        env = {**self.laptop.environment, **self.slurm, **env, "NEMOTRON_HOME": str(place)}
+        env = {**self.laptop.environment, **self.slurm, **env, **more, "NEMOTRON_HOME": str(place)}
         follower = Follower([*words, job.run_id], env, place, place / "shown")
         self.meters.append(meter)
         self.followers.append(follower)
@@ -157,6 +157,8 @@ def test_junk_and_escapes_are_moved_as_they_are_and_shown_harmless(watch: Watch,
     assert raw.out.read_bytes() == log
     assert shown.out.read_bytes() == Neutraliser().feed(log, final=True).encode()
     assert b"\x1b" not in shown.out.read_bytes()
+    plain, _ = watch.follow(job, "attach", "--all", PYTHONIOENCODING="ascii")
+    assert plain.to_the_end().code == 0 and plain.out.read_bytes().isascii(), plain.said()
     assert profile == "near" or meter.moved <= 1.1 * len(log)
 
 
@@ -173,6 +175,20 @@ def test_a_log_that_is_cut_is_followed_from_its_new_beginning(watch: Watch, prof
         assert follower.to_the_end().code == 0, follower.said()
         assert follower.out.read_bytes() == before + b"after the cut\n"
         assert profile == "near" or meter.moved <= 1.1 * len(before)
+
+
+def test_a_connection_that_is_cut_costs_little(watch: Watch) -> None:
+    job = watch.batch("megabytes=20", "seconds=4", profile="far")
+    following = [watch.follow(job, "logs", "-f"), watch.follow(job, "attach")]
+    for megabytes in (2, 8, 14):
+        for follower, meter in following:
+            until(lambda shown=follower.out: shown.stat().st_size >= megabytes * MB, 60)  # noqa: B023
+            meter.cut()
+    for follower, meter in following:
+        assert follower.to_the_end().code == 0, follower.said()
+        assert "out of sight" in follower.said()
+        assert filecmp.cmp(follower.out, watch.log(job), shallow=False)
+        assert meter.moved <= 1.1 * watch.log(job).stat().st_size
 
 
 def test_the_ranks_lines_are_moved_once(watch: Watch) -> None:
