@@ -41,8 +41,8 @@ class Follower:
         self._clean: dict[str, Neutraliser] = {}
         self._at_start: dict[str, bool] = {}
 
-    def pump(self, write: Callable[[str], object]) -> bool:
-        """Write what is new; whether there was anything."""
+    def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
+        """Write what is new, and `keep` how far it has got; whether there was anything."""
         moved = False
         while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
             for name, offset, data in pieces:
@@ -50,6 +50,7 @@ class Follower:
                 with _uninterrupted():  # what is written counts as shown, and nothing else
                     write(text)
                     self.offsets[name] = offset + len(data)
+            keep()
             moved = True
         return moved
 
@@ -110,6 +111,10 @@ def attach(
 def _follow(
     run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
 ) -> Outcome:
+    def keep() -> None:
+        sys.stdout.flush()
+        shown.keep({follower.job.number: follower.shown for follower in followers})
+
     pause, lost, known = FASTEST, False, time.monotonic()
     try:
         while True:
@@ -117,14 +122,13 @@ def _follow(
             observed: dict[int, Observation] = {}
             try:
                 observed = backend.observe(run, jobs)
-                moved = sum(follower.pump(_show) for follower in followers) > 0
+                moved = sum(follower.pump(_show, keep) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
                     _say(f"{run.id}: out of sight, still trying: {error.message}")
                 lost = True
-            sys.stdout.flush()
-            shown.keep({follower.job.number: follower.shown for follower in followers})
+            keep()
             record(jobs, observed, asked)
             states = {o.state for o in observed.values()}
             if "unknown" not in states:
@@ -137,8 +141,7 @@ def _follow(
             pause = FASTEST if moved else min(pause * 1.3, SLOWEST)
             time.sleep(pause)
     finally:
-        sys.stdout.flush()
-        shown.keep({follower.job.number: follower.shown for follower in followers})
+        keep()
 
 
 @contextmanager

@@ -177,6 +177,21 @@ def test_a_log_that_is_cut_is_followed_from_its_new_beginning(watch: Watch, prof
         assert profile == "near" or meter.moved <= 1.1 * len(before)
 
 
+def test_what_a_killed_process_has_shown_is_not_shown_again(watch: Watch) -> None:
+    """But for what it was showing at that moment, of a log that is long when somebody attaches."""
+    job = watch.batch("megabytes=200", profile="near")
+    watch.laptop.run("runs", "wait", job.run_id, **watch.slurm)
+    first, _ = watch.follow(job, "attach")
+    until(lambda: first.out.stat().st_size >= 5 * MB, 60)
+    first.end()
+    second, _ = watch.follow(job, "attach")
+    assert second.to_the_end().code == 0, second.said()
+    log, shown = watch.log(job).read_bytes(), [each.out.read_bytes() for each in (first, second)]
+    assert log.startswith(shown[0]) and log.endswith(shown[1])
+    assert len(log) <= len(shown[0]) + len(shown[1]) <= len(log) + 2 * MB
+    print(f"\nkilled after {len(shown[0]) / MB:.0f} MB; {sum(map(len, shown)) - len(log)} bytes were shown twice")
+
+
 def test_a_connection_that_is_cut_costs_little(watch: Watch) -> None:
     job = watch.batch("megabytes=20", "seconds=4", profile="far")
     following = [watch.follow(job, "logs", "-f"), watch.follow(job, "attach")]
