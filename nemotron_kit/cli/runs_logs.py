@@ -12,7 +12,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
-from nemotron_kit.runs.logs import Neutraliser, follow, last_lines, log_file, log_names, read_from
+from nemotron_kit.runs.logs import Neutraliser, encodable, follow, last_lines, log_file, log_names, read_from
 from nemotron_kit.runs.records import DamagedRecord
 
 
@@ -108,7 +108,7 @@ def _write(pieces: Iterable[bytes]) -> None:
 
 
 def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
-    neutraliser, encoding = Neutraliser(), sys.stdout.encoding or "utf-8"
+    neutraliser = Neutraliser()
     for piece in pieces:
-        yield neutraliser.feed(piece).encode(encoding, "replace").decode(encoding)
-    yield neutraliser.feed(b"", final=True).encode(encoding, "replace").decode(encoding)
+        yield encodable(neutraliser.feed(piece), sys.stdout.encoding)
+    yield encodable(neutraliser.feed(b"", final=True), sys.stdout.encoding)

@@ -9,12 +9,13 @@ from typing import Any
 
 from nemotron_kit.cli.grid import clean
 from nemotron_kit.errors import Unreachable
+from nemotron_kit.execution.attach import CHUNK
 from nemotron_kit.execution.backends.base import Backend, backend_for
 from nemotron_kit.execution.mirror import folder_there
 from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.logs import CHUNK
+from nemotron_kit.target.logs import Piece
 
 _FASTEST, _SLOWEST = 0.5, 10.0
 
@@ -39,10 +40,14 @@ class RemoteLog:
         return int(offset)
 
     def read(self, offset: int) -> Iterator[bytes]:
-        """What there is from `offset` on, in pieces."""
-        while piece := self._backend.read_log(self.job, self.name, offset, CHUNK):
+        """What there is from `offset` on, in pieces; from its beginning where the log was cut."""
+        return (piece.data for piece in self._pieces(offset))
+
+    def _pieces(self, offset: int) -> Iterator[Piece]:
+        while pieces := self._backend.read_logs(self.job, {self.name: offset}, CHUNK, only=True):
+            (piece,) = pieces
+            offset = piece.offset + len(piece.data)
             yield piece
-            offset += len(piece)
 
     def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
         """The log as it grows, until `is_over()` and its end is reached. A lost connection is waited out."""
@@ -50,9 +55,9 @@ class RemoteLog:
         while True:
             over, grown = is_over(), False
             try:
-                for piece in self.read(offset):
-                    offset, grown = offset + len(piece), True
-                    yield piece
+                for piece in self._pieces(offset):
+                    offset, grown = piece.offset + len(piece.data), True
+                    yield piece.data
                 lost = False
             except Unreachable as error:
                 if not lost:

@@ -15,13 +15,15 @@ from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.shown import Shown
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
-from nemotron_kit.runs.logs import Neutraliser
+from nemotron_kit.runs.logs import Neutraliser, encodable
 from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
 FASTEST, SLOWEST = 0.3, 10.0
 # A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
 PATIENCE = 600.0
-CHUNK = 1 << 16
+# One round trip over ssh each.
+CHUNK = 1 << 20
+# Each rank's lines are in its node's log too.
 _SKIPPED = ("rank-", "worker")
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
@@ -39,15 +41,16 @@ class Follower:
         self._clean: dict[str, Neutraliser] = {}
         self._at_start: dict[str, bool] = {}
 
-    def pump(self, write: Callable[[str], object]) -> bool:
-        """Write what is new; whether there was anything."""
+    def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
+        """Write what is new, and `keep` how far it has got; whether there was anything."""
         moved = False
-        while pieces := self._pieces():
+        while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
             for name, offset, data in pieces:
                 text = self._marked(name, self._clean.setdefault(name, Neutraliser()).feed(data))
                 with _uninterrupted():  # what is written counts as shown, and nothing else
                     write(text)
                     self.offsets[name] = offset + len(data)
+            keep()
             moved = True
         return moved
 
@@ -60,13 +63,6 @@ class Follower:
     def shown(self) -> dict[str, int]:
         """Log → the bytes of it that have been written; what waits for its other half has not."""
         return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
-
-    def _pieces(self) -> list[tuple[str, int, bytes]]:
-        pieces = self.backend.read_logs(self.job, self.offsets, CHUNK)
-        # Each rank's lines are in its node's log too.
-        shown = [piece for piece in pieces if not piece[0].startswith(_SKIPPED)]
-        self.offsets.update({name: offset + len(data) for name, offset, data in pieces if name.startswith(_SKIPPED)})
-        return shown or (self._pieces() if pieces else [])
 
     def _marked(self, name: str, text: str) -> str:
         """Another node's lines say which node's; those of its ranks say so themselves."""
@@ -115,6 +111,10 @@ def attach(
 def _follow(
     run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
 ) -> Outcome:
+    def keep() -> None:
+        sys.stdout.flush()
+        shown.keep({follower.job.number: follower.shown for follower in followers})
+
     pause, lost, known = FASTEST, False, time.monotonic()
     try:
         while True:
@@ -122,14 +122,13 @@ def _follow(
             observed: dict[int, Observation] = {}
             try:
                 observed = backend.observe(run, jobs)
-                moved = sum(follower.pump(sys.stdout.write) for follower in followers) > 0
+                moved = sum(follower.pump(_show, keep) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
                     _say(f"{run.id}: out of sight, still trying: {error.message}")
                 lost = True
-            sys.stdout.flush()
-            shown.keep({follower.job.number: follower.shown for follower in followers})
+            keep()
             record(jobs, observed, asked)
             states = {o.state for o in observed.values()}
             if "unknown" not in states:
@@ -137,13 +136,12 @@ def _follow(
             forgotten = time.monotonic() - known > PATIENCE and states <= {*TERMINAL, "unknown"}
             if observed and not lost and (states <= TERMINAL or forgotten):
                 for follower in followers:
-                    follower.rest(sys.stdout.write)
+                    follower.rest(_show)
                 return outcome_of(observed)
             pause = FASTEST if moved else min(pause * 1.3, SLOWEST)
             time.sleep(pause)
     finally:
-        sys.stdout.flush()
-        shown.keep({follower.job.number: follower.shown for follower in followers})
+        keep()
 
 
 @contextmanager
@@ -184,6 +182,10 @@ def outcome_of(observed: dict[int, Observation]) -> Outcome:
             error = next((o.error for o in observed.values() if o.state == state and o.error), state)
             return Outcome(EXIT_CODES.get(state, 1), state, error)
     return Outcome(0, "succeeded")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(encodable(text, sys.stdout.encoding))
 
 
 def _say(text: str) -> None:

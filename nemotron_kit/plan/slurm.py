@@ -28,8 +28,9 @@ _LEAD_SECONDS = 300
 # Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
 # wants to run again leaves a file named after its job. Where it was told by TERM to stop (`told`), that may have been a
 # preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
-# job is being preempted, counts. A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and
-# must not come back. A controller that does not answer is waited for.
+# job is being preempted, counts. So it is where TERM ended the program (143), or the worker (15), before it could save.
+# A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back. A controller
+# that does not answer is waited for.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
@@ -41,7 +42,7 @@ nemotron_end() {{
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   again=$(cat "{again}" 2>/dev/null)
   rm -f "{again}"
-  [ -n "$again" ] || return "$1"
+  case "$again $1" in " 143" | " 15" | told* | always*) ;; *) return "$1" ;; esac
   for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     state=$(squeue --noheader --jobs="$task" --format=%T) && break
     sleep 3

@@ -47,6 +47,11 @@ def neutralise(text: str) -> str:
     return _CONTROL.sub(_visible, _COLOUR.sub("", text))
 
 
+def encodable(text: str, encoding: str | None) -> str:
+    """`text` with question marks for what a terminal's or a file's encoding has no sign for."""
+    return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
+
+
 def log_file(job: JobFolder, rank: int | None = None) -> Path:
     """The whole job's log, or one rank's; it may not be there yet."""
     return job.path / "logs" / ("job.log" if rank is None else f"rank-{rank}.log")

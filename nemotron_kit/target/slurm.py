@@ -1,8 +1,8 @@
 """Slurm on the machine where its commands are: submit once, observe many jobs at once, cancel.
 
 Submitting is idempotent. The intent is on disk before sbatch is asked, and stands in the job's name; on any doubt the
-name is looked up in squeue and in sacct. Only when both have answered is a job absent; what is not known stays unknown,
-and nothing is submitted again.
+name is looked up in squeue and in sacct. Only when both have answered, and no worker of it has left a trace, is a job
+absent; what is not known stays unknown, and nothing is submitted again.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def submit(
             submissions.write(run, record)
         else:
             record = _settled(run, record)
-        if record.job is None:
+        if record.job is None and not submissions.has_begun(run, record):
             env = _environment(given.get("secrets") or {}, hidden or [])
             record = _sbatch(run, record, [*(options or []), str(run / script)], env, lock)
     return asdict(record), b""

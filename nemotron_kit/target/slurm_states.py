@@ -38,6 +38,7 @@ _CODES = {
 # Accounting may lag behind the queue, and a shared file system behind the node.
 _LAG_SECONDS = 120.0
 _FEW = 20
+_FORGOTTEN = "Slurm has forgotten the job"
 
 
 def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
@@ -135,7 +136,7 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
         record = job.submission
         if record is None or record.job:
             continue
-        if record.refused:
+        if record.refused and not submissions.has_begun(job.run, record):
             job.set("failed", 1, record.refused)
         elif record.name in ids:
             job.submission = slurm.adopt(job.run, record, ids[record.name])
@@ -147,7 +148,9 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
 
 def _absent(job: _Job, record: Submission) -> None:
     """squeue and sacct have both answered, and neither has a job of that name."""
-    if time.time() - record.at < _LAG_SECONDS:
+    if submissions.has_begun(job.run, record):
+        _unless_recorded(job, "unknown", _FORGOTTEN)
+    elif time.time() - record.at < _LAG_SECONDS:
         job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
     else:
         job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
@@ -175,7 +178,7 @@ def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: b
             return  # `unreachable` already: accounting is not asked how a live job stands
         submitted = job.submission.at if job.submission else 0.0
         young = time.time() - submitted < _LAG_SECONDS
-        _unless_recorded(job, "running" if young else "unknown", None if young else "Slurm has forgotten the job")
+        _unless_recorded(job, "running" if young else "unknown", None if young else _FORGOTTEN)
         return
     _final(job, entry)
 

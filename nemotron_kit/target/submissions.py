@@ -76,6 +76,11 @@ def read_all(run: Path) -> list[Submission]:
     return sorted((s for s in found if s is not None), key=lambda s: s.at)
 
 
+def has_begun(run: Path, submission: Submission) -> bool:
+    """Whether a worker of it has been there: then Slurm has its job or had it, whoever knows of it now."""
+    return any((run / "jobs" / str(number) / "logs" / "job.log").exists() for number in submission.jobs)
+
+
 def by_job(submissions: Sequence[Submission]) -> dict[int, Submission]:
     """The latest submission of each job of a run."""
     return {number: submission for submission in submissions for number in submission.jobs}

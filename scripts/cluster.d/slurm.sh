@@ -5,7 +5,8 @@ slurm_folder=$root/slurm
 slurm_daemons=(munged mariadbd slurmdbd slurmctld n1 n2)
 remote_nodes=(r1 r2)
 
-slurm_packages() { echo mount hostname munge mariadb-server-core slurmdbd slurmctld slurmd slurm-client; }
+# faketime is for the tests: an hour of silence in a minute.
+slurm_packages() { echo mount hostname munge mariadb-server-core slurmdbd slurmctld slurmd slurm-client faketime; }
 
 slurm_start() {
   mkdir -p "$slurm_folder"/{munge,ctld,db,dev} "$slurm_folder"/spool-{n1,n2,r1,r2}

@@ -10,6 +10,7 @@ from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.target.logs import Piece
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Backend(Protocol):
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         """Ask for the jobs to be stopped; returns when that has been accepted."""
 
-    def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
-        """At most `limit` bytes of a log from `offset` on; b"" where there is nothing yet."""
-
-    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
-        """(name, offset, bytes) of what each of a job's logs holds beyond the reader's offset (0 for one that the
-        reader does not name), at most `limit` bytes in all; [] where there is nothing new."""
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[Piece]:
+        """What each of a job's logs holds beyond the reader's offset, at most `limit` bytes in all; [] where there is
+        nothing new. A log that the reader does not name is read from its beginning, but with `only`, and but for those
+        whose names begin with one of `skip`."""
 
 
 def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:

@@ -84,12 +84,11 @@ class Docker:
         if there:
             _docker("stop", f"--time={GRACE}", *there, seconds=GRACE + ASK_SECONDS, missing_is_fine=True)
 
-    def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
-        return self.reach.call("read_logs", job=str(_job(job).path), offsets={name: offset}, limit=limit, only=True)[1]
-
-    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
-        found, data = self.reach.call("read_logs", job=str(_job(job).path), offsets=dict(offsets), limit=limit)
-        return logs.pieces(found, data)
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[logs.Piece]:
+        asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
+        return logs.pieces(*self.reach.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, kit, and the jobs' folders where they are not the record's own; then all that is mounted is there."""

@@ -41,17 +41,10 @@ class Local:
         del run
         cancel_jobs(jobs)
 
-    def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
-        try:
-            with job.log_path(name).open("rb") as file:
-                file.seek(offset)
-                return file.read(limit)
-        except FileNotFoundError:
-            return b""
-
-    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
-        found, data = logs.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit)
-        return logs.pieces(found, data)
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[logs.Piece]:
+        return logs.pieces(*logs.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit, only=only, skip=skip))
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
         """Start the worker; its own words go to logs/worker.log. Returns once it says that it runs."""

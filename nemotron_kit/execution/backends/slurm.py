@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nemotron_kit.config.secrets import is_secret_name
@@ -89,13 +90,11 @@ class Slurm:
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.reach.call("slurm_cancel", folder=_target(run), jobs=[job.number for job in jobs])
 
-    def read_log(self, job: JobFolder, name: str, offset: int, limit: int) -> bytes:
-        return self.reach.call("read_logs", job=_job(job), offsets={name: offset}, limit=limit, only=True)[1]
-
-    def read_logs(self, job: JobFolder, offsets: Mapping[str, int], limit: int) -> list[tuple[str, int, bytes]]:
-        """(name, offset, bytes) of what each of the job's logs has beyond the reader's offset."""
-        found, data = self.reach.call("read_logs", job=_job(job), offsets=dict(offsets), limit=limit)
-        return logs.pieces(found, data)
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[logs.Piece]:
+        asked: dict[str, Any] = {"job": _job(job), "offsets": dict(offsets), "limit": limit}
+        return logs.pieces(*self.reach.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, and the jobs' folders where the target's are not the record's own."""
@@ -193,8 +192,9 @@ def _partition(plan: Plan) -> str | None:
     return resolve_partition(RunConfig(**plan.settings), is_launch=plan.mode == "batch")
 
 
+@lru_cache
 def _target(run: RunFolder) -> str:
-    """The run's folder on the target."""
+    """The run's folder on the target; asked for with every piece of a log, and never another."""
     place = run.plan().get("place") or {}
     return str(place.get("run") or run.path)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,40 +11,9 @@ import pytest
 
 from nemotron_kit.execution.reach import reach_for
 
+from ..follower import CHUNK, Meter
+
 SIZE = 20_000_000
-CHUNK = 1 << 16
-
-
-class Meter:
-    """A TCP relay to a server that counts what goes through it, both ways."""
-
-    def __init__(self, port: int) -> None:
-        self.moved, self._to = 0, port
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._door.getsockname()[1])
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        self._door.close()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                near, _ = self._door.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._to))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
-
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(CHUNK):
-                self.moved += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""The real recipe on a partition whose jobs are pushed out: it goes on by itself, and its curve is that of a run that
+nobody disturbed, step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import TERMINAL
+from nemotron_kit.target import submissions
+
+from .follower import RUNS, Follower
+from .slurm_world import until
+
+STEPS = 150
+ENV = """
+[calm]
+executor = "slurm"
+account = "research"
+partition = "batch"
+time = "00:10:00"
+
+[pushed]
+extends = "calm"
+partition = "preempt"
+"""
+SAVED = "stopped with a checkpoint"
+# What depends on how fast the machine was.
+SPEED = ("tokens_per_second", "elapsed")
+
+
+@dataclass
+class Lab:
+    """A folder with nano3's tiny data, and the commands in it."""
+
+    folder: Path
+    slurm: Any
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NEMO"))}
+        home = {"NEMOTRON_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1", "PWD": str(self.folder)}
+        return {**kept, **self.slurm.env, **home}
+
+    def nemotron(self, *words: str) -> str:
+        """Standard error of `nemotron WORDS`."""
+        pipes: Any = {"capture_output": True, "text": True, "timeout": 120}
+        done = subprocess.run([*RUNS[:-1], *words], cwd=self.folder, env=self.environment, check=False, **pipes)
+        assert done.returncode == 0, done.stderr
+        return str(done.stderr)
+
+    def pretrain(self, profile: str, *words: str) -> JobFolder:
+        more = (f"train.train_iters={STEPS}", "train.eval_interval=50", "logger.log_interval=1")
+        said = self.nemotron("nano3", "pretrain", "-c", "tiny", *more, "--batch", profile, *words)
+        found = re.search(r"(\S+) is submitted", said)
+        assert found, said
+        return RunFolder(self.folder / "home" / "runs" / found[1]).job()
+
+    def push_out(self, job: JobFolder, word: str = SAVED) -> None:
+        """A job that goes first takes the node, and gives it back once this one's log has said `word` once more."""
+        times = log(job).count(word)
+        node = job.state().facts["scheduler"]["node"]
+        words = ["-A", "research", "-p", "interactive", "-w", node, "--exclusive", "-o", "/dev/null"]
+        urgent = self.slurm.run("sbatch", "--parsable", *words, "--wrap", "sleep 120").strip()
+        try:
+            until(lambda: log(job).count(word) > times, 60, lambda: log(job))
+        finally:
+            self.slurm.run("scancel", urgent)
+
+
+@pytest.fixture
+def lab(slurm: Any, tmp_path: Path) -> Iterator[Lab]:
+    for module in ("nemo_run", "torch", "transformers"):
+        pytest.importorskip(module)
+    (tmp_path / "env.toml").write_text(ENV)
+    made = Lab(tmp_path, slurm)
+    made.nemotron("nano3", "data", "prep", "pretrain", "-c", "tiny")
+    yield made
+    for run in (tmp_path / "home" / "runs").glob("2*"):
+        for record in submissions.read_all(run):
+            slurm.run("scancel", f"--name={record.name}", check=False)
+
+
+def log(job: JobFolder) -> str:
+    return job.log_path().read_text() if job.log_path().exists() else ""
+
+
+def rows(job: JobFolder) -> list[dict[str, Any]]:
+    path = job.path / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(job: JobFolder) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in SPEED} for row in rows(job)]
+
+
+def test_nano3_goes_on_where_it_was_pushed_out(lab: Lab, tmp_path: Path) -> None:
+    job = lab.pretrain("pushed", "--run.exclude", "n2")
+    calm = lab.pretrain("calm", "--run.exclude", "n1")
+    watching = Follower(["attach", job.run_id], lab.environment, lab.folder, tmp_path / "shown")
+    for _ in range(2):
+        done = len(rows(job))
+        until(lambda more=done + 10: len(rows(job)) >= more, 90, lambda: log(job))
+        lab.push_out(job)
+    for each in (job, calm):
+        until(lambda each=each: each.state().state in TERMINAL, 120, lambda each=each: log(each))
+        assert each.state().state == "succeeded", log(each)
+    assert watching.to_the_end().code == 0, watching.said()
+    assert watching.out.read_text() == log(job)
+    assert [row["step"] for row in rows(job) if "loss" in row] == list(range(1, STEPS + 1))
+    assert curve(job) == curve(calm)
+    assert model(job) == model(calm)
+    assert [entry["state"] for entry in job.history()].count("running") == 3
+    assert len(submissions.read_all(job.path.parent.parent)) == 1
+    assert log(job).count(SAVED) == 2
+
+
+def model(job: JobFolder) -> bytes:
+    (weights,) = job.path.glob(f"pretrain-tiny/model-*{STEPS}/*.safetensors")
+    return weights.read_bytes()
+
+
+def test_nano3_pushed_out_before_it_has_begun_comes_again(lab: Lab) -> None:
+    """TERM ends it while it still imports: there is no checkpoint, and nothing to lose."""
+    job = lab.pretrain("pushed", "train.train_iters=5", "--run.exclude", "n2")
+    until(lambda: job.state().state == "running", 60)
+    lab.push_out(job, "killed by SIGTERM")
+    until(lambda: job.state().state in TERMINAL, 120, lambda: log(job))
+    assert job.state().state == "succeeded", log(job)
+    assert [row["step"] for row in rows(job) if "loss" in row] == list(range(1, 6))
