@@ -16,7 +16,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, UserError, nearest
 from nemotron_kit.runs.process import is_gone, process_facts
 from nemotron_kit.runs.records import DamagedRecord, read_object, tail_objects
-from nemotron_kit.runs.states import STATES, JobState, now_iso, parse_time
+from nemotron_kit.runs.states import STATES, TERMINAL, JobState, now_iso, parse_time
 
 _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -61,9 +61,12 @@ class JobFolder:
             if self.cancel_requested:
                 raise Cancelled(f"{self.run_id}: cancelled before it ran.")
             facts.setdefault("process", process_facts())
-        if state in ("pending", "running"):
-            self._reopen(writer)
+        begins = state in ("pending", "running")
+        if begins:
+            self._keep_end(writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
+        if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
+            (self.path / "exit.json").unlink(missing_ok=True)
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
         """Write the exit record. `state` follows from `code` when left out; a failure after `request_cancel` is
@@ -93,7 +96,8 @@ class JobFolder:
         try:
             return _from_exit(read_object(self.path / "exit.json"), started, history)
         except FileNotFoundError:
-            pass
+            if history and history[-1]["state"] in TERMINAL:  # it began again between our two looks
+                history = self.history()
         except DamagedRecord as error:
             return JobState("unknown", error=error.message)
         if not history:
@@ -160,7 +164,7 @@ class JobFolder:
         writer = re.sub(r"[^A-Za-z0-9._]+", "-", writer or f"{socket.gethostname()}-{os.getpid()}").strip("-.")
         files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", record)
 
-    def _reopen(self, writer: str | None) -> None:
+    def _keep_end(self, writer: str | None) -> None:
         """A new attempt: the earlier exit record becomes part of the history."""
         with contextlib.suppress(FileNotFoundError):
             try:
@@ -168,7 +172,6 @@ class JobFolder:
                 self._write_state({"at": record.get("finished_at"), **record}, writer)
             except DamagedRecord as error:
                 self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
-            (self.path / "exit.json").unlink()
 
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")

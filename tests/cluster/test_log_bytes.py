@@ -116,6 +116,7 @@ class Watch:
             follower.end()
         for meter in self.meters:
             meter.close()
+            meter.cut()  # ssh's master stays for ten minutes otherwise
 
 
 @pytest.fixture

@@ -201,10 +201,10 @@ def test_a_job_over_its_time_limit_says_so(slow: Slow) -> None:
 
 def test_a_lost_node_sends_the_job_back_to_the_queue(world: World) -> None:
     """And one that must not be queued again has failed."""
-    job = world.batch("step", "steps=30", "--run.exclude", "n1")
     once = world.batch(
         "deaf", "sleep=300", "run.env.extra={additional_parameters:{requeue:false}}", "--run.exclude", "n1"
     )
+    job = world.batch("step", "steps=100", "--run.exclude", "n1")
     until(lambda: started(job) and (once.path / "logs" / "job.log").exists(), 60)
     try:
         world.slurm.node("kill", "n2")

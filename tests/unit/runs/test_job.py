@@ -193,6 +193,22 @@ def test_modes_are_private(job: JobFolder) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_job_that_begins_again_is_over_at_no_moment(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.transition("running", process=None)
+    job.finish(143, "failed", signalled=["TERM"])
+    seen, write = [], JobFolder._write_state
+
+    def looked_at(self: JobFolder, *words: object) -> None:
+        seen.append(self.state().state)
+        write(self, *words)  # type: ignore[arg-type]
+        seen.append(self.state().state)
+
+    monkeypatch.setattr(JobFolder, "_write_state", looked_at)
+    job.transition("running", process=None)
+    assert seen == ["running"] * 4 and job.state().state == "running"
+    assert [entry["state"] for entry in job.history()] == ["pending", "running", "failed", "running"]
+
+
 def test_a_log_goes_on_where_it_stopped(job: JobFolder) -> None:
     for text in (b"one\n", b"two\n"):
         with job.open_log() as log:
