@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from nemotron_kit.cli.grid import print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser, short_span, span
+from nemotron_kit.errors import NemotronError
 from nemotron_kit.plan.profiles import effective_profile
 
 _SAYS = """\
@@ -31,11 +32,16 @@ def main(argv: Sequence[str]) -> int:
     reach = reach_for(vars(effective_profile(options.name).config))
     unused = options.unused.total_seconds()
     found, _ = reach.call("clean", root=reach.root, unused_seconds=unused, remove=not options.dry_run)
+    kept = [entry for entry in found if "error" in entry]
     if options.json:
         print_json(found)
-        return 0
+        return 1 if kept else 0
+    found = [entry for entry in found if "error" not in entry]
     if found:
         print_table(("WHAT", "MB", "PATH"), [(f["what"], f"{f['bytes'] / 1e6:.1f}", f["path"]) for f in found])
     size, verb = sum(f["bytes"] for f in found) / 1e6, "would go" if options.dry_run else "removed"
     write_lines([f"{len(found)} {verb}, {size:.1f} MB: unused for {short_span(unused)} and named by no unfinished run"])
+    if kept:
+        first, *more = (f"{entry['path']}: {entry['error']}." for entry in kept)
+        raise NemotronError(f"{len(kept)} could not be removed: {first}", hint="\n".join(more) or None)
     return 0

@@ -62,7 +62,8 @@ def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -
         write_lines([f"{run.id} is over already: {run.state()}"])
         return 0
     backend = backend_for(run.plan())
-    backend.cancel(run, drop_waiting(run, left))
+    if handed_over := drop_waiting(run, left):
+        backend.cancel(run, handed_over)
     end = time.monotonic() + grace
     while any(not job.state().terminal for job in left) and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)

@@ -62,6 +62,11 @@ def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
         raise UserError("A rerun has the command and the config of its run.", hint="Override single values: KEY=VALUE.")
     if job.flags:
         raise UserError(f"{job.flags[0]} has no meaning for a rerun.", hint="See nemotron runs rerun --help.")
+    for word in job.overrides:
+        if _key(word).startswith(("hydra.", "hydra/")):
+            raise UserError(
+                f"{word} has no meaning for a rerun.", hint="The kit itself runs its jobs; give the profile's fields."
+            )
     return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
 
 
@@ -71,18 +76,25 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
     from nemotron_kit.config.freeze import to_yaml
 
     values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
-    given = {word.partition("=")[0].lstrip("+~") for word in request.overrides}
+    given = {_key(word) for word in request.overrides}
     mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
     chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
     chosen += [f"run.profile={profile}"] if profile else []
     chosen += [f"run.mode={mode}"] if mode else []
     pins = [f"run.{slot}={_quoted(text)}" for slot, text in recorded.references().items() if f"run.{slot}" not in given]
-    kept = [word for word in words if word.partition("=")[0].lstrip("+~") not in given]
+    kept = [word for word in words if _key(word) not in given]
     with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
         composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
-    return replace(composed, config_name=recorded.config_name, config_file=None)
+    # On record it is what was typed, then and now: the file is gone in a moment.
+    typed = [word for word in recorded.overrides if _key(word) not in given]
+    overrides = [*typed, *request.overrides]
+    return replace(composed, overrides=overrides, config_name=recorded.config_name, config_file=None)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
 
 
 def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:

@@ -36,7 +36,7 @@ class Recorded:
         try:
             self.plan, self.spec = run.plan(), read_object(job.path / "job.json")
         except (FileNotFoundError, DamagedRecord) as error:
-            raise UserError(f"{run.id}: its record is not whole: {error}.") from error
+            raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
                 f"{run.id} was launched by a program of its own, which alone can compose its config.",
@@ -115,8 +115,10 @@ class Recorded:
     def app(self, tree: Tree) -> App:
         """The recipe's tree; for a program that was its own recipe, one that holds the command by what is on record."""
         recipe, stage = self.recipe, self.stage
-        if recipe in tree.apps or recipe in tree.broken:
-            return tree.apps[recipe] if recipe in tree.apps else App(recipe)
+        if recipe in tree.apps:
+            return tree.apps[recipe]
+        if recipe in tree.broken:
+            raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
         app = App(recipe)
         *groups, name = stage.split("/")
         group: Group = app
@@ -189,12 +191,14 @@ def hydra_value(value: Any) -> str:
 
 
 def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[bool, Any]:
-    """(whether there is such a value, the value), out of the config unless it is to `keep`."""
-    for part in path[:-1]:
-        inner = values.get(part)
-        if not isinstance(inner, dict):
-            return False, None
-        values = inner
-    if path[-1] not in values:
+    """(whether there is such a value, the value), out of the config unless it is to `keep`: a block that it alone was
+    in goes with it, since that was added, too."""
+    first, *rest = path
+    if first not in values or (rest and not isinstance(values[first], dict)):
         return False, None
-    return True, values[path[-1]] if keep else values.pop(path[-1])
+    if not rest:
+        return True, values[first] if keep else values.pop(first)
+    found = _take(values[first], rest, keep=keep)
+    if found[0] and not values[first]:
+        del values[first]
+    return found

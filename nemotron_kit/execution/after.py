@@ -26,7 +26,8 @@ from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.runs.process import process_facts
 from nemotron_kit.runs.states import DAMAGED
 
-_NEVER = ("failed", "cancelled", DAMAGED)
+_GONE = "removed"
+_NEVER = ("failed", "cancelled", DAMAGED, _GONE)
 _FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
 
 
@@ -98,18 +99,19 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     pause, told = _FASTEST, False
     while True:
         sights = refresh(runs)
-        states = {run.id: run_standing(run, sights.get(run.id)) for run in runs}
+        states = {run.id: run_standing(run, sights.get(run.id)) if run.path.is_dir() else _GONE for run in runs}
         for run_id, state in states.items():
             if state in _NEVER:
-                raise NemotronError(
-                    f"it did not start: {run_id}, which it was to start after, {ENDED.get(state, f'is {state}')}."
-                )
-        if all(state == "succeeded" for state in states.values()):
+                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}")
+                raise NemotronError(f"it did not start: {run_id}, which it was to start after, {how}.")
+        # One that has succeeded may be removed while the others are waited for.
+        runs = [run for run in runs if states[run.id] != "succeeded"]
+        if not runs:
             return
         if not told:
             _tell(job, states)
             told = True
-        if job is not None and job.cancel_requested:
+        if job is not None and (job.cancel_requested or not job.path.is_dir()):
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
         time.sleep(pause)
         pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if sights else _SLOWEST)

@@ -72,6 +72,12 @@ def resume(run: RunFolder) -> bool:
         raise UserError(f"{run.id} waits for {reason}.", hint="It goes on by itself.") from busy
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False
+    (plan,) = stored.load_plans(run, [job.number])
+    missing = [name for name in plan.secrets if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"{run.id} needs {', '.join(missing)}, not set in this environment.", hint=f"export {missing[0]}=…"
+        )
     start(run)
     return True
 
@@ -96,6 +102,8 @@ def _wait(run: RunFolder, job: JobFolder) -> int:
         job.transition("pending", reason="its submission")
         _submit(run, job)
     except NemotronError as error:
+        if not run.path.is_dir() or job.state().state == "cancelled":
+            return error.exit_code  # `runs rm`, or `runs cancel`, which has said so
         if isinstance(error, Unreachable) and not isinstance(error, NotSent):
             return error.exit_code  # it may be queued: its scheduler has the last word
         job.finish(error.exit_code, "cancelled" if isinstance(error, Cancelled) else "failed", error=error.message)
@@ -105,17 +113,20 @@ def _wait(run: RunFolder, job: JobFolder) -> int:
 
 
 def _submit(run: RunFolder, job: JobFolder) -> None:
-    pause = _FIRST_PAUSE
+    pause, sent = _FIRST_PAUSE, False
     while not job.cancel_requested:
         try:
             submit_waiting(run)
             return
         except (Unreachable, Busy) as error:
+            sent = sent or not isinstance(error, NotSent | Busy)
             print(f"{error}\nnext try in {pause:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
             if pause > _LONGEST_PAUSE:
                 raise
         time.sleep(pause)
         pause *= 2
+    if not sent:  # else its scheduler has the last word
+        raise Cancelled(f"{run.id}: cancelled before it was submitted.")
 
 
 if __name__ == "__main__":

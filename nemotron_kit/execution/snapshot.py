@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import os
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from nemotron_kit.execution.snapshot_git import commit_of, committed, refuse_dir
 from nemotron_kit.plan.kit import kit_zip
 from nemotron_kit.target.bootstrap import unpack
 from nemotron_kit.target.clean import used
+from nemotron_kit.target.folders import CODE
 
 LIMIT_BYTES = 100 * 1000 * 1000
 _LARGEST = 8
@@ -90,6 +92,17 @@ def send_snapshot(reach: Any, snapshot: Snapshot, root: str, folders: Sequence[s
         reach.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
     if folders:
         reach.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
+
+
+def code_there(reach: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
+    its launch has sent the code, and the tree may be another by now, or none."""
+    tree, path = place.get("tree"), f"{place['run']}/{CODE}"
+    if not tree or reach.call("exist", paths=[path])[0][0]:
+        return {}
+    snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree["root"]))
+    send_snapshot(reach, snapshot, place["root"], [])
+    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
 
 
 def place_kit(folder: str) -> None:

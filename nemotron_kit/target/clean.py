@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,27 @@ _TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "jobs/*/*.sbatch", "slurm/
 
 
 def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:
-    """What has not been used for so long, and no unfinished run names: `[{"what", "path", "bytes"}]`, removed if asked.
+    """What has not been used for so long, and no unfinished run names: `[{"what", "path", "bytes"}]`, removed if asked;
+    what could not be has an `"error"`, and keeps nothing else.
 
     What a run names that is not known to be over stays, however old it is.
     """
     del payload
-    old = list(_old(Path(root), time.time() - unused_seconds))
+    before = time.time() - unused_seconds
+    old = list(_old(Path(root), before))
     needed = _named(Path(root), {_name(path) for path in old}) if old else set()
     found = []
     for path in (path for path in old if _name(path) not in needed):
-        found.append({"what": KINDS[path.parent.name], "path": str(path), "bytes": _bytes(path)})
-        if remove:
-            _remove(path)
+        entry: dict[str, Any] = {"what": KINDS[path.parent.name], "path": str(path), "bytes": _bytes(path)}
+        # Reading what the runs name may take long: a launch that came meanwhile has said that it uses it.
+        if _last_used(path) >= before:
+            continue
+        try:
+            if remove:
+                _remove(path)
+        except OSError as error:
+            entry["error"] = error.strerror or str(error)
+        found.append(entry)
     return found, b""
 
 
@@ -51,8 +62,16 @@ def _old(root: Path, before: float) -> Iterator[Path]:
         folder = root / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             ours = _OURS[kind].fullmatch(path.name) and not path.is_symlink()
-            if ours and path.stat().st_mtime < before and path not in Path(__file__).parents:  # the kit that runs here
+            if ours and _last_used(path) < before and path not in Path(__file__).parents:  # the kit that runs here
                 yield path
+
+
+def _last_used(path: Path) -> float:
+    """In seconds since the epoch; never ago for what another has removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
 
 
 def _name(path: Path) -> str:
@@ -79,13 +98,18 @@ def _is_over(run: RunFolder) -> bool:
 def _texts(folder: Path) -> Iterator[bytes]:
     for pattern in _TELLING:
         for path in folder.glob(pattern):
-            if path.is_file():
-                yield path.read_bytes()
+            with suppress(FileNotFoundError):  # one that is being written, or a run that is being removed
+                if path.is_file():
+                    yield path.read_bytes()
 
 
 def _bytes(path: Path) -> int:
-    paths = path.rglob("*") if path.is_dir() else [path]
-    return sum(each.lstat().st_size for each in paths)
+    """Another may be cleaning at the same time."""
+    total = 0
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += each.lstat().st_size
+    return total
 
 
 def _remove(path: Path) -> None:

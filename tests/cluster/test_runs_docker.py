@@ -59,6 +59,8 @@ def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa:
     second = after(world, first, "lines=1")
     third = after(world, second, "lines=2")
     (world.folder / "work.py").write_text("raise SystemExit('this was written after the launch')")
+    with (world.folder / "much").open("wb") as much:  # nor would this go along: the tree is not looked at again
+        much.truncate(200_000_000)
     assert f"waits for  {first.run_id} (running)" in tool(world, "runs", "show", second.run_id).stdout
     attached = tool(world, "runs", "attach", second.run_id)
     assert attached.stderr.startswith(f"waits for {first.run_id} (running)") and attached.returncode == 0
@@ -84,3 +86,30 @@ def test_one_that_waits_is_cancelled_fails_or_is_taken_up_again(world: World) ->
         assert attached.returncode == 1 and "it did not start" in attached.stderr and attached.stdout == ""
     assert dropped.state().state == "cancelled"
     assert not any(containers(world, job.run_id) for job in (dropped, lost, failed))
+
+
+def test_one_that_waits_is_not_taken_up_without_its_secret(world: World) -> None:  # noqa: F811
+    first = world.batch("speak", "lines=30", "sleep=1", profile="here")
+    token = {"WORK_TOKEN": "hush"}
+    done = world.run("speak", "lines=1", "--after", first.run_id, "--batch", "secret", **token)
+    job = world.job(done.stderr[done.stderr.index("is waiting") - 60 :])
+    os.kill(job.state().facts["process"]["pid"], signal.SIGKILL)
+    until(lambda: job.state().state == "failed" or None, 10)
+    lacks = tool(world, "runs", "resume", job.run_id)
+    assert lacks.returncode == 2 and "WORK_TOKEN, not set in this environment" in lacks.stderr
+    assert tool(world, "runs", "resume", job.run_id, **token).returncode == 0
+    assert world.wait(job) == "succeeded"
+
+
+def test_one_that_waits_hears_of_its_cancellation_however_late(world: World) -> None:  # noqa: F811
+    """Cancelled after the run before it has succeeded, before its process has seen that."""
+    first = world.batch("speak", "lines=15", "sleep=1", profile="here")
+    done = world.run("speak", "--after", first.run_id, "--batch", "C")
+    job = world.job(done.stderr[done.stderr.index("is waiting") - 60 :])
+    waiter = job.state().facts["process"]["pid"]
+    os.kill(waiter, signal.SIGSTOP)
+    assert world.wait(first) == "succeeded"
+    assert "cancelled" in tool(world, "runs", "cancel", job.run_id).stdout
+    os.kill(waiter, signal.SIGCONT)
+    until(lambda: not os.path.exists(f"/proc/{waiter}") or None, 10)  # noqa: PTH110
+    assert job.state().state == "cancelled" and not containers(world, job.run_id)

@@ -124,6 +124,29 @@ def test_a_rerun_starts_from_the_record(home: Path) -> None:
     assert runs(home, "diff", again.run_id, newest(home).run_id)[0] == "no difference\n"
 
 
+def test_a_rerun_of_a_rerun_has_a_block_that_was_added_and_no_file_that_is_gone(home: Path) -> None:
+    launch(home, "speak", "lines=0", "+mine.own={a:1}", "~model.layers")
+    first = newest(home)
+    runs(home, "rerun", first.run_id, "lines=1")
+    runs(home, "rerun", newest(home).run_id, "text=b")
+    again = newest(home)
+    config = yaml.safe_load(again.config_path.read_text())
+    assert (config["mine"], config["model"], config["lines"]) == ({"own": {"a": 1}}, {}, 1)
+    words = json.loads((again.path / ".hydra" / "overrides.yaml").read_text())
+    assert not any(word.startswith("config=/") for word in words) and words[-2:] == ["lines=1", "text=b"]
+    assert plan_of(again)["hydra"].endswith("text=b") and "nemotron-rerun" not in plan_of(again)["hydra"]
+
+
+def test_a_rerun_of_a_recipe_that_is_broken_now(home: Path) -> None:
+    app = home.parent / "app"
+    (app / "env.toml").write_text('[cli]\nrecipes = ["again"]\n')
+    (app / "again").mkdir()
+    (app / "again.py").rename(app / "again" / "__init__.py")
+    process([*NEMOTRON[:-1], "again", "speak", "lines=0"], app)
+    (app / "again" / "__init__.py").write_text("def (")
+    assert "The recipe 'again' is broken: SyntaxError" in runs(home, "rerun", "latest", code=2)[1]
+
+
 def test_a_rerun_can_be_looked_at_first(home: Path) -> None:
     launch(home, "speak", "lines=1")
     count = len(list((home / "runs").iterdir()))
@@ -138,6 +161,8 @@ def test_a_rerun_can_be_looked_at_first(home: Path) -> None:
     [
         (["latest", "-c", "tiny"], "A rerun has the command and the config of its run"),
         (["latest", "-m", "lines=1,2"], "--multirun has no meaning for a rerun"),
+        (["latest", "hydra.run.dir=x"], "hydra.run.dir=x has no meaning for a rerun"),
+        (["latest", "hydra/launcher=nemo_run"], "hydra/launcher=nemo_run has no meaning for a rerun"),
         (["latest", "linse=3"], "linse"),
         (["latest", "lines=many"], "lines"),
         (["--dry-run", "latest"], "a run stands first"),

@@ -6,7 +6,6 @@ line, and keeps only the exit code.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
 from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
-from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
+from nemotron_kit.execution.snapshot import code_there, place_kit
 from nemotron_kit.plan.docker import container_name
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import TERMINAL
 from nemotron_kit.target import logs
-from nemotron_kit.target.folders import CODE, packed
+from nemotron_kit.target.folders import packed
 
 START_SECONDS, ASK_SECONDS = 30.0, 20.0
 GRACE = 10
@@ -92,12 +91,7 @@ class Docker:
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, kit, and the jobs' folders where they are not the record's own; then all that is mounted is there."""
-        texts: dict[str, str] = {}
-        if place.get("tree"):
-            leave_out = artifact_folders(place["tree"]["root"])
-            snapshot = take_snapshot(place["tree"], self.settings, leave_out=leave_out)
-            send_snapshot(self.reach, snapshot, place["root"], [])
-            texts[CODE] = json.dumps({**snapshot.to_dict(), "target_root": place["root"]})
+        texts = code_there(self.reach, place, self.settings)
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})

@@ -15,7 +15,7 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
 from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
-from nemotron_kit.execution.snapshot import artifact_folders, place_kit, send_snapshot, take_snapshot
+from nemotron_kit.execution.snapshot import code_there, place_kit
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan import sbatch
 from nemotron_kit.plan import slurm as scripts
@@ -25,7 +25,7 @@ from nemotron_kit.plan.runconfig import RunConfig, resolve_partition
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.target import logs
-from nemotron_kit.target.folders import CODE, packed
+from nemotron_kit.target.folders import packed
 
 MOST_PER_ARRAY = 1000
 # They lead to the packages of another Python than an image's own.
@@ -98,12 +98,7 @@ class Slurm:
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, and the jobs' folders where the target's are not the record's own."""
-        texts: dict[str, str] = {}
-        if place.get("tree"):
-            leave_out = artifact_folders(place["tree"]["root"])
-            snapshot = take_snapshot(place["tree"], self.settings, leave_out=leave_out)
-            send_snapshot(self.reach, snapshot, place["root"], [])
-            texts[CODE] = json.dumps({**snapshot.to_dict(), "target_root": place["root"]})
+        texts = code_there(self.reach, place, self.settings)
         if place.get("kit") and not place.get("apart"):  # over ssh it is sent with the first question
             place_kit(place["kit"])
         if place["run"] != str(run.path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,6 +157,24 @@ def test_waiting_for_another_run(cluster: Cluster) -> None:
     failed = make(cluster, "failed", code=1)
     with pytest.raises(NemotronError, match=f"it did not start: {failed.id}, which it was to start after, failed"):
         wait_for(job, [failed.id])
+
+
+def test_waiting_for_a_run_that_is_removed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has succeeded before may go; of one that has not, nobody will ever hear."""
+    first, second, job = make(cluster, "succeeded", code=0), make(cluster, "running"), make(cluster).job()
+    unlucky = make(cluster, "running")
+
+    def later(_: float) -> None:
+        for run in (first, unlucky):
+            shutil.rmtree(run.path, ignore_errors=True)
+        forget(second)
+        cluster.says[second.id] = Observation("succeeded", 0)
+
+    monkeypatch.setattr(time, "sleep", later)
+    wait_for(job, [first.id, second.id])
+    unlucky = make(cluster, "running")
+    with pytest.raises(NemotronError, match=f"{unlucky.id}, which it was to start after, was removed"):
+        wait_for(job, [unlucky.id])
 
 
 def test_how_far_a_log_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.cli import profiles
+from nemotron_kit.errors import NemotronError
 from nemotron_kit.execution.reach import Here
 from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.states import JobState
 from nemotron_kit.target.clean import used
 
 DIGEST, KIT, TOOL = "a" * 64, "b" * 32, "tool-" + "c" * 12
@@ -68,6 +71,33 @@ def test_what_an_unfinished_run_names_stays(root: Path, over: bool) -> None:
     if over:
         run.job().finish(0)
     assert len(clean(root)) == (3 if over else 0)
+
+
+def test_what_a_launch_takes_while_the_runs_are_read_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_run("20260102-030405-work-speak-abc123", {}, [{"job.json": "{}"}])
+    state = JobFolder.state
+
+    def slowly(job: JobFolder) -> JobState:
+        used(root / "code" / f"{DIGEST}.tar.gz")
+        return state(job)
+
+    monkeypatch.setattr(JobFolder, "state", slowly)
+    assert clean(root) == [KIT, TOOL] and things(root) == [root / "code" / f"{DIGEST}.tar.gz"]
+
+
+def test_what_can_not_be_removed_keeps_nothing_else(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may remove anything, so the system's refusal is made up."""
+
+    def refuse(path: Path, *_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(NemotronError, match=rf"1 could not be removed: .*{DIGEST}.tar.gz: Operation not permitted"):
+        profiles.main(["clean", "here"])
+    said = capsys.readouterr().out
+    assert "2 removed" in said and DIGEST not in said and KIT in said and TOOL in said
 
 
 def test_the_command_says_what_it_removes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
