@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution.snapshot_files import Choice, choose
 from nemotron_kit.execution.snapshot_git import commit_of, committed, refuse_dirty
 from nemotron_kit.plan.kit import kit_zip
@@ -97,10 +97,19 @@ def send_snapshot(reach: Any, snapshot: Snapshot, root: str, folders: Sequence[s
 def code_there(reach: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
     its launch has sent the code, and the tree may be another by now, or none."""
-    tree, path = place.get("tree"), f"{place['run']}/{CODE}"
-    if not tree or reach.call("exist", paths=[path])[0][0]:
+    tree = place.get("tree")
+    if not tree:
+        return {}
+    kept: Mapping[str, Any] = reach.call("code_of", root=place["root"], run=place["run"])[0]
+    if kept.get("there"):
         return {}
     snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree["root"]))
+    if kept and kept["digest"] != snapshot.digest:
+        raise NemotronError(
+            f"The code that this was launched with (sha256 {kept['digest'][:12]}) is not on the target any more, and "
+            f"{tree['root']} holds another by now.",
+            hint="Launch it again: nemotron runs rerun.",
+        )
     send_snapshot(reach, snapshot, place["root"], [])
     return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
 

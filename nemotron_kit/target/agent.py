@@ -32,6 +32,7 @@ OPS: dict[str, str] = {
     "resolve": "nemotron_kit.target.registry:resolve",
     "registry_facts": "nemotron_kit.target.registry:registry_facts",
     "make_mounted": "nemotron_kit.target.registry:make_mounted",
+    "code_of": "nemotron_kit.target.code:code_of",
     "has_code": "nemotron_kit.target.code:has_code",
     "put_code": "nemotron_kit.target.code:put_code",
     "place_code": "nemotron_kit.target.code:place_code",

@@ -15,7 +15,9 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.runs.records import read_object
 from nemotron_kit.target.clean import used
+from nemotron_kit.target.folders import CODE
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -25,6 +27,16 @@ def archive_path(root: str, digest: str) -> Path:
     if not _DIGEST.match(digest):
         raise NemotronError(f"{digest!r} is no digest of an archive.")
     return Path(root) / "code" / f"{digest}.tar.gz"
+
+
+def code_of(payload: bytes, root: str, run: str) -> tuple[dict[str, Any], bytes]:
+    """Which code a run was launched with: `{"digest", "there"}`, `{}` for one that has none yet."""
+    del payload
+    try:
+        digest = read_object(Path(run) / CODE)["digest"]
+    except FileNotFoundError:
+        return {}, b""
+    return {"digest": digest, "there": has_code(b"", root, digest)[0]}, b""
 
 
 def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:

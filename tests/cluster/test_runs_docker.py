@@ -55,7 +55,7 @@ def after(world: World, job: JobFolder, *words: str) -> JobFolder:  # noqa: F811
 
 
 def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=4", "sleep=2", profile="here")
+    first = world.batch("speak", "lines=15", "sleep=2", profile="here")
     second = after(world, first, "lines=1")
     third = after(world, second, "lines=2")
     (world.folder / "work.py").write_text("raise SystemExit('this was written after the launch')")

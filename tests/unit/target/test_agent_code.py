@@ -11,7 +11,9 @@ import pytest
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.execution.reach import Here
+from nemotron_kit.execution.snapshot import code_there
 from nemotron_kit.target.code import unpack
+from nemotron_kit.target.folders import CODE
 
 
 def packed(*members: tuple[str, bytes, bytes | str]) -> bytes:
@@ -80,3 +82,27 @@ def test_an_archive_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
     with pytest.raises(NemotronError, match="no digest"):
         Here().call("has_code", root=str(tmp_path), digest=digest)
+
+
+def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    source, run = tmp_path / "source", tmp_path / "root" / "runs" / "r"
+    for folder in (source, run):
+        folder.mkdir(parents=True)
+    (source / "a.py").write_text("one")
+    tree = {"root": str(source), "packager": "worktree", "git": False, "inside": "."}
+    place = {"root": str(tmp_path / "root"), "run": str(run), "tree": tree}
+
+    def there() -> dict[str, str]:
+        return code_there(Here(), place, {})
+
+    (run / CODE).write_text(there()[CODE])
+    (archive,) = (tmp_path / "root" / "code").iterdir()
+    (source / "a.py").write_text("two")
+    assert there() == {}, "the launch's is there"
+    archive.unlink()
+    with pytest.raises(NemotronError, match="is not on the target any more"):
+        there()
+    (source / "a.py").write_text("one")
+    there()
+    assert archive.exists(), "sent again"
