@@ -62,7 +62,8 @@ def python(target: Target) -> Iterator[Finding]:
         return
     modules = facts["modules"]
     has = ", ".join(f"{name} {version}" for name, version in modules.items()) or "no package that matters"
-    yield Finding("python", OK, f"{facts['version']} ({facts['executable']}): {has}")
+    own = "; the container has its own" if target.config.container_image else ""
+    yield Finding("python", OK, f"{facts['version']} ({facts['executable']}): {has}{own}")
     if "omegaconf" not in modules and not target.config.container_image:
         fix = f"{facts['executable']} -m pip install omegaconf, or name another in the profile: python = …"
         yield Finding("omegaconf", WRONG, f"The worker needs it: {fix}")

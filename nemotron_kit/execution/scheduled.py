@@ -81,6 +81,8 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
     scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
+    if node.job:  # until now the script has asked for another try in the worker's place
+        _again_file(job).unlink(missing_ok=True)
     try:
         # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
         job.transition("running", process=None, scheduler=scheduler)
@@ -201,8 +203,7 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
     signals = {} if explained else {UNEXPLAINED: sorted(seen)}
     again = node.job is not None and not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:
-        path = job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
-        files.write_text(path, "told" if seen == {"TERM"} else "always")
+        files.write_text(_again_file(job), "told" if seen == {"TERM"} else "always")
     if again and outcome.state != "preempted":
         reason = f"retry after {outcome.error}"
         job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
@@ -215,6 +216,11 @@ def _record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: s
     else:
         value = _read(job.path / VALUE) or {}
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value)
+
+
+def _again_file(job: JobFolder) -> Path:
+    """What asks the job's script to have it queued again."""
+    return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
 
 
 def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:

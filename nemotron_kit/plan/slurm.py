@@ -30,7 +30,8 @@ _LEAD_SECONDS = 300
 # preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
 # job is being preempted, counts. So it is where TERM ended the program (143), or the worker (15), before it could save.
 # A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back. A controller
-# that does not answer is waited for.
+# that does not answer is waited for. Until the worker begins (a container may take minutes to unpack) the script asks
+# in its place, whatever code srun has: the worker takes that file away.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
@@ -55,6 +56,7 @@ nemotron_end() {{
   fi
   return "$1"
 }}
+echo told >"{again}"
 """
 
 

@@ -49,7 +49,8 @@ def telling(text: str, *, slurm_only: bool = False) -> list[str]:
             found.setdefault(word, f"{match[1]}: {word}" if match[1] and not found else word)
     others = [line for line in lines if not _SLURM.match(line)]
     errors = [line for line in others if "rror" in line] or others
-    return list(found.values())[:2] or ([] if slurm_only else errors[-1:])
+    own = [line.removeprefix("error: ") for line in errors[-1:]]
+    return list(found.values())[:2] or ([] if slurm_only else own)
 
 
 def _text(path: Path) -> str:

@@ -155,6 +155,12 @@ def test_the_script_is_nemo_runs_with_the_constant_command() -> None:
     slurm.check_syntax(text)
 
 
+def test_until_the_worker_has_begun_the_script_asks_to_be_queued_again_when_preempted() -> None:
+    text = rendered(script())
+    asked = '\necho told >"/h/runs/r/slurm/again-$SLURM_JOB_ID"\n'
+    assert text.index("nemotron_end() {") < text.index(asked) < text.index("\nsrun ")
+
+
 def test_eight_tasks_are_one_with_eight_cpus() -> None:
     text = rendered(script(), ntasks_per_node=8, nodes=2)
     assert "#SBATCH --ntasks-per-node=1\n" in text and "#SBATCH --cpus-per-task=8\n" in text

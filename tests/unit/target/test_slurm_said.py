@@ -48,6 +48,7 @@ slurmstepd-n1: error: pyxis:     curl: (6) Could not resolve host: nvcr.io
         ("Traceback (most recent call last):\n  x\nImportError: no\n\n", ["ImportError: no"]),
         ("Fatal Python error: x\nModuleNotFoundError: No module named 'encodings'\n<no Python frame>\n",
          ["ModuleNotFoundError: No module named 'encodings'"]),
+        ("error: /usr/bin/python3 is Python 3.9.2\n", ["/usr/bin/python3 is Python 3.9.2"]),
         ("srun: warning: can't run 1 processes on 2 nodes\n", []),
         ("", []),
     ],
