@@ -17,7 +17,7 @@ from nemotron_kit.cli.runs_again import Scene, compose_again, plan_again
 from nemotron_kit.cli.runs_recorded import Recorded
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.secrets import masked_words
-from nemotron_kit.execution.after import wait_for
+from nemotron_kit.execution.after import SweepAfter, wait_for
 from nemotron_kit.execution.code_facts import code_facts
 from nemotron_kit.execution.hydra_files import hydra_files
 from nemotron_kit.execution.hydra_launcher.jobs import Jobs
@@ -37,8 +37,9 @@ def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str])
     points = partial(_points, run, request, scene, argv, run_id)
     if request.dry_run:
         return _shown(points(), request, scene)
-    if request.after:
+    if request.after and (request.mode or old.get("mode")) != "batch":
         wait_for(None, request.after)
+        points = partial(_points, run, replace(request, after=()), scene, argv, run_id)
     words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
     plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(["-m", *words]),
@@ -79,6 +80,7 @@ def _carried_out(
 
 def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run_id: str) -> Iterator[Point]:
     jobs, said = run.jobs(), time.monotonic()
+    after = SweepAfter(request.after) if request.after and not request.dry_run else None
     for done, job in enumerate(jobs):
         if time.monotonic() - said > _QUIET_SECONDS:
             said = time.monotonic()
@@ -86,7 +88,8 @@ def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run
         recorded = Recorded(run, job)
         asked = replace(request, recipe=recorded.recipe, stage=recorded.stage)
         composed = compose_again(recorded, asked, scene.tree, scene.env)
-        plan = _plan(recorded, asked, scene, composed, argv, run_id)
+        planned = partial(_plan, recorded, asked, scene, composed, argv, run_id)
+        plan = after.apply(planned(), composed.command, planned) if after else planned()
         yield Point(plan, (*recorded.overrides, *request.overrides), hydra_files(composed))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,24 @@ class After:
             extra={**plan.extra, **extra},
             hydra=(*plan.hydra, *(f"--after={run.id}" for run in self.runs)),
         )
+
+
+class SweepAfter:
+    """What the jobs of a detached sweep start after. The scheduler holds them back, or on this machine each job's
+    worker; where neither can, the launch stays until then."""
+
+    def __init__(self, references: Sequence[str]) -> None:
+        self._references = tuple(references)
+        self._known: After | None = None
+
+    def apply(self, plan: Plan, command: Command, planned_again: Callable[[], Plan]) -> Plan:
+        """A job's plan; the first one may have to be made again, later. The runs are asked about once for all jobs."""
+        if self._known is None:
+            self._known = After.of(self._references)
+            if plan.executor != HERE and self._known.dependency(plan) is None:
+                wait_for(None, self._references)
+                self._known, plan = After.of(self._references), planned_again()
+        return self._known.apply(plan, command)
 
 
 def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:

@@ -35,8 +35,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        print(f"torchrun: rank {min(error.failures)} of this node: {_how(first.exitcode)}", file=sys.stderr)  # noqa: T201
+        rank, first = error.get_first_failure()
+        print(f"torchrun: rank {rank}: {_how(first.exitcode)}", file=sys.stderr)  # noqa: T201
         return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
     return 0
 

@@ -19,7 +19,8 @@ from nemotron_kit.execution.handler import call_handler
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
 from nemotron_kit.execution.outcome import Outcome
-from nemotron_kit.execution.scheduled import VALUE, rank_log
+from nemotron_kit.execution.scheduled import rank_log
+from nemotron_kit.execution.scheduled_ends import VALUE
 from nemotron_kit.execution.tee import tee
 from nemotron_kit.plan.launching import torchrun_command
 from nemotron_kit.runs.job import JobFolder

@@ -238,6 +238,12 @@ def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
     runs(world, "wait", sweep.id)
     assert [job.state().state for job in sweep.jobs()] == ["succeeded"] * 2
     assert all(first.state().finished <= job.state().started for job in sweep.jobs())  # type: ignore[operator]
+    second = world.batch("speak", "lines=10", "sleep=1")
+    runs(world, "rerun", sweep.id, "--batch", "C", "--after", second.run_id)
+    again = RunFolder(newest(world).path.parent.parent)
+    assert second.state().state in ("pending", "running"), "nor does a rerun of it"
+    runs(world, "wait", again.id)
+    assert all(second.state().finished <= job.state().started for job in again.jobs())  # type: ignore[operator]
 
 
 def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa: F811

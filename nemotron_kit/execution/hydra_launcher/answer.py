@@ -100,7 +100,7 @@ class Answer:
         if not scheduled:
             files.write_text(folder / FILE, json.dumps(asdict(self)) + "\n")
             return
-        from nemotron_kit.execution.scheduled import VALUE
+        from nemotron_kit.execution.scheduled_ends import VALUE
 
         files.write_text(folder / VALUE, json.dumps({"answer": asdict(self)}) + "\n")
 

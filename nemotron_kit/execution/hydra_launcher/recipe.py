@@ -13,7 +13,7 @@ from nemotron_kit.config.compose import Composed, find_command, from_hydra
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import tree_in_use
 from nemotron_kit.errors import UserError
-from nemotron_kit.execution.after import After, wait_for
+from nemotron_kit.execution.after import SweepAfter
 from nemotron_kit.execution.hydra_files import hydra_files, mask_multirun
 from nemotron_kit.execution.hydra_launcher.answer import JobFailed
 from nemotron_kit.execution.hydra_launcher.point import Point
@@ -36,9 +36,9 @@ class RecipeTask:
 
     def __init__(self, folder: Path, argv: Sequence[str], after: Sequence[str] = ()) -> None:
         """`after`: the runs that a detached sweep starts after."""
-        self.folder, self.argv, self.after = folder, tuple(argv), tuple(after)
+        self.folder, self.argv = folder, tuple(argv)
+        self._after = SweepAfter(after) if after else None
         self._masked = False
-        self._known: After | None = None
         self._full_error = os.environ.get(FULL_ERROR)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -81,23 +81,15 @@ class RecipeTask:
             mask_multirun(Path(composed.hydra.sweep.dir))
             self._masked = True
         plan = self._build(composed, number)
-        return self._after(plan, composed, number) if self.after else plan
+        if self._after is None:
+            return plan
+        return self._after.apply(plan, composed.command, lambda: self._build(composed, number))
 
     def _build(self, composed: Composed, number: int) -> Plan:
         app = tree_in_use().apps[composed.command.recipe]
         return build_plan(
             composed, app, run_id=self.folder.name, argv=self.argv, job=number, reach=reach_for, alone=False
         )
-
-    def _after(self, plan: Plan, composed: Composed, number: int) -> Plan:
-        """Held back by the scheduler, or on this machine by each job's worker; else the launch stays until then."""
-        first = self._known is None
-        known = self._known or After.of(self.after)
-        if first and plan.executor != "local" and known.dependency(plan) is None:
-            wait_for(None, self.after)
-            known, plan = After.of(self.after), self._build(composed, number)
-        self._known = known
-        return known.apply(plan, composed.command)
 
 
 class RecipePlanner:
