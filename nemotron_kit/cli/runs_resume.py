@@ -44,7 +44,8 @@ def resume(argv: list[str]) -> int:
 def _nothing_waits(run: RunFolder) -> UserError:
     """What is said of a run without a list of its jobs, which is written once all their folders are there."""
     plan = run.plan()
-    if plan.get("kind") == "sweep" and plan.get("executor") not in (None, "local"):
+    elsewhere = plan.get("executor") not in (None, "local")
+    if plan.get("kind") == "sweep" and (elsewhere or not run.jobs()):
         return UserError(
             f"{run.id} ended while it was planned, before anything was submitted.",
             hint=f"Launch it again: {plan.get('command_line')}",

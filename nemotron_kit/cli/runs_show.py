@@ -174,6 +174,8 @@ def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
         yield "history", f"{_clock(state.finished)}  {_outcome(state)}"
     for row in job.metrics(_METRICS):
         yield "metrics", "  ".join(f"{key}={_number(value)}" for key, value in row.items())
+    if state.state == "failed" and look.unsubmitted:
+        yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
     yield "next", f"nemotron runs logs {job.run_id}" + (f" --job {job.number}" if job.number else "")
 
 

@@ -21,6 +21,7 @@ from nemotron_kit.execution.mirror import mirror
 from nemotron_kit.execution.seen import Seen
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process import is_gone
 from nemotron_kit.runs.records import DamagedRecord
 from nemotron_kit.runs.states import DAMAGED, TERMINAL, JobState, run_state
 
@@ -110,9 +111,21 @@ def _open(run: RunFolder) -> Asked | None:
         return None
     if not is_elsewhere(plan):
         return None
+    _give_up(run, plan)
     waiting = set(SweepQueue(run).waiting)  # of these nobody else has heard
     jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
     return (run, plan, jobs) if jobs else None
+
+
+def _give_up(run: RunFolder, plan: Mapping[str, Any]) -> None:
+    """End the jobs of a sweep whose launch has ended before it listed them: nobody will submit them."""
+    launcher = plan.get("launcher")
+    if not isinstance(launcher, Mapping) or not is_gone(launcher):
+        return
+    listed = SweepQueue(run).listed  # read only now: it lists them before it ends
+    for job in run.jobs():
+        if job.number not in listed and not job.state().terminal:
+            job.finish(1, "failed", error="its launch ended before it was submitted")
 
 
 def _refresh(key: str, group: Sequence[Asked]) -> dict[str, Sight]:

@@ -70,7 +70,7 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     said = world.app(f"x=range({JOBS})", "hydra.launcher.detach=true", **room_for(world, 5))
     given = sum(len(found["jobs"]) for found in submissions(world))
     assert 0 < given < JOBS
-    assert f"{JOBS - given} jobs wait to be submitted: nemotron runs resume {world.run().name}" in said
+    assert f"{JOBS - given} jobs are still to be submitted: nemotron runs resume {world.run().name}" in said
     shown = nemotron(world, "runs", "show", "latest")
     assert f"{JOBS - given} for room: nemotron runs resume" in shown
     assert "unknown" not in shown

@@ -103,9 +103,10 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
             log.warning("To stop it: nemotron runs cancel %s", run.id)
         raise
     finally:
-        waiting = len(SweepQueue(run).waiting)
-        if waiting:
-            log.warning("%d jobs wait to be submitted: nemotron runs resume %s", waiting, run.id)
+        queue = SweepQueue(run)
+        open_jobs = len(queue.waiting) + len(queue.unfinished)
+        if open_jobs:
+            log.warning("%d jobs are still to be submitted: nemotron runs resume %s", open_jobs, run.id)
 
 
 def _fitting(queue: SweepQueue, backend: Backend, plan: dict[str, Any], running: int) -> list[int]:

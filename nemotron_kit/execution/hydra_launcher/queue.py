@@ -30,6 +30,11 @@ class SweepQueue:
         self._batches: list[dict[str, Any]] = list(record.get("batches", []))
 
     @property
+    def listed(self) -> set[int]:
+        """All of its jobs, but for those that were dropped."""
+        return set(self._jobs)
+
+    @property
     def waiting(self) -> list[int]:
         """Those that were never handed over."""
         taken = {number for batch in self._batches for number in batch["jobs"]}

@@ -18,6 +18,7 @@ from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process import process_facts
 
 # What a plan says of one job alone.
 _ONE_JOBS = frozenset(
@@ -46,9 +47,8 @@ def _command_line() -> list[str]:
 def write_plan(run: RunFolder, point: Point, hydra: Sequence[str]) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
     shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
-    files.write_json(
-        run.path / "plan.json", {**run.plan(), **shared, "kind": "sweep", "hydra": ["-m", *masked_words(hydra)]}
-    )
+    own = {"kind": "sweep", "hydra": ["-m", *masked_words(hydra)], "launcher": process_facts()}
+    files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
 
 
 class JobWriter:

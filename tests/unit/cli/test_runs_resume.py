@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.cli.runs import main
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs import create_run, new_run_id
+from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
+from nemotron_kit.execution.ledger import refresh
+from nemotron_kit.runs import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.process import process_facts
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +32,24 @@ def test_a_sweep_whose_launch_died_while_it_planned() -> None:
     with pytest.raises(UserError, match="before anything was submitted") as raised:
         main(["resume", "latest"])
     assert raised.value.hint == "Launch it again: python app.py -m x=1,2"
+
+
+def test_jobs_that_a_dead_launch_never_listed_have_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen(["sleep", "60"]) as launch:
+        plan = {"kind": "sweep", "executor": "slurm", "launcher": process_facts(launch.pid)}
+        run = create_run(new_run_id("app", ""), plan, [{}, {}])
+        SweepQueue(run).add([0])
+        assert refreshed(run) == ["pending", "pending"], "it may still list them"
+        launch.kill()
+        launch.wait()
+    assert refreshed(run) == ["pending", "failed"]
+    assert main(["show", run.id, "--job", "1"]) == 0
+    assert "its launch ended before it was submitted" in capsys.readouterr().out
+
+
+def refreshed(run: RunFolder) -> list[str]:
+    refresh([run])
+    return [job.state().state for job in run.jobs()]
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
