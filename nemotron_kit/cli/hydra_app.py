@@ -41,12 +41,23 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     use(tree)
     gc.enable()
     prepared = _prepared(request, tree, env)
-    words = prepared.overrides if prepared else hydra_words(request)
+    words = prepared.overrides if prepared else _with_choices(hydra_words(request))
     if request.multirun and request.dry_run:
         return _dry_sweep(prepared, argv, tree, env, request)
     if not request.multirun:
         return _asked(request, words, prepared)
     return _sweep(request, words, argv, tree, prepared)
+
+
+def _with_choices(words: Sequence[str]) -> list[str]:
+    """The words with a choice of what is swept over in front: Hydra composes the sweep's own config without the sweep,
+    and what stands in a list of defaults has to be known then."""
+    chosen = []
+    for name in ("recipe", "stage"):
+        given = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+        if given and all("," in value and "(" not in value for value in given):
+            chosen.append(f"{name}={given[0].partition(',')[0]}")
+    return [*chosen, *words]
 
 
 def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:

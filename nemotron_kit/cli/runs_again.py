@@ -86,7 +86,12 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
     with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
-        composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
+        try:
+            composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
+        except UserError as error:  # the file is gone in a moment; what it was made of is not
+            kept_file = str(recorded.job.config_path)
+            hint = error.hint and error.hint.replace(str(path), kept_file)
+            raise UserError(error.message.replace(str(path), kept_file), hint=hint) from error
     # On record it is what was typed, then and now: the file is gone in a moment.
     typed = [word for word in recorded.overrides if _key(word) not in given]
     overrides = [*typed, *request.overrides]

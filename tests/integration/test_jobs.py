@@ -161,6 +161,14 @@ def test_a_sweep_is_one_record_with_many_jobs(shell: Shell) -> None:
     assert (run / "jobs" / "2" / "config.yaml").read_text().startswith("'n': 3")
 
 
+def test_a_sweep_over_commands_in_hydras_words(shell: Shell) -> None:
+    done = shell("python", "-m", "nemotron_kit", "-m", "recipe=demo", "stage=data/write,read")
+    (run,) = shell.runs()
+    specs = [json.loads((run / "jobs" / str(number) / "job.json").read_text()) for number in range(2)]
+    assert [spec["command"] for spec in specs] == ["demo data write", "demo read"], done.stderr
+    assert "read 1 of size 1" in done.stdout
+
+
 def test_a_sweep_through_the_launcher_plugin(shell: Shell) -> None:
     done = shell("nemotron", "demo", "data", "write", "-m", "n=1,-2", "hydra/launcher=nemo_run", code=1)
     assert "1 of 2 jobs did not succeed (job 1)" in done.stderr
