@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFound
 from nemotron_kit.artifacts.sealed import sha256_of
 from nemotron_kit.artifacts.walk import Found, Stamp, look, settle, sha256_file, sha256_files, walk
 from nemotron_kit.errors import UserError
+
+# Between the looks at files that change, in seconds.
+_PAUSES = (0.1, 0.2, 0.4, 0.8)
 
 
 @dataclass(frozen=True)
@@ -62,30 +66,47 @@ def identity(kind: str, files: Sequence[FileEntry], fields: Mapping[str, Any]) -
 def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
     """The manifest of folder `root`, sorted by path, its metadata.json left out.
 
-    Files of more than `hash_limit` bytes are not read: size and mtime stand for their content. A file that changes
-    meanwhile is an ArtifactChangedError.
+    Files of more than `hash_limit` bytes are not read: size and mtime stand for their content. Files that change
+    meanwhile are read again, a few times: another rank of the job may be writing the same. Should they go on changing,
+    it is an ArtifactChangedError.
     """
+    known: dict[str, tuple[Found, str | None]] = {}
+    for pause in (*_PAUSES, None):
+        found = _walked(root)
+        settle(found.values())
+        known = _hashed(root, found, known, hash_limit)
+        changed = next((name for name, file in found.items() if not file.link and look(str(root / name)) != file), None)
+        if changed is None:
+            break
+        if pause is None:
+            raise ArtifactChangedError(
+                f"{root / changed} changed while the artifact was being saved.", hint="Save when all is written."
+            )
+        time.sleep(pause)
+    return tuple(
+        FileEntry(name, file.size, digest, file.mtime_ns, file.ctime_ns, file.link)
+        for name, (file, digest) in known.items()
+    )
+
+
+def _walked(root: Path) -> dict[str, Found]:
     try:
-        found = walk(root)
+        return walk(root)
     except FileNotFoundError as error:
         raise ArtifactNotFoundError(str(root), f"There is no folder {error.filename}.") from error
     except OSError as error:
         raise UserError(f"{error.filename} can't be read: {error.strerror}.") from error
-    settle(found.values())
-    read = [
-        name for name, file in found.items() if file.link is None and (hash_limit is None or file.size <= hash_limit)
-    ]
-    hashes = sha256_files([root / name for name in read], sum(found[name].size for name in read))
+
+
+def _hashed(
+    root: Path, found: Mapping[str, Found], known: Mapping[str, tuple[Found, str | None]], limit: int | None
+) -> dict[str, tuple[Found, str | None]]:
+    """Each file that was found, with its digest: the known one where it is as it was then."""
+    fresh = {name: file for name, file in found.items() if name not in known or known[name][0] != file}
+    read = [name for name, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
+    hashes = sha256_files([root / name for name in read], sum(fresh[name].size for name in read))
     digests = dict(zip(read, hashes, strict=True))
-    for name, before in found.items():
-        if before.link is None and look(str(root / name)) != before:
-            raise ArtifactChangedError(
-                f"{root / name} changed while the artifact was being saved.", hint="Save when all is written."
-            )
-    return tuple(
-        FileEntry(name, file.size, digests.get(name), file.mtime_ns, file.ctime_ns, file.link)
-        for name, file in found.items()
-    )
+    return {name: (file, digests.get(name)) if name in fresh else known[name] for name, file in found.items()}
 
 
 def first_change(

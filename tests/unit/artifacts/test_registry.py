@@ -312,6 +312,27 @@ def test_a_folder_that_is_not_there_and_one_that_changes_meanwhile(
     assert registry.names() == []
 
 
+def test_a_file_that_another_rank_writes_as_well_is_read_again(
+    registry: LocalRegistry, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make.folder("out", a="aaaa", b="bbbb")
+    from nemotron_kit.artifacts import manifest
+
+    real, asked = manifest.sha256_files, list[list[str]]()
+
+    def meanwhile(paths: list[Path], total: int) -> list[str]:
+        asked.append([path.name for path in paths])
+        digests = real(paths, total)
+        if len(asked) == 1:
+            (folder / "a").write_text("aaa")  # cut, and not yet whole
+        return digests
+
+    monkeypatch.setattr(manifest, "sha256_files", meanwhile)
+    saved = registry.commit(make.draft("Data", "x", root=folder))
+    assert asked == [["a", "b"], ["a"]], "and only that one"
+    assert {entry.path: entry.size for entry in registry.record("Data", saved.version or 0).files} == {"a": 3, "b": 4}
+
+
 def test_a_registry_that_cannot_be_written(home: Path, make: Maker) -> None:
     home.mkdir()
     (home / "artifacts").write_text("a file in its place")
