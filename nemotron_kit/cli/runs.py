@@ -31,7 +31,7 @@ commands
   logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
   wait ID … [--patience S]                    waits until all have ended, and exits as they did
   cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
-  resume ID                                   submits the jobs of a sweep that had to wait for room
+  resume ID                                   submits what had to wait for room, or waits on (--after)
   shell ID [--job N] [-- COMMAND]             a shell where it runs
   rerun ID[/N] [KEY=VALUE …]                  the same again: same config, same artifacts; overrides on top
   diff A B [--json]                           what differs: config, artifacts, code, environment, launch

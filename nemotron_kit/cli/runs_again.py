@@ -155,7 +155,7 @@ def plan_again(
     words = (*recorded.overrides, *typed, *request.overrides)
     # Its mounts are on record as folders; those of repositories may have been removed since.
     fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
-    return replace(plan, hydra=words, extra={**fetched, **plan.extra, "rerun_of": recorded.label})
+    return replace(plan, hydra=words, extra={**fetched, **plan.extra})
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:

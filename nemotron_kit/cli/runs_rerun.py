@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nemotron_kit.cli.grid import write_lines
 from nemotron_kit.errors import UserError
 
@@ -36,7 +38,8 @@ def rerun(argv: list[str]) -> int:
     recorded = Recorded(run, jobs[0])
     scene = Scene.of(recorded)
     request = request_of(words, recorded, scene.tree)
-    line = ["nemotron", "runs", "rerun", recorded.label if len(jobs) == 1 else run.id, *words]
+    label = recorded.label if len(jobs) == 1 else run.id
+    line = ["nemotron", "runs", "rerun", label, *words]
     if len(jobs) > 1:
         from nemotron_kit.cli.runs_rerun_sweep import rerun_sweep
 
@@ -47,4 +50,5 @@ def rerun(argv: list[str]) -> int:
     composed = compose_again(recorded, request, scene.tree, scene.env)
     run_id = new_run_id(request.recipe, request.stage)
     plan = plan_again(recorded, request, composed, scene.app, line, run_id=run_id)
+    plan = replace(plan, extra={**plan.extra, "rerun_of": label})
     return carry_out(plan, composed, request, scene.env)

@@ -11,7 +11,8 @@ from nemotron_kit.runs.ledger import open_run
 
 _SAYS = """\
 Submits the jobs of a sweep that wait: those that the cluster had no room for, and those whose launch ended too early.
-None is submitted twice."""
+Of a job that is to start after another run, and whose waiting process has ended, it starts another. None is submitted
+twice."""
 
 
 def resume(argv: list[str]) -> int:

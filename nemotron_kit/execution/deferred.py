@@ -21,6 +21,7 @@ from nemotron_kit.execution.hydra_launcher import stored
 from nemotron_kit.execution.hydra_launcher.elsewhere import submit_waiting
 from nemotron_kit.execution.hydra_launcher.queue import Busy, SweepQueue, alone
 from nemotron_kit.execution.ssh_errors import NotSent
+from nemotron_kit.plan.docker import missing_secrets
 from nemotron_kit.plan.plan import WAIT_FIRST, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -73,11 +74,8 @@ def resume(run: RunFolder) -> bool:
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False
     (plan,) = stored.load_plans(run, [job.number])
-    missing = [name for name in plan.secrets if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"{run.id} needs {', '.join(missing)}, not set in this environment.", hint=f"export {missing[0]}=…"
-        )
+    for said in missing_secrets(plan.secrets):
+        raise UserError(f"{run.id}: {said}")
     start(run)
     return True
 

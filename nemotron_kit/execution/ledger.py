@@ -111,21 +111,16 @@ def _open(run: RunFolder) -> Asked | None:
         return None
     if not is_elsewhere(plan):
         return None
-    _give_up(run, plan)
-    waiting = set(SweepQueue(run).waiting)  # of these nobody else has heard
-    jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
-    return (run, plan, jobs) if jobs else None
-
-
-def _give_up(run: RunFolder, plan: Mapping[str, Any]) -> None:
-    """End the jobs of a sweep whose launch has ended before it listed them: nobody will submit them."""
     launcher = plan.get("launcher")
-    if not isinstance(launcher, Mapping) or not is_gone(launcher):
-        return
-    listed = SweepQueue(run).listed  # read only now: it lists them before it ends
-    for job in run.jobs():
-        if job.number not in listed and not job.state().terminal:
+    over = isinstance(launcher, Mapping) and is_gone(launcher)
+    queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
+    waiting, listed = set(queue.waiting), queue.listed
+    jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
+    for job in jobs if over else ():
+        if job.number not in listed:  # nobody will submit it
             job.finish(1, "failed", error="its launch ended before it was submitted")
+    left = [job for job in jobs if not over or job.number in listed]
+    return (run, plan, left) if left else None
 
 
 def _refresh(key: str, group: Sequence[Asked]) -> dict[str, Sight]:

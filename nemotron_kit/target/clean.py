@@ -24,7 +24,7 @@ _OURS = {
     "repositories": re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{12}"),
 }
 # Where a run's files name what it needs: its job's spec, its scripts, which code it has.
-_TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "jobs/*/*.sbatch", "slurm/*")
+_TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
 
 
 def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:

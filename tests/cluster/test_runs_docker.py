@@ -96,7 +96,7 @@ def test_one_that_waits_is_not_taken_up_without_its_secret(world: World) -> None
     os.kill(job.state().facts["process"]["pid"], signal.SIGKILL)
     until(lambda: job.state().state == "failed" or None, 10)
     lacks = tool(world, "runs", "resume", job.run_id)
-    assert lacks.returncode == 2 and "WORK_TOKEN, not set in this environment" in lacks.stderr
+    assert lacks.returncode == 2 and "WORK_TOKEN is not set in this environment" in lacks.stderr
     assert tool(world, "runs", "resume", job.run_id, **token).returncode == 0
     assert world.wait(job) == "succeeded"
 
