@@ -17,9 +17,8 @@ from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated, unreadable
-from nemotron_kit.config.freeze import masked
-from nemotron_kit.config.resolvers import looked_up, set_run_dir
-from nemotron_kit.config.secrets import is_secret_name, masked_words
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.config.store import conf_dir, register_all
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
@@ -28,6 +27,7 @@ from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.code_facts import code_facts
 from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.masking import mask
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
@@ -70,8 +70,7 @@ def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
     except SystemExit as left:
         if left.code:
             raise _no_package(request, complaint.getvalue().strip()) from None
-    secret = looked_up().union(name for name in os.environ if is_secret_name(name))
-    sys.stdout.write(masked(answer.getvalue(), secret))  # --resolve is for the eyes, and eyes are not alone
+    sys.stdout.write(mask(answer.getvalue()))  # --resolve is for the eyes, and eyes are not alone
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
     return 0

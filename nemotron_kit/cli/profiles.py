@@ -9,9 +9,9 @@ from typing import Any
 from nemotron_kit.cli.grid import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.suggest import near
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.profiles import Profile, list_run_profiles, read_profile
 from nemotron_kit.plan.runconfig import DEFAULTS
 from nemotron_kit.plan.tables import check_reserved_tables

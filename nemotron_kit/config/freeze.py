@@ -12,8 +12,8 @@ from typing import Any
 from nemotron_kit.config.environment import environment
 from nemotron_kit.config.quick import quick_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
-from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import is_secret_name
 
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
@@ -154,12 +154,3 @@ def _dumper() -> Any:
         ),
     )
     return Dumper
-
-
-def masked(text: str, names: Iterable[str]) -> str:
-    """`text` without the values that the named environment variables have."""
-    for name in names:
-        value = os.environ.get(name, "")
-        if len(value) >= 4:
-            text = text.replace(value, "***")
-    return text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import note_secrets
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.pin import Pin
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 # What this process's job may read, by slot; set by whoever runs a job here. A job elsewhere reads artifacts.json.
 _pins: dict[str, Pin] = {}
 _run_dir: list[str] = []
-_secrets: set[str] = set()
 
 
 def register_resolvers() -> None:
@@ -73,13 +73,8 @@ def resolve_secret(name: str) -> str:
     value = os.environ.get(name)
     if value is None:
         raise UserError(f"${{secret:{name}}}: {name} is not in the environment.", hint=f"export {name}=…")
-    _secrets.add(name)
+    note_secrets([name])
     return value
-
-
-def looked_up() -> set[str]:
-    """The environment variables that this process has read as secrets."""
-    return _secrets
 
 
 def resolve_auto_mount(spec: str, target: str = "") -> str:

@@ -6,24 +6,12 @@ import re
 from collections.abc import Iterable
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import is_secret_name
 
-# `hf_token`, `WANDB_API_KEY`, `db.password`; not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
-_SECRET = re.compile(
-    r"(?:^|[._-])(?:api_?key|access_?key|secret_?key|private_?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
-    r"|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token|pat)$",
-    re.IGNORECASE,
-)
-_BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
-_ENV_TOKEN = re.compile(r"_TOKEN$")
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
 
 # Variables that Hydra sets for a sweep's jobs: their values are nobody's business.
 _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a config key or an environment variable is, by its name, a secret."""
-    return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
 
 
 def refuse_literal_secrets(overrides: Iterable[str]) -> None:

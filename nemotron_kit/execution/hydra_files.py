@@ -9,9 +9,10 @@ from typing import Any
 
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.secrets import is_secret_name, masked_words
+from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text
+from nemotron_kit.masking import is_secret_name
 
 # Hydra copies and sets environment variables by these; their values are nobody's business.
 _ENVIRONMENT = ("env_set", "env_copy")

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from io import RawIOBase
 from typing import Any, TextIO
 
-from nemotron_kit.config.freeze import masked
-from nemotron_kit.config.resolvers import looked_up
+from nemotron_kit.masking import mask
 
 
 class Tee:
-    """A text stream that also writes to a log, both without the secrets that this job has looked up (`${secret:X}`).
+    """A text stream that also writes to a log, both without secrets.
     Everything else (isatty, fileno, encoding) is the stream's own."""
 
     def __init__(self, stream: TextIO, log: RawIOBase) -> None:
@@ -21,7 +20,7 @@ class Tee:
         self._log = log
 
     def write(self, text: str) -> int:
-        shown = masked(text, looked_up())
+        shown = mask(text)
         self._log.write(shown.encode("utf-8", "replace"))
         self._stream.write(shown)
         return len(text)

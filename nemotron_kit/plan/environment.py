@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.placing import import_path
 from nemotron_kit.plan.tables import check_run_wandb

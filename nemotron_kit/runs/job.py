@@ -14,6 +14,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, UserError, nearest
+from nemotron_kit.masking import masked
 from nemotron_kit.runs.process import is_gone, process_facts
 from nemotron_kit.runs.records import DamagedRecord, read_object, tail_objects
 from nemotron_kit.runs.states import STATES, TERMINAL, JobState, now_iso, parse_time
@@ -77,7 +78,7 @@ class JobFolder:
         if state == "failed" and self.cancel_requested:
             state = "cancelled"
         record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
-        files.write_json(self.path / "exit.json", {**record, **facts})
+        files.write_json(self.path / "exit.json", masked({**record, **facts}))
 
     def request_cancel(self) -> None:
         files.write_json(self.path / "cancel.json", {"at": now_iso(), "host": socket.gethostname()})
@@ -162,7 +163,7 @@ class JobFolder:
         known = self._state_files()
         sequence = known[-1][0] + 1 if known else 0
         writer = re.sub(r"[^A-Za-z0-9._]+", "-", writer or f"{socket.gethostname()}-{os.getpid()}").strip("-.")
-        files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", record)
+        files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", masked(record))
 
     def _keep_end(self, writer: str | None) -> None:
         """A new attempt: the earlier exit record becomes part of the history."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.execution.reach import Reach, reach_for
 from nemotron_kit.execution.repositories import fetch_repositories, make_mounted
 from nemotron_kit.execution.snapshot import code_there, place_kit
 from nemotron_kit.execution.ssh_errors import NotSent
+from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan import sbatch
 from nemotron_kit.plan import slurm as scripts
 from nemotron_kit.plan.plan import Plan

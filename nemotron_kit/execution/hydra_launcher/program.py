@@ -11,7 +11,6 @@ from typing import Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.secrets import is_secret_name
 from nemotron_kit.execution.hydra_files import masked, plain
 from nemotron_kit.execution.hydra_launcher import packet
 from nemotron_kit.execution.hydra_launcher.packing import Packer
@@ -19,6 +18,7 @@ from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
 from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.environment import job_environment
 from nemotron_kit.plan.paths import Place, place_of

@@ -1,0 +1,167 @@
+"""Secrets out of what is written: by their names where there are names, by their values everywhere else.
+
+Where to call what. `mask` for a text, `masked` for a JSON-like value, `MaskedStream` for bytes that arrive in parts (a
+pipe, a descriptor), `mask_logging` once after logging was configured. Whoever writes a log, a record or a message of a
+job calls one of them last, on what is really written. `note_secrets` first, in each process that writes for a job:
+with the names in the job's `secrets` and in its config's `${secret:NAME}`, whatever they are called; variables whose
+name says that they are secret need no note. Standard library alone: it also runs where jobs run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from typing import Any
+
+MASK = "***"
+# Of a variable that is secret by its name; shorter values are words that stand everywhere.
+LEAST = 8
+# Of one that the job itself uses as a secret.
+LEAST_NOTED = 4
+
+# `hf_token`, `WANDB_API_KEY`, `db.password`; not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
+_SECRET = re.compile(
+    r"(?:^|[._-])(?:api_?key|access_?key|secret_?key|private_?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
+    r"|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token|pat)$",
+    re.IGNORECASE,
+)
+_BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
+_ENV_TOKEN = re.compile(r"_TOKEN$")
+
+_noted: set[str] = set()
+
+
+@cache
+def is_secret_name(name: str) -> bool:
+    """Whether a config key or an environment variable is, by its name, a secret."""
+    return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
+
+
+def note_secrets(names: Iterable[str]) -> None:
+    """The values of these environment variables are masked from now on, whatever the variables are called."""
+    _noted.update(names)
+
+
+def mask(text: str) -> str:
+    """`text` without the value of any secret that this process can see."""
+    values = _values()
+    return _pattern(values).sub(MASK, text) if values else text
+
+
+def masked(value: Any) -> Any:
+    """A JSON-like value with every text in it masked, keys included."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {mask(key) if isinstance(key, str) else key: masked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(item) for item in value]
+    return value
+
+
+def secret_in(text: str) -> str | None:
+    """The name of the environment variable whose secret value stands in `text`."""
+    return next((name for name, value in _secrets() if any(form in text for form in _forms(value))), None)
+
+
+class MaskedStream:
+    """Bytes that arrive in parts, masked. A secret that two parts share is masked as well: what could be the beginning
+    of one is held back until the next part, or until `rest`. A whole line is never held back."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of `data`, and of what was held back, can be written now."""
+        values = _values()
+        data = self._held + data
+        self._held = b""
+        if not values:
+            return data
+        data = _byte_pattern(values).sub(MASK.encode(), data)
+        held = _beginning(data, tuple(_encoded(value) for value in values))
+        if held:
+            self._held = data[-held:]
+            return data[:-held]
+        return data
+
+    def rest(self) -> bytes:
+        """What was held back, when no more comes."""
+        held, self._held = self._held, b""
+        return held
+
+
+def mask_logging() -> None:
+    """Mask what the handlers that logging has now write: call it after each configuration of logging. A handler that
+    is masked already stays as it is."""
+    import logging
+
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):
+            written = handler.format
+            if getattr(written, "masks", False):
+                continue
+
+            def format_masked(record: logging.LogRecord, written: Any = written) -> str:
+                return mask(written(record))
+
+            format_masked.masks = True  # type: ignore[attr-defined]
+            handler.format = format_masked
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """(name, value) of the environment's secrets."""
+    for name, raw in os.environ.items():
+        noted, value = name in _noted, raw.strip()
+        # A value that names a file (GOOGLE_APPLICATION_CREDENTIALS) is no secret; what stands in the file is.
+        if (noted or is_secret_name(name)) and len(value) >= (LEAST_NOTED if noted else LEAST) and not _is_file(value):
+            yield name, value
+
+
+def _values() -> tuple[str, ...]:
+    return tuple(value for _, value in _secrets())
+
+
+@lru_cache(maxsize=64)
+def _is_file(value: str) -> bool:
+    return value.startswith(("/", "~/")) and len(value) < 4096 and os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111
+
+
+@lru_cache(maxsize=64)
+def _forms(value: str) -> tuple[str, ...]:
+    """How a value can stand in a text: as it is, as Python or JSON quote it, in an address, a long line of it alone."""
+    import json
+    from urllib.parse import quote
+
+    lines = [line for line in value.splitlines() if len(line) >= 2 * LEAST] if "\n" in value else []
+    forms = [value, repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], *lines]
+    return tuple(dict.fromkeys([*forms, quote(value, safe="", errors="surrogateescape")]))
+
+
+@lru_cache(maxsize=16)
+def _pattern(values: tuple[str, ...]) -> re.Pattern[str]:
+    forms = sorted({form for value in values for form in _forms(value) if form}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, forms)) or r"(?!)")
+
+
+@lru_cache(maxsize=16)
+def _byte_pattern(values: tuple[str, ...]) -> re.Pattern[bytes]:
+    return re.compile(_encoded(_pattern(values).pattern))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _beginning(data: bytes, values: tuple[bytes, ...]) -> int:
+    """How many bytes at the end of `data` are the beginning of a value."""
+    longest = 0
+    for value in values:
+        for length in range(min(len(value) - 1, len(data)), longest, -1):
+            if data.endswith(value[:length]):
+                longest = length
+                break
+    return longest
