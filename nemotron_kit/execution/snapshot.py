@@ -67,7 +67,9 @@ def take_snapshot(
     if packager == "git" and dirty:
         if not settings.get("allow_dirty"):
             refuse_dirty(root)
-        members: Iterable[tuple[tarfile.TarInfo, bytes]] = committed(root)
+        members: Iterable[tuple[tarfile.TarInfo, bytes]] = committed(
+            root, submodules=settings.get("include_submodules") is not False
+        )
         dirty = False
     else:
         choice = Choice(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.execution.snapshot_git import listed
+from nemotron_kit.execution.snapshot_git import work_tree
 from nemotron_kit.home import nemotron_home
 
 # No code, wherever they stand.
@@ -37,15 +37,16 @@ def choose(packager: str, choice: Choice) -> list[str]:
 
 def tracked(choice: Choice) -> list[str]:
     """What git tracks, with the submodules' own files where they are wanted."""
-    return listed(choice.root, "--cached", *(["--recurse-submodules"] if choice.submodules else []))
+    return list(work_tree(choice.root, new=False, submodules=choice.submodules))
 
 
 def _worktree(choice: Choice) -> list[str]:
     """Tracked and new files that git doesn't ignore; without git all but environments, caches and records."""
     if not choice.in_git:
         return [name for name in _walk(choice.root, "") if not _left_out(choice, name)]
-    new = listed(choice.root, "--others", "--exclude-standard")
-    return [*tracked(choice), *(name for name in new if not _left_out(choice, name))]
+    known = set(tracked(choice))
+    found = work_tree(choice.root, new=True, submodules=choice.submodules)
+    return [name for name in found if name in known or not _left_out(choice, name)]
 
 
 def _git(choice: Choice) -> list[str]:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from nemotron_kit.errors import UserError
 
+_SUBMODULE = "160000 "  # the mode of a link to another repository's commit
 # fsmonitor is a program that a repository's own config names.
 _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
@@ -43,6 +44,27 @@ def listed(root: Path, *options: str) -> list[str]:
     return [os.fsdecode(name) for name in git(root, "ls-files", "-z", *options).split(b"\x00") if name]
 
 
+def work_tree(root: Path, *, new: bool, submodules: bool = True) -> Iterator[str]:
+    """What git tracks in `root`, with its submodules' files; with `new`, also what is neither tracked nor ignored. A
+    submodule's new files, and a clone that lies in the tree without being one, are new files like any other."""
+    inner = []
+    for record in listed(root, "--cached", "--stage"):
+        facts, _, name = record.partition("\t")
+        if facts.startswith(_SUBMODULE):
+            inner += [name] if submodules else []
+        else:
+            yield name
+    for name in listed(root, "--others", "--exclude-standard") if new else ():
+        if name.endswith("/"):
+            inner.append(name.rstrip("/"))
+        else:
+            yield name
+    for folder in inner:
+        if (root / folder / ".git").exists():  # a submodule may not be checked out
+            for name in work_tree(root / folder, new=new, submodules=submodules):
+                yield f"{folder}/{name}"
+
+
 def commit_of(root: Path) -> tuple[str | None, bool]:
     """(the commit that is checked out, None before the first; whether anything differs from it)."""
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=normal", "--", ".")
@@ -52,14 +74,22 @@ def commit_of(root: Path) -> tuple[str | None, bool]:
         return None, True
 
 
-def committed(root: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """What the commit that is checked out has in `root`: members of an archive, without owner and time."""
+def committed(root: Path, *, submodules: bool = True) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """What the commit that is checked out has in `root`, submodules included: members of an archive, without owner and
+    time."""
     top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel")).rstrip("\n"))
     inside = root.resolve().relative_to(top.resolve()).as_posix()
-    data = git(top, "archive", "--format=tar", "HEAD" if inside == "." else f"HEAD:{inside}")
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+    yield from _archived(top, "HEAD" if inside == "." else f"HEAD:{inside}", "")
+    for record in git(root, "ls-tree", "-r", "-z", "HEAD").split(b"\x00") if submodules else ():
+        facts, _, name = os.fsdecode(record).partition("\t")
+        if facts.startswith(_SUBMODULE) and (root / name / ".git").exists():
+            yield from _archived(root / name, facts.split()[2], f"{name}/")
+
+
+def _archived(root: Path, tree: str, prefix: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(git(root, "archive", "--format=tar", tree))) as archive:
         for member in archive:
-            info = tarfile.TarInfo(member.name)
+            info = tarfile.TarInfo(prefix + member.name)
             if member.issym():
                 info.type, info.linkname = tarfile.SYMTYPE, member.linkname
                 yield info, b""

@@ -15,7 +15,7 @@ from nemotron_kit.plan.inputs import Inputs, resolve_inputs
 from nemotron_kit.plan.launching import job_files, job_spec, launch_command, launch_kind
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.pinning import look_up_for
-from nemotron_kit.plan.placing import Reach, place_job, still_behind
+from nemotron_kit.plan.placing import Reach, left_out, place_job, still_behind
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.plan.problems import missing_value, preflight, problems_of
 from nemotron_kit.plan.resources import Resources, resources_of
@@ -88,7 +88,7 @@ def build_plan(
         captured=_captured(composed, place),
         files={**job_files(frozen, spec, inputs, environment, place), **sbatch.files},
         problems=tuple(problems),
-        notes=(*composed.notes, *inputs.notes, *sbatch.notes, *placed.notes),
+        notes=(*composed.notes, *inputs.notes, *sbatch.notes, *placed.notes, *left_out(place)),
         job=job,
         place=place.to_dict(),
         extra={**sbatch.extra, **({"repositories": list(placed.fetch)} if placed.fetch else {})},

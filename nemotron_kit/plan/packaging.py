@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.plan.runconfig import RunConfig
 
 WORKTREE, NONE = "worktree", "none"
+_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,34 @@ def ignored(tree: CodeTree, names: Sequence[str]) -> set[str]:
     """Which of these files of the tree git ignores (and does not track). Without git, or another packager: none."""
     if not tree.git or tree.packager not in (WORKTREE, "git"):
         return set()
+    return set(_git(tree.root, "check-ignore", "-z", "--stdin", text="".join(f"{name}\x00" for name in names)))
+
+
+@cache
+def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
+    """Repositories inside the tree that git ignores there, so that they are not sent."""
+    if not tree.git or tree.packager not in (WORKTREE, "git"):
+        return ()
+    folders = _git(tree.root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+    return tuple(name for folder in folders if folder.endswith("/") for name in _repositories(tree.root, folder))
+
+
+def _repositories(root: str, folder: str) -> Iterator[str]:
+    """`folder` itself, or what lies directly in it."""
+    inside = (entry.path for entry in islice(os.scandir(Path(root, folder)), _LOOKED_AT))
+    for path in (Path(root, folder), *map(Path, inside)):
+        if (path / ".git").exists():
+            yield path.relative_to(root).as_posix()
+
+
+def _git(root: str, *words: str, text: str = "") -> list[str]:
+    """Names that git prints; nothing where there is no git, as packing says."""
     import subprocess
 
+    given = text.encode("utf-8", "surrogateescape")
     try:
-        done = subprocess.run(
-            ["git", "-C", tree.root, "check-ignore", "-z", "--stdin"],
-            input="".join(f"{name}\x00" for name in names).encode("utf-8", "surrogateescape"),
-            capture_output=True,
-            check=False,
-        )
+        line = ["git", "-C", root, "-c", "core.fsmonitor=false", *words]  # a program that the repository names
+        done = subprocess.run(line, input=given, capture_output=True, check=False)
     except FileNotFoundError:
-        return set()  # packing says that git is missing
-    return {name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name}
+        return []
+    return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name]

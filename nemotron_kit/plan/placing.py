@@ -98,6 +98,19 @@ def registry_table(place: Place) -> str:
     return "\n".join(["[artifacts]", *lines]) + "\n"
 
 
+def left_out(place: Place) -> list[str]:
+    """A sentence on code in the tree that is not sent, and of which git says nothing."""
+    from nemotron_kit.plan.packaging import repositories_left_out
+
+    if place.tree is None:
+        return []
+    return [
+        f"{name}: a git repository of its own that git ignores in {place.tree.root}, so it is not part of the code "
+        "that is sent. If the job imports it, take it out of .gitignore."
+        for name in repositories_left_out(place.tree)
+    ]
+
+
 def still_behind(placed: Placed, reach: Reach | None) -> list[str]:
     """A sentence for each field whose path the job will not find. With `reach` the target is asked."""
     return [*_ignored(placed), *_elsewhere(placed, reach)]
@@ -114,12 +127,12 @@ def _ignored(placed: Placed) -> list[str]:
     values = {key: value for key, value in placed.config.items() if key != "run"}
     found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
     files = {key: name for key, name in found.items() if os.path.isfile(f"{place.tree.root}/{name}")}  # noqa: PTH113
-    left_out = ignored(place.tree, sorted(set(files.values()))) if files else set()
+    not_sent = ignored(place.tree, sorted(set(files.values()))) if files else set()
     return [
         f"{key}: {name} is ignored by git, so it is not part of the code that is sent. Add it to the repository "
         f"(git add -f {name}), or name a place that {place.host} sees."
         for key, name in files.items()
-        if name in left_out
+        if name in not_sent
     ]
 
 

@@ -221,9 +221,33 @@ def test_what_comes_back(world: World) -> None:
     assert "x: 2" in (world.folder / "out" / "3" / ".hydra" / "config.yaml").read_text()
 
 
+def test_the_tree_where_it_is(world: World) -> None:
+    """A program that finds its project by its own path reads what git ignores there, and writes there."""
+    root = world.folder
+    (root / "data").mkdir()
+    (root / "data" / "d").write_text("payload")
+    (root / ".gitignore").write_text("data/\nlogs/\n")
+    (root / "app.py").write_text(
+        "import hydra, pathlib\n"
+        "root = pathlib.Path(__file__).resolve().parent\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(cfg):\n"
+        "    (root / 'logs').mkdir(exist_ok=True)\n"
+        "    (root / 'logs' / f'{cfg.n}').write_text((root / 'data' / 'd').read_text())\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    world.app("+n=1")
+    assert (root / "logs" / "1").read_text() == "payload"
+    assert not (world.run() / "code").exists()
+
+
 def test_what_was_just_edited_runs(world: World) -> None:
+    """With a packager in the profile, a copy of the tree as it was at launch is what runs."""
+    with (world.folder / "env.toml").open("a") as file:
+        file.write('\n[copied]\nextends = "C"\npackager = "worktree"\n')
     (world.folder / "helper.py").write_text("WORD = 'edited'\n")
-    process = world.start("app.py", "-m", *_launcher("C"), "how=nap")
+    process = world.start("app.py", "-m", *_launcher("copied"), "how=nap")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(world.home.glob("runs/2*/slurm/*.json")):
         time.sleep(0.05)

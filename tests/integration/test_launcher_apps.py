@@ -225,6 +225,81 @@ def test_a_program_that_does_not_come_back_to_its_task(app: App) -> None:
     assert "ended without reaching its task function main" in done.stderr
 
 
+# What a program does before it arrives at its task function, and what the task function is: (words, file).
+BEFORE = {
+    "own arguments": ("--tag mine -m", """
+p = argparse.ArgumentParser(add_help=False); p.add_argument("--tag")
+known, sys.argv[1:] = p.parse_known_args()
+@hydra.main(version_base=None, config_path=None)
+def main(cfg): say(known.tag, sys.argv[0])
+if __name__ == "__main__": main()
+"""),
+    "a sub-command": ("train -m", """
+command = sys.argv.pop(1)
+@hydra.main(version_base=None, config_path=None)
+def train(cfg): say(command, sys.argv[0])
+if __name__ == "__main__" and command == "train": train()
+"""),
+    "after two dashes": ("--background -- -m", """
+sys.argv = [sys.argv[0], *sys.argv[sys.argv.index("--") + 1:]]
+@hydra.main(version_base=None, config_path=None)
+def main(cfg): say()
+if __name__ == "__main__": main()
+"""),
+    "another folder": ("-m", """
+os.chdir("pkg")
+@hydra.main(version_base=None, config_path=None)
+def main(cfg): say(os.path.basename(os.getcwd()))
+if __name__ == "__main__": main()
+"""),
+    "the same task twice": ("-m", """
+for WORD in ("one", "two"):
+    @hydra.main(version_base=None, config_path=None)
+    def main(cfg): say(WORD)
+    main()
+"""),
+    "a lambda, a partial, an instance, a bound method, a decorator": ("-m", """
+class Trainer:
+    word = threading.Lock() and "instance"
+    def __call__(self, cfg): say(self.word)
+    def run(self, cfg): say("bound", self.word)
+def job(word, cfg): say("partial", word)
+def loud(task):
+    def wrapper(cfg): say("loud"); task(cfg)
+    return wrapper
+@hydra.main(version_base=None, config_path=None)
+@loud
+def decorated(cfg): say("decorated")
+made = hydra.main(version_base=None, config_path=None)
+made(lambda cfg: say("lambda"))()
+decorated()
+made(Trainer().run)()
+for task in (functools.partial(job, "a"), Trainer()):
+    task.__module__ = __name__
+    made(task)()
+"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", BEFORE)
+def test_what_a_program_does_before_its_task(app: App, shape: str) -> None:
+    """Jobs see what those of Hydra's basic launcher see."""
+    words, text = BEFORE[shape]
+    head = """import argparse, functools, os, sys, threading, hydra
+HERE = os.getcwd()
+def say(*words): open(HERE + "/said", "a").write(" ".join([*words, "\\n"]))
+"""
+    (app.folder / "prog.py").write_text(head + text)
+    said = []
+    for launcher in ([], ["hydra/launcher=nemo_run", "hydra.launcher.via=kit", "hydra.launcher.max_parallel=1"]):
+        line = [sys.executable, "prog.py", *words.split(), "+x=1", *launcher]
+        done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append((app.folder / "said").read_text())
+        (app.folder / "said").unlink()
+    assert said[0] == said[1]
+
+
 def test_a_packet_that_others_can_write_is_not_run(app: App) -> None:
     app("app.py", "x=1")
     job = app.run() / "jobs" / "0"

@@ -6,17 +6,21 @@ What the task function returned or raised is its answer (see answer.py).
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
 import runpy
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, sendable
-from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, read_packet, task_of
+from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, name_of, read_packet, task_of
 from nemotron_kit.execution.jobspec import SCHEDULED, rank
 
 
@@ -85,20 +89,47 @@ def _program_again(packet: Packet, run: Job) -> None:
     """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
     import hydra  # noqa: F401 — hydra.main below is the module, not the function
 
+    launched_from, earlier = Path.cwd(), packet.earlier
+
     def arrived(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
-        # A program may have several @hydra.main functions: this job is of one of them.
-        if getattr(task_function, "__qualname__", None) == packet.function:
-            run(task_function)
-            raise SystemExit(run.answer.code if run.answer else 1)
+        nonlocal earlier
+        # A program may have several @hydra.main functions, or run one of them several times: this job is of one.
+        if name_of(task_function) != packet.function:
+            return
+        if earlier:
+            earlier -= 1
+            return
+        os.chdir(launched_from)
+        run(task_function)
+        raise SystemExit(run.answer.code if run.answer else 1)
 
     sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
     program = str(packet.program)
+    if packet.started_in and os.path.isdir(packet.started_in):  # noqa: PTH112
+        os.chdir(packet.started_in)
     # How the program ends is told by its answer; one that ends without an answer never came to its task.
     with suppress(SystemExit):
         if packet.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
+        elif _is_source(program):
+            _run_file(program)
         else:
             runpy.run_path(program, run_name="__main__")
+
+
+def _is_source(program: str) -> bool:
+    return os.path.isfile(program) and not zipfile.is_zipfile(program)  # noqa: PTH113
+
+
+def _run_file(program: str) -> None:
+    """As Python runs a script: runpy would put the script's whole path into sys.argv, whatever was typed."""
+    main = ModuleType("__main__")
+    main.__file__ = program
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    with io.open_code(program) as source:
+        code = compile(source.read(), program, "exec", dont_inherit=True)
+    exec(code, vars(main))  # noqa: S102
 
 
 def _never_arrived(packet: Packet, run: Job) -> int:

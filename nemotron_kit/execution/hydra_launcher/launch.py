@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -10,12 +11,16 @@ from typing import Any, Protocol
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.execution.hydra_launcher.jobs import Jobs
+from nemotron_kit.execution.hydra_launcher.packet import name_of
 from nemotron_kit.execution.hydra_launcher.point import Composed, Point, overrides_of, returned
 from nemotron_kit.execution.hydra_launcher.program import ProgramPlanner
 from nemotron_kit.execution.hydra_launcher.recipe import RecipePlanner, RecipeTask
 from nemotron_kit.execution.hydra_launcher.record import sweep_record
 from nemotron_kit.execution.hydra_launcher.settings import Settings, carried_by
 from nemotron_kit.plan import rendering
+
+# How many sweeps this process has made over task functions of a name: a job runs its program again up to its own.
+_sweeps: Counter[str] = Counter()
 
 
 class Planner(Protocol):
@@ -49,6 +54,9 @@ class Sweep:
         carried_by(settings)
         self._expected = _expected_executor(config, settings)
         self._jobs: Jobs | None = None
+        name = name_of(task)
+        self._earlier = _sweeps[name]
+        _sweeps[name] += 1
         if self._expected == "slurm" and find_spec("nemo_run"):
             rendering.start()
 
@@ -89,7 +97,7 @@ class Sweep:
     def _planner(self) -> Planner:
         if isinstance(self.task, RecipeTask):
             return RecipePlanner(self.task, self.settings)
-        return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id)
+        return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id, self._earlier)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config, and Hydra's node, which was a part of it."""

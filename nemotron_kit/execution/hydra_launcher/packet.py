@@ -25,7 +25,9 @@ PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
 @dataclass(frozen=True)
 class Packet:
     """`program` is a script's path, or a module's name with `module` set. `function` is its task's qualified name, with
-    the module in front (`module:name`) where it is imported. `load()` gives the rest."""
+    the module in front (`module:name`) where it is imported; of a program's tasks with that name, it is the one after
+    `earlier` others that were swept. `started_in` is where the program started: it may have changed its folder.
+    `load()` gives the rest."""
 
     kind: str
     function: str
@@ -36,6 +38,8 @@ class Packet:
     versions: dict[str, str]
     program: str | None = None
     module: bool = False
+    earlier: int = 0
+    started_in: str | None = None
 
     def to_text(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -84,6 +88,16 @@ def read_packet(folder: Path) -> Packet:
         raise NemotronError(f"{path}: no such file.") from error
     except (ValueError, TypeError) as error:
         raise NemotronError(f"{path}: damaged: {error}.") from error
+
+
+def name_of(task: Any) -> str:
+    """A task function's qualified name; what has none (a partial, an instance) is named by what it is made of."""
+    name = getattr(task, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    inner = getattr(task, "func", None)
+    kind = type(task).__qualname__
+    return f"{kind}({name_of(inner)})" if callable(inner) else kind
 
 
 def task_of(found: Any) -> Any:

@@ -8,6 +8,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,15 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.hydra_launcher.compose import uninstall
-from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, SENT, Packet, task_of, versions
+from nemotron_kit.execution.hydra_launcher.packet import (
+    IMPORTED,
+    PROGRAM,
+    SENT,
+    Packet,
+    name_of,
+    task_of,
+    versions,
+)
 
 PLUGINS = "hydra_plugins."
 
@@ -23,9 +32,11 @@ PLUGINS = "hydra_plugins."
 class Packer:
     """Makes the packets of one launch."""
 
-    def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str]) -> None:
-        self.kind, self.function, (self._program, self._module) = _kind(task)
-        self._argv, self._versions = argv, versions()
+    def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str], earlier: int = 0) -> None:
+        """`earlier`: how many sweeps over a task function of this name the program has made before this one."""
+        self.kind, self.function, self._program = _kind(task)
+        self._argv = self._program.argv if self._program else argv
+        self._earlier, self._versions = earlier, versions()
         self._plain: dict[str, Any] = {}
         content = {"callbacks": callbacks, "state": _state()}
         if self.kind == SENT:
@@ -39,6 +50,7 @@ class Packer:
         is this process's as the job's."""
         with self._without_plugins(hydra):
             pickled = self._pickled((config, hydra))
+        program = self._program
         return Packet(
             kind=self.kind,
             function=self.function,
@@ -47,8 +59,10 @@ class Packer:
             argv=[move(self._argv[0]), *self._argv[1:]],
             sys_path=list(import_path),
             versions=self._versions,
-            program=move(self._program) if self._program and not self._module else self._program,
-            module=self._module,
+            program=(program.name if program.module else move(program.name)) if program else None,
+            module=program is not None and program.module,
+            earlier=self._earlier,
+            started_in=move(program.started_in) if program and program.started_in else None,
         )
 
     @contextmanager
@@ -125,24 +139,71 @@ def _type_of(node: Any) -> type:
     return (OmegaConf.get_type(node) if OmegaConf.is_config(node) else None) or type(node)
 
 
-def _kind(task: Callable[..., Any]) -> tuple[str, str, tuple[str | None, bool]]:
-    """(kind, the function's name, (program, whether it is a module))."""
-    module, name = getattr(task, "__module__", None), getattr(task, "__qualname__", type(task).__qualname__)
-    if module == "__main__":
+def _kind(task: Callable[..., Any]) -> tuple[str, str, _Program | None]:
+    """(kind, the function's name, how its program is run again)."""
+    module, name = getattr(task, "__module__", None), name_of(task)
+    if module not in (None, "__main__") and _is_importable(task, str(module), name):
+        return IMPORTED, f"{module}:{name}", None
+    # A lambda, a partial, a bound method, an instance, a decorator's inner function: whatever this program's own lines
+    # made is made again by them.
+    if _made_by_the_program(task):
         program = _program(sys.modules["__main__"])
-        if program[0] is not None:
+        if program is not None:
             return PROGRAM, name, program
-    elif module and _is_importable(task, module, name):
-        return IMPORTED, f"{module}:{name}", (None, False)
-    return SENT, f"{module}:{name}", (None, False)
+    return SENT, f"{module}:{name}", None
 
 
-def _program(main: ModuleType) -> tuple[str | None, bool]:
-    """How this program can be run again. A prompt, a notebook, `python -c` and standard input can't."""
-    if main.__spec__ is not None:
-        return main.__spec__.name, True
+def _made_by_the_program(task: Any) -> bool:
+    """Whether the program's own file made the task function, or calls it through @hydra.main itself."""
+    parts = [task, *(getattr(task, name, None) for name in ("__wrapped__", "__self__", "func")), type(task)]
+    if any(getattr(part, "__module__", None) == "__main__" for part in parts if part is not None):
+        return True
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "decorated_main":
+        frame = frame.f_back  # type: ignore[assignment]
+    caller = frame.f_back if frame is not None else None
+    return caller is not None and caller.f_globals is vars(sys.modules["__main__"])
+
+
+@dataclass(frozen=True)
+class _Program:
+    """How this program can be run again. `name` is a file's path, or a module's name with `module` set; `argv` are the
+    arguments that it was started with (it may have taken some of them out of sys.argv by now)."""
+
+    name: str
+    module: bool
+    argv: list[str]
+    started_in: str | None
+
+
+def _program(main: ModuleType) -> _Program | None:
+    """A prompt, a notebook, `python -c` and standard input can't be run again."""
+    started: list[str] = sys.orig_argv
     path = getattr(main, "__file__", None)
-    return (str(Path(path).absolute()), False) if path and os.path.isfile(path) else (None, False)  # noqa: PTH113
+    if main.__spec__ is not None and main.__spec__.name == "__main__":  # a folder, or a zip file, that was named
+        path = os.path.dirname(str(path))  # noqa: PTH120
+    elif main.__spec__ is not None:
+        name = main.__spec__.name
+        asked = name.removesuffix(".__main__")
+        at = next((i for i, word in enumerate(started) if _names_module(started[:i], word, asked)), None)
+        argv = [sys.argv[0], *(sys.argv[1:] if at is None else started[at + 1 :])]
+        # `-m` has put the folder that it was started in in front.
+        return _Program(name, True, argv, None)
+    if not path or not os.path.exists(path):  # noqa: PTH110
+        return None
+    # Python has made the path that it was given absolute, and no more.
+    at = next((i for i, word in enumerate(started) if i and (path == word or path.endswith(f"/{word}"))), None)
+    if at is None:
+        return _Program(str(Path(path).absolute()), False, list(sys.argv), None)
+    inside = path.removesuffix(f"/{started[at]}") if path != started[at] else None
+    return _Program(path, False, started[at:], inside or None)
+
+
+def _names_module(before: Sequence[str], word: str, name: str) -> bool:
+    """Whether `word` is where `-m name` ends, among the words that an interpreter was started with."""
+    if word == name:
+        return bool(before) and before[-1].startswith("-") and before[-1].endswith("m")
+    return word.startswith("-") and not word.startswith("--") and word.endswith(f"m{name}")
 
 
 def _is_importable(task: Callable[..., Any], module: str, name: str) -> bool:

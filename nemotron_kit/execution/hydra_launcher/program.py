@@ -21,10 +21,12 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.environment import job_environment
+from nemotron_kit.plan.packaging import NONE
 from nemotron_kit.plan.paths import Place, place_of
-from nemotron_kit.plan.placing import import_path, registry_here, registry_table
+from nemotron_kit.plan.placing import import_path, left_out, registry_here, registry_table
 from nemotron_kit.plan.plan import DETACHED, Plan
 from nemotron_kit.plan.resources import resources_of
+from nemotron_kit.plan.runconfig import RunConfig
 from nemotron_kit.plan.sbatch import Sbatch, sbatch_for
 from nemotron_kit.plan.settings import settings_dict
 from nemotron_kit.plan.slurm import command_of
@@ -35,12 +37,17 @@ MODULE = "nemotron_kit.execution.hydra_launcher.job"
 class ProgramPlanner:
     """Makes the points of one launch of an app that is not the kit's."""
 
-    def __init__(self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str) -> None:
+    def __init__(
+        self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0
+    ) -> None:
+        """`earlier`: as Packer has it."""
         from nemotron_kit.plan.profiles import effective_profile
 
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
+            self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
         if self.run.executor != "local":
@@ -51,7 +58,7 @@ class ProgramPlanner:
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = resources_of(self.run, None if several else False)
-        self.packer = Packer(task, callbacks, list(sys.argv))
+        self.packer = Packer(task, callbacks, list(sys.argv), earlier)
 
     def point(self, config: Any, hydra: Any, number: int) -> Point:
         """The point of one composed job; `hydra` is Hydra's own node."""
@@ -97,7 +104,7 @@ class ProgramPlanner:
                 **({"env.toml": registry_table(place)} if place.names_registry else {}),
             },
             problems=tuple(added.problems),
-            notes=tuple(added.notes),
+            notes=(*added.notes, *left_out(place)),
             job=number,
             place=place.to_dict(),
             extra={**added.extra, **({"repositories": list(self.fetch)} if self.fetch else {})},
@@ -144,6 +151,13 @@ class ProgramPlanner:
         variables |= {name: text for name, text in copied.items() if name not in secret}
         variables["NEMOTRON_EXECUTOR"] = self.run.executor
         return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
+
+
+def _sees_this_tree(run: RunConfig) -> bool:
+    """Whether jobs find the launch's own files where they are. Then they run there, as Hydra's other launchers have it:
+    a program that looks for its project by its own path reads and writes in that. A packager named in the profile sends
+    a copy."""
+    return run.tunnel != "ssh" and run.container_image is None
 
 
 def _shared_code(place: Place) -> Place:

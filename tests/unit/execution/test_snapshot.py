@@ -14,6 +14,7 @@ import pytest
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.reach import Here
 from nemotron_kit.execution.snapshot import artifact_folders, send_snapshot, take_snapshot
+from nemotron_kit.plan.packaging import CodeTree, repositories_left_out
 
 
 def git(folder: Path, *words: str) -> None:
@@ -80,6 +81,57 @@ def test_a_deleted_file_stays_away_and_odd_names_go(repository: Path) -> None:
 def test_a_folder_of_the_repository_goes_alone(repository: Path) -> None:
     snapshot = take_snapshot(tree(repository / "pkg"))
     assert contents(snapshot.archive) == {"train.py": "print('committed')\n"}
+
+
+@pytest.fixture
+def nested(repository: Path, tmp_path: Path) -> Path:
+    """A submodule, a clone that git does not know, one inside that, one added by mistake, and ignored ones."""
+
+    def made(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "old.py").write_text(f"{folder.name}\n")
+        git(folder, "init", "-q")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "first")
+        return folder
+
+    git(
+        repository,
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "--quiet",
+        "add",
+        str(made(tmp_path / "sub")),
+        "sub",
+    )
+    made(repository / "added")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "with others in it")
+    made(made(repository / "lib") / "deep")
+    made(repository / "ignored")
+    made(repository / "ignored" / "below")
+    for folder in ("sub", "lib"):
+        (repository / folder / "new.py").write_text("new\n")
+        (repository / folder / ".gitignore").write_text("*.log\n")
+        (repository / folder / "a.log").write_text("noise")
+    return repository
+
+
+def test_repositories_inside_go_along(nested: Path) -> None:
+    own, sub = {".gitignore", ".gitmodules", "pkg/train.py"}, {"sub/old.py", "sub/new.py", "sub/.gitignore"}
+    lib = {"lib/old.py", "lib/new.py", "lib/.gitignore", "lib/deep/old.py"}
+    assert set(take_snapshot(tree(nested)).files) == own | sub | lib | {"added/old.py"}
+    without = take_snapshot(tree(nested), {"include_submodules": False})
+    assert set(without.files) == own | lib
+    committed = take_snapshot(tree(nested, "git"), {"allow_dirty": True})
+    assert set(committed.files) == own | {"sub/old.py", "added/old.py"}
+
+
+def test_repositories_that_git_ignores_are_named(nested: Path) -> None:
+    left_out = repositories_left_out(CodeTree(str(nested), ".", "worktree", git=True))
+    assert left_out == ("ignored", "ignored/below")
+    assert repositories_left_out(CodeTree(str(nested), ".", "pattern", git=True)) == ()
 
 
 def test_links_inside_stay_links_and_others_name_their_place(repository: Path, tmp_path: Path) -> None:
