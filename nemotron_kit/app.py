@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,12 @@ from nemotron_kit.errors import UserError
 # Names reach a scheduler, a path and a script: only these characters, and never `..`.
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 RESERVED_SLOTS = frozenset({"env", "mode", "profile", "recipe", "wandb", "run"})
+# An entry of the import path that belongs to a Python, not to the user.
+_INSTALLED = re.compile(
+    r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
+)
+    r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
+)
 SINGLE_VALUE_CLASHES = frozenset({"batch", "config", "recipe", "stage"})
 
 
@@ -252,3 +259,14 @@ def _check_fields(config_cls: type, where: str) -> None:
             raise ValueError(
                 f"{where}: a single value can't be called {name!r} (`{name}=…` selects a {name}); a block can."
             )
+
+
+def add_import_folders(folders: Iterable[str]) -> None:
+    """Have modules found in `folders` too: behind the standard library, so that a `json.py` beside a recipe is nobody's
+    json, and before what is installed. Folders of installed packages, another environment's, come last."""
+    library = os.path.dirname(os.__file__)  # noqa: PTH120
+    own = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
+    at = max(own) + 1 if own else len(sys.path)
+    new = [folder for folder in dict.fromkeys(folders) if folder and folder not in sys.path]
+    sys.path[at:at] = [folder for folder in new if not _INSTALLED.search(folder)]
+    sys.path.extend(folder for folder in new if _INSTALLED.search(folder))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from nemotron_kit.app import App
+from nemotron_kit.app import App, add_import_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.ownership import strange_code
 
 ENTRY_POINTS = "nemotron_kit.recipes"
 BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
@@ -56,12 +55,7 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
     for name, module in entry_points():
         _add(tree, name, module)
     env = env if env is not None else read_env_file()
-    folders = recipe_folders(env)
-    if folders and env.path and env.path.stat().st_uid not in (0, os.getuid()):
-        # Importing a folder runs its code: nobody else may name one for us.
-        tree.broken[env.path.name] = f"{env.path} belongs to another user: the recipes that it names are not imported"
-        return tree
-    for folder in folders:
+    for folder in recipe_folders(env):
         _add_folder(tree, folder)
     return tree
 
@@ -86,8 +80,11 @@ def _add_folder(tree: Tree, folder: Path) -> None:
     if not folder.is_dir():
         tree.broken[folder.name] = f"{folder} is no folder (named in env.toml, [cli] recipes)"
         return
-    if str(folder.parent) not in sys.path:
-        sys.path.insert(0, str(folder.parent))
+    # Importing a folder runs its code, and its parent is then on the import path.
+    if strange := strange_code(folder):
+        tree.broken[folder.name] = f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"
+        return
+    add_import_folders([str(folder.parent)])
     _add(tree, folder.name, folder.name)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import user_folder
+from nemotron_kit.ownership import strangers
 
 RESERVED = frozenset({"wandb", "artifacts", "cache", "cli"})
 
@@ -49,20 +51,30 @@ def find_env_file(start: Path | None = None) -> Path | None:
             break
     else:
         passed = [start]
-    for folder in (*passed, Path("~/.config/nemotron").expanduser()):
+    home = user_folder()
+    for folder in (*passed, *([home / ".config/nemotron"] if home else [])):
         if (folder / "env.toml").is_file():
             return folder / "env.toml"
     return None
 
 
 def read_env_file(path: Path | None = None) -> EnvFile:
-    """The env.toml at `path`, or the one that `find_env_file` finds; an empty one when there is none."""
+    """The env.toml at `path`, or the one that `find_env_file` finds; an empty one when there is none.
+
+    Raises UserError for one that is no TOML, and for one that others decide about: it says what runs, and where.
+    """
     found = path or find_env_file()
     if found is None:
         return EnvFile()
     import tomllib
 
     try:
+        why = None if _is_of_this_job(found) else strangers(found)
+        if why:
+            raise UserError(
+                f"{found} {why}, and it decides what is run: it is not read.",
+                hint="Copy what you trust to an env.toml of your own; NEMOTRON_ENV_FILE names one that lies elsewhere.",
+            )
         return EnvFile(found, tomllib.loads(found.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found}: not valid TOML: {error}.") from error
@@ -70,3 +82,10 @@ def read_env_file(path: Path | None = None) -> EnvFile:
         raise UserError(f"{found}: nested too deeply.") from error
     except OSError as error:
         raise UserError(f"{found}: {error.strerror}.") from error
+
+
+def _is_of_this_job(path: Path) -> bool:
+    """Whether it lies in the folder of the job that this process is: what else is there decides as much, and on a
+    cloud's volume it belongs to whoever the volume says."""
+    folder = os.environ.get("NEMO_RUN_DIR")
+    return bool(folder) and path == Path(str(folder)) / "env.toml"

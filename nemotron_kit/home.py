@@ -5,7 +5,27 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nemotron_kit.errors import UserError
+
 
 def nemotron_home() -> Path:
-    """`$NEMOTRON_HOME`, or `~/.nemotron` when it is unset. Not created here."""
-    return Path(os.environ.get("NEMOTRON_HOME") or "~/.nemotron").expanduser().absolute()
+    """`$NEMOTRON_HOME`, or `~/.nemotron` when it is unset. Not created here. UserError where `~` means nothing."""
+    named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
+    if named.startswith("~/") or named == "~":
+        check_home()
+    return Path(named).expanduser().absolute()
+
+
+def check_home() -> None:
+    """Raise UserError where HOME is set to what is no absolute path: `~/.nemotron` would then be `/.nemotron`."""
+    if user_folder() is None:
+        raise UserError(
+            f"HOME is {os.environ['HOME']!r}, no folder's path, so there is no ~ to keep runs and artifacts in.",
+            hint="Set HOME, or name a folder for them: export NEMOTRON_HOME=/path/to/nemotron",
+        )
+
+
+def user_folder() -> Path | None:
+    """The user's home folder; None where HOME names none."""
+    named = os.environ.get("HOME")
+    return None if named is not None and not os.path.isabs(named) else Path("~").expanduser()  # noqa: PTH117

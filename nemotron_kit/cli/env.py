@@ -4,7 +4,7 @@ tests/unit/cli/test_env.py holds the two to each other.
 """
 
 # pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH118, PTH120, PTH123
+# ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH117, PTH118, PTH120, PTH123
 from __future__ import annotations
 
 import os
@@ -17,8 +17,17 @@ RESERVED = ("wandb", "artifacts", "cache", "cli")
 
 
 def home() -> str:
-    """`$NEMOTRON_HOME`, or ~/.nemotron."""
-    return os.path.join(os.getcwd(), os.path.expanduser(os.environ.get("NEMOTRON_HOME") or "~/.nemotron"))
+    """`$NEMOTRON_HOME`, or ~/.nemotron. UserError where `~` means nothing."""
+    named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
+    if (named == "~" or named.startswith("~/")) and not _has_home():
+        from nemotron_kit.home import check_home
+
+        check_home()
+    return os.path.join(os.getcwd(), os.path.expanduser(named))
+
+
+def _has_home() -> bool:
+    return "HOME" not in os.environ or os.path.isabs(os.environ["HOME"])
 
 
 def find() -> str | None:
@@ -26,7 +35,7 @@ def find() -> str | None:
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         return os.path.join(os.getcwd(), os.path.expanduser(named))
-    folders = [*_project(os.getcwd()), os.path.expanduser("~/.config/nemotron")]
+    folders = [*_project(os.getcwd()), *([os.path.expanduser("~/.config/nemotron")] if _has_home() else [])]
     files = (os.path.join(folder, "env.toml") for folder in folders)
     return next((file for file in files if os.path.isfile(file)), None)
 
@@ -54,13 +63,17 @@ def artifacts_root() -> str:
 
 
 def tables() -> dict[str, Any]:
-    """The tables of env.toml; {} where there is none, or none that can be read (completion has nothing to say then)."""
+    """The tables of env.toml; {} where there is none, or none that is read (completion has nothing to say then)."""
     path = find()
     if path is None:
         return {}
     import tomllib
 
+    from nemotron_kit.ownership import strangers
+
     try:
+        if strangers(path):
+            return {}
         with open(path, encoding="utf-8-sig") as file:
             return tomllib.loads(file.read())
     except (OSError, ValueError, RecursionError):

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nemotron_kit.envfile import RESERVED, EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.plan.runconfig import ProfileError, field_name
 from nemotron_kit.plan.toml_lines import key_lines, line_of
-
-# What these hold is run by a shell: an env.toml that somebody else can write must not decide it.
-SHELL_FIELDS = ("startup_commands", "setup")
 
 
 class NoEnvFile(UserError, FileNotFoundError):
@@ -95,18 +89,3 @@ def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple
         seen[wanted] = key
         if wanted != "extends":
             yield wanted, check_value(wanted, value, where)
-
-
-def refuse_foreign(path: Path, what: str) -> None:
-    status = path.stat()
-    # root can do anything to this user anyhow; so can whoever may write to the file.
-    if status.st_uid not in (os.getuid(), 0):
-        _foreign(path, what, f"belongs to another user (uid {status.st_uid})")
-    if stat.S_IMODE(status.st_mode) & stat.S_IWOTH:
-        _foreign(path, what, "can be written by everybody")
-
-
-def _foreign(path: Path, what: str, why: str) -> NoReturn:
-    raise ProfileError(
-        f"{path} {why}, and {what} holds shell commands.", hint="Copy what you trust to an env.toml of your own."
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.envfile import EnvFile, find_env_file, read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.plan.profile_tables import SHELL_FIELDS, Lines, NoEnvFile, chain_of, checked, names, refuse_foreign
+from nemotron_kit.plan.profile_tables import Lines, NoEnvFile, chain_of, checked, names
 from nemotron_kit.plan.runconfig import RunConfig, field_name, resolve_partition, with_overrides
 from nemotron_kit.plan.tables import load_wandb_config
 
@@ -69,9 +69,6 @@ def read_profile(name: str, config_path: str | Path | None = None) -> Profile:
         for key, value in checked(env.tables[table], table, lines):
             values[key] = value
             origins[key] = lines.short(table, key) + (f" [{table}]" if table != name else "")
-    for key in SHELL_FIELDS:
-        if values.get(key):
-            refuse_foreign(lines.path, f"[{name}] {key}")
     return Profile(name, RunConfig(**values), origins, tuple(chain), lines.path)
 
 

@@ -1,15 +1,22 @@
 """env.toml as editors, mistakes and strangers leave it."""
 
+import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemotron_kit.app import add_import_folders
 from nemotron_kit.cli import env as quick
-from nemotron_kit.discovery import recipe_folders
-from nemotron_kit.envfile import read_env_file
+from nemotron_kit.discovery import discover, recipe_folders
+from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.profiles import load_run_profile
 from nemotron_kit.plan.tables import check_reserved_tables
+
+ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 
 
 @pytest.fixture
@@ -57,3 +64,80 @@ def test_a_misspelt_key_has_its_line(env_toml: Path) -> None:
     env_toml.write_text('\ufeff[wandb]\nprojct = "x"\n')
     with pytest.raises(UserError, match=r"env\.toml:2: \[wandb\] projct: no such key\.\nDid you mean project\?"):
         check_reserved_tables(read_env_file())
+
+
+def test_a_file_that_everybody_may_write_is_refused_whole(env_toml: Path) -> None:
+    env_toml.write_text("[a]\nnodes = 2\n")
+    env_toml.chmod(0o666)
+    with pytest.raises(UserError, match=r"env\.toml can be written by everybody, and it decides what is run"):
+        read_env_file()
+    assert quick.tables() == {}
+    env_toml.chmod(0o664)  # a team's
+    assert read_env_file().tables == quick.tables() == {"a": {"nodes": 2}}
+
+
+@ROOT
+def test_another_users_file_is_refused_whole(env_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env_toml.write_text("[a]\nnodes = 2\n")
+    os.chown(env_toml, 12345, -1)
+    with pytest.raises(UserError, match=r"env\.toml belongs to another user \(uid 12345\)"):
+        read_env_file()
+    assert quick.tables() == {}
+    monkeypatch.setenv("SUDO_UID", "12345")  # the one who called sudo
+    assert read_env_file().tables == {"a": {"nodes": 2}}
+    monkeypatch.delenv("SUDO_UID")
+    monkeypatch.setenv("NEMO_RUN_DIR", str(env_toml.parent))  # a job's own, on a cloud's volume
+    assert read_env_file().tables == {"a": {"nodes": 2}}
+
+
+@ROOT
+def test_a_link_of_another_user_is_refused(env_toml: Path) -> None:
+    (env_toml.parent / "mine.toml").write_text("")
+    env_toml.symlink_to("mine.toml")
+    assert read_env_file().tables == {}
+    os.lchown(env_toml, 12345, -1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        read_env_file()
+
+
+@pytest.mark.parametrize("place", ["mine", "mine/inner", "mine/inner/part.py", "."])
+@pytest.mark.parametrize("how", ["written", pytest.param("owned", marks=ROOT)])
+def test_recipes_that_others_decide_about_are_not_imported(place: str, how: str, tmp_path: Path) -> None:
+    folder = tmp_path / "project" / "mine"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (folder / "inner" / "part.py").touch()
+    if how == "written":
+        (folder.parent / place).chmod(0o777)
+    else:
+        os.chown(folder.parent / place, 12345, -1)
+    env = EnvFile(folder.parent / "env.toml", {"cli": {"recipes": ["mine"]}})
+    said = "can be written by everybody" if how == "written" else "belongs to another user"
+    assert said in discover(env).broken["mine"]
+
+
+def test_a_module_beside_recipes_does_not_replace_the_standard_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    add_import_folders([str(tmp_path), "/other/lib/python3.11/site-packages", str(tmp_path)])
+    library = [at for at, entry in enumerate(sys.path) if entry == str(Path(json.__file__).parents[1])]
+    installed = [at for at, entry in enumerate(sys.path) if entry.endswith("site-packages")]
+    assert library[0] < sys.path.index(str(tmp_path)) < installed[0]
+    assert sys.path[-1] == "/other/lib/python3.11/site-packages"
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("NEMOTRON_HOME", raising=False)
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for each in (nemotron_home, quick.home):
+        with pytest.raises(UserError, match=r"HOME is .*no folder's path"):
+            each()
+    assert read_env_file().path is None
+    assert quick.find() is None
+    monkeypatch.setenv("NEMOTRON_HOME", "/somewhere")
+    assert str(nemotron_home()) == quick.home() == "/somewhere"
