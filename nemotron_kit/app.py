@@ -21,8 +21,6 @@ RESERVED_SLOTS = frozenset({"env", "mode", "profile", "recipe", "wandb", "run"})
 _INSTALLED = re.compile(
     r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
 )
-    r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
-)
 SINGLE_VALUE_CLASHES = frozenset({"batch", "config", "recipe", "stage"})
 
 

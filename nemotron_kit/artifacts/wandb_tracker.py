@@ -87,7 +87,7 @@ class WandbTracker:
         )
         about = {"created_at": artifact.created_at, "path": document["path"], **local, **document["metadata"]}
         logged = self.wandb.Artifact(name=name, type=artifact.type, metadata=about)
-        for path, stored in artifact.get_wandb_files():
+        for path, stored in files_of(artifact):
             logged.add_file(path, name=stored)
         for uri, stored in artifact.get_wandb_references():
             logged.add_reference(uri, name=stored, checksum=False)
@@ -118,6 +118,20 @@ class WandbTracker:
         )
         source.add_reference(address, name="data", checksum=False)
         run.use_artifact(source)
+
+
+def files_of(artifact: Artifact) -> list[tuple[str, str]]:
+    """(path, name) of the files that leave this machine: those of `get_wandb_files` that lie in the artifact's folder.
+    A field of a metadata.json from elsewhere, or a link, could name any file of this user's."""
+    folder = artifact._get_output_dir().resolve()
+    inside = []
+    for path, stored in artifact.get_wandb_files():
+        real = Path(path).resolve()
+        if real.is_relative_to(folder) and real.is_file():
+            inside.append((str(real), stored))
+        else:
+            logger.warning("W&B is not sent %s: %s is no file in the artifact's folder, %s.", stored, real, folder)
+    return inside
 
 
 def artifact_name(uri: str, subset: str | None = None) -> str:

@@ -36,7 +36,7 @@ from nemotron_kit.artifacts import (
     wandb_config_from_environ,
 )
 from nemotron_kit.artifacts import wandb as wandb_room
-from nemotron_kit.artifacts.wandb_tracker import artifact_name, bounded
+from nemotron_kit.artifacts.wandb_tracker import artifact_name, bounded, files_of
 from nemotron_kit.errors import NemotronError, UserError
 
 
@@ -370,3 +370,21 @@ def test_a_real_offline_run(tmp_path: Path, unreachable: bool, home: Path) -> No
     records = list(job.glob("wandb/offline-run-*/*.wandb"))
     assert len(records) == 1
     assert b"metadata.json" in records[0].read_bytes()
+
+
+def test_what_is_sent_lies_in_the_artifacts_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A metadata.json from elsewhere names a file of this user's; so can a link."""
+    private, folder = tmp_path / "private.json", tmp_path / "data"
+    private.write_text('{"secret": 1}')
+    folder.mkdir()
+    artifact = PretrainBlendsArtifact(path=folder, blend_path=str(private))
+    artifact.save()
+    loaded = PretrainBlendsArtifact.load(folder)
+    assert loaded.blend_path == str(private)
+    assert [stored for _, stored in files_of(loaded)] == ["metadata.json"]
+    assert f"{private} is no file in the artifact's folder" in caplog.text
+    (folder / "blend.json").symlink_to(private)
+    assert [stored for _, stored in files_of(PretrainBlendsArtifact(path=folder))] == ["metadata.json"]
+    (folder / "blend.json").unlink()
+    (folder / "blend.json").write_text("{}")
+    assert files_of(PretrainBlendsArtifact(path=folder))[1] == (str(folder / "blend.json"), "blend.json")
