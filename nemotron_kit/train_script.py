@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +19,8 @@ from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from nemotron_kit.config.files import Spelled
 
 __all__ = [
     "ConfigPath",
@@ -42,8 +45,9 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
 
     register_resolvers()
     overrides = list(getattr(path, "overrides", ()))
-    values, chosen = _load(Path(path), overrides)
+    values, chosen, spelled = _load(Path(path), overrides)
     config: Any = OmegaConf.create(values)
+    config.__dict__["_spelled"] = spelled
     apply_hydra_overrides(config, [override for override in overrides if override not in chosen])
     config.__dict__["_applied"] = tuple(overrides)
     return config  # type: ignore[no-any-return]
@@ -87,9 +91,13 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     from omegaconf import OmegaConf
 
     from nemotron_kit.config.convert import to_dataclass
+    from nemotron_kit.config.files import as_written
+    from nemotron_kit.config.hints import means_text
     from nemotron_kit.config.job import resolve
 
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
+    if spelled := getattr(config, "__dict__", {}).get("_spelled"):
+        raw = as_written(raw, spelled, partial(means_text, cls))
     values = {key: value for key, value in resolve(raw).items() if key != "run"}
     extras = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
     return to_dataclass(values, cls, extras=extras | _from_the_kit())
@@ -114,14 +122,15 @@ def init_wandb_from_env() -> Any:
     )
 
 
-def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """A file's values, and which of the overrides have chosen an option of one of its groups."""
-    from nemotron_kit.config.files import load_mapping
+def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
+    """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
+    may be text."""
+    from nemotron_kit.config.files import load_spelled
     from nemotron_kit.config.script_file import compose_file
 
-    values = load_mapping(path)
+    values, spelled = load_spelled(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
-    return compose_file(path, overrides) if "defaults" in values else (values, [])
+    return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
 
 
 def _from_the_kit() -> set[str]:

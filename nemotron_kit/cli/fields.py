@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
-from nemotron_kit.config.hints import type_hints
+from nemotron_kit.config.hints import Given, input_fields, type_hints
 from nemotron_kit.errors import UserError
 
 Row = dict[str, Any]
@@ -32,15 +32,16 @@ def rows(cls: type) -> list[Row]:
     return found
 
 
-def _rows(cls: Any, prefix: str, above: tuple[type, ...], instance: Any) -> Iterator[Row]:
-    hints = type_hints(cls)
-    for field in dataclasses.fields(cls):
+def _rows(cls: Any, prefix: str, above: tuple[type, ...], instance: Any, given: Given | None = None) -> Iterator[Row]:
+    hints, given = type_hints(cls), given or Given()
+    held = given.values(instance) if instance is not None else {}
+    for field in input_fields(cls).values():
         annotation, optional = _bare(hints[field.name])
-        default = _default(field, instance)
+        default = held[field.name] if field.name in held else given.default(field, annotation)
         name = prefix + field.name
         if dataclasses.is_dataclass(annotation) and annotation not in (*above, cls):
             value = default if isinstance(default, typing.cast(type, annotation)) else None
-            yield from _rows(annotation, f"{name}.", (*above, cls), value)
+            yield from _rows(annotation, f"{name}.", (*above, cls), value, given)
         else:
             yield _row(name, annotation, optional, default, field.metadata)
 
@@ -55,15 +56,6 @@ def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any
         row["default"] = text(default)
     row.update({key: metadata[key] for key in ("help", "short", "positional") if metadata.get(key)})
     return row
-
-
-def _default(field: dataclasses.Field[Any], instance: Any) -> Any:
-    """The value that a config holds when nobody sets the field; MISSING when there is none."""
-    if instance is not None:
-        return getattr(instance, field.name, dataclasses.MISSING)
-    if field.default is not dataclasses.MISSING or field.default_factory is dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
 
 
 def _bare(annotation: Any) -> tuple[Any, bool]:

@@ -17,6 +17,7 @@ from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated, unreadable
+from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.config.store import conf_dir, register_all
@@ -131,7 +132,8 @@ def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
     sys.argv = ["nemotron", *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+        with understanding():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = before[0]
         _set("HYDRA_FULL_ERROR", before[1])

@@ -10,7 +10,7 @@ from collections import abc
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from nemotron_kit.config.hints import type_hints, type_name
+from nemotron_kit.config.hints import Given, computed_fields, input_fields, same_values, type_hints, type_name
 from nemotron_kit.errors import UserError, nearest, sentence
 
 T = TypeVar("T")
@@ -46,45 +46,64 @@ def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), 
         ) from None
 
 
-def _dataclass(values: Any, cls: Any, where: str, extras: abc.Container[str]) -> Any:
+def _dataclass(
+    values: Any, cls: Any, where: str, extras: abc.Container[str], default: dataclasses.Field[Any] | None = None
+) -> Any:
     if isinstance(values, cls):
         return values
     if not isinstance(values, abc.Mapping):
         raise _Mismatch(where or cls.__name__, values, f"a block of {cls.__name__}'s fields")
     hints = type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields, computed = input_fields(cls), computed_fields(cls)
     known, added = {}, {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         if key in fields:
-            known[str(key)] = _value(value, hints[key], name, extras)
+            known[str(key)] = _field(value, hints[key], name, extras, fields[key])
+        elif key in computed:
+            raise UserError(f"{name}: {cls.__name__} computes it itself, so it can't be given.", hint="Leave it out.")
         elif name in extras:
             added[str(key)] = value
         else:
             raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, name))
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if f.init and required and name not in known:
+        if required and name not in known:
             raise _Mismatch(f"{where}.{name}" if where else name, "???", type_name(hints[name]))
     if any(isinstance(value, Deferred) for value in known.values()):
         return Deferred(where)
-    instance = _construct(cls, known, {n for n, f in fields.items() if f.init}, where)
+    instance = _construct(cls, known, where, default)
     for name, value in added.items():
         object.__setattr__(instance, name, value)
     return instance
 
 
-def _construct(cls: Any, known: dict[str, Any], init: set[str], where: str) -> Any:
+def _field(value: Any, annotation: Any, where: str, extras: abc.Container[str], field: dataclasses.Field[Any]) -> Any:
+    """A field's value; a block whose default is an object knows that object."""
+    origin, args = get_origin(annotation), [a for a in get_args(annotation) if a is not type(None)]
+    block = args[0] if origin in (Union, types.UnionType) and len(args) == 1 else annotation
+    if dataclasses.is_dataclass(block) and isinstance(value, abc.Mapping):
+        return _dataclass(value, block, where, extras, field)
+    return _value(value, annotation, where, extras)
+
+
+def _construct(cls: Any, known: dict[str, Any], where: str, default: dataclasses.Field[Any] | None) -> Any:
     try:
-        instance = cls(**{k: v for k, v in known.items() if k in init})
+        if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__()):
+            # An object that was made before anybody looked can't be built again from what it holds; and the default
+            # may be of a subclass.
+            given = Given()
+            made = given.default(default, cls)
+            if isinstance(made, cls):
+                before = given.values(made)
+                if same_values({name: before[name] for name in known}, known):
+                    return made
+                return type(made)(**{**before, **known})
+        return cls(**known)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{where or cls.__name__}: {error}") from error
-    for name, value in known.items():
-        if name not in init:
-            object.__setattr__(instance, name, value)
-    return instance
 
 
 def _hint(key: str, fields: abc.Iterable[str], name: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.config.files import ENDINGS, load_mapping
+from nemotron_kit.config.files import ENDINGS, Spelled, load_spelled
 from nemotron_kit.errors import UserError, nearest, sentence
 
 # `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.
@@ -27,6 +27,7 @@ class JobFile:
     """A config file as it goes into the ConfigStore, and what it stands on: siblings, and folders of groups by name."""
 
     values: dict[str, Any]
+    spelled: Spelled
     siblings: list[Path] = field(default_factory=list)
     groups: dict[str, Path] = field(default_factory=dict)
 
@@ -36,7 +37,7 @@ def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None)
 
     Raises UserError for what is no mapping or has no list of defaults.
     """
-    result = JobFile(load_mapping(path))
+    result = JobFile(*load_spelled(path))
     defaults = result.values.get("defaults")
     if defaults is None:
         return result

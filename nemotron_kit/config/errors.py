@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import types
-import typing
-from collections import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.files import key_place
-from nemotron_kit.config.hints import type_hints, type_name
+from nemotron_kit.config.hints import input_fields, type_at, type_hints, type_name
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
@@ -44,7 +41,7 @@ def translated(prepared: Prepared) -> Iterator[None]:
 def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:
     """One UserError for one of Hydra's."""
     from hydra.errors import OverrideParseException
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, ValidationError
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, KeyValidationError, ValidationError
 
     if isinstance(error, OverrideParseException):
         return unreadable(error)
@@ -52,7 +49,9 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     key = str(getattr(origin, "full_key", "") or "")
     given = _given(str(error), key, files)
     if isinstance(origin, ConfigAttributeError | ConfigKeyError) and "not in" in str(origin):
-        return _unknown_key(_added_key(str(error)) or key, given, command)
+        return _unknown_key(_added_key(str(error)) or key or "''", given, command)
+    if isinstance(origin, KeyValidationError):
+        return _wrong_key(key, given)
     if isinstance(origin, ValidationError):
         return _wrong_type(origin, key, given, command)
     if nested := _nested_user_error(error):
@@ -83,10 +82,10 @@ def field_names(command: Command) -> list[str]:
 
     def walk(cls: Any, prefix: str) -> None:
         hints = type_hints(cls)
-        for f in dataclasses.fields(cls):
-            names.append(prefix + f.name)
-            if isinstance(hints[f.name], type) and dataclasses.is_dataclass(hints[f.name]):
-                walk(hints[f.name], f"{prefix}{f.name}.")
+        for name in input_fields(cls):
+            names.append(prefix + name)
+            if isinstance(hints[name], type) and dataclasses.is_dataclass(hints[name]):
+                walk(hints[name], f"{prefix}{name}.")
 
     walk(command.load_config_cls(), "")
     return names
@@ -145,6 +144,14 @@ def _unknown_key(key: str, given: str, command: Command) -> UserError:
     )
 
 
+def _wrong_key(key: str, given: str) -> UserError:
+    above, _, leaf = key.rpartition(".")
+    return UserError(
+        f"{above or 'config'}: {leaf} is no text, and the keys of this block are (given in {given or 'the config'}).",
+        hint=f'Quote it: "{leaf}".',
+    )
+
+
 def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError:
     first = str(error).splitlines()[0]
     value = re.search(r"[Vv]alue '(.*?)'", first, re.DOTALL)
@@ -156,23 +163,5 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
 
 def _expected(command: Command, key: str) -> str:
     """The type of what `a.b[0].c` names, as the dataclasses declare it; "" where they don't."""
-    current: Any = command.load_config_cls()
-    for part in re.findall(r"[^.\[\]]+", key):
-        current = _inside(current, part)
-    return type_name(current) if current is not None else ""
-
-
-def _inside(annotation: Any, part: str) -> Any:
-    """The type of one field, value or item of a type; None where that can't be told."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType, typing.Annotated):
-        members = [each for each in args[: 1 if origin is typing.Annotated else None] if each is not type(None)]
-        return _inside(members[0], part) if len(members) == 1 else None
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return type_hints(annotation).get(part)
-    if isinstance(origin, type) and issubclass(origin, abc.Mapping):
-        return args[1] if len(args) == 2 else None
-    if isinstance(origin, type) and issubclass(origin, abc.Sequence) and part.isdigit():
-        of_each = len(args) > 1 and args[-1] is not Ellipsis
-        return (args[int(part)] if int(part) < len(args) else None) if of_each else args[0]
-    return None
+    found = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", key))
+    return type_name(found) if found is not None else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.files import ENDINGS, is_path
+from nemotron_kit.config.hints import input_fields
 from nemotron_kit.errors import UserError, nearest, sentence
 
 
@@ -45,7 +45,7 @@ def find_config_file(command: Command, value: str) -> Path:
 
 def fits(values: dict[str, Any], command: Command) -> bool:
     """Whether every top-level key of a config file is a field of the command (or `run`, or Hydra's `defaults`)."""
-    known = {f.name for f in dataclasses.fields(command.load_config_cls())} | {"run", "defaults", "hydra"}
+    known = {*input_fields(command.load_config_cls()), "run", "defaults", "hydra"}
     return set(values) <= known
 
 

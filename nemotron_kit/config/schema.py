@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
-from nemotron_kit.config.hints import type_hints, type_name
+from nemotron_kit.config.hints import Given, input_fields, type_hints, type_name
+from nemotron_kit.config.quick import open_dicts
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
         root: DictConfig = OmegaConf.structured(_joined(command, cls, wandb))
     except OmegaConfBaseException as error:
         raise UserError(f"{command.words}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}") from error
-    _open_dicts(root)
+    open_dicts(root)
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
     run: Any = root._get_node("run")
     run._set_flag("struct", False)
@@ -74,7 +75,7 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
 
 
 def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None:
-    names = {f.name for f in dataclasses.fields(cls)}
+    names = input_fields(cls)
     for target in mapped:
         if target.split(".")[0] not in names:
             raise UserError(
@@ -85,54 +86,61 @@ def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None
 def _translate(cls: type, where: str) -> type:
     """A nested dataclass with annotations that OmegaConf takes: the class itself, where all of them are plain."""
     hints, params = type_hints(cls), cls.__dataclass_params__  # type: ignore[attr-defined]
+    inputs = list(input_fields(cls)) == [f.name for f in dataclasses.fields(cls)]
     # A frozen one would be read-only in the config.
-    if not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
+    if inputs and not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
         return cls
     return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True)
 
 
 def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:
     """The fields of `cls` for make_dataclass; one without a default gets '???'. `mapped` is given for the root only."""
-    hints = type_hints(cls)
+    hints, given = type_hints(cls), Given()
     fields: list[tuple[str, Any, Any]] = []
-    for f in dataclasses.fields(cls):
+    for f in input_fields(cls).values():
         if mapped is not None and f.name in SINGLE_VALUE_CLASHES and hints[f.name] in PRIMITIVES:
             raise UserError(f"{where}: a single value can't be called {f.name!r} (`{f.name}=…` selects a {f.name}).")
         annotation = _annotation(hints[f.name], f"{where}: {cls.__name__}.{f.name}")
-        fields.append((f.name, annotation, _default(f, annotation, (mapped or {}).get(f.name))))
+        interpolation = (mapped or {}).get(f.name)
+        value = given.default(f, hints[f.name]) if interpolation is None else interpolation
+        fields.append((f.name, annotation, _default(value, annotation, given)))
     return fields
 
 
-def _default(f: Any, annotation: Any, interpolation: str | None) -> Any:
-    if interpolation is not None:
-        return dataclasses.field(default=interpolation)
-    if f.default is not dataclasses.MISSING:
-        value = f.default
-    elif f.default_factory is not dataclasses.MISSING:
-        value = f.default_factory()
-    else:
+def _default(value: Any, annotation: Any, given: Given) -> Any:
+    if value is dataclasses.MISSING:
         return dataclasses.field(default="???")
-    value = _convert(value, annotation)
+    if isinstance(value, str):
+        return dataclasses.field(default=value)
+    value = _convert(value, annotation, given)
     return dataclasses.field(default_factory=lambda: value)
 
 
-def _convert(value: Any, annotation: Any) -> Any:
+def _convert(value: Any, annotation: Any, given: Given) -> Any:
     """A default of the user's classes as one of the translated classes."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     is_union = get_origin(annotation) in (Union, types.UnionType)
     target = members[0] if is_union and len(members) == 1 else annotation
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) is target:
-            return value
+        values = given.values(value)
         if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
-            return dataclasses.asdict(value)
+            return {name: _convert(each, Any, given) for name, each in values.items()}
         hints = {f.name: f.type for f in dataclasses.fields(target)}
-        return target(**{name: _convert(getattr(value, name), hint) for name, hint in hints.items()})
+        known = {name: _convert(values.get(name, "???"), hint, given) for name, hint in hints.items()}
+        return _holding(target, {name: "???" if v is dataclasses.MISSING else v for name, v in known.items()})
     if isinstance(value, dict):
-        return {k: _convert(v, Any) for k, v in value.items()}
+        return {k: _convert(v, Any, given) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_convert(v, Any) for v in value]
+        return [_convert(v, Any, given) for v in value]
     return value
+
+
+def _holding(cls: type, values: dict[str, Any]) -> Any:
+    """An object of `cls` with these values as they are: its own `__post_init__` is for the object that a job gets."""
+    instance: Any = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+    return instance
 
 
 def _annotation(annotation: Any, where: str) -> Any:
@@ -182,16 +190,3 @@ def _dict_key(key: Any, where: str) -> Any:
 def _items(args: tuple[Any, ...], where: str) -> Any:
     kinds = {_annotation(a, where) for a in args if a is not Ellipsis}
     return kinds.pop() if len(kinds) == 1 else Any
-
-
-def _open_dicts(node: Any) -> None:
-    from omegaconf import DictConfig
-    from omegaconf._utils import is_structured_config
-
-    for key in list(node):
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            if is_structured_config(child._metadata.ref_type) or is_structured_config(child._metadata.object_type):
-                _open_dicts(child)
-            elif not child._is_interpolation():
-                child._set_flag("struct", False)

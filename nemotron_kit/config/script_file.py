@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.config.defaults import read_job_file
+from nemotron_kit.config.files import Spelled
 from nemotron_kit.config.store import conf_dir, register_group
 from nemotron_kit.errors import UserError
 
 GROUP = "script_file"
 
 
-def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str], Spelled]:
     """(the mapping that a file and what its defaults list names compose to, interpolations unresolved; the overrides
-    that chose an option of its groups, as in `optimizer=sgd`)."""
+    that chose an option of its groups, as in `optimizer=sgd`; how the file and its siblings write what may be text)."""
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.config_store import ConfigStore
@@ -26,7 +27,8 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     from omegaconf.errors import OmegaConfBaseException
 
     groups: set[str] = set()
-    _register(path, set(), groups)
+    spelled: Spelled = {}
+    _register(path, set(), groups, spelled)
     chosen = [override for override in overrides if override.lstrip("+~").partition("=")[0].partition("@")[0] in groups]
     primary = {"defaults": [{f"{GROUP}@_global_": path.stem}]}
     ConfigStore.instance().store(name="script_file_primary", node=primary)
@@ -39,18 +41,19 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     finally:
         GlobalHydra.instance().clear()
     values: Any = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in values.items() if key != "hydra"}, chosen
+    return {key: value for key, value in values.items() if key != "hydra"}, chosen, spelled
 
 
-def _register(path: Path, seen: set[Path], groups: set[str]) -> None:
+def _register(path: Path, seen: set[Path], groups: set[str], spelled: Spelled) -> None:
     from hydra.core.config_store import ConfigStore
 
     if path in seen:
         return
     seen.add(path)
     found = read_job_file(path, GROUP)
+    spelled.update({spot: pair for spot, pair in found.spelled.items() if spot not in spelled})
     ConfigStore.instance().store(group=GROUP, name=path.stem, node=found.values, package="_global_")
     for name, folder in found.groups.items():
         groups.update(each.rpartition("/")[0] for each in register_group(name, folder))
     for sibling in found.siblings:
-        _register(sibling, seen, groups)
+        _register(sibling, seen, groups, spelled)

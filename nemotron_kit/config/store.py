@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config.defaults import group_files, package_of, read_job_file
-from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.config.files import Spot, as_written, key_place, load_spelled
+from nemotron_kit.config.hints import means_text
 from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name
 from nemotron_kit.config.schema import schema_node
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -101,24 +103,37 @@ def _register_file(
         return
     result.files[name] = path
     try:
-        _store(group, name, found.values)
+        _store(group, name, as_written(found.values, found.spelled, partial(_means_text, command)))
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         raise UserError(f"{key_place(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
     for each, folder in found.groups.items():
-        result.groups.update(register_group(each, folder))
+        result.groups.update(register_group(each, folder, command))
     for sibling in found.siblings:
         if result.files.get(sibling.stem) != sibling:
             _register_file(group, sibling.stem, sibling, command, siblings, result)
 
 
-def register_group(name: str, folder: Path) -> dict[str, Path]:
-    """Register the configs in a group's folder; returns the files by group and option."""
+def _means_text(command: Command, spot: Spot, above: Sequence[str] = ()) -> bool:
+    """Whether a config's value is a text: by the command's dataclass, and below `run` all that is no boolean there.
+    `above` is the package of the file in which it stands at `spot`."""
+    spot = (*above, *spot)
+    if spot[0] != "run":
+        return means_text(command.load_config_cls(), spot)
+    return len(spot) > 1 and spot[1] != "recipe" and spot[1:] != ("wandb", "enabled")
+
+
+def register_group(name: str, folder: Path, command: Command | None = None) -> dict[str, Path]:
+    """Register the configs in a group's folder, for a command where its types are known; returns the files by group and
+    option."""
     from hydra.core.config_store import ConfigStore
 
     files = {}
     for group, option, path in group_files(name, folder):
-        values, package = load_mapping(path), package_of(path)
+        (values, spelled), package = load_spelled(path), package_of(path)
+        if command is not None:
+            names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
+            values = as_written(values, spelled, partial(_means_text, command, above=names))
         ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)
         files[f"{group}/{option}"] = path
     return files

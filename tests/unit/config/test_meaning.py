@@ -1,0 +1,202 @@
+"""A config means what users of Python and of YAML mean by it: times, texts and names in YAML, `__post_init__`, fields
+that are computed, blocks that may be null. A script that reads the same file by itself gets the same."""
+
+import enum
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from nemotron_kit.app import App
+from nemotron_kit.cli.fields import rows
+from nemotron_kit.config.compose import compose
+from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.freeze import freeze
+from nemotron_kit.config.job import typed
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import EnvFile
+from nemotron_kit.errors import UserError
+from nemotron_kit.train_script import load_omegaconf_yaml, omegaconf_to_dataclass
+
+
+class Switch(enum.Enum):
+    on = 1
+    off = 2
+
+
+@dataclass
+class Steps:
+    steps: int = 1
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps *= 10
+        self.names.append("seen")
+
+
+@dataclass
+class Longer(Steps):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.steps += 1
+
+
+@dataclass(frozen=True)
+class Fixed:
+    size: int = 2
+    scale: InitVar[int] = 2
+
+    def __post_init__(self, scale: int) -> None:
+        object.__setattr__(self, "size", self.size * scale)
+
+
+@dataclass
+class Outer:
+    inner: Steps = field(default_factory=lambda: Steps(3))
+    more: Fixed = Fixed(5)
+
+
+MADE_BEFORE = Steps(7)
+
+
+@dataclass
+class Config:
+    text: str = "t"
+    version: str | None = None
+    switch: Switch = Switch.on
+    mode: Literal["yes", "no"] = "yes"
+    number: float = 1.0
+    flag: bool = False
+    free: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    plain: Steps = field(default_factory=Steps)
+    base: Steps = field(default_factory=Longer)
+    outer: Outer = field(default_factory=Outer)
+    shared: Steps = field(default_factory=lambda: MADE_BEFORE)
+    maybe: Outer | None = None
+    table: dict[str, int] | None = None
+    seed: InitVar[int] = 4
+    total: int = field(init=False)
+
+    def __post_init__(self, seed: int) -> None:
+        self.total = self.outer.inner.steps + seed
+
+
+Handler = Callable[..., Config]
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Handler:
+    """The typed config of a command, from a YAML text and overrides."""
+    app = App("demo")
+    app.command("go", Config, print)
+
+    def make(text: str = "", *words: str) -> Config:
+        (tmp_path / "c.yaml").write_text(text)
+        config = f"config={tmp_path}/c.yaml"
+        composed = compose(Tree(apps={"demo": app}), ["recipe=demo", "stage=go", config, *words], EnvFile())
+        return typed(freeze(composed.config, "/job"), Config)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("text: 12:00:00", "text", "12:00:00"),
+        ("free: {time: 1:30}", "free", {"time": "1:30"}),
+        ("text: 1.10", "text", "1.10"),
+        ("version: 0123", "version", "0123"),
+        ("text: 1_000", "text", "1_000"),
+        ("text: yes", "text", "yes"),
+        ("texts: [on, 2.50, x]", "texts", ["on", "2.50", "x"]),
+        ("mode: no", "mode", "no"),
+        ("switch: off", "switch", Switch.off),
+        ("flag: on", "flag", True),
+        ("number: 1e-3", "number", 0.001),
+        ("free: {flag: yes, n: 1_000, v: 1.10}", "free", {"flag": True, "n": 1000, "v": 1.1}),
+        ("free: {on: push, no: 1}", "free", {"on": "push", "no": 1}),
+        ("version: null", "version", None),
+    ],
+)
+def test_a_value_of_yaml(given: Handler, tmp_path: Path, text: str, name: str, expected: object) -> None:
+    assert getattr(given(text), name) == expected
+    script = omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.yaml"), Config)
+    assert getattr(script, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("on: 1", r"on: `demo go` has no such field \(given in .*c.yaml:1\)"),
+        ("free:\n  null: 1", r"c.yaml:2: null can't be a key"),
+        ("'': 1", r"c.yaml:1: an empty text can't be a key"),
+        ("table: {1: 2}", r'table: 1 is no text.*\nQuote it: "1"'),
+        ("number: 12:00", r"number: expected float, got '12:00' \(given in .*c.yaml:1\)"),
+        # libyaml takes the TAB, Python's own parser does not.
+        ("text\t: x\nflag: maybe", r"flag: expected bool, got 'maybe' \(given in .*c.yaml:2\)"),
+        ("total: 1", r"total: `demo go` has no such field"),
+    ],
+)
+def test_a_wrong_key_or_value_of_yaml(given: Handler, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        given(text)
+
+
+def test_a_whole_file_of_nothing_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_mapping(tmp_path / "c.yaml") == {}
+
+
+def test_post_init_has_run_once_for_what_a_handler_gets(given: Handler) -> None:
+    plain, mine = Config(), given()
+    assert mine == plain
+    assert type(mine.base) is type(plain.base) is Longer
+    assert (mine.plain.steps, mine.base.steps, mine.outer.inner.steps, mine.outer.more.size) == (10, 11, 30, 10)
+    assert mine.total == 34
+    assert mine.shared.names == MADE_BEFORE.names == ["seen"]
+
+
+def test_post_init_has_run_once_where_something_was_set(given: Handler) -> None:
+    mine = given("outer: {inner: {steps: 5}}", "plain.names=[a]", "seed=1", "outer.more.scale=3", "outer.more.size=1")
+    assert mine.outer.inner == Steps(5)
+    assert mine.plain == Steps(1, ["a"])
+    assert given("base: {steps: 2}").base == Longer(2)
+    assert mine.outer.more == Fixed(1, 3)
+    assert mine.total == 51
+
+
+def test_help_shows_what_one_would_give() -> None:
+    shown = {row["name"]: row.get("default") for row in rows(Config)}
+    assert (shown["plain.steps"], shown["outer.inner.steps"], shown["plain.names"]) == ("1", "3", "[]")
+    assert shown["seed"] == "4"
+    assert "total" not in shown
+
+
+def test_a_computed_field_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("total: 1\n")
+    with pytest.raises(UserError, match="total: Config computes it itself"):
+        omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.yaml"), Config)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["maybe.inner.steps=2"], Outer(inner=Steps(2))),
+        (["maybe={inner: {steps: 2}}"], Outer(inner=Steps(2))),
+        (["maybe={}"], Outer()),
+        (["maybe.inner.steps=2", "maybe=null"], None),
+        (["maybe=null", "maybe.more.size=1"], Outer(more=Fixed(1))),
+    ],
+)
+def test_an_optional_block_is_filled(given: Handler, words: list[str], expected: object) -> None:
+    assert given("", *words).maybe == expected
+    assert given("maybe: null", *words).maybe == expected
+
+
+def test_an_optional_table_is_filled(given: Handler) -> None:
+    assert given("", "+table.a=1").table == given("", "table={a: 1}").table == given("table: {a: 1}").table == {"a": 1}
+    with pytest.raises(UserError, match=r"maybe\.inner\.stepz: `demo go` has no such field"):
+        given("", "maybe.inner.stepz=1")
