@@ -268,3 +268,18 @@ def add_import_folders(folders: Iterable[str]) -> None:
     new = [folder for folder in dict.fromkeys(folders) if folder and folder not in sys.path]
     sys.path[at:at] = [folder for folder in new if not _INSTALLED.search(folder)]
     sys.path.extend(folder for folder in new if _INSTALLED.search(folder))
+
+
+def shadows_library(folder: str) -> bool:
+    """Whether a module in `folder` has the name of one of the standard library's: there the folder must not come first
+    on anybody's import path."""
+    try:
+        with os.scandir(folder) as entries:
+            names = {
+                entry.name.partition(".")[0]
+                for entry in entries
+                if entry.name.endswith((".py", ".pyc", ".so")) or os.path.isfile(f"{entry.path}/__init__.py")  # noqa: PTH113
+            }
+    except OSError:
+        return False
+    return not names.isdisjoint(sys.stdlib_module_names)

@@ -1,4 +1,4 @@
-"""The door that every job comes in by: `python -m nemotron_kit.worker <job folder>`.
+"""The door that every job comes in by: `python -P -m nemotron_kit.worker <job folder>`.
 
 It reads the job's folder, resolves its artifacts, sets its environment, starts the script (or calls the handler), under
 torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job;

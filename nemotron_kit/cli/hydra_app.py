@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nemotron_kit.app import shadows_library
 from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.compose import Prepared, compose, prepare
@@ -176,6 +177,7 @@ def _importable(tree: Tree) -> Iterator[None]:
     before any code of ours runs there."""
     here = {str(Path(entry).absolute()) for entry in sys.path}
     homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
+    homes = {home for home in homes if not shadows_library(home)}  # a json.py beside a recipe is nobody's json
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before])])
     try:

@@ -63,8 +63,14 @@ def cache_key() -> list[str]:
         sys.prefix,
         folder,
         env.find() or "",
-        *sys.path[1:],
+        *import_path(),
     ]
+
+
+def import_path() -> list[str]:
+    """Where recipes are imported from: without the folder of the program, or the working folder, that Python adds."""
+    here = os.getcwd()  # noqa: PTH109
+    return [entry for entry in sys.path[1:] if entry not in ("", here)]
 
 
 def cache_file() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron_kit.app import App, Command, Group
 from nemotron_kit.cli import env, tree
-from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, stamp
+from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
@@ -92,7 +92,7 @@ def rebuild() -> Index:
     """Import every recipe, write the cache, and return what is in it. A home that can't be written is no obstacle."""
     key, path = cache_key(), cache_file()
     with recording() as recorder:
-        for place in (env.find(), *sys.path[1:]):
+        for place in (env.find(), *import_path()):
             recorder.add(place)
         found = _discover()
         for folder in _folders():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,9 @@ class Scene:
     def of(cls, recorded: Recorded) -> Scene:
         """Goes there: this process's folder and import path become the launch's."""
         enter(recorded.folder)
-        sys.path.extend(path for path in recorded.spec.get("sys_path") or () if path not in sys.path)
+        from nemotron_kit.app import add_import_folders
+
+        add_import_folders(map(str, recorded.spec.get("sys_path") or ()))
         from nemotron_kit.discovery import Tree, discover, use
         from nemotron_kit.envfile import read_env_file
 

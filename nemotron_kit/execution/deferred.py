@@ -1,6 +1,6 @@
 """A job that waits here to be submitted elsewhere: `--after` a run that its own scheduler knows nothing of.
 
-Its code and its folder are sent at once. A process of this machine, `python -m … <run folder>`, waits for the other
+Its code and its folder are sent at once. A process of this machine, `python -P -m … <run folder>`, waits for the other
 runs and submits it then; should that process end too early, `nemotron runs resume` starts another.
 """
 
@@ -47,7 +47,7 @@ def start(run: RunFolder) -> None:
     known = len(job.history())
     with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
         waiter = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(run.path)],
+            [sys.executable, "-P", "-m", __name__, str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

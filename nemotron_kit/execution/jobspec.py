@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.app import load_object
+from nemotron_kit.app import add_import_folders, load_object
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.errors import NemotronError
 
@@ -58,8 +58,8 @@ class JobSpec:
         return load_object(self.config_cls)  # type: ignore[no-any-return]
 
     def prepare_imports(self) -> None:
-        """Put the launch's import path behind this process's own."""
-        sys.path.extend(entry for entry in self.sys_path if entry not in sys.path)
+        """Have the launch's modules found here."""
+        add_import_folders(self.sys_path)
 
 
 def read_spec(folder: Path) -> JobSpec:

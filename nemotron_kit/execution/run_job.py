@@ -56,7 +56,7 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
     if spec.module:
-        alone = [sys.executable, "-m", spec.module, str(job.path)]
+        alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
         command = torchrun_command(None, spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)
     pins = verified_inputs(job)
@@ -88,10 +88,10 @@ def run_rank(job: JobFolder) -> int:
     ignore_usr1()
     with rank_log(job, spec):
         if spec.module:
-            os.execv(sys.executable, [sys.executable, "-m", spec.module, str(job.path)])  # noqa: S606
-        if spec.script:
-            os.execv(sys.executable, [sys.executable, spec.script, "--config", str(job.config_path)])  # noqa: S606
+            os.execv(sys.executable, [sys.executable, "-P", "-m", spec.module, str(job.path)])  # noqa: S606
         spec.prepare_imports()
+        if spec.script:
+            return _run_script(spec.script, job)
         config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
         outcome = call_handler(spec.load_handler(), config)
         if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
@@ -99,3 +99,14 @@ def run_rank(job: JobFolder) -> int:
     if rank() == 0 and isinstance(outcome.value, int | float | str):
         files.write_json(job.path / VALUE, {"value": outcome.value})
     return outcome.code
+
+
+def _run_script(script: str, job: JobFolder) -> int:
+    """As `python SCRIPT --config …` does, in this process, which has the launch's modules. Its folder comes first, as
+    Python has it."""
+    from nemotron_kit.execution.hydra_launcher.job import run_file
+
+    sys.argv = [script, "--config", str(job.config_path)]
+    sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
+    run_file(script)
+    return 0

@@ -27,6 +27,7 @@ from nemotron_kit.execution.merge import Merged
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.execution.scheduled_ends import VALUE, again_file, record, wait_for_nodes, with_others, write_end
+from nemotron_kit.plan.launching import rank_command
 from nemotron_kit.runs.job import JobFolder
 
 SAVING_SECONDS = 600.0
@@ -115,14 +116,12 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
 
 
 def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
-    rank = ["-m", "nemotron_kit.worker", "--rank", str(job.path)]
     if spec.torchrun:
-        return [sys.executable, "-m", "nemotron_kit.execution.elastic", *_rendezvous(spec, node), *rank]
+        start = [sys.executable, "-P", "-m", "nemotron_kit.execution.elastic"]
+        return [*start, *_rendezvous(spec, node), *rank_command(str(job.path))]
     if spec.module:  # it reads the job's folder itself
-        return [sys.executable, "-m", spec.module, str(job.path)]
-    if spec.script:
-        return [sys.executable, spec.script, "--config", str(job.config_path)]
-    return [sys.executable, *rank]
+        return [sys.executable, "-P", "-m", spec.module, str(job.path)]
+    return [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
 
 
 def _rendezvous(spec: JobSpec, node: Node) -> list[str]:

@@ -20,7 +20,7 @@ from nemotron_kit.plan.paths import IN_A_CLOUD
 from nemotron_kit.plan.runconfig import ProfileError, RunConfig
 from nemotron_kit.plan.sbatch import Sbatch
 
-COMMAND = ("python3", "-m", "nemotron_kit.worker", f"{IN_A_CLOUD}/job")
+COMMAND = ("python3", "-P", "-m", "nemotron_kit.worker", f"{IN_A_CLOUD}/job")
 PROJECT, CLUSTER, NODE_GROUP, NODES = "<project's id>", "<cluster's id>", "<node group's id>", "<its nodes>"
 _LONGEST = 34
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")

@@ -45,7 +45,8 @@ def job_environment(
     if place.kit:
         variables["NEMOTRON_HOME"] = place.root
     if place.code or place.kit:
-        paths = [entry for entry in import_path(place) if place.is_there(entry)]
+        # For whatever the job starts; its own processes find the rest by job.json's sys_path, behind the library.
+        paths = [entry for entry in import_path(place, harmless=True) if place.is_there(entry)]
         variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:

@@ -32,7 +32,7 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
     if place.kit:  # a folder with a __main__.py, which is the worker
         return [place.python, place.kit, folder]
     if launch == DETACHED or settings.executor != "local":
-        return [place.python, "-m", "nemotron_kit.worker", folder]
+        return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
     return torchrun_command(command.script_path, settings.nproc_per_node or 1, folder)
@@ -40,12 +40,15 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
 
 def torchrun_command(script: str | Path | None, processes: int, folder: str) -> list[str]:
     """torchrun on this machine for a job folder: the script if the command has one, else the worker on each rank."""
-    target = (
-        [str(script), "--config", f"{folder}/config.yaml"]
-        if script
-        else ["-m", "nemotron_kit.worker", "--rank", folder]
-    )
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *target]
+    target = [str(script), "--config", f"{folder}/config.yaml"] if script else rank_command(folder)
+    start = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    return [*start, f"--nproc-per-node={processes}", *target]
+
+
+def rank_command(folder: str) -> list[str]:
+    """torchrun's words for a rank that is a worker. By itself it would start `python -m`, which looks for modules in
+    the working folder first: a json.py there would be everybody's json."""
+    return ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]
 
 
 def job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.app import shadows_library
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.envfile import read_env_file
@@ -81,10 +82,11 @@ def registry_here(settings: RunConfig) -> str | None:
     return str(open_registry().root)
 
 
-def import_path(place: Place) -> list[str]:
+def import_path(place: Place, *, harmless: bool = False) -> list[str]:
     """This process's import path as the job's: what lies in the code that is sent moves with it; on another machine
-    the rest is not there, and the kit comes first."""
+    the rest is not there, and the kit comes first. `harmless`: without folders that would hide the standard library."""
     here = [str(Path(entry).absolute()) for entry in sys.path]
+    here = [entry for entry in here if not (harmless and shadows_library(entry))]
     entries = [place.move(entry) for entry in here if place.kit is None or place.move(entry) != entry]
     # The kit's own folders (a checkout's) are found through the kit.
     inside = [entry for entry in entries if not (place.kit and entry.startswith(place.kit))]

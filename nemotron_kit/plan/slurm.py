@@ -221,4 +221,4 @@ def _materialize(executor: Any, script: Script) -> str:
 
 def command_of(python: str, kit: str | None, target: str, *, array: bool = False) -> tuple[str, ...]:
     """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`)."""
-    return (python, *([kit] if kit else ["-m", "nemotron_kit.worker"]), *(["--array"] if array else []), target)
+    return (python, *([kit] if kit else ["-P", "-m", "nemotron_kit.worker"]), *(["--array"] if array else []), target)

@@ -33,7 +33,7 @@ def python_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
     """The Python that answers, as a job will find it: version, and which of the packages that matter it has."""
     del payload
     done = subprocess.run(
-        [sys.executable, "-c", _LOOK % (_MODULES,)],
+        [sys.executable, "-P", "-c", _LOOK % (_MODULES,)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=_SECONDS,

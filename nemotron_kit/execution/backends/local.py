@@ -50,7 +50,7 @@ class Local:
         """Start the worker; its own words go to logs/worker.log. Returns once it says that it runs."""
         with job.open_log("worker") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "nemotron_kit.worker", str(job.path)],
+                [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
                 env={**os.environ, **plan.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -65,4 +65,5 @@ class NemoRun:
 
 def _worker(run: Any, job: JobFolder) -> Any:
     """The constant command. The folder is named relative to the working folder: TorchX expands `$` in arguments."""
-    return run.Script(path="-m", args=[f"{__package__}.task", f"jobs/{job.number}"], entrypoint=sys.executable)
+    words = ["-m", f"{__package__}.task", f"jobs/{job.number}"]
+    return run.Script(path="-P", args=words, entrypoint=sys.executable)

@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     packet = read_packet(folder)
     sys.argv = list(packet.argv)
-    # The launch's way of finding modules, then this environment's own; not the folder that `-m` put in front.
-    sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path[1:] if entry not in packet.sys_path)]
+    # The launch's way of finding modules, then this environment's own.
+    sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path if entry not in packet.sys_path)]
     run = Job(packet, folder)
     try:
         packet.check_versions()
@@ -112,7 +112,7 @@ def _program_again(packet: Packet, run: Job) -> None:
         if packet.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         elif _is_source(program):
-            _run_file(program)
+            run_file(program)
         else:
             runpy.run_path(program, run_name="__main__")
 
@@ -121,7 +121,7 @@ def _is_source(program: str) -> bool:
     return os.path.isfile(program) and not zipfile.is_zipfile(program)  # noqa: PTH113
 
 
-def _run_file(program: str) -> None:
+def run_file(program: str) -> None:
     """As Python runs a script: runpy would put the script's whole path into sys.argv, whatever was typed."""
     main = ModuleType("__main__")
     main.__file__ = program

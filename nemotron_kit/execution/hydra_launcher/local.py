@@ -27,7 +27,7 @@ class Carried:
         log = os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with FileIO(log, "ab") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.carrier", str(run.path), kind, *flags],
+                [sys.executable, "-P", "-m", f"{__package__}.carrier", str(run.path), kind, *flags],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL if detached else subprocess.PIPE,
                 stderr=said,

@@ -19,7 +19,7 @@ class Processes:
         for job in jobs:
             with job.open_log("worker") as log:
                 self._workers[job.number] = subprocess.Popen(
-                    [sys.executable, "-m", "nemotron_kit.worker", str(job.path)],
+                    [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # what the job prints is in its own log
                     stderr=log,
