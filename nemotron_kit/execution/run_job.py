@@ -16,6 +16,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.child import ignore_usr1, run_child
 from nemotron_kit.execution.handler import call_handler
+from nemotron_kit.execution.hydra_launcher.answer import sendable
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
 from nemotron_kit.execution.outcome import Outcome
@@ -48,9 +49,7 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
         outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
     except KeyboardInterrupt:
         outcome = Outcome(130, "cancelled", "interrupted")
-    # What a sweeper can use goes back as JSON; anything else stays with the process.
-    value = {"value": outcome.value} if isinstance(outcome.value, int | float | str) else {}
-    job.finish(outcome.recorded, outcome.state, error=outcome.error, **value)
+    job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
     return outcome
 
 
@@ -96,8 +95,8 @@ def run_rank(job: JobFolder) -> int:
         outcome = call_handler(spec.load_handler(), config)
         if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
             print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
-    if rank() == 0 and isinstance(outcome.value, int | float | str):
-        files.write_json(job.path / VALUE, {"value": outcome.value})
+    if rank() == 0 and (value := _value(outcome)):
+        files.write_json(job.path / VALUE, value)
     return outcome.code
 
 
@@ -110,3 +109,10 @@ def _run_script(script: str, job: JobFolder) -> int:
     sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
     run_file(script)
     return 0
+
+
+def _value(outcome: Outcome) -> dict[str, Any]:
+    """What a handler returned, as the record has it for a sweeper. An artifact stands in artifacts.json."""
+    if outcome.value is None or hasattr(outcome.value, "art_path"):
+        return {}
+    return sendable(outcome.value)

@@ -318,7 +318,7 @@ def test_what_comes_back_to_a_sweeper(app: App, via: str) -> None:
     done = app("app.py", "hydra/sweeper=told", "x=2", hows, via=via)
     said = [line for line in done.stdout.splitlines() if line.startswith(("RETURNED", "RAISED"))]
     assert said == [
-        "RETURNED {'x': 2.0, 'double': 4.0, 'list': [1, [2, 3]], 'color': 'RED'}",
+        "RETURNED {'x': 2.0, 'double': 4.0, 'list': [1, (2, 3)], 'color': 'RED'}",
         "RAISED ValueError ('x is bad', 2.0) None 1",
         "RAISED JobFailed ('Odd: only this program knows me', 1) 1 1",
         f"RAISED JobFailed {said[3].partition('JobFailed ')[2]}",

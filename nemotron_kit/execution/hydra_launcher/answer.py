@@ -5,18 +5,18 @@ from __future__ import annotations
 import builtins
 import json
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.execution.values import carried, restored
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import DamagedRecord, read_object
 
 FILE = "answer.json"
-_DEPTH = 32
 
 
 class JobFailed(RuntimeError):
@@ -38,16 +38,16 @@ class Failure:
     text: str
     args: list[Any] | None = None
     traceback: str = ""
+    types: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         kind = type(error)
-        try:
-            args = jsonable(list(error.args))
-        except TypeError:
-            args = None
+        args, types = None, dict[str, str]()
+        with suppress(TypeError):
+            args, types = carried(list(error.args))
         shown = "".join(traceback.format_exception(kind, error, _from_the_task_on(error.__traceback__)))
-        return cls(f"{kind.__module__}.{kind.__qualname__}", f"{kind.__name__}: {error}", args, shown)
+        return cls(f"{kind.__module__}.{kind.__qualname__}", f"{kind.__name__}: {error}", args, shown, types)
 
     def rebuild(self, exit_code: int) -> Exception:
         """A built-in exception as it was raised, any other as JobFailed; the job's traceback is a note on both."""
@@ -63,7 +63,7 @@ class Failure:
         if self.args is None or not (isinstance(kind, type) and issubclass(kind, Exception)):
             return None
         try:
-            made = kind(*self.args)
+            made = kind(*restored(self.args, self.types))
         except Exception:  # noqa: BLE001 — such as UnicodeDecodeError, whose bytes JSON doesn't have
             return None
         return made if isinstance(made, Exception) else None
@@ -83,16 +83,22 @@ def _from_the_task_on(trace: TracebackType | None) -> TracebackType | None:
 class Answer:
     """How a task function ended: the exit code of its process, what it returned or raised, and Hydra's folders there.
 
-    `left_out` says why a value could not come along.
+    `value` is as JSON carries it, `types` what its parts were; `left_out` says why it could not come along.
     """
 
     code: int = 0
     value: Any = None
+    types: dict[str, str] = field(default_factory=dict)
     left_out: str | None = None
     failure: Failure | None = None
     working_dir: str | None = None
     output_dir: str | None = None
     job_id: str | None = None
+
+    @property
+    def result(self) -> Any:
+        """What the function returned, in its own types."""
+        return restored(self.value, self.types)
 
     def write(self, folder: Path, *, scheduled: bool = False) -> None:
         """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
@@ -118,26 +124,10 @@ def read_answer(job: JobFolder) -> Answer | None:
         raise DamagedRecord(f"{job.path / FILE}: {error}.") from error
 
 
-def sendable(value: Any) -> tuple[Any, str | None]:
-    """(the value as JSON carries it, None), or (None, why it can't)."""
+def sendable(value: Any) -> dict[str, Any]:
+    """`value` and `types` as a record holds them, or `left_out`: why the value can't come along."""
     try:
-        return jsonable(value), None
+        plain, types = carried(value)
     except TypeError as error:
-        return None, f"it returned {error}, which JSON can't carry"
-
-
-def jsonable(value: Any, depth: int = 0) -> Any:
-    """`value` as JSON carries it: scalars of NumPy and torch as numbers, tuples as lists. Raises TypeError."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | float):
-        return int(value) if isinstance(value, int) else float(value)
-    if depth < _DEPTH and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: jsonable(value[key], depth + 1) for key in value}
-    if depth < _DEPTH and isinstance(value, list | tuple):
-        return [jsonable(item, depth + 1) for item in value]
-    # A scalar of another library (numpy.float32, a tensor of one element) says so by having exactly one item.
-    if depth < _DEPTH and callable(getattr(value, "item", None)) and not getattr(value, "shape", ()):
-        return jsonable(value.item(), _DEPTH)
-    kind = type(value)
-    raise TypeError(f"a {kind.__module__}.{kind.__qualname__}")
+        return {"left_out": f"it returned {error}, which JSON can't carry"}
+    return {"value": plain, "types": types} if types else {"value": plain}

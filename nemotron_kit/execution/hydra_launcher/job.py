@@ -184,8 +184,7 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
         "job_id": str(config.hydra.job.id),
     }
     if done.status is JobStatus.COMPLETED:
-        value, left_out = sendable(done._return_value)
-        return Answer(value=value, left_out=left_out, **where)
+        return Answer(**sendable(done._return_value), **where)
     error = done._return_value
     print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
     return Answer(1, failure=Failure.of(error), **where)

@@ -46,7 +46,7 @@ def returned(
     value = None
     try:
         value = _value(job, answer, objective) if error is None else None
-    except JobFailed as missing:
+    except (JobFailed, ValueError) as missing:
         error = missing
     return Returned(point.words, compose, job, answer, value=value, error=error)
 
@@ -54,11 +54,12 @@ def returned(
 def _value(job: JobFolder, answer: Answer | None, objective: str | None) -> Any:
     if objective is not None:
         return _metric(job, objective)
-    if answer is None:
-        return (job.exit_record() or {}).get("value")
+    if answer is None:  # a recipe's
+        record = job.exit_record() or {}
+        answer = Answer(value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out"))
     if answer.left_out:
         log.warning("#%d %s: the sweep gets None.", job.number, answer.left_out)
-    return answer.value
+    return answer.result
 
 
 def _metric(job: JobFolder, name: str) -> Any:

@@ -1,0 +1,179 @@
+"""A job's value on its way back to a sweeper: JSON that people can read, and beside it what its parts were in Python.
+
+Both sides know the types that are named here, and make them by their constructors: nothing that a job wrote is
+unpickled, or looked up by a name of its choosing. NumPy's and torch's own types are made where these are installed.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_DEPTH = 32
+# Type → (what JSON has of it, and what makes it again of that). A subclass goes as the type that it stands under.
+_SIMPLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    complex: (lambda value: [repr(value.real), repr(value.imag)], lambda data: complex(*map(float, data))),
+    bytes: (lambda value: base64.b64encode(value).decode("ascii"), base64.b64decode),
+    Decimal: (str, Decimal),
+    Fraction: (str, Fraction),
+    Path: (str, Path),
+    datetime.datetime: (datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
+    datetime.time: (datetime.time.isoformat, datetime.time.fromisoformat),
+    datetime.timedelta: (
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda data: datetime.timedelta(*data),
+    ),
+}
+_NAMES = {kind.__name__: make for kind, (_, make) in _SIMPLE.items()}
+_GROUPS: dict[str, type] = {kind.__name__: kind for kind in (tuple, set, frozenset)}
+
+
+def carried(value: Any) -> tuple[Any, dict[str, str]]:
+    """(the value as JSON has it, the types of what JSON has no type for: JSON pointer → name). Raises TypeError, which
+    names what can't be carried."""
+    types: dict[str, str] = {}
+    return _plain(value, "", types, 0), types
+
+
+def restored(value: Any, types: Mapping[str, str]) -> Any:
+    """What `carried` was given. Raises ValueError for what it did not write."""
+    try:
+        return _typed(value, "", types)
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"a value of a job that can't be read: {error}") from error
+
+
+def _plain(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enum that is a string, its value
+    if type(value).__module__.partition(".")[0] in _ARRAYS and hasattr(value, "dtype"):
+        return _plain_array(value, at, types)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):  # JSON has none of these
+            types[at] = "float"
+            return repr(float(value))
+        return float(value)
+    if depth >= _DEPTH:
+        raise TypeError(f"something more than {_DEPTH} levels deep")
+    for kind, (write, _) in _SIMPLE.items():
+        if isinstance(value, kind):
+            types[at] = kind.__name__
+            return write(value)
+    return _plain_group(value, at, types, depth)
+
+
+def _plain_group(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
+    if type(value).__module__.startswith("omegaconf."):
+        from omegaconf import OmegaConf
+
+        if OmegaConf.is_config(value):
+            values = OmegaConf.to_container(value, resolve=False)
+            plain = _plain(values, f"{at}/{_INSIDE}", types, depth + 1)
+            types[at] = "config"
+            return plain
+    if isinstance(value, Mapping):
+        if all(type(key) is str for key in value):
+            return {key: _plain(item, f"{at}/{_escaped(key)}", types, depth + 1) for key, item in value.items()}
+        types[at] = "dict"
+        pairs = [[*pair] for pair in value.items()]
+        return [_plain(pair, f"{at}/{number}", types, depth + 1) for number, pair in enumerate(pairs)]
+    for name, kind in _GROUPS.items():
+        if isinstance(value, kind):
+            types[at] = name
+            value = list(value)
+    if isinstance(value, list):
+        return [_plain(item, f"{at}/{number}", types, depth + 1) for number, item in enumerate(value)]
+    # A scalar of yet another library says so by having exactly one item.
+    if callable(getattr(value, "item", None)) and not getattr(value, "shape", ()):
+        return _plain(value.item(), at, types, _DEPTH)
+    kind = type(value)
+    raise TypeError(f"a {kind.__module__}.{kind.__qualname__}")
+
+
+def _typed(value: Any, at: str, types: Mapping[str, str]) -> Any:
+    kind = types.get(at, "")
+    if kind == "float":
+        return float(value)
+    if kind in _NAMES:
+        return _NAMES[kind](value)
+    if kind.partition(".")[0] in _ARRAYS:
+        return _typed_array(value, kind)
+    if kind == "config":
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(_typed(value, f"{at}/{_INSIDE}", types))
+    if isinstance(value, dict):
+        return {key: _typed(item, f"{at}/{_escaped(key)}", types) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    items = [_typed(item, f"{at}/{number}", types) for number, item in enumerate(value)]
+    if kind == "dict":
+        return dict(items)
+    return _GROUPS[kind](items) if kind else items
+
+
+# A config's own content, in a pointer: no key of JSON's is empty there.
+_INSIDE = "~2"
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+# --- arrays: `numpy.array.float32`, `numpy.scalar.int64`, `torch.tensor.bfloat16`
+
+_ARRAYS = ("numpy", "torch")
+_NUMBERS = ("int", "uint", "float", "bfloat", "bool")
+
+
+def _plain_array(value: Any, at: str, types: dict[str, str]) -> Any:
+    library, name = type(value).__module__.partition(".")[0], type(value).__qualname__
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype.rstrip("0123456789") not in _NUMBERS or name == "MaskedArray":
+        raise TypeError(f"a {library}.{name} of {dtype}")
+    form = "tensor" if library == "torch" else "array" if value.shape or name == "ndarray" else "scalar"
+    try:
+        numbers = (value.detach().cpu() if form == "tensor" else value).tolist()
+    except (RuntimeError, NotImplementedError) as error:  # such as one on the meta device
+        raise TypeError(f"a {library}.{name} without numbers ({error})") from error
+    types[at] = f"{library}.{form}.{dtype}"
+    return _finite(numbers)
+
+
+def _typed_array(value: Any, kind: str) -> Any:
+    library, form, dtype = kind.split(".")
+    numbers = _numbers(value)
+    if dtype.rstrip("0123456789") not in _NUMBERS:
+        raise ValueError(f"no type of numbers: {dtype}")
+    try:
+        module: Any = import_module(library)
+    except ImportError:
+        return numbers
+    if form == "tensor":
+        return module.tensor(numbers, dtype=getattr(module, dtype))
+    array = module.array(numbers, dtype=dtype)
+    return array if form == "array" else array[()]
+
+
+def _finite(numbers: Any) -> Any:
+    if isinstance(numbers, list):
+        return [_finite(item) for item in numbers]
+    return numbers if not isinstance(numbers, float) or math.isfinite(numbers) else repr(numbers)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) else value
