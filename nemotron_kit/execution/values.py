@@ -92,7 +92,7 @@ def _plain_group(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
     for name, kind in _GROUPS.items():
         if isinstance(value, kind):
             types[at] = name
-            value = list(value)
+            value = [*value]
     if isinstance(value, list):
         return [_plain(item, f"{at}/{number}", types, depth + 1) for number, item in enumerate(value)]
     # A scalar of yet another library says so by having exactly one item.
