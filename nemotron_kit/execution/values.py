@@ -89,11 +89,9 @@ def _plain_group(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
         types[at] = "dict"
         pairs = [[*pair] for pair in value.items()]
         return [_plain(pair, f"{at}/{number}", types, depth + 1) for number, pair in enumerate(pairs)]
-    for name, kind in _GROUPS.items():
-        if isinstance(value, kind):
-            types[at] = name
-            value = [*value]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple | set | frozenset):
+        if not isinstance(value, list):
+            types[at] = next(name for name, kind in _GROUPS.items() if isinstance(value, kind))
         return [_plain(item, f"{at}/{number}", types, depth + 1) for number, item in enumerate(value)]
     # A scalar of yet another library says so by having exactly one item.
     if callable(getattr(value, "item", None)) and not getattr(value, "shape", ()):
