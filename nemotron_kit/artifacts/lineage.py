@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def run_id() -> str | None:
 def record_input(pin: Pin) -> None:
     """Remember that this process read an artifact: what it saves from now on descends from it."""
     with _lock:
-        pins = _read_here.setdefault(os.environ.get("NEMO_RUN_DIR", ""), [])
+        pins = _read_here.setdefault(_job(), [])
         if pin not in pins:
             pins.append(pin)
 
@@ -49,7 +50,7 @@ def inputs() -> tuple[Pin, ...]:
     """The job's inputs as its artifacts.json names them, then what this process loaded; each once."""
     found = list(job_inputs().values())
     with _lock:
-        found += _read_here.get(os.environ.get("NEMO_RUN_DIR", ""), [])
+        found += _read_here.get(_job(), [])
     return tuple(dict.fromkeys(found))
 
 
@@ -66,6 +67,19 @@ def record_output(pin: Pin) -> None:
                 write_json(folder / FILE, document)
             except OSError as error:
                 raise NemotronError(f"{folder / FILE} can't be written: {error.strerror or error}.") from error
+
+
+def _job() -> str:
+    """What tells this process's jobs apart: the job's folder, or the output folder of a Hydra job of anybody's."""
+    if named := os.environ.get("NEMO_RUN_DIR"):
+        return named
+    hydra_config: Any = getattr(sys.modules.get("hydra.core.hydra_config"), "HydraConfig", None)
+    if hydra_config is None or not hydra_config.initialized():
+        return ""
+    from omegaconf import OmegaConf
+
+    runtime = hydra_config.get().runtime
+    return "" if OmegaConf.is_missing(runtime, "output_dir") else str(runtime.output_dir)
 
 
 def forget_inputs() -> None:

@@ -21,7 +21,7 @@ from nemotron_kit.config.errors import translated, unreadable
 from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.secrets import masked_words
-from nemotron_kit.config.store import conf_dir, register_all
+from nemotron_kit.config.store import conf_dir, register_recipes
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -103,7 +103,7 @@ def _prepared(request: Job, tree: Tree, env: EnvFile) -> Prepared | None:
     choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
         return prepare(tree, words, env, sweep=True)
-    register_all(tree.apps.values(), env)
+    register_recipes(tree.apps.values(), env)
     return None
 
 

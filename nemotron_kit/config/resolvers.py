@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # What this process's job may read, by slot; set by whoever runs a job here. A job elsewhere reads artifacts.json.
 _pins: dict[str, Pin] = {}
 _run_dir: list[str] = []
+# Where a root config keeps what its references were found to mean (reference → Pin).
+_FOUND = "_nemotron_artifacts"
 
 
 def register_resolvers() -> None:
@@ -61,11 +63,12 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
         _pins.update(before)
 
 
-def resolve_artifact(slot: str, field: str = "path", *, _root_: Any) -> Any:
-    """`${art:slot,field}`: the pin of this job if there is one, else `run.<slot>` looked up in the registry."""
+def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
+    """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section around
+    it has for the slot, looked up in the registry once a config."""
     from nemotron_kit.artifacts.fields import artifact_field
 
-    return artifact_field(_pin(str(slot), _root_), str(field))
+    return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
 
 
 def resolve_secret(name: str) -> str:
@@ -82,20 +85,37 @@ def resolve_auto_mount(spec: str, target: str = "") -> str:
     return f"auto_mount:{spec},{target}" if target else f"auto_mount:{spec}"
 
 
-def _pin(slot: str, root: Any) -> Pin:
+def _pin(slot: str, parent: Any, root: Any) -> Pin:
     from nemotron_kit.artifacts.lineage import record_input
     from nemotron_kit.artifacts.reference import Reference
     from nemotron_kit.artifacts.registry import open_registry
 
-    pin = _pins.get(slot) or _job_pin(slot)
+    key, reference, run = _asked(slot, parent)
+    pin = _pins.get(key) or _job_pin(key)
     if pin is None:
-        run = root.get("run") if root is not None else None
-        reference = run.get(slot) if run is not None else None
-        if reference is None:
-            reference = _by_name(slot, run)
-        pin = open_registry().resolve(Reference.parse(str(reference)))
+        # A config means one version from its first look on, whatever is saved meanwhile.
+        found: dict[str, Pin] = root.__dict__.setdefault(_FOUND, {}) if root is not None else {}
+        text = str(_by_name(slot, run) if reference is None else reference)
+        pin = found.get(text) or found.setdefault(text, open_registry().resolve(Reference.parse(text)))
     record_input(pin)
     return pin
+
+
+def _asked(slot: str, parent: Any) -> tuple[str, Any, Any]:
+    """(the input's name in a job's record, its reference or None, the `run` section that was looked at).
+
+    A command's config that another program has put under a key of its own (`pretrain.run.data`) keeps its own inputs.
+    """
+    section, run = parent, None
+    while section is not None:
+        found = section._get_node("run", validate_access=False) if hasattr(section, "keys") else None
+        if hasattr(found, "keys"):
+            run = found
+            if slot in run and run[slot] is not None:
+                key = run._get_full_key(slot)
+                return (slot if key == f"run.{slot}" else key), run[slot], run
+        section = section._get_parent()
+    return slot, None, run
 
 
 def _job_pin(slot: str) -> Pin | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,15 @@ class Registered:
 
 
 def conf_dir() -> Path:
-    """Hydra's config tree: inside an installed package, or conf/ of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    """Hydra's config tree, the package `nemotron_kit.conf`: in a checkout a link to its conf/."""
+    return Path(__file__).resolve().parents[1] / "conf"
 
 
-def register_all(apps: Iterable[App] | None = None, env: EnvFile | None = None) -> None:
-    """Register every command of every recipe, so that any Hydra app with our primary config can compose them.
+def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = None) -> None:
+    """Register every command of every recipe in Hydra's ConfigStore, so that any program can compose them.
+
+    For each command, `recipe/<recipe>/<stage>` has an option for each of its configs: the command's schema with that
+    config over it. `+recipe/nano3/pretrain=tiny` puts it under that name, `@_global_` at the top.
 
     `apps` defaults to all recipes that can be found. A broken one is left out.
     """
@@ -51,6 +53,33 @@ def register_all(apps: Iterable[App] | None = None, env: EnvFile | None = None) 
         commands = list(app.commands())
         for command in commands:
             register(command, commands, env)
+            _store_whole(command)
+
+
+def _store_whole(command: Command) -> None:
+    """A command's schema and one of its configs as one option, for programs that are not ours."""
+    from hydra.core.config_store import ConfigStore
+
+    stage = command.stage
+    schema = f"/schema/{_parent(f'{command.recipe}/{stage}')}@_here_"
+    for name in {"default", *config_files(command)}:
+        node = {"defaults": [{schema: _leaf(stage)}, {f"/job/{command.recipe}/{stage}@_here_": name}]}
+        ConfigStore.instance().store(group=f"recipe/{command.recipe}/{stage}", name=name, node=node, provider=PROVIDER)
+
+
+@cache
+def recipes_store() -> Any:
+    """A ConfigStore with what `register_recipes` registers, beside the program's own, which stays as it is."""
+    from hydra.core.config_store import ConfigStore
+
+    program = ConfigStore.instance()
+    found, before = copy(program), program.repo
+    program.repo = found.repo = {}
+    try:
+        register_recipes()
+    finally:
+        program.repo = before
+    return found
 
 
 def register(

@@ -54,11 +54,11 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
 
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
+    pins = verified_inputs(job)
     if spec.module:
         alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
         command = torchrun_command(None, spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)
-    pins = verified_inputs(job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(values))

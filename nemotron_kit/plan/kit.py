@@ -32,7 +32,6 @@ def kit_roots() -> list[tuple[Path, str]]:
             (toplevel / "nemotron", "nemotron"),
             (toplevel / "hydra_plugins", "hydra_plugins"),
             (checkout / "recipes", "nemotron/recipes"),
-            (checkout / "conf", "nemotron_kit/conf"),
         ]
     plugins = checkout / "hydra_plugins" / "nemotron_kit_launcher"
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.plan.inputs import Asked, LookUp
 from nemotron_kit.plan.paths import Place
@@ -35,6 +36,22 @@ def look_up_for(placed: Placed, run_id: str, reach: Reach | None) -> LookUp | No
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
     return look_up
+
+
+def pin_slots(config: Mapping[str, Any], placed: Placed, run_id: str, reach: Reach | None) -> dict[str, Pin]:
+    """The pins of a config of somebody else's program: of what `${art:slot}` refers to through `run.<slot>`.
+
+    Raises UserError for an artifact that is not there.
+    """
+    run = config.get("run")
+    used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
+    asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
+    look_up = look_up_for(placed, run_id, reach)
+    found = look_up(asked) if look_up and asked else {}
+    for slot, pin in found.items():
+        if isinstance(pin, NemotronError):
+            raise UserError(f"run.{slot}: {pin.message}", hint=pin.hint)
+    return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
 
 
 def _here(place: Place, asked: Asked) -> dict[str, Pin | NemotronError | None]:

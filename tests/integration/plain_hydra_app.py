@@ -9,11 +9,11 @@ from pathlib import Path
 
 import hydra
 
-from nemotron_kit.config.store import conf_dir, register_all
+from nemotron_kit.config.store import conf_dir, register_recipes
 from nemotron_kit.envfile import EnvFile
 
 os.environ["HYDRA_FULL_ERROR"] = "1"
-register_all(env=EnvFile())
+register_recipes(env=EnvFile())
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

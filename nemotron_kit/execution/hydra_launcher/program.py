@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
@@ -23,13 +23,17 @@ from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.environment import job_environment
 from nemotron_kit.plan.packaging import NONE
 from nemotron_kit.plan.paths import Place, place_of
-from nemotron_kit.plan.placing import import_path, left_out, registry_here, registry_table
+from nemotron_kit.plan.pinning import pin_slots
+from nemotron_kit.plan.placing import Placed, import_path, left_out, registry_here, registry_table
 from nemotron_kit.plan.plan import DETACHED, Plan
 from nemotron_kit.plan.resources import resources_of
 from nemotron_kit.plan.runconfig import RunConfig
 from nemotron_kit.plan.sbatch import Sbatch, sbatch_for
 from nemotron_kit.plan.settings import settings_dict
 from nemotron_kit.plan.slurm import command_of
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.pin import Pin
 
 MODULE = "nemotron_kit.execution.hydra_launcher.job"
 
@@ -72,8 +76,10 @@ class ProgramPlanner:
         if apart:
             _send_outputs_home(hydra, place)
         packed = self.packer.pack(config, hydra, place.move, import_path(place))
-        added = self._added(place, number, label)
         shown = _shown(config)
+        pins = pin_slots(shown, Placed(shown, self.run, place), self.run_id, reach_for)
+        recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
+        added = self._added(place, pins, number, label)
         spec = self._spec(place, place.cwd if apart else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
@@ -90,8 +96,8 @@ class ProgramPlanner:
             config_name=str(hydra.job.config_name),
             config_file=None,
             config=shown,
-            inputs={},
-            references={},
+            inputs=pins,
+            references={slot: str(shown["run"][slot]) for slot in pins},
             launch_command=command_of(place.python, place.kit, place.job),
             environment=environment,
             secrets=secrets,
@@ -99,7 +105,7 @@ class ProgramPlanner:
             files={
                 "config.yaml": to_yaml(shown),
                 "job.json": json.dumps(spec, indent=2) + "\n",
-                "artifacts.json": json.dumps({"inputs": {}, "outputs": []}, indent=2) + "\n",
+                "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
                 packet.FILE: packed.to_text(),
                 **({"env.toml": registry_table(place)} if place.names_registry else {}),
             },
@@ -132,15 +138,15 @@ class ProgramPlanner:
             "environment": dict(environment),
         }
 
-    def _added(self, place: Place, number: int, label: str) -> Sbatch:
+    def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> Sbatch:
         """What the executor adds to the plan."""
         if self.run.executor == "docker":
             from nemotron_kit.plan.docker import docker_for
 
-            return docker_for(self.run, self.resources, place, {}, run_id=self.run_id, job=number, mode=self.mode)
+            return docker_for(self.run, self.resources, place, pins, run_id=self.run_id, job=number, mode=self.mode)
         if self.run.executor == "slurm":
             asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
-            return sbatch_for(self.run, self.resources, place, {}, **asked, alone=False)
+            return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)
         return Sbatch()
 
     def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:

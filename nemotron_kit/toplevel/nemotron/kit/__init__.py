@@ -40,6 +40,7 @@ _HOMES = {
         "to_wandb_uri",
         "tokenizer_to_uri",
     ),
+    "nemotron_kit.config.store": ("register_recipes",),
     "nemotron_kit.config_manager": ("ConfigManager",),
     "nemotron_kit.plan.nemo_run": ("build_executor",),
     "nemotron_kit.plan.profiles": (
