@@ -64,8 +64,8 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
 
 
 def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
-    """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section around
-    it has for the slot, looked up in the registry once a config."""
+    """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section has
+    for the slot, looked up in the registry once a config."""
     from nemotron_kit.artifacts.fields import artifact_field
 
     return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
@@ -106,9 +106,10 @@ def _asked(slot: str, parent: Any) -> tuple[str, Any, Any]:
 
     A command's config that another program has put under a key of its own (`pretrain.run.data`) keeps its own inputs.
     """
-    section, run = parent, None
+    section: Any = parent
+    run: Any = None
     while section is not None:
-        found = section._get_node("run", validate_access=False) if hasattr(section, "keys") else None
+        found: Any = section._get_node("run", validate_access=False) if hasattr(section, "keys") else None
         if hasattr(found, "keys"):
             run = found
             if slot in run and run[slot] is not None:

@@ -43,7 +43,7 @@ def pin_slots(config: Mapping[str, Any], placed: Placed, run_id: str, reach: Rea
 
     Raises UserError for an artifact that is not there.
     """
-    run = config.get("run")
+    run: Any = config.get("run")
     used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
     asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
     look_up = look_up_for(placed, run_id, reach)
