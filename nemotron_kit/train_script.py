@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -94,11 +95,14 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     from nemotron_kit.config.files import as_written
     from nemotron_kit.config.hints import means_text
     from nemotron_kit.config.job import resolve
+    from nemotron_kit.config.resolvers import pinned
 
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
     if spelled := getattr(config, "__dict__", {}).get("_spelled"):
         raw = as_written(raw, spelled, partial(means_text, cls))
-    values = {key: value for key, value in resolve(raw).items() if key != "run"}
+    piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
+    with pinned(piped) if piped else nullcontext():
+        values = {key: value for key, value in resolve(raw).items() if key != "run"}
     extras = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
     return to_dataclass(values, cls, extras=extras | _from_the_kit())
 
@@ -131,6 +135,18 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     values, spelled = load_spelled(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
     return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
+
+
+def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The artifacts that the step before pipes into a script started by hand, for the inputs that its command line
+    leaves open."""
+    if os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
+        return {}
+    from nemotron_kit.artifacts.piped import pins_from_step
+    from nemotron_kit.config.freeze import slots_used
+
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    return pins_from_step([slot for slot in sorted(slots_used(raw)) if f"run.{slot}" not in given])
 
 
 def _from_the_kit() -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.pipes import from_step
 from nemotron_kit.errors import UserError
 
 _HINT = 'What a step prints when its output is piped is {"slot": {"path": …, "type": …}}.'
@@ -39,6 +40,15 @@ def pick(piped: dict[str, Entry], *, slot: str | None = None, types: Collection[
     wanted = " or ".join(sorted(types)) if types else "artifact"
     count = "no" if not fitting else "more than one"
     raise UserError(f"Standard input holds {count} {wanted}; it holds {there}.", hint="Name the one: --art.<slot>.")
+
+
+def pins_from_step(slots: Collection[str]) -> dict[str, Pin]:
+    """The pins of a script's inputs, where a step writes to its standard input (see `pipes`); {} without one."""
+    text = from_step() if slots else None
+    if not text or not text.strip():
+        return {}
+    piped = parse_piped(text)
+    return {slot: piped_pin(pick(piped, slot=slot)) for slot in slots}
 
 
 def piped_pin(entry: Entry) -> Pin:

@@ -12,6 +12,7 @@ from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.backend import get_config
 from nemotron_kit.artifacts.metadata import absolute, write_document
 from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.pipes import say_step
 from nemotron_kit.artifacts.records import Draft
 from nemotron_kit.artifacts.reference import registry_name
 from nemotron_kit.artifacts.registry import open_registry
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 def save(artifact: Artifact, name: str | None) -> None:
     """See `Artifact.save`."""
+    say_step()  # what a script saves it is about to print, and saving may take long
     stored = _stored_name(artifact, name)
     folder = absolute(artifact._get_output_dir())
     if stored is not None:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.pipes import say_step
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -18,6 +19,7 @@ def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **a
 
     Stdout gets `{"data": {"path": …, "type": …, "name": …}}` unless it is a terminal. On rank 0 only.
     """
+    say_step()
     named = {name: artifact for given in (*args, artifacts) for name, artifact in given.items()}
     if os.environ.get("RANK", "0") != "0":
         return

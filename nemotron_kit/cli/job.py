@@ -41,9 +41,8 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
 
     command = find_command(tree, request.recipe, request.stage)
     words = hydra_words(request)
-    given = {word.partition("=")[0].removeprefix("run.") for word in words if word.startswith("run.")}
     notes: list[str] = []
-    piped = piped_overrides(command, given, notes)
+    piped = piped_overrides(command, words, notes, dry_run=request.dry_run)
     composed = compose(tree, [*words, *piped], env, request.flag("--config-dir"))
     composed.notes.extend(notes)
     if composed.config_file or request.flag("--config-dir"):

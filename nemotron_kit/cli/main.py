@@ -37,6 +37,10 @@ def leave(code: int) -> NoReturn:
     if ran and "nemo_run" not in sys.modules:
         sys.exit(code)
     code = guarded(_flushed) or code
+    if "nemotron_kit.artifacts.pipes" in sys.modules:
+        from nemotron_kit.artifacts.pipes import unsay_step
+
+        unsay_step()
     os._exit(code)
 
 
@@ -146,8 +150,18 @@ def _nemotron(words: list[str]) -> int:
         return _tool(words[0], words[1:])
     from nemotron_kit.cli.words import parse
 
+    _say_step(words)
     tree = _tree(_recipe_word(words))
     return _dispatch(parse(words, _index(tree)), ["nemotron", *words], tree)
+
+
+def _say_step(words: Sequence[str]) -> None:
+    """A job whose output is piped says so at once: the step that reads it may be starting at the same time."""
+    # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
+    if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(words):
+        from nemotron_kit.artifacts.pipes import say_step
+
+        say_step()
 
 
 def _tool(name: str, argv: Sequence[str]) -> int:
@@ -161,6 +175,7 @@ def _tool(name: str, argv: Sequence[str]) -> int:
 def _hydra(words: list[str]) -> int:
     from nemotron_kit.cli.hydra_argv import parse_hydra
 
+    _say_step(words)
     tree = _tree([word.removeprefix("recipe=") for word in words if word.startswith("recipe=")])
     return _dispatch(parse_hydra(words, _index(tree)), ["python", "-m", "nemotron_kit", *words], tree)
 
@@ -175,6 +190,7 @@ def _app(app: App, words: list[str]) -> int:
     code = fast.handle(words, index, root)
     if code is not None:
         return code
+    _say_step(words)
     return _dispatch(parse(words, index, root=root, prog=_program()), [*_program().split(), *words], tree, root)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from nemotron_kit.artifacts.pipes import say_step
 from nemotron_kit.errors import NemotronError, UserError
 
 CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
@@ -32,6 +33,7 @@ def parse_config_and_overrides(
     if argv is None:
         argv = sys.argv[1:]
         _print_errors_plainly()
+        say_step()
     default = Path(default_config)
     config: str | None = None
     overrides: list[str] = []

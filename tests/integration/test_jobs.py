@@ -153,6 +153,26 @@ def test_steps_are_piped(shell: Shell) -> None:
     assert "read 4 of size 4" in done.stdout
 
 
+def test_standard_input_is_the_callers(shell: Shell) -> None:
+    """Nothing waits for an open pipe that a Python program holds, and a loop's list is the loop's."""
+    nemotron, python = shell.command(["nemotron"])[0], sys.executable
+    shell("nemotron", "demo", "data", "write", "n=5")
+    line = (
+        f"(seq 2; sleep 30) | while read x && [ $x -lt 3 ]; do {nemotron} demo read; echo $x; [ $x = 2 ] && break; done"
+    )
+    silent = f"import subprocess as s; print(s.Popen(['{nemotron}', 'demo', 'read'], stdin=s.PIPE).wait(30))"
+    looped = subprocess.Popen(["bash", "-c", line], cwd=shell.folder, env=shell.env, stdout=subprocess.PIPE, text=True)
+    held = subprocess.run(
+        [python, "-c", silent], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=25, check=True
+    )
+    assert looped.stdout is not None
+    lines = [looped.stdout.readline().strip() for _ in range(4)]
+    looped.kill()
+    looped.communicate()
+    assert lines == ["read 5 of size 5", "1", "read 5 of size 5", "2"]
+    assert "read 5 of size 5" in held.stdout and held.stdout.endswith("0\n")
+
+
 def test_a_sweep_is_one_record_with_many_jobs(shell: Shell) -> None:
     shell("python", "-m", "nemotron_kit", "-m", "recipe=demo", "stage=data/write", "n=1,2,3")
     (run,) = shell.runs()
