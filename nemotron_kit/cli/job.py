@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,14 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
     plan = replace(plan, extra={**plan.extra, "code": code_facts()})
     started = time.monotonic()
     outcome = execute(plan, composed.command, composed.hydra, hydra_files(composed))
-    code = report(plan, outcome, time.monotonic() - started)
-    if request.json:
-        print_end(plan.run_id, outcome.state, code, job_exit_code=outcome.own, error=outcome.error, folder=plan.folder)
-    return code
+    seconds = time.monotonic() - started
+    # The job is over and on record: a full disk or a terminal that has gone changes nothing about how it ended.
+    with suppress(OSError):
+        report(plan, outcome, seconds)
+        if request.json:
+            said = {"job_exit_code": outcome.own, "error": outcome.error, "folder": plan.folder}
+            print_end(plan.run_id, outcome.state, outcome.code, **said)
+    return outcome.code
 
 
 def as_meant(request: Job) -> Job:
@@ -134,14 +139,14 @@ def announce(plan: Plan) -> None:
     _say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
 
 
-def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
-    """How it ended, on standard error; the exit code."""
+def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
+    """How it ended, on standard error."""
     if outcome.state in ("pending", "detached"):
         _detached(plan, outcome)
-        return outcome.code
+        return
     if outcome.state == "succeeded":
         _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
-        return 0
+        return
     from nemotron_kit.cli.main import print_error
     from nemotron_kit.errors import NemotronError
 
@@ -150,7 +155,6 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> int:
             f"{plan.run_id} {outcome.state}: {outcome.error}", hint=f"Its record: nemotron runs show {plan.run_id}"
         )
     )
-    return outcome.code
 
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:

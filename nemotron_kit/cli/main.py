@@ -35,6 +35,11 @@ def leave(code: int) -> NoReturn:
     NeMo-Run does not spend seconds on taking it and torch apart."""
     ran = "nemotron_kit.execution.launch" in sys.modules or "nemotron_kit.cli.hydra_app" in sys.modules
     if ran and "nemo_run" not in sys.modules:
+        for stream in (sys.stdout, sys.stderr):  # what can't be printed any more must not change the job's exit code
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(code)
     code = guarded(_flushed) or code
     if "nemotron_kit.artifacts.pipes" in sys.modules:

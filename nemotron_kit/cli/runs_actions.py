@@ -20,7 +20,7 @@ from nemotron_kit.runs.ledger import check_removable, open_run, remove_run
 from nemotron_kit.runs.records import DamagedRecord
 
 _LOOK_SECONDS = 0.5
-_QUEUED = ("pending", "preempted")
+_QUEUED = ("pending",)
 _ID = "a run's id, the start of one, its last six digits, or latest"
 
 

@@ -23,7 +23,7 @@ _ELSEWHERE = (1.0, 1.3, 30.0)
 _PATIENCE = 600
 _UNSURE = ("unreachable", "unknown")
 # Of many runs the exit code is that of the first of these that one of them ended as.
-_WORST = (DAMAGED, "unreachable", "unknown", "failed", "cancelled", "succeeded")
+_WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
 
 def wait(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 
 from nemotron_kit.cli.job import print_end, say_commands
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.states import TERMINAL, run_state
 
@@ -31,11 +31,13 @@ def failures(run: RunFolder, why: object, as_json: bool) -> NemotronError | None
     failed = [number for number, state in states.items() if state != "succeeded"]
     if not failed:
         return None
+    # What was refused, or lost sight of, before anything ran is no failure of a job.
+    kind = next((each for each in (UserError, Unreachable) if isinstance(why, each)), NemotronError)
     if as_json:
         ended = Counter(states.values())
-        print_end(run.id, run_state(ended), 1, jobs=dict(ended), folder=str(run.path))
+        print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
     names = ", ".join(map(str, failed[:8]))
-    return NemotronError(
+    return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
         hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}",
     )

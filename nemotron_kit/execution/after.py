@@ -27,7 +27,7 @@ from nemotron_kit.runs.process import process_facts
 from nemotron_kit.runs.states import DAMAGED
 
 _GONE = "removed"
-_NEVER = ("failed", "cancelled", DAMAGED, _GONE)
+_NEVER = (*ENDED, DAMAGED, _GONE)
 _FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
 
 

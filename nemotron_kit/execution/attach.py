@@ -13,8 +13,9 @@ from nemotron_kit.errors import Unreachable
 from nemotron_kit.execution.backends.base import Backend, Observation
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.shown import Shown
+from nemotron_kit.execution.tee import unless_gone
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
+from nemotron_kit.runs.job import AGAIN, UNEXPLAINED, JobFolder, is_last_word
 from nemotron_kit.runs.logs import Neutraliser, encodable
 from nemotron_kit.runs.states import EXIT_CODES, TERMINAL
 
@@ -25,7 +26,7 @@ PATIENCE = 600.0
 CHUNK = 1 << 20
 # Each rank's lines are in its node's log too.
 _SKIPPED = ("rank-", "worker")
-_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED)
+_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
@@ -112,10 +113,13 @@ def _follow(
     run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
 ) -> Outcome:
     def keep() -> None:
-        sys.stdout.flush()
+        with unless_gone(sys.stdout):
+            sys.stdout.flush()
         shown.keep({follower.job.number: follower.shown for follower in followers})
 
-    pause, lost, known = FASTEST, False, time.monotonic()
+    # A back end that is a folder of this machine is asked more often than one that many ask.
+    fastest, slowest = getattr(backend, "pace", (FASTEST, SLOWEST))
+    pause, lost, known = fastest, False, time.monotonic()
     try:
         while True:
             moved, asked = False, time.time()
@@ -138,7 +142,7 @@ def _follow(
                 for follower in followers:
                     follower.rest(_show)
                 return outcome_of(observed)
-            pause = FASTEST if moved else min(pause * 1.3, SLOWEST)
+            pause = fastest if moved else min(pause * 1.3, slowest)
             time.sleep(pause)
     finally:
         keep()
@@ -164,7 +168,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         own = job.exit_record()
         if seen.state in TERMINAL:
-            if own is None or UNEXPLAINED in own or own.get("state") not in TERMINAL:
+            if own is None or not is_last_word(own):
                 kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
                 code = seen.code if seen.code is not None else 1
                 job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
@@ -185,8 +189,10 @@ def outcome_of(observed: dict[int, Observation]) -> Outcome:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(encodable(text, sys.stdout.encoding))
+    with unless_gone(sys.stdout):
+        sys.stdout.write(encodable(text, sys.stdout.encoding))
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    with unless_gone(sys.stderr):
+        print(text, file=sys.stderr)  # noqa: T201

@@ -1,45 +1,51 @@
-"""A job in a child process: its output to the terminal and the log, its signals forwarded, its exit code ours."""
+"""A job in a child process: its output in the log, its signals forwarded, its exit code ours."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from io import RawIOBase
 
-from nemotron_kit.execution.handler import PREEMPTED
-from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
-from nemotron_kit.execution.signals import forwarded, noted, stop
+from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
+from nemotron_kit.execution.signals import adopt_orphans, forwarded, noted, stop, stop_orphans
 from nemotron_kit.runs.job import JobFolder
-
-CHUNK = 1 << 16
+from nemotron_kit.runs.states import PREEMPTED
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
-    """Run `command` in a process group of its own until it ends. Ctrl-C: TERM, then KILL after a grace."""
+    """Run `command` in a process group of its own until it ends, and what it leaves behind when it is killed.
+
+    It prints into the job's log by itself, so that it outlives this process, which its record then says. Ctrl-C: TERM,
+    then KILL after a grace.
+    """
+    seen: set[str] = set()
+    adopt_orphans()
     with job.open_log() as log:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1)):
-                _pump(child, log)
-                code = child.wait()
-        except KeyboardInterrupt:
-            stop(child)
-            return Outcome(INTERRUPTED, "cancelled", "interrupted")
-        except BaseException:
-            stop(child)
-            raise
-    return from_exit_code(code)
+    try:
+        with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+            job.note_child(child.pid)
+            outcome = from_exit_code(child.wait())
+    except KeyboardInterrupt:
+        stop(child)
+        return Outcome(INTERRUPTED, "cancelled", "interrupted")
+    except BaseException:
+        stop(child)
+        raise
+    if outcome.signal is not None:
+        stop_orphans()
+    if "TERM" in seen and outcome.state == "failed":
+        return Outcome(TERMINATED, "cancelled", "terminated", own=outcome.own)
+    return outcome
 
 
 def supervise(command: Sequence[str], cwd: str, seen: set[str], *, slurm: bool) -> Outcome:
@@ -71,15 +77,3 @@ def from_exit_code(code: int) -> Outcome:
     if code == PREEMPTED:
         return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
     return Outcome(1, "failed", f"exit code {code}", own=code)
-
-
-def _pump(child: subprocess.Popen[bytes], log: RawIOBase) -> None:
-    assert child.stdout is not None  # noqa: S101 — Popen was given a pipe
-    out = getattr(sys.stdout, "buffer", None)
-    while chunk := os.read(child.stdout.fileno(), CHUNK):
-        log.write(chunk)
-        if out is not None:
-            out.write(chunk)
-            out.flush()
-        else:
-            sys.stdout.write(chunk.decode("utf-8", "replace"))

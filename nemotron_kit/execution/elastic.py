@@ -1,4 +1,4 @@
-"""torchrun, started by a worker of a scheduler: `python -m nemotron_kit.execution.elastic <torchrun's words>`.
+"""torchrun, started by a worker: `python -m nemotron_kit.execution.elastic <torchrun's words>`.
 
 It is torch.distributed.run itself. What it adds: TERM and USR1 are for its ranks, which save and end by themselves
 (torchrun would end at USR1, and at TERM forget how its ranks ended); and its exit code is that of the first rank that
@@ -47,7 +47,10 @@ def _stay(_: int, __: FrameType | None) -> None:
 
 
 def _pass_on(number: int, _: FrameType | None) -> None:
-    for pid in descendants(os.getpid()):
+    ranks = descendants(os.getpid())
+    if not ranks and number == signal.SIGTERM:
+        sys.exit(128 + number)  # nobody has begun yet
+    for pid in ranks:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(pid, number)
 

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
+from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome, exit_code
 from nemotron_kit.execution.signals import Terminated, term_raises
-
-# sysexits' EX_TEMPFAIL: stopped by a signal after a checkpoint; running it again goes on from there.
-PREEMPTED = 75
+from nemotron_kit.runs.states import PREEMPTED
 
 
 def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
@@ -26,11 +24,12 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
     except KeyboardInterrupt:
         outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
     except Terminated:
-        outcome = Outcome(128 + 15, "cancelled", "terminated")
+        outcome = Outcome(TERMINATED, "cancelled", "terminated")
     except SystemExit as error:
         outcome = _from_code(error.code)
     except NemotronError as error:
-        outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
+        state = "preempted" if error.exit_code == PREEMPTED else "failed"
+        outcome = Outcome(error.exit_code, state, str(error), exception=error)
     # Whatever a handler raises is the job's failure, never the launcher's.
     except Exception as error:  # noqa: BLE001
         _print_traceback(error)
@@ -46,13 +45,15 @@ def _success(value: Any) -> Outcome:
 
 
 def _from_code(code: Any) -> Outcome:
-    if code in (None, 0):
+    if code is None or (isinstance(code, int) and code == 0):
         return Outcome(0, "succeeded", value=code)
-    if isinstance(code, str):
+    if not isinstance(code, int):
         print(code, file=sys.stderr)  # noqa: T201 — what Python does with SystemExit("text")
-        return Outcome(1, "failed", code)
-    state = "preempted" if code == PREEMPTED else "failed"
-    return Outcome(int(code), state, f"exit code {code}", value=code)
+        return Outcome(1, "failed", str(code))
+    number = exit_code(code)
+    state = "preempted" if number == PREEMPTED else "failed"
+    asked = "" if number == code else f" (from {int(code)}: a process has one byte for it)"
+    return Outcome(number, state, f"exit code {number}{asked}", value=code)
 
 
 def _print_traceback(error: Exception) -> None:

@@ -27,7 +27,7 @@ from nemotron_kit.runs.states import DAMAGED, TERMINAL, JobState, run_state
 
 HERE = "local"
 LOST = "unreachable"
-ENDED = {"failed": "failed", "cancelled": "was cancelled"}
+ENDED = {"failed": "failed", "cancelled": "was cancelled", "preempted": "was preempted"}
 # What a record says where nothing is known: the state before it is the last known one.
 _UNKNOWN = (LOST, "unknown")
 # What makes two profiles' jobs answerable in one question.
@@ -183,7 +183,7 @@ def _explained(plan: Mapping[str, Any], seen: Observation) -> Observation:
         return seen
     for run_id in plan.get("after") or ():
         state = RunFolder(runs_root() / str(run_id)).state()
-        if state in ("failed", "cancelled"):
+        if state in ENDED:
             return replace(seen, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}.")
     return seen
 

@@ -9,8 +9,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
-from nemotron_kit.runs.states import TERMINAL
+from nemotron_kit.runs.job import JobFolder, is_last_word
 
 
 def folder_there(run: RunFolder, plan: Mapping[str, Any]) -> str:
@@ -44,7 +43,7 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
     if found["metrics"]:
         files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
     end, own = found["exit"], job.exit_record()
-    if end is not None and end.get("state") in TERMINAL and UNEXPLAINED not in end:
+    if end is not None and is_last_word(end):
         _began(job, found["history"])
         own = end  # else the scheduler has the last word: a job that was stopped does not know why
     if own is not None:

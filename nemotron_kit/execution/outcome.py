@@ -6,6 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 INTERRUPTED = 130
+# What a shell says of a process that TERM ended.
+TERMINATED = 128 + 15
+
+
+def exit_code(number: int) -> int:
+    """What a process exits with that asks for `number`: the system keeps its last eight bits, and a failure must not
+    become 0 by that."""
+    return number & 0xFF or 1 if number else 0
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from nemotron_kit.execution.handler import call_handler
 from nemotron_kit.execution.hydra_launcher.answer import sendable
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
-from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.execution.scheduled import rank_log
 from nemotron_kit.execution.scheduled_ends import VALUE
+from nemotron_kit.execution.signals import Terminated, hangup_ignored, term_raises
 from nemotron_kit.execution.tee import tee
 from nemotron_kit.plan.launching import torchrun_command
 from nemotron_kit.runs.job import JobFolder
@@ -35,21 +36,44 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
     The outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
     """
     spec = read_spec(job.path)
-    try:
-        if spec.after:
-            from nemotron_kit.execution.after import wait_for
+    with hangup_ignored():
+        try:
+            with term_raises():
+                if spec.after:
+                    from nemotron_kit.execution.after import wait_for
 
-            wait_for(job, spec.after)
-        job.transition("running", pgid=os.getpgid(0))
-        with environment(spec.environment):
-            outcome = _run(job, spec, handler, config_cls)
-    except Cancelled as error:
-        outcome = Outcome(error.exit_code, "cancelled", str(error))
-    except NemotronError as error:
-        outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
-    except KeyboardInterrupt:
-        outcome = Outcome(130, "cancelled", "interrupted")
-    job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
+                    wait_for(job, spec.after)
+                job.transition("running", pgid=os.getpgid(0))
+                with environment(spec.environment):
+                    outcome = _run(job, spec, handler, config_cls)
+        except Cancelled as error:
+            outcome = Outcome(error.exit_code, "cancelled", str(error))
+        except NemotronError as error:
+            outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
+        except KeyboardInterrupt:
+            outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
+        except Terminated:
+            outcome = Outcome(TERMINATED, "cancelled", "terminated")
+        except OSError as error:  # the job's own are its handler's; this machine would not keep the record
+            what = os.fsdecode(error.filename) if error.filename is not None else str(job.path)
+            outcome = Outcome(1, "failed", f"{what}: {error.strerror}")
+        return _put_on_record(job, outcome)
+
+
+def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
+    """Write the exit record; the outcome as it stands there, so that the command exits with what the record says."""
+    if job.cancel_requested and outcome.state in ("failed", "preempted"):
+        code = outcome.recorded
+        outcome = Outcome(Cancelled.exit_code, "cancelled", "cancelled", own=code)
+    try:
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
+    except OSError as error:
+        # Its last step may be what failed: the record is there, and will be read.
+        if job.state().state != outcome.state:
+            said = (
+                f"the job {outcome.state}, and its record can't be written: {job.path / 'exit.json'}: {error.strerror}"
+            )
+            return Outcome(outcome.code or 1, "failed", said, exception=outcome.exception)
     return outcome
 
 

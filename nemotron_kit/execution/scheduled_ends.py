@@ -16,7 +16,7 @@ from nemotron_kit import files
 from nemotron_kit.execution.jobspec import JobSpec
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
-from nemotron_kit.runs.job import UNEXPLAINED, JobFolder
+from nemotron_kit.runs.job import AGAIN, UNEXPLAINED, JobFolder
 
 OTHERS_SECONDS = 20.0
 # In the job's folder: what its function returned, if a sweeper can use it.
@@ -68,12 +68,19 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
     elif outcome.state == "preempted" and job.cancel_requested:
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
-        last = f"{_LAST}={spec.max_segments}" if node.job else "nothing starts it again here"
-        error = f"stopped with a checkpoint; {'it goes on from there' if again else last}"
-        job.finish(outcome.recorded, "preempted" if again else "failed", error=error, **signals)
+        last = f"{_LAST}={spec.max_segments}" if node.job else None
+        then = "it goes on from there" if again else f"{last or 'nothing starts it again'}: {resume_line(job)}"
+        facts = {**signals, **({AGAIN: True} if again else {})}
+        state = "failed" if last and not again else "preempted"
+        job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value)
+
+
+def resume_line(job: JobFolder) -> str:
+    """What is typed to have a job go on that nothing starts again."""
+    return f"nemotron runs resume {job.reference}"
 
 
 def again_file(job: JobFolder) -> Path:

@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from nemotron_kit.runs.process import descendants
+
 GRACE_SECONDS = 10.0
+_SUBREAPER = 36  # prctl: PR_SET_CHILD_SUBREAPER
 
 
 class Terminated(BaseException):
@@ -57,6 +61,21 @@ def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def hangup_ignored() -> Iterator[None]:
+    """Within the block a terminal that closes (SIGHUP) ends neither this process nor what it starts, as with nohup.
+    Whoever has said otherwise is heard."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def _short(number: int) -> str:
     return signal.Signals(number).name.removeprefix("SIG")
 
@@ -75,12 +94,47 @@ def _handled(names: tuple[signal.Signals, ...], handler: Callable[[int, FrameTyp
 
 
 def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
-    """TERM to the child's process group, KILL after a grace; its exit code."""
+    """TERM to the child's process group, KILL after a grace, to all below it, too; its exit code."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     try:
         return child.wait(grace)
     except subprocess.TimeoutExpired:
+        below = descendants(child.pid)  # torchrun's ranks lead groups of their own
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        _send(below, signal.SIGKILL)
         return child.wait()
+
+
+def adopt_orphans() -> None:
+    """From here on what a child of this process leaves behind becomes this process's own child (on Linux)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def stop_orphans(grace: float = GRACE_SECONDS) -> None:
+    """TERM to every process below this one, KILL after a grace: ranks whose torchrun was killed would run on."""
+    _send(descendants(os.getpid()), signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while _left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _send(descendants(os.getpid()), signal.SIGKILL)
+
+
+def _left() -> bool:
+    """Whether a child is there that has not ended; those that have are taken off the system's list."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _send(processes: list[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, number)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from io import RawIOBase
 from typing import Any, TextIO
 
 from nemotron_kit.masking import mask
+
+
+@contextlib.contextmanager
+def unless_gone(stream: TextIO) -> Iterator[None]:
+    """Within the block a terminal or a reader that has gone ends nothing: from then on what is printed goes nowhere."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class Tee:
@@ -22,8 +35,13 @@ class Tee:
     def write(self, text: str) -> int:
         shown = mask(text)
         self._log.write(shown.encode("utf-8", "replace"))
-        self._stream.write(shown)
+        with unless_gone(self._stream):
+            self._stream.write(shown)
         return len(text)
+
+    def flush(self) -> None:
+        with unless_gone(self._stream):
+            self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
         for line in lines:

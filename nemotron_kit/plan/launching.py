@@ -41,7 +41,7 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
 def torchrun_command(script: str | Path | None, processes: int, folder: str) -> list[str]:
     """torchrun on this machine for a job folder: the script if the command has one, else the worker on each rank."""
     target = [str(script), "--config", f"{folder}/config.yaml"] if script else rank_command(folder)
-    start = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    start = [sys.executable, "-P", "-m", "nemotron_kit.execution.elastic", "--standalone"]
     return [*start, f"--nproc-per-node={processes}", *target]
 
 

@@ -33,6 +33,14 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
     return [job.state() for job in jobs]
 
 
+def terminate(job: JobFolder) -> None:
+    """TERM to the process of a job that has one, without a word that it is not wanted any more."""
+    process = job.state().facts.get("process")
+    if isinstance(process, Mapping) and not job.state().terminal:
+        _check_here(job, process)
+        _send(process, signal.SIGTERM)
+
+
 def _process(job: JobFolder) -> Mapping[str, Any] | None:
     """The process to stop, None for a job that has none yet; UserError for one that can't be stopped from here."""
     state = job.state()

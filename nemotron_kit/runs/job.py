@@ -22,8 +22,17 @@ from nemotron_kit.runs.states import STATES, TERMINAL, JobState, now_iso, parse_
 _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DISAPPEARED = "the process disappeared"
+ALONE = "its worker is gone; what it had started runs on"
+_CHILD = "child.json"
 # In an exit record: signals that the job got. A worker that a signal ended does not know why; whoever sent it does.
 UNEXPLAINED = "signalled"
+# In an exit record: the scheduler was asked to start the job again.
+AGAIN = "again"
+
+
+def is_last_word(record: Mapping[str, Any]) -> bool:
+    """Whether nothing but a new attempt follows an exit record."""
+    return record.get("state") in TERMINAL and UNEXPLAINED not in record and not record.get(AGAIN)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,12 @@ class JobFolder:
     @property
     def run_id(self) -> str:
         return self.path.parent.parent.name
+
+    @property
+    def reference(self) -> str:
+        """What a person calls it: the run's id; of one among several jobs, `ID/N`."""
+        others = any(name.name != self.path.name for name in self.path.parent.glob("[0-9]*"))
+        return f"{self.run_id}/{self.number}" if others else self.run_id
 
     @property
     def config_path(self) -> Path:
@@ -64,21 +79,26 @@ class JobFolder:
             facts.setdefault("process", process_facts())
         begins = state in ("pending", "running")
         if begins:
+            (self.path / _CHILD).unlink(missing_ok=True)
             self._keep_end(writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
         if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
             (self.path / "exit.json").unlink(missing_ok=True)
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
-        """Write the exit record. `state` follows from `code` when left out; a failure after `request_cancel` is
-        `cancelled`. One with the fact UNEXPLAINED is not the last word: until another is written the job counts as
-        running."""
+        """Write the exit record. `state` follows from `code` when left out; a job that did not succeed after
+        `request_cancel` is `cancelled`. One with the fact UNEXPLAINED is not the last word: until another is written
+        the job counts as running; one with AGAIN as pending."""
         state = state or ("succeeded" if code == 0 else "failed")
         _check_state(state)
-        if state == "failed" and self.cancel_requested:
+        if state in ("failed", "preempted") and self.cancel_requested:
             state = "cancelled"
         record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
+
+    def note_child(self, pid: int) -> None:
+        """Write down which process does the work for the one on record: it may outlive that one."""
+        files.write_json(self.path / _CHILD, process_facts(pid))
 
     def request_cancel(self) -> None:
         files.write_json(self.path / "cancel.json", {"at": now_iso(), "host": socket.gethostname()})
@@ -174,12 +194,22 @@ class JobFolder:
             except DamagedRecord as error:
                 self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
 
+    def _child(self) -> dict[str, Any] | None:
+        try:
+            return read_object(self.path / _CHILD)
+        except (FileNotFoundError, DamagedRecord):
+            return None
+
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
         finished = None
         if state in ("pending", "running") and isinstance(process, Mapping) and is_gone(process):
             if (self.path / "exit.json").exists():  # it ended between our two looks
                 return self.state()
+            child = self._child()
+            if child is not None and not is_gone(child):
+                facts = {**last, "process": child}
+                return JobState("running", last["at"], started, error=ALONE, facts=facts)
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", DISAPPEARED)
         return JobState(state, last["at"], started, finished, last.get("code"), error, last)
 
@@ -191,6 +221,9 @@ def _from_exit(record: Mapping[str, Any], started: float | None, history: list[d
     facts = {**(history[-1] if history else {}), **record}
     if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled, or comes again
         return JobState("running", parse_time(record.get("finished_at")), started, facts=facts)
+    if record.get(AGAIN):
+        why = record.get("error")
+        return JobState("pending", parse_time(record.get("finished_at")), started, facts={**facts, "reason": why})
     finished = parse_time(record.get("finished_at"))
     return JobState(state, finished, started, finished, code, record.get("error"), facts)
 

@@ -8,15 +8,28 @@ from datetime import UTC, datetime
 from typing import Any
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+# Nobody leaves these by himself; `nemotron runs resume` begins a new attempt. A job that its scheduler starts again
+# is `pending`, whatever stopped it.
+TERMINAL = frozenset({"succeeded", "failed", "cancelled", "preempted"})
 # A run whose plan.json can't be read; no job is ever in this state.
 DAMAGED = "damaged"
 
+# sysexits' EX_TEMPFAIL: stopped by a signal after a checkpoint.
+PREEMPTED = 75
+
 # What a command that reports on a job exits with; those not named here (it is still going) count as success.
-EXIT_CODES = {"succeeded": 0, "failed": 1, "unreachable": 3, "unknown": 3, DAMAGED: 3, "cancelled": 4}
+EXIT_CODES = {
+    "succeeded": 0,
+    "failed": 1,
+    "unreachable": 3,
+    "unknown": 3,
+    DAMAGED: 3,
+    "cancelled": 4,
+    "preempted": PREEMPTED,
+}
 
 # The state of a run is the first of these that one of its jobs is in.
-_PRECEDENCE = ("running", "pending", "preempted", "unreachable", "unknown", "failed", "cancelled", "succeeded")
+_PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
 
 @dataclass(frozen=True)

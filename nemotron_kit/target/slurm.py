@@ -18,7 +18,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.runs.states import TERMINAL
+from nemotron_kit.runs.job import is_last_word
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target import submissions
 from nemotron_kit.target.submissions import Submission
@@ -31,6 +31,7 @@ _SETTLE_SECONDS = 2.0
 _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
 # sbatch has asked and been told: no more doubt. The rest of "submission failed" may be a reply that got lost.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
+_UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
 _LOST = re.compile(
     r"timed out|unable to contact|zero bytes|transport endpoint|connection|communication|unexpected message|"
     r"unspecified|standby|temporarily|too many|try again",
@@ -129,7 +130,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
 
 def _tell(job: Path) -> None:
     try:
-        over = json.loads((job / "exit.json").read_bytes()).get("state") in TERMINAL
+        over = is_last_word(json.loads((job / "exit.json").read_bytes()))
     except (FileNotFoundError, ValueError):
         over = False
     if job.is_dir() and not over:
@@ -144,6 +145,11 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
     """
     del payload
     code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
+    if code != 0 and _UNCONFIGURED.search(said):
+        raise UserError(
+            f"Slurm's commands on this machine have no cluster to talk to: {said}",
+            hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
+        )
     if code != 0 and _LOST.search(said):
         raise Unreachable(f"scontrol: {said}")
     found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", out, re.MULTILINE)) if code == 0 else {}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.errors import Unreachable, UserError
 
 ASK_SECONDS = 30.0
 SUBMIT_SECONDS = 120.0
@@ -43,8 +43,8 @@ class Entry:
 def run(
     words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None, hold: int | None = None
 ) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a command. Unreachable when it does not end in time; NemotronError when
-    it isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
+    """Exit code, standard output and error of a command. Unreachable when it does not end in time; UserError when it
+    isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
     try:
         child = subprocess.Popen(
             list(words),
@@ -57,7 +57,7 @@ def run(
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise NemotronError(
+        raise UserError(
             f"{words[0]} is not there: Slurm's commands are not installed on this machine, or not on its PATH.",
             hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
         ) from error

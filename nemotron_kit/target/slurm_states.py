@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.runs.job import UNEXPLAINED
+from nemotron_kit.runs.job import AGAIN, is_last_word
 from nemotron_kit.target import slurm, submissions
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target.slurm_commands import Entry
@@ -81,8 +81,11 @@ class _Job:
         """Whether its own record says all. A worker stopped by a signal does not know why, nor what is next."""
         if self.record is None:
             return False
-        self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
-        return self.record["state"] != "preempted" and UNEXPLAINED not in self.record
+        if self.record.get(AGAIN):
+            self.set("pending", reason=self.record.get("error"))
+        else:
+            self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
+        return is_last_word(self.record)
 
     def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
         self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
@@ -165,7 +168,7 @@ def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
         job.set("pending", reason=entry.reason, start=entry.start)
         return True
     if entry.state in _RUNNING:
-        if job.record is None or job.record["state"] != "preempted":  # one that a signal ended is explained later
+        if job.record is None or not job.record.get(AGAIN):  # one that a signal ended is explained later
             job.set("running", start=entry.start)
         return True
     return False
@@ -184,13 +187,13 @@ def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: b
 
 
 def _final(job: _Job, entry: Entry) -> None:
-    preempted = job.record is not None and job.record["state"] == "preempted"
+    again = job.record is not None and job.record.get(AGAIN)
     code = entry.code or _CODES.get(entry.state, 1)
     if entry.state == "CANCELLED":
         job.set("cancelled", code, "cancelled in Slurm")
     elif entry.state in _WHY:
         job.set("failed", code, _WHY[entry.state], scheduler_state=entry.state)
-    elif preempted:
+    elif again:
         job.set("failed", code, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)

@@ -23,6 +23,8 @@ START_SECONDS = 10.0
 class Local:
     """Detached jobs of this machine. Their folders hold all there is to know of them."""
 
+    pace = (0.05, 0.5)
+
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """All is here."""
 

@@ -22,6 +22,7 @@ from typing import Any
 from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, sendable
 from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, name_of, read_packet, task_of
 from nemotron_kit.execution.jobspec import SCHEDULED, rank
+from nemotron_kit.execution.outcome import exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -200,7 +201,7 @@ def _exit(error: SystemExit, config: Any) -> Answer:
     number = code if isinstance(code, int) else 0 if code is None else 1
     output = config.hydra.runtime.get("output_dir")
     failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {code}")
-    return Answer(number & 0xFF, failure=failure, output_dir=output, working_dir=output)
+    return Answer(exit_code(number), failure=failure, output_dir=output, working_dir=output)
 
 
 if __name__ == "__main__":

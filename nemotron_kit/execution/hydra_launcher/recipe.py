@@ -22,7 +22,7 @@ from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.execution.launch import refuse_problems, run_planned
 from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.plan.build import build_plan
-from nemotron_kit.plan.plan import DETACHED, Plan
+from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.runs.folder import RunFolder
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -58,7 +58,9 @@ class RecipeTask:
         refuse_problems(plan)
         if plan.launch == DETACHED:
             raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
-        job = RunFolder(self.folder).add_job(plan.job, {**plan.files, **hydra_files(composed)}, attached=True)
+        job = RunFolder(self.folder).add_job(
+            plan.job, {**plan.files, **hydra_files(composed)}, attached=plan.launch == IN_PROCESS
+        )
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
         if outcome.state == "succeeded":

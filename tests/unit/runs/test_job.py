@@ -64,12 +64,21 @@ def test_what_a_signal_ended_is_not_over_before_somebody_has_explained_it(job: J
 
 def test_a_requeue_is_a_new_attempt_with_its_history(job: JobFolder) -> None:
     job.transition("running")
-    job.finish(143, "preempted")
-    assert job.state().state == "preempted" and not job.state().terminal
+    job.finish(143, "preempted", error="saved", again=True)
+    assert (job.state().state, job.state().terminal, job.state().facts["reason"]) == ("pending", False, "saved")
     job.transition("running", attempt=2)
     assert job.state().state == "running" and job.exit_record() is None
     assert [entry["state"] for entry in job.history()] == ["pending", "running", "preempted", "running"]
     assert job.history()[2]["code"] == 143
+
+
+def test_what_nothing_starts_again_is_over(job: JobFolder) -> None:
+    job.transition("running")
+    job.finish(75, "preempted")
+    assert job.state().terminal and job.state().code == 75
+    job.request_cancel()
+    job.finish(75, "preempted")
+    assert job.state().state == "cancelled"
 
 
 def test_two_writers_at_once_lose_nothing(job: JobFolder) -> None:

@@ -215,7 +215,7 @@ def test_the_exit_code_of_a_job_without_a_record(
 
 
 def test_a_preempted_job_is_pending_again_or_over(submitted: Path, program: Program) -> None:
-    exit_record(submitted, 0, state="preempted", code=75)
+    exit_record(submitted, 0, state="preempted", code=75, again=True)
     program("squeue", 'echo "42_0|PENDING|x|n|BeginTime"')
     assert observe(submitted, 0)[0]["state"] == "pending"
     program("squeue", "exit 0")

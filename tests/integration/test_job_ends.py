@@ -1,0 +1,141 @@
+"""How a job of this machine ends, and that its record, its command's exit code and whoever waits for it agree: signals
+to the launch and to its processes, terminals that go, codes that a process can't have, disks that are full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+
+RECIPE = """\
+import os, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from nemotron.kit import App
+
+@dataclass
+class Config:
+    code: str = "0"
+    steps: int = 400
+
+def end(cfg: Config):
+    return eval(cfg.code)
+
+def steps(cfg: Config):
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    kept = Path(os.environ["NEMO_RUN_DIR"]) / ("kept-" + os.environ.get("RANK", "0"))
+    at = int(kept.read_text()) if kept.exists() else 0
+    print("from step", at, flush=True)
+    while at < cfg.steps and not told:
+        at += 1
+        kept.write_text(str(at))
+        print("step", at, flush=True)
+        time.sleep(0.05)
+    return 75 if told else 0
+
+def deaf(cfg: Config):
+    print("deaf", flush=True)
+    time.sleep(300)
+
+app = App("ends")
+app.command("end", Config, end)
+app.command("steps", Config, steps)
+app.command("deaf", Config, deaf)
+"""
+ENV = """\
+[cli]
+recipes = ["ends"]
+[two]
+executor = "local"
+nproc_per_node = 2
+[here]
+executor = "local"
+"""
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        (folder / "ends").mkdir()
+        (folder / "ends" / "__init__.py").write_text(RECIPE)
+        (folder / "env.toml").write_text(ENV)
+        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        self.program = str(Path(sys.executable).with_name("nemotron"))
+
+    def start(self, *words: str, **how: Any) -> subprocess.Popen[str]:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        given: dict[str, Any] = {**streams, **how}
+        return subprocess.Popen([self.program, *words], cwd=self.folder, env=self.env, text=True, **given)
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        done = self.start(*words)
+        said, _ = done.communicate(timeout=120)
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{said}"
+        return said
+
+    @property
+    def job(self) -> JobFolder:
+        return RunFolder(sorted((self.home / "runs").glob("2*"))[-1]).job(0)
+
+    def logged(self, launch: subprocess.Popen[str], text: str) -> bool:
+        """Whether the newest job has printed `text`. A launch that has ended is not waited for."""
+        assert launch.poll() is None, launch.communicate()[0]
+        found = list((self.home / "runs").glob("2*"))
+        return bool(found) and self.job.log_path().exists() and text in self.job.log_path().read_text()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    for run in (made.home / "runs").glob("2*"):
+        if RunFolder(run).state() in ("running", "pending"):
+            made.start("runs", "cancel", run.name, "--grace", "1").wait(30)
+
+
+def until(check: Callable[[], Any], timeout: float = 30) -> None:
+    deadline = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "cancelled")]
+)
+@pytest.mark.parametrize("where", [(), ("--run", "two")], ids=["in this process", "under torchrun"])
+def test_a_signal_to_the_launch_ends_its_job(
+    world: World, where: tuple[str, ...], number: signal.Signals, code: int, state: str
+) -> None:
+    launch = world.start("ends", "steps", *where)
+    until(lambda: world.logged(launch, "step 2"))
+    launch.send_signal(number)
+    said, _ = launch.communicate(timeout=60)
+    assert (world.job.state().state, launch.returncode) == (state, code), said
+    assert state in world("runs", "wait", "latest", code={"preempted": 75, "cancelled": 4}[state])
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: World, number: signal.Signals) -> None:
+    launch = world.start("ends", "steps", "--run", "two", start_new_session=True)
+    until(lambda: world.logged(launch, "step 2"))
+    os.killpg(launch.pid, number)
+    launch.wait(20)
+    assert "running" in world("runs", "show", "latest")
+    if number == signal.SIGKILL:  # its worker is killed, too: that the ranks run is still known, and they can be ended
+        os.kill(world.job.state().facts["process"]["pid"], number)
+        until(lambda: "runs on" in str(world.job.state().error), 10)
+        assert world.job.state().state == "running"
+    assert "cancelled" in world("runs", "cancel", "latest")
+    assert world.job.state().state == "cancelled"
