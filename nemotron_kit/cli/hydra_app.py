@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from nemotron_kit.app import shadows_library
 from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
+from nemotron_kit.config.bombs import bounded_interpolations
 from nemotron_kit.config.compose import Prepared, compose, prepare
 from nemotron_kit.config.errors import translated, unreadable
 from nemotron_kit.config.quick import understanding
@@ -67,7 +68,7 @@ def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
     it, and logging complains at length about a reader that has gone (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
     try:
-        with _translated(prepared), redirect_stdout(answer), redirect_stderr(complaint):
+        with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
             _hydra_main(lambda _: None, [*words, *request.flags])
     except SystemExit as left:
         if left.code:

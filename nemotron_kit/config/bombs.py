@@ -1,7 +1,10 @@
-"""YAML that is small on disk and endless in memory: refused before anything is built from it."""
+"""What is small on disk and endless in memory: YAML, refused before anything is built from it, and interpolations,
+which are counted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from nemotron_kit.errors import UserError
 MAX_DEPTH = 64
 # What all aliases together may unfold to: far above what a person writes, and read in a moment.
 MAX_NODES = 100_000
+# How many interpolations one value may lead to, and one config: far above what a person writes, and over in seconds.
+MAX_INTERPOLATIONS, MAX_IN_CONFIG = 5_000, 50_000
+MAX_TEXT = 4 << 20
 
 
 def refuse_bombs(path: Path, text: str) -> None:
@@ -69,3 +75,36 @@ class _Counter:
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
+
+
+@contextmanager
+def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
+    """Within the block a value whose interpolations multiply (`${a}${a}`, line by line) is a UserError, not a day's
+    work: OmegaConf resolves each of them anew, wherever it is referred to. `total`: all of the block's together."""
+    import omegaconf
+
+    container: Any = vars(omegaconf)["base"].Container
+    resolve = container.resolve_parse_tree
+    depth = this = every = 0
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal depth, this, every
+        this = this + 1 if depth else 1
+        every += 1
+        if this > MAX_INTERPOLATIONS or (total is not None and every > total):
+            raise UserError("the interpolations here multiply: they come to too many to be resolved.")
+        depth += 1
+        try:
+            value = resolve(self, *args, **kwargs)
+        finally:
+            depth -= 1
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            place = self._get_full_key(kwargs.get("key"))
+            raise UserError(f"{place}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
+        return value
+
+    container.resolve_parse_tree = counted
+    try:
+        yield
+    finally:
+        container.resolve_parse_tree = resolve

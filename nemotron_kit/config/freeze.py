@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from nemotron_kit.config.bombs import MAX_IN_CONFIG, bounded_interpolations
 from nemotron_kit.config.environment import environment
 from nemotron_kit.config.quick import quick_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
@@ -19,7 +20,7 @@ DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
 _SECRET = re.compile(r"(?<!\\)\$\{secret:\s*([A-Za-z_]\w*)\s*\}")
 _FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
-_OC_ENV = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)")
+_OC_ENV = re.compile(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)")
 
 
 def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str, Any]:
@@ -32,23 +33,49 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
     from omegaconf.errors import OmegaConfBaseException
 
     raw = OmegaConf.to_container(config, resolve=False)
-    for key, text in walk_strings(raw):
-        for name in _OC_ENV.findall(text):
-            if is_secret_name(name):
-                raise UserError(
-                    f"{key}: {name} is a secret by its name; its value would be saved with the config.",
-                    hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
-                )
     kept: list[str] = []
     there = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
-    with deferring(kept, DEFERRED), environment(there), quick_omegaconf():
+    bounded = bounded_interpolations(total=MAX_IN_CONFIG)
+    with deferring(kept, DEFERRED), without_secrets(), environment(there), quick_omegaconf(), bounded:
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "config"
+            if own := user_error(error):
+                raise UserError(f"{key}: {own.message}", hint=own.hint) from error
             raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     return restore(values, kept)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def without_secrets() -> Iterator[None]:
+    """Within the block ${oc.env:X} is an error where X is a secret by its name: asked of the resolver itself, so that
+    it holds however the name is spelt (quoted, put together)."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def checked(name: str, *default: Any) -> Any:
+        if is_secret_name(str(name)):
+            raise UserError(
+                f"{name} is a secret by its name; its value would be saved with the config.",
+                hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
+            )
+        return oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", checked, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The kit's own error behind one of OmegaConf's."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def launch_environment(config: Any) -> dict[str, str]:

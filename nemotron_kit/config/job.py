@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from nemotron_kit.config.bombs import MAX_IN_CONFIG, bounded_interpolations
 from nemotron_kit.config.convert import Deferred, to_dataclass
-from nemotron_kit.config.freeze import deferring, restore
+from nemotron_kit.config.freeze import deferring, restore, user_error
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.errors import UserError
 
@@ -22,7 +23,7 @@ def resolve(values: Mapping[str, Any], *, keep_secrets: bool = False) -> dict[st
 
     register_resolvers()
     kept: list[str] = []
-    with deferring(kept, ("secret",) if keep_secrets else ()):
+    with deferring(kept, ("secret",) if keep_secrets else ()), bounded_interpolations(total=MAX_IN_CONFIG):
         try:
             resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
         except OmegaConfBaseException as error:
@@ -63,11 +64,8 @@ def _defer(value: Any, key: str, missing: list[str]) -> Any:
 
 def _worded(error: Any) -> UserError:
     """The kit's own error where a resolver raised one, else OmegaConf's first line with its key."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
+    if own := user_error(error):
+        return own
     key = getattr(error, "full_key", None) or "config"
     return UserError(f"{key}: {str(error).splitlines()[0]}")
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from nemotron_kit.config.bombs import bounded_interpolations
+
 
 @contextmanager
 def quick_omegaconf() -> Iterator[None]:
@@ -20,7 +22,7 @@ def quick_omegaconf() -> Iterator[None]:
     utils.get_yaml_loader = lambda: with_libyaml(loader())
     utils.parse = base.parse = functools.cache(parse)
     try:
-        with understanding():
+        with understanding(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse

@@ -1,34 +1,149 @@
-"""Which names mean a secret, and what is refused because of it. Secrets are references: `${secret:NAME}`."""
+"""What is refused because it is a secret: secrets are references, `${secret:NAME}`, which only the job itself resolves.
+
+Judged after parsing, at every depth, whatever it came from: by the names of keys and variables, and by the values that
+the environment's secrets have. How secrets are masked in what is written is masking.py's business.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.masking import is_secret_name
+from nemotron_kit.masking import MASK, is_secret_name, mask, secret_in
 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
-
+_WORD = re.compile(r"[\w.-]+")
+# `api_key: abc` within braces; not the `secret:NAME` of a reference.
+_INSIDE = re.compile(
+    r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
+)
+_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 # Variables that Hydra sets for a sweep's jobs: their values are nobody's business.
 _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
 
+# Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
+_WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
+_STRONG_TOKEN = re.compile(r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token$", re.IGNORECASE)
+_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
+_PLACE = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
+# What people write where a service asks for a key and takes any.
+_PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
+
 
 def refuse_literal_secrets(overrides: Iterable[str]) -> None:
-    """Refuse `hf.token=abc` on a command line: it would stand in the shell's history and in every record."""
+    """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would stand in the shell's history and in
+    every record."""
     for override in overrides:
-        match = _OVERRIDE.match(override)
-        if not match or not is_secret_name(match[1]):
+        if not any(is_secret_name(word) for word in _WORD.findall(override)):
             continue
-        value = match[2].strip().strip("'\"")
-        if value and value not in ("null", "???") and not value.startswith("${"):
-            name = match[1].rpartition(".")[2].upper()
+        for key, value in _given(override):
+            if is_secret_name(key) and _is_literal(value):
+                raise UserError(
+                    f"{key}: a secret must not stand on a command line.",
+                    hint=f"Put it in the environment and refer to it: {key}='${{secret:{_variable(key)}}}'.",
+                )
+
+
+def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> None:
+    """Refuse a frozen config that holds a secret, by a key's name or by a value of the environment's: it would be
+    saved. `place` says where a dotted key was given, in front of what is wrong with it.
+    """
+    leaves = list(_leaves(values, ""))
+    by_value = secret_in("\n".join(value for _, value in leaves if isinstance(value, str))) is not None
+    for key, value in leaves:
+        name = re.sub(r"\[\d+\]", "", key)
+        if is_secret_name(name) and _is_literal(value) and not _is_harmless(name, value):
             raise UserError(
-                f"{match[1]}: a secret must not stand on a command line.",
-                hint=f"Put it in the environment and refer to it: {match[1]}='${{secret:{name}}}'.",
+                f"{place(name)}{key}: a secret by its name; its value would be saved with the config.",
+                hint=f"Put it in the environment and refer to it: {name.rpartition('.')[2]}: "
+                f"${{secret:{_variable(name)}}}",
+            )
+        variable = secret_in(value) if by_value and isinstance(value, str) else None
+        if variable:
+            raise UserError(
+                f"{place(name)}{key}: holds the value of {variable}, a secret by its name, which would be saved.",
+                hint=f"Write ${{secret:{variable}}} in its place: only the job itself reads it.",
             )
 
 
 def masked_words(words: Iterable[str]) -> list[str]:
-    """Overrides as they may be recorded: without the values that Hydra's env_set gives to environment variables."""
-    return [_ENV_SET.sub(r"\1***", word) for word in words]
+    """Overrides as they may be recorded: without secrets, by name and by value, and without the values that Hydra's
+    env_set gives to environment variables."""
+    return [mask(_masked_word(_ENV_SET.sub(rf"\1{MASK}", word))) for word in words]
+
+
+def masked_by_name(value: Any, key: str = "") -> Any:
+    """A plain config with what is a secret by its key, or by its value, as `***`."""
+    if isinstance(value, Mapping):
+        return {name: masked_by_name(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [masked_by_name(item, key) for item in value]
+    if is_secret_name(key) and _is_literal(value) and not _is_harmless(key, value):
+        return MASK
+    return mask(value) if isinstance(value, str) else value
+
+
+def _given(override: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of what an override sets, as Hydra parses it; all values of a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        value: Any = parsed.value() if not parsed.is_sweep_override() else parsed._value
+    except HydraException:  # worded by whoever composes
+        match = _OVERRIDE.match(override)
+        yield from [(match[1], match[2])] if match else []
+        return
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    for each in values:
+        yield from _leaves(each, str(parsed.key_or_group))
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{index}]" if isinstance(item, Mapping | list) else key)
+    else:
+        yield key, getattr(value, "text", value)  # Hydra's quoted strings
+
+
+def _is_literal(value: Any) -> bool:
+    """Whether a value is written out, and not referred to; a scheme in front of a reference (`Bearer ${…}`) is none."""
+    if value is None or isinstance(value, bool):
+        return False
+    text = str(value).strip().strip("'\"")
+    rest = _INTERPOLATION.sub("", text)
+    return text not in _PLACEHOLDERS and not ("${" in text and len(rest) < 8 and "${" not in rest)
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    """Whether what stands in a config under the name of a secret is none: a file's name, a special token, a number."""
+    text = str(value)
+    if isinstance(value, str) and _PLACE.fullmatch(text):
+        return True
+    weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
+    return bool(weak) and not _RANDOM.fullmatch(text)
+
+
+def _masked_word(word: str) -> str:
+    match = _OVERRIDE.match(word)
+    if match and is_secret_name(match[1]) and _is_literal(match[2]):
+        return f"{word[: match.start(2)]}{MASK}"
+
+    def masked(found: re.Match[str]) -> str:
+        secret = is_secret_name(found[2]) and _is_literal(found[4])
+        return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if secret else found[0]
+
+    return _INSIDE.sub(masked, word) if "{" in word else word
+
+
+def _variable(key: str) -> str:
+    """A name for the environment variable that a key's secret belongs in."""
+    return re.sub(r"\W", "_", key.rpartition(".")[2]).upper()

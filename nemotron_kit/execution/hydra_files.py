@@ -9,10 +9,9 @@ from typing import Any
 
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.secrets import masked_by_name, masked_words
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text
-from nemotron_kit.masking import is_secret_name
 
 # Hydra copies and sets environment variables by these; their values are nobody's business.
 _ENVIRONMENT = ("env_set", "env_copy")
@@ -26,7 +25,7 @@ def hydra_files(composed: Composed) -> dict[str, str]:
     hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
     words = masked_words(composed.overrides)
     return {
-        ".hydra/config.yaml": to_yaml(masked(plain(config))),
+        ".hydra/config.yaml": to_yaml(masked_by_name(plain(config))),
         ".hydra/hydra.yaml": to_yaml({"hydra": _masked_node(hydra)}),
         ".hydra/overrides.yaml": json.dumps(words, indent=2, ensure_ascii=False) + "\n",
     }
@@ -44,7 +43,7 @@ def mask_multirun(folder: Path) -> None:
         values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    masked_text = to_yaml({**masked(plain(values)), "hydra": _masked_node(values.get("hydra") or {})})
+    masked_text = to_yaml({**masked_by_name(plain(values)), "hydra": _masked_node(values.get("hydra") or {})})
     write_text(path, masked_text)
 
 
@@ -57,7 +56,7 @@ def _masked_node(hydra: dict[str, Any]) -> Any:
             hydra["job"][name] = dict.fromkeys(variables, "***")
     overrides = hydra.get("overrides") or {}
     hydra["overrides"] = {kind: masked_words(map(str, words or ())) for kind, words in overrides.items()}
-    return masked(hydra)
+    return masked_by_name(hydra)
 
 
 def plain(value: Any) -> Any:
@@ -67,13 +66,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     return str(value) if hasattr(value, "__fspath__") else value
-
-
-def masked(value: Any) -> Any:
-    """`value` with what is a secret by its key as `***`."""
-    if not isinstance(value, Mapping):
-        return [masked(item) for item in value] if isinstance(value, list) else value
-    return {
-        key: "***" if is_secret_name(str(key)) and isinstance(item, str) and not item.startswith("${") else masked(item)
-        for key, item in value.items()
-    }

@@ -13,7 +13,9 @@ from typing import Any
 
 from nemotron_kit.app import add_import_folders, load_object
 from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.masking import note_secrets
 
 # Executors that start the worker themselves, away from the launch: it only supervises, and prints into the job's log.
 SCHEDULED = ("slurm", "docker")
@@ -92,8 +94,10 @@ def _script(name: str | None) -> str | None:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """The frozen config in a job folder."""
-    return load_mapping(folder / "config.yaml")
+    """The frozen config in a job folder. What it refers to as a secret is masked from now on."""
+    values = load_mapping(folder / "config.yaml")
+    note_secrets(name for _, name in secrets_used(values))
+    return values
 
 
 def rank() -> int:

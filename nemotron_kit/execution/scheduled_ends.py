@@ -16,6 +16,7 @@ from nemotron_kit import files
 from nemotron_kit.execution.jobspec import JobSpec
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
+from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import AGAIN, UNEXPLAINED, JobFolder
 
 OTHERS_SECONDS = 20.0
@@ -31,7 +32,7 @@ def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
     place = _end_of(job, node.rank)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     end = {"code": outcome.recorded, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
-    files.write_json(place, {**end, "node": node.name})
+    files.write_json(place, masked({**end, "node": node.name}))
 
 
 def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:

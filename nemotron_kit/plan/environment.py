@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.masking import is_secret_name
+from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.placing import import_path
 from nemotron_kit.plan.tables import check_run_wandb
@@ -60,10 +60,12 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
     from nemotron_kit.plan.runconfig import env_dict
 
     variables = env_dict(settings)
-    for name in variables:
-        if is_secret_name(name):
+    for name, value in variables.items():
+        variable = name if is_secret_name(name) else secret_in(str(value))
+        if variable:
+            what = f"{name}, a secret by its name" if variable == name else f"the value of {variable}, a secret"
             raise UserError(
-                f"env_vars holds {name}, a secret by its name: it would stand in every record of the job.",
-                hint=f'Export it where you launch, and name it in the profile: secrets = ["{name}"].',
+                f"env_vars holds {what}: it would stand in every record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
             )
     return variables

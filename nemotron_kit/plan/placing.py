@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import shadows_library
 from nemotron_kit.config.compose import Composed, hydra_visible
+from nemotron_kit.config.files import key_place
 from nemotron_kit.config.freeze import freeze, walk_strings
+from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.plan.paths import Place, moved, place_of
 from nemotron_kit.plan.settings import effective_settings
@@ -45,7 +47,14 @@ def place_job(
     `recorded`: the settings of an earlier launch, in the profile's place.
     """
     with hydra_visible(composed.hydra):
-        return _placed(composed, run_id, job, recorded, reach)
+        placed = _placed(composed, run_id, job, recorded, reach)
+    refuse_secrets(placed.config, lambda key: _place_in(composed.config_file, key))
+    return placed
+
+
+def _place_in(file: Path | None, key: str) -> str:
+    place = key_place(file, key) if file else ""
+    return f"{place}: " if place != str(file or "") else ""
 
 
 def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None, reach: Reach | None) -> Placed:

@@ -14,6 +14,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.masking import masked
 from nemotron_kit.runs.ids import is_run_id, started_at
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process import process_facts
@@ -170,7 +171,7 @@ def open_job(path: Path | str) -> JobFolder:
 def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], attached: bool) -> None:
     (folder / "jobs").mkdir(mode=0o700, parents=True)
     folder.chmod(0o700)
-    files.write_json(folder / "plan.json", dict(plan))
+    files.write_json(folder / "plan.json", masked(plan))
     for number, texts in enumerate(jobs):
         _fill_job(JobFolder(folder / "jobs" / str(number)), texts, attached, files.write_new)
     files.fsync_dir(folder)

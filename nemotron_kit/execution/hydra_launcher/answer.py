@@ -13,6 +13,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.execution.values import carried, restored
+from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import DamagedRecord, read_object
 
@@ -104,11 +105,11 @@ class Answer:
         """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
         machine too, and drops that of an earlier attempt."""
         if not scheduled:
-            files.write_text(folder / FILE, json.dumps(asdict(self)) + "\n")
+            files.write_text(folder / FILE, json.dumps(masked(asdict(self))) + "\n")
             return
         from nemotron_kit.execution.scheduled_ends import VALUE
 
-        files.write_text(folder / VALUE, json.dumps({"answer": asdict(self)}) + "\n")
+        files.write_text(folder / VALUE, json.dumps({"answer": masked(asdict(self))}) + "\n")
 
 
 def read_answer(job: JobFolder) -> Answer | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.execution.hydra_files import masked, plain
+from nemotron_kit.config.secrets import masked_by_name
+from nemotron_kit.execution.hydra_files import plain
 from nemotron_kit.execution.hydra_launcher import packet
 from nemotron_kit.execution.hydra_launcher.packing import Packer
 from nemotron_kit.execution.hydra_launcher.point import Point, overrides_of
@@ -190,7 +191,7 @@ def _shown(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    shown: dict[str, Any] = masked(plain(values))
+    shown: dict[str, Any] = masked_by_name(plain(values))
     return shown
 
 
