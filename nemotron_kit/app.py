@@ -152,6 +152,7 @@ class Group:
         produces: Sequence[str] = (),
         preflight: Callable[..., list[str]] | str | None = None,
         torchrun: bool | None = None,
+        distributed: bool = True,
     ) -> Command:
         """Register a command.
 
@@ -159,13 +160,15 @@ class Group:
         keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts
         that the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
         missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
-        `torchrun=False` says that the command is always one process, whatever a profile offers; True that it is started
-        by torchrun; None leaves it to the profile's numbers.
+        `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
+        profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
         if config_cls is None or handler is None:
             raise TypeError(f"{where}: command() needs config_cls and handler.")
+        if not distributed and torchrun:
+            raise TypeError(f"{where}: distributed=False is one process, torchrun=True is several.")
         for word in (name, *aliases):
             _check_name(word, "command")
             if word in self.children:
@@ -185,7 +188,7 @@ class Group:
             aliases=tuple(aliases),
             produces=tuple(produces),
             preflight=preflight,
-            torchrun=torchrun,
+            torchrun=torchrun if distributed else False,
         )
         self.children[name] = command
         return command

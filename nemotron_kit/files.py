@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _thread = threading.local()
 
@@ -92,3 +94,36 @@ def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     """`write_bytes` for JSON, indented, keys in the order given."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode=mode)
+
+
+def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a file for reading that must be a regular one (links are followed).
+
+    Opening a FIFO waits for a writer, and a device may have no end: they are an OSError that says what the path is.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"is {kind_of_file(mode)}, not a regular file", str(path))
+        return os.fdopen(fd, "rb", buffering)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_regular(path: str | Path, *, limit: int = 64 << 20) -> bytes:
+    """The content of a regular file of `limit` bytes at most; OSError for any other, EFBIG for a larger one."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit >> 20} MiB", str(path))
+    return data
+
+
+def kind_of_file(mode: int) -> str:
+    """What `st_mode` says a path is, in words: "a FIFO"."""
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "a folder" if stat.S_ISDIR(mode) else "a regular file")

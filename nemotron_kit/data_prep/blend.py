@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import read_regular
 
 SPLITS = ("train", "valid", "test")
 
@@ -50,11 +51,13 @@ class DataBlend:
         """Read a blend file. Raises UserError with file, key and (for broken JSON) line."""
         path = Path(path).expanduser()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+            content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
         except FileNotFoundError:
             raise UserError(f"blend_path: there is no file {path}.", hint=_EXAMPLE) from None
         except IsADirectoryError:
             raise UserError(f"blend_path: {path} is a folder, not a blend file.", hint=_EXAMPLE) from None
+        except OSError as error:  # a FIFO, which would be waited for; a file that can't be read
+            raise UserError(f"blend_path: {path}: {error.strerror}.", hint=_EXAMPLE) from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
         except json.JSONDecodeError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.data_prep.rows import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_DOC_SIZE, ERROR, SKIP
+from nemotron_kit.data_prep.sizes import parse_size
+from nemotron_kit.errors import UserError, nearest
 
 DEFAULT_TOKENIZER = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
 DEFAULT_SHARDS = 128
@@ -50,6 +52,9 @@ class DataPrepConfig:
     text_field: str = "text"
     min_doc_chars: int | None = None
     max_doc_tokens: int | None = None
+    max_doc_size: str | int = DEFAULT_MAX_DOC_SIZE
+    on_bad_row: str = ERROR
+    max_bad_rows: int | None = DEFAULT_MAX_BAD_ROWS
     sample: int | None = None
     num_workers: int | None = None
     force: bool = False
@@ -68,7 +73,12 @@ class DataPrepConfig:
                 f"num_shards={self.num_shards} and shard_size={self.shard_size} exclude each other.",
                 hint="Set one of them to null.",
             )
+        parse_size(self.max_doc_size, field="max_doc_size")
+        if self.on_bad_row not in (ERROR, SKIP):
+            hint = f"{ERROR} stops at the first one, {SKIP} leaves them out and counts them."
+            raise UserError(f"on_bad_row={self.on_bad_row!r}: {nearest(self.on_bad_row, (ERROR, SKIP))}.", hint=hint)
         least = {"num_shards": 1, "min_doc_chars": 0, "max_doc_tokens": 1, "sample": 1, "num_workers": 1}
+        least["max_bad_rows"] = 0
         for name, value in {name: getattr(self, name) for name in least}.items():
             if value is not None and value < least[name]:
                 raise UserError(f"{name}={value}: must be at least {least[name]}.")

@@ -12,15 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemotron_kit.data_prep.listing import kind_of
+from nemotron_kit.data_prep.listing import compression_of, kind_of
 from nemotron_kit.data_prep.plan import Piece, SourceFile
 
-# Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream is read from its start by every shard
-# that has a part of it, so those are cut as little as evenness allows.
+# Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
+# shard that has a part of it, so those are cut as little as evenness allows.
 _RANGES, _STREAMS = 16, 4
 _MOST = 1 << 14
 # Bytes of text in a byte of file, about: shards are to be even in text.
-_TEXT_PER_BYTE = {"gz": 3.0, "zst": 3.5, "parquet": 2.0}
+_TEXT_PER_BYTE = {"gz": 3.0, "zst": 3.5, "bz2": 4.0, "xz": 4.0, "parquet": 2.0}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ def text_size(file: SourceFile) -> float:
     """About how many bytes of text a file holds; its rows where they were counted (under `sample`, in all files)."""
     if file.rows is not None:
         return float(file.rows)
-    return file.size * _TEXT_PER_BYTE.get(kind_of(file.path) or "", 1.0)
+    kind = kind_of(file.path) or ""
+    return file.size * _TEXT_PER_BYTE.get(compression_of(kind) or kind, 1.0)
 
 
 def apportion(count: int, sizes: Sequence[float]) -> list[int]:
@@ -63,7 +64,8 @@ def deal(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[Pie
 
 
 def _cell_size(files: Sequence[SourceFile], shares: Sequence[float], file: SourceFile) -> float:
-    finest = _STREAMS if kind_of(file.path) in ("gz", "zst") else _RANGES
+    kind = kind_of(file.path) or ""
+    finest = _STREAMS if compression_of(kind) or kind == "csv" else _RANGES
     return sum(map(text_size, files)) * min(shares) / finest
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from nemotron_kit.data_prep import store
 from nemotron_kit.data_prep.blend import Dataset
-from nemotron_kit.data_prep.listing import chosen
+from nemotron_kit.data_prep.listing import chosen, remote_files
+from nemotron_kit.data_prep.local_files import LeftOut
 from nemotron_kit.data_prep.store import Found
 from nemotron_kit.errors import UserError, nearest
 
 
-def list_hub(dataset: Dataset, where: str) -> list[Found]:
+def list_hub(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
     """hf://owner/name[@revision][/path], with or without `datasets/` before it."""
     parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) < 2:
@@ -21,18 +22,22 @@ def list_hub(dataset: Dataset, where: str) -> list[Found]:
     url = f"hf://datasets/{parts[0]}/{parts[1]}"
     fs, root = store.filesystem(url)
     try:
-        below = store.files_below(fs, "/".join([root, *parts[2:]]))
+        below = remote_files(fs, "/".join([root, *parts[2:]]), left)
         card = f"{root}/README.md"
         # A path inside the repository says which files; the card's patterns are for the whole.
         known = not parts[2:] and fs.exists(card)
         configs = _card_configs(fs.cat_file(card).decode("utf-8", "replace")) if known else {}
     except Exception as error:  # each HTTP library raises its own
         raise store.unlistable(dataset.path, where, error) from error
-    return hub_files(below, configs, dataset, where)
+    return hub_files(below, configs, dataset, where, left)
 
 
 def hub_files(
-    below: dict[str, Found], configs: dict[str, list[tuple[str, str]]], dataset: Dataset, where: str
+    below: dict[str, Found],
+    configs: dict[str, list[tuple[str, str]]],
+    dataset: Dataset,
+    where: str,
+    left: LeftOut,
 ) -> list[Found]:
     """The files of a subset and split of a Hugging Face repository.
 
@@ -47,11 +52,19 @@ def hub_files(
         if not patterns:
             raise UserError(f"{where}: no split {split!r}: {nearest(split, [s for s, _ in configs[subset]])}.")
         matching = {name: file for name, file in below.items() if any(_matches(name, pattern) for pattern in patterns)}
-        return chosen(matching, Dataset(dataset.name, dataset.path), where)
+        _leave(below, matching, f"not of subset {subset}, split {split}", left)
+        return chosen(matching, Dataset(dataset.name, dataset.path), where, left)
     if configs:
         raise UserError(f"{where}: no subset {dataset.subset!r}: {nearest(dataset.subset or '', configs)}.")
     inside = {name: f for name, f in below.items() if not subset or f"/{subset.lower()}/" in f"/{name.lower()}"}
-    return chosen(inside, dataset, where)
+    _leave(below, inside, f"not of subset {subset}", left)
+    return chosen(inside, dataset, where, left)
+
+
+def _leave(below: dict[str, Found], taken: dict[str, Found], why: str, left: LeftOut) -> None:
+    for name in below:
+        if name not in taken:
+            left.add(name, why)
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -23,7 +23,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir
 
 MAGIC = b"MMIDIDX\x00\x00"
-CODES = {"int32": 4, "uint16": 8}
+CODES = {"int32": 4, "int64": 5, "uint16": 8}
 TEMPORARY = ".tmp"
 
 

@@ -4,79 +4,122 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any
 
 from nemotron_kit.data_prep import store, streams
 from nemotron_kit.data_prep.plan import Piece, SourceFile
+from nemotron_kit.data_prep.rows import TEXT_FIELD, Rows
 from nemotron_kit.errors import UserError
 
 # Below this, a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
 SMALL = 1 << 20
-TEXT_FIELD = "Set text_field to the one with text."
 
 
-def texts(file: SourceFile, piece: Piece, kind: str, field: str) -> Iterator[str]:
-    """The texts of a piece. A row whose text is null or empty is left out. Raises UserError with the line's number."""
+def texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
+    """The texts of a piece. A row whose text is null or empty is left out; one that has none is refused."""
     import orjson
 
-    loads, malformed = orjson.loads, orjson.JSONDecodeError
-    by_range = kind == "jsonl" and file.rows is None and file.size > SMALL
-    for where, line in _ranges(file, piece) if by_range else _dealt(file, piece, kind):
+    loads, malformed, pick = orjson.loads, orjson.JSONDecodeError, _picker(field)
+    by_range = not compression and file.rows is None and file.size > SMALL
+    found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
+    for where, line in found:
+        rows.rows += 1
         try:
-            text = loads(line)[field]
+            text = pick(loads(line))
         except (malformed, KeyError, TypeError):
-            text = _careful(line, field, file.path, where, by_range)
+            try:
+                text = _careful(line, pick, rows)
+            except UserError as error:
+                rows.refuse(_placed, error, file.path, where, by_range)
+                continue
         if isinstance(text, str):
             if text:
                 yield text
-        elif text is not None:
-            at = _line_number(file.path, where, by_range)
-            raise UserError(f"{file.path}, line {at}: {field!r} is a {type(text).__name__}, not text.")
+            else:
+                rows.empty += 1
+        elif text is None:
+            rows.empty += 1
+        else:
+            wrong = UserError(f"{field!r} is a {type(text).__name__}, not text.")
+            rows.refuse(_placed, wrong, file.path, where, by_range)
 
 
-def count_rows(file: SourceFile, kind: str, limit: int) -> int:
+def count_rows(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
     """How many rows a file has, `limit` at most."""
-    return sum(1 for _ in itertools.islice(_rows(file.path, kind), limit))
+    return sum(1 for _ in itertools.islice(_rows(file.path, compression, max_size), limit))
 
 
-def _rows(path: str, kind: str) -> Iterator[tuple[int, bytes]]:
+def _rows(path: str, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line that is not blank."""
-    numbered = enumerate(streams.all_lines(path, kind), 1)
+    numbered = enumerate(streams.all_lines(path, compression, max_size), 1)
     return ((number, line) for number, line in numbered if line and not line.isspace())
 
 
-def _dealt(file: SourceFile, piece: Piece, kind: str) -> Iterator[tuple[int, bytes]]:
+def _dealt(file: SourceFile, piece: Piece, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
     parts = frozenset(piece.parts)
-    for row, found in enumerate(itertools.islice(_rows(file.path, kind), file.rows)):
+    for row, found in enumerate(itertools.islice(_rows(file.path, compression, max_size), file.rows)):
         if row % piece.of in parts:
             yield found
 
 
-def _ranges(file: SourceFile, piece: Piece) -> Iterator[tuple[int, bytes]]:
+def _ranges(file: SourceFile, piece: Piece, max_size: int) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line) of each line that is not blank in the piece's byte ranges."""
     for part in piece.parts:
         start, end = file.size * part // piece.of, file.size * (part + 1) // piece.of
-        yield from ((at, line) for at, line in streams.lines_between(file.path, start, end) if not line.isspace())
+        lines = streams.lines_between(file.path, start, end, max_size)
+        yield from ((at, line) for at, line in lines if not line.isspace())
 
 
-def _careful(line: bytes, field: str, path: str, where: int, by_range: bool) -> Any:
+def _picker(field: str) -> Callable[[Any], Any]:
+    """Takes the text out of a row: the key `field`, or with dots (`doc.body.text`) one inside other objects, where no
+    key has that very name. KeyError with what is missing."""
+    if "." not in field:
+        return itemgetter(field)
+    *outer, last = field.split(".")
+
+    def pick(row: Any) -> Any:
+        if field in row:
+            return row[field]
+        for key in outer:
+            row = row[key]
+            if row is None:
+                return None
+        return row[last]
+
+    return pick
+
+
+def _careful(line: bytes, pick: Callable[[Any], Any], rows: Rows) -> Any:
     """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass."""
-    at = f"{path}, line {_line_number(path, where, by_range)}"
+    if isinstance(line, streams.TooLong):
+        raise rows.too_large("a line")
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{at}: not UTF-8 (byte {error.start + 1} of the line).") from error
+        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = "It looks like UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8." if utf16 else None
+        raise UserError(f"not UTF-8 (byte {error.start + 1} of the line).", hint=hint) from error
     except (ValueError, RecursionError) as error:
         hint = "The file is a JSON array; one object a line is needed." if line.lstrip().startswith(b"[") else None
-        raise UserError(f"{at}: malformed JSON: {error}.", hint=hint) from error
+        raise UserError(f"malformed JSON: {error}.", hint=hint) from error
     if not isinstance(row, dict):
-        raise UserError(f"{at}: expected a JSON object, got a {type(row).__name__}.")
-    if field not in row:
+        raise UserError(f"expected a JSON object, got a {type(row).__name__}.")
+    try:
+        text = pick(row)
+    except KeyError as error:
         have = ", ".join(sorted(row)[:8]) or "nothing"
-        raise UserError(f"{at}: there is no field {field!r}; it has {have}.", hint=TEXT_FIELD)
-    text = row[field]
+        raise UserError(f"there is no field {error.args[0]!r}; it has {have}.", hint=TEXT_FIELD) from error
+    except TypeError as error:
+        raise UserError(f"a field on the way to the text is no object: {error}.", hint=TEXT_FIELD) from error
     return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
+    """The error of a line with its place before it."""
+    at = f"{path}, line {_line_number(path, where, by_range)}"
+    return UserError(f"{at}: {error.message}", hint=error.hint)
 
 
 def _line_number(path: str, where: int, by_range: bool) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.data_prep.plan import Plan, Source
+from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _tokenizer_uri(plan: Plan, output: Path) -> str:
     """A hub name by its page; any other tokenizer by the copy beside the shards."""
     from nemotron_kit.artifacts import tokenizer_to_uri
 
-    name, _, revision = plan.tokens.model.partition("@")
+    name, _, revision = plan.tokens.model.removeprefix(HUB).partition("@")
     if Path(plan.tokens.model).expanduser().exists():
         return tokenizer_to_uri(str(output / "tokenizer"))
     return tokenizer_to_uri(name, revision or None)

@@ -8,22 +8,31 @@ from typing import BinaryIO
 
 from nemotron_kit.data_prep import store
 from nemotron_kit.data_prep.plan import Piece, SourceFile
+from nemotron_kit.data_prep.rows import Rows
 from nemotron_kit.errors import UserError
 
 _DOCUMENT = 1 << 18
 _SEARCH = 1 << 16
 
 
-def texts(file: SourceFile, piece: Piece) -> Iterator[str]:
-    """The documents of a piece. Raises UserError with the byte that is not UTF-8."""
+def texts(file: SourceFile, piece: Piece, rows: Rows) -> Iterator[str]:
+    """The documents of a piece; one that is not UTF-8 text is refused with the byte that is not."""
     parts = frozenset(piece.parts)
     with store.open_binary(file.path) as stream:
         for number in range(count_rows(file, file.rows)):
             if number % piece.of in parts:
+                rows.rows += 1
                 start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
-                text = _decoded(_between(stream, start, end), file.path, start)
+                data = _between(stream, start, end)
+                try:
+                    text = _decoded(data, file.path, start)
+                except UserError as error:
+                    rows.refuse(UserError, error.message)
+                    continue
                 if text.strip():
                     yield text
+                else:
+                    rows.empty += 1
 
 
 def count_rows(file: SourceFile, limit: int | None) -> int:
@@ -50,6 +59,9 @@ def _cut(stream: BinaryIO, at: int, size: int) -> int:
 
 
 def _decoded(data: bytes, path: str, start: int) -> str:
+    null = data.find(0)
+    if null >= 0:  # a program, an image, a file with holes
+        raise UserError(f"{path}: not plain text: a null character (byte {start + null}).")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.data_prep.rows import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_DOC_SIZE, ERROR
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import write_json
+from nemotron_kit.files import read_regular, write_text
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
+PLAN_LIMIT = 1 << 30  # bytes: a source may have millions of files
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,15 @@ class SourceFile:
     size: int
     identity: str
     rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Omission:
+    """Files of a source that are not read, and why; `names` are the first of them."""
+
+    why: str
+    count: int
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Source:
     files: tuple[SourceFile, ...]
     subset: str | None = None
     from_split: str | None = None
+    left_out: tuple[Omission, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How text becomes token ids. `sha256` is that of `file`, the tokenizer.json; `bos`, `eos`: ids to add, or None."""
+    """How text becomes token ids. `sha256` is that of `file`, the tokenizer.json; `bos`, `eos`: ids to add, or None.
+    `number_type` is the .bin's where it was asked for."""
 
     model: str
     file: str
@@ -73,22 +86,29 @@ class Tokens:
     vocab_size: int
     bos: int | None
     eos: int | None
+    number_type: str | None = None
 
     @property
     def dtype(self) -> str:
-        """The .bin's number type, chosen by Megatron's rule."""
-        return "uint16" if self.vocab_size < 65500 else "int32"
+        """The .bin's number type, chosen by Megatron's rule unless it was asked for."""
+        return self.number_type or ("uint16" if self.vocab_size < 65500 else "int32")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole data preparation; `shards` are numbered by their place in the list."""
+    """A whole data preparation; `shards` are numbered by their place in the list.
+
+    `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped says so in its record.
+    """
 
     sources: tuple[Source, ...]
     tokens: Tokens
     shards: tuple[Shard, ...]
     min_doc_chars: int | None = None
     max_doc_tokens: int | None = None
+    max_doc_size: int = DEFAULT_MAX_DOC_SIZE
+    on_bad_row: str = ERROR
+    max_bad_rows: int | None = DEFAULT_MAX_BAD_ROWS
 
     @cached_property
     def digest(self) -> str:
@@ -105,21 +125,23 @@ class Plan:
         return {"format": FORMAT, "digest": self.digest, **asdict(self)}
 
     def save(self, folder: Path) -> None:
-        """Write `plan.json` to the output folder."""
-        write_json(folder / PLAN_FILE, self.to_dict(), mode=0o666)
+        """Write `plan.json` to the output folder, in ASCII: a file's name need not be text."""
+        write_text(folder / PLAN_FILE, json.dumps(self.to_dict(), indent=2) + "\n", mode=0o666)
 
     @classmethod
     def load(cls, folder: Path) -> Plan | None:
         """The plan of an output folder, None where there is none. Raises UserError for one that was tampered with."""
         path = folder / PLAN_FILE
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(read_regular(path, limit=PLAN_LIMIT))
             plan = cls(
                 sources=tuple(_source(entry) for entry in raw["sources"]),
                 tokens=Tokens(**raw["tokens"]),
                 shards=tuple(_shard(entry) for entry in raw["shards"]),
                 min_doc_chars=raw["min_doc_chars"],
                 max_doc_tokens=raw["max_doc_tokens"],
+                # What a plan made before these were settings has by default.
+                **{key: raw[key] for key in ("max_doc_size", "on_bad_row", "max_bad_rows") if key in raw},
             )
         except FileNotFoundError:
             return None
@@ -135,11 +157,13 @@ class Plan:
             for s in self.sources
         ]
         tokens = [self.tokens.sha256, self.tokens.dtype, self.tokens.bos, self.tokens.eos]
+        # The default is left out, so that plans from before it was a setting keep their digest.
+        size = [] if self.max_doc_size == DEFAULT_MAX_DOC_SIZE else [self.max_doc_size]
         return {
             "format": FORMAT,
             "sources": sources,
             "tokens": tokens,
-            "limits": [self.min_doc_chars, self.max_doc_tokens],
+            "limits": [self.min_doc_chars, self.max_doc_tokens, *size],
             "shards": [[s.split, s.index, s.source, [[p.file, *p.parts, p.of] for p in s.pieces]] for s in self.shards],
         }
 
@@ -149,7 +173,7 @@ _WORDS = {
     "format": "the plan's format",
     "sources": "the sources (their names, files, content or sample)",
     "tokens": "the tokenizer, BOS or EOS",
-    "limits": "min_doc_chars or max_doc_tokens",
+    "limits": "min_doc_chars, max_doc_tokens or max_doc_size",
     "shards": "the number of shards, or how documents are dealt to them",
 }
 
@@ -159,7 +183,8 @@ def _name(path: str) -> str:
 
 
 def _source(raw: dict[str, Any]) -> Source:
-    return Source(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"])})
+    left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in raw.get("left_out", ()))
+    return Source(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"]), "left_out": left_out})
 
 
 def _shard(raw: dict[str, Any]) -> Shard:

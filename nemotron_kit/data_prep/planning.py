@@ -12,7 +12,8 @@ from nemotron_kit.data_prep.blend import DataBlend
 from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataPrepConfig
 from nemotron_kit.data_prep.deal import apportion, deal, text_size
 from nemotron_kit.data_prep.listing import list_files
-from nemotron_kit.data_prep.plan import PLAN_FILE, Plan, Shard, Source, SourceFile
+from nemotron_kit.data_prep.local_files import LeftOut
+from nemotron_kit.data_prep.plan import PLAN_FILE, Omission, Plan, Shard, Source, SourceFile, Tokens
 from nemotron_kit.data_prep.sizes import parse_size
 from nemotron_kit.errors import UserError
 
@@ -21,18 +22,29 @@ READ_WHOLE = 1 << 30
 _OURS = ("train", "valid", "test")
 
 
-def freeze_plan(config: DataPrepConfig) -> Plan:
+def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> Plan:
     """Make the plan, or find that the output folder has this very plan, and write it there with the tokenizer.
 
-    Raises UserError for bad input, and for a folder with another plan's shards unless `config.force`, which clears it.
+    `blend` stands for `config.blend_path`'s, `number_type` for the .bin's own. Raises UserError for bad input, and a
+    folder with another plan's shards unless `config.force`, which clears it.
     """
     config.check()
     output = Path(config.output_dir).expanduser().absolute()
-    blend = DataBlend.load(config.blend_path)
+    blend = DataBlend.load(config.blend_path) if blend is None else blend
     found = tokenizer.find_tokenizer(config.tokenizer_model)
     tokens = tokenizer.describe(found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos)
+    tokens = _typed(tokens, number_type)
     sources = _sources(blend, config, output / "sources")
-    plan = Plan(sources, tokens, _shards(sources, config), config.min_doc_chars, config.max_doc_tokens)
+    plan = Plan(
+        sources,
+        tokens,
+        _shards(sources, config),
+        config.min_doc_chars,
+        config.max_doc_tokens,
+        max_doc_size=parse_size(config.max_doc_size, field="max_doc_size"),
+        on_bad_row=config.on_bad_row,
+        max_bad_rows=config.max_bad_rows,
+    )
     if config.force:
         clear(output)
     else:
@@ -44,7 +56,7 @@ def freeze_plan(config: DataPrepConfig) -> Plan:
 
 def clear(output: Path) -> None:
     """Remove what a data preparation wrote to a folder, and nothing else."""
-    for name in (PLAN_FILE, "blend.json", "metadata.json"):
+    for name in (PLAN_FILE, "blend.json", "report.json", "metadata.json"):
         (output / name).unlink(missing_ok=True)
     for path in _shard_files(output):
         path.unlink()
@@ -70,7 +82,11 @@ def _check_folder(output: Path, plan: Plan) -> None:
 def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[Source, ...]:
     """The blend's datasets with their files; one of weight 0 is left out."""
     chosen = [(split, d) for split, datasets in blend.splits.items() for d in datasets if d.weight]
-    listed = [list_files(dataset, folder=blend.folder, corpora=corpora) for _, dataset in chosen]
+    omitted = [LeftOut() for _ in chosen]
+    listed = [
+        list_files(dataset, folder=blend.folder, corpora=corpora, left=left)
+        for (_, dataset), left in zip(chosen, omitted, strict=True)
+    ]
     whole = sum(file.size for files in listed for file in files if not store.is_remote(file.path)) <= READ_WHOLE
     return tuple(
         Source(
@@ -79,12 +95,19 @@ def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[S
             split=split,
             weight=dataset.weight,
             text_field=dataset.text_field or config.text_field,
-            files=_sampled([_identified(file, whole) for file in files], config.sample),
+            files=_sampled([_identified(file, whole) for file in files], config),
             subset=dataset.subset,
             from_split=dataset.split,
+            left_out=tuple(Omission(why, count, tuple(left.names[why])) for why, count in left.counts.items()),
         )
-        for (split, dataset), files in zip(chosen, listed, strict=True)
+        for (split, dataset), files, left in zip(chosen, listed, omitted, strict=True)
     )
+
+
+def _typed(tokens: Tokens, number_type: str | None) -> Tokens:
+    if number_type == "uint16" and tokens.vocab_size > 1 << 16:
+        raise UserError(f"dtype=uint16 is too small for a vocabulary of {tokens.vocab_size:,}.", hint="Use int32.")
+    return replace(tokens, number_type=number_type)
 
 
 def _identified(file: store.Found, whole: bool) -> SourceFile:
@@ -94,16 +117,17 @@ def _identified(file: store.Found, whole: bool) -> SourceFile:
     return SourceFile(file.path, file.size, identity)
 
 
-def _sampled(files: list[SourceFile], sample: int | None) -> tuple[SourceFile, ...]:
+def _sampled(files: list[SourceFile], config: DataPrepConfig) -> tuple[SourceFile, ...]:
     """Under `sample`, only the files that hold the first rows, each with the number to read of it."""
-    if sample is None:
+    if config.sample is None:
         return tuple(files)
     taken: list[SourceFile] = []
-    left = sample
+    left = config.sample
+    max_size = parse_size(config.max_doc_size, field="max_doc_size")
     for file in files:
         if left == 0:
             break
-        rows = readers.count_rows(file, left)
+        rows = readers.count_rows(file, left, max_size)
         taken.append(replace(file, rows=rows))
         left -= rows
     return tuple(taken)

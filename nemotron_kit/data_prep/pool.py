@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from nemotron_kit.data_prep.indexed import TEMPORARY
 from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.rows import NAMED, check_bad_rows
 from nemotron_kit.data_prep.shard import ShardRecord, ensure_shard
 from nemotron_kit.errors import NemotronError, UserError
 
@@ -33,25 +34,42 @@ class Event:
     how: str = ""
 
 
-def run_shards(plan: Plan, folder: Path, *, workers: int, tell: Callable[[Event], None]) -> dict[int, ShardRecord]:
-    """Make every shard that isn't there whole, with `workers` CPUs; `tell` hears each event, never two at once.
+def run_shards(
+    plan: Plan,
+    folder: Path,
+    *,
+    workers: int,
+    tell: Callable[[Event], None],
+    numbers: Sequence[int] | None = None,
+) -> dict[int, ShardRecord]:
+    """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs; `tell` hears each event, never two
+    at once.
 
-    Raises the first error of any shard, after which no other is begun.
+    Raises the first error of any shard, after which no other is begun; too many bad rows in all are one.
     """
     records: dict[int, ShardRecord] = {}
+    numbers = range(len(plan.shards)) if numbers is None else numbers
 
     def hear(event: Event) -> None:
         if event.record is not None:
             records[event.number] = event.record
+            if event.record.bad:
+                check_all(plan, records)
         tell(event)
 
-    if workers == 1:
+    if workers == 1 or not numbers:
         with _quiet_tokenizer():
-            for number in range(len(plan.shards)):
+            for number in numbers:
                 make_one(plan, number, folder, hear)
     else:
-        _Pool(folder, range(len(plan.shards)), workers, hear).run()
+        _Pool(folder, numbers, workers, hear).run()
     return records
+
+
+def check_all(plan: Plan, records: Mapping[int, ShardRecord]) -> None:
+    """Raise UserError when more rows of these shards were bad than may be."""
+    named = [row for record in records.values() for row in record.bad_rows]
+    check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
 
 
 def make_one(plan: Plan, number: int, folder: Path, tell: Callable[[Event], None]) -> None:
@@ -155,7 +173,7 @@ class _Pool:
 def _event(message: dict[str, Any]) -> Event:
     record = message.pop("record", None)
     if record is not None:
-        record = ShardRecord(**{**record, "bin": tuple(record["bin"]), "idx": tuple(record["idx"])})
+        record = ShardRecord.from_dict(record)
     return Event(**message, record=record)
 
 

@@ -12,9 +12,12 @@ from urllib.parse import urlsplit
 
 from nemotron_kit.data_prep.blend import DataBlend, Dataset
 from nemotron_kit.data_prep.config import DataPrepConfig
-from nemotron_kit.data_prep.listing import find_local, globbed, kind_of
+from nemotron_kit.data_prep.listing import find_local, kind_of
+from nemotron_kit.data_prep.local_files import LeftOut, files_below, matching
 from nemotron_kit.data_prep.run import check_packages
 from nemotron_kit.data_prep.sizes import parse_size, show_size
+from nemotron_kit.data_prep.store import is_remote
+from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 
 PATIENCE = 3.0  # seconds for all connections together
@@ -36,22 +39,27 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
     except UserError as error:
         return [str(error).replace("\n", " ")]
     problems = list(_missing(blend))
-    problems += _unreachable(config, blend, connect, smaller)
+    try:
+        on_hub = local_tokenizer(config.tokenizer_model) is None
+    except UserError as error:
+        problems.append(str(error))
+        on_hub = False
+    problems += _unreachable(config, blend, connect, smaller, on_hub)
     problems += _full(config, blend, smaller)
     return problems
 
 
 def _missing(blend: DataBlend) -> Iterator[str]:
     for dataset in blend.datasets:
-        if "://" not in dataset.path:
+        if not is_remote(dataset.path):
             path = Path(find_local(dataset.path, blend.folder))
-            if not path.exists() and not globbed(path):
+            if not path.exists() and not matching(path):
                 yield f"Dataset {dataset.name!r}: there is no {dataset.path}; correct its path in the blend file."
 
 
-def _unreachable(config: DataPrepConfig, blend: DataBlend, connect: bool, smaller: str) -> list[str]:
+def _unreachable(config: DataPrepConfig, blend: DataBlend, connect: bool, smaller: str, on_hub: bool) -> list[str]:
     needed = [dataset.path for dataset in blend.datasets if dataset.path.startswith("hf://") and dataset.weight]
-    if not needed and (_is_local(config.tokenizer_model) or _is_cached(config.tokenizer_model)):
+    if not needed and (not on_hub or _is_cached(config.tokenizer_model.removeprefix(HUB))):
         return []
     what = f"{len(needed)} datasets such as {needed[0]}" if needed else f"the tokenizer {config.tokenizer_model}"
     estimate = f" (about {blend.tokens / 1e12:.1f} T tokens)" if needed and blend.tokens else ""
@@ -108,18 +116,14 @@ def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
         return 0.0
     if blend.tokens is not None:
         return float(blend.tokens * _BYTES_PER_TOKEN)
-    local = [d for d in blend.datasets if "://" not in d.path and d.weight]
+    local = [d for d in blend.datasets if not is_remote(d.path) and d.weight]
     return float(sum(_local_size(dataset, blend.folder) for dataset in local))
 
 
 def _local_size(dataset: Dataset, folder: Path) -> int:
     path = Path(find_local(dataset.path, folder))
-    files = path.rglob("*") if path.is_dir() else [path] if path.is_file() else globbed(path)
-    return sum(file.stat().st_size for file in files if file.is_file() and kind_of(file.name))
-
-
-def _is_local(model: str) -> bool:
-    return Path(model).expanduser().exists()
+    files = files_below(path, LeftOut()).values() if path.is_dir() else [path] if path.is_file() else matching(path)
+    return sum(file.stat().st_size for file in files if kind_of(file.name))
 
 
 def _is_cached(model: str) -> bool:

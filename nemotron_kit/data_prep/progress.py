@@ -5,20 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.data_prep.plan import Plan
 from nemotron_kit.data_prep.pool import Event
 from nemotron_kit.data_prep.sizes import show_size
 
+if TYPE_CHECKING:
+    from nemotron_kit.data_prep.ranks import Ranks
+
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class Progress:
-    """A context manager; call `hear` with each event."""
+    """A context manager; call `hear` with each event.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    `total` shards are made here. Of several ranks, the first speaks for all; the others are silent.
+    """
+
+    def __init__(self, plan: Plan, *, total: int | None = None, ranks: Ranks | None = None) -> None:
+        self.plan, self.ranks = plan, ranks
+        self.total = len(plan.shards) if total is None else total
+        self._quiet = ranks is not None and not ranks.leads
         self.shards = self.characters = self.tokens = 0
         self.kept = 0
         self._began = self._last = time.monotonic()
@@ -26,8 +34,8 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            self._bar, self._task = _bar(len(self.plan.shards))
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar, self._task = _bar(self.total)
             self._bar.start()
         return self
 
@@ -36,7 +44,8 @@ class Progress:
             self._bar.stop()
         if kind is None:
             kept = f" ({self.kept} of them were there already)" if self.kept else ""
-            self.say(f"data prep: {self.shards} shards{kept}, {self._rate()}")
+            of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
+            self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
     def hear(self, event: Event) -> None:
         """Take in one event and show it."""
@@ -53,10 +62,12 @@ class Progress:
             )
         elif time.monotonic() - self._last > _EVERY:
             self._last = time.monotonic()
-            self.say(f"data prep: {self.shards} of {len(self.plan.shards)} shards, {self._rate()}")
+            self.say(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:

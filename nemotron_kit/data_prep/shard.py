@@ -16,8 +16,9 @@ from typing import Any
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.indexed import ShardWriter, Written
 from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.rows import SKIP, Rows
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import write_json
+from nemotron_kit.files import read_regular, write_text
 
 Tick = Callable[[int, int], None]
 # Characters tokenized at a time: more only takes more memory, less leaves the tokenizer's threads waiting.
@@ -26,7 +27,12 @@ BATCH = 160_000
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What was made: `plan` is its plan's digest, `bin` and `idx` are (size in bytes, sha256) of the two files."""
+    """What was made: `plan` is its plan's digest, `bin` and `idx` are (size in bytes, sha256) of the two files.
+
+    It lies beside them as `shard_<index>.json`; whoever reads shards can check them by it. Of the rows that were read,
+    `empty` had no text, `short` were shorter than min_doc_chars, `bad` could not be used (`bad_rows` names the first);
+    `cut` documents were cut to max_doc_tokens. None: an earlier version made it, and did not count.
+    """
 
     plan: str
     documents: int
@@ -34,17 +40,28 @@ class ShardRecord:
     characters: int
     bin: tuple[int, str]
     idx: tuple[int, str]
+    rows: int | None = None
+    empty: int = 0
+    short: int = 0
+    bad: int = 0
+    cut: int = 0
+    bad_rows: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
-        write_json(path, asdict(self), mode=0o666)
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n", mode=0o666)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ShardRecord:
+        """The record that `asdict` gave. KeyError, TypeError or ValueError for what is none."""
+        (bin_size, bin_hash), (idx_size, idx_hash) = raw["bin"], raw["idx"]
+        bad_rows = tuple(map(str, raw.get("bad_rows", ())))
+        return cls(**{**raw, "bin": (bin_size, bin_hash), "idx": (idx_size, idx_hash), "bad_rows": bad_rows})
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord | None:
         """None where there is none, or none that can be read: the shard is then made again."""
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            (bin_size, bin_hash), (idx_size, idx_hash) = raw["bin"], raw["idx"]
-            return cls(**{**raw, "bin": (bin_size, bin_hash), "idx": (idx_size, idx_hash)})
+            return cls.from_dict(json.loads(read_regular(path)))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -57,19 +74,32 @@ def make_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = Non
     shard = plan.shards[number]
     prefix = folder / shard.name
     source = plan.sources[shard.source]
-    texts = chain.from_iterable(readers.texts(source, piece) for piece in shard.pieces)
+    rows = Rows(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
+    texts = chain.from_iterable(readers.texts(source, piece, rows) for piece in shard.pieces)
+    counts = _Counts()
     characters = 0
     with ShardWriter(prefix, plan.tokens.dtype) as writer:
-        batches = _batches(texts, plan.min_doc_chars or 0)
+        batches = _batches(texts, plan.min_doc_chars or 0, counts)
         for read, encodings in _encoded(batches, _encoder(folder, plan.tokens.sha256)):
-            documents = [_document(plan, encoding.ids) for encoding in encodings]
+            documents = [_document(plan, encoding.ids, counts) for encoding in encodings]
             writer.add(list(chain.from_iterable(documents)), [len(ids) for ids in documents])
             characters += read
             if tick:
                 tick(read, sum(map(len, documents)))
         bin_file, idx_file = writer.publish()
         record = ShardRecord(
-            plan.digest, len(writer.lengths), writer.tokens, characters, _seal(bin_file), _seal(idx_file)
+            plan.digest,
+            len(writer.lengths),
+            writer.tokens,
+            characters,
+            _seal(bin_file),
+            _seal(idx_file),
+            rows=rows.rows,
+            empty=rows.empty,
+            short=counts.short,
+            bad=rows.bad,
+            cut=counts.cut,
+            bad_rows=tuple(rows.bad_rows),
         )
     record.save(record_path(prefix))
     return record
@@ -81,6 +111,8 @@ def ensure_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = N
     record = ShardRecord.load(record_path(folder / shard))
     if record is None or record.plan != plan.digest:
         return make_shard(plan, number, folder, tick=tick), "made"
+    if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
+        return make_shard(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
     seals = {f"{shard}.bin": record.bin, f"{shard}.idx": record.idx}
     wrong = [name for name, seal in seals.items() if not _holds(folder / name, seal)]
     if not wrong:
@@ -95,13 +127,21 @@ def record_path(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.json")
 
 
-def _batches(texts: Iterable[str], least: int) -> Iterator[tuple[int, list[str]]]:
+@dataclass
+class _Counts:
+    short: int = 0
+    cut: int = 0
+
+
+def _batches(texts: Iterable[str], least: int, counts: _Counts) -> Iterator[tuple[int, list[str]]]:
     batch: list[str] = []
     size = 0
     for text in texts:
         if len(text) >= least:
             batch.append(text)
             size += len(text)
+        else:
+            counts.short += 1
         if size >= BATCH:
             yield size, batch
             batch, size = [], 0
@@ -124,13 +164,15 @@ def _encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[
             yield done, future.result()
 
 
-def _document(plan: Plan, ids: list[int]) -> list[int]:
+def _document(plan: Plan, ids: list[int], counts: _Counts) -> list[int]:
     """A document's tokens with BOS and EOS, cut to max_doc_tokens in all; the EOS is kept."""
     bos, eos = plan.tokens.bos, plan.tokens.eos
     if bos is not None:
         ids.insert(0, bos)
     if plan.max_doc_tokens is not None:
-        del ids[plan.max_doc_tokens - (eos is not None) :]
+        room = plan.max_doc_tokens - (eos is not None)
+        counts.cut += len(ids) > room
+        del ids[room:]
     if eos is not None:
         ids.append(eos)
     return ids

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from nemotron_kit.data_prep.local_files import LeftOut
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import open_regular
 
 BUFFER = 1 << 20
 # What a remote store says about content, the strongest first; a time stamp is the last resort.
@@ -25,14 +27,17 @@ class Found:
     identity: str | None = None
 
 
+LOCAL = "file://"
+
+
 def is_remote(path: str) -> bool:
-    return "://" in path
+    return "://" in path and not path.startswith(LOCAL)
 
 
 def open_binary(path: str) -> BinaryIO:
     """The file at a path or URL, buffered and seekable."""
     if not is_remote(path):
-        return Path(path).open("rb", buffering=BUFFER)
+        return open_regular(path, buffering=BUFFER)
     fs, inner = filesystem(path)
     return cast(BinaryIO, io.BufferedReader(fs.open(inner, "rb"), BUFFER))
 
@@ -47,15 +52,24 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {error}", hint=f"Install what {url.split('://')[0]}:// needs.") from error
     except ValueError as error:  # an unknown protocol
         raise UserError(f"{url}: {error}") from error
+    except Exception as error:  # each protocol raises its own: one that needs options a TypeError, mostly
+        raise UserError(
+            f"{url}: {url.split('://')[0]}:// can't be opened: {type(error).__name__}: {error}.",
+            hint="A blend file gives a URL alone: a protocol that needs options has to be copied to files first.",
+        ) from error
     return fs, str(inner)
 
 
-def files_below(fs: Any, inner: str) -> dict[str, Found]:
+def files_below(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
     """Relative path → file, of every file below `inner` (or `inner` itself); hidden ones are left out."""
     below = {}
     for path, info in fs.find(inner, detail=True).items():
         relative = path[len(inner) :].strip("/") or path.rsplit("/", 1)[-1]
-        if info["type"] == "file" and not any(part.startswith(".") for part in relative.split("/")):
+        if any(part.startswith(".") for part in relative.split("/")):
+            left.add(relative, "hidden")
+        elif info["type"] != "file":
+            left.add(relative, f"a {info['type']}, not a file")
+        else:
             below[relative] = found_at(fs, path, info)
     return below
 

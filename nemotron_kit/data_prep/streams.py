@@ -1,48 +1,184 @@
-"""Lines of files: plain by byte range, compressed as a stream. A stream cut short is an error, never its end."""
+"""Lines of files: plain by byte range, compressed as a stream. A stream cut short is an error, never its end.
+
+No more than one line, and a bounded piece of what a compressed file holds, is in memory at a time: a line of more than
+`most` bytes is passed over, and stands as a `TooLong` in its place.
+"""
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from nemotron_kit.data_prep import store
+from nemotron_kit.data_prep.sizes import show_size
 from nemotron_kit.errors import UserError
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # bytes of a compressed file at a time
+_PIECE = 1 << 20  # bytes of its content at a time
+# Text shrinks to a tenth, very repetitive text to a hundredth. What grows more than this, beyond a few megabytes, is
+# made to fill a disk or a week.
+MAX_EXPANSION = 1000
+_EXPANDED = 16 << 20
 
 
-def lines_between(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+class TooLong(bytes):
+    """Stands for a line that was too long to be read."""
+
+
+TOO_LONG = TooLong(b"\0")
+
+
+def lines_between(path: str, start: int, end: int, most: int) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line) of each line that starts in [start, end)."""
     with store.open_binary(path) as file:
         position = start
         if start:
             # One byte back: a line that starts at `start` is ours, one that started before is not.
             file.seek(start - 1)
-            position = start - 1 + len(file.readline())
-        while position < end and (line := file.readline()):
-            yield position, line
-            position += len(line)
+            position = start - 1 + _rest_of_line(file, end - start + 1)
+        while position < end and (line := file.readline(most + 1)):
+            size = len(line)
+            if size > most and not line.endswith(b"\n"):
+                yield position, TOO_LONG
+                size += _rest_of_line(file)
+            else:
+                yield position, line
+            position += size
 
 
-def all_lines(path: str, kind: str) -> Iterator[bytes]:
-    """Every line of a file of kind jsonl, gz or zst, in order."""
+def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
+    """Every line of a file, plain or under gz, zst, bz2 or xz, in order."""
     with store.open_binary(path) as file:
-        if kind == "jsonl":
-            yield from file
+        if not compression:
+            while line := file.readline(most + 1):
+                if len(line) > most and not line.endswith(b"\n"):
+                    yield TOO_LONG
+                    _rest_of_line(file)
+                else:
+                    yield line
             return
         try:
-            yield from _lines(_decompressed(file, _engine(kind), path))
-        except (zlib.error, _zstd_error()) as error:
-            raise UserError(f"{path}: not a valid .{kind} file: {error}.") from error
+            yield from _lines(_decompressed(file, compression, path), most)
+        except (zlib.error, lzma.LZMAError, _BadBzip2, _zstd_error()) as error:
+            raise UserError(f"{path}: not a valid .{compression} file: {error}.") from error
 
 
-def _engine(kind: str) -> Callable[[], Any]:
-    if kind == "gz":
-        return lambda: zlib.decompressobj(wbits=31)
-    import zstandard
+def _rest_of_line(file: BinaryIO, most: int | None = None) -> int:
+    """Go on to the next line's start, or by about `most` bytes; how many bytes that was."""
+    count = 0
+    while (most is None or count < most) and (part := file.readline(_PIECE)):
+        count += len(part)
+        if part.endswith(b"\n"):
+            break
+    return count
 
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+
+def _lines(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    begun: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        first, *rest = chunk.split(b"\n")
+        size += len(first)
+        if size <= most:
+            begun.append(first)
+        else:
+            begun = []
+        if rest:
+            yield b"".join(begun) if size <= most else TOO_LONG
+            whole = rest[:-1]
+            yield from whole if len(chunk) <= most else (line if len(line) <= most else TOO_LONG for line in whole)
+            size = len(rest[-1])
+            begun = [rest[-1]] if size <= most else []
+    if size > most:
+        yield TOO_LONG
+    elif size:
+        yield b"".join(begun)
+
+
+def _decompressed(file: BinaryIO, compression: str, path: str) -> Iterator[bytes]:
+    """The content of all members (gzip, bzip2, xz) or frames (zstd), in bounded pieces."""
+    taken = given = 0
+    for read, out in _zstd(file, path) if compression == "zst" else _members(file, _ENGINES[compression], path):
+        taken, given = taken + read, given + len(out)
+        if given > _EXPANDED and given > MAX_EXPANSION * taken:
+            raise UserError(
+                f"{path}: its first {show_size(taken)} hold {show_size(given)}, over {MAX_EXPANSION} times as much.",
+                hint="That is how a decompression bomb looks. If it is meant, decompress the file first.",
+            )
+        if out:
+            yield out
+
+
+def _members(file: BinaryIO, engine: Callable[[], Any], path: str) -> Iterator[tuple[int, bytes]]:
+    """(bytes taken, content) of each step through a gzip, bzip2 or xz file."""
+    current: Any = None
+    begun = False
+    padding = 0
+    while data := file.read(_CHUNK):
+        taken = len(data)
+        if begun and current is None:
+            data, padding = _unpadded(data, padding, path)
+        begun = True
+        while data or (current is not None and not current.needs_input):
+            current = current or engine()
+            out = current.decompress(data, _PIECE)
+            yield taken, out
+            taken = 0
+            data = b""
+            if current.eof:
+                data, padding = _unpadded(current.unused_data, 0, path)
+                current = None
+    if current is not None:
+        raise _cut_short(path)
+
+
+class _Gzip:
+    """zlib's engine with the interface of bz2's and lzma's."""
+
+    def __init__(self) -> None:
+        self._engine = zlib.decompressobj(wbits=31)
+        self._full = False
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        out = self._engine.decompress(self._engine.unconsumed_tail + data, most)
+        self._full = len(out) == most  # there may be more inside it
+        return out
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._engine.unconsumed_tail and not self._full
+
+    @property
+    def eof(self) -> bool:
+        return self._engine.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._engine.unused_data
+
+
+class _BadBzip2(OSError):
+    """bz2 raises a bare OSError, as a file that can't be read does."""
+
+
+class _Bzip2:
+    def __init__(self) -> None:
+        self._engine = bz2.BZ2Decompressor()
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        try:
+            return self._engine.decompress(data, most)
+        except OSError as error:
+            raise _BadBzip2(str(error)) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+_ENGINES: dict[str, Callable[[], Any]] = {"gz": _Gzip, "bz2": _Bzip2, "xz": lzma.LZMADecompressor}
 
 
 def _zstd_error() -> type[Exception]:
@@ -51,32 +187,58 @@ def _zstd_error() -> type[Exception]:
     return zstandard.ZstdError
 
 
-def _decompressed(file: BinaryIO, engine: Callable[[], Any], path: str) -> Iterator[bytes]:
-    """The content of all members (gzip) or frames (zstd)."""
-    current: Any = None
-    while data := file.read(_CHUNK):
-        while data:
-            current = current or engine()
-            out = current.decompress(data)
-            if out:
-                yield out
-            if not current.eof:
-                break
-            data = current.unused_data.lstrip(b"\0")  # gzip files may be padded
-            current = None
-    if current is not None:
-        raise UserError(f"{path}: cut short: its compressed data has no end.", hint="Fetch the file again.")
+def _zstd(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
+    """(bytes taken, content) of each block: by RFC 8878, 3.1.1, a frame is a header, blocks of 128 KiB of content at
+    most, and a checksum. Given more at a time, the library returns all that is in it, without a bound."""
+    import zstandard
+
+    begun = False
+    padding = 0
+    while magic := _exactly(file, 4, path, may_end=True):
+        if begun and magic == b"\0\0\0\0":
+            _, padding = _unpadded(magic, padding, path)
+            continue
+        begun = True
+        if 0x184D2A50 <= int.from_bytes(magic, "little") <= 0x184D2A5F:  # a frame to be skipped
+            size = int.from_bytes(_exactly(file, 4, path), "little")
+            while size:
+                size -= len(_exactly(file, min(size, _PIECE), path))
+            continue
+        if magic != zstandard.FRAME_HEADER:
+            raise UserError(f"{path}: not a valid .zst file: unknown frame {magic.hex()}.")
+        descriptor = _exactly(file, 1, path)
+        flags = descriptor[0]
+        single, checksum = flags >> 5 & 1, flags >> 2 & 1
+        left = (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+        engine = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        head = magic + descriptor + _exactly(file, left, path)
+        yield len(head), engine.decompress(head)
+        last = False
+        while not last:
+            block = _exactly(file, 3, path)
+            header = int.from_bytes(block, "little")
+            last = bool(header & 1)
+            block += _exactly(file, 1 if header >> 1 & 3 == 1 else header >> 3, path)
+            if last and checksum:
+                block += _exactly(file, 4, path)
+            yield len(block), engine.decompress(block)
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    begun: list[bytes] = []
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        begun.append(first)
-        if rest:
-            yield b"".join(begun)
-            yield from rest[:-1]
-            begun = [rest[-1]]
-    last = b"".join(begun)
-    if last:
-        yield last
+def _unpadded(data: bytes, padding: int, path: str) -> tuple[bytes, int]:
+    """Data without the zeros that it begins with, and how many there were with those before: tapes pad files."""
+    rest = data.lstrip(b"\0")
+    padding += len(data) - len(rest)
+    if padding > _PIECE:
+        raise UserError(f"{path}: more than {_PIECE >> 20} MiB of zeros follow its compressed data.")
+    return rest, padding
+
+
+def _exactly(file: BinaryIO, count: int, path: str, *, may_end: bool = False) -> bytes:
+    data = file.read(count)
+    if len(data) < count and not (may_end and not data.strip(b"\0")):
+        raise _cut_short(path)
+    return data if len(data) == count else b""
+
+
+def _cut_short(path: str) -> UserError:
+    return UserError(f"{path}: cut short: its compressed data has no end.", hint="Fetch the file again.")

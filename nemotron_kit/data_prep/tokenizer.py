@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.data_prep.plan import Tokens
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import write_bytes
+from nemotron_kit.files import kind_of_file, read_regular, write_bytes
 
 FOLDER = "tokenizer"
 MAIN = "tokenizer.json"
+SENTENCEPIECE = "tokenizer.model"
+HUB = "hf://"
 _SIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _USUAL = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
@@ -24,24 +27,68 @@ _USUAL = {
 def find_tokenizer(model: str) -> Path:
     """The tokenizer.json: a local file or the one in a folder, else fetched from the hub (or its cache).
 
-    `owner/name@revision` pins a revision. Raises UserError when there is none.
+    `owner/name@revision` pins a revision; `hf://` in front says that no folder is meant. Raises UserError when there is
+    none.
     """
+    local = local_tokenizer(model)
+    if local is not None:
+        return local
+    name, _, revision = model.removeprefix(HUB).partition("@")
+    return _fetch(name, revision or None)
+
+
+def local_tokenizer(model: str) -> Path | None:
+    """The tokenizer.json of a path, None for a name on the hub. UserError for a path that is not there or has none."""
+    if model.startswith(HUB):
+        return None
     local = Path(model).expanduser()
-    if local.is_file():
-        return local.absolute()
     if local.is_dir():
         if not (local / MAIN).is_file():
+            if (local / SENTENCEPIECE).is_file():
+                raise _sentencepiece(local)
             raise UserError(f"tokenizer_model: {local} holds no {MAIN}.", hint="Save the tokenizer in its fast form.")
         return (local / MAIN).absolute()
-    name, _, revision = model.partition("@")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if local.exists():
+        if not local.is_file():
+            kind = kind_of_file(local.stat().st_mode)
+            raise UserError(f"tokenizer_model: {local} is {kind}, not a regular file.")
+        if local.suffix == ".model":
+            raise _sentencepiece(local.parent if local.name == SENTENCEPIECE else local)
+        return local.absolute()
+    name = model.partition("@")[0]
+    owner = name.partition("/")[0]
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or local.suffix in (".json", ".model"):
         raise UserError(f"tokenizer_model: there is no {model}, and it is no hub name (owner/name).")
-    return _fetch(name, revision or None)
+    if Path(owner).is_dir():  # a path with a mistake in it, more likely than a name: nobody is asked for it
+        hint = f"Correct the path; the hub's is {HUB}{model}."
+        raise UserError(f"tokenizer_model: there is no {model} in the folder {owner}/.", hint=hint)
+    return None
+
+
+def _sentencepiece(path: Path) -> UserError:
+    """The error for SentencePiece's own format, with the line that converts it."""
+    if not path.is_dir():
+        hint = (
+            f"Put it into a folder as {SENTENCEPIECE}, and name that folder: the error then has the line that converts."
+        )
+        return UserError(f"tokenizer_model: {path} is a SentencePiece model, not a {MAIN}.", hint=hint)
+    # Without a config transformers would not know the class, and guess one that cuts text in another way.
+    cls = "AutoTokenizer" if (path / _SIDE[0]).is_file() else "LlamaTokenizerFast"
+    code = (
+        f"import sys; from transformers import {cls} as T; T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    )
+    fast = path.with_name(f"{path.resolve().name}-fast")
+    return UserError(
+        f"tokenizer_model: {path} holds SentencePiece's {SENTENCEPIECE}, and no {MAIN}.",
+        hint=f"Convert it once, with transformers, sentencepiece and protobuf installed, and name {fast}. (A model "
+        "that, unlike Llama's, changes spaces or letters needs its own class here; compare some texts.)\n"
+        + shlex.join(["python", "-c", code, str(path), str(fast)]),
+    )
 
 
 def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokens:
     """What a plan keeps about a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
-    content = file.read_bytes()
+    content = read_regular(file, limit=1 << 30)
     vocabulary = load(file).get_vocab(with_added_tokens=True)
     names = _special_names(file.parent)
 
@@ -90,6 +137,10 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     try:
         found = Path(hf_hub_download(name, MAIN, revision=revision))
+    except EntryNotFoundError as error:
+        line = f"huggingface-cli download {name} --local-dir {name.rpartition('/')[2]}"
+        hint = f"With only a {SENTENCEPIECE} there, fetch and name the folder: {line}"
+        raise UserError(f"tokenizer_model: {name} on the hub has no {MAIN}.", hint=hint) from error
     except Exception as error:  # each HTTP library raises its own
         reason = str(error).strip().splitlines()[0]
         raise UserError(

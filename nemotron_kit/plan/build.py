@@ -51,8 +51,8 @@ def build_plan(
     frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
-    launch = launch_kind(frozen["run"]["mode"], settings)
     resources = resources_of(settings, command.torchrun)
+    launch = launch_kind(frozen["run"]["mode"], settings, resources)
     sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
     environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
     problems = [
@@ -82,7 +82,7 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(launch_command(command, launch, settings, place)),
+        launch_command=tuple(launch_command(command, launch, settings, place, resources)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
         captured=_captured(composed, place),
@@ -113,7 +113,7 @@ def _of_executor(
     alone: bool,
 ) -> Sbatch:
     if settings.executor == "local":
-        return Sbatch()
+        return Sbatch(notes=resources.notes)
     if settings.executor == "docker":
         from nemotron_kit.plan.docker import docker_for
 

@@ -48,7 +48,7 @@ def docker_for(
     """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
     from nemotron_kit.plan.nemo_run import MissingExtra, build_executor
 
-    problems = list(_problems(config, mode, place))
+    problems = list(_problems(config, resources, mode, place))
     notes = list(resources.notes)
     if config.retries or config.max_segments:
         notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
@@ -132,14 +132,14 @@ def _limit(text: str) -> str:
     return f"{name}={rest}"
 
 
-def _problems(config: RunConfig, mode: str, place: Place) -> Iterator[str]:
+def _problems(config: RunConfig, resources: Resources, mode: str, place: Place) -> Iterator[str]:
     if mode == "local":
         yield "this profile's executor is docker: launch with --run or --batch."
     if not config.container_image:
         yield "executor 'docker' needs container_image. Set it in the profile."
     elif not _IMAGE.match(config.container_image):
         yield f"container_image: {config.container_image!r} is no name of an image."
-    if (config.nodes or 1) > 1:
+    if resources.nodes > 1:
         yield f"nodes={config.nodes}: Docker has this machine only. Use nproc_per_node for more processes."
     for field in ("startup_commands", "setup"):
         if getattr(config, field):

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
 
 
-def launch_kind(mode: str, settings: RunConfig) -> str:
+def launch_kind(mode: str, settings: RunConfig, resources: Resources) -> str:
     if mode == "batch" or settings.executor != "local":
         return DETACHED
-    return TORCHRUN if (settings.nproc_per_node or 1) > 1 else IN_PROCESS
+    return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
-def launch_command(command: Command, launch: str, settings: RunConfig, place: Place) -> list[str]:
+def launch_command(command: Command, launch: str, settings: RunConfig, place: Place, resources: Resources) -> list[str]:
     folder = place.job
     if place.kit:  # a folder with a __main__.py, which is the worker
         return [place.python, place.kit, folder]
@@ -35,7 +35,7 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
         return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
-    return torchrun_command(command.script_path, settings.nproc_per_node or 1, folder)
+    return torchrun_command(command.script_path, resources.processes, folder)
 
 
 def torchrun_command(script: str | Path | None, processes: int, folder: str) -> list[str]:
@@ -54,7 +54,6 @@ def rank_command(folder: str) -> list[str]:
 def job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:
     """job.json: all that the worker needs besides the config."""
     cls = command.config_cls
-    scheduled = settings.executor != "local"
     return {
         "kit": __version__,
         "command": command.words,
@@ -63,9 +62,9 @@ def job_spec(command: Command, settings: RunConfig, place: Place, resources: Res
             cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
         ),
         "script": place.script(command.script_path, command.handler_name),
-        "nproc_per_node": resources.processes if scheduled else settings.nproc_per_node or 1,
+        "nproc_per_node": resources.processes,
         "executor": settings.executor,
-        "torchrun": resources.torchrun if scheduled else (settings.nproc_per_node or 1) > 1,
+        "torchrun": resources.torchrun,
         "retries": settings.retries or 0,
         "max_segments": settings.max_segments,
         "code": place.code,

@@ -22,7 +22,7 @@ def problems_of(
 ) -> list[str]:
     """The problems that need no look at the inputs."""
     return [
-        *_executor_problems(settings),
+        *_executor_problems(command, settings),
         *_handler_problems(command, launch),
         *_wandb_problems(environment),
         *_secret_problems(frozen, settings, environment),
@@ -34,8 +34,9 @@ def missing_value(key: str, command: Command) -> str:
     return f"{key} has no value. Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
 
 
-def _executor_problems(settings: RunConfig) -> list[str]:
-    if settings.executor == "local" and (settings.nodes or 1) > 1:
+def _executor_problems(command: Command, settings: RunConfig) -> list[str]:
+    # A command that is one process has one node, whatever the profile says; its plan notes that.
+    if settings.executor == "local" and (settings.nodes or 1) > 1 and command.torchrun is not False:
         return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]
     return []
 

@@ -25,7 +25,10 @@ def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
     nodes, tasks = config.nodes or 1, config.ntasks_per_node or 1
     processes = config.nproc_per_node or (tasks if tasks > 1 else (config.gpus_per_node or 1))
     if torchrun is False:
-        return _plain(config, nodes, tasks)
+        return _plain(config, nodes, tasks, processes)
+    if config.executor == "local":  # this machine, whatever a scheduler would be asked for
+        processes = config.nproc_per_node or 1
+        return Resources(nodes=1, processes=processes, torchrun=processes > 1)
     notes = []
     if processes > 1 and not config.nproc_per_node:
         name = "ntasks_per_node" if tasks > 1 else "gpus_per_node"
@@ -40,9 +43,12 @@ def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
     )
 
 
-def _plain(config: RunConfig, nodes: int, tasks: int) -> Resources:
-    asked = [f"{name}={count}" for name, count in (("nodes", nodes), ("ntasks_per_node", tasks)) if count > 1]
-    notes = [f"{', '.join(asked)}: this command is one process on one node."] if asked else []
+def _plain(config: RunConfig, nodes: int, tasks: int, processes: int) -> Resources:
+    asked = {"nodes": nodes, "ntasks_per_node": tasks, "nproc_per_node": config.nproc_per_node or 1}
+    if config.executor != "local" and processes == config.gpus_per_node:
+        asked["gpus_per_node"] = processes
+    said = [f"{name}={count}" for name, count in asked.items() if count > 1]
+    notes = [f"{', '.join(said)}: this command is one process on one node."] if said else []
     return Resources(
         nodes=1,
         processes=1,

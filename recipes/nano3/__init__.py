@@ -41,6 +41,7 @@ _data_import.command(
     f"{_IMPORTS}:import_pretrain_data",
     description="Register Megatron shards by their blend.json",
     preflight=f"{_IMPORTS}:preflight",
+    distributed=False,
 )
 _data_import.command(
     "sft",
@@ -48,6 +49,7 @@ _data_import.command(
     f"{_IMPORTS}:import_sft_data",
     description="Register packed SFT data",
     preflight=f"{_IMPORTS}:preflight",
+    distributed=False,
 )
 _data_import.command(
     "rl",
@@ -55,6 +57,7 @@ _data_import.command(
     f"{_IMPORTS}:import_rl_data",
     description="Register RL splits by their manifest",
     preflight=f"{_IMPORTS}:preflight",
+    distributed=False,
 )
 _model_import = app.group("model", description="Model commands").group(
     "import", description="Register a checkpoint that was made elsewhere"
@@ -66,4 +69,5 @@ for _stage, _config in (("pretrain", "ImportModel"), ("sft", "ImportSFTModel"), 
         f"{_IMPORTS}:import_model",
         description=f"Register a checkpoint of {_stage}",
         preflight=f"{_IMPORTS}:preflight",
+        distributed=False,
     )

@@ -172,3 +172,49 @@ def test_datatroves_local_executor_gives_the_same_bytes(
     artifact = run_data_prep(config)
     assert {path: path.stat().st_mtime_ns for path in config.output_dir.glob("*/shard_*")} == times
     assert artifact.total_sequences == 4_001
+
+
+def test_torchruns_ranks_share_the_shards_and_give_the_same_bytes(
+    blend: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    script = tmp_path / "prep.py"
+    script.write_text(PREP)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(script)]
+    done = subprocess.run(
+        [*words, *command(blend, tmp_path / "out", 1)[3:]], env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashes(tmp_path / "out") == expected
+    assert "4 shards of 11 by rank 0 of 3" in done.stderr
+    assert done.stderr.count("data prep: read") == 1
+    assert not list((tmp_path / "out").glob(".ranks-*"))
+    assert json.loads((tmp_path / "out" / "metadata.json").read_text())["total_sequences"] == 4_001
+
+
+def test_a_rank_that_is_killed_ends_the_others_and_the_next_launch_goes_on(
+    blend: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        env = environment(tmp_path) | {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+        env["SLURM_PROCID"] = str(rank)
+        words = command(blend, output, 1)
+        if rank == 1:  # it stops for good before its first shard
+            words[2] = (
+                "import nemotron_kit.data_prep.pool as p, time\np.make_one = lambda *a: time.sleep(99)\n" + words[2]
+            )
+        return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+
+    first, second = start(0), start(1)
+    while first.poll() is None and not list(output.glob("train/*.json")):
+        time.sleep(0.02)
+    second.kill()
+    second.communicate()
+    errors = first.communicate(timeout=60)[1]
+    assert first.returncode != 0
+    assert f"Rank 1 (process {second.pid} on" in errors
+    assert not (output / "blend.json").exists()
+    subprocess.run(command(blend, output, 2), check=True, env=environment(tmp_path))
+    assert hashes(output) == expected

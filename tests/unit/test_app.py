@@ -31,6 +31,13 @@ def test_the_older_keyword_for_the_config_class() -> None:
     assert App("a").command("x", config=Config, handler=handler).config_cls is Config
 
 
+def test_a_command_that_is_one_process() -> None:
+    assert App("a").command("x", Config, handler, distributed=False).torchrun is False
+    assert App("a").command("x", Config, handler).torchrun is None
+    with pytest.raises(TypeError, match="distributed=False is one process"):
+        App("a").command("x", Config, handler, distributed=False, torchrun=True)
+
+
 def test_a_config_folder_beside_the_script_or_the_handler(tmp_path: Path) -> None:
     app = App("a")
     by_script = app.command("x", Config, handler, script_path=tmp_path / "stage" / "train.py")

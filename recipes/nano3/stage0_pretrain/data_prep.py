@@ -56,8 +56,15 @@ class PretrainDataPrepConfig:
     max_doc_tokens: int | None = field(
         default=None, metadata={"help": "Cut documents to this many tokens, BOS and EOS included"}
     )
+    max_doc_size: str = field(
+        default="64MiB", metadata={"help": "Largest line or document of a source; a larger one is a bad row"}
+    )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "A row that can't be used: error stops there, skip leaves it out and counts"}
+    )
+    max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
     sample: int | None = field(default=None, metadata={"help": "Take only the first rows of each dataset, this many"})
-    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use (default: all)"})
+    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
     force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
     config_name: str | None = field(
         default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
@@ -68,12 +75,17 @@ def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
     """Prepare the data and save it under its name; without `cfg`, as the command line says."""
     from nemotron_kit.artifacts import print_step_complete
     from nemotron_kit.data_prep import run_data_prep
+    from nemotron_kit.data_prep.ranks import ranks_here
     from nemotron_kit.train_script import init_wandb_from_env
 
     cfg = cfg if cfg is not None else _config_from_command_line()
-    init_wandb_from_env()
+    ranks = ranks_here()
+    leads = ranks is None or ranks.leads
+    if leads:
+        init_wandb_from_env()
     artifact = run_data_prep(settings(cfg))
-    print_step_complete(data=artifact)
+    if leads:
+        print_step_complete(data=artifact)
     return artifact
 
 
@@ -100,6 +112,9 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
         text_field=cfg.text_field,
         min_doc_chars=cfg.min_doc_chars,
         max_doc_tokens=cfg.max_doc_tokens,
+        max_doc_size=cfg.max_doc_size,
+        on_bad_row=cfg.on_bad_row,
+        max_bad_rows=cfg.max_bad_rows,
         sample=cfg.sample,
         num_workers=cfg.num_workers,
         force=cfg.force,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.jsonlines import SMALL
 from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
+from nemotron_kit.data_prep.rows import Rows
 from nemotron_kit.errors import UserError
 
 SMALL_TEXTS = [f"text number {n} é" for n in range(57)]
@@ -44,7 +45,8 @@ WRITERS: dict[str, Callable[[Path, Sequence[str]], object]] = {
 
 def read(path: Path, of: int, parts: Sequence[int], rows: int | None = None, field: str = "text") -> list[str]:
     file = SourceFile(str(path), path.stat().st_size, "x", rows)
-    return list(readers.texts(Source("s", str(path), "all", 1.0, field, (file,)), Piece(0, tuple(parts), of)))
+    source = Source("s", str(path), "all", 1.0, field, (file,))
+    return list(readers.texts(source, Piece(0, tuple(parts), of), Rows()))
 
 
 @pytest.mark.parametrize("name", WRITERS)

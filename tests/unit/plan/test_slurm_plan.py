@@ -49,6 +49,9 @@ def test_one_worker_a_node_with_all_that_the_tasks_would_have_had(
 def test_what_was_understood_is_said() -> None:
     assert "8 processes" in resources_of(config(ntasks_per_node=8), None).notes[0]
     assert "one process on one node" in resources_of(config(nodes=2), False).notes[0]
+    document = resources_of(config(nodes=2, gpus_per_node=8), False)
+    assert document.notes == ("nodes=2, gpus_per_node=8: this command is one process on one node.",)
+    assert resources_of(config(), False).notes == ()
     assert resources_of(config(nproc_per_node=8, nodes=2), None).notes == ()
 
 
