@@ -11,6 +11,7 @@ from pydantic import Field, computed_field, field_validator
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.artifacts.models import Artifact
+from nemotron_kit.artifacts.weights import check_weights
 
 
 class _Sourced(Artifact):
@@ -102,6 +103,9 @@ class ModelArtifact(Artifact):
     step: int | None = Field(default=None, ge=0)
     loss: float | None = None
     iteration: int | None = Field(default=None, ge=0)
+
+    def _check_files(self) -> None:
+        check_weights(self._get_output_dir())
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -112,6 +112,9 @@ class Artifact(BaseModel):
     def _get_output_dir(self) -> Path:
         return folder_of(self.path)
 
+    def _check_files(self) -> None:
+        """Open what is going to be registered; UserError for files that can't be what the class says."""
+
     def save(self, name: str | None = None) -> None:
         """Write metadata.json; under a name (this one, else `self.name`) also register a version; tell the tracker.
 

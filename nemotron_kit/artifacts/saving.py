@@ -32,6 +32,7 @@ def save(artifact: Artifact, name: str | None) -> None:
     folder = absolute(artifact._get_output_dir())
     if stored is not None:
         _refuse_shared_folder(artifact, folder)
+        artifact._check_files()
         artifact.name = artifact.name or name or stored
     if artifact.producer is None or artifact._loaded:
         artifact.producer = _current_run()

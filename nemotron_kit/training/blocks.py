@@ -124,6 +124,13 @@ class CheckpointConfig:
         default=None, metadata={"help": "Model in transformers' format whose weights a new run starts from"}
     )
     finetune: bool = field(default=False, metadata={"help": "Take only the weights from `load`; start at step 0"})
+    may_differ: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Settings in which a checkpoint may differ from this run and is resumed all the same, such as "
+            "train.lr or dataset.content; the model's metadata lists them (none: what differs is refused by name)"
+        },
+    )
 
     def check(self) -> None:
         """Raises UserError for a value that means nothing."""

@@ -11,13 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.artifacts.errors import DamagedRecordError
+from nemotron_kit.artifacts.sealed import MARK, SEAL, read_json, read_sealed, render_sealed
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir, write_json
+from nemotron_kit.files import fsync_dir, write_text
 
 RECORD = "checkpoint.json"
+# How checkpoint.may_differ names a record that has no seal.
+UNSEALED = "checkpoint.record"
 _NAME = re.compile(r"step-(\d{8})\Z")
 # Debris of a killed writer is removed only when no living one can own it any more.
 _LEASE_SECONDS = 3600
+# What nobody writes any more: removed whenever that is possible.
+_PRUNED = ".pruned"
 
 
 def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Path:
@@ -35,7 +41,9 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     try:
         aside.mkdir()
         record = {"step": step, **fill(aside)}
-        write_json(aside / RECORD, {**record, "files": seal(aside)})
+        record["files"] = seal(aside)
+        # As JSON reads it back (a number as a key is a text then): that is what the seal is of.
+        write_text(aside / RECORD, render_sealed({**json.loads(json.dumps(record)), **MARK}))
         aside.rename(final)
         fsync_dir(folder)
     except OSError as error:
@@ -66,30 +74,96 @@ def latest(folder: Path) -> Path | None:
     return max(_all(folder), default=None, key=lambda path: path.name)
 
 
-def read(path: Path, *, verify: bool) -> dict[str, Any]:
-    """The record of a checkpoint. UserError when it is damaged; `verify` reads every file and compares its sha256."""
+def read(path: Path, *, verify: bool, unsealed: bool = False) -> dict[str, Any]:
+    """The record of a checkpoint. UserError when it is damaged; `verify` reads every file and compares its sha256.
+
+    `unsealed` takes a record without a seal too, as earlier versions wrote it, and marks it: record["unsealed"].
+    Nothing tells whether it is what was written.
+    """
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = _sealed(path / RECORD, unsealed)
         files = record["files"]
+        if record["step"] != int(path.name.removeprefix("step-")):
+            raise ValueError(f"it speaks of step {record['step']}")
         damaged = [name for name, entry in files.items() if not _intact(path / name, entry, verify)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _Unsealed:
         raise UserError(
-            f"{path / RECORD}: the checkpoint's record can't be read ({error}).", hint=_around(path)
+            f"{path / RECORD}: the checkpoint's record has no seal: it is of an earlier version, or was changed. What "
+            "data and which settings it was trained with can't be told for certain.",
+            hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNSEALED}]'. {_around(path)}",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
+        why = error.message if isinstance(error, NemotronError) else error
+        raise UserError(
+            f"{path / RECORD}: the checkpoint's record can't be read ({why}).", hint=_around(path)
         ) from error
     if damaged:
         raise UserError(f"{path / damaged[0]}: the file is missing, or not what was saved.", hint=_around(path))
-    return dict(record)
+    return record
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed writers left."""
+class _Unsealed(Exception):
+    pass
+
+
+def _sealed(file: Path, unsealed: bool) -> dict[str, Any]:
+    try:
+        return read_sealed(file, "record")
+    except DamagedRecordError:
+        record = read_json(file, "record")
+        if not isinstance(record, dict) or not record.get("files") or {SEAL, *MARK} & record.keys():
+            raise
+        if not unsealed:
+            raise _Unsealed from None
+        return {**record, "unsealed": True}
+
+
+def prune(folder: Path, keep: int) -> list[str]:
+    """Remove all but the newest `keep` checkpoints, and what killed writers left. What can't be removed (a file that is
+    open on NFS leaves a `.nfs…`) stays for the next time and is returned, a sentence each: training needs none of it.
+    """
+    problems = []
     for path in sorted(_all(folder))[:-keep]:
-        gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        path.rename(gone)  # it stops being a checkpoint at once, not file by file
-        shutil.rmtree(gone)
-    for debris in folder.glob(".*.tmp"):
-        if time.time() - debris.stat().st_mtime > _LEASE_SECONDS:
-            shutil.rmtree(debris)
+        gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PRUNED}")
+        try:
+            path.rename(gone)  # it stops being a checkpoint at once, not file by file
+        except OSError as error:
+            problems.append(f"{path} can't be removed: {error.strerror or error}.")
+    for debris in [*folder.glob(f".*{_PRUNED}"), *(path for path in folder.glob(".*.tmp") if _is_old(path))]:
+        why = remove(debris)
+        if why:
+            problems.append(f"{debris} can't be removed: {why}.")
+    return problems
+
+
+def remove(folder: Path) -> str | None:
+    """Remove a folder, as much of it as can be removed; the first reason why something stayed, None if all is gone."""
+    reasons: list[str] = []
+
+    for here, folders, files in os.walk(folder, topdown=False):
+        for name in [*files, *folders]:
+            _remove_one(Path(here, name), reasons)
+    _remove_one(folder, reasons)
+    return reasons[0] if reasons else None
+
+
+def _remove_one(path: Path, reasons: list[str]) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    except FileNotFoundError:  # somebody else removes it too
+        pass
+    except OSError as error:
+        reasons.append(f"{path}: {error.strerror or error}")
+
+
+def _is_old(debris: Path) -> bool:
+    try:
+        return time.time() - debris.stat().st_mtime > _LEASE_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def _all(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from nemotron_kit.training.blocks import CheckpointConfig, LoggerConfig, Schedul
 # What a config may name in recipe._target_: nothing else is ever imported on a config's word.
 TARGETS = ("nemotron_kit.training.pretrain",)
 _RECIPE_KEYS = ("_target_", "per_split_data_args_path")
-_DATASET_KEYS = ("seq_length", "seed")
+_DATASET_KEYS = ("seq_length", "seed", "verify")
 
 
 @dataclass
@@ -29,7 +29,11 @@ class PretrainConfig:
         },
     )
     dataset: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "seq_length (4096) and seed, of the shuffle (1234)"}
+        default_factory=dict,
+        metadata={
+            "help": "seq_length (4096); seed, of the shuffle (1234); verify, whether to read all shards and compare "
+            "them with their records before the run (null: where that takes seconds)"
+        },
     )
     train: TrainConfig = field(default_factory=TrainConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -43,6 +47,12 @@ class PretrainConfig:
     @property
     def data_seed(self) -> int:
         return int(self.dataset.get("seed", 1234))
+
+    @property
+    def verify_data(self) -> bool | None:
+        """Whether every recorded shard is read before the run; None: where that takes seconds."""
+        value: bool | None = self.dataset.get("verify")
+        return value
 
     @property
     def blend_path(self) -> Path:
@@ -67,6 +77,8 @@ class PretrainConfig:
             )
         _whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
         _whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
+        if not isinstance(self.verify_data, bool | None):
+            raise UserError(f"dataset.verify is {self.verify_data!r}; it must be true, false or null.")
         for block in (self.train, self.scheduler, self.checkpoint, self.logger):
             block.check()
 

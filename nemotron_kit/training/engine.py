@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from nemotron_kit.training.balance import ExpertBalance
 from nemotron_kit.training.batches import Batches
 from nemotron_kit.training.blend import read_blend
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.export import export, output_folder, prepare_output
-from nemotron_kit.training.identity import identity
-from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments
+from nemotron_kit.training.content import registered_as, shard_contents
+from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
+from nemotron_kit.training.identity import identity, portable
+from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments, use_bf16
 from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import model_config, with_data
 from nemotron_kit.training.preempt import Preempted, StopRequest
@@ -28,13 +29,17 @@ from nemotron_kit.training.state import Progress, load_optimizer
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: the model's folder (transformers' format), its step and losses, the tokens it has seen."""
+    """A finished run: the model's folder (transformers' format), its step and losses, the tokens it has seen.
+
+    `changes`: what was other than before where it was resumed ({step, name, there, here}).
+    """
 
     path: Path
     step: int
     loss: float | None
     valid_loss: float | None
     tokens: int
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,15 @@ def pretrain(config: PretrainConfig) -> Outcome:
     config.check()
     config.train.check_split(ranks.world_size())
     data = open_data(config)
-    same = identity(config, data.model, data.train)
     folder = output_folder(config)
-    start = find_start(config, same)
     model_config(data.model)  # refused before anything is written
+    start = _start(config, data, folder)
     if ranks.rank() == 0:
         prepare_output(folder)
     ranks.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         with StopRequest() as stop:
-            return _train(config, data, same, start, folder, stop)
+            return _train(config, data, start, folder, stop)
     finally:
         ranks.leave()
 
@@ -91,9 +95,22 @@ def open_data(config: PretrainConfig) -> Data:
     return Data(train, held_out, with_data(config.model, path.parent))
 
 
-def _train(
-    config: PretrainConfig, data: Data, same: dict[str, Any], start: Start, folder: Path, stop: StopRequest
-) -> Outcome:
+def _start(config: PretrainConfig, data: Data, folder: Path) -> Start:
+    """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
+    if ranks.rank() != 0:
+        return find_start(config, {})
+    shards = [*data.train.shards, *(data.held_out.shards if data.held_out else ())]
+    registered = registered_as(config.blend_path.parent)
+    contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
+    precision = "bf16" if use_bf16(config.train) else "fp32"
+    start = find_start(config, identity(config, data.model, data.train, contents.digests, precision))
+    done = start.progress.step if start.progress else 0
+    if done < config.train.train_iters:
+        require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
+    return replace(start, notes=(contents.says, *start.notes))
+
+
+def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop: StopRequest) -> Outcome:
     _quiet()
     progress = start.progress or Progress()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
@@ -103,9 +120,10 @@ def _train(
         load_optimizer(optimizer, model, start.optimizer)
     silent = ranks.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
-    reporter.say(start.describe())
+    for line in (*start.notes, start.describe()):
+        reporter.say(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
-    run = Run(config, model, optimizer, balance, data.held_out, progress, same, reporter, stop)
+    run = Run(config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop)
     try:
         if progress.step < config.train.train_iters:
             _loop(config, data, run, args)
@@ -139,12 +157,14 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
             f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}; saved in {kept}.",
             hint="The same command goes on from there.",
         )
-    path = folder / f"model-{step:08d}"
+    path = model_folder(folder, step)
+    changes = run.progress.changes
     if ranks.rank() == 0:
-        export(run.model, path, config.blend_path.parent)
+        record = {"step": step, "identity": portable(run.identity), "changes": changes}
+        export(run.model, path, config.blend_path.parent, record)
     ranks.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
-    return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens)
+    return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 
 
 def _calm_threads() -> None:

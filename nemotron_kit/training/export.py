@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
+from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir
-from nemotron_kit.training.checkpoint import seal
+from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.training.checkpoint import remove, seal
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.state import export_model
 
+# In a model's folder: the run that made it.
+RECORD = "training.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -34,29 +41,80 @@ def prepare_output(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
     except OSError as error:
         raise UserError(
             f"checkpoint.save: {folder} can't be written to: {error.strerror}.", hint="Set another checkpoint.save."
         ) from error
+    with contextlib.suppress(OSError):  # what can be written to will do
+        probe.unlink()
 
 
-def export(model: Any, path: Path, data: Path) -> None:
-    """Write the model to `path`, whole or not at all; what is there already is this very model, and stays."""
-    if path.is_dir():
+def model_folder(folder: Path, step: int) -> Path:
+    """Where the model of `step` goes."""
+    return folder / f"model-{step:08d}"
+
+
+def require_place(path: Path, identity: Mapping[str, Any]) -> None:
+    """UserError when the model at `path`, which this run is going to make, is there already and another run's."""
+    if not path.exists():
         return
+    hint = f"Remove {path} if nobody needs that model, or set another checkpoint.save for this run."
+    try:
+        made_by = read_sealed(path / RECORD, "record")["identity"]
+    except (OSError, KeyError, NemotronError):
+        raise UserError(
+            f"{path} is there already, and no {RECORD} in it says which run made it: this run would replace it.",
+            hint=hint,
+        ) from None
+    different = [
+        name
+        for name in dict.fromkeys([*identity, *made_by])
+        if _without_length(made_by.get(name)) != _without_length(identity.get(name))
+    ]
+    if different:
+        raise UserError(
+            f"{path} is there already, the model of another run (other {', '.join(different)}): this run would replace "
+            "it.",
+            hint=hint,
+        )
+
+
+def _without_length(block: Any) -> Any:
+    return {key: value for key, value in block.items() if key != "train_iters"} if isinstance(block, Mapping) else block
+
+
+def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> None:
+    """Write the model to `path`, whole or not at all, with a `record` of the run that made it. Where the very same
+    model is there already it stays; anything else there is replaced."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    old = aside.with_suffix(".old.tmp")
     try:
         aside.mkdir(parents=True)
         export_model(model, aside)
         _copy_tokenizer(data, aside)
-        seal(aside)
+        check_weights(aside)
+        write_text(aside / RECORD, render_sealed(dict(record)), mode=0o666)
+        files = seal(aside)
+        if path.exists():
+            if files == _files(path):
+                return
+            path.rename(old)
         aside.rename(path)
         fsync_dir(path.parent)
     except OSError as error:
         raise NemotronError(f"{path}: the model can't be written: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
+        if old.exists():
+            remove(old)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `seal` says of the folder, without the metadata.json that registering it has added."""
+    try:
+        return {name: entry for name, entry in seal(folder).items() if name != METADATA}
+    except OSError:
+        return {}
 
 
 def _copy_tokenizer(data: Path, folder: Path) -> None:

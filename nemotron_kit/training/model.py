@@ -19,6 +19,37 @@ PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp
 # The names under which a block may give its layers.
 LAYER_NAMES = frozenset({"hybrid_override_pattern", "layers_block_type", "layer_types", "num_hidden_layers"})
 
+# The settings that decide the shapes of a model's tensors: given weights have theirs.
+SHAPE_SETTINGS = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "layers_block_type",
+        "tie_word_embeddings",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "attention_bias",
+        "intermediate_size",
+        "mlp_bias",
+        "ssm_state_size",
+        "mamba_num_heads",
+        "mamba_head_dim",
+        "n_groups",
+        "conv_kernel",
+        "use_conv_bias",
+        "use_bias",
+        "mamba_proj_bias",
+        "n_routed_experts",
+        "num_local_experts",
+        "moe_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "moe_latent_size",
+        "num_nextn_predict_layers",
+    }
+)
+_LISTED = 20
+
 
 def layer_types(model: Mapping[str, Any]) -> list[str]:
     """The kind of every layer: from hybrid_override_pattern ("MEM*E"), or layers_block_type (a list of names)."""
@@ -77,17 +108,65 @@ def require_model(folder: Path) -> None:
         raise UserError(f"{folder}: no model here (no config.json).", hint="Give a folder in transformers' format.")
 
 
-def load_model(folder: Path) -> NemotronHForCausalLM:
-    """A model from a folder in transformers' format, float32. UserError when there is none that can be read."""
+def settings_of(model: Mapping[str, Any]) -> list[str]:
+    """The fields of NemotronHConfig that a `model` block sets, its layers among them."""
+    return [
+        *(name for name in model if name not in LAYER_NAMES),
+        *(["layers_block_type"] if LAYER_NAMES & set(model) else []),
+    ]
+
+
+def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> NemotronHForCausalLM:
+    """A model from a folder in transformers' format, float32, with `settings` of NemotronHConfig in place of its own.
+
+    UserError when there is none that can be read, when a setting means tensors of another shape, or when the folder's
+    tensors are not exactly the model's: whatever is missing would have random values.
+    """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import NemotronHForCausalLM
+    from transformers import NemotronHConfig, NemotronHForCausalLM
 
     require_model(folder)
     try:
-        return NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        config = NemotronHConfig.from_pretrained(folder, local_files_only=True)
+        for name, value in (settings or {}).items():
+            _set(folder, config, name, value)
+        model, told = NemotronHForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise UserError(f"{folder}: the model can't be read: {' '.join(str(error).split())}") from error
+    _require_all_tensors(folder, told)
+    return model
+
+
+def _set(folder: Path, config: NemotronHConfig, name: str, value: Any) -> None:
+    there = getattr(config, name)
+    if there == value:
+        return
+    if name in SHAPE_SETTINGS:
+        raise UserError(
+            f"{folder} is a different model: model.{name} is {there!r} there and {value!r} here.",
+            hint="Give the model block of those weights, or other weights.",
+        )
+    setattr(config, name, value)
+
+
+def _require_all_tensors(folder: Path, told: Mapping[str, Any]) -> None:
+    wrong = []
+    for key, what in (("missing_keys", "are missing"), ("unexpected_keys", "are none of the model's")):
+        names = sorted(told.get(key) or ())
+        if names:
+            shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+            wrong.append(f"{len(names)} tensors {what}: {shown}")
+    if told.get("mismatched_keys"):
+        wrong.append(f"{len(told['mismatched_keys'])} tensors have another shape: {sorted(told['mismatched_keys'])[0]}")
+    if wrong:
+        raise UserError(
+            f"{folder}: its weights are not those of its config. {'; '.join(wrong)}.",
+            hint="Export or download the model again; a model block that describes other layers needs other weights.",
+        )
 
 
 def with_data(model: Mapping[str, Any], data: Path) -> dict[str, Any]:

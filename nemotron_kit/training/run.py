@@ -49,6 +49,7 @@ class Run:
         self._window = self._started = time.monotonic()
         self._window_steps = 0
         self._elapsed_before = self.progress.elapsed
+        self._warned: set[str] = set()
 
     def before_step(self, step: int) -> None:
         """Seed the step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
@@ -89,8 +90,14 @@ class Run:
         if ranks.rank() == 0:
             folder = Path(self.config.checkpoint.save)
             checkpoint.write(folder, self.progress.step, self._fill)
-            checkpoint.prune(folder, self.config.checkpoint.most_recent_k)
+            for problem in checkpoint.prune(folder, self.config.checkpoint.most_recent_k):
+                self._warn(f"Warning: {problem} It is tried again after the next checkpoint.")
         ranks.barrier()
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.reporter.say(text)
 
     def _fill(self, folder: Path) -> dict[str, Any]:
         export_model(self.model, folder / MODEL)

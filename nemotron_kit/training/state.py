@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ class Progress:
     seed and the step.
 
     step: optimizer steps done. nll, steps_in_window: the loss collected since the last log line. elapsed: seconds of
-    training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one.
+    training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. changes: what
+    was other than before when the run was resumed ({step, name, there, here}), since checkpoint.may_differ allowed it.
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class Progress:
     elapsed: float = 0.0
     loss: float | None = None
     valid_loss: float | None = None
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

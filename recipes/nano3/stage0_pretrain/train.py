@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training.config import PretrainConfig
 
@@ -85,7 +85,9 @@ def _artifact(cfg: PretrainConfig, outcome: Outcome) -> ModelArtifact:
     from nemotron_kit.artifacts import ModelArtifact
 
     loss = outcome.loss if outcome.valid_loss is None else outcome.valid_loss
-    metadata = {"train_loss": outcome.loss, "tokens": outcome.tokens, "seq_length": cfg.seq_length}
+    metadata: dict[str, Any] = {"train_loss": outcome.loss, "tokens": outcome.tokens, "seq_length": cfg.seq_length}
+    if outcome.changes:
+        metadata["changes"] = list(outcome.changes)
     return ModelArtifact(path=outcome.path, step=outcome.step, loss=loss, metadata=metadata)
 
 

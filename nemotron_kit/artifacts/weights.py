@@ -1,0 +1,75 @@
+"""Whether the weights in a model's folder are whole, told by safetensors' own headers: no torch, no tensor is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+
+_LENGTH = struct.Struct("<Q")
+# The format's own limit; a longer header is none.
+_LONGEST = 100_000_000
+_BITS = {"BOOL": 8}
+
+
+def check_weights(folder: Path) -> None:
+    """Open every *.safetensors below `folder`, and see that the files of every *.safetensors.index.json are there.
+
+    UserError for the first file that is cut off, too long, or whose header is damaged. Other formats aren't opened.
+    """
+    for path in sorted(folder.rglob("*.safetensors")):
+        _check_file(path)
+    for path in sorted(folder.rglob("*.safetensors.index.json")):
+        _check_index(path)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size).ljust(_LENGTH.size, b"\xff"))
+            if length > min(_LONGEST, size - _LENGTH.size):
+                raise ValueError(f"{size:,} bytes don't hold its header")
+            tensors = json.loads(file.read(length))
+            end = max([0, *(_end(name, entry) for name, entry in tensors.items() if name != "__metadata__")])
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}.", hint=_HINT) from error
+    whole = _LENGTH.size + length + end
+    if whole != size:
+        raise UserError(
+            f"{path}: {size:,} bytes, but its header speaks of {whole:,}: it is cut off or damaged.",
+            hint=_HINT,
+        )
+
+
+def _end(name: str, entry: dict[str, Any]) -> int:
+    """Where the tensor ends in the data; ValueError when its place doesn't fit its type and shape."""
+    begin, end = entry["data_offsets"]
+    count = 1
+    for dimension in entry["shape"]:
+        count *= dimension
+    kind = str(entry["dtype"])
+    digits = "".join(filter(str.isdigit, kind.partition("_")[0]))
+    bits = _BITS.get(kind) or (int(digits) if digits else None)  # None: a type that is not known here
+    if not 0 <= begin <= end or (bits and (end - begin) * 8 != count * bits):
+        raise ValueError(f"the place of {name} doesn't fit its shape")
+    return int(end)
+
+
+def _check_index(path: Path) -> None:
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in names if not (path.parent / os.fspath(name)).is_file())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not an index of weights: {error}.", hint=_HINT) from error
+    if missing:
+        raise UserError(f"{path}: {missing[0]}, which it names, is not there.", hint=_HINT)
+
+
+_HINT = "Export, copy or download the model again: nothing was registered."
