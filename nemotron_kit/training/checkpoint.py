@@ -93,7 +93,7 @@ def read(path: Path, *, verify: bool, unsealed: bool = False) -> dict[str, Any]:
             hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNSEALED}]'. {_around(path)}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
-        why = error.message if isinstance(error, NemotronError) else error
+        why = error.message.removeprefix(f"{path / RECORD}: ") if isinstance(error, NemotronError) else error
         raise UserError(
             f"{path / RECORD}: the checkpoint's record can't be read ({why}).", hint=_around(path)
         ) from error

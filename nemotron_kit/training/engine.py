@@ -158,7 +158,7 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
             hint="The same command goes on from there.",
         )
     path = model_folder(folder, step)
-    changes = run.progress.changes
+    changes = [change for change in run.progress.changes if change["step"] < step]
     if ranks.rank() == 0:
         record = {"step": step, "identity": portable(run.identity), "changes": changes}
         export(run.model, path, config.blend_path.parent, record)

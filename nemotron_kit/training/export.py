@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -93,10 +94,10 @@ def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> Non
         export_model(model, aside)
         _copy_tokenizer(data, aside)
         check_weights(aside)
-        write_text(aside / RECORD, render_sealed(dict(record)), mode=0o666)
+        write_text(aside / RECORD, render_sealed(json.loads(json.dumps(record, sort_keys=True))), mode=0o666)
         files = seal(aside)
         if path.exists():
-            if files == _files(path):
+            if _is_same(path, files):
                 return
             path.rename(old)
         aside.rename(path)
@@ -109,12 +110,16 @@ def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> Non
             remove(old)
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `seal` says of the folder, without the metadata.json that registering it has added."""
+def _is_same(path: Path, files: Mapping[str, Any]) -> bool:
+    """Whether the model at `path` is whole, with these files; the record may be that of an equal model's own run."""
+    beside = {RECORD, METADATA}  # registering adds the latter
     try:
-        return {name: entry for name, entry in seal(folder).items() if name != METADATA}
-    except OSError:
-        return {}
+        if (path / RECORD).exists():
+            read_sealed(path / RECORD, "record")
+        there = seal(path)
+    except (OSError, NemotronError):
+        return False
+    return {k: v for k, v in there.items() if k not in beside} == {k: v for k, v in files.items() if k not in beside}
 
 
 def _copy_tokenizer(data: Path, folder: Path) -> None:

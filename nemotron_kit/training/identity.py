@@ -147,5 +147,7 @@ def _same_weights(there: Any, here: Any, *, moving: bool) -> bool:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping) and "path" in value:
         return f"{value['path']} ({str(value.get('sha256'))[:12]})"
+    if isinstance(value, str) and len(value) == 64:  # a sha256
+        return f"{value[:12]}…"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, ranks
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.identity import differences, require_same
+from nemotron_kit.training.identity import Difference, differences, require_same
 from nemotron_kit.training.model import load_model, model_config, new_model, require_model, settings_of
 from nemotron_kit.training.state import MODEL, OPTIMIZER, Progress
 
@@ -85,10 +85,16 @@ def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Start:
         )
         different = [one for one in different if one.there is not None and one.name != "train.precision"]
     changes = require_same(path, different, config.checkpoint.may_differ)
+    if record.get("unsealed"):
+        changes.append(Difference(checkpoint.UNSEALED, "without a seal", "sealed"))
     notes += [f"Going on although {change} (checkpoint.may_differ)." for change in changes]
     progress.changes = [*progress.changes, *({"step": progress.step, **change._asdict()} for change in changes)]
     return Start(
-        path / MODEL, path / OPTIMIZER, progress, {"checkpoint": there.get("checkpoint"), **here}, tuple(notes)
+        path / MODEL,
+        path / OPTIMIZER,
+        progress,
+        {**here, "checkpoint": here.get("checkpoint", there.get("checkpoint"))},
+        tuple(notes),
     )
 
 

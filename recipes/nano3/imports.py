@@ -62,7 +62,9 @@ def import_pretrain_data(cfg: ImportData) -> Artifact:
     """Register the folder of a blend.json (given itself, or by its folder)."""
     from nemotron.kit import PretrainBlendsArtifact
 
-    return _saved(_described(PretrainBlendsArtifact, _folder(cfg)), cfg)
+    folder = _folder(cfg)
+    _tell(_opened(folder))
+    return _saved(_described(PretrainBlendsArtifact, folder), cfg)
 
 
 def import_sft_data(cfg: ImportSFTData) -> Artifact:
@@ -114,6 +116,34 @@ def _folder(cfg: ImportData | ImportModel) -> Path:
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}.") from error
     return file.resolve().parent
+
+
+def _opened(folder: Path) -> str:
+    """What can be said of the shards that the folder's blend.json names. Raises UserError for one that is not whole, or
+    not what data prep wrote; what is not on this machine (yet) is only told."""
+    from importlib.util import find_spec
+
+    if find_spec("numpy") is None:
+        return "The shards were not opened: numpy is not installed."
+    from nemotron_kit.training.blend import read_blend
+    from nemotron_kit.training.content import shard_contents
+    from nemotron_kit.training.shards import Shard
+
+    named = [source.prefix for sources in read_blend(folder / "blend.json").values() for source in sources]
+    there = [
+        Shard(prefix).prefix for prefix in named if Path(f"{prefix}.idx").exists() or Path(f"{prefix}.bin").exists()
+    ]
+    says = [shard_contents(there, verify=None).says] if there else []
+    missing = [prefix for prefix in named if prefix not in there]
+    if missing:
+        says.append(f"Warning: {len(missing)} of {len(named)} shards that blend.json names are not here: {missing[0]}.")
+    return "\n".join(says)
+
+
+def _tell(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr)
 
 
 def _described(kind: Any, folder: Path) -> Any:

@@ -21,6 +21,7 @@ from nemotron_kit.training import (
     PretrainConfig,
     SchedulerConfig,
     TrainConfig,
+    checkpoint,
     pretrain,
 )
 from nemotron_kit.training.metrics import Reporter
@@ -122,6 +123,29 @@ def test_given_weights_of_another_shape_are_refused(config: PretrainConfig) -> N
         pretrain(second)
 
 
+def test_a_model_is_never_another_runs(config: PretrainConfig, tiny_data: Path) -> None:
+    first = pretrain(config)
+    save, whole = Path(str(config.checkpoint.save)), (first.path / "model.safetensors").read_bytes()
+    shard = tiny_data.parent / "train/a.bin"
+    tokens = shard.read_bytes()
+    shard.write_bytes(tokens[2:] + tokens[:2])  # as many tokens, other ones
+    with pytest.raises(UserError, match=r"another configuration: dataset\.content is .* there and .* here"):
+        pretrain(config)
+    config.train.train_iters, config.checkpoint.may_differ = 5, ["dataset.content"]
+    assert [change["name"] for change in pretrain(config).changes] == ["dataset.content"]
+    shard.write_bytes(tokens)
+    config.train.train_iters, config.checkpoint.may_differ = 4, []
+    for path in save.glob("step-*"):
+        checkpoint.remove(path)
+    config.train.seed = 5
+    with pytest.raises(UserError, match=r"model-00000004 is there already, the model of another run \(other train\)"):
+        pretrain(config)
+    assert (first.path / "model.safetensors").read_bytes() == whole
+    config.train.seed = 1234
+    (first.path / "model.safetensors").write_bytes(whole[:-100])
+    assert (pretrain(config).path / "model.safetensors").read_bytes() == whole
+
+
 def test_without_save_the_model_goes_to_the_job(config: PretrainConfig, tmp_path: Path, monkeypatch) -> None:
     config.checkpoint.save = None
     with pytest.raises(UserError, match=r"checkpoint\.save is not set"):
@@ -178,6 +202,25 @@ def test_old_checkpoints_go_and_models_stay(config: PretrainConfig) -> None:
     pretrain(config)
     names = sorted(path.name for path in Path(str(config.checkpoint.save)).iterdir())
     assert names == ["metrics.jsonl", "model-00000004", "step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_that_can_not_be_removed_ends_nothing(config: PretrainConfig, monkeypatch, capsys) -> None:
+    config.checkpoint.save_interval, config.checkpoint.most_recent_k = 1, 1
+    unlink = Path.unlink
+
+    def busy(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "optimizer.safetensors":
+            raise OSError(16, "Device or resource busy")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        assert pretrain(config).step == 4
+    said = capsys.readouterr().err
+    assert said.count("optimizer.safetensors: Device or resource busy") == 3 == said.count("It is tried again")
+    config.train.train_iters = 5
+    assert pretrain(config).step == 5
+    assert not list(Path(str(config.checkpoint.save)).glob(".step-*"))
 
 
 def test_a_folder_that_can_not_be_written_to_is_named_before_any_work(config: PretrainConfig, tmp_path: Path) -> None:

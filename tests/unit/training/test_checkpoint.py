@@ -103,6 +103,57 @@ def test_a_record_cut_anywhere_is_refused(tmp_path: Path) -> None:
         checkpoint.read(path, verify=True)
 
 
+def edited(path: Path, **changes: object) -> None:
+    record = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps({**record, **changes}, indent=1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"step": 3}, {"step": -5}, {"files": {}}, {"progress": {"loss": 2.5}}, {"more": 1}, {"sha256": "0" * 64}],
+)
+def test_a_record_that_was_changed_is_refused(tmp_path: Path, changes: dict) -> None:
+    path = checkpoint.write(tmp_path, 6, fill)
+    edited(path, **changes)
+    for unsealed in (False, True):
+        with pytest.raises(UserError, match=r"the checkpoint's record can't be read \(this record is"):
+            checkpoint.read(path, verify=False, unsealed=unsealed)
+
+
+def test_a_record_of_an_earlier_version_is_taken_when_asked_for(tmp_path: Path) -> None:
+    path = checkpoint.write(tmp_path, 6, fill)
+    record = json.loads((path / "checkpoint.json").read_text())
+    old = {key: value for key, value in record.items() if key not in ("sha256", "sealed_by")}
+    (path / "checkpoint.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"has no seal: it is of an earlier[\s\S]*may_differ=\[checkpoint\.record\]"):
+        checkpoint.read(path, verify=True)
+    assert checkpoint.read(path, verify=True, unsealed=True) == {**old, "unsealed": True}
+    (path / "checkpoint.json").write_text(json.dumps({**old, "step": 2}))
+    with pytest.raises(UserError, match="it speaks of step 2"):
+        checkpoint.read(path, verify=True, unsealed=True)
+
+
+def test_what_can_not_be_removed_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 4):
+        checkpoint.write(tmp_path, step, fill)
+    unlink = Path.unlink
+
+    def busy(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "optimizer":
+            raise OSError(16, "Device or resource busy")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        problems = checkpoint.prune(tmp_path, 1)
+        assert len(problems) == 2 and all("optimizer: Device or resource busy" in problem for problem in problems)
+        assert checkpoint.prune(tmp_path, 1) == problems
+    assert checkpoint.latest(tmp_path).name == "step-00000003"
+    assert not list(tmp_path.glob(".*/model/weights"))  # as much went as could
+    assert checkpoint.prune(tmp_path, 1) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

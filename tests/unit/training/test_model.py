@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.model import layer_types, load_model, model_config, with_data
+from nemotron_kit.training.model import layer_types, load_model, model_config, new_model, with_data
+from nemotron_kit.training.state import export_model
+
+from .test_state import BLOCK
 
 
 def test_a_pattern_is_a_letter_a_layer() -> None:
@@ -66,3 +69,32 @@ def test_weights_that_are_no_weights_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(UserError, match="the model can't be read"):
         load_model(tmp_path)
+
+
+def test_weights_that_lack_tensors_or_have_more_are_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    export_model(new_model(model_config(BLOCK), 1), tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = load_file(path)
+    gone, kept = sorted(whole)[:3], sorted(whole)[3:]
+    save_file({name: whole[name] for name in kept}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"not those of its config\. 3 tensors are missing: ") as missing:
+        load_model(tmp_path)
+    assert all(name.removeprefix("backbone.") in missing.value.message for name in gone)
+    save_file({**whole, "odd.weight": whole[gone[0]].clone()}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors are none of the model's: odd\.weight"):
+        load_model(tmp_path)
+    save_file(whole, path, metadata={"format": "pt"})
+    load_model(tmp_path)
+
+
+def test_settings_hold_for_given_weights_or_are_refused_by_name(tmp_path: Path) -> None:
+    export_model(new_model(model_config(BLOCK), 1), tmp_path)
+    model = load_model(tmp_path, {"num_experts_per_tok": 1, "routed_scaling_factor": 3.0, "hidden_size": 16})
+    routers = [module for module in model.modules() if hasattr(module, "e_score_correction_bias")]
+    assert (model.config.num_experts_per_tok, model.config.routed_scaling_factor) == (1, 3.0)
+    assert [(router.top_k, router.routed_scaling_factor) for router in routers] == [(1, 3.0)]
+    for name, value in (("hidden_size", 8), ("moe_intermediate_size", 4), ("layers_block_type", ["moe"])):
+        with pytest.raises(UserError, match=rf"a different model: model\.{name} is .* there and .* here"):
+            load_model(tmp_path, {name: value})

@@ -1,0 +1,79 @@
+"""Weights that are cut off or damaged never become a version."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.artifacts import Artifact, ModelArtifact
+from nemotron_kit.artifacts.weights import check_weights
+from nemotron_kit.errors import UserError
+
+
+def write(path: Path, **changes: object) -> bytes:
+    """A safetensors file, byte by byte: two tensors, 12 and 4 bytes."""
+    tensors = {
+        "__metadata__": {"format": "pt"},
+        "a": {"dtype": "F32", "shape": [3, 1], "data_offsets": [0, 12]},
+        "b": {"dtype": "BF16", "shape": [2], "data_offsets": [12, 16], **changes},
+    }
+    header = json.dumps(tensors).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(16)
+    path.write_bytes(data)
+    return data
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = write(tmp_path / "model.safetensors")
+    check_weights(tmp_path)
+    for length in range(len(whole)):
+        (tmp_path / "model.safetensors").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"model\.safetensors: "):
+            check_weights(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(whole + b"x")
+    with pytest.raises(UserError, match="cut off or damaged"):
+        check_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shape": [3]}, {"data_offsets": [14, 12]}, {"data_offsets": "no"}, {"shape": ["x"]}, {"dtype": "F32"}]
+)
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict) -> None:
+    write(tmp_path / "model.safetensors", **changes)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        check_weights(tmp_path)
+
+
+def test_types_that_are_new_are_none_of_its_business(tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", dtype="NEW")
+    check_weights(tmp_path)
+
+
+def test_an_index_names_files_that_are_there(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
+    with pytest.raises(UserError, match=r"part-1\.safetensors, which it names, is not there"):
+        check_weights(tmp_path)
+    write(tmp_path / "part-1.safetensors")
+    check_weights(tmp_path)
+    index.write_text("[]")
+    with pytest.raises(UserError, match="not an index of weights"):
+        check_weights(tmp_path)
+
+
+def test_a_damaged_model_is_not_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    (tmp_path / "m").mkdir()
+    whole = write(tmp_path / "m/model.safetensors")
+    (tmp_path / "m/model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(UserError, match="cut off or damaged"):
+        ModelArtifact(path=tmp_path / "m", step=1).save(name="M")
+    assert not (tmp_path / "home").exists() and not (tmp_path / "m/metadata.json").exists()
+    Artifact(path=tmp_path / "m").save(name="Anything")  # an artifact that says nothing of weights
+    (tmp_path / "m/model.safetensors").write_bytes(whole)
+    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model.save(name="M")
+    assert model.uri == "art://M:v0"
