@@ -6,37 +6,67 @@ fails. So identical content makes one version however many save it at once, and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_kit.artifacts.errors import DamagedRecordError
+from nemotron_kit.artifacts.contents import Contents
+from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactVersionNotFoundError, DamagedRecordError
 from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, scan
 from nemotron_kit.artifacts.records import RECORD, ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import SLUG
-from nemotron_kit.artifacts.staging import make_folder, publish, replace_sealed, staged, write_sealed, writing_to
+from nemotron_kit.artifacts.staging import make_below, make_folder, publish, replace_sealed, staged, write_sealed, writing_to
 from nemotron_kit.artifacts.store import Store, pointer_document
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 
 logger = logging.getLogger(__name__)
+# How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove.
+_PAUSES = (0.05, 0.2, 0.5)
 
 
 def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersion:
     """Register `draft`; the existing version if one has the same content and its files are still there.
 
-    Raises ArtifactNotFoundError without a folder `draft.root`, ArtifactChangedError if a file in it changes meanwhile,
-    NemotronError if the registry can't be written (nothing half-written is visible then).
+    Raises ArtifactNotFoundError without a folder `draft.root`, ArtifactChangedError if a file in it changes or goes
+    meanwhile, NemotronError if the registry can't be written (nothing half-written is visible then) or is moved away.
     """
+    place = _place(draft.root)
     files = scan(draft.root, hash_limit)
     with writing_to(store.root):
         ensure_registry(store)
         _ensure_name(store, draft.name)
-        record = _Commit(store, draft, files, identity(draft.type, files, draft.fields)).run()
+        record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), place).run()
         if SLUG.match(draft.producer) and draft.producer != "local":
             document = pointer_document(draft.name, draft.producer, record.version)
             replace_sealed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
+        _require_registered(store, record)
     return record
+
+
+def _place(root: Path) -> tuple[int, int] | None:
+    """Which folder stands at `root` now."""
+    try:
+        info = root.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _require_registered(store: Store, record: ArtifactVersion) -> None:
+    """NemotronError where the version is not in the registry at `store.root`: the folder was moved away meanwhile."""
+    again = Store(store.root, store.modes)
+    with contextlib.suppress(DamagedRecordError, ArtifactVersionNotFoundError):
+        if again.uuid == store.uuid and again.record(record.name, record.version).commit == record.commit:
+            return
+    raise NemotronError(
+        f"The artifact registry {store.root} was moved or removed while {record.pin.label} was being saved.",
+        hint="Save again: where it is now, or in the place that it had.",
+    )
 
 
 def ensure_registry(store: Store) -> None:
@@ -53,12 +83,13 @@ def ensure_registry(store: Store) -> None:
 
 def _ensure_name(store: Store, name: str) -> None:
     if not store.folder(name).is_dir():
-        for other in store.names():
-            if other != name and other.casefold() == name.casefold():
+        alike = [entry for entry in store.entries() if entry != name and entry.casefold() == name.casefold()]
+        for other in alike:
+            if store.versions(other):
                 raise UserError(
                     f"{name!r} differs from the registered {other!r} in case only.", hint="Use one of them."
                 )
-        make_folder(store.folder(name), store.modes)
+        make_below(store.root, store.folder(name), store.modes)
 
 
 @dataclass
@@ -67,41 +98,63 @@ class _Commit:
     draft: Draft
     files: tuple[FileEntry, ...]
     digest: str
-    compared: int = -1
+    place: tuple[int, int] | None
 
     def run(self) -> ArtifactVersion:
-        mark = secrets.token_hex(16)
-        with staged(self.store.folder(self.draft.name), self.store.modes) as stage:
+        mark, folder = secrets.token_hex(16), self.store.folder(self.draft.name)
+        contents = Contents(self.store, self.draft.name)
+        number = contents.next_number()  # before the look at the contents: every lower one is seen then
+        candidates = contents.versions_of(self.digest)
+        with staged(folder, self.store.modes) as stage:
             while True:
-                number, existing = self._next()
+                existing = self._equal(candidates, number)
                 if existing is not None:
-                    self._say_so(existing)
+                    self._require_in_place(existing)
                     return existing
+                contents.announce(self.digest, number)
                 record = self._record(number, mark)
                 write_sealed(stage / RECORD, record.to_dict(), self.store.modes)
-                target = self.store.folder(self.draft.name) / f"v{number}"
-                if publish(stage, target) or self._is_mine(number, mark):
+                self._require_in_place(None)
+                if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
+                    contents.note_newest(number)
+                    self._require_in_place(record)
                     return record
+                # What took the number may have this content: that is looked at, whatever the index says by now.
+                taken, number = number, contents.next_number()
+                candidates = range(number - 1, taken - 1, -1)
 
-    def _next(self) -> tuple[int, ArtifactVersion | None]:
-        """The number to try, or the version that has this content already. Each version is looked at once."""
-        versions = self.store.versions(self.draft.name)
-        for version in versions:
-            if version > self.compared:
-                record = self._read(version)
-                if record and record.digest == self.digest and self._still_there(record):
-                    return version, record
-                self.compared = version
-        return (versions[-1] + 1 if versions else 0), None
+    def _equal(self, candidates: Iterable[int], number: int) -> ArtifactVersion | None:
+        """The version with this content that a save gives: the newest of them, unless the name's newest version is gone
+        (then it would stay in the way of everyone who reads `latest`)."""
+        folder = self.store.folder(self.draft.name)
+        for version in candidates:
+            record = self._read(version)
+            if record and record.digest == self.digest and self._still_there(record):
+                above = (n for n in range(number - 1, version, -1) if (folder / f"v{n}").exists())
+                newest = next(above, None)
+                if newest is None:
+                    return record
+                lost = self._loss(newest)
+                if lost is None:
+                    logger.warning("%s has this content already; latest stays v%d.", record.pin.label, newest)
+                    return record
+                logger.warning("%s has this content; a new version is made of it, since %s.", record.pin.label, lost)
+                return None
+        return None
 
-    def _say_so(self, existing: ArtifactVersion) -> None:
-        newest = self.store.versions(self.draft.name)[-1]
-        if newest != existing.version:
-            logger.warning("%s has this content already; latest stays v%d.", existing.pin.label, newest)
+    def _loss(self, version: int) -> str | None:
+        """Why the version can't be read; None if it can."""
+        record = self._read(version)
+        if record is None:
+            return f"v{version}, the newest, is damaged"
+        change = first_change(Path(record.root), record.files, seen=self.store.stamps(record.name, version))
+        return None if change is None else f"v{version}, the newest, can't be read: {change}"
 
     def _read(self, version: int) -> ArtifactVersion | None:
         try:
             return self.store.record(self.draft.name, version)
+        except ArtifactVersionNotFoundError:  # announced, by a writer that died
+            return None
         except DamagedRecordError as error:
             logger.warning("%s It is left alone, and a new version is made.", error.message)
             return None
@@ -116,6 +169,30 @@ class _Commit:
             file = self.store.folder(record.name) / "stamps" / f"v{record.version}"
             replace_sealed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
         return True
+
+    def _require_in_place(self, record: ArtifactVersion | None) -> None:
+        """ArtifactChangedError where the files were taken away while they were saved (`runs rm`, a moved folder).
+
+        Who removes a run's folder takes it out of the way first, and puts it back if a version in it has appeared by
+        then; after its version has appeared, a save looks whether the files are there. So one of the two gives way.
+        """
+        for pause in (*_PAUSES, None):
+            gone = self._gone()
+            if gone is None:
+                return
+            if pause is None:
+                what = f"{record.pin.label} is" if record else "Nothing was"
+                raise ArtifactChangedError(
+                    f"{gone} was removed while the artifact was being saved.",
+                    hint=f"{what} registered{', without its files' if record else ''}. Make the files again, and save.",
+                )
+            time.sleep(pause)
+
+    def _gone(self) -> Path | None:
+        root = self.draft.root
+        if _place(root) != self.place:
+            return root
+        return next((root / e.path for e in self.files if not os.path.lexists(root / e.path)), None)
 
     def _is_mine(self, number: int, mark: str) -> bool:
         record = self._read(number)

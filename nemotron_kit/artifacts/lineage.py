@@ -1,20 +1,28 @@
-"""What a job read and wrote: the inputs that its outputs carry, and the `artifacts.json` in its folder."""
+"""What a job read and wrote: the inputs that its outputs carry, and the `artifacts.json` in its folder.
+
+Each save is a file of its own in `artifacts.d`, since the processes of a job save at the same time; `artifacts.json` is
+brought up to date after each of them, and whoever reads joins the two.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.sealed import read_json
+from nemotron_kit.artifacts.sealed import read_json, sha256_of
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_json
 
 FILE = "artifacts.json"
+# One file a save: `runs.job` reads them, too.
+SAVES = "artifacts.d"
 
 # One process can run several jobs after another (a sweep on this machine): each job's folder has its own inputs.
 _read_here: dict[str, list[Pin]] = {}
@@ -55,18 +63,42 @@ def inputs() -> tuple[Pin, ...]:
 
 
 def record_output(pin: Pin) -> None:
-    """Add an artifact to the outputs in the job's artifacts.json; without a job, nothing."""
+    """Add an artifact to the outputs of the job; without a job, nothing."""
     folder = job_folder()
     if folder is None:
         return
     with _lock:
-        document = _job_artifacts()
-        if pin.to_dict() not in document["outputs"]:
-            document["outputs"].append(pin.to_dict())
-            try:
-                write_json(folder / FILE, document)
-            except OSError as error:
-                raise NemotronError(f"{folder / FILE} can't be written: {error.strerror or error}.") from error
+        known = _job_artifacts()  # a damaged list is an error, and never written over
+        if pin.to_dict() in known["outputs"]:
+            return
+        saves = folder / SAVES
+        try:
+            saves.mkdir(mode=0o700, exist_ok=True)
+            write_json(saves / f"{time.time_ns():020d}-{_mark(pin.to_dict())}.json", pin.to_dict())
+            _list_saves(folder)
+        except OSError as error:
+            where = error.filename or folder / FILE
+            raise NemotronError(f"{where} can't be written: {error.strerror or error}.") from error
+
+
+def _list_saves(folder: Path) -> None:
+    """Bring artifacts.json up to date. Of several writers the last one to rename its list looks again, and so finds
+    what it did not know of."""
+    while True:
+        document, missing = _job_artifacts(), []
+        listed = {_mark(pin) for pin in document["outputs"]}
+        for file in sorted((folder / SAVES).glob("[0-9]*.json")):
+            if (mark := file.stem.partition("-")[2]) not in listed:
+                with contextlib.suppress(FileNotFoundError, DamagedRecordError):  # another's: its reader says so
+                    missing.append(read_json(file, "record of a save"))
+                    listed.add(mark)
+        if not missing:
+            return
+        write_json(folder / FILE, {**document, "outputs": [*document["outputs"], *missing]})
+
+
+def _mark(pin: object) -> str:
+    return sha256_of(pin)[:16]
 
 
 def _job() -> str:

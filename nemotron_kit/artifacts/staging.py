@@ -30,6 +30,26 @@ def make_folder(folder: Path, modes: Modes) -> None:
         fsync_dir(folder.parent)
 
 
+def make_below(top: Path, folder: Path, modes: Modes) -> None:
+    """Make `folder` and its missing parents below `top`, durably. FileNotFoundError where `top` itself is gone: a
+    registry that was moved away meanwhile is not begun anew in its old place."""
+    if folder.is_dir():
+        return
+    if folder.parent != top:
+        make_below(top, folder.parent, modes)
+    with contextlib.suppress(FileExistsError):
+        _mkdir(folder, modes)
+        fsync_dir(folder.parent)
+
+
+def touch(path: Path, modes: Modes, text: str = "") -> None:
+    """Make a small file that readers do not rely on to be whole."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, modes.file), "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+    if modes.exact:
+        path.chmod(modes.file)
+
+
 @contextlib.contextmanager
 def staged(folder: Path, modes: Modes) -> Iterator[Path]:
     """A new hidden folder inside `folder`, so on its file system. What is left in it at the end is removed."""
@@ -65,7 +85,7 @@ def publish(stage: Path, target: Path) -> bool:
 
 def replace_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
     """Put a small document in place of the one at `path`, whole at any moment and with its final permissions."""
-    make_folder(path.parent, modes)
+    make_below(path.parent.parent, path.parent, modes)
     with staged(path.parent, modes) as stage:
         write_sealed(stage / path.name, document, modes)
         os.replace(stage / path.name, path)  # noqa: PTH105

@@ -5,6 +5,8 @@
     <root>/<Name>/aliases/<alias>      {"version": N}; `latest` is not stored: it is the highest version
     <root>/<Name>/runs/<run id>        {"version": N}: what that run saved last under the name
     <root>/<Name>/stamps/v<N>          how equal content looked later (a cache; it may be deleted)
+    <root>/<Name>/index/               which version has which content (see `contents`; it may be deleted)
+    <root>/<Name>/dropped-v<N>/        a version whose record was damaged, out of the way of readers
 
 Nothing is changed in place: whole folders and files are renamed to these names. Whatever starts with a dot below a
 name is a writer at work, or its debris.
@@ -23,7 +25,9 @@ from nemotron_kit.artifacts.reference import SLUG
 from nemotron_kit.artifacts.sealed import read_sealed
 from nemotron_kit.artifacts.walk import Stamp
 
-_VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
+VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
+# What is left of a version whose record was damaged: its number is not given again.
+DROPPED = "dropped-"
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,27 @@ class Store:
     def folder(self, name: str) -> Path:
         return self.root / name
 
+    def entries(self) -> list[str]:
+        """Every folder that is called like a name, sorted."""
+        return sorted(filter(SLUG.match, _listing(self.root)))
+
     def names(self) -> list[str]:
         """Every name with a version, sorted."""
-        return sorted(entry for entry in _listing(self.root) if SLUG.match(entry) and self.versions(entry))
+        return [entry for entry in self.entries() if self.versions(entry)]
 
     def versions(self, name: str) -> list[int]:
         """The versions of a name, lowest first; [] for an unknown one."""
-        return sorted(int(entry[1:]) for entry in _listing(self.folder(name)) if _VERSION_FOLDER.match(entry))
+        return sorted(int(entry[1:]) for entry in _listing(self.folder(name)) if VERSION_FOLDER.match(entry))
+
+    def numbers(self, name: str) -> list[int]:
+        """The numbers of all versions that there are, or were before they were dropped."""
+        entries = [entry.removeprefix(DROPPED) for entry in _listing(self.folder(name))]
+        return [int(entry[1:]) for entry in entries if VERSION_FOLDER.match(entry)]
+
+    def is_taken(self, name: str, number: int) -> bool:
+        """Whether a version has this number, or had it before it was dropped."""
+        folder = self.folder(name)
+        return (folder / f"v{number}").exists() or (folder / f"{DROPPED}v{number}").exists()
 
     def record(self, name: str, version: int) -> ArtifactVersion:
         """A version's record; DamagedRecordError if it is cut off, changed, or another version's."""

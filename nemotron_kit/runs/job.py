@@ -157,12 +157,20 @@ class JobFolder:
         return FileIO(os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
     def artifacts(self) -> dict[str, Any]:
-        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord."""
+        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord.
+
+        Each save is a file in `artifacts.d`; the list in artifacts.json may lack those of processes that saved together.
+        """
         try:
             record = read_object(self.path / "artifacts.json")
         except FileNotFoundError:
             record = {}
-        return {"inputs": record.get("inputs") or {}, "outputs": record.get("outputs") or []}
+        outputs = list(record.get("outputs") or [])
+        for file in sorted((self.path / "artifacts.d").glob("[0-9]*.json")):
+            with contextlib.suppress(FileNotFoundError):
+                pin = read_object(file)
+                outputs += [pin] if pin not in outputs else []
+        return {"inputs": record.get("inputs") or {}, "outputs": outputs}
 
     def metrics(self, count: int) -> list[dict[str, Any]]:
         """The last `count` lines of metrics.jsonl."""

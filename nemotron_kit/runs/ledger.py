@@ -17,6 +17,9 @@ from nemotron_kit.runs.ids import first_id_since, is_run_id, sort_key
 from nemotron_kit.runs.index import Index, Named
 from nemotron_kit.runs.states import DAMAGED, TERMINAL
 
+# How a folder ends whose run is being removed.
+REMOVED = ".removed"
+
 
 def run_ids(root: Path | None = None) -> list[str]:
     """Every run id, newest first, from the names alone."""
@@ -84,13 +87,30 @@ def remove_run(
 ) -> None:
     """Delete a run's folder. Refused as `check_removable` says."""
     check_removable(run, referenced_by=referenced_by, force=force)
+    take_away(run.path, lambda: referenced_by(run))
+
+
+def take_away(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
+    """Delete a run's folder, unless artifacts lie in it (`referenced()` names them), also those that were saved while
+    this went on: it is out of the way before it is asked for the last time, and a save looks for its files afterwards.
+
+    UserError for one that stays.
+    """
     # Gone at once under its name, so that no reader meets half of it.
-    doomed = run.path.with_name(f".{run.id}.{secrets.token_hex(4)}.removed")
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{REMOVED}")
     try:
-        run.path.rename(doomed)
+        folder.rename(doomed)
+        try:
+            held = sorted(referenced())
+        except BaseException:
+            doomed.rename(folder)
+            raise
+        if held:
+            doomed.rename(folder)
+            raise _held(folder.name, held)
         shutil.rmtree(doomed)
     except OSError as error:
-        raise NemotronError(f"{run.path}: can't be removed: {error}.") from error
+        raise NemotronError(f"{folder}: can't be removed: {error}.") from error
 
 
 def check_removable(
@@ -105,10 +125,14 @@ def check_removable(
         raise UserError(f"{run.id} is {state}.", hint=hint)
     artifacts = sorted(referenced_by(run))
     if artifacts:
-        raise UserError(
-            f"{run.id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
-            hint="Artifacts are by reference: without this folder they could not be loaded.",
-        )
+        raise _held(run.id, artifacts)
+
+
+def _held(run_id: str, artifacts: Sequence[str]) -> UserError:
+    return UserError(
+        f"{run_id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
+        hint="Artifacts are by reference: without this folder they could not be loaded.",
+    )
 
 
 def _named(recipe: str | None, stage: str | None) -> Named:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.ids import is_run_id
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.ledger import take_away
 from nemotron_kit.runs.logs import last_lines
 from nemotron_kit.runs.records import DamagedRecord
 from nemotron_kit.target.logs import LOG_NAME
@@ -55,14 +55,10 @@ def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, byt
     run = Path(folder)
     if run.parent.name != "runs" or not is_run_id(run.name):
         raise NemotronError(f"{folder} is no folder of a run.")
-    kept, _ = saved_in(payload, folder=folder, registry=registry)
-    if kept:
-        raise UserError(f"{folder} holds the files of {', '.join(kept[:6])}{', …' if len(kept) > 6 else ''}.")
+    store = LocalRegistry(registry)
     if not run.is_dir():
         return False, b""
-    doomed = run.with_name(f".{run.name}.removed")
-    run.rename(doomed)
-    shutil.rmtree(doomed)
+    take_away(run, lambda: versions_in(store, run))
     return True, b""
 
 

@@ -84,9 +84,9 @@ def test_a_damaged_version_blocks_no_save(
 ) -> None:
     (registry.root / "Data" / "v0" / "version.json").write_text("{")
     assert registry.commit(make.draft("Data", "b")).version == 1
-    assert "It is left alone, and a new version is made." in caplog.text
     assert registry.resolve("Data").version == 1
     assert registry.commit(make.draft("Data", "a")).version == 2
+    assert "It is left alone, and a new version is made." in caplog.text  # said to who would have got that version
 
 
 def test_a_record_that_leads_out_of_its_folder(registry: LocalRegistry, pin: Pin) -> None:
