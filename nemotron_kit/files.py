@@ -1,10 +1,11 @@
-"""Files appear whole or not at all: written aside, synced, renamed."""
+"""Files appear whole or not at all: written aside, synced, renamed. What is JSON in them is JSON to every reader."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import threading
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _thread = threading.local()
+# In a document of ours: where NaN and infinities stand, which JSON has no numbers for.
+NONFINITE = "$nonfinite"
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextlib.contextmanager
@@ -50,6 +54,9 @@ def fsync_dir(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:  # a descriptor has no name
+        error.filename = error.filename or str(folder)
+        raise
     finally:
         os.close(fd)
 
@@ -92,8 +99,49 @@ def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
-    """`write_bytes` for JSON, indented, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", mode=mode)
+    """`write_bytes` for JSON, indented, keys in the order given; NaN and infinities as `encoded` has them."""
+    write_text(path, json.dumps(encoded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
+
+
+def finite(value: Any) -> Any:
+    """A value whose NaN and infinities are the texts "NaN", "Infinity" and "-Infinity"."""
+    return _finite(value, (), [])
+
+
+def encoded(value: Any) -> Any:
+    """`finite`; a document (an object) also says where they stood, so that `decoded` makes numbers of them again, and
+    of no text that only reads like them."""
+    try:
+        json.dumps(value, allow_nan=False)
+        return value
+    except ValueError:
+        found: list[tuple[str | int, ...]] = []
+    plain = _finite(value, (), found)
+    return {**plain, NONFINITE: [list(path) for path in found]} if found and isinstance(plain, dict) else plain
+
+
+def decoded(document: dict[str, Any]) -> dict[str, Any]:
+    """What `encoded` was given. A list of places that makes no sense changes nothing."""
+    places = document.pop(NONFINITE, None)
+    for place in places if isinstance(places, list) else ():
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            *above, last = place
+            block: Any = document
+            for key in above:
+                block = block[key]
+            block[last] = _NONFINITE[block[last]]
+    return document
+
+
+def _finite(value: Any, place: tuple[str | int, ...], found: list[tuple[str | int, ...]]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        found.append(place)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(item, (*place, key), found) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, (*place, number), found) for number, item in enumerate(value)]
+    return value
 
 
 def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:

@@ -10,6 +10,7 @@ from nemotron_kit.artifacts.errors import ArtifactChangedError, DamagedRecordErr
 from nemotron_kit.artifacts.manifest import first_change
 from nemotron_kit.artifacts.metadata import read_document
 from nemotron_kit.artifacts.records import ArtifactVersion
+from nemotron_kit.artifacts.sealed import canonical
 from nemotron_kit.artifacts.store import Store
 from nemotron_kit.artifacts.walk import METADATA
 
@@ -43,8 +44,9 @@ def _metadata_change(root: Path, record: ArtifactVersion) -> str | None:
     if document is None:
         return f"{METADATA} is missing"
     for key in ("type", *record.fields):
-        if document.get(key) != record.document.get(key):
-            return f"{METADATA} says {key} {_short(document.get(key))}, not {_short(record.document.get(key))}"
+        now, then = document.get(key), record.document.get(key)
+        if now != then and canonical(now) != canonical(then):  # NaN differs from itself
+            return f"{METADATA} says {key} {_short(now)}, not {_short(then)}"
     return None
 
 

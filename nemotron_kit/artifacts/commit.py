@@ -20,7 +20,15 @@ from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactVersionN
 from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, scan
 from nemotron_kit.artifacts.records import RECORD, ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import SLUG
-from nemotron_kit.artifacts.staging import make_below, make_folder, publish, replace_sealed, staged, write_sealed, writing_to
+from nemotron_kit.artifacts.staging import (
+    make_below,
+    make_folder,
+    publish,
+    replace_sealed,
+    staged,
+    write_sealed,
+    writing_to,
+)
 from nemotron_kit.artifacts.store import Store, pointer_document
 from nemotron_kit.errors import NemotronError, UserError
 
@@ -104,7 +112,7 @@ class _Commit:
         mark, folder = secrets.token_hex(16), self.store.folder(self.draft.name)
         contents = Contents(self.store, self.draft.name)
         number = contents.next_number()  # before the look at the contents: every lower one is seen then
-        candidates = contents.versions_of(self.digest)
+        candidates: Iterable[int] = contents.versions_of(self.digest)
         with staged(folder, self.store.modes) as stage:
             while True:
                 existing = self._equal(candidates, number)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.artifacts.staging import make_below, touch

@@ -24,7 +24,7 @@ class _Sourced(Artifact):
 
     def get_input_uris(self) -> list[str]:
         sources = [source if isinstance(source, str) else source.uri for source in self.source_datasets]
-        return sources + ([self.tokenizer_uri] if self.tokenizer_uri else [])
+        return [*sources, *([self.tokenizer_uri] if self.tokenizer_uri else []), *super().get_input_uris()]
 
 
 class _Tokenized(_Sourced):

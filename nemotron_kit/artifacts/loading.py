@@ -92,6 +92,8 @@ def _from_record(cls: type[A], record: ArtifactVersion) -> A:
     document = record.document if "type" in record.document else {**record.document, "path": record.path}
     artifact = _build(cls, document, Path(record.root))
     artifact._pin, artifact._name, artifact._version = record.pin, record.name, record.version
+    if artifact.tracking is None and record.inputs:  # saved before the document named them, too
+        artifact.tracking = {"used_artifacts": [pin.uri for pin in record.inputs]}  # type: ignore[assignment]
     lineage.record_input(record.pin)
     return artifact
 

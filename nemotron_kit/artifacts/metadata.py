@@ -13,6 +13,10 @@ from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_text
 
+_KINDS = {"type": str, "path": str, "metadata": dict}
+# By these bytes a file of ours is known that is not whole.
+_BEGINS, _MARKED = b'{\n "path": "', b'"sealed_by": "nemotron_kit"'
+
 
 def folder_of(path: Path) -> Path:
     """The folder that an artifact at `path` owns: `path`, or the folder of a file (of a .json not written yet, too)."""
@@ -26,16 +30,26 @@ def read_document(folder: Path) -> dict[str, Any] | None:
         document = read_sealed(folder / METADATA, METADATA, strict=False)
     except FileNotFoundError:
         return None
-    for key, kind in (("type", str), ("path", str), ("metadata", dict)):
+    for key, kind in _KINDS.items():
         if not isinstance(document.get(key, kind()), kind):
             raise DamagedRecordError(f"{folder / METADATA}: this {METADATA} is damaged: {key} is {document[key]!r}.")
     return document
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether metadata.json in `folder`, if there is one, is an artifact's (this kit's, or the reference
+    implementation's), so that a save may put another in its place; also one of this kit's that was damaged."""
+    try:
+        document = read_document(folder)
+    except DamagedRecordError:
+        text = (folder / METADATA).read_bytes()
+        return text.startswith(_BEGINS) or _MARKED in text
+    return document is None or all(isinstance(document.get(key), kind) for key, kind in _KINDS.items())
+
+
 def write_document(folder: Path, document: dict[str, Any]) -> None:
     """Write metadata.json whole, with the permissions that the user's own files there get."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / METADATA, render_sealed({**document, **MARK}), mode=0o666)
     except OSError as error:
         raise NemotronError(f"{folder / METADATA} can't be written: {error.strerror or error}.") from error

@@ -32,7 +32,9 @@ class Artifact(BaseModel):
     and belong to the artifact's identity unless their names stand in `volatile`.
     """
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     # Fields that say how it was made rather than what it is: left out of the identity.
     volatile: ClassVar[frozenset[str]] = frozenset()
@@ -96,8 +98,8 @@ class Artifact(BaseModel):
         return self.uri or f"art://{self.name or self.path.resolve()}"
 
     def get_input_uris(self) -> list[str]:
-        """The addresses of what it was made from."""
-        return []
+        """The addresses of what it was made from: what the job that saved it had read."""
+        return list(self.tracking.used_artifacts) if self.tracking is not None else []
 
     def get_wandb_files(self) -> list[tuple[str, str]]:
         """(local path, name) of the small files that W&B stores: metadata.json, and an index file if there is one."""

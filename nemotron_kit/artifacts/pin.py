@@ -24,6 +24,11 @@ class Pin:
         """`Name:v3`, or the path of something that is not registered."""
         return self.path if self.version is None else f"{self.name}:v{self.version}"
 
+    @property
+    def uri(self) -> str:
+        """How a later step names it: `art://Name:v3`, or `art://` and the path."""
+        return f"art://{self.label}"
+
     def __fspath__(self) -> str:
         return self.path
 

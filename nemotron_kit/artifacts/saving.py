@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.backend import get_config
-from nemotron_kit.artifacts.metadata import absolute, write_document
+from nemotron_kit.artifacts.metadata import absolute, is_ours, write_document
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.pipes import say_step
 from nemotron_kit.artifacts.records import Draft
 from nemotron_kit.artifacts.reference import registry_name
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.trackers import get_lineage_tracker
+from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def save(artifact: Artifact, name: str | None) -> None:
     say_step()  # what a script saves it is about to print, and saving may take long
     stored = _stored_name(artifact, name)
     folder = absolute(artifact._get_output_dir())
+    require_own(artifact, folder)
     if stored is not None:
         _refuse_shared_folder(artifact, folder)
         artifact._check_files()
@@ -37,13 +39,39 @@ def save(artifact: Artifact, name: str | None) -> None:
     if artifact.producer is None or artifact._loaded:
         artifact.producer = _current_run()
         artifact._loaded = False
+    used = _used(artifact)
+    if used:
+        known = artifact.tracking.model_dump() if artifact.tracking is not None else {}
+        artifact.tracking = {**known, "used_artifacts": used}  # type: ignore[assignment]
     write_document(folder, document_of(artifact))
     artifact._pin = Pin(artifact.name or "", None, None, artifact.type, str(absolute(artifact.path)))
     if stored is not None:
         artifact._pin = open_registry().commit(draft_of(artifact, stored))
         artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
     lineage.record_output(artifact._pin)
-    _track(artifact, stored or artifact.type, folder)
+    _track(artifact, stored or artifact.type, folder, used)
+
+
+def _used(artifact: Artifact) -> list[str]:
+    """The addresses of what the job has read. What came through a tracker goes by the tracker's name for it."""
+    own = str(absolute(artifact.path)) if artifact._used_artifacts else None
+    pins = [pin.uri for pin in lineage.inputs() if pin.version is not None or pin.path != own]
+    return list(dict.fromkeys([*pins, *artifact._used_artifacts]))
+
+
+def require_own(artifact: Artifact, folder: Path) -> None:
+    """UserError where there is nothing at the artifact's path, or a metadata.json in its folder that is not ours."""
+    path = absolute(artifact.path)
+    if not path.exists():
+        raise UserError(
+            f"There is no file or folder {path}: an artifact is what lies at its path.",
+            hint="Write it first, then save the artifact.",
+        )
+    if not is_ours(folder):
+        raise UserError(
+            f"{folder / METADATA} is not an artifact's: it would be replaced by the one that save() writes.",
+            hint="Rename it, or put the artifact's files into a folder of their own.",
+        )
 
 
 def set_fields(artifact: Artifact) -> dict[str, Any]:
@@ -108,8 +136,12 @@ def _stored_name(artifact: Artifact, name: str | None) -> str | None:
 
 
 def _current_run() -> str:
-    tracker = get_lineage_tracker()
-    return lineage.run_id() or (tracker.get_run_id() if tracker.is_active() else None) or "local"
+    tracker, found = get_lineage_tracker(), lineage.run_id()
+    try:
+        found = found or (tracker.get_run_id() if tracker.is_active() else None)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — as in _track
+        logger.warning("The tracker does not say which run this is: %s", error)
+    return found if isinstance(found, str) and found else "local"
 
 
 def draft_of(artifact: Artifact, name: str) -> Draft:
@@ -138,22 +170,25 @@ def _refuse_shared_folder(artifact: Artifact, folder: Path) -> None:
         )
 
 
-def _track(artifact: Artifact, name: str, folder: Path) -> None:
-    tracker = get_lineage_tracker()
-    config = get_config()
-    if not tracker.is_active():
-        if config is not None and config.backend == "wandb":
-            logger.warning("No W&B run is active: %s is not logged to W&B.", name)
-        return
+def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None:
+    """Tell the tracker. Whatever it does (not answer, answer nonsense, exit), the artifact is saved and the job goes
+    on."""
     try:
-        info = tracker.log_artifact(artifact, name, artifact._used_artifacts)
-    # Whatever a tracking service does, the artifact is saved and the job goes on.
-    except Exception as error:  # noqa: BLE001
+        tracker = get_lineage_tracker()
+        if not tracker.is_active():
+            config = get_config()
+            if config is not None and config.backend == "wandb":
+                logger.warning("No W&B run is active: %s is not logged to W&B.", name)
+            return
+        info = tracker.log_artifact(artifact, name, used)
+        known = {key: value for key, value in info.items() if key in _TRACKED and isinstance(value, str)}
+        said = info.get("used_artifacts")
+        all_texts = isinstance(said, list) and all(isinstance(ref, str) for ref in said)
+        artifact.tracking = {**known, "used_artifacts": said if all_texts else used}  # type: ignore[assignment]
+        write_document(folder, document_of(artifact))
+    # SystemExit is how some clients end what they can't do.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         logger.warning("The tracker did not take %s, which is saved all the same: %s", name, error)
-        return
-    tracking = {key: value for key, value in info.items() if key in _TRACKED}
-    artifact.tracking = tracking or None  # type: ignore[assignment]
-    write_document(folder, document_of(artifact))
 
 
-_TRACKED = frozenset({"artifact_id", "artifact_type", "run_id", "url", "used_artifacts"})
+_TRACKED = frozenset({"artifact_id", "artifact_type", "run_id", "url"})

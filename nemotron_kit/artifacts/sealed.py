@@ -9,6 +9,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import decoded, encoded
 
 SEAL = "sha256"
 # Where documents of other tools are read too: a document that says this and has no seal has lost it.
@@ -27,13 +28,17 @@ def sha256_of(value: Any) -> str:
 
 def render_sealed(document: dict[str, Any]) -> str:
     """The file's text. It ends with its last brace, so that no cut-off file is still a document."""
-    body = {key: value for key, value in document.items() if key != SEAL}
+    return _text(encoded({key: value for key, value in document.items() if key != SEAL}))
+
+
+def _text(body: dict[str, Any]) -> str:
     return json.dumps({**body, SEAL: sha256_of(body)}, indent=1)
 
 
 def read_json(path: Path, what: str) -> Any:
     """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
-    return _parse(_read(path, what), path, what)
+    found = _parse(_read(path, what), path, what)
+    return decoded(found) if isinstance(found, dict) else found
 
 
 def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
@@ -48,10 +53,10 @@ def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]
         raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
     seal = document.pop(SEAL, None)
     if seal is None and not strict and not MARK.keys() & document.keys():
-        return document
-    if seal != sha256_of(document) or (strict and text != render_sealed(document)):
+        return decoded(document)
+    if seal != sha256_of(document) or (strict and text != _text(document)):
         raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
-    return {key: value for key, value in document.items() if key not in MARK}
+    return decoded({key: value for key, value in document.items() if key not in MARK})
 
 
 def _read(path: Path, what: str) -> str:

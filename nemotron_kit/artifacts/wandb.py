@@ -76,10 +76,13 @@ def init_wandb_if_configured(
     """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) says so.
 
     On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
-    trouble with the service is a warning. UserError where W&B is asked for and not installed.
+    trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
+    not installed.
     """
     config = wandb_config or wandb_config_from_environ() or wandb_config_from_env_file()
     if config is None or not config.enabled or os.environ.get("RANK", "0") != "0":
+        return
+    if os.environ.get("WANDB_MODE") == "disabled":
         return
     from nemotron_kit.artifacts.backend import get_config, init
 
@@ -89,7 +92,10 @@ def init_wandb_if_configured(
     if wandb.run is None:
         _start(wandb, config, job_type, [*config.tags, *(tags or [])])
     elif tags:
-        add_run_tags(tags)
+        try:
+            add_run_tags(tags)
+        except Exception as error:  # noqa: BLE001 — as in _start
+            logger.warning("W&B does not take the tags %s: %s", ", ".join(tags), error)
 
 
 def add_run_tags(tags: list[str]) -> None:
@@ -109,7 +115,7 @@ def finish_wandb(exit_code: int = 0) -> None:
     try:
         bounded(lambda: (sys.modules["wandb"].finish(exit_code=exit_code),), "W&B did not take the rest of the run")
     # The work is done; what W&B does with it must not turn it into a failure.
-    except Exception as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001
         logger.warning("%s", error)
 
 
@@ -136,10 +142,13 @@ def _start(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -> N
             wandb.init(**arguments, mode=mode, resume="allow")
             return
         # Every failure of the service, of whatever class, means the same: keep the record here.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             logger.warning("W&B can't be used now (%s); the run is recorded offline, for `wandb sync`.", error)
             mode = "offline"
-    wandb.init(**arguments, mode=mode)
+    try:
+        wandb.init(**arguments, mode=mode)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — the job is what counts, not what is told of it
+        logger.warning("W&B can't be used (%s): nothing is tracked there.", error)
 
 
 def _settings(wandb: Any) -> Any:

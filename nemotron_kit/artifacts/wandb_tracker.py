@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri
+from nemotron_kit.artifacts.metadata import folder_of, read_document
+from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.errors import NemotronError, UserError
 
 if TYPE_CHECKING:
@@ -40,11 +44,12 @@ class WandbTracker:
 
     def is_active(self) -> bool:
         """Whether a W&B run is open in this process."""
-        return self.wandb.run is not None
+        run = self.wandb.run
+        return run is not None and not getattr(run, "disabled", False)
 
     def get_run_id(self) -> str | None:
         """The W&B run's id."""
-        return self.wandb.run.id if self.wandb.run is not None else None
+        return self.wandb.run.id if self.is_active() else None
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
         """Note `ref` as an input of the run; returns its folder on this machine, downloaded if it isn't there.
@@ -85,15 +90,15 @@ class WandbTracker:
         local = (
             {"local_version": pin.label, "sha256": pin.digest} if pin is not None and pin.version is not None else {}
         )
-        about = {"created_at": artifact.created_at, "path": document["path"], **local, **document["metadata"]}
+        known = {"created_at": artifact.created_at, "path": document["path"], **local}
+        about = {**known, **({"inputs": used} if used else {}), **document["metadata"]}
         logged = self.wandb.Artifact(name=name, type=artifact.type, metadata=about)
         for path, stored in files_of(artifact):
             logged.add_file(path, name=stored)
         for uri, stored in artifact.get_wandb_references():
             logged.add_reference(uri, name=stored, checksum=False)
         run.summary.update(artifact.metrics)
-        if not run.offline:
-            self._note_inputs(run, artifact, used)
+        self._note_inputs(run, artifact, used)
         logged = run.log_artifact(logged, aliases=["latest"])
         if run.offline:
             return tracked(artifact, used, run_id=run.id)
@@ -101,15 +106,21 @@ class WandbTracker:
         return tracked(artifact, used, artifact_id=logged.qualified_name, run_id=run.id, url=logged.url)
 
     def _note_inputs(self, run: Any, artifact: Artifact, used: list[str]) -> None:
-        """Lineage arrows into the run. W&B takes them from an online run only."""
+        """Lineage arrows into the run. One that W&B does not take is named and left out."""
+        for pin in lineage.inputs():
+            with _warned(pin.label):
+                self._note_pin(run, pin)
         for ref in used:
-            run.use_artifact(ref)
+            if not ref.startswith("art://") and not run.offline:
+                run.use_artifact(ref)
         for source in getattr(artifact, "source_datasets", []):
             info = InputDatasetInfo(source) if isinstance(source, str) else source
-            self._note_source(run, "dataset", info.uri, info.subset, vars(info))
+            with _warned(info.uri):
+                self._note_source(run, "dataset", info.uri, info.subset, vars(info))
         tokenizer = getattr(artifact, "tokenizer_uri", None)
         if tokenizer:
-            self._note_source(run, "tokenizer", tokenizer, None, {"uri": tokenizer})
+            with _warned(tokenizer):
+                self._note_source(run, "tokenizer", tokenizer, None, {"uri": tokenizer})
 
     def _note_source(self, run: Any, kind: str, uri: str, subset: str | None, about: dict[str, Any]) -> None:
         address = to_wandb_uri(uri)
@@ -117,6 +128,28 @@ class WandbTracker:
             name=artifact_name(uri, subset), type=kind, description=f"Source: {address}", metadata=about
         )
         source.add_reference(address, name="data", checksum=False)
+        _use(run, source)
+
+    def _note_pin(self, run: Any, pin: Pin) -> None:
+        """An input from the registry or the file system: by W&B's own name for it, if it was logged there."""
+        logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
+        if isinstance(logged, str) and not run.offline:
+            run.use_artifact(logged)
+            return
+        local = {"local_version": pin.label, "sha256": pin.digest} if pin.version is not None else {}
+        source = self.wandb.Artifact(
+            name=pin.name or artifact_name(pin.path), type=pin.type or "artifact", metadata={"path": pin.path, **local}
+        )
+        source.add_reference(to_wandb_uri(pin.path), name="output", checksum=False)
+        _use(run, source)
+
+
+def _use(run: Any, source: Any) -> None:
+    """Note a source as an input of the run. An offline run takes what `wandb sync` is to note; W&B's public
+    `use_artifact` refuses there, though what it does with a source that is not logged yet needs no connection."""
+    if run.offline:
+        run._log_artifact(source, is_user_created=True, use_after_commit=True)
+    else:
         run.use_artifact(source)
 
 
@@ -132,6 +165,14 @@ def files_of(artifact: Artifact) -> list[tuple[str, str]]:
         else:
             logger.warning("W&B is not sent %s: %s is no file in the artifact's folder, %s.", stored, real, folder)
     return inside
+
+
+@contextlib.contextmanager
+def _warned(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 — one arrow that is missing must not cost the artifact
+        logger.warning("W&B does not take %s as an input of this run: %s", what, error)
 
 
 def artifact_name(uri: str, subset: str | None = None) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nemotron_kit.files import finite
 from nemotron_kit.plan.plan import Plan
 
 DEFAULT_THEME = "monokai"
@@ -17,7 +18,7 @@ DEFAULT_THEME = "monokai"
 def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
     """Print the plan; 0, since the job composes. What would stop the real run stands under Problems."""
     if as_json:
-        print(json.dumps(plan.to_dict(), indent=2, ensure_ascii=False))  # noqa: T201
+        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False))  # noqa: T201
         return 0
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     for title, lines in _sections(plan):

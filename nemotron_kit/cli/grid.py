@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemotron_kit.files import finite
 from nemotron_kit.runs.logs import neutralise
 
 # rich styles by cell text, for whatever column holds states.
@@ -68,7 +69,7 @@ def write_lines(lines: Sequence[str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
 def terminal_width() -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from nemotron_kit.cli.request import Job, hydra_words
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import finite
 from nemotron_kit.plan.tables import check_reserved_tables
 from nemotron_kit.runs.ids import new_run_id
 
@@ -159,7 +160,7 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
     """--json: how a launch ended, as one line of JSON on standard output. `exit_code` is the command's."""
-    print(json.dumps({"run_id": run_id, "state": state, "exit_code": code, **facts}, ensure_ascii=False))  # noqa: T201
+    print(json.dumps(finite({"run_id": run_id, "state": state, "exit_code": code, **facts}), ensure_ascii=False))  # noqa: T201
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:

@@ -110,4 +110,4 @@ def _read(path: Path) -> Mapping[str, Any] | None:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    return value if isinstance(value, dict) else None
+    return files.decoded(value) if isinstance(value, dict) else None

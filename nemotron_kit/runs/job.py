@@ -159,7 +159,7 @@ class JobFolder:
     def artifacts(self) -> dict[str, Any]:
         """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord.
 
-        Each save is a file in `artifacts.d`; the list in artifacts.json may lack those of processes that saved together.
+        Each save is a file in `artifacts.d`: the list in artifacts.json may lack those of processes that were killed.
         """
         try:
             record = read_object(self.path / "artifacts.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import decoded
 
 _MAX_BYTES = 64 * 1024 * 1024
 _TAIL_BYTES = 1024 * 1024
@@ -34,7 +35,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise DamagedRecord(f"{path}: {error.strerror or error}.") from error
     if not isinstance(value, dict):
         raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
-    return value
+    return decoded(value)
 
 
 def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import write_text
+from nemotron_kit.files import finite, write_text
 from nemotron_kit.training.blocks import LoggerConfig
 
 
@@ -51,7 +51,7 @@ class Reporter:
         if self._silent:
             return
         with _written(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(finite(row)) + "\n")
         _to_wandb(row)
         text = describe(row, self._total)
         if self._bar is not None and "valid_loss" not in row:
@@ -139,4 +139,7 @@ def _to_wandb(row: dict[str, Any]) -> None:
     """Pass the row on if, and only if, this process has a W&B run."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        try:
+            wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
+        except Exception as error:  # noqa: BLE001 — the row is on record; what W&B does with it ends no training
+            print(f"warning: W&B does not take the metrics of step {row['step']}: {error}", file=sys.stderr)  # noqa: T201

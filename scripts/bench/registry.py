@@ -97,8 +97,9 @@ def writers(folder: Path, count: int, saves: int) -> None:
     found = LocalRegistry(folder / "registry").versions("Data")
     if found != list(range(count * saves)):
         raise SystemExit(f"{len(found)} versions of {count * saves} saves")
-    p50, p99 = seconds[len(seconds) // 2], seconds[int(len(seconds) * 0.99)]
-    print(f"{count} writers × {saves}: median {p50 * 1e3:.0f} ms, p99 {p99:.2f} s, longest {seconds[-1]:.2f} s {load()}")
+    p50, p99 = (seconds[int(len(seconds) * share)] for share in (0.5, 0.99))
+    print(f"{count} writers × {saves}: median {p50 * 1e3:.0f} ms, p99 {p99:.2f} s, longest {seconds[-1]:.2f} s")
+    print(load())
 
 
 if __name__ == "__main__":

@@ -105,11 +105,11 @@ class Answer:
         """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
         machine too, and drops that of an earlier attempt."""
         if not scheduled:
-            files.write_text(folder / FILE, json.dumps(masked(asdict(self))) + "\n")
+            files.write_text(folder / FILE, json.dumps(files.encoded(masked(asdict(self)))) + "\n")
             return
         from nemotron_kit.execution.scheduled_ends import VALUE
 
-        files.write_text(folder / VALUE, json.dumps({"answer": masked(asdict(self))}) + "\n")
+        files.write_text(folder / VALUE, json.dumps(files.encoded({"answer": masked(asdict(self))})) + "\n")
 
 
 def read_answer(job: JobFolder) -> Answer | None:

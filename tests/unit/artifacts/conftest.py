@@ -37,6 +37,12 @@ def registry(home: Path) -> LocalRegistry:
     return LocalRegistry(home / "artifacts")
 
 
+def made(folder: Path) -> Path:
+    """An artifact's folder, for tests that need nothing in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 class Maker:
     """Makes folders with content and drafts of them."""
 

@@ -9,11 +9,13 @@ import pytest
 from nemotron_kit.artifacts import ModelArtifact, Pin, PretrainBlendsArtifact, artifact_field, open_registry
 from nemotron_kit.errors import UserError
 
+from .conftest import made
+
 
 @pytest.fixture
 def pin(tmp_path: Path) -> Pin:
     artifact = PretrainBlendsArtifact(
-        path=tmp_path / "d", total_tokens=4096, metadata={"vocab_size": 32000, "deep": {"er": [1, 2]}}
+        path=made(tmp_path / "d"), total_tokens=4096, metadata={"vocab_size": 32000, "deep": {"er": [1, 2]}}
     )
     artifact.save(name="Data")
     return open_registry().resolve("Data")
@@ -46,8 +48,8 @@ def test_the_path_is_the_default(pin: Pin, tmp_path: Path) -> None:
 
 
 def test_iteration_is_the_step(tmp_path: Path) -> None:
-    ModelArtifact(path=tmp_path / "a", step=500).save(name="A")
-    ModelArtifact(path=tmp_path / "b", step=500, iteration=7).save(name="B")
+    ModelArtifact(path=made(tmp_path / "a"), step=500).save(name="A")
+    ModelArtifact(path=made(tmp_path / "b"), step=500, iteration=7).save(name="B")
     assert artifact_field(open_registry().resolve("A"), "iteration") == 500
     assert artifact_field(open_registry().resolve("B"), "iteration") == 7
 
@@ -63,7 +65,7 @@ def test_an_unknown_field_names_the_nearest(pin: Pin, field: str, hint: str) -> 
 
 
 def test_a_paths_fields(tmp_path: Path) -> None:
-    ModelArtifact(path=tmp_path / "m", step=3, name="nano3/x/model").save()
+    ModelArtifact(path=made(tmp_path / "m"), step=3, name="nano3/x/model").save()
     (tmp_path / "raw").mkdir()
     named, raw = (open_registry().resolve(str(tmp_path / name)) for name in ("m", "raw"))
     assert artifact_field(named, "step") == 3

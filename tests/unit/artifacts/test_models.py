@@ -26,9 +26,10 @@ from nemotron_kit.artifacts import (
     open_registry,
 )
 from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
+from nemotron_kit.artifacts.sealed import MARK, read_sealed, sha256_of
 from nemotron_kit.errors import NemotronError, UserError
 
-from .conftest import Maker
+from .conftest import Maker, made
 
 
 class Dataset(Artifact):
@@ -39,7 +40,7 @@ class Dataset(Artifact):
 
 
 def test_the_documents_snippet(tmp_path: Path) -> None:
-    artifact = PretrainBlendsArtifact(path=tmp_path / "out", total_tokens=25, source_datasets=[])
+    artifact = PretrainBlendsArtifact(path=made(tmp_path / "out"), total_tokens=25, source_datasets=[])
     artifact.save(name="MyRecipe-data")
     assert (artifact.uri, artifact.art_path) == ("art://MyRecipe-data:v0", "art://MyRecipe-data:v0")
     loaded = PretrainBlendsArtifact.from_uri("art://MyRecipe-data:latest")
@@ -47,7 +48,7 @@ def test_the_documents_snippet(tmp_path: Path) -> None:
 
 
 def test_metadata_json(tmp_path: Path) -> None:
-    Dataset(path=tmp_path / "d", num_examples=3, quality=0.5, metadata={"free": [1, "a"]}).save()
+    Dataset(path=made(tmp_path / "d"), num_examples=3, quality=0.5, metadata={"free": [1, "a"]}).save()
     document = json.loads((tmp_path / "d" / "metadata.json").read_text())
     assert document["type"] == "Dataset"
     assert document["producer"] == "local"
@@ -62,7 +63,7 @@ def test_metadata_json(tmp_path: Path) -> None:
 def test_save_and_load_keep_everything(tmp_path: Path) -> None:
     info = InputDatasetInfo(uri="hf://a/b", name="b", weight=0.5, split="train", num_rows=7)
     saved = PretrainBlendsArtifact(
-        path=tmp_path / "d",
+        path=made(tmp_path / "d"),
         total_tokens=10,
         total_sequences=2,
         num_shards=4,
@@ -90,7 +91,7 @@ def test_nothing_but_the_path_is_required(tmp_path: Path) -> None:
         SplitJsonlDataArtifact,
         ModelArtifact,
     ):
-        artifact = cls(path=tmp_path / cls.__name__)
+        artifact = cls(path=made(tmp_path / cls.__name__))
         artifact.save()
         assert cls.load(tmp_path / cls.__name__).type == cls.__name__
         assert Artifact.load(tmp_path / cls.__name__).type == cls.__name__
@@ -115,8 +116,8 @@ def test_an_ellipsis_is_refused_clearly(tmp_path: Path) -> None:
 
 
 def test_loss_and_final_loss_are_one_thing(tmp_path: Path) -> None:
-    artifact = ModelArtifact(path=tmp_path / "a", step=10, loss=2.5)
-    other = ModelArtifact(path=tmp_path / "b", step=10, final_loss=2.5)  # type: ignore[call-arg]
+    artifact = ModelArtifact(path=made(tmp_path / "a"), step=10, loss=2.5)
+    other = ModelArtifact(path=made(tmp_path / "b"), step=10, final_loss=2.5)  # type: ignore[call-arg]
     assert (artifact.final_loss, other.loss) == (2.5, 2.5)
     assert artifact.metrics == other.metrics == {"step": 10.0, "loss": 2.5, "final_loss": 2.5}
     artifact.final_loss = 1.5
@@ -143,8 +144,43 @@ def test_metrics_are_the_numbers(tmp_path: Path) -> None:
     assert given.metrics == {"step": 1.0, "accuracy": 0.9}
 
 
+def test_json_has_no_nan_and_yet_it_is_read_back(tmp_path: Path) -> None:
+    odd = {"a": math.nan, "deep": [{"b": -math.inf}], "text": "NaN", "n": 1.5}
+    ModelArtifact(path=made(tmp_path / "m"), step=1, loss=math.inf, metadata=odd).save(name="M")
+    registry = open_registry()
+    for file in (tmp_path / "m" / "metadata.json", registry.root / "M" / "v0" / "version.json"):
+        json.loads(file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    for loaded in (ModelArtifact.from_uri("art://M"), ModelArtifact.load(tmp_path / "m")):
+        found = loaded.metadata
+        assert math.isnan(found["a"])
+        assert (loaded.loss, found["deep"], found["text"], found["n"]) == (math.inf, [{"b": -math.inf}], "NaN", 1.5)
+        assert "$nonfinite" not in found
+    assert registry.verify(registry.resolve("M"), deep=True) is not None
+    before = registry.find("M").digest
+    ModelArtifact(path=tmp_path / "m", step=1, loss=math.inf, metadata=odd).save(name="M")
+    assert (registry.find("M").digest, registry.versions("M")) == (before, [0])
+
+
+def test_records_with_pythons_nan_are_still_read(tmp_path: Path) -> None:
+    class Scored(Artifact):
+        score: float
+
+    Scored(path=made(tmp_path / "m"), score=math.nan).save(name="M")
+    registry = open_registry()
+    for file in (tmp_path / "m" / "metadata.json", registry.root / "M" / "v0" / "version.json"):
+        body = read_sealed(file, "record", strict=False)
+        marked = {**body, **MARK} if file.name == "metadata.json" else body
+        file.write_text(json.dumps({**marked, "sha256": sha256_of(marked)}, indent=1))
+        assert ": NaN" in file.read_text()
+    again = Scored.from_uri("art://M:v0")
+    assert math.isnan(again.score)
+    registry.verify(registry.resolve("M"), deep=True)
+    again.save(name="M")
+    assert registry.versions("M") == [0]
+
+
 def test_a_diverged_loss_survives(tmp_path: Path) -> None:
-    ModelArtifact(path=tmp_path / "m", step=1, loss=math.nan).save(name="M")
+    ModelArtifact(path=made(tmp_path / "m"), step=1, loss=math.nan).save(name="M")
     loaded = ModelArtifact.from_uri("art://M")
     assert loaded.loss is not None
     assert math.isnan(loaded.loss)
@@ -157,7 +193,7 @@ def test_art_path_without_a_version(tmp_path: Path) -> None:
 
 
 def test_a_semantic_name_is_stored_under_its_slug(tmp_path: Path) -> None:
-    artifact = ModelArtifact(path=tmp_path / "m", step=1, name="nano3/pretrain/model")
+    artifact = ModelArtifact(path=made(tmp_path / "m"), step=1, name="nano3/pretrain/model")
     artifact.save()
     assert artifact.uri == "art://nano3-pretrain-model:v0"
     assert ModelArtifact.from_uri("art://nano3/pretrain/model:v0").step == 1
@@ -165,15 +201,15 @@ def test_a_semantic_name_is_stored_under_its_slug(tmp_path: Path) -> None:
 
 
 def test_stage_names_stand_for_model_artifacts(tmp_path: Path) -> None:
-    ModelArtifact(path=tmp_path / "m", step=7).save(name="ModelArtifact-pretrain")
+    ModelArtifact(path=made(tmp_path / "m"), step=7).save(name="ModelArtifact-pretrain")
     assert ModelArtifact.from_uri("pretrain:latest").step == 7
 
 
 def test_an_unnamed_save_registers_only_after_init(tmp_path: Path) -> None:
-    Dataset(path=tmp_path / "a", num_examples=1).save()
+    Dataset(path=made(tmp_path / "a"), num_examples=1).save()
     assert open_registry().names() == []
     init(backend="fsspec", root=tmp_path / "registry")
-    artifact = Dataset(path=tmp_path / "a", num_examples=1)
+    artifact = Dataset(path=made(tmp_path / "a"), num_examples=1)
     artifact.save()
     assert artifact.uri == "art://Dataset:v0"
     assert (tmp_path / "registry" / "Dataset" / "v0").is_dir()
@@ -265,9 +301,9 @@ def test_loading_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_another_classs_artifact_is_refused(tmp_path: Path) -> None:
-    ModelArtifact(path=tmp_path / "m", step=1).save(name="M")
-    PretrainBlendsArtifact(path=tmp_path / "d").save()
-    Artifact(path=tmp_path / "c", type="custom").save()
+    ModelArtifact(path=made(tmp_path / "m"), step=1).save(name="M")
+    PretrainBlendsArtifact(path=made(tmp_path / "d")).save()
+    Artifact(path=made(tmp_path / "c"), type="custom").save()
     with pytest.raises(UserError, match="this is a ModelArtifact, not a PretrainBlendsArtifact"):
         PretrainBlendsArtifact.load(tmp_path / "m")
     with pytest.raises(UserError, match="this is a ModelArtifact"):
@@ -296,7 +332,7 @@ def test_metadata_json_from_the_reference_implementation(tmp_path: Path) -> None
 
 
 def test_every_cut_and_every_flipped_bit_of_metadata_json_is_refused(tmp_path: Path) -> None:
-    Dataset(path=tmp_path / "d", num_examples=123).save()
+    Dataset(path=made(tmp_path / "d"), num_examples=123).save()
     file = tmp_path / "d" / "metadata.json"
     whole = file.read_bytes()
     for length in range(len(whole)):
@@ -327,7 +363,7 @@ def test_a_wrong_value_in_anothers_metadata_json_is_named(tmp_path: Path) -> Non
 
 
 def test_a_tampered_metadata_json_of_a_registered_version_is_refused(tmp_path: Path) -> None:
-    Dataset(path=tmp_path / "d", num_examples=3).save(name="D")
+    Dataset(path=made(tmp_path / "d"), num_examples=3).save(name="D")
     file = tmp_path / "d" / "metadata.json"
     document = json.loads(file.read_text())
     file.write_text(json.dumps({**document, "num_examples": 4}))
@@ -346,7 +382,7 @@ def test_lineage_of_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     job = tmp_path / "job"
     job.mkdir()
     given = open_registry(tmp_path / "elsewhere")
-    data, raw = Dataset(path=tmp_path / "d", num_examples=1), Artifact(path=tmp_path / "raw")
+    data, raw = Dataset(path=made(tmp_path / "d"), num_examples=1), Artifact(path=made(tmp_path / "raw"))
     data.save(name="D")
     raw.save()
     pin = open_registry().resolve("D")
@@ -355,7 +391,7 @@ def test_lineage_of_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NEMOTRON_RUN_ID", "run-7")
     Dataset.from_uri("art://D")
     Artifact.load(tmp_path / "raw")
-    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
     model.save(name="M")
     record = open_registry().find("M@run:run-7")
     assert record.producer == "run-7"
@@ -368,7 +404,7 @@ def test_lineage_of_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_each_job_in_a_process_has_its_own_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Dataset(path=tmp_path / "d", num_examples=1).save(name="D")
+    Dataset(path=made(tmp_path / "d"), num_examples=1).save(name="D")
     for job in ("1", "2"):
         (tmp_path / job).mkdir()
     monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "1"))
@@ -379,24 +415,45 @@ def test_each_job_in_a_process_has_its_own_inputs(tmp_path: Path, monkeypatch: p
 
 
 def test_a_loaded_artifact_saved_again_is_the_new_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Dataset(path=tmp_path / "d", num_examples=1).save(name="D")
+    Dataset(path=made(tmp_path / "d"), num_examples=1).save(name="D")
     monkeypatch.setenv("NEMOTRON_RUN_ID", "run-8")
     loaded = Dataset.from_uri("art://D")
     assert loaded.producer == "local"
     loaded.save(name="E")
     assert open_registry().find("E").producer == "run-8"
-    explicit = Dataset(path=tmp_path / "e", num_examples=1, producer="me")
+    explicit = Dataset(path=made(tmp_path / "e"), num_examples=1, producer="me")
     explicit.save(name="F")
     assert open_registry().find("F").producer == "me"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_where_nothing_is(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(NemotronError, match=r"metadata\.json can't be written"):
-        Dataset(path=tmp_path / "file" / "d", num_examples=1).save(name="D")
+    for path in (tmp_path / "typo", tmp_path / "file" / "d", tmp_path / "typo" / "blend.json"):
+        with pytest.raises(UserError, match="There is no file or folder"):
+            Dataset(path=path, num_examples=1).save(name="D")
+    assert not (tmp_path / "typo").exists()
+    (made(tmp_path / "d") / "metadata.json").mkdir()
+    with pytest.raises(NemotronError, match=r"metadata\.json: can't be read: Is a directory"):
+        Dataset(path=tmp_path / "d", num_examples=1).save(name="D")
+    assert open_registry().names() == []
+
+
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[1, 2]", "mine", ""])
+def test_a_users_own_metadata_json_stays(tmp_path: Path, text: str) -> None:
+    file = made(tmp_path / "d") / "metadata.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match="is not an artifact's"):
+        Dataset(path=tmp_path / "d", num_examples=1).save(name="D")
+    assert file.read_text() == text
+    assert open_registry().names() == []
+    file.unlink()
+    Dataset(path=tmp_path / "d", num_examples=1).save(name="D")
+    Dataset(path=tmp_path / "d", num_examples=2).save(name="D")  # ours is written anew
+    file.write_text(file.read_text()[:-20])
+    Dataset(path=tmp_path / "d", num_examples=2).save(name="D")  # also where a kill or a disk has damaged it
 
 
 def test_tracking_info_is_kept(tmp_path: Path) -> None:
-    artifact = Artifact(path=tmp_path / "a", tracking=TrackingInfo(artifact_id="e/p/A:v3", url="https://w"))
+    artifact = Artifact(path=made(tmp_path / "a"), tracking=TrackingInfo(artifact_id="e/p/A:v3", url="https://w"))
     artifact.save()
     assert Artifact.load(tmp_path / "a").tracking == artifact.tracking

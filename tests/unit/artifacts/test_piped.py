@@ -22,12 +22,13 @@ from nemotron_kit.artifacts import (
 from nemotron_kit.artifacts.errors import ArtifactChangedError
 from nemotron_kit.errors import UserError
 
+from .conftest import made
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[PretrainBlendsArtifact, ModelArtifact]:
-    data = PretrainBlendsArtifact(path=tmp_path / "d", total_tokens=5)
-    model = ModelArtifact(path=tmp_path / "m", step=3, loss=0.25)
-    (tmp_path / "d").mkdir()
+    data = PretrainBlendsArtifact(path=made(tmp_path / "d"), total_tokens=5)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=3, loss=0.25)
     (tmp_path / "d" / "a").write_text("x")
     data.save(name="D")
     model.save()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,8 @@ from nemotron_kit.artifacts import (
 from nemotron_kit.artifacts import wandb as wandb_room
 from nemotron_kit.artifacts.wandb_tracker import artifact_name, bounded, files_of
 from nemotron_kit.errors import NemotronError, UserError
+
+from .conftest import made
 
 
 class Recorder:
@@ -80,7 +84,7 @@ def test_without_a_tracker_there_is_one_that_does_nothing(tmp_path: Path) -> Non
 def test_a_tracker_hears_of_saves_and_serves_loads(tmp_path: Path) -> None:
     tracker = Recorder()
     set_lineage_tracker(tracker)
-    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
     model.save(name="M")
     assert tracker.logged == [("M", [])]
     assert model.producer == "tracked-run"
@@ -98,24 +102,91 @@ def test_a_tracker_hears_of_saves_and_serves_loads(tmp_path: Path) -> None:
 
 def test_a_tracker_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     set_lineage_tracker(Recorder(RuntimeError("service down")))
-    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
     model.save(name="M")
     assert model.uri == "art://M:v0"
     assert model.tracking is None
     assert "did not take M, which is saved all the same: service down" in caplog.text
 
 
+class Odd:
+    """A tracker whose parts answer as they are told: with a value, or by raising it."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = {"is_active": True, "log_artifact": {}, "get_run_id": "r", **answers}
+
+    def __getattr__(self, name: str) -> Any:
+        answer = self.answers[name]
+
+        def call(*given: Any) -> Any:
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"log_artifact": SystemExit(3)},
+        {"log_artifact": OSError(28, "No space left on device")},
+        {"log_artifact": None},
+        {"log_artifact": [1]},
+        {"log_artifact": {"artifact_id": object(), "run_id": 7, "url": ["x"], "used_artifacts": object()}},
+        {"is_active": RuntimeError("gone")},
+        {"get_run_id": RuntimeError("gone")},
+        {"get_run_id": object()},
+        {"get_run_id": SystemExit(1), "log_artifact": {"used_artifacts": [1]}},
+    ],
+)
+def test_whatever_a_tracker_does_the_save_stands(tmp_path: Path, answers: dict[str, Any]) -> None:
+    set_lineage_tracker(Odd(**answers))
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
+    model.save(name="M")
+    loaded = ModelArtifact.load(tmp_path / "m")
+    assert (model.uri, loaded.step, loaded.producer) == ("art://M:v0", 1, model.producer)
+    assert open_registry().resolve("M").path == str(tmp_path / "m")
+
+
+def test_a_wandb_run_that_is_disabled_or_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Placeholder:
+        disabled = True
+
+        def __getattr__(self, name: str) -> Any:
+            return Placeholder()
+
+        def __call__(self, *given: Any, **named: Any) -> Any:
+            return Placeholder()
+
+    def no_start(**given: Any) -> None:
+        raise SystemExit("W&B says no")
+
+    wandb = SimpleNamespace(run=Placeholder(), Artifact=Placeholder(), Settings=SimpleNamespace, init=no_start)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    init(backend="wandb", wandb_project="p")
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
+    model.save(name="M")
+    assert (model.uri, model.tracking, model.producer) == ("art://M:v0", None, "local")
+    wandb.run = None
+    wandb_room.init_wandb_if_configured(wandb_room.WandbConfig(project="p"))
+    assert "W&B can't be used (W&B says no): nothing is tracked there." in caplog.text
+    model.save(name="M")
+
+
 def test_file_tracker(tmp_path: Path) -> None:
     tracker = FileTracker()
     set_lineage_tracker(tracker)
-    model = ModelArtifact(path=tmp_path / "m", step=1)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
     model.save(name="M")
     assert open_registry().versions("M") == [0]
     assert model.tracking is not None
     assert model.tracking.artifact_id == "M:v0"
     assert tracker.use_artifact("M:latest", "model") == tmp_path / "m"
     assert [pin.label for pin in lineage.inputs()] == ["M:v0"]
-    model = ModelArtifact(path=tmp_path / "m", step=2)
+    model = ModelArtifact(path=made(tmp_path / "m"), step=2)
     model.save()
     assert tracker.log_artifact(model, name="M", used_artifacts=["a"])["artifact_id"] == "M:v1"
 
@@ -288,7 +359,7 @@ def test_an_online_run(
     init(backend="wandb", wandb_project="p")
     sources = [InputDatasetInfo(uri="hf://a/b", subset="s"), "s3://c/d"]
     data = PretrainBlendsArtifact(
-        path=tmp_path / "d", source_datasets=sources, tokenizer_uri="https://huggingface.co/t"
+        path=made(tmp_path / "d"), source_datasets=sources, tokenizer_uri="https://huggingface.co/t"
     )
     data.save(name="D")
     assert data.uri == "art://D:v0"
@@ -313,7 +384,7 @@ def test_without_a_wandb_run_a_save_is_local_and_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=None))
     init(backend="wandb", wandb_project="p")
-    model = ModelArtifact(path=tmp_path / "m")
+    model = ModelArtifact(path=made(tmp_path / "m"))
     model.save()
     assert model.uri is None
     model.save(name="M")
@@ -325,16 +396,19 @@ def test_without_a_wandb_run_a_save_is_local_and_says_so(
 
 SCRIPT = """
 import json, sys, time
+from collections.abc import Iterator
 from pathlib import Path
 from nemotron_kit.artifacts import *
 start = time.monotonic()
 init_wandb_if_configured(job_type="train", tags=["nano3"])
 add_wandb_tags(["nano3", "pretrain"])
 tracker = get_lineage_tracker()
-model = ModelArtifact(path=Path("m"), step=3, loss=0.5)
-model.save(name="M")
+for folder in ("m", "d"): Path(folder).mkdir()
 data = PretrainBlendsArtifact(path=Path("d"), source_datasets=[InputDatasetInfo(uri="hf://a/b")])
 data.save(name="D")
+PretrainBlendsArtifact.from_uri("art://D")
+model = ModelArtifact(path=Path("m"), step=3, loss=0.5)
+model.save(name="M")
 import wandb
 run = wandb.run
 print(json.dumps({"active": tracker.is_active(), "id": run.id, "offline": run.offline, "tags": list(run.tags),
@@ -370,6 +444,35 @@ def test_a_real_offline_run(tmp_path: Path, unreachable: bool, home: Path) -> No
     records = list(job.glob("wandb/offline-run-*/*.wandb"))
     assert len(records) == 1
     assert b"metadata.json" in records[0].read_bytes()
+    logged = list(_logged(records[0].read_bytes()))
+    # (name, type, whether the run read it): the arrows that `wandb sync` draws.
+    assert [(each.name, each.type, each.use_after_commit) for each in logged] == [
+        ("a-b", "dataset", True),
+        ("D", "PretrainBlendsArtifact", False),
+        ("D", "PretrainBlendsArtifact", True),
+        ("M", "ModelArtifact", False),
+    ]
+    assert json.loads(logged[-1].metadata)["inputs"] == ["art://D:v0"]
+
+
+def _logged(data: bytes) -> Iterator[Any]:
+    """The artifacts in a .wandb file: records in leveldb's log format, behind seven bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole = (whole if kind in (3, 4) else b"") + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            if record.HasField("artifact"):
+                yield record.artifact
 
 
 def test_what_is_sent_lies_in_the_artifacts_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
