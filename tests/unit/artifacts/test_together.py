@@ -77,13 +77,12 @@ def test_a_save_reads_no_other_version(
     read: list[int] = []
     listed: list[str] = []
     record, versions = Store.record, Store.versions
+
     def noted(self: Store, name: str, version: int) -> object:
         read.append(version)
         return record(self, name, version)
 
     monkeypatch.setattr(Store, "record", noted)
-        Store, "record", lambda self, name, version: read.append(version) or record(self, name, version)
-    )
     monkeypatch.setattr(Store, "versions", lambda self, name: listed.append(name) or versions(self, name))
     assert registry.commit(make.draft("Data", "new")).version == 12
     assert (set(read), listed) == ({12}, [])
