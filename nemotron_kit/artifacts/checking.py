@@ -12,7 +12,10 @@ from nemotron_kit.artifacts.metadata import read_document
 from nemotron_kit.artifacts.records import ArtifactVersion
 from nemotron_kit.artifacts.sealed import canonical
 from nemotron_kit.artifacts.store import Store
-from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.artifacts.walk import METADATA, look
+
+# The largest file that a list reads to tell whether it is as saved, in bytes.
+_LARGE = 64 << 20
 
 
 def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = False) -> None:
@@ -29,6 +32,25 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
     if change is not None:
         what, hint = _by_whom(store, root, record)
         raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
+
+
+def condition(store: Store, record: ArtifactVersion) -> str:
+    """What a list says of a version's files: "" while they are as saved, else `gone`, `changed`, or `other times` where
+    a large file has its size and another time, and only reading it (`--verify`) would tell."""
+    root = Path(record.root)
+    if not root.exists():
+        return "gone"
+    stamps = store.stamps(record.name, record.version)
+    large = {entry.path: (entry.stamp, stamps.get(entry.path)) for entry in record.files if entry.size > _LARGE}
+    if first_change(root, record.files, seen=stamps, unread=large) is not None:
+        return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
+    try:
+        if "type" in record.document and _metadata_change(root, record) is not None:
+            return "changed"
+    except DamagedRecordError:
+        return "changed"
+    found = {path: look(str(root / path)) for path in large}
+    return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
 
 
 def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:

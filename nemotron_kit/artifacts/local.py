@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemotron_kit.artifacts.checking import require_unchanged
 from nemotron_kit.artifacts.errors import ArtifactChangedError
@@ -13,6 +14,9 @@ from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, check_alias, check_slug, registry_name
 from nemotron_kit.artifacts.store import MODES, Store, pointer_document
 from nemotron_kit.errors import UserError, nearest, sentence
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.mending import Finding
 
 DAY_S = 86_400.0
 
@@ -100,12 +104,27 @@ class LocalRegistry(Store):
         with writing_to(self.root):
             (self.folder(slug) / "aliases" / alias).unlink(missing_ok=True)
 
-    def gc(self, lease_s: float = DAY_S) -> list[Path]:
+    def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
         from nemotron_kit.artifacts.staging import collect_garbage, writing_to
 
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            folders += [name, *(name / kind for kind in ("aliases", "runs", "stamps"))]
+            folders += [name, *(name / kind for kind in ("aliases", "runs", "stamps", "index"))]
         with writing_to(self.root):
-            return [gone for folder in folders for gone in collect_garbage(folder, lease_s)]
+            return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
+
+    def mend(self, *, dry_run: bool = False) -> list[Finding]:
+        """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
+        from nemotron_kit.artifacts.mending import findings
+        from nemotron_kit.artifacts.staging import writing_to
+
+        done: list[Finding] = []
+        with writing_to(self.root):
+            while True:  # what is wrong with the versions is known once the registry's own record is whole
+                found = [each for each in findings(self) if each.file not in {known.file for known in done}]
+                for each in [] if dry_run else found:
+                    each.apply()
+                done += found
+                if dry_run or not found:
+                    return done

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nemotron_kit.artifacts.checking import describe_versions
-from nemotron_kit.artifacts.errors import ArtifactNotFoundError, ArtifactVersionNotFoundError, DamagedRecordError
+from nemotron_kit.artifacts.errors import ArtifactNotFoundError, ArtifactVersionNotFoundError
+from nemotron_kit.artifacts.records import ArtifactVersion
 from nemotron_kit.artifacts.reference import LATEST, Reference
 from nemotron_kit.artifacts.store import Store
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -35,17 +38,24 @@ def _choose(store: Store, ref: Reference, versions: list[int]) -> int:
         return store.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
     except FileNotFoundError:
         # A run that was killed before it noted what it saved still stands in the record.
-        saved = (v for v in reversed(versions) if ref.run and store.record(ref.slug, v).producer == ref.run)
-        return next(saved, -1)
+        saved = (v for v, record in _readable(store, ref, versions) if ref.run and record.producer == ref.run)
+        return max(saved, default=-1)
 
 
 def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
-    digests = {v: store.record(ref.slug, v).digest for v in versions}
+    digests = {v: record.digest for v, record in _readable(store, ref, versions)}
     found = {v: digest for v, digest in digests.items() if digest.startswith(ref.digest or "")}
     if len(set(found.values())) > 1:
         shown = ", ".join(f"v{v} ({digest[:12]}…)" for v, digest in found.items())
         raise UserError(f"{ref} is ambiguous: {shown}.", hint="Give more digits.")
     return max(found, default=-1)
+
+
+def _readable(store: Store, ref: Reference, versions: list[int]) -> Iterator[tuple[int, ArtifactVersion]]:
+    for version in versions:
+        record = store.look(ref.slug, version)
+        if isinstance(record, ArtifactVersion):
+            yield version, record
 
 
 def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
@@ -58,10 +68,7 @@ def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
 
 
 def _no_such_version(store: Store, ref: Reference, versions: list[int]) -> ArtifactVersionNotFoundError:
-    try:
-        aliases = store.aliases(ref.slug)
-    except DamagedRecordError:
-        aliases = {}
+    aliases = store.aliases(ref.slug)
     close = nearest(ref.alias, [*aliases, LATEST]) if ref.alias else ""
     hint = describe_versions(versions, aliases)
     if close.startswith("did you mean"):

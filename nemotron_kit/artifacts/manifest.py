@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,18 @@ def _hashed(
 
 
 def first_change(
-    root: Path, files: Sequence[FileEntry], *, seen: Mapping[str, Stamp] | None = None, deep: bool = False
+    root: Path,
+    files: Sequence[FileEntry],
+    *,
+    seen: Mapping[str, Stamp] | None = None,
+    deep: bool = False,
+    unread: Collection[str] = (),
 ) -> str | None:
     """The first file that is not as recorded, with what is wrong with it; None if all are.
 
     A file whose size, mtime and ctime are those of the manifest (or of `seen`, a later look at equal content) is taken
-    as unchanged; any other is hashed, and so is every file with `deep`. Hidden files that were added don't count.
+    as unchanged; any other is hashed, and so is every file with `deep`; those in `unread` are only compared by size.
+    Hidden files that were added don't count.
     """
     recorded = {entry.path: entry for entry in files}
     try:
@@ -125,7 +131,10 @@ def first_change(
     except OSError as error:
         return f"{error.filename} can't be read: {error.strerror}"
     for name in sorted(recorded.keys() | found.keys()):
-        trusted = () if deep else (recorded[name].stamp if name in recorded else None, (seen or {}).get(name))
+        known = recorded[name].stamp if name in recorded else None
+        trusted: tuple[Stamp | None, ...] = () if deep else (known, (seen or {}).get(name))
+        if name in unread and name in found:
+            trusted = (*trusted, found[name].stamp)
         why = _difference(root / name, name, recorded.get(name), found.get(name), trusted)
         if why:
             return f"{name} {why}"

@@ -14,6 +14,9 @@ from nemotron_kit.artifacts.pin import Pin
 FORMAT = 1
 RECORD = "version.json"
 
+_TEXTS = ("name", "type", "digest", "path", "root", "created_at", "producer", "registry", "commit")
+_KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "version": int, "fields": dict, "document": dict}
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -91,6 +94,9 @@ class ArtifactVersion:
             values = {name: data[name] for name in cls.__dataclass_fields__}
             values["files"] = tuple(FileEntry.from_list(row) for row in values["files"])
             values["inputs"] = tuple(Pin.from_dict(pin) for pin in values["inputs"])
+            for name, kind in _KINDS.items():
+                if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                    raise TypeError(f"{name} is {values[name]!r}")
             return cls(**values)
         except (KeyError, TypeError, DamagedRecordError) as error:
             raise DamagedRecordError(f"{where}: this version record is damaged: {error}.") from error

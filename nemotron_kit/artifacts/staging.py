@@ -95,6 +95,9 @@ def replace_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
 def discard(stage: Path) -> bool:
     """Remove a staged folder and the plain files in it; False if something is in the way."""
     try:
+        if not stage.is_dir():
+            stage.unlink()
+            return True
         for entry in list(stage.iterdir()):
             entry.unlink()
         stage.rmdir()
@@ -105,12 +108,12 @@ def discard(stage: Path) -> bool:
     return True
 
 
-def collect_garbage(folder: Path, lease_s: float) -> list[Path]:
-    """Remove what killed writers left below `folder`, if it is older than `lease_s` seconds. Returns what went."""
+def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> list[Path]:
+    """Remove what killed writers left in `folder`, if it is older than `lease_s` seconds. Returns what went."""
     removed = []
     for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done
-            if time.time() - stage.stat().st_mtime >= lease_s and discard(stage):
+            if time.time() - stage.stat().st_mtime >= lease_s and (dry_run or discard(stage)):
                 removed.append(stage)
     return removed
 

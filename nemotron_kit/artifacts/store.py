@@ -14,7 +14,10 @@ name is a writer at work, or its debris.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,12 @@ from nemotron_kit.artifacts.records import RECORD, ArtifactVersion
 from nemotron_kit.artifacts.reference import SLUG
 from nemotron_kit.artifacts.sealed import read_sealed
 from nemotron_kit.artifacts.walk import Stamp
+from nemotron_kit.errors import NemotronError
 
 VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
 # What is left of a version whose record was damaged: its number is not given again.
 DROPPED = "dropped-"
+MEND = "`nemotron artifacts gc` repairs it, if its own sha256 proves what it was, or drops it; --dry-run tells."
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,38 @@ class Modes:
 
 
 MODES = {"private": Modes(), "group": Modes(0o2770, 0o660, exact=True)}
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A version whose record can't be read as what it was."""
+
+    name: str
+    version: int
+    file: Path
+    error: NemotronError
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:v{self.version}"
+
+    @property
+    def text(self) -> str:
+        """What is in the file, bytes that are no text left out; "" where it can't be read at all."""
+        try:
+            return self.file.read_bytes().decode("utf-8", "ignore")
+        except OSError:
+            return ""
+
+    @property
+    def root(self) -> str | None:
+        """The folder of its files, as far as the file still says so."""
+        match = re.search(r'"root": ("(?:[^"\\]|\\.)*")', self.text)
+        try:
+            found = json.loads(match[1]) if match else None
+        except ValueError:
+            return None
+        return found if isinstance(found, str) else None
 
 
 class Store:
@@ -98,7 +135,10 @@ class Store:
         except FileNotFoundError:
             if not folder.exists():
                 raise ArtifactVersionNotFoundError(name, f"v{version}") from None
-            raise DamagedRecordError(f"{folder / RECORD}: this version record is missing.") from None
+            raise DamagedRecordError(f"{folder / RECORD}: this version record is missing.", hint=MEND) from None
+        except DamagedRecordError as error:
+            error.hint = error.hint or MEND
+            raise
         record = ArtifactVersion.from_dict(data, folder / RECORD)
         if (record.name, record.version, record.registry) != (name, version, self.uuid):
             raise DamagedRecordError(
@@ -108,9 +148,29 @@ class Store:
             )
         return record
 
+    def look(self, name: str, version: int) -> ArtifactVersion | Damaged:
+        """A version's record, or that it is damaged: for who shows or judges many, of which one must not stop it."""
+        try:
+            return self.record(name, version)
+        except ArtifactVersionNotFoundError:
+            raise
+        except NemotronError as error:
+            return Damaged(name, version, self.folder(name) / f"v{version}" / RECORD, error)
+
+    def everything(self) -> Iterator[ArtifactVersion | Damaged]:
+        """Every version of every name."""
+        for name in self.names():
+            for version in self.versions(name):
+                with contextlib.suppress(ArtifactVersionNotFoundError):  # dropped meanwhile
+                    yield self.look(name, version)
+
     def aliases(self, name: str) -> dict[str, int]:
-        """A name's aliases and the versions they stand for, without `latest`."""
-        return {alias: self.pointer(name, "aliases", alias) for alias in self._pointers(name, "aliases")}
+        """A name's aliases and the versions they stand for, without `latest`; one whose file is damaged is left out."""
+        found = {}
+        for alias in self.pointers(name, "aliases"):
+            with contextlib.suppress(DamagedRecordError, FileNotFoundError):
+                found[alias] = self.pointer(name, "aliases", alias)
+        return found
 
     def pointer(self, name: str, kind: str, word: str) -> int:
         """The version that an alias or a run id stands for; FileNotFoundError if there is none."""
@@ -128,8 +188,11 @@ class Store:
             return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
         except FileNotFoundError:
             return {}
+        except (NemotronError, LookupError, TypeError, AttributeError):  # a cache: without it, the files are hashed
+            return {}
 
-    def _pointers(self, name: str, kind: str) -> list[str]:
+    def pointers(self, name: str, kind: str) -> list[str]:
+        """The words of one kind of pointer, aliases or runs."""
         return sorted(entry for entry in _listing(self.folder(name) / kind) if SLUG.match(entry))
 
 

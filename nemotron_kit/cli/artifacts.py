@@ -5,24 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.artifacts.checking import condition
+from nemotron_kit.artifacts.records import ArtifactVersion
 from nemotron_kit.cli.grid import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.local import LocalRegistry
-    from nemotron_kit.artifacts.records import ArtifactVersion
+    from nemotron_kit.artifacts.store import Damaged
 
 SUMMARY = "list artifacts, versions and lineage"
 HELP = """\
 usage: nemotron artifacts [REFERENCE] [--alias WORD] [--verify] [--json]
+       nemotron artifacts gc [--dry-run] [--json]
 
 Without a reference: every name in the registry. With a name: its versions. With a version (Name:v3, Name:alias): where
-it lies, what it was made from and by which run.
+it lies, what it was made from and by which run. Versions whose files are gone or changed, or whose record is damaged,
+are marked.
+
+gc repairs damaged records where their own sha256 proves what they were, drops the others (their numbers are not given
+again; no artifact's files are touched), and removes what killed saves left behind more than a day ago. An artifact
+that is called gc is art://gc.
 
 options
   --alias WORD   make WORD stand for the version: nemotron artifacts Name:v3 --alias production
   --verify       read all of its files again and compare them with what was registered
+  --dry-run      with gc: say what would be done
   --json         for programs
 """
 
@@ -36,17 +45,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("reference", nargs="?")
     parser.add_argument("--alias")
     parser.add_argument("--verify", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
     if {"-h", "--help"} & set(argv):
         write_lines(HELP.splitlines())
         return 0
     options: Any = parser.parse(argv)
-    if options.reference is None and (options.alias is not None or options.verify):
+    collects = options.reference == "gc"
+    if (options.reference is None or collects) and (options.alias is not None or options.verify):
         raise UserError(
             f"nemotron artifacts: {'--verify' if options.verify else '--alias'} is about a version; none is named.",
             hint="For instance: nemotron artifacts Name:latest --verify.",
         )
+    if options.dry_run and not collects:
+        raise UserError("nemotron artifacts: --dry-run is of gc.", hint="nemotron artifacts gc --dry-run")
     registry = open_registry()
+    if collects:
+        return _collect(registry, options.dry_run, options.json)
     if options.reference is None:
         return _names(registry, options.json)
     reference = Reference.parse(options.reference)
@@ -66,29 +81,91 @@ def main(argv: Sequence[str]) -> int:
     return _version(version, options.json, verified=options.verify)
 
 
-def _names(registry: LocalRegistry, as_json: bool) -> int:
-    newest = {name: registry.record(name, registry.versions(name)[-1]) for name in registry.names()}
+def _collect(registry: LocalRegistry, dry_run: bool, as_json: bool) -> int:
+    found, left = registry.mend(dry_run=dry_run), registry.gc(dry_run=dry_run)
     if as_json:
-        print_json([_summary(version) for version in newest.values()])
-    elif not newest:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "records": [
+                    {"what": each.what, "file": str(each.file), "why": each.why, "remedy": each.remedy}
+                    for each in found
+                ],
+                "leftovers": [str(path) for path in left],
+            }
+        )
+        return 0
+    would = "would be " if dry_run else ""
+    rows = [[f"{would}{each.remedy}", each.what, each.why] for each in found]
+    rows += [[f"{would}removed", "left by a save that was killed", str(path)] for path in left]
+    if rows:
+        print_table(["", "WHAT", "WHY"], rows)
+    else:
+        write_lines([f"Nothing to repair or to collect in {registry.root}."])
+    return 0
+
+
+def _names(registry: LocalRegistry, as_json: bool) -> int:
+    found = [registry.look(name, versions[-1]) for name in registry.names() if (versions := registry.versions(name))]
+    if as_json:
+        print_json([_summary(registry, version) for version in found])
+    elif not found:
         write_lines([f"Nothing is registered in {registry.root} yet."])
     else:
-        rows = [[v.name, f"v{v.version}", v.type, v.created_at[:16], v.path] for v in newest.values()]
-        print_table(["NAME", "LATEST", "TYPE", "SAVED", "PATH"], rows)
+        rows = []
+        for version in found:
+            saved = version.created_at[:16] if isinstance(version, ArtifactVersion) else ""
+            kind = version.type if isinstance(version, ArtifactVersion) else ""
+            condition, path = _condition(registry, version)
+            rows.append([version.name, f"v{version.version}", kind, saved, condition, path])
+        _print_marked(["NAME", "LATEST", "TYPE", "SAVED", "FILES", "PATH"], rows)
+        _advise(found)
     return 0
 
 
 def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
-    registry.find(name)  # says what there is, where there is none of that name
-    versions = [registry.record(name, number) for number in registry.versions(name)]
+    numbers = registry.versions(name)
+    if not numbers:
+        registry.find(name)  # says what there is, where there is none of that name
+    versions = [registry.look(name, number) for number in numbers]
     if as_json:
-        print_json([_summary(version) for version in versions])
+        print_json([_summary(registry, version) for version in versions])
         return 0
     aliases = registry.aliases(name)
     words = {v.version: " ".join(a for a, number in aliases.items() if number == v.version) for v in versions}
-    rows = [[f"v{v.version}", words[v.version], v.digest[:12], v.created_at[:16], v.producer, v.path] for v in versions]
-    print_table(["VERSION", "ALIASES", "DIGEST", "SAVED", "RUN", "PATH"], rows[::-1])
+    rows = []
+    for version in versions:
+        condition, path = _condition(registry, version)
+        facts = ["", "", ""]
+        if isinstance(version, ArtifactVersion):
+            facts = [version.digest[:12], version.created_at[:16], version.producer]
+        rows.append([f"v{version.version}", words[version.version], *facts, condition, path])
+    _print_marked(["VERSION", "ALIASES", "DIGEST", "SAVED", "RUN", "FILES", "PATH"], rows[::-1])
+    _advise(versions)
+    for alias in registry.pointers(name, "aliases"):
+        if alias not in aliases:
+            write_lines([f"The alias {alias} is damaged: nemotron artifacts gc removes it."])
     return 0
+
+
+def _condition(registry: LocalRegistry, version: ArtifactVersion | Damaged) -> tuple[str, str]:
+    """(what is wrong with a version's files or record, "" for nothing; its path, or the reason)."""
+    if not isinstance(version, ArtifactVersion):
+        return "damaged", version.error.message
+    return condition(registry, version), version.path
+
+
+def _print_marked(header: list[str], rows: list[list[str]]) -> None:
+    """A table whose column FILES is there only if something is wrong."""
+    column = header.index("FILES")
+    if not any(row[column] for row in rows):
+        header, rows = header[:column] + header[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
+    print_table(header, rows, styles={"damaged": "bold red", "gone": "bold red", "changed": "bold red"})
+
+
+def _advise(versions: Sequence[ArtifactVersion | Damaged]) -> None:
+    if any(not isinstance(version, ArtifactVersion) for version in versions):
+        write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run says which."])
 
 
 def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
@@ -124,10 +201,13 @@ def _facts(version: ArtifactVersion) -> Iterator[tuple[str, object]]:
             yield key, value
 
 
-def _summary(version: ArtifactVersion) -> dict[str, Any]:
+def _summary(registry: LocalRegistry, version: ArtifactVersion | Damaged) -> dict[str, Any]:
+    if not isinstance(version, ArtifactVersion):
+        return {"name": version.name, "version": version.version, "files": "damaged", "error": version.error.message}
     return {
         **version.pin.to_dict(),
         "created_at": version.created_at,
         "producer": version.producer,
         "inputs": [pin.label for pin in version.inputs],
+        "files": condition(registry, version) or "whole",
     }

@@ -119,7 +119,7 @@ def _remove_there(run: RunFolder) -> None:
 
 def artifacts_in(run: RunFolder) -> list[str]:
     """The versions of this machine's registry whose files lie in the run's folder, and what it says that it saved there
-    into another registry. A version record that can't be read is an error: it could be one of them."""
+    into another registry."""
     from nemotron_kit.artifacts.registry import open_registry
     from nemotron_kit.target.records import versions_in
 

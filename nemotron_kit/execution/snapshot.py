@@ -126,12 +126,13 @@ def place_kit(folder: str) -> None:
 
 
 def artifact_folders(root: str) -> list[str]:
-    """The folders below `root` that versions of this machine's registry refer to."""
+    """The folders below `root` that versions of this machine's registry refer to; also damaged ones, as far as they
+    still say so."""
     from nemotron_kit.artifacts.registry import open_registry
 
     registry = open_registry()
-    found = {registry.record(name, version).root for name in registry.names() for version in registry.versions(name)}
-    return sorted(folder for folder in found if folder.startswith(root.rstrip("/") + "/"))
+    found = {record.root for record in registry.everything()}
+    return sorted(folder for folder in found if folder and folder.startswith(root.rstrip("/") + "/"))
 
 
 def _check_size(root: Path, sizes: Mapping[str, int], limit: int) -> None:

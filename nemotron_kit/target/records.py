@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.store import Damaged
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.ids import is_run_id
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import take_away
@@ -39,15 +42,23 @@ def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], 
 
 
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
-    """The versions of a registry whose files lie below `folder`. A record that can't be read is an error: it could be
-    one of them."""
+    """The versions of a registry whose files lie below `folder`, a run's. Of a record that is damaged, what is left of
+    its text tells, and what the run's jobs say that they saved: it is one of them where it names the run at all."""
     place, found = folder.resolve(), []
-    for name in registry.names():
-        for version in registry.versions(name):
-            record = registry.record(name, version)
-            if any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):
-                found.append(f"{name}:v{version}")
+    saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
+    for record in registry.everything():
+        if isinstance(record, Damaged):
+            if folder.name in record.text or record.label in saved:
+                found.append(f"{record.label} (its record is damaged)")
+        elif any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):
+            found.append(record.pin.label)
     return found
+
+
+def _saved(run: RunFolder) -> Iterator[dict[str, Any]]:
+    for job in run.jobs():
+        with contextlib.suppress(DamagedRecord):
+            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
 
 
 def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:

@@ -1,0 +1,174 @@
+"""One damaged record stands in nobody's way: lists show the rest, and a command repairs it or puts it aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from nemotron_kit.artifacts.errors import DamagedRecordError
+from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.cli.artifacts import main
+from nemotron_kit.errors import UserError
+from nemotron_kit.execution.snapshot import artifact_folders
+from nemotron_kit.runs import RunFolder, create_run, remove_run
+from nemotron_kit.target.records import versions_in
+
+from .conftest import Maker
+
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 3],
+    "empty": lambda text: b"",
+    "flipped": lambda text: text.replace(b'"type"', b'"tipe"'),
+    "a byte behind": lambda text: text + b" ",
+    "a byte before": lambda text: b"x" + text,
+    "a byte inside": lambda text: text[:150] + b"7" + text[150:],
+    "not UTF-8": lambda text: text + b"\xff",
+    "two documents": lambda text: text + text,
+    "a number": lambda text: b"7",
+}
+REPAIRED = {"a byte behind", "a byte before", "a byte inside", "not UTF-8", "two documents"}
+
+
+@pytest.fixture
+def filled(registry: LocalRegistry, make: Maker) -> LocalRegistry:
+    for content in "abc":
+        registry.commit(make.draft("Data", content, producer="run-1"))
+    registry.commit(make.draft("Other", "x"))
+    return registry
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_version(filled: LocalRegistry, make: Maker, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = filled.root / "Data" / "v1" / "version.json"
+    before = file.read_bytes()
+    file.write_bytes(DAMAGE[kind](before))
+    for line, others in (([], "Other"), (["Data"], "v0"), (["Data"], "v2")):
+        assert main(line) == 0
+        assert others in capsys.readouterr().out
+    assert main(["Data", "--json"]) == 0
+    assert [row["files"] for row in json.loads(capsys.readouterr().out)] == ["whole", "damaged", "whole"]
+    with pytest.raises(DamagedRecordError) as raised:
+        filled.resolve("Data:v1")
+    assert "nemotron artifacts gc" in (raised.value.hint or "")
+    assert filled.resolve("Data@run:run-1").version == 2
+    assert filled.resolve(f"Data@{filled.find('Data:v0').digest[:12]}").version == 0
+    assert artifact_folders(str(make.base))
+    assert versions_in(filled, make.base / "20261124-171204-a-b-1f03a7") == []
+    assert main(["gc", "--dry-run"]) == 0
+    remedy = "repaired" if kind in REPAIRED else "dropped"
+    assert f"would be {remedy}" in capsys.readouterr().out
+    assert file.exists()
+    assert main(["gc"]) == 0
+    if kind in REPAIRED:
+        assert file.read_bytes() == before
+        assert filled.resolve("Data:v1").path.endswith("Data-b")
+    else:
+        assert filled.versions("Data") == [0, 2]
+        assert (filled.root / "Data" / "dropped-v1" / "version.json").exists()
+    assert main(["gc"]) == 0
+    assert "Nothing to repair" in capsys.readouterr().out.splitlines()[-1]
+    assert filled.commit(make.draft("Data", "d")).version == 3
+
+
+def test_a_dropped_newest_version_gives_its_number_to_nobody(filled: LocalRegistry, make: Maker) -> None:
+    (filled.root / "Data" / "v2" / "version.json").write_text("{")
+    (finding,) = filled.mend()
+    assert (finding.what, finding.remedy) == ("Data:v2", "dropped")
+    assert filled.resolve("Data").version == 1
+    assert filled.commit(make.draft("Data", "b")).version == 1
+    assert filled.commit(make.draft("Data", "c")).version == 3
+    shutil.rmtree(filled.root / "Data" / "index")
+    assert filled.commit(make.draft("Data", "d")).version == 4
+
+
+def test_other_records(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    for alias in ("good", "bad"):
+        filled.set_alias("Data", alias, 1)
+    own = filled.root / ".registry" / "registry.json"
+    uuid = filled.uuid
+    for file in (filled.root / "Data" / "aliases" / "bad", filled.root / "Data" / "runs" / "run-1", own):
+        file.write_text(file.read_text()[:-9])
+    registry = LocalRegistry(filled.root)
+    with pytest.raises(DamagedRecordError):
+        registry.resolve("Data")
+    assert [(each.what, each.remedy) for each in registry.mend()] == [
+        ("the registry's own record", "repaired"),
+        ("Data:bad", "removed"),
+        ("Data@run:run-1", "removed"),
+    ]
+    again = LocalRegistry(filled.root)
+    assert (again.uuid, again.aliases("Data")) == (uuid, {"good": 1})
+    assert again.resolve("Data@run:run-1").version == 2
+    own.write_text("")
+    for name in ("Data", "Other"):
+        shutil.rmtree(filled.root / name)
+    with pytest.raises(UserError, match="can't be made again"):
+        LocalRegistry(filled.root).mend()
+
+
+def test_what_a_damaged_record_says_of_a_run_still_counts(registry: LocalRegistry, make: Maker) -> None:
+    runs = [create_run(f"20261124-17120{n}-a-b-1f03a{n}", {}, [{"config.yaml": ""}]) for n in range(2)]
+    for run in runs:
+        run.job().finish(0)
+    files = runs[0].job().path / "model"
+    files.mkdir()
+    (files / "w").write_text("1")
+    registry.commit(make.draft("M", "1", root=files, path=files))
+    record = registry.root / "M" / "v0" / "version.json"
+    text = record.read_text()
+
+    def held(run: RunFolder) -> list[str]:
+        return versions_in(registry, run.path)
+
+    record.write_text(text + " ")
+    assert held(runs[0]) == ["M:v0 (its record is damaged)"]
+    remove_run(runs[1], referenced_by=held)
+    record.write_text("")  # nothing is left of it but what the job noted
+    assert held(runs[0]) == []
+    pin = {"name": "M", "version": 0, "path": str(files)}
+    (runs[0].job().path / "artifacts.json").write_text(json.dumps({"outputs": [pin, {"name": [], "version": {}}]}))
+    assert held(runs[0]) == ["M:v0 (its record is damaged)"]
+    with pytest.raises(UserError, match="holds the files of M:v0"):
+        remove_run(runs[0], referenced_by=held)
+
+
+def test_lists_mark_what_is_gone_or_changed(
+    filled: LocalRegistry, make: Maker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["Data"]) == 0
+    assert "FILES" not in capsys.readouterr().out
+    shutil.rmtree(make.base / "Data-a")
+    (make.base / "Data-b" / "data").write_text("other")
+    os.utime(make.base / "Data-c" / "data")  # equal content, another time: read, and as saved
+    assert main(["Data"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    marks = {line.split()[0]: {"gone", "changed"} & set(line.split()) for line in lines[1:]}
+    assert marks == {"v0": {"gone"}, "v1": {"changed"}, "v2": set()}
+    assert main(["--json"]) == 0
+    assert {row["name"]: row["files"] for row in json.loads(capsys.readouterr().out)} == {
+        "Data": "whole",
+        "Other": "whole",
+    }
+
+
+def test_leftovers_of_killed_saves(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = filled.root / "Data" / ".tmp-0123"
+    stage.mkdir()
+    (filled.root / "Data" / "index" / ".tmp-4567").write_text("1")
+    for left in (stage, filled.root / "Data" / "index" / ".tmp-4567"):
+        os.utime(left, (time.time() - 90_000,) * 2)
+    assert main(["gc", "--dry-run", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["leftovers"]) == 2
+    assert stage.exists()
+    assert main(["gc"]) == 0
+    assert not list(filled.root.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("line", [["--dry-run"], ["gc", "--verify"], ["gc", "--alias", "x"]])
+def test_wrong_lines(line: list[str]) -> None:
+    with pytest.raises(UserError):
+        main(line)
