@@ -44,6 +44,11 @@ def note_secrets(names: Iterable[str]) -> None:
     _noted.update(names)
 
 
+def noted_secrets() -> frozenset[str]:
+    """The names that were noted, for a process that masks for this one."""
+    return frozenset(_noted)
+
+
 def mask(text: str) -> str:
     """`text` without the value of any secret that this process can see."""
     values = _values()

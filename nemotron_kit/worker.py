@@ -48,7 +48,8 @@ def _run(folder: Path, as_rank: bool) -> int:
         return run_scheduled(job, spec, this_node()).recorded
     spec.prepare_imports()
     os.chdir(spec.cwd)
-    outcome = run_job(job)
+    # What it prints is in its own log; whoever starts a job by hand sees it, too.
+    outcome = run_job(job, shown=os.isatty(1))
     if outcome.error:
         print(f"error: {outcome.error}", file=sys.stderr)  # noqa: T201
     return outcome.code

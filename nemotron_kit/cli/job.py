@@ -82,7 +82,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         wait_for(None, plan.wait_first)
     plan = replace(plan, extra={**plan.extra, "code": code_facts()})
     started = time.monotonic()
-    outcome = execute(plan, composed.command, composed.hydra, hydra_files(composed))
+    outcome = execute(replace(plan, files={**plan.files, **hydra_files(composed)}), composed)
     seconds = time.monotonic() - started
     # The job is over and on record: a full disk or a terminal that has gone changes nothing about how it ended.
     with suppress(OSError):

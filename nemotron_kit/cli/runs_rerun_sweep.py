@@ -19,9 +19,9 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.secrets import masked_words
 from nemotron_kit.execution.after import SweepAfter, wait_for
 from nemotron_kit.execution.code_facts import code_facts
-from nemotron_kit.execution.hydra_files import hydra_files
 from nemotron_kit.execution.hydra_launcher.jobs import Jobs
 from nemotron_kit.execution.hydra_launcher.point import Point
+from nemotron_kit.execution.hydra_launcher.recipe import point_of
 from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -90,7 +90,7 @@ def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run
         composed = compose_again(recorded, asked, scene.tree, scene.env)
         planned = partial(_plan, recorded, asked, scene, composed, argv, run_id)
         plan = after.apply(planned(), composed.command, planned) if after else planned()
-        yield Point(plan, (*recorded.overrides, *request.overrides), hydra_files(composed))
+        yield point_of(plan, composed, (*recorded.overrides, *request.overrides))
 
 
 def _plan(recorded: Recorded, asked: Job, scene: Scene, composed: Composed, argv: Sequence[str], run_id: str) -> Plan:

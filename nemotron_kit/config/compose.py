@@ -183,11 +183,15 @@ def _config_option(command: Command, stage: str, value: str, registered: Registe
 
 def _split(prepared: Prepared, config: Any) -> Composed:
     """Take Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
-    from omegaconf import flag_override, open_dict
+    from hydra.types import RunMode
+    from omegaconf import flag_override, open_dict, read_write
 
     hydra = config._get_node("hydra")
     with flag_override(config, "readonly", False), open_dict(config):
         del config["hydra"]
+    if hydra.mode is None:  # as in a run of Hydra's own
+        with read_write(hydra):
+            hydra.mode = RunMode.RUN
     name = str(hydra.runtime.choices.get("config"))
     registered = prepared.registered
     return Composed(prepared.command, config, hydra, prepared.typed, name, registered.files.get(name), registered.notes)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.execution.signals import adopt_orphans, forwarded, noted, stop, stop_orphans
+from nemotron_kit.execution.tee import logging_to
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.states import PREEMPTED
 
@@ -16,31 +17,32 @@ from nemotron_kit.runs.states import PREEMPTED
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
     """Run `command` in a process group of its own until it ends, and what it leaves behind when it is killed.
 
-    It prints into the job's log by itself, so that it outlives this process, which its record then says. Ctrl-C: TERM,
-    then KILL after a grace.
+    What it prints goes into the job's log without passing through this process, which it may outlive; its record then
+    says so. Ctrl-C: TERM, then KILL after a grace.
     """
     seen: set[str] = set()
     adopt_orphans()
-    with job.open_log() as log:
+    with job.open_log() as log, logging_to(log) as channels:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=channels.ends[0],
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    try:
-        with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
-            job.note_child(child.pid)
-            outcome = from_exit_code(child.wait())
-    except KeyboardInterrupt:
-        stop(child)
-        return Outcome(INTERRUPTED, "cancelled", "interrupted")
-    except BaseException:
-        stop(child)
-        raise
+        channels.close_ends()
+        try:
+            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+                job.note_child(child.pid)
+                outcome = from_exit_code(child.wait())
+        except KeyboardInterrupt:
+            stop(child)
+            return Outcome(INTERRUPTED, "cancelled", "interrupted")
+        except BaseException:
+            stop(child)
+            raise
     if outcome.signal is not None:
         stop_orphans()
     if "TERM" in seen and outcome.state == "failed":

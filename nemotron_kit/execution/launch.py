@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nemotron_kit.app import Command
+from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.execution.attach import attach
 from nemotron_kit.execution.backends.base import Backend, backend_for
-from nemotron_kit.execution.hydra_context import enter_hydra
+from nemotron_kit.execution.hydra_context import set_hydra_config
 from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.execution.run_job import run_job
 from nemotron_kit.execution.signals import Terminated, term_raises
@@ -24,35 +22,20 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 
 
-def execute(plan: Plan, command: Command, hydra: Any, extra_files: Mapping[str, str]) -> Outcome:
-    """Do what the plan says; a plan with problems is refused before anything is written.
-
-    `hydra` is Hydra's composed node, for HydraConfig; `extra_files` lie in the job folder beside the plan's own.
-    """
+def execute(plan: Plan, composed: Composed) -> Outcome:
+    """Do what the plan of a composed job says; a plan with problems is refused before anything is written."""
+    command = composed.command
     refuse_problems(plan)
     # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
     if plan.launch == IN_PROCESS:
         command.load_handler()
-    run = create_run(plan.run_id, plan.to_dict(), [{**plan.files, **extra_files}], attached=plan.launch == IN_PROCESS)
+    run = create_run(plan.run_id, plan.to_dict(), [plan.files], attached=plan.launch == IN_PROCESS)
     if plan.launch == DETACHED:
         return _elsewhere(plan, run)
     if plan.launch == IN_PROCESS:
         set_run_dir(plan.folder)
-        _enter_hydra(hydra, run.job(plan.job))
+        set_hydra_config(composed.config, composed.hydra, plan.job_folder)
     return run_planned(plan, command, run.job(plan.job))
-
-
-def _enter_hydra(node: Any, job: JobFolder) -> None:
-    try:
-        enter_hydra(node, str(job.path))
-    # logging raises a ValueError for whatever stopped a handler: a folder that can't be written, a wrong setting.
-    except (OSError, ValueError) as error:
-        why = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        said = f"{os.fsdecode(why.filename)}: {why.strerror}" if isinstance(why, OSError) and why.filename else str(why)
-        kind = NemotronError if isinstance(why, OSError) else UserError
-        failure = kind(f"The job's logging can't be set up: {said}.", hint="See hydra.job_logging.")
-        job.finish(failure.exit_code, "failed", error=failure.message)
-        raise failure from error
 
 
 def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:

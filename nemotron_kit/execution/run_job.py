@@ -16,6 +16,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.execution.child import ignore_usr1, run_child
 from nemotron_kit.execution.handler import call_handler
+from nemotron_kit.execution.hydra_context import enter_hydra
 from nemotron_kit.execution.hydra_launcher.answer import sendable
 from nemotron_kit.execution.inputs import verified_inputs
 from nemotron_kit.execution.jobspec import JobSpec, rank, read_config, read_spec
@@ -23,19 +24,24 @@ from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.execution.scheduled import rank_log
 from nemotron_kit.execution.scheduled_ends import VALUE
 from nemotron_kit.execution.signals import Terminated, hangup_ignored, term_raises
-from nemotron_kit.execution.tee import tee
+from nemotron_kit.execution.tee import captured, masked_streams
+from nemotron_kit.masking import mask, note_secrets
 from nemotron_kit.plan.launching import torchrun_command
 from nemotron_kit.runs.job import JobFolder
 
 Handler = Callable[[Any], Any]
 
 
-def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | None = None) -> Outcome:
+def run_job(
+    job: JobFolder, handler: Handler | None = None, config_cls: type | None = None, *, shown: bool = True
+) -> Outcome:
     """Run the job in `job`: in this process when `handler` is given, else as its spec says.
 
-    The outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
+    What its handler prints in this process is in its log, and where it is `shown` on this process's own streams. The
+    outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
     """
     spec = read_spec(job.path)
+    note_secrets(spec.secrets)
     with hangup_ignored():
         try:
             with term_raises():
@@ -45,7 +51,7 @@ def run_job(job: JobFolder, handler: Handler | None = None, config_cls: type | N
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0))
                 with environment(spec.environment):
-                    outcome = _run(job, spec, handler, config_cls)
+                    outcome = _run(job, spec, handler, config_cls, shown=shown)
         except Cancelled as error:
             outcome = Outcome(error.exit_code, "cancelled", str(error))
         except NemotronError as error:
@@ -77,42 +83,48 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
+def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
     pins = verified_inputs(job)
     if spec.module:
         alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
-        command = torchrun_command(None, spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
+        command = torchrun_command(spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(values))
         if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.script, spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
         if handler is None and spec.script:
-            script = [sys.executable, spec.script, "--config", str(job.config_path)]
+            script = [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
             return run_child(script, {}, spec.cwd, job)
-        return _call(job, spec, handler, config_cls)
+        return _call(job, spec, handler, config_cls, shown=shown)
 
 
-def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None) -> Outcome:
-    with job.open_log() as log, tee(log):
-        config: Any = typed(resolve(read_config(job.path)), config_cls or spec.load_config_cls())
-        outcome = call_handler(handler or spec.load_handler(), config)
+def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
+    values = resolve(read_config(job.path))  # it notes the secrets that what is printed must not show
+    with job.open_log() as log:
+        with captured(log, shown=shown):
+            enter_hydra(job.path)
+            config: Any = typed(values, config_cls or spec.load_config_cls())
+            outcome = call_handler(handler or spec.load_handler(), config)
         if outcome.error and outcome.state == "failed" and outcome.exception is None:
-            log.write(f"error: {outcome.error}\n".encode())
+            log.write(f"error: {mask(outcome.error)}\n".encode())
     return outcome
 
 
 def run_rank(job: JobFolder) -> int:
     """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
     spec = read_spec(job.path)
+    note_secrets(spec.secrets)
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ignore_usr1()
     with rank_log(job, spec):
         if spec.module:
             os.execv(sys.executable, [sys.executable, "-P", "-m", spec.module, str(job.path)])  # noqa: S606
+        masked_streams()
         spec.prepare_imports()
+        enter_hydra(job.path)
         if spec.script:
             return _run_script(spec.script, job)
         config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())

@@ -1,15 +1,139 @@
-"""What a job prints goes to the terminal and to its log."""
+"""What a job's processes write to their two streams goes to its log and, as before, to the terminal: whoever writes it,
+Python, C code or a program that the job starts. The log holds both streams in the order in which they were written.
+
+Where both streams are one file (a terminal, `2>&1`), there is one channel, which keeps the order. Else each has its
+own, and what Python writes waits for what the other one still holds; only what programs write to both within the same
+moment has no order. A terminal's channel is a terminal: progress bars and colours are as they were.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import io
+import json
 import os
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
-from io import RawIOBase
-from typing import Any, TextIO
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from fcntl import ioctl
+from pathlib import Path
+from typing import Any, TextIO, cast
 
-from nemotron_kit.masking import mask
+from nemotron_kit.execution import pump
+from nemotron_kit.masking import mask, noted_secrets
+
+_OUT, _ERR = 1, 2
+_WAIT_SECONDS = 5.0
+# Of a job's time, for keeping what Python writes in front of what a program writes next to the other stream.
+_SHARE, _FREE_SECONDS = 0.1, 0.5
+
+
+class Channels:
+    """The channels of one job, and the process that moves what is written to them into `log`.
+
+    A channel for each of `targets`, the descriptors where it is shown (None: nowhere); `ends` are for writing.
+    """
+
+    def __init__(self, log: io.FileIO, targets: Sequence[int | None]) -> None:
+        pairs = [_channel(target) for target in targets]
+        self.ends = [end for _, end in pairs]
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        sources = [[source, target] for (source, _), target in zip(pairs, targets, strict=True)]
+        asked = {"path": str(Path(__file__).parents[2]), "secrets": sorted(noted_secrets()), "sources": sources,
+                 "log": log.fileno(), "control": theirs.fileno()}  # fmt: skip
+        passed = {log.fileno(), theirs.fileno(), *(fd for pair in sources for fd in pair if fd is not None)}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", pump.__file__, json.dumps(asked)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=sorted(passed),
+                cwd="/",
+                start_new_session=True,  # Ctrl-C, and a terminal that closes, are not for it
+            )
+        finally:
+            theirs.close()
+            for source, _ in pairs:
+                os.close(source)
+
+    def close_ends(self) -> None:
+        """This process writes no more, but for what it has duplicated."""
+        ends, self.ends = self.ends, []
+        for end in ends:
+            os.close(end)
+
+    def finish(self) -> None:
+        """Until what was written so far is in the log. Children that outlive the job are not waited for."""
+        self.close_ends()
+        with self._control, contextlib.suppress(OSError):  # it may have ended by itself
+            self._control.sendall(pump.END)
+            if self._control.recv(1) != pump.DRAINED:
+                self._process.wait()
+
+    def waiting(self, end: int) -> bool:
+        """Whether something that was written to a pipe is still to be read."""
+        unread = int.from_bytes(ioctl(end, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+        return unread > 0 and self._process.poll() is None
+
+
+@contextlib.contextmanager
+def logging_to(log: io.FileIO) -> Iterator[Channels]:
+    """A channel for both streams of a child, which leads to the log alone: the child is given `ends[0]`, and then this
+    process closes it. When the block ends, what was written until then is in the log."""
+    made = Channels(log, [None])
+    try:
+        yield made
+    finally:
+        made.finish()
+
+
+@contextlib.contextmanager
+def captured(log: io.FileIO, *, shown: bool = True) -> Iterator[None]:
+    """Within the block, what is written to this process's two streams, here and by what it starts, is logged.
+
+    `shown`: and goes where it went before.
+    """
+    before = sys.stdout, sys.stderr
+    _flush()
+    saved = [_saved(fd) for fd in (_OUT, _ERR)]
+    targets = [None] if not shown else saved[:1] if _same(*saved) else saved
+    channels = Channels(log, targets)
+    ends = [channels.ends[0], channels.ends[-1]]
+    several = len(targets) > 1 and not any(map(os.isatty, ends))
+    for end, fd in zip(ends, (_OUT, _ERR), strict=True):
+        os.dup2(end, fd)
+    channels.close_ends()
+    sys.stdout = _python_stream(before[0], _OUT, log, channels if several else None)
+    sys.stderr = _python_stream(before[1], _ERR, log, channels if several else None)
+    try:
+        yield
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = before
+        for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
+            os.dup2(kept, fd)
+            os.close(kept)
+        channels.finish()
+
+
+def masked_streams() -> None:
+    """From here on what Python prints in this process, whose streams are its job's log, is masked, a line at a time."""
+    sys.stdout = _python_stream(sys.stdout, _OUT, None, None)
+    sys.stderr = _python_stream(sys.stderr, _ERR, None, None)
+
+
+class Stream(io.TextIOWrapper):
+    """Python's own view of a stream: masked, since what a job looks up as it goes is known to its own process alone."""
+
+    def write(self, text: str) -> int:
+        super().write(mask(text))
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -25,10 +149,10 @@ def unless_gone(stream: TextIO) -> Iterator[None]:
 
 
 class Tee:
-    """A text stream that also writes to a log, both without secrets.
+    """A stream that is no descriptor of this process (a notebook's, a test's): what is printed goes there and to a log.
     Everything else (isatty, fileno, encoding) is the stream's own."""
 
-    def __init__(self, stream: TextIO, log: RawIOBase) -> None:
+    def __init__(self, stream: TextIO, log: io.FileIO) -> None:
         self._stream = stream
         self._log = log
 
@@ -51,12 +175,78 @@ class Tee:
         return getattr(self._stream, name)
 
 
-@contextlib.contextmanager
-def tee(log: RawIOBase) -> Iterator[None]:
-    """Within the block, what this process prints is logged too."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
+class _InOrder(io.FileIO):
+    """Writes once what was written to the other stream has been read, and goes on once this has been."""
+
+    def __init__(self, fd: int, channels: Channels) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._fd, self._other, self._channels = fd, _ERR if fd == _OUT else _OUT, channels
+        self._begun, self._waited = time.monotonic(), 0.0
+
+    def write(self, data: Any) -> int:
+        self._until_read(self._other)
+        written = super().write(data) or 0
+        before = time.monotonic()
+        if self._waited < _FREE_SECONDS + _SHARE * (before - self._begun):
+            self._until_read(self._fd)
+            self._waited += time.monotonic() - before
+        return written
+
+    def _until_read(self, fd: int) -> None:
+        begun, pause = time.monotonic(), 0.0
+        with contextlib.suppress(OSError):  # it is no pipe any more
+            while self._channels.waiting(fd) and time.monotonic() < begun + _WAIT_SECONDS:
+                time.sleep(pause)
+                pause = min(pause + 0.00001, 0.01)
+
+
+def _python_stream(stream: TextIO | None, fd: int, log: io.FileIO | None, channels: Channels | None) -> TextIO:
+    """What stands in for sys.stdout or sys.stderr: a line of it is written as soon as it is one."""
     try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+        is_ours = stream is None or stream.fileno() == fd
+    except (OSError, ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        return cast("TextIO", Tee(cast("TextIO", stream), log)) if log is not None else cast("TextIO", stream)
+    raw = _InOrder(fd, channels) if channels else io.FileIO(fd, "w", closefd=False)
+    encoding, errors = getattr(stream, "encoding", "utf-8"), getattr(stream, "errors", "backslashreplace")
+    return Stream(io.BufferedWriter(raw), encoding, errors, line_buffering=True)
+
+
+def _channel(target: int | None) -> tuple[int, int]:
+    """(what the pump reads, what is written to): a terminal where the target is one."""
+    if target is None or not os.isatty(target):
+        return os.pipe()
+    try:
+        source, end = os.openpty()
+    except OSError:  # a machine without /dev/pts
+        return os.pipe()
+    modes = termios.tcgetattr(end)
+    modes[1] &= ~termios.OPOST  # the real terminal does that
+    modes[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(end, termios.TCSANOW, modes)
+    with contextlib.suppress(OSError):
+        ioctl(end, termios.TIOCSWINSZ, ioctl(target, termios.TIOCGWINSZ, b"\0" * 8))
+    return source, end
+
+
+def _saved(fd: int) -> int:
+    """A descriptor for what `fd` was; one that is closed (`>&-`) leads nowhere."""
+    try:
+        return os.dup(fd)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, fd)
+        return nowhere
+
+
+def _same(first: int, second: int) -> bool:
+    return os.path.sameopenfile(first, second)
+
+
+def _flush() -> None:
+    """What Python and C code hold back is written now."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -35,14 +34,14 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
         return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
-    return torchrun_command(command.script_path, resources.processes, folder)
+    return torchrun_command(resources.processes, folder)
 
 
-def torchrun_command(script: str | Path | None, processes: int, folder: str) -> list[str]:
-    """torchrun on this machine for a job folder: the script if the command has one, else the worker on each rank."""
-    target = [str(script), "--config", f"{folder}/config.yaml"] if script else rank_command(folder)
+def torchrun_command(processes: int, folder: str) -> list[str]:
+    """torchrun on this machine for a job folder: a worker on each rank, which runs the command's script if it has one,
+    with `--config`."""
     start = [sys.executable, "-P", "-m", "nemotron_kit.execution.elastic", "--standalone"]
-    return [*start, f"--nproc-per-node={processes}", *target]
+    return [*start, f"--nproc-per-node={processes}", *rank_command(folder)]
 
 
 def rank_command(folder: str) -> list[str]:

@@ -14,6 +14,7 @@ from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import tree_in_use
 from nemotron_kit.errors import UserError
+from nemotron_kit.execution import hydra_context
 from nemotron_kit.execution.after import SweepAfter
 from nemotron_kit.execution.hydra_files import hydra_files, mask_multirun
 from nemotron_kit.execution.hydra_launcher.answer import JobFailed
@@ -112,7 +113,7 @@ class RecipePlanner:
         plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
-        return Point(plan, tuple(composed.overrides), hydra_files(composed))
+        return point_of(plan, composed, composed.overrides)
 
     def _set_run(self, run: Any) -> None:
         profile = self.settings.profile
@@ -125,6 +126,13 @@ class RecipePlanner:
             run.mode = "batch" if self.settings.detach or run.mode == "batch" else "run"
         if self.settings.env:
             raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
+
+
+def point_of(plan: Plan, composed: Composed, words: Sequence[str]) -> Point:
+    """The point of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
+    texts = hydra_files(composed)
+    plan = replace(plan, files={**plan.files, hydra_context.FILE: texts[hydra_context.FILE]})
+    return Point(plan, tuple(words), texts)
 
 
 def composed_by_hydra(config: Any, hydra: Any) -> Composed:
