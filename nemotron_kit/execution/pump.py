@@ -68,8 +68,8 @@ class Pump:
             ready = {fd for fd, _ in self.poller.poll(self._patience())}
             if self.control in ready:
                 self._told()
-            for fd in self.sources.keys() & ready:
-                self._move(self.sources[fd])
+            for source in [self.sources[fd] for fd in self.sources if fd in ready]:
+                self._move(source)
             if not ready:
                 for source in self.sources.values():
                     self._write(source, source.masks.rest())

@@ -31,7 +31,8 @@ def job_environment(
     overrides: Sequence[str],
     config_name: str | None = None,
 ) -> dict[str, str]:
-    variables = _env_vars(settings)
+    # A job's Python programs print as they go: its log holds both streams in order, and a kill costs no line.
+    variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
     check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
     if wandb.get("project") and wandb.get("enabled", True):

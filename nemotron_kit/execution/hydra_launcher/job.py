@@ -14,21 +14,27 @@ import sys
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nemotron_kit.execution.hydra_context import without_files
 from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, sendable
 from nemotron_kit.execution.hydra_launcher.packet import IMPORTED, PROGRAM, Packet, name_of, read_packet, task_of
-from nemotron_kit.execution.jobspec import SCHEDULED, rank
+from nemotron_kit.execution.jobspec import SCHEDULED, rank, read_spec
 from nemotron_kit.execution.outcome import exit_code
+from nemotron_kit.execution.tee import masked_streams
+from nemotron_kit.masking import mask_logging, note_secrets
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job whose folder is named; the exit code that its task asked for."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     packet = read_packet(folder)
+    note_secrets(read_spec(folder).secrets)
+    masked_streams()
     sys.argv = list(packet.argv)
     # The launch's way of finding modules, then this environment's own.
     sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path if entry not in packet.sys_path)]
@@ -152,13 +158,14 @@ def _restore(state: dict[str, Any]) -> None:
 
 
 def _for_this_process(config: Any) -> None:
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf, open_dict
 
     with open_dict(config):
         config.hydra.job.id = job_id(config.hydra.job.num)
         if rank() != 0:
             config.hydra.output_subdir = None
-            config.hydra.job_logging = {"version": 1, "root": None, "disable_existing_loggers": False}
+            job_logging: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=False)
+            config.hydra.job_logging = without_files(job_logging or {})
 
 
 def job_id(number: int) -> str:
@@ -174,8 +181,14 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
     from hydra.types import HydraContext
 
     context: Any = HydraContext(config_loader=None, callbacks=callbacks)  # run_job looks at the callbacks alone
+
+    @wraps(task)
+    def with_masked_log(task_config: Any) -> Any:
+        mask_logging()  # run_job has configured it by now
+        return task(task_config)
+
     done = run_job(
-        task_function=task,
+        task_function=with_masked_log,
         config=config,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
