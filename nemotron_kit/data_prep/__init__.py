@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.blend import DataBlend, Dataset
-    from nemotron_kit.data_prep.config import (
-        BinIdxOutputConfig,
-        ChatSftOutputConfig,
-        DataPrepConfig,
-        JsonlOutputConfig,
-        OutputConfig,
-        PackedOutputConfig,
-        PerSplitConfig,
-        PipelineConfig,
-        TokenizerConfig,
-    )
-    from nemotron_kit.data_prep.pipeline import PipelineResult, SplitResult, last_mile_process, tokenize
+    from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
     from nemotron_kit.data_prep.plan import Plan
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.run import run_data_prep
@@ -40,18 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "blend": ("DataBlend", "Dataset"),
-    "config": (
-        "BinIdxOutputConfig",
-        "ChatSftOutputConfig",
-        "DataPrepConfig",
-        "JsonlOutputConfig",
-        "OutputConfig",
-        "PackedOutputConfig",
-        "PerSplitConfig",
-        "PipelineConfig",
-        "TokenizerConfig",
-    ),
-    "pipeline": ("PipelineResult", "SplitResult", "last_mile_process", "tokenize"),
+    "config": ("DataPrepConfig", "PerSplitConfig", "TokenizerConfig"),
     "plan": ("Plan",),
     "planning": ("freeze_plan",),
     "run": ("run_data_prep",),
@@ -74,27 +52,18 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "BinIdxOutputConfig",
-    "ChatSftOutputConfig",
     "DataBlend",
     "DataPrepConfig",
     "Dataset",
-    "JsonlOutputConfig",
     "Message",
     "OpenAIChatRecord",
-    "OutputConfig",
-    "PackedOutputConfig",
     "PerSplitConfig",
-    "PipelineConfig",
-    "PipelineResult",
     "Plan",
     "SftRecord",
     "ShareGPTRecord",
-    "SplitResult",
     "TokenizerConfig",
     "Transform",
     "freeze_plan",
-    "last_mile_process",
     "make_shard",
     "nemotron_rl",
     "openai_chat",
@@ -104,7 +73,6 @@ __all__ = [
     "select",
     "sft",
     "sharegpt",
-    "tokenize",
 ]
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from nemotron_kit.data_prep.rows import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_DOC_SIZE, ERROR, SKIP
 from nemotron_kit.data_prep.sizes import parse_size
-from nemotron_kit.data_prep.transforms import Transform
 from nemotron_kit.errors import UserError, nearest
 
 DEFAULT_TOKENIZER = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
@@ -86,74 +84,3 @@ class DataPrepConfig:
                 raise UserError(f"{name}={value}: must be at least {least[name]}.")
         if min(self.held_out) < 0:
             raise UserError(f"valid_shards and test_shards can't be negative, got {self.held_out}.")
-
-
-@dataclass(frozen=True)
-class BinIdxOutputConfig:
-    """Megatron's .bin/.idx shards: `num_shards` in all, or as many as make each hold `shard_size` of text (256MB when
-    neither is given). `dtype` is the token ids' number type; None is Megatron's choice for the vocabulary."""
-
-    shard_size: str | int | None = None
-    num_shards: int | None = None
-    dtype: Literal["int32", "int64", "uint16"] | None = None
-
-
-@dataclass(frozen=True)
-class JsonlOutputConfig:
-    """JSON lines, each record through `transform` (None leaves it out); compression "none" or "zstd"."""
-
-    transform: Transform | None = None
-    compression: Literal["none", "zstd"] = "none"
-    shard_size: str | int | None = None
-    num_shards: int | None = None
-
-
-@dataclass(frozen=True)
-class PackedOutputConfig:
-    """Documents packed into sequences of `pack_size` tokens."""
-
-    pack_size: int = 4096
-    algorithm: str = "first_fit_shuffle"
-    dtype: Literal["int32", "int64", "uint16"] | None = None
-    shard_size: str | int | None = None
-    num_shards: int | None = None
-
-
-@dataclass(frozen=True)
-class ChatSftOutputConfig:
-    """Conversations under a chat template (`nano3`, or a path to a .jinja file), packed, with a loss mask that is 1 for
-    the assistant's tokens."""
-
-    chat_template: str | None = None
-    messages_field: str = "messages"
-    tools_field: str = "tools"
-    pack_size: int = 4096
-    algorithm: str = "first_fit_shuffle"
-    shard_size: str | int | None = None
-    num_shards: int | None = None
-
-
-OutputFormat = BinIdxOutputConfig | JsonlOutputConfig | PackedOutputConfig | ChatSftOutputConfig
-
-
-@dataclass(frozen=True)
-class OutputConfig:
-    """Where `last_mile_process` writes, and in what form."""
-
-    dir: Path
-    format: OutputFormat = field(default_factory=BinIdxOutputConfig)
-    min_doc_chars: int | None = None
-    max_doc_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """Input of `last_mile_process` besides the blend. `per_split` None holds nothing out; the rest is as in
-    `DataPrepConfig`."""
-
-    output: OutputConfig
-    tokenizer: TokenizerConfig | None = None
-    per_split: PerSplitConfig | None = None
-    sample: int | None = None
-    num_workers: int | None = None
-    force: bool = False

@@ -45,14 +45,13 @@ def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A finished data preparation; of the `mine` shards that this process had to make, `kept` were there already."""
+    """A finished data preparation; `kept` shards were there already."""
 
     plan: Plan
     records: dict[int, ShardRecord]
     artifact: PretrainBlendsArtifact
     elapsed: float
     kept: int
-    mine: int
 
 
 def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> Prepared:
@@ -84,8 +83,7 @@ def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_ty
     if leads:
         _sweep(output)
         artifact.save(name=config.artifact_name)
-    mine = len(range(len(plan.shards))[ranks.rank :: ranks.count]) if ranks else len(plan.shards)
-    return Prepared(plan, records, artifact, time.monotonic() - began, kept, mine)
+    return Prepared(plan, records, artifact, time.monotonic() - began, kept)
 
 
 def _shared_plan(meeting: Meeting, plan_here: Callable[[], Plan]) -> Plan:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.files import read_regular
 
 SPLITS = ("train", "valid", "test")
 _FORM = '{"train": ["0.7", "/data/a", "0.3", "/data/b"], "valid": ["1.0", "/data/v"]}'
@@ -38,7 +37,7 @@ def read_blend(path: str | Path) -> dict[str, list[Source]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        splits = json.loads(read_regular(path))
+        splits = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}.", hint="Prepare the data first: nemotron nano3 data prep pretrain -c tiny"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import open_regular
 
 # magic, version, dtype code, sequences, document boundaries; the arrays start at byte 34, so unaligned.
 _HEADER = struct.Struct("<9sQBQQ")
@@ -106,8 +104,7 @@ def _check_arrays(
 def _map_tokens(path: Path, dtype: type[np.integer[Any]], count: int) -> NDArray[np.integer[Any]]:
     expected = count * np.dtype(dtype).itemsize
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
+        size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error
     if size != expected:
@@ -120,7 +117,6 @@ def _map_tokens(path: Path, dtype: type[np.integer[Any]], count: int) -> NDArray
 
 def _read(path: Path) -> bytes:
     try:
-        with open_regular(path) as file:
-            return file.read()
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error

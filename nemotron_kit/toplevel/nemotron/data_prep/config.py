@@ -1,27 +1,6 @@
 """The configuration classes of data preparation."""
 
-from nemotron_kit.data_prep.config import (
-    BinIdxOutputConfig,
-    ChatSftOutputConfig,
-    DataPrepConfig,
-    JsonlOutputConfig,
-    OutputConfig,
-    PackedOutputConfig,
-    PerSplitConfig,
-    PipelineConfig,
-    TokenizerConfig,
-)
+from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
 from nemotron_kit.data_prep.transforms import Transform
 
-__all__ = [
-    "BinIdxOutputConfig",
-    "ChatSftOutputConfig",
-    "DataPrepConfig",
-    "JsonlOutputConfig",
-    "OutputConfig",
-    "PackedOutputConfig",
-    "PerSplitConfig",
-    "PipelineConfig",
-    "TokenizerConfig",
-    "Transform",
-]
+__all__ = ["DataPrepConfig", "PerSplitConfig", "TokenizerConfig", "Transform"]

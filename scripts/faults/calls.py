@@ -1,0 +1,154 @@
+"""Death, and each kind of error, at every call that changes files: a retry works, and nothing is half there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from nemotron_kit import files
+from nemotron_kit.artifacts import Artifact
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.runs import create_run, list_runs, new_run_id, open_run
+from nemotron_kit.training import checkpoint
+
+CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "chmod", "open", "write")
+WRITES = os.O_WRONLY | os.O_RDWR
+# EROFS, EMFILE and EXDEV in the place of ENOSPC, in turn: a call that takes one well takes the others.
+ERRORS = (errno.ENOSPC, errno.EIO)
+OTHERS = (errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EXDEV)
+
+
+class Died(BaseException):
+    """The process is gone: no later call does anything, clean-up included."""
+
+
+@contextmanager
+def failing(k: int, error: int | None) -> Iterator[list[str]]:
+    """The k-th call fails with `error`; with None this one and all after it do nothing. Yields the calls made."""
+    made: list[str] = []
+
+    def wrap(name: str) -> Callable[..., object]:
+        real = getattr(os, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            if name == "open" and not int(args[1] if len(args) > 1 else kwargs.get("flags", 0)) & WRITES:  # type: ignore[call-overload]
+                return real(*args, **kwargs)
+            made.append(name)
+            if len(made) >= k and error is None:
+                raise Died(name)
+            if len(made) == k:
+                raise OSError(error, os.strerror(error or 0), *(a for a in args[:1] if not isinstance(a, int)))
+            return real(*args, **kwargs)
+
+        return call
+
+    patches = [patch.object(os, name, wrap(name)) for name in CALLS]
+    for one in patches:
+        one.start()
+    try:
+        yield made
+    finally:
+        for one in patches:
+            one.stop()
+
+
+def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
+    """(cases, what did not hold). Every call in turn, whatever `scale` and `seed`."""
+    cases, failures = 0, []
+    for operation in (_save, _alias, _launch, _checkpoint):
+        for error in (None, *(ERRORS if scale < 2 else (*OTHERS, errno.EIO))):
+            k, through = 0, False
+            while not through and k < 400:
+                k += 1
+                cases += 1
+                number = OTHERS[k % len(OTHERS)] if error == errno.ENOSPC and scale < 2 else error
+                folder = work / f"{operation.__name__[1:]}-{error}-{k}"
+                folder.mkdir()
+                os.environ["NEMOTRON_HOME"] = str(folder / "home")
+                act, check = operation(folder)
+                what = f"{operation.__name__[1:]}, call {k}, {errno.errorcode[number] if number else 'death'}"
+                try:
+                    with failing(k, number) as made:
+                        act()
+                    through = len(made) < k
+                except (Died, NemotronError):
+                    pass
+                except OSError as found:  # the command line words these, where they name a file
+                    if found.filename is None:
+                        failures.append(f"{what}: {found!r} names no file")
+                try:
+                    act()
+                    check()
+                except (NemotronError, OSError, AssertionError) as found:
+                    failures.append(f"{what}: then {found!r}")
+    return cases, failures
+
+
+Pair = tuple[Callable[[], object], Callable[[], None]]
+
+
+def _save(folder: Path) -> Pair:
+    (folder / "data").mkdir()
+    (folder / "data/x").write_text("x")
+
+    def check() -> None:
+        registry = open_registry()
+        assert registry.versions("Saved") == [0], registry.versions("Saved")
+        registry.verify(registry.resolve("Saved:v0"), deep=True)
+
+    return lambda: Artifact(path=folder / "data").save(name="Saved"), check
+
+
+def _alias(folder: Path) -> Pair:
+    for number in range(2):
+        (folder / str(number)).mkdir()
+        (folder / str(number) / "x").write_text(str(number))
+        Artifact(path=folder / str(number)).save(name="Saved")
+    open_registry().set_alias("Saved", "good", 0)
+
+    def check() -> None:
+        assert open_registry().aliases("Saved") == {"good": 1}
+
+    return lambda: open_registry().set_alias("Saved", "good", 1), check
+
+
+def _launch(folder: Path) -> Pair:
+    ids: list[str] = []
+
+    def launch() -> None:
+        made = create_run(new_run_id("r", "go"), {"recipe": "r", "stage": "go"}, [{"config.yaml": "a: 1\n"}])
+        for job in made.jobs():
+            job.transition("running")
+            job.finish(0)
+        ids.append(made.id)
+
+    def check() -> None:
+        for found in list_runs():
+            assert found.jobs == 1, found
+            assert [job.config_path.read_text() for job in open_run(found.id).jobs()] == ["a: 1\n"]
+        assert ids[-1] in {found.id for found in list_runs()}
+
+    return launch, check
+
+
+def _checkpoint(folder: Path) -> Pair:
+    def fill(inside: Path) -> dict[str, object]:
+        files.write_bytes(inside / "weights", b"w" * 100)
+        return {}
+
+    def save() -> None:
+        for step in (1, 2, 3):
+            checkpoint.write(folder / "c", step, fill)
+            checkpoint.prune(folder / "c", 1)
+
+    def check() -> None:
+        found = checkpoint.latest(folder / "c")
+        assert found is not None
+        assert checkpoint.read(found, verify=True)["step"] == 3
+
+    return save, check

@@ -1,0 +1,170 @@
+"""kill -9 at random moments: what was acknowledged is there and whole, and the next one is in nobody's way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nemotron_kit.artifacts import Artifact
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.runs import create_run, list_runs, new_run_id
+
+
+def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
+    """(cases, what did not hold)."""
+    rng, failures, cases = random.Random(seed), [], 0
+    for harness in (_saves, _launches, _preps):
+        tried, found = harness(work / harness.__name__, scale, rng)
+        cases += tried
+        failures += [f"{harness.__name__[1:]}: {line}" for line in found]
+    return cases, failures
+
+
+def _killed(action: Callable[[int], None], after: float) -> list[str]:
+    """Fork a child that runs `action` with a pipe to acknowledge on, kill it after so many seconds; its whole lines."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            action(writing)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read().decode()
+    return text.split("\n")[:-1]
+
+
+def _saves(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]]:
+    work.mkdir()
+    failures: list[str] = []
+    acknowledged: list[str] = []
+    (work / "first").mkdir()
+    one = _seconds(lambda: Artifact(path=work / "first").save(name="First"))
+    cases = int(120 * scale)
+    for number in range(cases):
+
+        def save(pipe: int, number: int = number) -> None:
+            for turn in range(10**6):
+                folder = work / f"{number}-{turn}"
+                folder.mkdir()
+                (folder / "data").write_text(f"{number} {turn}")
+                Artifact(path=folder).save(name="Kept")
+                os.write(pipe, f"{folder}\n".encode())
+
+        acknowledged += _killed(save, rng.uniform(0.1, 4) * one)
+    registry = open_registry()
+    versions = registry.versions("Kept")
+    kept: dict[str, int] = {}
+    for version in versions:
+        pin = registry.resolve(f"Kept:v{version}")
+        registry.verify(pin, deep=True)
+        if kept.setdefault(pin.path, version) != version:
+            failures.append(f"{pin.path} is v{version} and v{kept[pin.path]}")
+    failures += [f"{folder} was acknowledged and is lost" for folder in acknowledged if folder not in kept]
+    if versions != list(range(len(versions))) or not acknowledged:
+        failures.append(f"{len(acknowledged)} acknowledged, versions {versions[:5]}…{versions[-5:]}")
+    (work / "last").mkdir()
+    (work / "last/data").write_text("last")
+    Artifact(path=work / "last").save(name="Kept")
+    return cases, failures
+
+
+def _launches(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]]:
+    def launch(pipe: int) -> None:
+        while True:
+            made = create_run(new_run_id("r", "go"), {"recipe": "r", "stage": "go"}, [{"config.yaml": "a: 1\n"}] * 2)
+            for job in made.jobs():
+                job.transition("running")
+                job.finish(0)
+            os.write(pipe, f"{made.id}\n".encode())
+
+    one = _seconds(lambda: create_run(new_run_id("r", "go"), {}, [{"config.yaml": "a: 1\n"}] * 2))
+    cases, acknowledged = int(60 * scale), []
+    for _ in range(cases):
+        acknowledged += _killed(launch, rng.uniform(0.1, 6) * one)
+    found = {each.id: each for each in list_runs()}
+    failures = [f"{run_id} is lost" for run_id in acknowledged if run_id not in found]
+    failures += [
+        f"{run_id} is {found[run_id].state}"
+        for run_id in acknowledged
+        if run_id in found and found[run_id].state != "succeeded"
+    ]
+    failures += [f"{each.id} has {each.jobs} jobs" for each in found.values() if each.jobs != 2]
+    return cases, failures if acknowledged else ["nothing was acknowledged"]
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    """How long an action takes here, so that kills meet every part of it."""
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def _preps(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]]:
+    from nemotron.data_prep import DataPrepConfig, run_data_prep
+
+    work.mkdir()
+    rows = [f'{{"text": "document {n} {"word " * (n % 50)}"}}' for n in range(3000)]
+    (work / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (work / "blend.json").write_text('{"datasets": [{"name": "rows", "path": "rows.jsonl"}]}')
+    tokenizer = next(Path(entry) for entry in _tokenizers())
+
+    def prepare(folder: str) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        run_data_prep(
+            DataPrepConfig(
+                blend_path=work / "blend.json",
+                output_dir=work / folder,
+                tokenizer_model=str(tokenizer),
+                num_shards=6,
+            )
+        )
+
+    began = time.monotonic()
+    _forked(lambda: prepare("whole"))
+    length, expected = time.monotonic() - began, _digests(work / "whole")
+    cases, failures = max(3, int(8 * scale)), [] if expected else ["the undisturbed run made no shards"]
+    for number in range(cases):
+        folder = f"killed-{number}"
+        for _ in range(3):
+            _killed(lambda _, folder=folder: prepare(folder), rng.uniform(0.1, 0.9) * length)
+        _forked(lambda folder=folder: prepare(folder))
+        if _digests(work / folder) != expected:
+            failures.append(f"{folder}: other shards than an undisturbed run's")
+    return cases * 3, failures
+
+
+def _tokenizers() -> list[str]:
+    import nemotron.recipes.nano3 as nano3
+
+    return [f"{folder}/tokenizers/tiny" for folder in nano3.__path__]
+
+
+def _forked(action: Callable[[], None]) -> None:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        except BaseException as error:  # noqa: BLE001 — it is the parent's to judge
+            sys.__stderr__.write(f"{error!r}\n")
+        os._exit(code)
+    os.waitpid(child, 0)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    shards = sorted([*folder.rglob("*.bin"), *folder.rglob("*.idx")])
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
