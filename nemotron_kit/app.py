@@ -53,6 +53,7 @@ class Command:
     produces: tuple[str, ...] = ()
     preflight: Callable[..., list[str]] | str | None = None
     torchrun: bool | None = None
+    targets: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -153,6 +154,7 @@ class Group:
         preflight: Callable[..., list[str]] | str | None = None,
         torchrun: bool | None = None,
         distributed: bool = True,
+        targets: Sequence[str] = (),
     ) -> Command:
         """Register a command.
 
@@ -162,6 +164,8 @@ class Group:
         missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
+        `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
+        name there.
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
@@ -189,6 +193,7 @@ class Group:
             produces=tuple(produces),
             preflight=preflight,
             torchrun=torchrun if distributed else False,
+            targets=tuple(targets),
         )
         self.children[name] = command
         return command

@@ -97,7 +97,7 @@ def guarded(action: Callable[[], int]) -> int:
 def _machine_said_no(error: OSError) -> int:
     """A disk that is full or may not be written, a folder that is gone: one line that names it; the exit code, 1."""
     if error.filename is not None:
-        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        print(f"error: {_shown(os.fsdecode(error.filename))}: {error.strerror}.", file=sys.stderr)  # noqa: T201
         print("HYDRA_FULL_ERROR=1 shows where it happened.", file=sys.stderr)  # noqa: T201
     elif isinstance(error, FileNotFoundError):
         print("error: the working folder does not exist any more.", file=sys.stderr)  # noqa: T201
@@ -138,9 +138,17 @@ def print_error(error: NemotronError) -> None:
     """`error: what was wrong`, and below it what would be right."""
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    print(f"{label} {error.message}", file=sys.stderr)  # noqa: T201
+    print(f"{label} {_shown(error.message)}", file=sys.stderr)  # noqa: T201
     if error.hint:
-        print(error.hint, file=sys.stderr)  # noqa: T201
+        print(_shown(error.hint), file=sys.stderr)  # noqa: T201
+
+
+def _shown(text: str) -> str:
+    """A message as a terminal may have it: names of files and what other machines say can hold anything."""
+    from nemotron_kit.masking import mask
+    from nemotron_kit.runs.logs import neutralise
+
+    return neutralise(mask(text))
 
 
 def _nemotron(words: list[str]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import App, Command
+from nemotron_kit.config import foreign
 from nemotron_kit.config.defaults import group_files, package_of, read_job_file
 from nemotron_kit.config.files import Spot, as_written, key_place, load_spelled
 from nemotron_kit.config.hints import means_text
@@ -131,6 +132,8 @@ def _register_file(
         _store(group, name, {})
         return
     result.files[name] = path
+    foreign.check_file(path, found.values, command)
+    foreign.note_file(path, command, name)
     try:
         _store(group, name, as_written(found.values, found.spelled, partial(_means_text, command)))
     except OmegaConfBaseException as error:
@@ -161,6 +164,7 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
     for group, option, path in group_files(name, folder):
         (values, spelled), package = load_spelled(path), package_of(path)
         if command is not None:
+            foreign.check_file(path, values, command, package or group.replace("/", "."))
             names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
             values = as_written(values, spelled, partial(_means_text, command, above=names))
         ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import shadows_library
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.files import key_place
+from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
@@ -48,6 +49,7 @@ def place_job(
     """
     with hydra_visible(composed.hydra):
         placed = _placed(composed, run_id, job, recorded, reach)
+    check_targets(placed.config, composed.command, composed.config_name, " ".join(composed.overrides))
     refuse_secrets(placed.config, lambda key: _place_in(composed.config_file, key))
     return placed
 

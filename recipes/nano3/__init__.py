@@ -19,6 +19,7 @@ app.command(
     aliases=("train",),
     produces=("ModelArtifact-pretrain",),
     preflight=f"{_MODULE}.train:preflight",
+    targets=("nemotron_kit.training.pretrain",),
 )
 
 _prep = app.group("data", description="Data commands").group("prep", description="Prepare data for a stage")

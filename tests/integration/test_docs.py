@@ -12,7 +12,8 @@ from .document.extract import REPOSITORY
 from .document.pages import File, Line, anchors, links, make, steps
 from .document.world import World
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+TOP = ("README.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GUIDE = REPOSITORY / "docs" / "guide.md"
 
 

@@ -1,0 +1,185 @@
+"""A config file from elsewhere is data: what would decide which code runs, or which files are written, is refused in
+it.
+
+From elsewhere is what is neither in the command's own config folder (or beside its script), nor in the project of the
+working folder, this user's and writable by nobody else. The project ends at the first folder above with a pyproject
+file or .git; without one there is none. What the person types on the command line may do all.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.app import Command
+from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.config.jobfiles import config_files
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.ownership import strangers
+
+TARGET = "_target_"
+# What Hydra's node may be told by anybody: a name, how much is logged, what is swept over.
+_HYDRA = re.compile(r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z")
+# Of a profile: how much of a machine, and for how long. All else says what is started, where, and as whom.
+_RUN_ENV = frozenset(
+    [
+        "nodes",
+        "nproc_per_node",
+        "ntasks_per_node",
+        "gpus_per_node",
+        "gpus_per_task",
+        "gpus",
+        "cpus_per_task",
+        "cpus_per_gpu",
+        "mem",
+        "mem_per_gpu",
+        "mem_per_cpu",
+        "exclusive",
+        "time",
+        "job_name",
+        "shm_size",
+        "account",
+        "partition",
+        "run_partition",
+        "batch_partition",
+        "qos",
+        "constraint",
+        "exclude",
+        "gres",
+        "array",
+        "retries",
+        "max_segments",
+        "max_parallel",
+    ]
+)
+_HEADS = ("hydra", "run")
+
+# (command's path, config's name) of the configs from elsewhere that this process has read.
+_read: set[tuple[tuple[str, ...], str]] = set()
+
+
+def is_own(path: Path, command: Command) -> bool:
+    """Whether a config file is the recipe's, or this user's own."""
+    real = path.resolve()
+    folder = command.config_folder
+    # Whoever installed the recipe owns its code as well.
+    if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
+        return True
+    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
+    inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
+    return inside and strangers(path) is None
+
+
+def check_file(path: Path, values: Mapping[str, Any], command: Command, package: str = "") -> None:
+    """Raise UserError for what a config file from elsewhere may not say. `package` is where its content goes."""
+    if is_own(path, command):
+        return
+    _check_package(path, package, "the file's package")
+    for entry in values.get("defaults") or ():
+        for text in entry if isinstance(entry, Mapping) else (entry,):
+            group, _, into = str(text).rpartition(" ")[2].partition("@")
+            _check_package(path, group.strip("/").replace("/", "."), f"defaults: {text!r}", only=("hydra",))
+            _check_package(path, into, f"defaults: {text!r}")
+    for key, value in _leaves({k: v for k, v in values.items() if k != "defaults"}, _prefix(package)):
+        head = key.partition(".")[0]
+        if head == "hydra" and not _HYDRA.match(key):
+            raise _refused(path, key, "it decides what is run, and which files are written")
+        if key.startswith("run.env.") and key.split(".")[2].partition("[")[0] not in _RUN_ENV:
+            raise _refused(path, key, "it decides what is started, and where")
+        if key == "run.env" and value is not None:
+            raise _refused(path, key, "it decides what is started, and where")
+        if key.rpartition(".")[2] == TARGET and str(value) not in allowed_targets(command):
+            raise _refused(path, key, f"{value!r} would be imported and called")
+
+
+def note_file(path: Path, command: Command, name: str) -> None:
+    """Remember whether the config that the command has under this name is from elsewhere."""
+    if is_own(path, command):
+        _read.discard((command.path, name))
+    else:
+        _read.add((command.path, name))
+
+
+def check_targets(values: Mapping[str, Any], command: Command, name: str, typed: str) -> None:
+    """Raise UserError where a frozen config with a part from elsewhere has a `_target_` that neither the recipe nor
+    the command line (`typed`) names: a value from there can be put into one by an interpolation."""
+    if (command.path, name) not in _read:
+        return
+    named = [(key, str(value)) for key, value in _leaves(values, "") if key.rpartition(".")[2] == TARGET]
+    allowed = allowed_targets(command) if named else ()
+    for key, value in named:
+        if value not in allowed and value not in typed:
+            raise UserError(
+                f"{key}: {value!r} would be imported and called, on the word of a config file from elsewhere.",
+                hint="Give it on the command line.",
+            )
+
+
+def allowed_targets(command: Command) -> frozenset[str]:
+    """What `_target_` may be anyhow: what the recipe registers, and what its own configs and its class hold."""
+    found = set(command.targets)
+    for path in config_files(command).values():
+        try:
+            found |= set(_texts(load_mapping(path)))
+        except NemotronError:  # its own mistake is told when it is chosen
+            continue
+    return frozenset(found | set(_of_class(command.load_config_cls())))
+
+
+def _of_class(cls: Any) -> Iterator[str]:
+    for each in fields(cls):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        if is_dataclass(default) and not isinstance(default, type):
+            yield from _of_class(default)
+        else:
+            yield from _texts(default)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    yield from (text for _, text in _leaves(value, "") if isinstance(text, str) and "${" not in text)
+
+
+def _project() -> Path | None:
+    """The project that the working folder is in."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for mark in (folder / "pyproject.toml", folder / ".git"):
+            if mark.exists():
+                return folder if strangers(mark) is None else None
+    return None
+
+
+def _prefix(package: str) -> str:
+    parts = [part for part in package.split(".") if part not in ("", "_global_", "_here_", "_group_", "_name_")]
+    return ".".join(parts)
+
+
+def _check_package(path: Path, package: str, what: str, only: tuple[str, ...] = _HEADS) -> None:
+    head = _prefix(package).partition(".")[0]
+    if head in only:
+        raise _refused(path, what, f"it sets `{head}`, which decides what is run")
+
+
+def _refused(path: Path, key: str, why: str) -> UserError:
+    place = key_place(path, key)
+    return UserError(
+        f"{place}: {key} may not be set by a config file from elsewhere: {why}.",
+        hint="Give it on the command line; or put the file into your project (a folder with a pyproject.toml or .git, "
+        "in which you work), owned by you alone, if you trust it.",
+    )
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{index}]")
+    else:
+        yield key, value
