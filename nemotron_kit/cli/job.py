@@ -65,7 +65,9 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         plan = After.of(request.after, connect=not request.dry_run).apply(plan, composed.command)
     if (folder := request.flag("--config-dir")) is not None:
         plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
-    if request.dry_run:
+    if request.dry_run or plan.settings.get("dry_run"):
+        if not request.dry_run:
+            _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
         from nemotron_kit.cli.dryrun import show_plan
 
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))

@@ -26,6 +26,7 @@ class JobSpec:
     """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found.
 
     `after` are runs that must have succeeded before it starts, `late` its inputs (slot → reference) that they save.
+    `expand` are the variables of `environment` that refer to others.
     `module` is a module of the kit's that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
@@ -47,6 +48,7 @@ class JobSpec:
     code: str | None = None
     after: list[str] = field(default_factory=list)
     late: dict[str, str] = field(default_factory=dict)
+    expand: list[str] = field(default_factory=list)
 
     @property
     def scheduled(self) -> bool:

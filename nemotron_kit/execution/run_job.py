@@ -50,7 +50,7 @@ def run_job(
 
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0))
-                with environment(spec.environment):
+                with environment(spec.environment, spec.expand):
                     outcome = _run(job, spec, handler, config_cls, shown=shown)
         except Cancelled as error:
             outcome = Outcome(error.exit_code, "cancelled", str(error))

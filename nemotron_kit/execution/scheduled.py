@@ -103,7 +103,7 @@ def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
 
 def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
     try:
-        with environment(spec.environment), pinned(verified_inputs(job)):
+        with environment(spec.environment, spec.expand), pinned(verified_inputs(job)):
             if node.is_head and not spec.module:
                 files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
             with _rank_logs(job, spec, node):

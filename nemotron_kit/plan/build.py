@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import job as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.plan.effects import label_of, without_effect
 from nemotron_kit.plan.environment import job_environment
 from nemotron_kit.plan.inputs import Inputs, resolve_inputs
 from nemotron_kit.plan.launching import job_files, job_spec, launch_command, launch_kind
@@ -24,6 +25,9 @@ from nemotron_kit.plan.settings import settings_dict
 
 if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
+
+
+_PREVIEW = "dry_run is set in the profile: a sweep's jobs are shown by -m … --dry-run, or set --run.dry_run false."
 
 
 def build_plan(
@@ -51,6 +55,7 @@ def build_plan(
     frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
+    detached = list(_detached(frozen, settings, alone))
     resources = resources_of(settings, command.torchrun)
     launch = launch_kind(frozen["run"]["mode"], settings, resources)
     sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
@@ -60,6 +65,7 @@ def build_plan(
         *inputs.problems,
         *still_behind(placed, reach),
         *sbatch.problems,
+        *([_PREVIEW] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
     ]
     if not missing and settings.executor == "local":
@@ -88,11 +94,30 @@ def build_plan(
         captured=_captured(composed, place),
         files={**job_files(frozen, spec, inputs, environment, place), **sbatch.files},
         problems=tuple(problems),
-        notes=(*composed.notes, *inputs.notes, *sbatch.notes, *placed.notes, *left_out(place)),
+        notes=(
+            *composed.notes,
+            *detached,
+            *inputs.notes,
+            *sbatch.notes,
+            *placed.notes,
+            *left_out(place),
+            *without_effect(settings, launch, frozen["run"], composed.overrides),
+        ),
         job=job,
         place=place.to_dict(),
         extra={**sbatch.extra, **({"repositories": list(placed.fetch)} if placed.fetch else {})},
     )
+
+
+def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Iterator[str]:
+    """`detach = true` in a profile makes of --run what --batch is; a note says so."""
+    if not settings.detach or frozen["run"]["mode"] != "run":
+        return
+    if not alone:
+        yield "detach: no effect on a sweep; --batch detaches it."
+        return
+    frozen["run"]["mode"] = "batch"
+    yield "detach is set in the profile: the job is submitted and left to itself, as with --batch."
 
 
 def _captured(composed: Composed, place: Place) -> dict[str, str]:
@@ -122,7 +147,7 @@ def _of_executor(
         from nemotron_kit.plan.cloud import cloud_for
 
         return cloud_for(settings, run_id=run_id, job=job, mode=mode)
-    label = f"{command.recipe}-{command.stage}"
+    label = label_of(settings, command.recipe, command.stage)
     return sbatch_for(
         settings, resources, place, inputs.pins, run_id=run_id, job=job, label=label, mode=mode, alone=alone
     )

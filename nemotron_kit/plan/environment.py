@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.config.environment import refers
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import is_secret_name, secret_in
@@ -55,6 +56,13 @@ def job_environment(
     if config_name:
         variables["NEMOTRON_CONFIG_NAME"] = config_name
     return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
+
+
+def references(settings: RunConfig) -> list[str]:
+    """The variables of the profile whose values refer to others: the job itself, where it runs, puts those in."""
+    from nemotron_kit.plan.runconfig import env_dict
+
+    return [name for name, text in env_dict(settings).items() if refers(text)]
 
 
 def _env_vars(settings: RunConfig) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """One builder for each of NeMo-Run's executors: which field of a profile becomes which of theirs.
 
 NeMo-Run pastes environment values into its Slurm and DGX Cloud scripts as they are; they are quoted here first, so that
-the job sees each value exactly. A new executor is one function and a line in BUILDERS.
+the job sees each value exactly, and for `$NAME` of a profile what that is over there.
+A new executor is one function and a line in BUILDERS.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.config.environment import quoted
 from nemotron_kit.plan.packagers import build_packager, git_packager
 from nemotron_kit.plan.runconfig import ProfileError, RunConfig, resolve_partition
 
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 Env = dict[str, str]
+
+
+class FromProfile(str):
+    """A variable's value as a profile gives it: `$NAME` in it is what that is where the job runs."""
+
+
+def _word(value: str) -> str:
+    return quoted(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
 def _local(run: Any, config: RunConfig, env: Env) -> Any:
@@ -54,8 +64,8 @@ def _slurm(run: Any, config: RunConfig, env: Env) -> Any:
     partition = resolve_partition(config, is_launch=bool(config.detach))
     _need(replace(config, partition=partition), "account", "partition")
     # NeMo-Run writes every name in capitals: one that isn't would become another variable.
-    capitals = {name: shlex.quote(value) for name, value in env.items() if name == name.upper()}
-    others = [f"export {name}={shlex.quote(value)}" for name, value in env.items() if name != name.upper()]
+    capitals = {name: _word(value) for name, value in env.items() if name == name.upper()}
+    others = [f"export {name}={_word(value)}" for name, value in env.items() if name != name.upper()]
     return run.SlurmExecutor(
         account=config.account,
         partition=partition,
@@ -113,7 +123,7 @@ def _dgxcloud(run: Any, config: RunConfig, env: Env) -> Any:
         nprocs_per_node=config.nproc_per_node or 1,
         pvcs=[_claim(item) for item in config.pvcs or ()],
         packager=build_packager(run, config),
-        env_vars={name: shlex.quote(value) for name, value in env.items()},
+        env_vars={name: _word(value) for name, value in env.items()},
         **extra,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import __version__
 from nemotron_kit.app import Command
 from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.plan.environment import references
 from nemotron_kit.plan.inputs import Inputs
 from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.placing import import_path, registry_table
@@ -70,6 +71,7 @@ def job_spec(command: Command, settings: RunConfig, place: Place, resources: Res
         "cwd": place.cwd,
         "sys_path": import_path(place),
         "secrets": list(settings.secrets or ()),
+        "expand": references(settings),
     }
 
 

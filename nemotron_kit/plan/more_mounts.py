@@ -29,6 +29,7 @@ def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
 
 def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
     from nemotron_kit.plan import sbatch, slurm
+    from nemotron_kit.plan.effects import label_of
     from nemotron_kit.plan.resources import Resources
     from nemotron_kit.plan.runconfig import RunConfig
 
@@ -38,7 +39,7 @@ def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
         return replace(plan, extra=extra)
     intent, place = slurm.intent_of(plan.run_id, [plan.job]), plan.place
     script = slurm.Script(
-        slurm.job_name(intent, f"{plan.recipe}-{plan.stage}"),
+        slurm.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
         place["run"],
         slurm.command_of(place["python"], place["kit"], place["job"]),
         mounts=tuple(mounts),

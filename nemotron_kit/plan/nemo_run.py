@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.plan.executors import BUILDERS
+from nemotron_kit.plan.executors import BUILDERS, FromProfile
 from nemotron_kit.plan.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, with_overrides
 
 
@@ -28,7 +28,9 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     added = env_dict(RunConfig(env_vars=[f"{name}={value}" for name, value in (env_vars or {}).items()]))
     run = _nemo_run()
     try:
-        executor = build(run, checked, {**env_dict(checked), **added})
+        executor = build(
+            run, checked, {**{name: FromProfile(text) for name, text in env_dict(checked).items()}, **added}
+        )
     except TypeError as error:
         raise ProfileError(f"extra: NeMo-Run's {checked.executor} executor says: {error}.") from error
     except (ImportError, AssertionError) as error:  # NeMo-Run asserts that SkyPilot and Kubernetes are installed

@@ -179,6 +179,8 @@ def _root(settings: RunConfig, apart: bool) -> str:
             f"tunnel 'ssh' leads to a Slurm cluster; executor {settings.executor!r} has its own way.",
             hint='Set executor = "slurm", or leave tunnel out.',
         )
+    if settings.executor == "local":
+        return str(nemotron_home())
     if not apart:
         return str(Path(named).expanduser().absolute()) if named else str(nemotron_home())
     for field in ("host", "user"):

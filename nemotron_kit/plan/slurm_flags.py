@@ -47,6 +47,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z")
 _WORD = re.compile(r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z")
 
 
+def flag_fits(flag: str, value: str) -> bool:
+    """Whether sbatch would take `value` for --flag."""
+    return _ALL.get(flag, _OTHER).fullmatch(value) is not None
+
+
 def check_header(script: str) -> None:
     """Every line between the shebang and the first command is a comment or a flag with a value of its kind.
 
@@ -87,5 +92,5 @@ def _check_flag(line: str) -> None:
         words = shlex.split(quoted)
     except ValueError:
         words = []
-    if len(words) != 1 or not _ALL.get(flag, _OTHER).fullmatch(words[0]):
+    if len(words) != 1 or not flag_fits(flag, words[0]):
         raise ProfileError(f"{flag.replace('-', '_')}: {quoted[:80]} is no value that sbatch --{flag} takes.")

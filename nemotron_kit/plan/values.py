@@ -26,6 +26,17 @@ _PATTERNS = {
     "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
     "user": re.compile(r"[A-Za-z0-9_][^\s@]*\Z"),
 }
+# Field → the flag of sbatch that it becomes.
+_SBATCH = {
+    **{name: name for name in ("account", "partition", "time", "mem", "qos", "constraint", "exclude", "gres", "array")},
+    **dict.fromkeys(("run_partition", "batch_partition"), "partition"),
+    "mem_per_gpu": "mem-per-gpu",
+    "mem_per_cpu": "mem-per-cpu",
+}
+_LIKE = {
+    "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
+    **dict.fromkeys(("mem", "mem_per_gpu", "mem_per_cpu"), 'Write a number with K, M, G or T, as in "64G".'),
+}
 # 0 nodes is a mistake; 0 GPUs or retries is not.
 _AT_LEAST_ONE = frozenset(
     {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
@@ -103,6 +114,13 @@ def _clean_text(name: str, value: str, where: str) -> str:
         raise ProfileError(f"{where}: {value!r} holds a control character.")
     if not value and name not in _SHELL:
         raise ProfileError(f"{where}: is empty.", hint="Leave the key out where nothing is meant.")
+    if name in _SBATCH:
+        from nemotron_kit.plan.slurm_flags import flag_fits
+
+        if not flag_fits(_SBATCH[name], value):
+            raise ProfileError(
+                f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_LIKE.get(name)
+            )
     if name in _PATTERNS and not _PATTERNS[name].match(value):
         raise ProfileError(f"{where}: {value!r} can't be a {name}.")
     return value

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemotron_kit.config.environment import refers
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.execution.backends.base import Observation
 from nemotron_kit.plan.plan import Plan
@@ -53,7 +54,8 @@ class Local:
         with job.open_log("worker") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
-                env={**os.environ, **plan.environment},
+                # The worker sets what refers to other variables: twice would be once too often.
+                env={**os.environ, **{k: v for k, v in plan.environment.items() if not refers(v)}},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -19,6 +19,7 @@ from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan import sbatch
 from nemotron_kit.plan import slurm as scripts
+from nemotron_kit.plan.effects import label_of
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.plan.resources import Resources, resources_of
 from nemotron_kit.plan.runconfig import RunConfig, resolve_partition
@@ -180,7 +181,7 @@ def _array(plans: list[Plan]) -> Call:
 
 
 def _name(intent: str, plan: Plan) -> str:
-    return scripts.job_name(intent, f"{plan.recipe}-{plan.stage}")
+    return scripts.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage))
 
 
 def _partition(plan: Plan) -> str | None:

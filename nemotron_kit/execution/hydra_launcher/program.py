@@ -21,7 +21,7 @@ from nemotron_kit.execution.reach import reach_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.auto_mounts import with_repositories
-from nemotron_kit.plan.environment import job_environment
+from nemotron_kit.plan.environment import job_environment, references
 from nemotron_kit.plan.packaging import NONE
 from nemotron_kit.plan.paths import Place, place_of
 from nemotron_kit.plan.pinning import pin_slots
@@ -137,6 +137,7 @@ class ProgramPlanner:
             "sys_path": import_path(place),
             "secrets": list(secrets),
             "environment": dict(environment),
+            "expand": references(self.run),
         }
 
     def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> Sbatch:
