@@ -15,6 +15,8 @@ from nemotron_kit.errors import UserError
 
 # Below this, a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
 SMALL = 1 << 20
+# Beyond this a line is told by its byte: its number would take a look at all that lies before it.
+_COUNTED = 1 << 30
 
 
 def texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
@@ -118,12 +120,13 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: Rows) -> Any:
 
 def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
     """The error of a line with its place before it."""
-    at = f"{path}, line {_line_number(path, where, by_range)}"
+    far = by_range and where > _COUNTED
+    at = f"{path}, byte {where}" if far else f"{path}, line {_line_number(path, where, by_range)}"
     return UserError(f"{at}: {error.message}", hint=error.hint)
 
 
 def _line_number(path: str, where: int, by_range: bool) -> int:
-    """In a byte range `where` is an offset; the number takes a look at all that lies before it."""
+    """In a byte range `where` is an offset."""
     if not by_range:
         return where
     number, left = 1, where

@@ -20,7 +20,7 @@ _EVERY = 30.0  # seconds between lines where there is no terminal
 class Progress:
     """A context manager; call `hear` with each event.
 
-    `total` shards are made here. Of several ranks, the first speaks for all; the others are silent.
+    `total` shards are made here. Of several ranks the first speaks for all; the others tell of damaged shards only.
     """
 
     def __init__(self, plan: Plan, *, total: int | None = None, ranks: Ranks | None = None) -> None:
@@ -55,7 +55,7 @@ class Progress:
             self.shards += 1
             self.kept += event.how == "kept"
             if event.how.startswith("remade"):
-                self.say(f"data prep: {event.how}; made again")
+                self.say(f"data prep: {event.how}; made again", always=True)
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=self.shards, what=f"{self.tokens / 1e6:.1f} M tokens, {self._speed()}"
@@ -64,9 +64,9 @@ class Progress:
             self._last = time.monotonic()
             self.say(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
 
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        if self._quiet:
+    def say(self, line: str, *, always: bool = False) -> None:
+        """A line of its own, above the bar; `always`: whichever rank this is."""
+        if self._quiet and not always:
             return
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)

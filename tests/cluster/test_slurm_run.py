@@ -5,7 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from nemotron_kit.runs.folder import RunFolder
 
@@ -154,3 +159,36 @@ def test_a_job_of_less_than_a_second_is_seen_whole(world: World) -> None:
         began = time.monotonic()
         done = world.run("speak", "lines=2", "--run", "C")
         assert done.stdout == "line 0 of rank -\nline 1 of rank -\nlast words\n", time.monotonic() - began
+
+
+PREP = """
+import sys
+from nemotron_kit.data_prep import DataPrepConfig, run_data_prep
+run_data_prep(DataPrepConfig(
+    blend_path=sys.argv[1], output_dir=sys.argv[2], num_workers=1, num_shards=6, tokenizer_model=sys.argv[3],
+))
+"""
+
+
+def test_data_prep_on_two_nodes_shares_the_shards_and_makes_the_same_bytes(world: World) -> None:
+    pytest.importorskip("tokenizers", reason="the data extra is not installed")
+    rows = "".join(json.dumps({"text": f"text number {n} " * (n % 50)}) + "\n" for n in range(2_000))
+    (world.folder / "a.jsonl").write_text(rows)
+    (world.folder / "blend.json").write_text('{"datasets": [{"name": "a", "path": "a.jsonl"}]}')
+    tokenizer = Path(__file__).parents[2] / "recipes" / "nano3" / "tokenizers" / "tiny"
+    made = {}
+    for name, launcher in {"one": [], "four": ["srun", "-A", "research", "-N2", "-n4"]}.items():
+        words = [*launcher, sys.executable, "-c", PREP, "blend.json", name, str(tokenizer)]
+        done = subprocess.run(
+            words, cwd=world.folder, env=world.environment(), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("data prep: read 1 files") == 1
+        made[name] = {
+            str(p.relative_to(world.folder / name)): p.read_bytes()
+            for p in (world.folder / name).glob("*/shard_*.[bi]*")
+        }
+    assert "2 shards of 8 by rank 0 of 4" in done.stderr
+    assert len(made["one"]) > 6
+    assert made["four"] == made["one"]
+    assert not list((world.folder / "four").glob(".ranks-*"))

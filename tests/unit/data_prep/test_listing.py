@@ -58,6 +58,21 @@ def test_globs_and_relative_paths(tmp_path: Path, folder: Path, monkeypatch: pyt
     assert names(tmp_path / "elsewhere", "b.jsonl") == ["b.jsonl"]  # in the working folder
 
 
+def test_the_part_of_a_url_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name in ("a.jsonl", "b.csv", ".h.jsonl", "sub/c.jsonl"):
+        store.pipe_file(f"/lr=[1,2]/{name}", b'{"text": "x"}')
+    try:
+        assert names(tmp_path, "memory://lr=[1,2]/*.jsonl") == ["a.jsonl"]
+        assert names(tmp_path, "memory://lr=[1,2]/**/*.jsonl") == ["a.jsonl", "c.jsonl"]
+        assert names(tmp_path, "memory://lr=[1,2]") == ["a.jsonl", "b.csv", "c.jsonl"]
+    finally:
+        for name in store.find("/"):
+            store.rm_file(name)
+
+
 def test_urls(tmp_path: Path, folder: Path) -> None:
     assert names(tmp_path, f"file://{folder}") == ["a.jsonl.gz", "b.jsonl", "c.parquet"]
     assert names(tmp_path, f"file://{folder}/*.jsonl") == ["b.jsonl"]

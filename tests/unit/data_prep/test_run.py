@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from nemotron_kit.artifacts import PretrainBlendsArtifact
 from nemotron_kit.data_prep import DataPrepConfig, PerSplitConfig, run_data_prep
+from nemotron_kit.data_prep.preflight import preflight
 from nemotron_kit.errors import UserError
 
 WORDS = [f"The {n}th document says {n * n}." for n in range(60)]
@@ -242,3 +244,81 @@ def test_per_split_config_sets_the_held_out_share(write_jsonl: Writer, make_conf
     artifact = run_data_prep(make_config([(write_jsonl("a.jsonl", WORDS * 10), 1.0)], per_split=per_split))
     assert artifact.valid_tokens == pytest.approx(artifact.train_tokens, rel=0.1)
     assert (artifact.test_tokens, artifact.test_path) == (0, None)
+
+
+def test_what_an_earlier_version_began_is_continued(
+    write_jsonl: Writer, make_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)])
+    run_data_prep(config)
+    out = config.output_dir
+    whole = {path: path.read_bytes() for path in out.glob("*/*.bin")}
+    # Plans and records had none of these, and no report was written.
+    plan = json.loads((out / "plan.json").read_text())
+    for key in ("max_doc_size", "on_bad_row", "max_bad_rows"):
+        del plan[key]
+    del plan["tokens"]["number_type"], plan["sources"][0]["left_out"]
+    (out / "plan.json").write_text(json.dumps(plan))
+    for path in out.glob("*/shard_*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: record[key] for key in list(record)[:6]}))
+    for path in [out / "report.json", out / "blend.json", *out.glob("train/shard_000001.*")]:
+        path.unlink()
+    run_data_prep(make_config([(out.parent / "a.jsonl", 1.0)]))
+    told = capsys.readouterr().err
+    assert "4 shards (3 of them were there already)" in told
+    assert "some shards are an earlier version's, which did not count what it skipped" in told
+    assert {path: path.read_bytes() for path in out.glob("*/*.bin")} == whole
+    assert json.loads((out / "report.json").read_text())["total"]["rows"] is None
+
+
+def test_each_shards_record_has_the_sha256_of_its_files(write_jsonl: Writer, make_config: Config) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)])
+    run_data_prep(config)
+    digest = json.loads((config.output_dir / "plan.json").read_text())["digest"]
+    records = sorted(config.output_dir.glob("*/shard_*.json"))
+    assert len(records) == 4
+    for path in records:
+        record = json.loads(path.read_text())
+        for ending in ("bin", "idx"):
+            content = path.with_suffix(f".{ending}").read_bytes()
+            assert record[ending] == [len(content), hashlib.sha256(content).hexdigest()]
+        assert record["plan"] == digest
+
+
+@pytest.mark.parametrize(
+    ("make", "model", "says"),
+    [
+        (
+            "models/other",
+            "models/tok",
+            r"there is no models/tok in the folder models/\.\nCorrect the path; the hub's is hf",
+        ),
+        ("", "models/tok.json", "there is no models/tok.json, and it is no hub name"),
+        (
+            "spm/tokenizer.model",
+            "spm",
+            r"holds SentencePiece's tokenizer\.model(.|\n)*LlamaTokenizerFast.* spm spm-fast$",
+        ),
+        ("spm/tokenizer.model", "spm/tokenizer.model", "import LlamaTokenizerFast as T"),
+        ("x/other.model", "x/other.model", "is a SentencePiece model, not a tokenizer.json"),
+    ],
+)
+def test_a_local_tokenizer_is_not_asked_of_the_hub(
+    tmp_path: Path,
+    write_jsonl: Writer,
+    make_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    make: str,
+    model: str,
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nemotron_kit.data_prep.tokenizer._fetch", lambda *_: pytest.fail("the hub was asked"))
+    if make:
+        (tmp_path / make).parent.mkdir()
+        (tmp_path / make).write_bytes(b"\n\x0e")
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], tokenizer_model=model)
+    with pytest.raises(UserError, match=says):
+        run_data_prep(config)
+    assert any(model.split("/")[0] in problem for problem in preflight(config, connect=False))
