@@ -83,7 +83,7 @@ class Command:
         return handler
 
     def load_preflight(self) -> Callable[..., list[str]] | None:
-        """The check `(config, *, connect: bool) -> problems` that runs before a job on this machine."""
+        """The check `(config, *, connect: bool, here: bool = True) -> problems` that runs before a job."""
         if self.preflight is None or callable(self.preflight):
             return self.preflight
         return load_object(self.preflight)  # type: ignore[no-any-return]
@@ -161,7 +161,9 @@ class Group:
         `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which
         keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts
         that the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
-        missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine.
+        missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine; one that takes
+        `here=True` too is also asked, with `here=False`, for a job that runs elsewhere: it judges the settings then, of
+        which those that are not known yet are texts with `${art:…}`.
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs

@@ -37,6 +37,12 @@ class Cancelled(NemotronError):
     exit_code = 4
 
 
+class Note(str):
+    """Among the problems that a check lists: what it could not judge. A plan shows it as a note; it stops nothing."""
+
+    __slots__ = ()
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
     """`did you mean a, b?` for a misspelt word, or the list of what there is, or nothing when there is nothing."""
     import difflib  # a millisecond, which no command without a mistake should pay

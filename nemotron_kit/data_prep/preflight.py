@@ -32,9 +32,7 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
     """
     try:
         check_packages()
-        config.check()
-        if config.shard_size is not None:
-            parse_size(config.shard_size)
+        _check_settings(config)
         blend = DataBlend.load(config.blend_path)
     except UserError as error:
         return [str(error).replace("\n", " ")]
@@ -47,6 +45,21 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
     problems += _unreachable(config, blend, connect, smaller, on_hub)
     problems += _full(config, blend, smaller)
     return problems
+
+
+def setting_problems(config: DataPrepConfig) -> list[str]:
+    """What would stop it on whatever machine: settings that make no sense."""
+    try:
+        _check_settings(config)
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+    return []
+
+
+def _check_settings(config: DataPrepConfig) -> None:
+    config.check()
+    if config.shard_size is not None:
+        parse_size(config.shard_size)
 
 
 def _missing(blend: DataBlend) -> Iterator[str]:

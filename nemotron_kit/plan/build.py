@@ -9,6 +9,7 @@ from nemotron_kit.app import App, Command
 from nemotron_kit.config import job as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment
+from nemotron_kit.errors import Note
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.plan.effects import label_of, without_effect
 from nemotron_kit.plan.environment import job_environment
@@ -68,8 +69,9 @@ def build_plan(
         *([_PREVIEW] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
     ]
-    if not missing and settings.executor == "local":
-        problems += preflight(command, frozen, inputs, connect)
+    found = preflight(command, frozen, inputs, place, connect, settings.executor == "local") if not missing else []
+    problems += [problem for problem in found if not isinstance(problem, Note)]
+    unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, place, resources)
     return Plan(
         run_id=run_id,
@@ -101,6 +103,7 @@ def build_plan(
             *sbatch.notes,
             *placed.notes,
             *left_out(place),
+            *unjudged,
             *without_effect(settings, launch, frozen["run"], composed.overrides),
         ),
         job=job,

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config import job as job_config
 from nemotron_kit.config.freeze import secrets_used
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.plan.inputs import Inputs
+from nemotron_kit.plan.paths import Place
 from nemotron_kit.plan.plan import IN_PROCESS, TORCHRUN
 
 if TYPE_CHECKING:
     from nemotron_kit.plan.runconfig import RunConfig
+
+# ${art:slot} and ${art:slot,field} without interpolations inside; an escaped one is text.
+_ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
+# What a pin tells by itself, without the registry that it was made in.
+_OF_PIN = frozenset({"", "path", "version", "name", "type", "qualified_name"})
 
 
 def problems_of(
@@ -60,20 +67,70 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[str]:
     return []
 
 
-def preflight(command: Command, frozen: Mapping[str, Any], inputs: Inputs, connect: bool) -> list[str]:
+def preflight(
+    command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: Place, connect: bool, here: bool
+) -> list[str]:
+    """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
+    not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
+    any other would judge this machine."""
     from nemotron_kit.config.resolvers import pinned
 
+    values, problems = _with_fields(frozen, inputs, place)
     check = command.load_preflight()
-    if check is None:
-        return []
+    if check is None or not (here or _takes_here(check)):
+        return problems
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
             # An input that isn't there is a problem already; the rest is checked all the same, its ${art:…} unresolved.
-            values = frozen if inputs.problems else job_config.resolve(frozen)
-            config: Any = job_config.typed(values, command.load_config_cls())
+            known = here and not (inputs.problems or problems)
+            config: Any = job_config.typed(job_config.resolve(frozen) if known else values, command.load_config_cls())
     except UserError as error:
-        return [] if inputs.problems else [str(error)]
-    return check(config, connect=connect)
+        return [str(error)] if known else problems
+    return [*problems, *(check(config, connect=connect, here=False) if not here else check(config, connect=connect))]
+
+
+def _takes_here(check: Callable[..., Any]) -> bool:
+    from inspect import signature
+
+    parameters = signature(check).parameters.values()
+    return any(parameter.name == "here" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: Place) -> tuple[dict[str, Any], list[str]]:
+    """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
+    problems: list[str] = []
+
+    def at(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: at(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+        if isinstance(value, list):
+            return [at(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        for found in reversed(list(_ART.finditer(value))):
+            try:
+                field = _field(found, inputs, place)
+            except NemotronError as error:
+                problems.append(f"{key}: {found[0]}: " + " ".join(str(error).split("\n")))
+                continue
+            if field is not None and found[0] == value:
+                return field
+            if field is not None:
+                value = value[: found.start()] + str(field) + value[found.end() :]
+        return value
+
+    return at({key: value for key, value in frozen.items() if key != "run"}, ""), problems
+
+
+def _field(found: re.Match[str], inputs: Inputs, place: Place) -> Any:
+    """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
+    from nemotron_kit.artifacts.fields import artifact_field
+    from nemotron_kit.artifacts.registry import open_registry
+
+    pin, name = inputs.pins.get(found["slot"]), (found["field"] or "path").strip("'\" ")
+    if pin is None or (place.apart and name not in _OF_PIN):
+        return None
+    return artifact_field(pin, name, registry=open_registry(place.artifacts))
 
 
 def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:

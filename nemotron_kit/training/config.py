@@ -70,14 +70,14 @@ class PretrainConfig:
         _known("recipe", self.recipe, _RECIPE_KEYS)
         _known("dataset", self.dataset, _DATASET_KEYS)
         target = self.recipe.get("_target_")
-        if target is not None and target not in TARGETS:
+        if target is not None and not unknown(target) and target not in TARGETS:
             raise UserError(
                 f"recipe._target_ is {target!r}, which this recipe doesn't run.",
                 hint=f"Leave it out, or set it to {' or '.join(TARGETS)}.",
             )
         _whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
         _whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
-        if not isinstance(self.verify_data, bool | None):
+        if not isinstance(self.verify_data, bool | None) and not unknown(self.verify_data):
             raise UserError(f"dataset.verify is {self.verify_data!r}; it must be true, false or null.")
         for block in (self.train, self.scheduler, self.checkpoint, self.logger):
             block.check()
@@ -89,6 +89,13 @@ def _known(block: str, values: dict[str, Any], names: tuple[str, ...]) -> None:
             raise UserError(f"{block}.{name}: this engine has no such setting; {nearest(name, names)}")
 
 
+def unknown(value: Any) -> bool:
+    """Whether a value is a reference that only the job can resolve (`${art:…}`): a plan may hold such."""
+    return isinstance(value, str) and "${" in value
+
+
 def _whole_number(name: str, value: Any, *, least: int) -> None:
+    if unknown(value):
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.config import PretrainConfig
+from nemotron_kit.training.fields import check_block
 from nemotron_kit.training.model import layer_types, with_data
 
 # NemotronHConfig's own defaults, for what a model block leaves out.
@@ -92,13 +93,16 @@ def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: 
     return int(BYTES_PER_PARAMETER * count_parameters(model) + 4 * a_token * micro_batch_size * seq_length)
 
 
-def preflight(config: PretrainConfig, *, connect: bool) -> list[str]:
-    """What would stop this run on this machine, a sentence each. Opens no connection, whatever `connect` says."""
+def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run, a sentence each. Opens no connection, whatever `connect` says. With `here=False` the
+    run is another machine's: its settings are judged, and nothing of this machine."""
+    del connect
     try:
         config.check()
         config.train.check_split(1)
         config.blend_path  # noqa: B018 - raises when it isn't set
-        return memory_problems(config)
+        notes = check_block(config.model)
+        return [*notes, *(memory_problems(config) if here else [])]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,8 @@ def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import NemotronHConfig
 
-    _check_keys(model, NemotronHConfig)
+    check_keys(model)
+    check_layers(model)
     values = {name: value for name, value in model.items() if name not in LAYER_NAMES}
     try:
         return NemotronHConfig(**values, layers_block_type=layer_types(model))
@@ -78,14 +79,21 @@ def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
 
 
-def _check_keys(model: Mapping[str, Any], config_cls: Any) -> None:
+def check_keys(names: Iterable[str]) -> None:
+    """UserError for a name that is no field of the installed transformers' NemotronHConfig."""
     import dataclasses
 
-    known = {field.name for field in dataclasses.fields(config_cls)}
+    from transformers import NemotronHConfig
+
+    known = {field.name for field in dataclasses.fields(NemotronHConfig)}
     known |= {*LAYER_NAMES, "num_local_experts"}
-    for name in model:
+    for name in names:
         if name not in known:
             raise UserError(f"model.{name}: NemotronHConfig has no such field; {nearest(name, known)}")
+
+
+def check_layers(model: Mapping[str, Any]) -> None:
+    """UserError for a pattern that is none, or for a num_hidden_layers that is not the pattern's."""
     layers = len(layer_types(model))
     if model.get("num_hidden_layers", layers) != layers:
         raise UserError(

@@ -89,10 +89,14 @@ def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
     return artifact
 
 
-def preflight(cfg: PretrainDataPrepConfig, *, connect: bool) -> list[str]:
-    """What would stop this run on this machine: a missing file, no network, a disk that is too small."""
+def preflight(cfg: PretrainDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: wrong settings, and on this machine (`here`) a missing file, no network, a disk that is
+    too small."""
     from nemotron_kit.data_prep.preflight import preflight as check
+    from nemotron_kit.data_prep.preflight import setting_problems
 
+    if not here:
+        return setting_problems(settings(cfg))
     return check(settings(cfg), connect=connect, smaller="-c tiny")
 
 

@@ -40,11 +40,11 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     return artifact
 
 
-def preflight(cfg: PretrainConfig, *, connect: bool) -> list[str]:
-    """What would stop this run on this machine: wrong settings, too little memory. Loads nothing heavy."""
+def preflight(cfg: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: wrong settings, and on this machine (`here`) too little memory. Loads nothing heavy."""
     from nemotron_kit.training.estimate import preflight as check
 
-    return check(cfg, connect=connect)
+    return check(cfg, connect=connect, here=here)
 
 
 def _config_from_command_line() -> PretrainConfig:

@@ -10,8 +10,8 @@ import torch
 import yaml
 from transformers import NemotronHForCausalLM
 
-from nemotron_kit.errors import UserError
-from nemotron_kit.training import PretrainConfig, TrainConfig
+from nemotron_kit.errors import Note, UserError
+from nemotron_kit.training import PretrainConfig, TrainConfig, fields
 from nemotron_kit.training.estimate import available_bytes, count_parameters, training_bytes
 from nemotron_kit.training.model import model_config
 
@@ -86,6 +86,50 @@ def test_a_size_that_is_no_number_is_named() -> None:
         PretrainConfig(recipe={"per_split_data_args_path": "/x"}, model={"hidden_size": "large"}), connect=False
     )
     assert "model.hidden_size is 'large'" in problem
+
+
+NANO3 = {"per_split_data_args_path": "${art:data,path}/blend.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        (
+            {"model": {"hiden_size": 96}},
+            "model.hiden_size: NemotronHConfig has no such field; did you mean hidden_size",
+        ),
+        ({"model": {"norm_topk_prob": 7}}, "model.norm_topk_prob is 7; it must be true or false."),
+        ({"model": {"conv_kernel": True}}, "model.conv_kernel is True; it must be a whole number."),
+        ({"model": {"layer_norm_epsilon": "small"}}, "model.layer_norm_epsilon is 'small'; it must be a number."),
+        ({"model": {"num_hidden_layers": 3}}, "model.num_hidden_layers is 3, but the pattern has 4 layers"),
+        ({"model": {"hidden_size": "${art:data,size}"}, "dataset": {"seq_length": "${art:data,n}"}}, None),
+        (
+            {"recipe": {**NANO3, "_target_": "megatron.bridge.pretrain"}},
+            "recipe._target_ is 'megatron.bridge.pretrain'",
+        ),
+        ({"recipe": {}}, "recipe.per_split_data_args_path is not set"),
+    ],
+)
+def test_a_run_elsewhere_is_judged_by_its_settings_alone(changes: dict[str, Any], said: str | None) -> None:
+    config = PretrainConfig(**{"recipe": NANO3, "model": model_block("default"), **changes})
+    found = recipe.preflight(config, connect=False, here=False)
+    assert [said in problem for problem in found] == ([True] if said else [])
+
+
+def test_without_transformers_a_strange_field_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fields, "find_spec", lambda _: None)
+    config = PretrainConfig(recipe=NANO3, model={"hiden_size": 96})
+    (note,) = recipe.preflight(config, connect=False, here=False)
+    assert isinstance(note, Note) and "model.hiden_size" in note and "Did you mean hidden_size" in note
+
+
+def test_the_fields_are_transformers_own() -> None:
+    from dataclasses import fields as fields_of
+
+    from transformers import NemotronHConfig
+
+    assert {field.name for field in fields_of(NemotronHConfig)} <= fields.FIELDS
 
 
 def test_this_machines_memory_is_known() -> None:
