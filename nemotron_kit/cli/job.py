@@ -155,9 +155,16 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
 
     print_error(
         NemotronError(
-            f"{plan.run_id} {outcome.state}: {outcome.error}", hint=f"Its record: nemotron runs show {plan.run_id}"
+            f"{plan.run_id} {outcome.state}: {outcome.error}",
+            hint=f"Its record: nemotron runs show {plan.run_id}{_then(plan, outcome)}",
         )
     )
+
+
+def _then(plan: Plan, outcome: Outcome) -> str:
+    """The line that has a job go on that has saved where it was."""
+    line = f"nemotron runs resume {plan.run_id}"
+    return f"\nTo go on: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
 
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:

@@ -31,9 +31,9 @@ commands
   logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
   wait ID … [--patience S]                    waits until all have ended, and exits as they did
   cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
-  resume ID                                   submits what had to wait for room, or waits on (--after)
+  resume ID[/N]                               goes on from the last checkpoint; submits what had to wait for room
   shell ID [--job N] [-- COMMAND]             a shell where it runs
-  rerun ID[/N] [KEY=VALUE …]                  the same again: same config, same artifacts; overrides on top
+  rerun ID[/N] [KEY=VALUE …]                  the same anew: same config, same artifacts; overrides on top
   diff A B [--json]                           what differs: config, artifacts, code, environment, launch
   rm ID … [--force]                           deletes its folder
 
@@ -45,8 +45,8 @@ options
   --limit N        at most so many (20; 0 for all)
   --json           for programs
 
-exit codes of wait and attach: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled; of show: 3 where the state
-is not known, else 0; of diff: 0 the same, 1 different
+exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
+show: 3 where the state is not known, else 0; of diff: 0 the same, 1 different
 """
 
 _COMMANDS = {

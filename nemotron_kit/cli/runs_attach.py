@@ -28,7 +28,7 @@ def attach(argv: list[str]) -> int:
     run = open_run(options.id)
     jobs = run.jobs() if options.job is None else [run.job(options.job)]
     _wait_for_submission(run, jobs)
-    return _report(run, _follow(run, _submitted(run, jobs), from_start=options.all))
+    return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
 
 
 def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
@@ -69,14 +69,15 @@ def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outco
     return follow(run, backend_for(plan), jobs, shown=shown, cancel_on_interrupt=cancels)
 
 
-def _report(run: RunFolder, outcome: Outcome) -> int:
+def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
     """How it ended, on standard error; the exit code."""
     if outcome.state == "detached":
         sys.stderr.write(f"Detached from {run.id}, which goes on.\n  nemotron runs attach {run.id}\n")
         sys.stderr.write(f"  nemotron runs cancel {run.id}\n")
         return outcome.code
     summary = run.summary()
-    took = (summary.finished or time.time()) - summary.started if summary.started else None
+    started = started or summary.started
+    took = (summary.finished or time.time()) - started if started else None
     how = outcome.state + (f" in {took:.1f} s" if took is not None and outcome.state == "succeeded" else "")
     why = f": {outcome.error}" if outcome.error and outcome.state != "succeeded" else ""
     sys.stderr.write(f"{run.id}: {clean(how + why)} · nemotron runs show {run.id}\n")

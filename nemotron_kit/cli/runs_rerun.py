@@ -10,10 +10,11 @@ from nemotron_kit.errors import UserError
 HELP = """\
 usage: nemotron runs rerun ID[/N] [KEY=VALUE …] [--art.SLOT REF] [--run.KEY V] [--run|--batch PROFILE] [--dry-run]
 
-The same job again, under a new id: the config that was recorded (whatever its files say now), the very versions of its
-artifacts, the settings of its profile, from the folder where it was launched. The code is what lies there now;
-`nemotron runs diff` tells whether it is the same. Of a sweep, ID/N is its job N, and ID all of its jobs, as one sweep:
-the values that were tried are tried again, and a sweeper that learns (Optuna's, say) is not asked.
+The same job anew, from its beginning and under a new id; `nemotron runs resume` goes on with the old one. The config is
+the recorded one (whatever its files say now), with the very versions of its artifacts and the settings of its profile,
+from the folder where it was launched. The code is what lies there now; `nemotron runs diff` tells whether it is the
+same. Of a sweep, ID/N is its job N, and ID all of its jobs, as one sweep: the values that were tried are tried again,
+and a sweeper that learns (Optuna's, say) is not asked.
 
 Overrides and options stand on top, as on any job's command line; with --run or --batch PROFILE the profile is read
 from env.toml. A pinned artifact that was changed or removed since stops it.
@@ -51,4 +52,8 @@ def rerun(argv: list[str]) -> int:
     run_id = new_run_id(request.recipe, request.stage)
     plan = plan_again(recorded, request, composed, scene.app, line, run_id=run_id)
     plan = replace(plan, extra={**plan.extra, "rerun_of": label})
+    state = jobs[0].state()
+    if state.terminal and state.state != "succeeded":
+        note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"
+        plan = replace(plan, notes=(*plan.notes, note))
     return carry_out(plan, composed, request, scene.env)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,15 @@ from nemotron_kit.execution.backends.base import Backend, backend_for
 from nemotron_kit.execution.hydra_context import set_hydra_config
 from nemotron_kit.execution.outcome import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.execution.run_job import run_job
+from nemotron_kit.execution.shown import Shown
 from nemotron_kit.execution.signals import Terminated, term_raises
 from nemotron_kit.execution.ssh_errors import NotSent
 from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.runs.cancel import terminate
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
+
+_START_SECONDS = 10.0
 
 
 def execute(plan: Plan, composed: Composed) -> Outcome:
@@ -42,6 +47,17 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     """Submit to the plan's back end, now or later; with --run, stay until the end."""
     backend, job = backend_for(plan), run.job(plan.job)
     try:
+        submitted(run, job, backend, plan)
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
+    if plan.mode != "run":
+        return Outcome(0, "pending")
+    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.get("cancel_on_interrupt")))
+
+
+def submitted(run: RunFolder, job: JobFolder, backend: Backend, plan: Plan) -> None:
+    """Hand a job over, now or later. What goes wrong is raised, and is on its record."""
+    try:
         if plan.deferred:
             from nemotron_kit.execution.deferred import defer
 
@@ -57,11 +73,6 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     except NemotronError as error:
         job.finish(error.exit_code, "failed", error=error.message)
         raise
-    except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
-    if plan.mode != "run":
-        return Outcome(0, "pending")
-    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.get("cancel_on_interrupt")))
 
 
 def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
@@ -69,19 +80,25 @@ def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
     if plan.launch == IN_PROCESS:
         return run_job(job, command.load_handler(), command.load_config_cls())
     run, backend = RunFolder(Path(plan.folder)), backend_for(plan)
-    backend.submit(run, [plan])
-    return followed(run, backend, job)
+    return followed(run, backend, job, lambda: backend.submit(run, [plan]))
 
 
-def followed(run: RunFolder, backend: Backend, job: JobFolder) -> Outcome:
-    """Follow a job of this machine to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else ends this
-    process leaves it running."""
+def followed(
+    run: RunFolder, backend: Backend, job: JobFolder, start: Callable[[], None], shown: Shown | None = None
+) -> Outcome:
+    """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
+    ends this process leaves it running."""
     try:
         with term_raises():
-            outcome = attach(run, backend, [job], cancel_on_interrupt=True)
+            start()
+            outcome = attach(run, backend, [job], shown=shown, cancel_on_interrupt=True)
     except Terminated:
-        terminate(job)
-        outcome = attach(run, backend, [job])
+        deadline = time.monotonic() + _START_SECONDS  # its worker may be about to begin
+        while not (terminate(job) or job.state().terminal):
+            if time.monotonic() > deadline:
+                job.finish(TERMINATED, "cancelled", error="terminated before it ran")
+            time.sleep(0.05)
+        outcome = attach(run, backend, [job], shown=shown)
         if outcome.state == "cancelled":
             outcome = replace(outcome, code=TERMINATED)
     return replace(outcome, own=job.state().code) if outcome.state != "detached" else outcome

@@ -45,7 +45,7 @@ def run_job(
     with hangup_ignored():
         try:
             with term_raises():
-                if spec.after:
+                if spec.after and all(entry["state"] != "running" for entry in job.history()):
                     from nemotron_kit.execution.after import wait_for
 
                     wait_for(job, spec.after)

@@ -17,7 +17,7 @@ from nemotron_kit.execution.jobspec import JobSpec
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.job import AGAIN, UNEXPLAINED, JobFolder
+from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 
 OTHERS_SECONDS = 20.0
 # In the job's folder: what its function returned, if a sweeper can use it.
@@ -92,6 +92,8 @@ def again_file(job: JobFolder) -> Path:
 def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
     """Whether the job runs once more: after a checkpoint, or after a failure that was no signal's."""
     history = job.history()
+    begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
+    history = history[begun:]  # whoever resumes it starts the count anew
     if outcome.state == "preempted":
         # Being preempted costs nobody a segment.
         done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
@@ -102,7 +104,7 @@ def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> b
 
 
 def _end_of(job: JobFolder, rank: int) -> Path:
-    return job.path / "nodes" / f"{os.environ.get('SLURM_RESTART_COUNT', '0')}-{rank}.json"
+    return job.path / NODES / f"{os.environ.get('SLURM_RESTART_COUNT', '0')}-{rank}.json"
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

@@ -33,12 +33,15 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
     return [job.state() for job in jobs]
 
 
-def terminate(job: JobFolder) -> None:
-    """TERM to the process of a job that has one, without a word that it is not wanted any more."""
-    process = job.state().facts.get("process")
-    if isinstance(process, Mapping) and not job.state().terminal:
-        _check_here(job, process)
-        _send(process, signal.SIGTERM)
+def terminate(job: JobFolder) -> bool:
+    """TERM to the process of a job that has one, without a word that it is not wanted any more; whether it has one."""
+    state = job.state()
+    process = state.facts.get("process")
+    if state.terminal or not isinstance(process, Mapping):
+        return False
+    _check_here(job, process)
+    _send(process, signal.SIGTERM)
+    return True
 
 
 def _process(job: JobFolder) -> Mapping[str, Any] | None:

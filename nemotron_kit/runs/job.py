@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 DISAPPEARED = "the process disappeared"
 ALONE = "its worker is gone; what it had started runs on"
-_CHILD = "child.json"
+_CHILD, _CANCEL = "child.json", "cancel.json"
+# Of a job on several nodes: how each of them ended.
+NODES = "nodes"
+# In the state that begins another attempt.
+RESUMED = "resumed"
 # In an exit record: signals that the job got. A worker that a signal ended does not know why; whoever sent it does.
 UNEXPLAINED = "signalled"
 # In an exit record: the scheduler was asked to start the job again.
@@ -85,6 +90,12 @@ class JobFolder:
         if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
             (self.path / "exit.json").unlink(missing_ok=True)
 
+    def begin_again(self) -> None:
+        """Another attempt is to follow one that has ended: pending, and nobody has asked for its end any more."""
+        (self.path / _CANCEL).unlink(missing_ok=True)
+        shutil.rmtree(self.path / NODES, ignore_errors=True)
+        self.transition("pending", resumed=True)
+
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
         """Write the exit record. `state` follows from `code` when left out; a job that did not succeed after
         `request_cancel` is `cancelled`. One with the fact UNEXPLAINED is not the last word: until another is written
@@ -101,11 +112,11 @@ class JobFolder:
         files.write_json(self.path / _CHILD, process_facts(pid))
 
     def request_cancel(self) -> None:
-        files.write_json(self.path / "cancel.json", {"at": now_iso(), "host": socket.gethostname()})
+        files.write_json(self.path / _CANCEL, {"at": now_iso(), "host": socket.gethostname()})
 
     @property
     def cancel_requested(self) -> bool:
-        return (self.path / "cancel.json").exists()
+        return (self.path / _CANCEL).exists()
 
     # --- where it stands
 

@@ -43,6 +43,7 @@ OPS: dict[str, str] = {
     "log_names": "nemotron_kit.target.logs:names",
     "read_logs": "nemotron_kit.target.logs:read",
     "log_offset": "nemotron_kit.target.records:log_offset",
+    "begin_again": "nemotron_kit.target.records:begin_again",
     "job_records": "nemotron_kit.target.records:job_records",
     "saved_in": "nemotron_kit.target.records:saved_in",
     "remove_run": "nemotron_kit.target.records:remove_run",

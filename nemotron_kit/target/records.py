@@ -27,6 +27,15 @@ def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, 
     return [_record(JobFolder(Path(job))) for job in jobs], b""
 
 
+def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
+    """Have jobs that have ended be pending, for another attempt."""
+    del payload
+    for job in jobs:
+        if Path(job).is_dir():  # else nothing of it has ever come here
+            JobFolder(Path(job)).begin_again()
+    return None, b""
+
+
 def log_offset(payload: bytes, *, job: str, name: str, lines: int) -> tuple[int, bytes]:
     """The offset at which the last `lines` lines of the log called `name` begin; 0 when there is none."""
     del payload

@@ -68,7 +68,8 @@ def submit(
         if given.get("script") is not None:
             files.write_text(run / script, given["script"])
         if record is None:
-            record = Submission(intent, name, list(jobs), array, time.time())
+            so_far = submissions.logged(run, jobs)
+            record = Submission(intent, name, list(jobs), array, time.time(), logged=so_far)
             submissions.write(run, record)
         else:
             record = _settled(run, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,8 +24,9 @@ _INTENT = re.compile(r"[0-9a-f]{12}\Z")
 class Submission:
     """One sbatch call. `jobs` are the run's job numbers, by array index; `job` is Slurm's id once it is known.
 
-    `at` is when it was first tried, in seconds since the epoch by the target's clock. `refused` is what Slurm said when
-    it is known that there is no such job.
+    `at` is when it was first tried, in seconds since the epoch by the target's clock; `logged` is how much its jobs had
+    printed by then in earlier attempts (None: nothing). `refused` is what Slurm said when it is known that there is no
+    such job.
     """
 
     intent: str
@@ -35,6 +37,7 @@ class Submission:
     job: str | None = None
     cluster: str | None = None
     refused: str | None = None
+    logged: int | None = None
 
     def slurm_id(self, number: int) -> str | None:
         """Slurm's id of one job of the run."""
@@ -54,7 +57,7 @@ def read(run: Path, intent: str) -> Submission | None:
     path = path_of(run, intent)
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
-        return Submission(**{f.name: values[f.name] for f in fields(Submission)})
+        return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
@@ -78,7 +81,17 @@ def read_all(run: Path) -> list[Submission]:
 
 def has_begun(run: Path, submission: Submission) -> bool:
     """Whether a worker of it has been there: then Slurm has its job or had it, whoever knows of it now."""
-    return any((run / "jobs" / str(number) / "logs" / "job.log").exists() for number in submission.jobs)
+    now = logged(run, submission.jobs)
+    return now is not None and (submission.logged is None or now > submission.logged)
+
+
+def logged(run: Path, jobs: Sequence[int]) -> int | None:
+    """How many bytes the jobs have printed; None where none of them has a log."""
+    sizes = []
+    for number in jobs:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((run / "jobs" / str(number) / "logs" / "job.log").stat().st_size)
+    return sum(sizes) if sizes else None
 
 
 def by_job(submissions: Sequence[Submission]) -> dict[int, Submission]:

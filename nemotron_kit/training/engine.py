@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import ranks
 from nemotron_kit.training.balance import ExpertBalance
 from nemotron_kit.training.batches import Batches
@@ -152,11 +153,10 @@ def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
 def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
-        kept = config.checkpoint.save or "nowhere (checkpoint.save is not set)"
-        raise Preempted(
-            f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}; saved in {kept}.",
-            hint="The same command goes on from there.",
-        )
+        stopped = f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}"
+        if not config.checkpoint.save:
+            raise Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
+        raise Preempted(f"{stopped}; saved in {config.checkpoint.save}.", hint=_how_it_goes_on())
     path = model_folder(folder, step)
     changes = [change for change in run.progress.changes if change["step"] < step]
     if ranks.rank() == 0:
@@ -165,6 +165,15 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
     ranks.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
     return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
+
+
+def _how_it_goes_on() -> str:
+    """The line that continues this run, which is a job of a launch, or a script that somebody has started."""
+    try:
+        line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
+    except (KeyError, UserError):
+        return "The same command goes on from there."
+    return f"If Slurm does not start it again: {line}" if "SLURM_JOB_ID" in os.environ else f"To go on: {line}"
 
 
 def _calm_threads() -> None:

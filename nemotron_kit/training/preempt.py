@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(NemotronError):
-    """The run was told to stop and has saved a checkpoint; the same command goes on from it.
+    """The run was told to stop and has saved a checkpoint, if it keeps any.
 
     Exit code 75 (EX_TEMPFAIL of sysexits.h): not a failure, start it again.
     """

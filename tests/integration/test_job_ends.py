@@ -88,11 +88,13 @@ class World:
     def job(self) -> JobFolder:
         return RunFolder(sorted((self.home / "runs").glob("2*"))[-1]).job(0)
 
-    def logged(self, launch: subprocess.Popen[str], text: str) -> bool:
-        """Whether the newest job has printed `text`. A launch that has ended is not waited for."""
+    def logged(self, launch: subprocess.Popen[str], text: str, times: int = 1) -> bool:
+        """Whether the newest job has printed `text`, by each process. A launch that has ended is not waited for."""
         assert launch.poll() is None, launch.communicate()[0]
         found = list((self.home / "runs").glob("2*"))
-        return bool(found) and self.job.log_path().exists() and text in self.job.log_path().read_text()
+        return (
+            bool(found) and self.job.log_path().exists() and self.job.log_path().read_text().count(f"{text}\n") >= times
+        )
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_a_signal_to_the_launch_ends_its_job(
     world: World, where: tuple[str, ...], number: signal.Signals, code: int, state: str
 ) -> None:
     launch = world.start("ends", "steps", *where)
-    until(lambda: world.logged(launch, "step 2"))
+    until(lambda: world.logged(launch, "step 2", 2 if where else 1))
     launch.send_signal(number)
     said, _ = launch.communicate(timeout=60)
     assert (world.job.state().state, launch.returncode) == (state, code), said
@@ -139,3 +141,71 @@ def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: Wor
         assert world.job.state().state == "running"
     assert "cancelled" in world("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
+
+
+def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
+    """In this process, then below a worker; cancelled and preempted alike. A rerun starts anew, and says so."""
+    launch = world.start("ends", "steps", "steps=20")
+    until(lambda: world.logged(launch, "step 2"))
+    assert "cancelled" in world("runs", "cancel", "latest")
+    said, _ = launch.communicate(timeout=30)
+    job = world.job
+    assert launch.returncode == 4 and job.state().state == "cancelled", said
+    again = world.start("runs", "resume", job.run_id)
+    until(lambda: world.logged(again, "from step 0") and job.log_path().read_text().count("from step") == 2)
+    again.terminate()
+    said, _ = again.communicate(timeout=30)
+    assert again.returncode == 75 and "from step 0" not in said and job.state().state == "preempted", said
+    assert f"it starts anew; {job.run_id} preempted" in world("runs", "rerun", job.run_id, "steps=1")
+    said = world("runs", "resume", job.run_id)
+    assert "another attempt" in said and "succeeded" in said
+    log = job.log_path().read_text()
+    assert log.count("from step") == 3 and log.count("from step 0") == 1
+    assert [log.count(f"\nstep {step}\n") for step in range(1, 21)] == [1] * 20
+    ends = [entry["state"] for entry in job.history() if entry["state"] not in ("pending", "running")]
+    assert ends == ["cancelled", "preempted"] and job.state().state == "succeeded"
+    assert "has succeeded" in world("runs", "resume", job.run_id, code=2)
+
+
+def test_the_ranks_of_a_run_go_on(world: World) -> None:
+    """As it was launched: detached, and torchrun."""
+    world("ends", "steps", "steps=15", "--batch", "two")
+    until(lambda: world.job.log_path().exists() and world.job.log_path().read_text().count("step 2\n") == 2)
+    world("runs", "cancel", "latest")
+    assert world.job.state().state == "cancelled"
+    assert "nemotron runs attach" in world("runs", "resume", "latest")
+    world("runs", "wait", "latest")
+    assert world.job.log_path().read_text().count("from step 0") == 2 and "step 15" in world("runs", "logs", "latest")
+
+
+def test_a_failure_is_never_exit_code_0(world: World) -> None:
+    assert "failed: " in world("ends", "end", "code='256'", code=1)
+    assert (world.job.state().state, world.job.state().code) == ("failed", 1)
+
+
+def test_a_terminal_that_is_gone_costs_no_job(world: World) -> None:
+    """SIGHUP, and every write to the terminal fails from then on, as after an ssh line that drops."""
+    ours, theirs = os.openpty()
+    streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    launch = world.start("ends", "steps", "steps=20", start_new_session=True, **streams)
+    os.close(theirs)
+    until(lambda: world.logged(launch, "step 2"))
+    os.close(ours)
+    os.kill(launch.pid, signal.SIGHUP)
+    assert launch.wait(30) == 0
+    assert world.job.state().state == "succeeded" and "step 20" in world.job.log_path().read_text()
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_disk_that_is_full_under_the_output_does_not_change_how_a_job_ended(world: World, code: int) -> None:
+    """What is printed fails from the middle of the job on, its end and ours included."""
+    full = "os.open('/dev/full', os.O_WRONLY)"
+    line = f"[os.dup2({full}, 1), os.dup2({full}, 2), print('x'), {code}][-1]"
+    world("ends", "end", f'code="{line}"', code=code)
+    assert (world.job.state().state, world.job.state().code) == ("failed" if code else "succeeded", code)
+
+
+def test_a_log_that_cannot_be_opened_is_one_error_on_record(world: World) -> None:
+    said = world("ends", "end", "hydra.job_logging.handlers.file.filename=/dev/null/x.log", code=1)
+    assert "/dev/null/x.log: Not a directory" in said and "Traceback" not in said
+    assert world.job.state().state == "failed" and "/dev/null/x.log" in str(world.job.state().error)

@@ -43,6 +43,7 @@ class Call:
     array: bool
     script: str
     text: str
+    sent: bool = True  # whether the script's file is there by now
 
 
 class Slurm:
@@ -115,7 +116,7 @@ class Slurm:
         secrets = {name: _secret(name) for name in first.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
         hidden += _OF_THIS_PYTHON if self.settings.get("container_image") else []
-        payload = {"script": call.text if call.array else None, "secrets": secrets}
+        payload = {"script": None if call.sent else call.text, "secrets": secrets}
         self.reach.call(
             "slurm_submit",
             json.dumps(payload).encode(),
@@ -146,11 +147,7 @@ def make(settings: Mapping[str, Any]) -> Slurm:
 
 def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
     if len(plans) == 1 and sbatch.FILE in plans[0].files:
-        plan = plans[0]
-        intent = scripts.intent_of(plan.run_id, [plan.job])
-        yield Call(
-            intent, _name(intent, plan), (plan,), False, f"jobs/{plan.job}/{sbatch.FILE}", plan.files[sbatch.FILE]
-        )
+        yield _single(plans[0])
         return
     alike: dict[str, list[Plan]] = {}
     for plan in plans:
@@ -161,9 +158,25 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
             yield _array(group[start : start + most])
 
 
+def _single(plan: Plan) -> Call:
+    """The plan's own script. Another attempt has another intent, so another name, and is a script of its own."""
+    text, first = plan.files[sbatch.FILE], scripts.intent_of(plan.run_id, [plan.job])
+    attempt = _attempt(plan)
+    if not attempt:
+        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{sbatch.FILE}", text)
+    intent = scripts.intent_of(plan.run_id, [plan.job], attempt)
+    name = _name(intent, plan)
+    text = text.replace(_name(first, plan), name)
+    return Call(intent, name, (plan,), False, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
+
+
+def _attempt(plan: Plan) -> int:
+    return int(plan.extra.get("attempt") or 0)
+
+
 def _array(plans: list[Plan]) -> Call:
     first = plans[0]
-    intent = scripts.intent_of(first.run_id, [plan.job for plan in plans])
+    intent = scripts.intent_of(first.run_id, [plan.job for plan in plans], _attempt(first))
     name, place, config = _name(intent, first), first.place, RunConfig(**first.settings)
     record = f"{place['run']}/{scripts.SUBFOLDER}/{intent}.json"
     throttle = f"%{config.max_parallel}" if config.max_parallel else ""
@@ -177,7 +190,7 @@ def _array(plans: list[Plan]) -> Call:
     known = first.extra.get("resources")
     resources = Resources(**known) if known else resources_of(config, None)
     text = scripts.render(config, resources, script, batch=first.mode == "batch")
-    return Call(intent, name, tuple(plans), True, f"{scripts.SUBFOLDER}/{intent}.sh", text)
+    return Call(intent, name, tuple(plans), True, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
 
 
 def _name(intent: str, plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,17 @@ from typing import Any
 
 from nemotron_kit.plan.plan import DETACHED, Plan
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import read_object
 
 FILE = "launch.json"
+# What a plan on record says in fields of its own; the rest is its `extra`.
+_PLANS = frozenset(f.name for f in dataclasses.fields(Plan)) | {
+    "command_line",
+    "captured_at_launch",
+    "created_at",
+    "job_folder",
+}
 _OWN = ("mode", "executor", "settings", "place", "extra", "secrets")
 
 
@@ -45,9 +54,24 @@ def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
     return [_load(run, shared, number) for number in numbers]
 
 
+def load_plan(run: RunFolder, job: JobFolder) -> Plan:
+    """The plan of one job of a run, whichever way it was launched. Raises DamagedRecord."""
+    shared = run.plan()
+    if (job.path / FILE).exists():
+        return _load(run, shared, job.number)
+    own: dict[str, Any] = {"mode": "local", "executor": "local", "settings": {}, "place": {}, "secrets": []}
+    own |= {name: shared[name] for name in own if shared.get(name)}
+    own["extra"] = {name: value for name, value in shared.items() if name not in _PLANS}
+    own["files"] = list(shared.get("files") or ())
+    return _made(run, shared, job, own)
+
+
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
     job = run.job(number)
-    own = read_object(job.path / FILE)
+    return _made(run, shared, job, read_object(job.path / FILE))
+
+
+def _made(run: RunFolder, shared: Mapping[str, Any], job: JobFolder, own: Mapping[str, Any]) -> Plan:
     return Plan(
         run_id=run.id,
         recipe=str(shared.get("recipe") or ""),
@@ -66,11 +90,11 @@ def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
         inputs={},
         references={},
         launch_command=(),
-        environment={},
+        environment=shared.get("environment") or {},
         secrets=tuple(own["secrets"]),
         captured={},
         files=Texts(job.path, own["files"]),
-        job=number,
+        job=job.number,
         place=own["place"],
         extra=own["extra"],
     )

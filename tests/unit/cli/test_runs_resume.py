@@ -20,10 +20,45 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
 
 
-def test_one_that_is_no_sweep() -> None:
-    create_run(new_run_id("nano3", "pretrain"), {"executor": "slurm"}, [{}])
-    with pytest.raises(UserError, match="no jobs that wait"):
+@pytest.mark.parametrize(
+    ("state", "said", "hint"),
+    [
+        ("succeeded", "has succeeded", "nemotron runs rerun"),
+        ("running", "is running", "nemotron runs attach"),
+        ("unknown", "is unknown", "nemotron runs show"),
+    ],
+)
+def test_what_is_not_over_or_all_done_is_refused(state: str, said: str, hint: str) -> None:
+    run = create_run(new_run_id("nano3", "pretrain"), {"executor": "local"}, [{}])
+    job = run.job()
+    if state == "succeeded":
+        job.finish(0)
+    else:
+        job.transition(state)
+    with pytest.raises(UserError, match=said) as raised:
         main(["resume", "latest"])
+    assert hint in str(raised.value.hint) and job.state().state == state
+
+
+def test_of_a_sweep_one_job_is_named() -> None:
+    run = create_run(new_run_id("nano3", "pretrain"), {"executor": "local", "kind": "sweep"}, [{}, {}, {}])
+    for number, code in enumerate((0, 1, 75)):
+        run.job(number).finish(code)
+    with pytest.raises(UserError, match="2 have stopped") as raised:
+        main(["resume", "latest"])
+    assert f"nemotron runs resume {run.id}/1" in str(raised.value.hint)
+
+
+def test_one_that_starts_after_another_says_which_goes_first() -> None:
+    first = create_run(new_run_id("nano3", "data"), {"executor": "local"}, [{}])
+    first.job().finish(1)
+    plan = {"executor": "local", "after": [first.id]}
+    second = create_run(new_run_id("nano3", "pretrain"), plan, [{}])
+    second.job().finish(1, error="it did not start")
+    with pytest.raises(UserError, match=f"starts after {first.id}, which failed") as raised:
+        main(["resume", second.id])
+    assert f"nemotron runs resume {first.id}" in str(raised.value.hint)
+    assert second.job().state().state == "failed"
 
 
 def test_a_sweep_whose_launch_died_while_it_planned() -> None:
@@ -54,4 +89,4 @@ def refreshed(run: RunFolder) -> list[str]:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", "--help"]) == 0
-    assert "None is submitted twice" in " ".join(capsys.readouterr().out.split())
+    assert "none twice" in " ".join(capsys.readouterr().out.split())
