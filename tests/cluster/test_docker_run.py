@@ -75,12 +75,15 @@ def test_a_job_that_is_cancelled_is_told_and_can_save(world: World) -> None:  # 
 
 
 def test_a_container_that_somebody_stops_ends_with_its_checkpoint(world: World) -> None:  # noqa: F811
-    job = world.batch("step", "steps=600", "run.env.retries=2")
+    job = world.batch("step", "steps=40", "run.env.retries=2")
     until(lambda: b"from step 0" in job.log_path().read_bytes() if job.log_path().exists() else False)
     world.slurm.run("docker", "stop", *containers(world, job.run_id))
     tool(world, "runs", "wait", job.run_id)
     assert (job.state().state, job.state().code) == ("preempted", 75)
     assert f"nothing starts it again: nemotron runs resume {job.run_id}" in str(job.state().error)
+    assert "from step 0" not in (again := tool(world, "runs", "resume", job.run_id)).stdout and again.returncode == 0
+    tool(world, "runs", "wait", job.run_id)
+    assert job.state().state == "succeeded" and job.log_path().read_text().count("from step") == 2
     job = world.batch("stumble", "steps=2", "run.env.retries=2")
     tool(world, "runs", "wait", job.run_id)
     assert (job.state().state, job.state().code) == ("failed", 7)

@@ -21,6 +21,7 @@ from nemotron_kit.execution.backends.base import backend_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
+from .docker_world import tool
 from .slurm_world import World, made_world, until, world  # noqa: F401
 
 
@@ -135,6 +136,23 @@ def test_no_more_segments_than_the_profile_allows(world: World) -> None:
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "failed", timeout=60) == "failed"
     assert "stopped with a checkpoint" in str(job.state().error)
+
+
+def test_what_has_stopped_is_resumed_as_a_job_of_its_own(world: World) -> None:
+    """Cancelled while it ran: another job of Slurm's, which has only the ranks' folder from the first one."""
+    job = world.batch("step", "steps=60")
+    until(lambda: started(job), 60)
+    tool(world, "runs", "cancel", job.run_id)
+    assert world.wait(job, timeout=60) == "cancelled"
+    assert tool(world, "runs", "resume", job.run_id).returncode == 0
+    ids = world.slurm_ids(run_of(job))
+    assert len(set(ids)) == 2
+    assert "is" in (refused := tool(world, "runs", "resume", job.run_id)).stderr and refused.returncode == 2
+    assert tool(world, "runs", "wait", job.run_id).returncode == 0
+    assert job.state().state == "succeeded"
+    assert log(job).count("from step") == 2 and log(job).count("from step 0, restart 0") == 1
+    assert [entry["state"] for entry in job.history()].count("cancelled") == 1
+    assert "has succeeded" in tool(world, "runs", "resume", job.run_id).stderr
 
 
 def test_a_controller_that_is_silent_when_a_job_wants_to_go_on(world: World) -> None:
