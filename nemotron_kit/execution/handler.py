@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
@@ -59,7 +60,8 @@ def _from_code(code: Any) -> Outcome:
 def _print_traceback(error: Exception) -> None:
     """The traceback from the handler on: the launcher's own frames say nothing about the user's mistake."""
     trace = error.__traceback__
-    traceback.print_exception(type(error), error, trace.tb_next if trace else None)
+    with suppress(OSError):  # where it can't be printed, its record still says what it was
+        traceback.print_exception(type(error), error, trace.tb_next if trace else None)
 
 
 def _finish_wandb(code: int) -> None:
