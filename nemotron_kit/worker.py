@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.masking import mask
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {mask(str(error))}", file=sys.stderr)  # noqa: T201
         return error.exit_code
 
 
@@ -51,7 +52,7 @@ def _run(folder: Path, as_rank: bool) -> int:
     # What it prints is in its own log; whoever starts a job by hand sees it, too.
     outcome = run_job(job, shown=os.isatty(1))
     if outcome.error:
-        print(f"error: {outcome.error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {mask(outcome.error)}", file=sys.stderr)  # noqa: T201
     return outcome.code
 
 

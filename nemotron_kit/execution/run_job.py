@@ -86,6 +86,7 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
     pins = verified_inputs(job)
     if spec.module:
+        read_config(job.path)  # it notes the secrets
         alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
         command = torchrun_command(spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)

@@ -27,6 +27,7 @@ from nemotron_kit.execution.merge import Merged
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.execution.scheduled_ends import VALUE, again_file, record, wait_for_nodes, with_others, write_end
+from nemotron_kit.masking import mask
 from nemotron_kit.plan.launching import rank_command
 from nemotron_kit.runs.job import JobFolder
 
@@ -111,7 +112,7 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
     except NemotronError as error:
         outcome = Outcome(error.exit_code, "failed", str(error))
     if outcome.error:
-        print(f"error: {outcome.error}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"error: {mask(outcome.error)}", file=sys.stderr, flush=True)  # noqa: T201
     return outcome
 
 

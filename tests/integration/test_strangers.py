@@ -1,4 +1,4 @@
-"""Whose code runs: not what lies in the working folder under the name of a module of the standard library."""
+"""Whose code runs, and what is on record: no module of the working folder's, no secret."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Folder:
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.env = {**kept, "NEMOTRON_HOME": str(path / "home"), "OMP_NUM_THREADS": "1", "MARK": str(path / "mark")}
 
-    def __call__(self, *line: str) -> str:
+    def __call__(self, *line: str, code: int | None = 0) -> str:
         program = [str(Path(sys.executable).with_name("nemotron"))] if line[0] == "nemotron" else [sys.executable]
         done = subprocess.run(
             [*program, *line[1:]], cwd=self.path, env=self.env, stdin=subprocess.DEVNULL,
@@ -76,7 +76,8 @@ class Folder:
         )  # fmt: skip
         logs = "".join(file.read_text() for file in self.path.glob("home/runs/*/jobs/*/logs/*.log"))
         marked = (self.path / "mark").read_text() if (self.path / "mark").exists() else ""
-        assert done.returncode == 0 and not marked, f"ran: {marked}\n{done.stdout}\n{logs}"
+        assert done.returncode == code or code is None, f"exit {done.returncode}\n{done.stdout}\n{logs}"
+        assert not marked, f"ran: {marked}\n{done.stdout}\n{logs}"
         return done.stdout + logs
 
 
@@ -106,3 +107,72 @@ def test_the_same_of_a_job_of_its_own(folder: Folder) -> None:
 
 def test_a_program_still_imports_what_lies_beside_it(folder: Folder) -> None:
     assert "parts True 1" in folder("python", "program/app.py", "-m", "+n=1", "hydra/launcher=nemo_run")
+
+
+SECRETIVE = """
+import logging, os, subprocess, sys
+from dataclasses import dataclass, field
+from typing import Any
+from nemotron.kit import App, Artifact
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Config:
+    end: str = "return"
+    key: str = ""
+    free: dict[str, Any] = field(default_factory=dict)
+
+
+def leak(config: Config) -> str:
+    for value in (config.key, os.environ["HF_TOKEN"]):
+        print(f"printed {value!r}", flush=True)
+        os.write(1, f"written {value}\\n".encode())
+        log.warning("logged %s", value)
+    if config.end == "raise":
+        raise ValueError(f"with {config.key} and {os.environ['HF_TOKEN']}")
+    if config.end == "exit":
+        sys.exit(f"left with {config.key} and {os.environ['HF_TOKEN']}")
+    return config.key
+
+
+app = App("demo")
+app.command("leak", Config, leak)
+"""
+KEY, TOKEN = 'canary-7d3e"x\\', "hf_canary0123456789"
+
+
+def _written(root: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in root.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["end=exit"], ["end=raise", "--run", "two"], ["-m", "end=return,raise", "hydra/launcher=nemo_run"],
+    ],
+    ids=lambda words: " ".join(words),
+)  # fmt: skip
+def test_no_record_and_no_stream_has_a_secret(folder: Folder, words: list[str]) -> None:
+    (folder.path / "demo/__init__.py").write_text(SECRETIVE)
+    folder.env |= {"DEMO_KEY": KEY, "HF_TOKEN": TOKEN}
+    said = folder("nemotron", "demo", "leak", "key=${secret:DEMO_KEY}", *words, code=None)
+    said += folder("nemotron", "runs", "show", "latest") + folder("nemotron", "runs")
+    said += _written(folder.path / "home")
+    assert "printed '***'" in said and "written ***" in said and "logged ***" in said
+    assert "canary" not in said
+
+
+def test_a_literal_and_a_quoted_name_start_nothing(folder: Folder) -> None:
+    folder.env |= {"HF_TOKEN": TOKEN}
+    (folder.path / "demo/__init__.py").write_text(SECRETIVE)
+    (folder.path / "file.yaml").write_text("free:\n  a:\n    - {api_key: canary-in-a-file}\n")
+    for words in (
+        ["key=${oc.env:'HF_TOKEN'}"], ["+free.x={api_key: canary}"], ["-c", "file.yaml"], [f"end=is-{TOKEN}"],
+        ["-m", "end=a,b", "key=${oc.env:HF_TOKEN}"],
+    ):  # fmt: skip
+        said = folder("nemotron", "demo", "leak", *words, code=2)
+        assert "secret" in said, said
+    assert "canary" not in said.replace(f"end=is-{TOKEN}", "")
+    assert "canary" not in _written(folder.path / "home")
