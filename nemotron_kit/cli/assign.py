@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.options import WANDB, key
@@ -28,6 +29,7 @@ class Assignments:
         self.slots = [each["slot"] for each in detail["artifacts"]]
         self.overrides: list[str] = []
         self._lists: dict[str, tuple[int, list[str]]] = {}
+        self._artifacts: dict[int, tuple[str, str]] = {}  # position in the overrides → slot, reference as typed
 
     def set(self, target: str, text: str) -> None:
         """`target=text`, where `text` is in Hydra's grammar already."""
@@ -50,7 +52,21 @@ class Assignments:
         name = key(slot)
         if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or close(name, self.slots)):
             raise UserError(f"{self.where} has no artifact input {slot!r}.", hint=near(name, self.slots))
+        self._artifacts[len(self.overrides)] = (name, text)
         self.set(f"run.{name}", encode(text, "str"))
+
+    def sweep_artifacts(self) -> None:
+        """In a sweep, `--art.data A:v0,B:v0` is two references: no artifact's name has a comma."""
+        for position, (name, text) in self._artifacts.items():
+            if _several(text):
+                parts = [part.strip() for part in text.split(",")]
+                self.overrides[position] = f"run.{name}={','.join(encode(part, 'str') for part in parts)}"
+
+    def refuse_several_artifacts(self) -> None:
+        """Raise UserError where one job is given several references for an input."""
+        for name, text in self._artifacts.values():
+            if _several(text):
+                raise UserError(f"--art.{name}: {text!r} are several artifacts.", hint="Add -m to sweep over them.")
 
     def wandb(self, name: str, text: str) -> None:
         """`--wandb.project NAME`; `--wandb.tags a,b`, which may be repeated."""
@@ -104,6 +120,11 @@ class Assignments:
         elements.append(value(text) if whole else encode(text, of))
         listed = elements[0] if whole and len(elements) == 1 else f"[{','.join(elements)}]"
         self.overrides[position] = f"{target}={listed}"
+
+
+def _several(text: str) -> bool:
+    """Whether a reference is a list of them: only a path's own name may have a comma."""
+    return "," in text and "${" not in text and not Path(text).expanduser().exists()
 
 
 def _check_choice(row: Row, text: str) -> None:

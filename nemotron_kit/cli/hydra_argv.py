@@ -10,7 +10,7 @@ from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import HYDRA
 from nemotron_kit.cli.quoting import single
 from nemotron_kit.cli.reader import Reader
-from nemotron_kit.cli.request import Help, Job, Request
+from nemotron_kit.cli.request import Help, Job, Request, Version
 from nemotron_kit.cli.suggest import near
 from nemotron_kit.errors import UserError
 
@@ -21,6 +21,8 @@ NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": []}
 def parse_hydra(argv: Sequence[str], index: Index) -> Request:
     """What `python -m nemotron_kit ARGV` asks for: Hydra's words and flags (-c and -r are Hydra's here), --run NAME,
     --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
+    if "--version" in argv:
+        return Version()
     node = _node(_last(argv, "recipe"), _last(argv, "stage"), index)
     leaf = node if not tree.is_group(node) else None
     if tree.wants_help(argv):

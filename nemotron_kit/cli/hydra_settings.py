@@ -20,11 +20,17 @@ _INSTEAD = {
     "hydra.callbacks": "What is to happen around a job belongs into its handler.",
 }
 
+# What is about many jobs: alone, a job would go where it would have gone anyway.
+_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
+_SWEEP = "Add -m for a sweep (-m key=1,2); one job is sent elsewhere by --run PROFILE or --batch PROFILE."
+
 
 def refuse_without_effect(overrides: Sequence[str]) -> None:
     """Raise UserError for the first override that a single job would not notice. In a sweep, Hydra itself obeys."""
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
+        if key.startswith(_SWEEPS):
+            raise UserError(f"{override}: has no effect on a single job.", hint=_SWEEP)
         found = next(
             (text for name, text in _INSTEAD.items() if key == name or (name[-1] == "." and key.startswith(name))), None
         )

@@ -101,7 +101,7 @@ def as_meant(request: Job) -> Job:
     Raises UserError for settings of Hydra's that a job would not get: none is dropped in silence.
     """
     request = replace(request, overrides=spelled_out(request.overrides))
-    if not any(override.lstrip("+~").startswith("hydra.") for override in request.overrides):
+    if not any(override.lstrip("+~").startswith(("hydra.", "hydra/")) for override in request.overrides):
         return request
     from nemotron_kit.cli.hydra_settings import refuse_without_effect
 

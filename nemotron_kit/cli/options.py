@@ -55,6 +55,23 @@ _HYDRA = (
 # Hydra's own short forms, free for commands in `nemotron`, kept in `python -m nemotron_kit`.
 _HYDRA_SHORT = {"cfg": "-c", "package": "-p", "info": "-i", "config_dir": "-cd", "multirun": "-m"}
 
+# Flags of Hydra's that have no place here: short form, and what there is instead.
+REFUSED = {
+    "config_name": (
+        "-cn",
+        "The primary config is the kit's own. A job's config is chosen by config=NAME, in `nemotron` by -c.",
+    ),
+    "config_path": (
+        "-cp",
+        "The primary config is the kit's own. --config-dir DIR adds a folder to look for configs in.",
+    ),
+    "shell_completion": (
+        "-sc",
+        "`nemotron completion bash` (zsh, fish) prints the script that completes commands here.",
+    ),
+    "experimental_rerun": ("", "It would read a pickle. `nemotron runs rerun ID` starts a recorded job again."),
+}
+
 
 class Table:
     """The options of one spelling, by long name (underscores) and by short form; `fields`: also a command's fields."""
@@ -73,6 +90,7 @@ HYDRA = Table(
         *(Option(o.name, "-b" if o.name == "batch" else "", o.takes, o.metavar, o.help) for o in _OURS),
         *(Option(o.name, _HYDRA_SHORT.get(o.name, ""), o.takes, o.metavar, o.help, o.choices) for o in _HYDRA),
         Option("run_here", "-r", NOTHING, "", "Hydra's own --run: what happens anyway"),
+        Option("version", "", NOTHING, "", "the version"),
         _HELP,
     ),
     fields=False,

@@ -56,6 +56,10 @@ class Reader:
                 self._short(word)
         if self.words:
             raise Elsewhere(f"{self.where}: the word {self.words[0]!r} is missing.")
+        if "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides:
+            self.assigned.sweep_artifacts()
+        else:
+            self.assigned.refuse_several_artifacts()
         chosen = {choice: text for choice, (text, _) in self.chosen.items()}
         return Job(
             recipe=chosen.get("recipe", ""),
@@ -117,6 +121,8 @@ class Reader:
         """`-c tiny`, `-c=tiny`, `-ctiny`; but `-config` is a long option with a dash too few."""
         name, joined = options.split(word)
         option = options.known(word, self.table)
+        if not self.table.fields:
+            self._refuse(name)
         row = self.assigned.shorts.get(word[:2]) if self.table.fields else None
         long_one = len(name) > 2 and name not in self.table.short
         if long_one and (key(name) in self.table.long or key(name) in self.assigned.fields):
@@ -196,6 +202,8 @@ class Reader:
 
     def _field(self, name: str, joined: str | None) -> None:
         field, assigned = key(name), self.assigned
+        if field not in assigned.fields:
+            self._refuse(name)
         row, off = assigned.fields.get(field), assigned.negated(field)
         if not self.table.fields and (row or off):
             raise UserError(f"{name} is no option of Hydra's.", hint=f"Write {(row or off or {})['name']}=VALUE.")
@@ -207,6 +215,12 @@ class Reader:
             assigned.set(field, value(self._value(name, joined, negative=True)))
         else:
             raise assigned.unknown(name, self.table.long)
+
+    def _refuse(self, name: str) -> None:
+        """Raise UserError for a flag of Hydra's that has no place here."""
+        for long, (short, instead) in options.REFUSED.items():
+            if key(name) == long or name == short:
+                raise UserError(f"{name} of Hydra's has no place here.", hint=instead)
 
     def _take(self, row: Row, name: str, joined: str | None) -> None:
         if row["kind"] == "bool" and joined is None:

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.request import Help, Job, hydra_spelling
+from nemotron_kit.cli.request import Help, Job, Version, hydra_spelling
 from nemotron_kit.cli.words import parse, parse_hydra
 from nemotron_kit.errors import UserError
 
@@ -25,6 +25,8 @@ TRAIN = "recipe=nano3 stage=pretrain"
         (f"{TRAIN} -r -cd /x", f"{TRAIN} --config-dir=/x"),
         ("recipe=nano3 stage=train", "recipe=nano3 stage=train"),
         ("recipe=nano3 stage=pretrain,rl -m", "recipe=nano3 stage=pretrain,rl --multirun"),
+        (f"{TRAIN} --art.data A:v0,B:v0 -m", f"{TRAIN} run.data=A:v0,B:v0 --multirun"),
+        (f"{TRAIN} hydra.mode=MULTIRUN --art.data v0,v1", f"{TRAIN} hydra.mode=MULTIRUN run.data=v0,v1"),
         (f"{TRAIN} config='my config'", f"{TRAIN} config=my config"),
         (f"{TRAIN} --multirun --run C", f"{TRAIN} run.profile=C run.mode=run hydra/launcher=nemo_run "
          "hydra.launcher.profile=C --multirun"),
@@ -36,6 +38,16 @@ def test_hydras_words(line: str, spelled: str, index: Index) -> None:
     job = parse_hydra(shlex.split(line), index)
     assert isinstance(job, Job)
     assert " ".join(hydra_spelling(job)).replace("'", "") == spelled
+
+
+def test_a_version_is_a_version(index: Index) -> None:
+    assert isinstance(parse_hydra(["--version"], index), Version)
+    assert isinstance(parse_hydra([*TRAIN.split(), "--version"], index), Version)
+
+
+def test_the_references_of_a_sweep_are_texts_of_their_own(index: Index) -> None:
+    job = parse(["nano3", "pretrain", "-m", "--art.data", "1,10"], index)
+    assert isinstance(job, Job) and job.overrides == ("run.data='1','10'",)
 
 
 def test_both_spellings_are_one_request(index: Index) -> None:
@@ -53,6 +65,16 @@ def test_both_spellings_are_one_request(index: Index) -> None:
         ("recipe=lost stage=x", "The recipe 'lost' is broken", ""),
         ("recipe=nano3 stage=pretrian", "nano3 has no stage 'pretrian'.", "pretrain"),
         ("recipe=nano3 stage=data", "nano3 has no stage 'data'.", ""),
+        ("--config-name x", "--config-name of Hydra's has no place here.", "config=NAME"),
+        (f"{TRAIN} -cn=x", "-cn of Hydra's has no place here.", "config=NAME"),
+        (f"{TRAIN} --config-path=x", "--config-path of Hydra's has no place here.", "--config-dir DIR"),
+        ("-sc install=bash", "-sc of Hydra's has no place here.", "nemotron completion bash"),
+        ("--experimental-rerun x", "--experimental-rerun of Hydra's has no place here.", "nemotron runs rerun ID"),
+        (
+            f"{TRAIN} --art.data A:v0,B:v0",
+            "--art.data: 'A:v0,B:v0' are several artifacts.",
+            "Add -m to sweep over them.",
+        ),
         (f"{TRAIN} --run x=5", "--run takes a profile, and 'x=5' stands in its place.", "run.mode=local"),
         (f"{TRAIN} --run", "--run needs a PROFILE.", ""),
         (f"{TRAIN} --num-shards 4", "--num-shards is no option of Hydra's.", "num_shards=VALUE"),

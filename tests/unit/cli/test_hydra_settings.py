@@ -1,0 +1,19 @@
+"""Hydra's settings for sweeps say what to type when there is no sweep."""
+
+import pytest
+
+from nemotron_kit.cli.job import as_meant
+from nemotron_kit.cli.request import Job
+from nemotron_kit.errors import UserError
+
+SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.profile=C", "hydra.sweep.dir=/x"]
+
+
+@pytest.mark.parametrize("override", SWEEPS)
+def test_what_is_about_a_sweep_needs_one(override: str) -> None:
+    with pytest.raises(UserError, match="has no effect on a single job") as error:
+        as_meant(Job("r", "go", overrides=(override,)))
+    assert error.value.hint and "-m" in error.value.hint and "--run PROFILE" in error.value.hint
+    for flags in (("--multirun",), ("--cfg=hydra",), ("--info=all",)):
+        assert as_meant(Job("r", "go", overrides=(override,), flags=flags)).overrides == (override,)
+    assert as_meant(Job("r", "go", overrides=(override, "hydra.mode=MULTIRUN"))).multirun
