@@ -94,8 +94,13 @@ def _fill(fd: int, data: bytes, path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """`write_bytes` for UTF-8 text."""
-    write_bytes(path, text.encode("utf-8"), mode=mode)
+    """`write_bytes` for UTF-8 text. OSError for what is none: a path, say, whose bytes are no text."""
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(0, error.start - 60) : error.end + 20])
+        raise OSError(errno.EILSEQ, f"{around} is not UTF-8 text, so no record can hold it", str(path)) from error
+    write_bytes(path, data, mode=mode)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:

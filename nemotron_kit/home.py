@@ -13,7 +13,17 @@ def nemotron_home() -> Path:
     named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
     if named.startswith("~/") or named == "~":
         check_home()
-    return Path(named).expanduser().absolute()
+    home = Path(named).expanduser().absolute()
+    check_text(home, "The folder for runs and artifacts", "Name another one: export NEMOTRON_HOME=/path/to/nemotron")
+    return home
+
+
+def check_text(path: Path, what: str, hint: str) -> None:
+    """Raise UserError for a path whose bytes are no UTF-8 text: records name it, and they are JSON."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what}, {os.fsencode(path)!r}, has a name that is not UTF-8 text.", hint=hint) from None
 
 
 def check_home() -> None:

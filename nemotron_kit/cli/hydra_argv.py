@@ -62,8 +62,12 @@ def _check_complete(job: Job, node: Node) -> None:
     swept = {override.partition("=")[0] for override in job.overrides}
     if asks_hydra(job):
         return
+    if not job.recipe and "recipe" not in swept and node["path"]:
+        raise UserError("recipe= was taken for the value of the option before it.", hint="Give that option its value.")
     if not job.recipe and "recipe" not in swept:
         raise UserError("No recipe was given.", hint=f"Give recipe=NAME. {near('', node['children'])}")
+    if job.recipe and not job.stage and "stage" not in swept and not tree.is_group(node):
+        raise UserError("stage= was taken for the value of the option before it.", hint="Give that option its value.")
     if job.recipe and not job.stage and "stage" not in swept:
         raise UserError(f"No stage of {job.recipe} was given.", hint=f"Give stage=NAME. {near('', _stages(node))}")
 

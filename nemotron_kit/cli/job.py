@@ -8,12 +8,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.request import Job, hydra_words
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import finite
+from nemotron_kit.home import check_text
 from nemotron_kit.plan.tables import check_reserved_tables
 from nemotron_kit.runs.ids import new_run_id
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     """Run, or with --dry-run only show, what a request asks for; the exit code."""
+    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
     env = read_env_file()
     check_reserved_tables(env)
     request = as_meant(request)

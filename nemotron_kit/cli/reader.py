@@ -112,6 +112,11 @@ class Reader:
         if option is None:
             self._field(name, joined)
         elif dot:
+            if not all(rest.split(".")):
+                raise UserError(
+                    f"{name} names no {'artifact input' if prefix == 'art' else 'key'}.",
+                    hint=f"Write --{prefix}.{options.PREFIXES[prefix][0] or 'KEY VALUE'}.",
+                )
             setter = {"art": self.assigned.art, "wandb": self.assigned.wandb}.get(prefix, self.assigned.run)
             setter(rest, self._value(name, joined))
         else:

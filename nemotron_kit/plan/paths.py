@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import check_text, nemotron_home
 from nemotron_kit.plan.kit import kit_hash, kit_roots
 from nemotron_kit.plan.runconfig import RunConfig
 
@@ -103,6 +103,7 @@ def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
     """
+    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
     apart = settings.tunnel == "ssh"
     root = _root(settings, apart)
     run = f"{root}/runs/{run_id}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import binascii
 import contextlib
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields
@@ -12,11 +14,10 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.records import DamagedRecord, read_object
 from nemotron_kit.runs.states import DAMAGED, TERMINAL
 
 _NAME = ".index.json"
-_VERSION = 3
+_VERSION = 4
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
 # A sweep's jobs would each have to be looked at to know that the entry still holds.
@@ -39,10 +40,11 @@ class Index:
         self._new = 0
 
     def __enter__(self) -> Index:
-        with contextlib.suppress(FileNotFoundError, DamagedRecord):  # no cache, or a damaged one: the folders are asked
-            record = read_object(self._path)
-            if record.get("version") == _VERSION and isinstance(record.get("runs"), dict):
-                self._entries = record["runs"]
+        # No cache, or a damaged one: the folders are asked.
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            head, _, body = self._path.read_bytes().partition(b"\n")
+            if json.loads(head) == {"version": _VERSION, "crc": binascii.crc32(body)}:
+                self._entries = dict(json.loads(body))
         return self
 
     def __exit__(
@@ -52,7 +54,9 @@ class Index:
             there = set(self._run_ids)
             kept = {run_id: entry for run_id, entry in self._entries.items() if run_id in there}
             with contextlib.suppress(OSError):  # a cache that can't be written (full, read-only) is no reason to fail
-                files.write_json(self._path, {"version": _VERSION, "runs": kept})
+                body = json.dumps(kept).encode()
+                head = json.dumps({"version": _VERSION, "crc": binascii.crc32(body)}).encode()
+                files.write_bytes(self._path, head + b"\n" + body)
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
         """The summaries of the runs that are `named` so, and either in one of `states` (any, if empty) or not over: how

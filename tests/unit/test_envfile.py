@@ -12,8 +12,11 @@ from nemotron_kit.cli import env as quick
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.plan.paths import place_of
 from nemotron_kit.plan.profiles import load_run_profile
+from nemotron_kit.plan.runconfig import RunConfig
 from nemotron_kit.plan.tables import check_reserved_tables
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
@@ -141,3 +144,19 @@ def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeyp
     assert quick.find() is None
     monkeypatch.setenv("NEMOTRON_HOME", "/somewhere")
     assert str(nemotron_home()) == quick.home() == "/somewhere"
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded of a job names its folders, and records are JSON."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd")
+    os.mkdir(odd)  # noqa: PTH102
+    monkeypatch.setenv("NEMOTRON_HOME", f"{odd}/home")
+    with pytest.raises(UserError, match=r"The folder for runs and artifacts, b'.*/b\\xffd/home', has a name"):
+        nemotron_home()
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(odd)
+    with pytest.raises(UserError, match=r"The working folder, b'.*/b\\xffd', has a name that is not UTF-8 text"):
+        place_of(RunConfig(), "run", 0)
+    with pytest.raises(OSError, match=r"udcffd.* is not UTF-8 text, so no record can hold it: .*x.json"):
+        write_json(tmp_path / "x.json", {"path": odd})
+    assert not (tmp_path / "x.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -141,11 +142,18 @@ def test_open_by_part_of_the_id(make_run: MakeRun) -> None:
         first.job(4)
 
 
+def cached(index: Path) -> dict[str, object]:
+    """The entries of the cache: a line with their checksum stands in front."""
+    head, _, body = index.read_bytes().partition(b"\n")
+    assert json.loads(head)["crc"] == binascii.crc32(body)
+    return json.loads(body)  # type: ignore[no-any-return]
+
+
 def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
     runs = [make_run(codes=(1,)) for _ in range(40)]
     index = home / "runs" / ".index.json"
     before = list_runs(states=["failed"])
-    assert index.exists() and len(json.loads(index.read_text())["runs"]) == 40
+    assert len(cached(index)) == 40
     assert list_runs(states=["failed"]) == before and len(before) == 40
     # what changes afterwards is seen
     runs[0].job().transition("running")
@@ -157,7 +165,11 @@ def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
     assert len(list_runs(recipe="nano3", states=["failed"])) == 36 and not list_runs(recipe="other")
     index.write_text('{"version": 3, "runs": {"x": 3}')
     assert len(list_runs(states=["failed"])) == 36
-    assert all(isinstance(entry, list) for entry in json.loads(index.read_text())["runs"].values())
+    assert all(isinstance(entry, list) for entry in cached(index).values())
+    whole = index.read_bytes()
+    for at in (whole.index(b"failed"), len(whole) // 2, 5):  # one changed byte, and the folders are asked
+        index.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert len(list_runs(states=["failed"])) == 36
     index.unlink()
     assert [run.id for run in list_runs(states=["running"])] == [runs[0].id]
 
@@ -166,7 +178,9 @@ def test_an_index_of_garbage_entries(make_run: MakeRun, home: Path) -> None:
     run = make_run(codes=(1,))
     strange = (3, [], {}, [[], [], 3], [None, [1], []], [[], [], []], [[], [], ["x"] * 12], {"stamp": [], "summary": 3})
     for entry in strange:
-        (home / "runs" / ".index.json").write_text(json.dumps({"version": 3, "runs": {run.id: entry}}))
+        body = json.dumps({run.id: entry}).encode()
+        head = json.dumps({"version": 4, "crc": binascii.crc32(body)}).encode()
+        (home / "runs" / ".index.json").write_bytes(head + b"\n" + body)
         assert [found.id for found in list_runs(states=["failed"])] == [run.id]
 
 
