@@ -17,8 +17,9 @@ from nemotron_kit.app import shadows_library
 from nemotron_kit.cli import sweep_ends
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
 from nemotron_kit.config.bombs import bounded_interpolations
-from nemotron_kit.config.compose import Prepared, compose, prepare
+from nemotron_kit.config.compose import CHOICES, Prepared, bare, chosen, compose, prepare, search_path, stages_of
 from nemotron_kit.config.errors import translated, unreadable
+from nemotron_kit.config.jobfiles import config_files
 from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.secrets import masked_words
@@ -28,12 +29,15 @@ from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.code_facts import code_facts
-from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask
+from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask, set_run
+from nemotron_kit.execution.hydra_launcher.settings import Settings
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.masking import mask
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ids import new_run_id
+
+_SWEEPS = ("hydra.sweeper", "hydra.launcher")
 
 
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
@@ -43,10 +47,11 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     _check_composes(request)
     use(tree)
     gc.enable()
-    prepared = _prepared(request, tree, env)
-    words = prepared.overrides if prepared else _with_choices(hydra_words(request))
+    asked = _expanded(hydra_words(request), tree)
+    prepared = _prepared(asked, tree, env)
+    words = prepared.overrides if prepared else _with_choices(asked)
     if request.multirun and request.dry_run:
-        return _dry_sweep(prepared, argv, tree, env, request)
+        return _dry_sweep(prepared, (words, asked), argv, tree, env, request)
     if not request.multirun:
         return _asked(request, words, prepared)
     return _sweep(request, words, argv, tree, prepared)
@@ -98,9 +103,35 @@ def _no_package(request: Job, said: str) -> UserError:
     return UserError(f"--package: {said}.", hint=f"{example} Without --package all is shown.")
 
 
-def _prepared(request: Job, tree: Tree, env: EnvFile) -> Prepared | None:
-    """The one command of the request, registered; None where a sweep or nothing stands in its place: then all are."""
-    words = hydra_words(request)
+def _expanded(words: Sequence[str], tree: Tree) -> list[str]:
+    """The words with `glob(…)` and `choice(…)` of recipes, stages and configs written out: which there are, the trees
+    know."""
+    names: dict[str, list[str]] = {"recipe": list(tree.apps)}
+    result = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in CHOICES:
+            options = chosen(key, value, names.get(key, []))
+            word = f"{key}={','.join(map(bare, options))}"
+            _narrow(names, key, options, tree)
+        result.append(word)
+    return result
+
+
+def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree: Tree) -> None:
+    """Which stages there are, once the recipes are known, and which configs, once the stages are."""
+    if key == "recipe":
+        names["recipe"] = [name for name in options if name in tree.apps]
+    commands = {stage: found for recipe in names["recipe"] for stage, found in stages_of(tree, recipe).items()}
+    if key == "recipe":
+        names["stage"] = [stage for stage, command in commands.items() if stage == command.stage]
+    elif key == "stage":
+        files = (config_files(commands[stage]) for stage in options if stage in commands)
+        names["config"] = list(dict.fromkeys(name for found in files for name in found))
+
+
+def _prepared(words: list[str], tree: Tree, env: EnvFile) -> Prepared | None:
+    """The one command of the words, registered; None where a sweep or nothing stands in its place: then all are."""
     choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
         return prepare(tree, words, env, sweep=True)
@@ -194,24 +225,61 @@ def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
     raise failures from error
 
 
-def _dry_sweep(prepared: Prepared | None, argv: Sequence[str], tree: Tree, env: EnvFile, request: Job) -> int:
-    """The plans of a sweep's jobs; none is started."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _dry_sweep(
+    prepared: Prepared | None,
+    words: tuple[list[str], list[str]],
+    argv: Sequence[str],
+    tree: Tree,
+    env: EnvFile,
+    request: Job,
+) -> int:
+    """The plans of a sweep's jobs; none is started. Of a sweeper that decides as it goes: the plan that they share.
+
+    `words` are Hydra's, and those that a job of the kit's is composed of."""
+    from omegaconf import OmegaConf
 
     from nemotron_kit.cli.dryrun import show_plan
 
-    words = hydra_words(request)
-    if any(word.startswith("hydra/sweeper=") for word in words):
-        raise UserError("--dry-run of a sweep works with Hydra's basic sweeper: another one decides as it goes.")
-    with _translated(prepared):
-        batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), max_batch_size=None)
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
-    for number, point in enumerate(batches[0]):
-        composed = compose(tree, list(point), env, request.flag("--config-dir"))
+    with _translated(prepared), understanding():
+        hydra, points, notes = _points(*words, request)
+    launcher: Any = OmegaConf.to_container(hydra.launcher)
+    settings = Settings(**launcher) if launcher.pop("_target_", "").endswith(".NemoRunLauncher") else Settings()
+    for number, point in enumerate(points):
+        composed = compose(tree, point, env, request.flag("--config-dir"))
+        composed.notes.extend(notes)
+        set_run(composed.config.run, settings)
         plan = build_plan(
             composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
         )
         show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     return 0
+
+
+def _points(words: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
+    """(Hydra's node as the sweep composes it, the words of each job, notes on them)."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("nemotron", search_path(request.flag("--config-dir")))
+    try:
+        node = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False).hydra
+        params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
+        # What the sweep alone has; a single job's composition knows no params.
+        own = [word for word in typed if not word.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *own])
+        if node.sweeper._target_.endswith(".BasicSweeper"):
+            points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            return node, [list(point) for point in points], []
+    finally:
+        GlobalHydra.instance().clear()
+    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    sweeper = node.runtime.choices["hydra/sweeper"]
+    note = f"hydra/sweeper={sweeper} decides as it goes: of {', '.join(swept)} this plan has the config's own values."
+    kept = [override.input_line for override in parsed if not override.is_sweep_override()]
+    return node, [kept], [note]

@@ -16,6 +16,7 @@ _INSTEAD = {
     "hydra.job.chdir": "Jobs start in the working folder; ${oc.env:NEMO_RUN_DIR} is the job's own folder.",
     "hydra.job.env_set.": "Environment variables of a job are its profile's: env_vars in env.toml.",
     "hydra.job.env_set": "Environment variables of a job are its profile's: env_vars in env.toml.",
+    "hydra.mode": "A sweep is asked for on the command line: -m.",
     "hydra.callbacks.": "What is to happen around a job belongs into its handler.",
     "hydra.callbacks": "What is to happen around a job belongs into its handler.",
 }
@@ -50,6 +51,7 @@ def refuse_settings_in_files(hydra: Any) -> None:
         "hydra.job.chdir": bool(job.chdir),
         "hydra.job.env_set": bool(job.env_set),
         "hydra.callbacks": bool(hydra.callbacks),
+        "hydra.mode": str(hydra.mode).endswith("MULTIRUN"),
     }
     for key, is_set in found.items():
         if is_set:

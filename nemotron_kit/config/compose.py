@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,21 +55,16 @@ class Prepared:
 def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str | None = None) -> Composed:
     """Compose one job. Raises UserError, with the nearest names and the place, for whatever is wrong with it."""
     from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
     from nemotron_kit.config.errors import translated
 
     prepared = prepare(tree, overrides, env)
-    search_path = create_config_search_path(str(conf_dir()))
-    if config_dir:
-        if not Path(config_dir).is_dir():
-            raise UserError(f"--config-dir {config_dir}: no such folder.")
-        search_path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+    where = search_path(config_dir)
     GlobalHydra.instance().clear()
     with translated(prepared), quick_omegaconf():
-        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path)
+        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
         try:
             full = hydra.compose_config(
                 "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -77,6 +72,18 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
         finally:
             GlobalHydra.instance().clear()
     return _split(prepared, full)
+
+
+def search_path(config_dir: str | None) -> Any:
+    """Where Hydra looks for the primary config, with one more folder in front. UserError for one that isn't there."""
+    from hydra._internal.utils import create_config_search_path
+
+    path = create_config_search_path(str(conf_dir()))
+    if config_dir:
+        if not Path(config_dir).is_dir():
+            raise UserError(f"--config-dir {config_dir}: no such folder.")
+        path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+    return path
 
 
 def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Composed:
@@ -108,18 +115,15 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     refuse_literal_secrets(overrides)
     stage = _choice(overrides, "stage")
     command = find_command(tree, _choice(overrides, "recipe"), stage)
-    value = _choice(overrides, "config", quoted=True)
     siblings = list(tree.apps[command.recipe].commands())
     files = config_files(command)
-    needed = (
-        files
-        if sweep or len(_several(value)) > 1
-        else {k: v for k, v in files.items() if k == _plain(value or "default")}
-    )
+    value = _choice(overrides, "config", quoted=True)
+    several = chosen("config", value, files)
+    needed = files if sweep or len(several) > 1 else {k: v for k, v in files.items() if k == _plain(value or "default")}
     registered = register(command, siblings, env, only=needed, stages=[str(stage)])
     # The listing of choices stays complete, without reading each file.
-    names = [_config_option(command, str(stage), part, registered, siblings) for part in _several(value)]
-    rewritten = [f"config={','.join(map(_bare, names))}" if o.startswith("config=") else o for o in overrides]
+    names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
+    rewritten = [f"config={','.join(map(bare, names))}" if o.startswith("config=") else o for o in overrides]
     return Prepared(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -131,15 +135,21 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
         raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
     if recipe not in tree.apps:
         raise UserError(f"No recipe is called {recipe!r}.", hint=sentence(nearest(recipe, tree.apps)))
-    stages = {}
-    for command in tree.apps[recipe].commands():
-        for leaf in (command.path[-1], *command.aliases):
-            stages["/".join((*command.path[1:-1], leaf))] = command
+    stages = stages_of(tree, recipe)
     if not stage:
         raise UserError(f"No stage was given for {recipe}.", hint=f"Give stage=…; {nearest('', stages)}.")
     if stage not in stages:
         raise UserError(f"{recipe} has no stage {stage!r}.", hint=sentence(nearest(stage, stages)))
     return stages[stage]
+
+
+def stages_of(tree: Tree, recipe: str) -> dict[str, Command]:
+    """The commands of a recipe by their stages, aliases among them."""
+    return {
+        "/".join((*command.path[1:-1], leaf)): command
+        for command in tree.apps[recipe].commands()
+        for leaf in (command.path[-1], *command.aliases)
+    }
 
 
 def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str | None:
@@ -148,10 +158,36 @@ def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str
     return None if not found else found[-1] if quoted else _plain(found[-1])
 
 
-def _several(value: str | None) -> list[str]:
-    """The configs of a sweep, `tiny,default`; a comma inside of quotes belongs to a file's name."""
-    parts = re.findall(r"""(?:[^,'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")+""", value or "")
-    return [_plain(part) for part in parts]
+def chosen(key: str, value: str | None, names: Collection[str]) -> list[str]:
+    """The options that a choice stands for: `tiny,default`, `choice(tiny,default)`, `glob(t*)` out of `names`. A comma
+    inside of quotes belongs to a file's name. Raises UserError for what is none."""
+    if not re.match(r"[a-z]+\(", value or ""):
+        parts = re.findall(r"""(?:[^,'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")+""", value or "")
+        return [_plain(part) for part in parts]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    from nemotron_kit.config.errors import unreadable
+
+    loader: Any = _Options(names)
+    try:
+        (choice,) = OverridesParser.create(config_loader=loader).parse_overrides([f"{key}={value}"])
+    except OverrideParseException as error:
+        raise unreadable(error) from error
+    found = [_plain(text) for text in choice.sweep_string_iterator()] if choice.is_discrete_sweep() else []
+    if not found:
+        raise UserError(f"{key}={value}: chooses nothing.", hint=f"There are: {', '.join(names)}.")
+    return found
+
+
+@dataclass
+class _Options:
+    """What Hydra's grammar asks for the options of a group."""
+
+    names: Collection[str]
+
+    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
+        return sorted(self.names)
 
 
 def _plain(value: str) -> str:
@@ -162,7 +198,7 @@ def _plain(value: str) -> str:
     return value
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """A name as a value of Hydra's: in quotes where it would be read as a number, as null or as more than one."""
     plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
         "null",

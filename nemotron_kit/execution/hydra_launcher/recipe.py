@@ -108,24 +108,26 @@ class RecipePlanner:
         from omegaconf import open_dict
 
         with open_dict(config):
-            self._set_run(config.run)
+            set_run(config.run, self.settings)
         composed = composed_by_hydra(config, hydra)
         plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
         return point_of(plan, composed, composed.overrides)
 
-    def _set_run(self, run: Any) -> None:
-        profile = self.settings.profile
-        if profile and run.profile and run.profile != profile:
-            raise UserError(
-                f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them."
-            )
-        run.profile = run.profile or profile
-        if run.profile:
-            run.mode = "batch" if self.settings.detach or run.mode == "batch" else "run"
-        if self.settings.env:
-            raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
+
+def set_run(run: Any, settings: Settings) -> None:
+    """Put the launcher's settings into a job's `run` section. Raises UserError where the two differ."""
+    profile = settings.profile
+    if profile and run.profile and run.profile != profile:
+        raise UserError(
+            f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them."
+        )
+    run.profile = run.profile or profile
+    if run.profile:
+        run.mode = "batch" if settings.detach or run.mode == "batch" else "run"
+    if settings.env:
+        raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
 
 
 def point_of(plan: Plan, composed: Composed, words: Sequence[str]) -> Point:
