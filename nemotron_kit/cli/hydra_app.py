@@ -23,7 +23,7 @@ from nemotron_kit.config.jobfiles import config_files
 from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.secrets import masked_words
-from nemotron_kit.config.store import conf_dir, register_recipes
+from nemotron_kit.config.store import broken_choice, conf_dir, register_recipes
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -153,6 +153,8 @@ def _translated(prepared: Prepared | None) -> Iterator[None]:
     except OverrideParseException as error:
         raise unreadable(error) from error
     except (HydraException, OmegaConfBaseException) as error:
+        if broken := broken_choice(str(error)):
+            raise broken from error
         first, *more = str(error).split("\nConfig search path:")[0].splitlines()
         raise UserError(first, hint="\n".join(more) or None) from error
 

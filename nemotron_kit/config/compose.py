@@ -120,7 +120,9 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     value = _choice(overrides, "config", quoted=True)
     several = chosen("config", value, files)
     needed = files if sweep or len(several) > 1 else {k: v for k, v in files.items() if k == _plain(value or "default")}
-    registered = register(command, siblings, env, only=needed, stages=[str(stage)])
+    registered = register(
+        command, siblings, env, only=needed, stages=[str(stage)], asked=several[0] if len(several) == 1 else None
+    )
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(bare, names))}" if o.startswith("config=") else o for o in overrides]

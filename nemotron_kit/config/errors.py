@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import Command
 from nemotron_kit.config.files import key_place
 from nemotron_kit.config.hints import input_fields, type_at, type_hints, type_name
+from nemotron_kit.config.store import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def translated(prepared: Prepared) -> Iterator[None]:
     except NemotronError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
+        if broken := broken_choice(str(error)):
+            raise broken from error
         files = {**prepared.registered.files, **prepared.registered.groups}
         raise translate(error, prepared.command, files) from error
     except RecursionError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 
 PROVIDER = "nemotron_kit"
+# An option that can't be read stands on one of these, which is not there: its error is that of whoever chooses it, and
+# of nobody else.
+BROKEN = "broken_file"
+_broken: list[UserError] = []
 
 
 @dataclass
@@ -53,7 +58,13 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
     for app in apps if apps is not None else discover(env).apps.values():
         commands = list(app.commands())
         for command in commands:
-            register(command, commands, env)
+            try:
+                register(command, commands, env)
+            except UserError as error:  # one command's mistake is no other's
+                for stage in (command.stage, *_alias_stages(command)):
+                    _store(_parent(f"schema/{command.recipe}/{stage}"), _leaf(stage), _standing_on(error))
+                    for name in [*config_files(command), "default"]:
+                        _store(f"job/{command.recipe}/{stage}", name, {})
             _store_whole(command)
 
 
@@ -89,10 +100,12 @@ def register(
     env: EnvFile,
     only: dict[str, Path] | None = None,
     stages: Sequence[str] = (),
+    asked: str | None = None,
 ) -> Registered:
     """Register one command and its config files.
 
     `only` these files, when given (option name → file), and under these spellings of its stage: aliases cost time too.
+    One that can't be read is an error at once where it is the one that is `asked` for, else when it is chosen.
     """
     result = Registered()
     wandb = env.table("wandb")
@@ -107,8 +120,25 @@ def register(
         if "default" not in files:
             _store(f"job/{group}", "default", {})
         for name, path in files.items():
-            _register_file(f"job/{group}", name, path, command, siblings, result)
+            try:
+                _register_file(f"job/{group}", name, path, command, siblings, result)
+            except UserError as error:
+                if name == asked:
+                    raise
+                _store(f"job/{group}", name, _standing_on(error))
+                result.files[name] = path
     return result
+
+
+def broken_choice(text: str) -> UserError | None:
+    """The error of the broken option that a message of Hydra's is about."""
+    found = re.search(rf"'{BROKEN}/(\d+)'", text)
+    return _broken[int(found[1])] if found else None
+
+
+def _standing_on(error: UserError) -> dict[str, Any]:
+    _broken.append(error)
+    return {"defaults": [{f"/{BROKEN}": str(len(_broken) - 1)}]}
 
 
 def add_file(command: Command, stage: str, path: Path, result: Registered, siblings: list[Command]) -> str:
@@ -162,9 +192,13 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
 
     files = {}
     for group, option, path in group_files(name, folder):
-        (values, spelled), package = load_spelled(path), package_of(path)
-        if command is not None:
-            foreign.check_file(path, values, command, package or group.replace("/", "."))
+        try:
+            (values, spelled), package = load_spelled(path), package_of(path)
+            if command is not None:
+                foreign.check_file(path, values, command, package or group.replace("/", "."))
+        except UserError as error:
+            values, package, spelled = _standing_on(error), None, None
+        if command is not None and spelled is not None:
             names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
             values = as_written(values, spelled, partial(_means_text, command, above=names))
         ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)
