@@ -31,6 +31,8 @@ _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
 _ENV_TOKEN = re.compile(r"_TOKEN$")
 
 _noted: set[str] = set()
+# The environment, how many names were noted, and the values of the secrets in it.
+_known: tuple[Mapping[Any, Any], int, tuple[str, ...]] | None = None
 
 
 @cache
@@ -127,7 +129,11 @@ def _secrets() -> Iterator[tuple[str, str]]:
 
 
 def _values() -> tuple[str, ...]:
-    return tuple(value for _, value in _secrets())
+    global _known  # noqa: PLW0603 — a job prints a million lines, and its environment hardly ever changes
+    environment = getattr(os.environ, "_data", None) or dict(os.environ)
+    if _known is None or _known[0] != environment or _known[1] != len(_noted):
+        _known = dict(environment), len(_noted), tuple(value for _, value in _secrets())
+    return _known[2]
 
 
 @lru_cache(maxsize=64)
