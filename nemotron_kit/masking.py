@@ -129,7 +129,7 @@ def _secrets() -> Iterator[tuple[str, str]]:
 
 
 def _values() -> tuple[str, ...]:
-    global _known  # noqa: PLW0603 — a job prints a million lines, and its environment hardly ever changes
+    global _known
     environment = getattr(os.environ, "_data", None) or dict(os.environ)
     if _known is None or _known[0] != environment or _known[1] != len(_noted):
         _known = dict(environment), len(_noted), tuple(value for _, value in _secrets())

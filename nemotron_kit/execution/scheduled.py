@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from nemotron_kit.execution.merge import Merged
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.execution.scheduled_ends import VALUE, again_file, record, wait_for_nodes, with_others, write_end
-from nemotron_kit.masking import mask
+from nemotron_kit.execution.tee import captured
+from nemotron_kit.masking import mask, note_secrets
 from nemotron_kit.plan.launching import rank_command
 from nemotron_kit.runs.job import JobFolder
 
@@ -37,7 +39,15 @@ SAVING_SECONDS = 600.0
 def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     """This node's part of the job, to its end; what it prints goes to the node's log."""
     ignore_usr1()
-    _print_to(job, node)
+    # Also what it says of its own end: nobody else sees it.
+    with job.open_log(node.log) as log:
+        print_to(log)
+        with captured(log, shown=False):
+            return _supervised(job, spec, node)
+
+
+def _supervised(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    note_secrets(spec.secrets)
     try:
         place_code(job, spec)
         os.chdir(spec.cwd)
@@ -148,13 +158,12 @@ def _to_log(data: bytes) -> None:
     os.write(1, data)
 
 
-def _print_to(job: JobFolder, node: Node) -> None:
-    """From here on what this process and its children print is in the node's log, in order and without a pipe."""
-    with job.open_log(node.log) as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+def print_to(log: FileIO) -> None:
+    """From here on what this process and its children print is in the log."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
 
 
 @contextmanager
@@ -162,6 +171,5 @@ def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
     """One rank's output goes to its own log, where a scheduler's worker merges it."""
     if spec.scheduled and spec.torchrun:
         with job.open_log(f"rank-{os.environ.get('RANK', '0')}") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+            print_to(log)
     yield

@@ -123,10 +123,10 @@ def test_what_a_job_says_is_in_its_log(tmp_path: Path, line: tuple[str, ...], mo
     place = Place(tmp_path)
     done = place(*line, *WORDS)
     job = place.ended()
-    name = "app" if line[0] == "app.py" else "nemotron"
-    check(place("nemotron", "runs", "logs", job.parents[1].name).stdout, mode=mode, ranks=ranks, name=name)
+    known = f"{mode} {'app' if line[0] == 'app.py' else 'nemotron'}"
+    check(place("nemotron", "runs", "logs", job.parents[1].name).stdout, known=known, ranks=ranks)
     if line[0] == "nemotron" and "--batch" not in line:
         out = [line for line in done.stdout.splitlines() if "print to stderr" not in line]
-        assert [line for line in out if line.startswith("<0>")][:1] == [f"<0> 1 print {mode} {name}"]
+        assert [line for line in out if line.startswith("<0>")][:1] == [f"<0> 1 print {known}"]
     for path in (path for path in place.home.rglob("*") if path.is_file()):
         assert TOKEN["SAID_TOKEN"].encode() not in path.read_bytes(), path
