@@ -39,28 +39,24 @@ SAVING_SECONDS = 600.0
 def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     """This node's part of the job, to its end; what it prints goes to the node's log."""
     ignore_usr1()
-    # Also what it says of its own end: nobody else sees it.
     with job.open_log(node.log) as log:
-        print_to(log)
-        with captured(log, shown=False):
-            return _supervised(job, spec, node)
-
-
-def _supervised(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
-    note_secrets(spec.secrets)
-    try:
-        place_code(job, spec)
-        os.chdir(spec.cwd)
-        return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
-    # Whatever keeps a worker from its work must be on record: nobody else sees it.
-    except Exception as error:
-        lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
-        if node.is_head:
-            what = f"the worker failed: {type(error).__name__}: {error}"
-            job.finish(1, "failed", error=lacking.message if lacking else what)
-        if lacking:
-            raise lacking from error
-        raise
+        print_to(log)  # what the worker itself has to say of its end, too
+        try:
+            place_code(job, spec)
+            os.chdir(spec.cwd)
+            note_secrets(spec.secrets)
+            read_config(job.path)  # which notes its secrets
+            with captured(log, shown=False):
+                return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
+        # Whatever keeps a worker from its work must be on record: nobody else sees it.
+        except Exception as error:
+            lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
+            if node.is_head:
+                what = f"the worker failed: {type(error).__name__}: {error}"
+                job.finish(1, "failed", error=lacking.message if lacking else what)
+            if lacking:
+                raise lacking from error
+            raise
 
 
 def _lacking(error: ModuleNotFoundError) -> NemotronError:
