@@ -40,7 +40,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     """This node's part of the job, to its end; what it prints goes to the node's log."""
     ignore_usr1()
     with job.open_log(node.log) as log:
-        print_to(log)  # what the worker itself has to say of its end, too
+        _print_to(log)  # what the worker itself has to say of its end, too
         try:
             place_code(job, spec)
             os.chdir(spec.cwd)
@@ -154,7 +154,7 @@ def _to_log(data: bytes) -> None:
     os.write(1, data)
 
 
-def print_to(log: FileIO) -> None:
+def _print_to(log: FileIO) -> None:
     """From here on what this process and its children print is in the log."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -167,5 +167,5 @@ def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
     """One rank's output goes to its own log, where a scheduler's worker merges it."""
     if spec.scheduled and spec.torchrun:
         with job.open_log(f"rank-{os.environ.get('RANK', '0')}") as log:
-            print_to(log)
+            _print_to(log)
     yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +23,12 @@ def test_a_module_that_is_missing_is_on_record_with_the_python_that_lacks_it(
         raise ModuleNotFoundError("No module named 'yaml'", name="yaml")
 
     monkeypatch.chdir(tmp_path)
-    for name in ("ignore_usr1", "_print_to"):
+    for name in ("ignore_usr1", "_print_to", "read_config"):
         monkeypatch.setattr(scheduled, name, lambda *_: None)
+    monkeypatch.setattr(scheduled, "captured", lambda *_, **__: nullcontext())
     monkeypatch.setattr(scheduled, "_lead", broken)
     monkeypatch.setattr(scheduled, "_join", broken)
-    job, spec = JobFolder(tmp_path), SimpleNamespace(code=None, cwd=str(Path.cwd()))
+    job, spec = JobFolder(tmp_path), SimpleNamespace(code=None, secrets=[], cwd=str(Path.cwd()))
     with pytest.raises(NemotronError, match="has no module 'yaml'"):
         scheduled.run_scheduled(job, spec, Node(rank=rank, count=2))  # type: ignore[arg-type]
     record = job.exit_record()
