@@ -122,7 +122,12 @@ def _remote(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
 def remote_files(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
     """Relative path → file, of what lies below a path of a remote store, or matches it where it does not exist."""
     if not is_pattern(inner) or fs.exists(inner):
-        return store.files_below(fs, inner, left)
+        below = store.files_below(fs, inner, left)
+        if not below and not left.counts:
+            fs.info(
+                inner
+            )  # some stores list nothing where there is nothing, or where they were not reached: this says so
+        return below
     # The part that exists is taken as it is: its brackets are no pattern.
     parts = inner.split("/")
     folders = ["/".join(parts[:n]) for n in range(len(parts))]

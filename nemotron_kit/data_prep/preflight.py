@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from nemotron_kit.data_prep.sizes import parse_size, show_size
 from nemotron_kit.data_prep.store import is_remote
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import kind_of_file
 
 PATIENCE = 3.0  # seconds for all connections together
 _HUB = "https://huggingface.co"
@@ -66,7 +68,10 @@ def _missing(blend: DataBlend) -> Iterator[str]:
     for dataset in blend.datasets:
         if not is_remote(dataset.path):
             path = Path(find_local(dataset.path, blend.folder))
-            if not path.exists() and not matching(path):
+            mode = path.stat().st_mode if path.exists() else None
+            if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                yield f"Dataset {dataset.name!r}: {path} is {kind_of_file(mode)}, not a regular file."
+            elif mode is None and not matching(path):
                 yield f"Dataset {dataset.name!r}: there is no {dataset.path}; correct its path in the blend file."
 
 

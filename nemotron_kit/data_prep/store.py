@@ -52,6 +52,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {error}", hint=f"Install what {url.split('://')[0]}:// needs.") from error
     except ValueError as error:  # an unknown protocol
         raise UserError(f"{url}: {error}") from error
+    except OSError as error:  # some connect at once
+        raise UserError(f"{url}: can't be reached: {error.strerror or error}.") from error
     except Exception as error:  # each protocol raises its own: one that needs options a TypeError, mostly
         raise UserError(
             f"{url}: {url.split('://')[0]}:// can't be opened: {type(error).__name__}: {error}.",
