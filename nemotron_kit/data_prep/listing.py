@@ -33,17 +33,17 @@ KINDS = {
 _COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
 # JSON lines under a compression are named after it alone.
 KINDS |= {
-    base + ending: kind if KINDS[base] == "jsonl" else f"csv+{kind}"
-    for base in (".jsonl", ".json", ".ndjson", ".csv", ".tsv")
+    base + ending: kind if KINDS[base] == "jsonl" else f"{KINDS[base]}+{kind}"
+    for base in [base for base in KINDS if base != ".parquet"]
     for ending, kind in _COMPRESSIONS.items()
 }
-_KNOWN = ".jsonl, .json, .ndjson, .csv, .tsv (each also with .gz, .zst, .bz2, .xz), .parquet, .txt, .md, .rst"
+_KNOWN = ".parquet; .jsonl, .json, .ndjson, .csv, .tsv, .txt, .md, .rst, each also with .gz, .zst, .bz2, .xz"
 _SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 
 
 def kind_of(path: str) -> str | None:
     """The reader for a file by its ending: jsonl, csv, parquet, text; a compression's name (gz, zst, bz2, xz) for JSON
-    lines under it, csv+gz and so on for CSV; None for all others."""
+    lines under it, csv+gz, text+gz and so on for the others; None for what is not read."""
     name = path.rsplit("/", 1)[-1].lower()
     return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
 
@@ -157,7 +157,7 @@ def main_files(names: Iterable[str], left: LeftOut) -> list[str]:
         if kind is None:
             left.add(name, "no known ending")
         else:
-            tiers.setdefault(2 if kind == "text" else int(name.lower().endswith(".json")), []).append(name)
+            tiers.setdefault(2 if kind.startswith("text") else int(name.lower().endswith(".json")), []).append(name)
     if not tiers:
         return []
     best = min(tiers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from io import BytesIO
 from typing import BinaryIO
 
-from nemotron_kit.data_prep import store
+from nemotron_kit.data_prep import store, streams
 from nemotron_kit.data_prep.plan import Piece, SourceFile
 from nemotron_kit.data_prep.rows import Rows
 from nemotron_kit.errors import UserError
@@ -15,30 +16,56 @@ _DOCUMENT = 1 << 18
 _SEARCH = 1 << 16
 
 
-def texts(file: SourceFile, piece: Piece, rows: Rows) -> Iterator[str]:
+def texts(file: SourceFile, piece: Piece, compression: str, rows: Rows) -> Iterator[str]:
     """The documents of a piece; one that is not UTF-8 text is refused with the byte that is not."""
     parts = frozenset(piece.parts)
-    with store.open_binary(file.path) as stream:
-        for number in range(count_rows(file, file.rows)):
-            if number % piece.of in parts:
-                rows.rows += 1
-                start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
-                data = _between(stream, start, end)
-                try:
-                    text = _decoded(data, file.path, start)
-                except UserError as error:
-                    rows.refuse(UserError, error.message)
-                    continue
-                if text.strip():
-                    yield text
-                else:
-                    rows.empty += 1
+    documents = _unpacked(file, compression) if compression else _cut_out(file, piece.of, parts)
+    for number, (start, data) in enumerate(itertools.islice(documents, file.rows)):
+        if number % piece.of not in parts:
+            continue
+        rows.rows += 1
+        try:
+            text = _decoded(data, file.path, start)
+        except UserError as error:
+            rows.refuse(UserError, error.message)
+            continue
+        if text.strip():
+            yield text
+        else:
+            rows.empty += 1
 
 
-def count_rows(file: SourceFile, limit: int | None) -> int:
+def count_rows(file: SourceFile, compression: str, limit: int) -> int:
     """How many documents a file holds, `limit` at most."""
-    count = -(-file.size // _DOCUMENT)
-    return count if limit is None else min(count, limit)
+    if compression:
+        return sum(1 for _ in itertools.islice(_unpacked(file, compression), limit))
+    return min(-(-file.size // _DOCUMENT), limit)
+
+
+def _cut_out(file: SourceFile, of: int, parts: frozenset[int]) -> Iterator[tuple[int, bytes]]:
+    """(first byte, content) of each document; b"" for one of another part, which is not read."""
+    with store.open_binary(file.path) as stream:
+        for number in range(-(-file.size // _DOCUMENT)):
+            if number % of in parts:
+                start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
+                yield start, _between(stream, start, end)
+            else:
+                yield 0, b""
+
+
+def _unpacked(file: SourceFile, compression: str) -> Iterator[tuple[int, bytes]]:
+    """(first byte, content) of each document of a compressed file, which is read from its start."""
+    held, start = b"", 0
+    for chunk in streams.content(file.path, compression):
+        held += chunk
+        while len(held) >= _DOCUMENT + _SEARCH:
+            end = _cut(BytesIO(held), _DOCUMENT, len(held))
+            yield start, held[:end]
+            held, start = held[end:], start + end
+    while held:
+        end = _cut(BytesIO(held), _DOCUMENT, len(held))
+        yield start, held[:end]
+        held, start = held[end:], start + end
 
 
 def _between(stream: BinaryIO, start: int, end: int) -> bytes:

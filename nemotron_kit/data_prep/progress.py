@@ -68,6 +68,8 @@ class Progress:
         """A line of its own, above the bar; `always`: whichever rank this is."""
         if self._quiet and not always:
             return
+        # A file's name may hold anything: what a terminal would take for a command is shown as text.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False)
         else:

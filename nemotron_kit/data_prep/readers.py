@@ -19,8 +19,8 @@ def texts(source: Source, piece: Piece, rows: Rows) -> Iterator[str]:
     try:
         if kind == "parquet":
             yield from parquet.texts(file, piece, source.text_field, rows)
-        elif kind == "text":
-            yield from plaintext.texts(file, piece, rows)
+        elif kind.startswith("text"):
+            yield from plaintext.texts(file, piece, compression_of(kind), rows)
         elif kind.startswith("csv"):
             yield from csvrows.texts(file, piece, compression_of(kind), source.text_field, rows)
         else:
@@ -36,7 +36,7 @@ def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZ
     kind = kind_of(file.path) or ""
     if kind == "parquet":
         return parquet.count_rows(file, limit)
-    if kind == "text":
-        return plaintext.count_rows(file, limit)
+    if kind.startswith("text"):
+        return plaintext.count_rows(file, compression_of(kind), limit)
     count = csvrows.count_rows if kind.startswith("csv") else jsonlines.count_rows
     return count(file, compression_of(kind), limit, max_size)

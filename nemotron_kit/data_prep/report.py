@@ -95,7 +95,5 @@ def _skipped(total: Mapping[str, Any]) -> str:
 
 
 def _omission(omission: Omission) -> str:
-    # A name may hold anything: what a terminal would take for a command is shown as text.
-    names = [n if n.isprintable() else n.encode("unicode_escape").decode("ascii") for n in omission.names[:3]]
     more = f" and {omission.count - 3} more" if omission.count > 3 else ""
-    return f"{', '.join(names)}{more} ({omission.why})"
+    return f"{', '.join(omission.names[:3])}{more} ({omission.why})"

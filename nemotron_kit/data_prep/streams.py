@@ -51,17 +51,23 @@ def lines_between(path: str, start: int, end: int, most: int) -> Iterator[tuple[
 
 def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
     """Every line of a file, plain or under gz, zst, bz2 or xz, in order."""
+    if compression:
+        yield from _lines(content(path, compression), most)
+        return
     with store.open_binary(path) as file:
-        if not compression:
-            while line := file.readline(most + 1):
-                if len(line) > most and not line.endswith(b"\n"):
-                    yield TOO_LONG
-                    _rest_of_line(file)
-                else:
-                    yield line
-            return
+        while line := file.readline(most + 1):
+            if len(line) > most and not line.endswith(b"\n"):
+                yield TOO_LONG
+                _rest_of_line(file)
+            else:
+                yield line
+
+
+def content(path: str, compression: str) -> Iterator[bytes]:
+    """What a compressed file holds, in bounded pieces."""
+    with store.open_binary(path) as file:
         try:
-            yield from _lines(_decompressed(file, compression, path), most)
+            yield from _decompressed(file, compression, path)
         except (zlib.error, lzma.LZMAError, _BadBzip2, _zstd_error()) as error:
             raise UserError(f"{path}: not a valid .{compression} file: {error}.") from error
 

@@ -103,7 +103,8 @@ def test_the_part_of_a_path_that_exists_is_no_pattern(tmp_path: Path, path: str,
 def test_kinds_under_compressions() -> None:
     kinds = {"a.ndjson.zstd": "zst", "a.jsonl.xz": "xz", "A.CSV": "csv", "a.tsv.gz": "csv+gz", "a.csv.zst": "csv+zst"}
     assert {name: kind_of(name) for name in kinds} == kinds
-    assert kind_of("a.txt.gz") is None
+    assert kind_of("a.txt.gz") == "text+gz"
+    assert kind_of("a.parquet.gz") is None
 
 
 def test_a_name_that_is_no_text_is_read_and_recorded(
@@ -136,3 +137,13 @@ def test_a_fifo_is_refused_and_not_waited_for(
 def test_a_protocol_that_needs_options_is_one_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match=f"{url.split(':')[0]}://"):
         list_files(Dataset("d", url), folder=tmp_path, corpora=tmp_path)
+
+
+def test_a_name_can_not_speak_to_the_terminal(
+    tmp_path: Path, make_config: Callable[..., DataPrepConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "src" / "\x1b]0;gone\x07é.bin")
+    run_data_prep(make_config([(write(tmp_path / "src" / "a.jsonl", ROW * 9).parent, 1.0)]))
+    told = capsys.readouterr().err
+    assert r"\x1b]0;gone\x07é.bin (no known ending)" in told
+    assert "\x1b" not in told

@@ -74,6 +74,21 @@ def test_tsv_and_what_is_wrong_in_csv(tmp_path: Path) -> None:
     assert "more than 100 B (max_doc_size)" in rows.bad_rows[3]
 
 
+def test_compressed_plain_text_is_cut_as_other_text_is(tmp_path: Path) -> None:
+    content = "\n\n".join(f"Paragraph {n}. " + "é" * (n * 37 % 2000) for n in range(1000))
+    for ending, compress in COMPRESSORS.items():
+        path = tmp_path / f"a.txt{ending}"
+        path.write_bytes(compress(content.encode()))
+        found = read(path, of=3)
+        assert len(found) > 5
+        assert all(text.startswith("Paragraph") for text in found)
+        assert "".join(sorted(found, key=lambda text: int(text.split()[1].rstrip(".")))) == content
+        assert readers.count_rows(SourceFile(str(path), path.stat().st_size, "x"), 99) == len(found)
+    path.write_bytes(lzma.compress(b"text\0"))
+    with pytest.raises(UserError, match=r"a null character \(byte 4\)"):
+        read(path)
+
+
 def test_a_text_inside_other_objects(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([{"doc": {"body": {"text": "deep"}}}, {"doc.body.text": "flat"}, {"doc": None}]))
