@@ -108,21 +108,36 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     write_text(path, json.dumps(encoded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
 
 
+def plain(value: Any) -> Any:
+    """A value with the numbers and arrays of NumPy, torch and the like as Python's own, at any depth. None of these
+    packages is imported: what they make is known by its `dtype` and `tolist`."""
+    if isinstance(value, dict):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(plain(item) for item in value)
+    if hasattr(type(value), "tolist") and hasattr(type(value), "dtype"):
+        return value.tolist()
+    return value
+
+
 def finite(value: Any) -> Any:
     """A value whose NaN and infinities are the texts "NaN", "Infinity" and "-Infinity"."""
     return _finite(value, (), [])
 
 
 def encoded(value: Any) -> Any:
-    """`finite`; a document (an object) also says where they stood, so that `decoded` makes numbers of them again, and
-    of no text that only reads like them."""
+    """`plain` and `finite`; a document (an object) also says where NaN and infinities stood, so that `decoded` makes
+    numbers of them again, and of no text that only reads like them."""
     try:
         json.dumps(value, allow_nan=False)
         return value
+    except TypeError:
+        value = plain(value)
     except ValueError:
-        found: list[tuple[str | int, ...]] = []
-    plain = _finite(value, (), found)
-    return {**plain, NONFINITE: [list(path) for path in found]} if found and isinstance(plain, dict) else plain
+        pass
+    found: list[tuple[str | int, ...]] = []
+    made = _finite(value, (), found)
+    return {**made, NONFINITE: [list(path) for path in found]} if found and isinstance(made, dict) else made
 
 
 def decoded(document: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nemotron_kit.artifacts.saving import relative_to
 from nemotron_kit.artifacts.trackers import get_lineage_tracker
 from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import plain
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -46,7 +47,7 @@ def from_uri(cls: type[A], uri: str) -> A:
 
 def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments made complete: the type's name, typed fields found in `metadata`, a field's other name."""
-    data = dict(given)
+    data = dict(plain(given))
     for name, value in data.items():
         _refuse_ellipsis(name, value)
     if data.get("type", "artifact") == "artifact":

@@ -13,6 +13,7 @@ from nemotron_kit.artifacts import loading, saving
 from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.files import plain
 
 
 class TrackingInfo(BaseModel):
@@ -71,7 +72,7 @@ class Artifact(BaseModel):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
+        super().__setattr__(name, plain(value))
         if value is None:
             for key in (name, *(alias for alias, field in self.field_aliases.items() if name in (alias, field))):
                 self.metadata.pop(key, None)

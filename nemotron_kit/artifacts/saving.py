@@ -19,6 +19,7 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.trackers import get_lineage_tracker
 from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import plain
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -84,7 +85,23 @@ def set_fields(artifact: Artifact) -> dict[str, Any]:
 def document_of(artifact: Artifact) -> dict[str, Any]:
     """The content of metadata.json: the artifact's own fields at the top, typed ones beside them and in `metadata`."""
     artifact.metadata.update(set_fields(artifact))
+    # What a caller has put in since is as much the caller's as what was given at first.
+    for key, value in artifact.metadata.items():
+        artifact.metadata[key] = plain(value)
+        _check_json(key, artifact.metadata[key])
     return {**artifact.model_dump(mode="json"), "path": str(absolute(artifact.path))}
+
+
+def _check_json(key: str, value: Any) -> None:
+    from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+    try:
+        to_jsonable_python(value)
+    except (PydanticSerializationError, ValueError) as error:
+        raise UserError(
+            f"metadata.{key}: {value!r:.80} ({type(value).__name__}) can't be saved: {error}.",
+            hint="metadata.json takes numbers, texts, lists and dicts.",
+        ) from error
 
 
 def identity_fields(artifact: Artifact, folder: Path) -> dict[str, Any]:

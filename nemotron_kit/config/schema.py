@@ -14,6 +14,7 @@ from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
 from nemotron_kit.config.hints import Given, input_fields, type_hints, type_name
 from nemotron_kit.config.quick import open_dicts
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import plain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -132,7 +133,7 @@ def _convert(value: Any, annotation: Any, given: Given) -> Any:
         return {k: _convert(v, Any, given) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_convert(v, Any, given) for v in value]
-    return value
+    return plain(value)
 
 
 def _holding(cls: type, values: dict[str, Any]) -> Any:
