@@ -107,7 +107,7 @@ def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
     from transformers import NemotronHForCausalLM
 
     torch.manual_seed(seed)
-    return NemotronHForCausalLM(config).float()
+    return _unclamped(NemotronHForCausalLM(config).float())
 
 
 def require_model(folder: Path) -> None:
@@ -146,6 +146,15 @@ def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Nemot
     except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise UserError(f"{folder}: the model can't be read: {' '.join(str(error).split())}") from error
     _require_all_tensors(folder, told)
+    return _unclamped(model)
+
+
+def _unclamped(model: NemotronHForCausalLM) -> NemotronHForCausalLM:
+    """Take the mixers' lower limit of dt away, which transformers has in the form for whole sequences and not in the one
+    for single tokens: what a model learns is then what it does when it generates."""
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, float("inf"))
     return model
 
 

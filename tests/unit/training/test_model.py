@@ -98,3 +98,28 @@ def test_settings_hold_for_given_weights_or_are_refused_by_name(tmp_path: Path) 
     for name, value in (("hidden_size", 8), ("moe_intermediate_size", 4), ("layers_block_type", ["moe"])):
         with pytest.raises(UserError, match=rf"a different model: model\.{name} is .* there and .* here"):
             load_model(tmp_path, {name: value})
+
+
+def test_word_by_word_it_says_what_it_says_at_once(tmp_path: Path) -> None:
+    import torch
+
+    block = {**BLOCK, "hybrid_override_pattern": "MEM*"}
+    model = new_model(model_config(block), 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("dt_bias"):
+                parameter.fill_(-8.0)  # softplus of it is less than time_step_min
+            elif name.endswith("mixer.D"):
+                parameter.zero_()
+            elif parameter.dim() > 1:
+                parameter.mul_(6)
+    export_model(model, tmp_path)
+    tokens = torch.arange(24).reshape(1, 24)
+    for same in (model.eval(), load_model(tmp_path).eval()):
+        with torch.no_grad():
+            at_once = same(input_ids=tokens, use_cache=False).logits
+            told = same(input_ids=tokens[:, :8], use_cache=True)
+            for position in range(8, 24):
+                assert (told.logits[:, -1] - at_once[:, position - 1]).abs().max() < 1e-5
+                next_one = tokens[:, position : position + 1]
+                told = same(input_ids=next_one, past_key_values=told.past_key_values, use_cache=True)
