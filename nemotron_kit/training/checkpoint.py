@@ -33,7 +33,7 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     synced, and renamed at the end: a checkpoint is there whole and durable, or not there. NemotronError when the disk
     refuses; earlier checkpoints are untouched.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / name(step)
     if (final / RECORD).is_file():  # the same step of the same run: the same content
         return final
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,11 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def name(step: int) -> str:
+    """The name of the folder that holds the checkpoint of `step`."""
+    return f"step-{step:08d}"
 
 
 def seal(folder: Path) -> dict[str, dict[str, Any]]:

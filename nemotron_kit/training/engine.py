@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.artifacts.sealed import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import ranks
@@ -15,7 +16,7 @@ from nemotron_kit.training.balance import ExpertBalance
 from nemotron_kit.training.batches import Batches
 from nemotron_kit.training.blend import read_blend
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.content import registered_as, shard_contents
+from nemotron_kit.training.content import Contents, registered_as, shard_contents
 from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
 from nemotron_kit.training.identity import identity, portable
 from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments, use_bf16
@@ -108,7 +109,14 @@ def _start(config: PretrainConfig, data: Data, folder: Path) -> Start:
     done = start.progress.step if start.progress else 0
     if done < config.train.train_iters:
         require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
-    return replace(start, notes=(contents.says, *start.notes))
+    return replace(start, notes=(contents.says, *start.notes), valid_on=_held_out_content(data.held_out, contents))
+
+
+def _held_out_content(held_out: HeldOutSamples | None, contents: Contents) -> str | None:
+    if held_out is None:
+        return None
+    digests = [contents.digests[shard.prefix] for shard in held_out.shards]
+    return sha256_of([digests, held_out.seq_length, len(held_out)])
 
 
 def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop: StopRequest) -> Outcome:
@@ -124,10 +132,14 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
     for line in (*start.notes, start.describe()):
         reporter.say(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
-    run = Run(config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop)
+    run = Run(
+        config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop, start.valid_on
+    )
     try:
         if progress.step < config.train.train_iters:
             _loop(config, data, run, args)
+        elif data.held_out and ranks.any_rank(start.valid_on != progress.valid_on and not silent, model.device):
+            run.evaluate(progress.step)  # the loss that is known is that of other held-out data
     finally:
         reporter.close()
     return _finish(config, run, folder)

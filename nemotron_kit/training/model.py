@@ -150,8 +150,8 @@ def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Nemot
 
 
 def _unclamped(model: NemotronHForCausalLM) -> NemotronHForCausalLM:
-    """Take the mixers' lower limit of dt away, which transformers has in the form for whole sequences and not in the one
-    for single tokens: what a model learns is then what it does when it generates."""
+    """Take the mixers' lower limit of dt away, which transformers has in the form for whole sequences and not in the
+    one for single tokens: what a model learns is then what it does when it generates."""
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, float("inf"))

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """The state and the duties of a run between its steps (the Trainer's `Hooks`)."""
+    """The state and the duties of a run between its steps (the Trainer's `Hooks`).
+
+    `valid_on` stands for the content of `held_out`, on rank 0.
+    """
 
     config: PretrainConfig
     model: Any
@@ -37,6 +40,7 @@ class Run:
     identity: dict[str, Any]
     reporter: Reporter
     stop: StopRequest
+    valid_on: str | None = None
     stopped: str | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +80,7 @@ class Run:
         if self._logs(step):
             self._log(step, grad_norm)
         if self._evaluates(step) and not self.stopped:
-            self._evaluate(step)
+            self.evaluate(step)
         if self._saves(step) or self.stopped:
             self.save()
         return bool(self.stopped)
@@ -89,10 +93,19 @@ class Run:
         self.progress.elapsed = self._elapsed()
         if ranks.rank() == 0:
             folder = Path(self.config.checkpoint.save)
+            self._require_own(folder / checkpoint.name(self.progress.step))
             checkpoint.write(folder, self.progress.step, self._fill)
             for problem in checkpoint.prune(folder, self.config.checkpoint.most_recent_k):
                 self._warn(f"Warning: {problem} It is tried again after the next checkpoint.")
         ranks.barrier()
+
+    def _require_own(self, path: Path) -> None:
+        """NemotronError when the checkpoint of this step is there, and another run's that writes here meanwhile."""
+        if path.exists() and checkpoint.read(path, verify=False).get("identity") != self.identity:
+            raise NemotronError(
+                f"{path} appeared while this run was under way, with the weights of another one.",
+                hint="Give each run a checkpoint.save of its own.",
+            )
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -136,10 +149,12 @@ class Run:
         self.progress.steps_in_window = self._window_steps = 0
         self._window = now
 
-    def _evaluate(self, step: int) -> None:
-        assert self.held_out is not None  # noqa: S101 - _evaluates() has seen to it
+    def evaluate(self, step: int) -> None:
+        """Measure the held-out loss; only where there is a valid split."""
+        assert self.held_out is not None  # noqa: S101 - the caller has seen to it
         began = time.monotonic()
         self.progress.valid_loss = held_out_loss(self.model, self.held_out, self.config.train.micro_batch_size)
+        self.progress.valid_on = self.valid_on
         self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})
         self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time
 

@@ -23,7 +23,7 @@ class Start:
     """`weights`: a model's folder, None for fresh ones. `optimizer`: its state, None for a fresh one.
 
     `identity`: what the run is from here on (the other processes than rank 0 don't know all of it). `notes`: what a
-    person should know of the start.
+    person should know of the start. `valid_on` stands for the content of the held-out data, on rank 0.
     """
 
     weights: Path | None = None
@@ -31,6 +31,7 @@ class Start:
     progress: Progress | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    valid_on: str | None = None
 
     def describe(self) -> str:
         if self.progress is not None and self.optimizer is not None:

@@ -25,8 +25,9 @@ class Progress:
     seed and the step.
 
     step: optimizer steps done. nll, steps_in_window: the loss collected since the last log line. elapsed: seconds of
-    training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. changes: what
-    was other than before when the run was resumed ({step, name, there, here}), since checkpoint.may_differ allowed it.
+    training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. valid_on: what
+    stands for the data that it was measured on. changes: what was other than before when the run was resumed ({step,
+    name, there, here}), since checkpoint.may_differ allowed it.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Progress:
     elapsed: float = 0.0
     loss: float | None = None
     valid_loss: float | None = None
+    valid_on: str | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, pat
     parameters = dict(model.named_parameters())
     saved = load_file(path)
     names = {key.partition(".")[2] for key in saved}
-    if names and names != set(parameters):
+    if names != set(parameters):
         odd = sorted(names ^ set(parameters))[0]
         raise UserError(f"{path}: the optimizer's state doesn't fit the model ({odd} is on one side only).")
     for key, value in saved.items():

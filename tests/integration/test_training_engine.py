@@ -146,6 +146,33 @@ def test_a_model_is_never_another_runs(config: PretrainConfig, tiny_data: Path) 
     assert (pretrain(config).path / "model.safetensors").read_bytes() == whole
 
 
+def test_the_held_out_loss_is_that_of_the_data_given(config: PretrainConfig, tiny_data: Path, capsys) -> None:
+    first = pretrain(config)
+    assert pretrain(config).valid_loss == first.valid_loss
+    assert capsys.readouterr().err.count("held-out loss") == 1
+    shard = tiny_data.parent / "valid/a.bin"
+    shard.write_bytes(shard.read_bytes()[:2] * (shard.stat().st_size // 2))  # one token over and over
+    again = pretrain(config)
+    assert again.step == 4 and abs(again.valid_loss - first.valid_loss) > 0.1
+    assert capsys.readouterr().err.count("held-out loss") == 1
+
+
+def test_two_runs_in_one_folder_are_told_apart(config: PretrainConfig, monkeypatch) -> None:
+    other = replace(into(config, "save", seed=5), scheduler=config.scheduler)
+    config.checkpoint.save_interval = 2
+    started = Reporter.say
+
+    def meanwhile(reporter: Reporter, text: str) -> None:
+        started(reporter, text)
+        if text == "Starting with fresh weights." and not list(Path(str(config.checkpoint.save)).glob("step-*")):
+            monkeypatch.setattr(Reporter, "say", started)
+            pretrain(replace(other, train=replace(other.train, train_iters=2)))
+
+    monkeypatch.setattr(Reporter, "say", meanwhile)
+    with pytest.raises(NemotronError, match=r"step-00000002 appeared while this run was under way"):
+        pretrain(config)
+
+
 def test_without_save_the_model_goes_to_the_job(config: PretrainConfig, tmp_path: Path, monkeypatch) -> None:
     config.checkpoint.save = None
     with pytest.raises(UserError, match=r"checkpoint\.save is not set"):
