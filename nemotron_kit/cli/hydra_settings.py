@@ -17,8 +17,6 @@ _INSTEAD = {
     "hydra.job.env_set.": "Environment variables of a job are its profile's: env_vars in env.toml.",
     "hydra.job.env_set": "Environment variables of a job are its profile's: env_vars in env.toml.",
     "hydra.mode": "A sweep is asked for on the command line: -m.",
-    "hydra.callbacks.": "What is to happen around a job belongs into its handler.",
-    "hydra.callbacks": "What is to happen around a job belongs into its handler.",
 }
 
 # What is about many jobs: alone, a job would go where it would have gone anyway.
@@ -50,7 +48,6 @@ def refuse_settings_in_files(hydra: Any) -> None:
         "hydra.output_subdir": hydra.output_subdir is not None,
         "hydra.job.chdir": bool(job.chdir),
         "hydra.job.env_set": bool(job.env_set),
-        "hydra.callbacks": bool(hydra.callbacks),
         "hydra.mode": str(hydra.mode).endswith("MULTIRUN"),
     }
     for key, is_set in found.items():

@@ -14,6 +14,7 @@ from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.job import resolve, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.execution.callbacks import hydra_callbacks
 from nemotron_kit.execution.child import ignore_usr1, run_child
 from nemotron_kit.execution.handler import call_handler
 from nemotron_kit.execution.hydra_context import enter_hydra
@@ -107,7 +108,9 @@ def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: ty
         with captured(log, shown=shown):
             enter_hydra(job.path)
             config: Any = typed(values, config_cls or spec.load_config_cls())
-            outcome = call_handler(handler or spec.load_handler(), config)
+            call = handler or spec.load_handler()
+            with hydra_callbacks(job.path, call) as end:
+                end.outcome = outcome = call_handler(call, config)
         if outcome.error and outcome.state == "failed" and outcome.exception is None:
             log.write(f"error: {mask(outcome.error)}\n".encode())
     return outcome
@@ -127,9 +130,12 @@ def run_rank(job: JobFolder) -> int:
         spec.prepare_imports()
         enter_hydra(job.path)
         if spec.script:
-            return _run_script(spec.script, job)
+            with hydra_callbacks(job.path, spec.script):
+                return _run_script(spec.script, job)
         config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
-        outcome = call_handler(spec.load_handler(), config)
+        handler = spec.load_handler()
+        with hydra_callbacks(job.path, handler) as end:
+            end.outcome = outcome = call_handler(handler, config)
         if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
             print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):

@@ -34,7 +34,29 @@ app.command("go", C, go)
 app.command("other", C, go)
 """
 
+CALLS = """
+from hydra.experimental.callback import Callback
+
+class Calls(Callback):
+    def say(self, what, config, *facts):
+        with open(f"calls-{config.m}", "a") as file:
+            print(what, config.n, *facts, file=file)
+    def on_run_start(self, config, **kwargs): self.say("run start", config)
+    def on_run_end(self, config, job_return, **kwargs): self.say("run end", config, job_return.status.name)
+    def on_multirun_start(self, config, **kwargs): self.say("multirun start", config)
+    def on_multirun_end(self, config, **kwargs): self.say("multirun end", config)
+    def on_job_start(self, config, **kwargs): self.say("start", config, config.hydra.runtime.output_dir[-7:])
+    def on_job_end(self, config, job_return, **kwargs):
+        self.say("end", config, job_return.status.name, job_return.overrides, job_return.cfg.n)
+"""
+CALLING = [
+    "-c calls m=same n=1,2",
+    "-c calls m=same n=1,2 hydra/launcher=nemo_run hydra.launcher.via=kit hydra.launcher.max_parallel=1",
+]
+
 FILES = {
+    "r/calls.py": CALLS,
+    "r/config/calls.yaml": "hydra: {callbacks: {calls: {_target_: r.calls.Calls}}}\n",
     "r/__init__.py": RECIPE,
     "env.toml": '[cli]\nrecipes = ["r"]\n\n[here]\nexecutor = "local"\n',
     "r/config/default.yaml": "n: 1\n",
@@ -91,15 +113,18 @@ SINGLE = {
     "-c run": "hydra.run.dir: has no effect on a single job",
     "-c subdir": "hydra.output_subdir: has no effect on a single job",
     "-c grp opt=sgd": ["5 a 0.7"],
+    "-c calls m=single": ["1 single 0.1"],
     "-c a1": ["2 a 0.1"],
 }  # fmt: skip
 
 DRIVER = """
-import contextlib, io, json, shlex, sys
+import contextlib, io, json, os, shlex, sys
 from nemotron_kit.cli.main import hydra, nemotron
 
 results = {}
 for line in json.load(sys.stdin):
+    if "m=same" in line and os.path.exists("calls-same"):
+        os.rename("calls-same", "calls-basic")
     words, out, err = shlex.split(line), io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = hydra(words[1:]) if words[0] == "hydra" else nemotron(words)
@@ -133,6 +158,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     lines += [
         *map(_line, SINGLE),
         *optuna,
+        *(_line(words, "-m") for words in CALLING),
         _line("hydra/launcher=nemo_run hydra.launcher.profile=here n=1,2", "-m", "--dry-run"),
     ]
     env = {**os.environ, "NEMOTRON_HOME": str(root / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -176,6 +202,15 @@ def test_a_single_job(results: Any, words: str) -> None:
         assert (code, expected in err) == (2, True), out + err
     else:
         assert (code, out.splitlines()) == (0, [f"GOT {line}" for line in expected]), out + err
+
+
+def test_callbacks(results: Any) -> None:
+    """As Hydra's own launcher calls them, so do single jobs and the jobs of the kit's launcher."""
+    kit, basic, single = ((results["root"] / f"calls-{name}").read_text() for name in ("same", "basic", "single"))
+    assert kit == basic
+    assert kit.count("end 2 COMPLETED") == 1
+    called = [" ".join(line.split()[:3]) for line in single.splitlines()]
+    assert called == ["run start 1", "start 1 /jobs/0", "end 1 COMPLETED", "run end 1"]
 
 
 def test_a_sweeps_own_folders_stand_in_a_config_file(results: Any) -> None:
