@@ -29,8 +29,9 @@ from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 from nemotron_kit.execution.after import wait_for
 from nemotron_kit.execution.code_facts import code_facts
-from nemotron_kit.execution.hydra_launcher.recipe import RecipeTask, set_run
+from nemotron_kit.execution.hydra_launcher.recipe import REFUSED, RecipeTask, set_run
 from nemotron_kit.execution.hydra_launcher.settings import Settings
+from nemotron_kit.execution.signals import hangup_ignored
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.masking import mask
 from nemotron_kit.plan.build import build_plan
@@ -195,10 +196,10 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
     task = RecipeTask(folder, argv, request.after if detached else ())
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
-        with _translated(prepared), _importable(tree):
+        with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*words, *request.flags])
     except Exception as error:
-        if not run.jobs():
+        if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # nothing has begun
             shutil.rmtree(run.path)
             raise
         _failed(run, error, request.json)

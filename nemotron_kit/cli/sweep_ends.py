@@ -7,6 +7,7 @@ from collections import Counter
 
 from nemotron_kit.cli.job import print_end, say_commands
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.execution.tee import unless_gone
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.states import TERMINAL, run_state
 
@@ -17,7 +18,8 @@ def told(run: RunFolder, as_json: bool) -> int:
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     over = states.keys() <= TERMINAL
     more = f" · nemotron runs show {run.id}" if over else ""
-    print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
+    with unless_gone(sys.stderr):
+        print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
     if not over:
         say_commands(run.id, "show", "attach", "cancel")
     if as_json:

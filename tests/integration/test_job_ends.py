@@ -21,7 +21,7 @@ RECIPE = """\
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from nemotron.kit import App
+from nemotron.kit import App, ArtifactInput
 
 @dataclass
 class Config:
@@ -50,6 +50,7 @@ def deaf(cfg: Config):
 
 app = App("ends")
 app.command("end", Config, end)
+app.command("read", Config, end, artifacts={"data": ArtifactInput("A:latest", {"path": "code"})})
 app.command("steps", Config, steps)
 app.command("deaf", Config, deaf)
 """
@@ -211,3 +212,9 @@ def test_a_log_that_cannot_be_opened_is_one_error_on_record(world: World) -> Non
     said = world("ends", "end", "hydra.job_logging.handlers.file.filename=/dev/null/x.log", code=1)
     assert "/dev/null/x.log: Not a directory" in said and "Traceback" not in said
     assert world.job.state().state == "failed" and "/dev/null/x.log" in str(world.job.state().error)
+
+
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=nemo_run",)], ids=["basic", "nemo_run"])
+def test_a_sweep_that_is_refused_leaves_nothing(world: World, launcher: tuple[str, ...]) -> None:
+    assert "'v0,B:v0' is no alias" in world("ends", "read", "-m", "--art.data", "A:v0,B:v0", *launcher, code=2)
+    assert not list((world.home / "runs").glob("2*"))

@@ -13,7 +13,7 @@ from nemotron_kit.config.compose import Composed, find_command, from_hydra
 from nemotron_kit.config.quick import understanding
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import tree_in_use
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution import hydra_context
 from nemotron_kit.execution.after import SweepAfter
 from nemotron_kit.execution.hydra_files import hydra_files, mask_multirun
@@ -27,6 +27,8 @@ from nemotron_kit.plan.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.runs.folder import RunFolder
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# In an exit record: the job could not be planned.
+REFUSED = "refused"
 
 
 class RecipeTask:
@@ -54,11 +56,17 @@ class RecipeTask:
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        composed = composed_by_hydra(config, hydra)
-        plan = self.plan(composed, int(hydra.job.num))
-        refuse_problems(plan)
-        if plan.launch == DETACHED:
-            raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
+        try:
+            composed = composed_by_hydra(config, hydra)
+            plan = self.plan(composed, int(hydra.job.num))
+            refuse_problems(plan)
+            if plan.launch == DETACHED:
+                raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
+        except NemotronError as error:
+            # Hydra has made the job's folder, for its log: it says why nothing else is in it.
+            refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
+            refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
+            raise
         job = RunFolder(self.folder).add_job(
             plan.job, {**plan.files, **hydra_files(composed)}, attached=plan.launch == IN_PROCESS
         )
