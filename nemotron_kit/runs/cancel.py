@@ -14,6 +14,7 @@ from nemotron_kit.runs.process import descendants, is_gone, is_here
 from nemotron_kit.runs.states import JobState
 
 GRACE = 10.0
+_LEAVING = 30.0
 
 
 def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobState]:
@@ -27,7 +28,7 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
     for job, _ in active:  # all are told before one is stopped: jobs of one process end together
         job.request_cancel()
     for job, process in active:
-        code = _stop(process, grace) if process is not None else signal.SIGTERM
+        code = _stop(job, process, grace) if process is not None else signal.SIGTERM
         if job.exit_record() is None:  # it was killed, or never ran, and so could not say so itself
             job.finish(128 + code, "cancelled", error="cancelled by `nemotron runs cancel`")
     return [job.state() for job in jobs]
@@ -66,10 +67,12 @@ def _check_here(job: JobFolder, process: Mapping[str, Any]) -> None:
         )
 
 
-def _stop(process: Mapping[str, Any], grace: float) -> int:
-    """Signal the process until it is gone; the last signal that was needed."""
+def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
+    """Signal the process until it is gone; the last signal that was needed. One whose job has ended by its own word
+    is about to leave, and gets time for that: its exit code should say the same."""
     _send(process, signal.SIGTERM)
-    if not _wait_gone(process, grace):
+    gone = _wait_gone(process, grace) or (job.exit_record() is not None and _wait_gone(process, _LEAVING))
+    if not gone:
         _send(process, signal.SIGKILL)
         _wait_gone(process, 5.0)
         return signal.SIGKILL

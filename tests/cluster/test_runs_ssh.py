@@ -212,6 +212,12 @@ def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) 
     assert job.state().state == "running"
     out, _ = laptop.run("runs", "cancel", job.run_id)
     assert "cancelled" in out and job.state().state == "cancelled"
+    # Over there it is another attempt, too: the folder has nothing that says how the first one ended.
+    laptop.run("runs", "resume", job.run_id)
+    until(lambda: laptop.run("runs", "logs", job.run_id)[0].count("line 0\n") == 2, 60)
+    assert laptop.shown(job)["state"] == "running"
+    laptop.run("runs", "cancel", job.run_id)
+    assert job.state().state == "cancelled"
     assert laptop.begin("runs", "attach", job.run_id).wait(60) == 4
 
 
