@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 from nemotron_kit.home import user_folder
 from nemotron_kit.ownership import strangers
 
@@ -75,7 +76,7 @@ def read_env_file(path: Path | None = None) -> EnvFile:
                 f"{found} {why}, and it decides what is run: it is not read.",
                 hint="Copy what you trust to an env.toml of your own; NEMOTRON_ENV_FILE names one that lies elsewhere.",
             )
-        return EnvFile(found, tomllib.loads(found.read_text(encoding="utf-8-sig")))
+        return EnvFile(found, tomllib.loads(read_regular(found).decode("utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found}: not valid TOML: {error}.") from error
     except RecursionError as error:

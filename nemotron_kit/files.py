@@ -10,6 +10,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -180,6 +181,20 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_appending(path: str | Path) -> FileIO:
+    """Open a regular file for appending, unbuffered, made 0600 where there is none; OSError for any other."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.EINVAL, "is a FIFO or a socket, not a regular file", str(path)) from error
+    if not stat.S_ISREG(mode := os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"is {kind_of_file(mode)}, not a regular file", str(path))
+    return FileIO(fd, "ab")
 
 
 def read_regular(path: str | Path, *, limit: int = 64 << 20) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
 from nemotron_kit.masking import mask
 
 
@@ -60,7 +61,7 @@ def _task(record: Path) -> Path:
     """The job folder of one task of an array, from the record of its submission and the task's index."""
     import json
 
-    jobs = json.loads(record.read_bytes())["jobs"]
+    jobs = json.loads(read_regular(record))["jobs"]
     return record.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
 
 

@@ -11,7 +11,7 @@ from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.sealed import MARK, read_sealed, render_sealed
 from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import write_text
+from nemotron_kit.files import read_regular, write_text
 
 _KINDS = {"type": str, "path": str, "metadata": dict}
 # By these bytes a file of ours is known that is not whole.
@@ -42,7 +42,7 @@ def is_ours(folder: Path) -> bool:
     try:
         document = read_document(folder)
     except DamagedRecordError:
-        text = (folder / METADATA).read_bytes()
+        text = read_regular(folder / METADATA)
         return text.startswith(_BEGINS) or _MARKED in text
     return document is None or all(isinstance(document.get(key), kind) for key, kind in _KINDS.items())
 

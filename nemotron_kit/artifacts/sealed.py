@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import decoded, encoded
+from nemotron_kit.files import decoded, encoded, read_regular
 
 SEAL = "sha256"
 # Where documents of other tools are read too: a document that says this and has no seal has lost it.
@@ -61,7 +61,7 @@ def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]
 
 def _read(path: Path, what: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
     except (FileNotFoundError, NotADirectoryError) as error:

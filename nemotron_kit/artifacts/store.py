@@ -28,6 +28,7 @@ from nemotron_kit.artifacts.reference import SLUG
 from nemotron_kit.artifacts.sealed import read_sealed
 from nemotron_kit.artifacts.walk import Stamp
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
 
 VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
 # What is left of a version whose record was damaged: its number is not given again.
@@ -64,7 +65,7 @@ class Damaged:
     def text(self) -> str:
         """What is in the file, bytes that are no text left out; "" where it can't be read at all."""
         try:
-            return self.file.read_bytes().decode("utf-8", "ignore")
+            return read_regular(self.file).decode("utf-8", "ignore")
         except OSError:
             return ""
 

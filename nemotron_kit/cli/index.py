@@ -113,7 +113,7 @@ def dump(root: Node, broken: dict[str, str], details: list[Node], sources: list[
 
 def _own_text(path: str) -> str:
     """The text of a file that is this user's and that nobody else may write; OSError otherwise."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="utf-8") as file:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise PermissionError(path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import App, ArtifactInput, Group
 from nemotron_kit.cli.quoting import quoted
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.records import DamagedRecord, read_object
@@ -86,8 +87,8 @@ class Recorded:
     def overrides(self) -> list[str]:
         """What was typed, in Hydra's words, without what chose the command and its config."""
         try:
-            words = json.loads((self.job.path / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            words = json.loads(read_regular(self.job.path / ".hydra" / "overrides.yaml"))
+        except (OSError, ValueError):
             words = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
         return [str(word) for word in words]
 

@@ -13,6 +13,7 @@ from nemotron_kit.cli.grid import print_facts, print_json
 from nemotron_kit.cli.runs import as_json, duration, iso
 from nemotron_kit.cli.runs_look import Look
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
+from nemotron_kit.files import read_regular
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.runs.records import DamagedRecord
@@ -147,7 +148,7 @@ def _sweep_facts(look: Look) -> Iterator[Fact]:
 def _overrides(job: JobFolder) -> list[str]:
     """The words of one job of a sweep, as recorded; none for a job that has no such record."""
     try:
-        found = json.loads((job.path / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError):
         return []
     return [str(word) for word in found] if isinstance(found, list) else []

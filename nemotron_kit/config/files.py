@@ -12,6 +12,7 @@ from typing import Any
 from nemotron_kit.config.bombs import refuse_bombs
 from nemotron_kit.config.quick import plain_times, with_libyaml
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
 # A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
@@ -42,9 +43,11 @@ def load_spelled(path: Path) -> tuple[dict[str, Any], Spelled]:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so not a config.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.") from error
     loaders = {".toml": _load_toml, ".json": _load_json}
     spelled: Spelled = {}
     value = loaders[path.suffix](path, text) if path.suffix in loaders else _load_yaml(path, text, spelled)

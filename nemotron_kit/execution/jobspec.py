@@ -15,6 +15,7 @@ from nemotron_kit.app import add_import_folders, load_object
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
 from nemotron_kit.masking import note_secrets
 
 # Executors that start the worker themselves, away from the launch: it only supervises, and prints into the job's log.
@@ -70,11 +71,13 @@ def read_spec(folder: Path) -> JobSpec:
     """The spec in a job folder. Raises NemotronError when it is missing or damaged."""
     path = folder / "job.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path))
         spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
         return replace(spec, script=_script(spec.script))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file. Is {folder} a job folder?") from error
+    except OSError as error:
+        raise NemotronError(f"{path}: {error.strerror or error}.") from error
     except (ValueError, TypeError) as error:
         raise NemotronError(f"{path}: damaged: {error}.") from error
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from nemotron_kit.files import open_regular
+
 POLL_SECONDS = 0.2
 CHUNK = 1 << 16
 # A line without an end is not waited for beyond this.
@@ -58,7 +60,7 @@ class _Source:
         """The whole lines that have come since, marked; b"" when nothing has."""
         while True:
             try:
-                with self._path.open("rb") as file:
+                with open_regular(self._path) as file:
                     file.seek(self._offset)
                     data = file.read(CHUNK)
             except FileNotFoundError:

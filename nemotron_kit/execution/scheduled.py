@@ -75,7 +75,7 @@ def place_code(job: JobFolder, spec: JobSpec) -> None:
     from nemotron_kit.target.code import place_code as unpack
     from nemotron_kit.target.folders import CODE
 
-    record = json.loads((job.path.parent.parent / CODE).read_bytes())
+    record = json.loads(files.read_regular(job.path.parent.parent / CODE))
     unpack(b"", root=record["target_root"], digest=record["digest"], folders=[spec.code])
 
 

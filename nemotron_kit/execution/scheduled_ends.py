@@ -109,7 +109,7 @@ def _end_of(job: JobFolder, rank: int) -> Path:
 
 def _read(path: Path) -> Mapping[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(files.read_regular(path))
     except FileNotFoundError:
         return None
     return files.decoded(value) if isinstance(value, dict) else None

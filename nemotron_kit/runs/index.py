@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.states import DAMAGED, TERMINAL
 
@@ -42,7 +43,7 @@ class Index:
     def __enter__(self) -> Index:
         # No cache, or a damaged one: the folders are asked.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            head, _, body = self._path.read_bytes().partition(b"\n")
+            head, _, body = read_regular(self._path, limit=1 << 30).partition(b"\n")
             if json.loads(head) == {"version": _VERSION, "crc": binascii.crc32(body)}:
                 self._entries = dict(json.loads(body))
         return self

@@ -165,7 +165,7 @@ class JobFolder:
 
     def open_log(self, name: str = "job") -> FileIO:
         """The log, opened for appending, unbuffered and 0600: a requeued job's log goes on where it stopped."""
-        return FileIO(os.open(self.log_path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+        return files.open_appending(self.log_path(name))
 
     def artifacts(self) -> dict[str, Any]:
         """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord.

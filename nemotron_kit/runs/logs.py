@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nemotron_kit.files import open_regular
 from nemotron_kit.runs.job import JobFolder
 
 CHUNK = 64 * 1024
@@ -65,7 +66,7 @@ def log_names(job: JobFolder) -> list[str]:
 def read_from(path: Path, offset: int) -> Iterator[bytes]:
     """What stands in the file from `offset` on, in pieces; nothing while there is no file."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:
@@ -77,7 +78,7 @@ def read_from(path: Path, offset: int) -> Iterator[bytes]:
 def last_lines(path: Path, count: int) -> int:
     """The offset at which the last `count` lines of a file begin; 0 when it has fewer, or isn't there yet."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return 0
     with file:

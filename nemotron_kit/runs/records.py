@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import decoded
+from nemotron_kit.files import decoded, open_regular, read_regular
 
 _MAX_BYTES = 64 * 1024 * 1024
 _TAIL_BYTES = 1024 * 1024
@@ -24,9 +24,7 @@ class DamagedRecord(NemotronError):
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DamagedRecord(f"{path}: more than {_MAX_BYTES} bytes.")
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, limit=_MAX_BYTES))
     except FileNotFoundError:
         raise
     except (ValueError, RecursionError) as error:
@@ -41,7 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:
     """The last `count` lines of a file, without reading more than `limit` bytes of it; [] when there is no file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             if size > limit:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nemotron_kit.files import open_regular
+
 LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -40,7 +42,7 @@ def read(
         unasked = name.startswith(tuple(skip)) or (only and name not in offsets)
         if not LOG_NAME.match(name) or room <= 0 or unasked:
             continue
-        with (Path(job) / "logs" / f"{name}.log").open("rb") as file:
+        with open_regular(Path(job) / "logs" / f"{name}.log") as file:
             size = file.seek(0, 2)
             offset = offsets.get(name, 0)
             offset = offset if offset <= size else 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.files import read_regular
 from nemotron_kit.runs.job import is_last_word
 from nemotron_kit.target import slurm_commands as commands
 from nemotron_kit.target import submissions
@@ -131,7 +132,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
 
 def _tell(job: Path) -> None:
     try:
-        over = is_last_word(json.loads((job / "exit.json").read_bytes()))
+        over = is_last_word(json.loads(read_regular(job / "exit.json")))
     except (FileNotFoundError, ValueError):
         over = False
     if job.is_dir() and not over:

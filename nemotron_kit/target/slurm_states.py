@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.files import read_regular
 from nemotron_kit.runs.job import AGAIN, is_last_word
 from nemotron_kit.target import slurm, submissions
 from nemotron_kit.target import slurm_commands as commands
@@ -93,7 +94,7 @@ class _Job:
 
 def _exit_record(folder: Path) -> Mapping[str, Any] | None:
     try:
-        record = json.loads((folder / "exit.json").read_bytes())
+        record = json.loads(read_regular(folder / "exit.json"))
         return record if isinstance(record, dict) and isinstance(record.get("state"), str) else None
     except (FileNotFoundError, ValueError):
         return None

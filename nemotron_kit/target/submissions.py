@@ -15,6 +15,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
@@ -56,7 +57,7 @@ def read(run: Path, intent: str) -> Submission | None:
     """The record, None while there is none. NemotronError when it is damaged: then nothing may be submitted."""
     path = path_of(run, intent)
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(read_regular(path))
         return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
     except FileNotFoundError:
         return None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
 
 FILE = "hydra.json"
 # Run the program again until it arrives at its task function; or call a function that can be imported, or was sent.
@@ -83,7 +84,7 @@ def read_packet(folder: Path) -> Packet:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise NemotronError(f"{path} can be written by others: it is not run.")
-        return Packet(**json.loads(path.read_text(encoding="utf-8")))
+        return Packet(**json.loads(read_regular(path, limit=1 << 30)))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file.") from error
     except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.files import read_regular
 from nemotron_kit.plan.plan import DETACHED, Plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -33,7 +34,7 @@ class Texts(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         if name not in self._names:
             raise KeyError(name)
-        return (self._folder / name).read_text(encoding="utf-8")
+        return read_regular(self._folder / name).decode()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -1,0 +1,49 @@
+"""A FIFO in the place of a record or a log: opening it would wait for a writer for ever. Each is one error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.artifacts.errors import DamagedRecordError
+from nemotron_kit.artifacts.sealed import read_json, read_sealed
+from nemotron_kit.config.files import load_mapping
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.execution.jobspec import read_spec
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.logs import last_lines, read_from
+from nemotron_kit.runs.records import DamagedRecord, read_object, tail
+from nemotron_kit.target.submissions import path_of
+from nemotron_kit.target.submissions import read as read_submission
+
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "a record": ("exit.json", read_object),
+    "metrics": ("metrics.jsonl", lambda path: tail(path, 3)),
+    "a log": ("logs/job.log", lambda path: list(read_from(path, 0))),
+    "a log's end": ("logs/job.log", lambda path: last_lines(path, 3)),
+    "a log to write": ("logs/job.log", lambda path: JobFolder(path.parent.parent).open_log()),
+    "a job's spec": ("job.json", lambda path: read_spec(path.parent)),
+    "a sealed document": ("version.json", lambda path: read_sealed(path, "record")),
+    "a job's artifacts": ("artifacts.json", lambda path: read_json(path, "list")),
+    "a config": ("x.yaml", load_mapping),
+    "env.toml": ("env.toml", read_env_file),
+    "a submission": ("slurm/0123456789ab.json", lambda path: read_submission(path.parents[1], "0123456789ab")),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", READERS)
+def test_a_fifo_is_one_error(what: str, tmp_path: Path) -> None:
+    name, read = READERS[what]
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if what == "a submission":
+        assert path == path_of(tmp_path, "0123456789ab")
+    os.mkfifo(path, 0o600)
+    with pytest.raises((NemotronError, DamagedRecord, DamagedRecordError, OSError), match=r"is a FIFO|is not a file"):
+        read(path)
