@@ -100,6 +100,7 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
     if spelled := getattr(config, "__dict__", {}).get("_spelled"):
         raw = as_written(raw, spelled, partial(means_text, cls))
+    raw = _without_wandb(raw, cls)
     piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
     with pinned(piped) if piped else nullcontext():
         values = {key: value for key, value in resolve(raw).items() if key != "run"}
@@ -108,20 +109,22 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
 
 
 def init_wandb_from_env() -> Any:
-    """Start a W&B run if the environment says so (WANDB_PROJECT, set by the launcher from `run.wandb`); else None."""
-    project = os.environ.get("WANDB_PROJECT")
+    """Start a W&B run if the environment says so (WANDB_PROJECT, set by the launcher from `run.wandb`), or the `wandb`
+    block of the config that this process was started with; else None."""
+    project = os.environ.get("WANDB_PROJECT") or _wandb.get("project")
     if not project:
         return None
     from nemotron_kit.artifacts import WandbConfig, init_wandb_if_configured
 
-    tags = [t for t in os.environ.get("WANDB_TAGS", "").split(",") if t]
+    tags = tuple(t for t in os.environ.get("WANDB_TAGS", "").split(",") if t) or _wandb.get("tags") or ()
     return init_wandb_if_configured(
         WandbConfig(
             project=project,
-            entity=os.environ.get("WANDB_ENTITY"),
-            run_name=os.environ.get("WANDB_NAME"),
+            entity=os.environ.get("WANDB_ENTITY") or _wandb.get("entity"),
+            run_name=os.environ.get("WANDB_NAME") or _wandb.get("run_name"),
             tags=tags,
-            notes=os.environ.get("WANDB_NOTES"),
+            notes=os.environ.get("WANDB_NOTES") or _wandb.get("notes"),
+            enabled=_wandb.get("enabled"),
         )
     )
 
@@ -135,6 +138,24 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     values, spelled = load_spelled(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
     return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
+
+
+# The `wandb` block of the config file of a script that was started by hand: a launch puts it into the environment.
+_wandb: dict[str, Any] = {}
+
+
+def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The config without a `wandb` block that is no field of the dataclass: it is about tracking."""
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.config.files import with_wandb
+
+    moved = with_wandb(raw, cls)
+    if moved is not raw and not os.environ.get("NEMOTRON_RUN_ID"):
+        block: Any = OmegaConf.to_container(OmegaConf.create(moved).run.wandb, resolve=True)
+        _wandb.clear()
+        _wandb.update(block)
+    return moved
 
 
 def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

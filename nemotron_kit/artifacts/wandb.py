@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -30,11 +30,12 @@ class WandbConfig:
     project: str | None = None
     entity: str | None = None
     run_name: str | None = None
-    tags: list[str] = field(default_factory=list)
+    tags: tuple[str, ...] = ()
     notes: str | None = None
     enabled: bool | None = None
 
     def __post_init__(self) -> None:
+        self.tags = tuple(self.tags or ())
         self.enabled = bool(self.project) and self.enabled is not False
 
 
@@ -58,7 +59,7 @@ def wandb_config_from_env_file() -> WandbConfig | None:
         raise UserError(f"{where} tags is {tags!r}.", hint='Write a list of texts: tags = ["a", "b"].')
     if not texts["project"]:
         raise UserError(f"{where} names no project.", hint='Add project = "…", or remove the table to turn W&B off.')
-    return WandbConfig(tags=tags, **texts)
+    return WandbConfig(tags=tuple(tags), **texts)
 
 
 def wandb_config_from_environ() -> WandbConfig | None:
@@ -67,7 +68,7 @@ def wandb_config_from_environ() -> WandbConfig | None:
     if values["PROJECT"] is None:
         return None
     tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-    return WandbConfig(values["PROJECT"], values["ENTITY"], values["NAME"], tags, values["NOTES"])
+    return WandbConfig(values["PROJECT"], values["ENTITY"], values["NAME"], tuple(tags), values["NOTES"])
 
 
 def init_wandb_if_configured(

@@ -72,6 +72,16 @@ def as_written(values: dict[str, Any], spelled: Spelled, means_text: Callable[[S
     return result
 
 
+def with_wandb(values: dict[str, Any], cls: type) -> dict[str, Any]:
+    """A config's block `wandb` as the `run.wandb` that it means, unless the dataclass has such a field of its own."""
+    block, run = values.get("wandb"), values.get("run") or {}
+    if not isinstance(block, dict) or not isinstance(run, dict) or "wandb" in getattr(cls, "__dataclass_fields__", {}):
+        return values
+    rest = {key: value for key, value in values.items() if key != "wandb"}
+    named = {("run_name" if key == "name" else key): value for key, value in block.items()}
+    return {**rest, "run": {**run, "wandb": {**named, **(run.get("wandb") or {})}}}
+
+
 def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
     import yaml
 

@@ -44,7 +44,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
             key = getattr(error, "full_key", None) or "config"
             if own := user_error(error):
                 raise UserError(f"{key}: {own.message}", hint=own.hint) from error
-            raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{key}: {str(error).splitlines()[0]}", hint=what_to_add(str(error))) from error
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
@@ -76,6 +76,17 @@ def user_error(error: BaseException) -> UserError | None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def what_to_add(text: str) -> str | None:
+    """What an interpolation that OmegaConf does not find lacks, where that is a table of env.toml."""
+    match = re.search(r"Interpolation key 'run\.wandb(?:\.([a-z_]+))?' not found", text)
+    if match is None:
+        return None
+    name = match[1] or "project"
+    return (
+        f'env.toml has no such key. Add to it:\n[wandb]\n{name} = "…"\nor give --wandb.{name.replace("_", "-")} VALUE.'
+    )
 
 
 def launch_environment(config: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import foreign
 from nemotron_kit.config.defaults import group_files, package_of, read_job_file
-from nemotron_kit.config.files import Spot, as_written, key_place, load_spelled
+from nemotron_kit.config.files import Spot, as_written, key_place, load_spelled, with_wandb
 from nemotron_kit.config.hints import means_text
 from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name
 from nemotron_kit.config.schema import schema_node
@@ -155,6 +155,7 @@ def _register_file(
     from omegaconf.errors import OmegaConfBaseException
 
     found = read_job_file(path, group, config_files(command))
+    found.values = with_wandb(found.values, command.load_config_cls())
     if name == "default" and (other := belongs_to_another(found.values, command, siblings)):
         note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
         if note not in result.notes:

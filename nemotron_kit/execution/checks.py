@@ -19,7 +19,7 @@ from nemotron_kit.execution.checks_common import (
 )
 from nemotron_kit.execution.checks_engines import docker, image, mounts, partitions, slurm
 from nemotron_kit.execution.reach import reach_for
-from nemotron_kit.plan.paths import place_of
+from nemotron_kit.plan.paths import place_of, with_folder
 from nemotron_kit.plan.runconfig import RunConfig
 
 _ANY_RUN = "20000101-000000-check-000000"
@@ -34,6 +34,11 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 
 def check_profile(config: RunConfig) -> Iterator[Finding]:
     """Look at the target of a profile. A machine that can't be reached ends it; nothing is submitted or left behind."""
+    try:
+        config, _ = with_folder(config, lambda: reach_for(vars(config)).root)
+    except NemotronError as error:
+        yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
+        return
     target = Target(config, place_of(config, _ANY_RUN, 0), reach_for(vars(config)))
     for check in CHECKS.get(config.executor, (elsewhere, secrets)):
         try:

@@ -17,6 +17,7 @@ from nemotron_kit.execution.ssh_errors import not_reached
 from nemotron_kit.execution.ssh_options import ssh_command
 from nemotron_kit.execution.ssh_pipe import Lost, Pipe
 from nemotron_kit.plan.kit import kit_hash, kit_zip
+from nemotron_kit.plan.paths import REMOTE_FOLDER
 from nemotron_kit.runs.logs import neutralise
 from nemotron_kit.target.agent import error_from_dict
 
@@ -42,6 +43,9 @@ class Ssh:
 
     @property
     def root(self) -> str:
+        if self._root.startswith("~/"):
+            facts, _ = self.call("hello")
+            self._root = f"{facts['home'].rstrip('/')}{self._root[1:]}"
         return self._root
 
     @property
@@ -109,7 +113,7 @@ class Ssh:
 
     def _start_agent(self, pipe: Pipe) -> None:
         source = resources("nemotron_kit.target").joinpath("bootstrap.py").read_text(encoding="utf-8")
-        head = json.dumps({"mark": self._mark, "root": self.root, "kit": kit_hash()})
+        head = json.dumps({"mark": self._mark, "root": self._root, "kit": kit_hash()})
         pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
         answer = pipe.answer(self._mark, READY_SECONDS)
         if answer.get("need") == "kit":
@@ -128,11 +132,11 @@ def ssh_from(settings: Mapping[str, Any]) -> Ssh:
 
     UserError for what the profile lacks.
     """
-    for name in ("host", "user", "remote_job_dir"):
+    for name in ("host", "user"):
         if not settings.get(name):
             raise UserError(f"tunnel 'ssh' needs {name}.", hint="Set it in the profile.")
-    root = str(settings["remote_job_dir"])
-    if not root.startswith("/"):
+    root = str(settings.get("remote_job_dir") or f"~/{REMOTE_FOLDER}")
+    if not root.startswith(("/", "~/")):
         raise UserError(f"remote_job_dir: {root} must be an absolute path on {settings['host']}.")
     host, user, identity = settings["host"], settings["user"], settings.get("identity")
     python = settings.get("python") or "python3"

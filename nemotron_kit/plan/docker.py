@@ -136,7 +136,7 @@ def _problems(config: RunConfig, resources: Resources, mode: str, place: Place) 
     if mode == "local":
         yield "this profile's executor is docker: launch with --run or --batch."
     if not config.container_image:
-        yield "executor 'docker' needs container_image. Set it in the profile."
+        yield "executor 'docker' needs container_image. Add to the profile in env.toml:\ncontainer_image = \"…\""
     elif not _IMAGE.match(config.container_image):
         yield f"container_image: {config.container_image!r} is no name of an image."
     if resources.nodes > 1:

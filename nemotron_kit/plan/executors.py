@@ -178,7 +178,8 @@ def _need(config: RunConfig, *names: str) -> None:
     missing = [name for name in names if not getattr(config, name)]
     if missing:
         raise ProfileError(
-            f"executor {config.executor!r} needs {' and '.join(missing)}.", hint="Set it in the profile."
+            f"executor {config.executor!r} needs {' and '.join(missing)}.",
+            hint="Add to the profile in env.toml:\n" + "\n".join(f'{name} = "…"' for name in missing),
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nemotron_kit.plan.packaging import CodeTree
 
 IN_A_CLOUD = "/nemo_run"
+# Where jobs lie in the home over there, unless the profile says where.
+REMOTE_FOLDER = ".nemotron"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,20 @@ class Place:
         """What `${oc.env:PWD}` and `${oc.env:NEMO_RUN_DIR}` are in the job's config."""
         here = posixpath.normpath(posixpath.join(self.code, self.tree.inside)) if self.code and self.tree else self.cwd
         return {"NEMO_RUN_DIR": self.job, "PWD": here}
+
+
+def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[RunConfig, tuple[str, ...]]:
+    """The settings with `remote_job_dir` as an absolute path where it is to lie in the home of another machine. `root`
+    asks that machine; without it (a dry-run) the usual place is shown, which the note says."""
+    named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
+    if settings.tunnel != "ssh" or not named.startswith("~/") or not (settings.host and settings.user):
+        return settings, ()
+    if root is not None:
+        return replace(settings, remote_job_dir=root()), ()
+    shown = f"/home/{settings.user}{named[1:]}"
+    return replace(settings, remote_job_dir=shown), (
+        f"remote_job_dir is {named} of {settings.user} on {settings.host}: shown as {shown}, and asked for at launch.",
+    )
 
 
 def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> Place:
@@ -187,7 +203,7 @@ def _root(settings: RunConfig, apart: bool) -> str:
     for field in ("host", "user"):
         if not getattr(settings, field):
             raise UserError(f"tunnel 'ssh' needs {field}.", hint="Set it in the profile.")
-    if not named or not named.startswith("/"):
+    if not named or not named.startswith("/"):  # `with_folder` comes before
         what = f"{named!r} is no absolute path" if named else "is not set"
         raise UserError(
             f"remote_job_dir {what}: jobs and their code need a folder on {settings.host}.",

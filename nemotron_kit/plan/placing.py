@@ -17,7 +17,7 @@ from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.plan.paths import Place, moved, place_of
+from nemotron_kit.plan.paths import Place, moved, place_of, with_folder
 from nemotron_kit.plan.settings import effective_settings
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
     settings = effective_settings(frozen["run"], composed.overrides, recorded)
+    settings, where = with_folder(settings, (lambda: str(reach(vars(settings)).root)) if reach else None)
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return Placed(frozen, settings, place)
@@ -71,11 +72,12 @@ def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | Non
     from nemotron_kit.plan.left_behind import check_paths
 
     fetch: tuple[dict[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
+    notes = where
     if any("auto_mount:" in mount for mount in settings.mounts or ()):
         from nemotron_kit.plan.auto_mounts import with_repositories
 
-        settings, fetch, notes = with_repositories(settings, place.root, reach)
+        settings, fetch, more = with_repositories(settings, place.root, reach)
+        notes += more
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
     there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])

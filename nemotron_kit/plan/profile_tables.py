@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,9 +67,23 @@ def _check_there(env: EnvFile, name: str, where: str) -> None:
     if name in RESERVED:
         raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=_there(env, ""))
     if name not in env.tables:
-        raise ProfileError(f"{where}: there is no profile {name!r}.", hint=_there(env, name))
+        close = _there(env, name)
+        like = close is not None and close.startswith("Did you mean")
+        raise ProfileError(
+            f"{where}: there is no profile {name!r}.",
+            hint=close if like else "\n".join(filter(None, [close, lines_for(name)])),
+        )
     if not isinstance(env.tables[name], dict):
         raise ProfileError(f"{where}: {name} is a single value, no profile.", hint=f"A profile is a table: [{name}].")
+
+
+def lines_for(name: str) -> str:
+    """What to add to env.toml for a profile that it lacks."""
+    bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return (
+        f'Add it to env.toml, for a Slurm cluster as\n[{bare}]\nexecutor = "slurm"\naccount = "…"\npartition = "…"\n'
+        'or with executor = "local" for this machine.'
+    )
 
 
 def _there(env: EnvFile, name: str) -> str | None:

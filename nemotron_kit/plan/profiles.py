@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.envfile import EnvFile, find_env_file, read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.plan.profile_tables import Lines, NoEnvFile, chain_of, checked, names
+from nemotron_kit.plan.profile_tables import Lines, NoEnvFile, chain_of, checked, lines_for, names
 from nemotron_kit.plan.runconfig import RunConfig, field_name, resolve_partition, with_overrides
 from nemotron_kit.plan.tables import load_wandb_config
 
@@ -60,7 +60,7 @@ def list_run_profiles(config_path: str | Path | None = None) -> list[str]:
 
 def read_profile(name: str, config_path: str | Path | None = None) -> Profile:
     """`load_run_profile`, with the origin of every value."""
-    env = _open(config_path)
+    env = _open(config_path, name)
     lines = Lines(env)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -104,7 +104,7 @@ def _profile(name: str | None, config_path: str | Path | None) -> Profile:
     return read_profile(name, config_path)
 
 
-def _open(config_path: str | Path | None) -> EnvFile:
+def _open(config_path: str | Path | None, name: str = "NAME") -> EnvFile:
     if config_path is not None:
         path = Path(config_path).expanduser()
         if not path.is_file():
@@ -117,6 +117,6 @@ def _open(config_path: str | Path | None) -> EnvFile:
     if found is None:
         raise NoEnvFile(
             f"There is no env.toml in {Path.cwd()} or above it, nor in ~/.config/nemotron.",
-            hint="Profiles are tables in it: [NAME], then executor = …",
+            hint=lines_for(name),
         )
     return read_env_file(found)

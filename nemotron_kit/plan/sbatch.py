@@ -65,7 +65,8 @@ def _problems(config: RunConfig, mode: str) -> Iterator[str]:
     needed = {"account": config.account, "partition": resolve_partition(config, is_launch=mode == "batch")}
     missing = [name for name, value in needed.items() if not value]
     if missing:
-        yield f"executor 'slurm' needs {' and '.join(missing)}. Set it in the profile."
+        lines = "\n".join(f'{name} = "…"' for name in missing)
+        yield f"executor 'slurm' needs {' and '.join(missing)}. Add to the profile in env.toml:\n{lines}"
     if config.array:
         yield "array: many jobs are a sweep (-m key=1,2,3); the kit makes the array itself."
     for name in config.secrets or ():

@@ -32,7 +32,7 @@ def start() -> None:
     try:
         if sys.version_info < OLDEST:
             raise RuntimeError(f"Python is {sys.version.split()[0]} there, 3.11 or newer is needed")
-        kit = Path(head["root"], "kit", head["kit"])
+        kit = Path(head["root"], "kit", head["kit"]).expanduser()
         if not kit.is_dir():
             say(need="kit")
             unpack(source.read(int(source.readline())), kit)

@@ -23,7 +23,7 @@ from nemotron_kit.masking import is_secret_name
 from nemotron_kit.plan.auto_mounts import with_repositories
 from nemotron_kit.plan.environment import job_environment, references
 from nemotron_kit.plan.packaging import NONE
-from nemotron_kit.plan.paths import Place, place_of
+from nemotron_kit.plan.paths import Place, place_of, with_folder
 from nemotron_kit.plan.pinning import pin_slots
 from nemotron_kit.plan.placing import Placed, import_path, left_out, registry_here, registry_table
 from nemotron_kit.plan.plan import DETACHED, Plan
@@ -51,6 +51,7 @@ class ProgramPlanner:
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        self.run, _ = with_folder(self.run, lambda: reach_for(vars(self.run)).root)
         if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)

@@ -41,7 +41,7 @@ def test_metadata(folder: Path, given: Any, expected: Any) -> None:
 
 def test_typed_fields_and_metrics(folder: Path) -> None:
     torch = pytest.importorskip("torch")
-    model = ModelArtifact(path=folder, loss=torch.tensor(0.5, requires_grad=True), step=np.int32(7))
+    model = ModelArtifact(path=folder, loss=torch.tensor(0.5, requires_grad=True), step=np.int32(7))  # type: ignore[arg-type]
     assert (model.loss, model.step, type(model.loss), type(model.step)) == (0.5, 7, float, int)
     model.loss = torch.tensor(1.5, dtype=torch.bfloat16)
     model.metadata["all"] = torch.ones(2)

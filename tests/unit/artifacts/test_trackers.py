@@ -241,9 +241,9 @@ def test_wandb_config(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wandb_config_from_env_file() is None
     monkeypatch.setenv("WANDB_PROJECT", "p")
     monkeypatch.setenv("WANDB_TAGS", "a, b,")
-    assert wandb_config_from_environ() == WandbConfig(project="p", tags=["a", "b"])
+    assert wandb_config_from_environ() == WandbConfig(project="p", tags=("a", "b"))
     Path("env.toml").write_text('[wandb]\nproject = "p"\nname = "n"\ntags = ["x"]\n')
-    assert wandb_config_from_env_file() == WandbConfig(project="p", run_name="n", tags=["x"])
+    assert wandb_config_from_env_file() == WandbConfig(project="p", run_name="n", tags=("x",))
     Path("env.toml").write_text('[wandb]\nproject = "p"\nenabled = false\n')
     assert wandb_config_from_env_file() is None
     for text, words in [

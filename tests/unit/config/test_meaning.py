@@ -18,7 +18,7 @@ from nemotron_kit.config.job import typed
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.train_script import load_omegaconf_yaml, omegaconf_to_dataclass
+from nemotron_kit.train_script import init_wandb_from_env, load_omegaconf_yaml, omegaconf_to_dataclass
 
 
 class Switch(enum.Enum):
@@ -200,3 +200,40 @@ def test_an_optional_table_is_filled(given: Handler) -> None:
     assert given("", "+table.a=1").table == given("", "table={a: 1}").table == given("table: {a: 1}").table == {"a": 1}
     with pytest.raises(UserError, match=r"maybe\.inner\.stepz: `demo go` has no such field"):
         given("", "maybe.inner.stepz=1")
+
+
+def test_a_block_wandb_is_about_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Handler) -> None:
+    """As the linked page has it, in YAML, TOML or JSON; env.toml's table stands beneath it, the command line above."""
+    for name in ("WANDB_PROJECT", "NEMOTRON_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    app = App("demo")
+    app.command("go", Config, print)
+    text = 'text = "a"\n[wandb]\nproject = "mine"\nentity = "team"\nname = "x"\n'
+    (tmp_path / "c.toml").write_text(text)
+    env = EnvFile(tmp_path / "env.toml", {"wandb": {"project": "other", "notes": "n"}})
+    words = ["recipe=demo", "stage=go", f"config={tmp_path}/c.toml", "run.wandb.entity=me"]
+    run = freeze(compose(Tree(apps={"demo": app}), words, env).config, "/job")["run"]
+    assert run["wandb"] == {"project": "mine", "notes": "n", "entity": "me", "run_name": "x"}
+    started: list[Any] = []
+    monkeypatch.setattr("nemotron_kit.train_script._wandb", {})
+    monkeypatch.setattr("nemotron_kit.artifacts.init_wandb_if_configured", started.append)
+    config = omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.toml"), Config)
+    assert config.text == "a" and not hasattr(config, "wandb")
+    init_wandb_from_env()
+    assert [(each.project, each.entity, each.run_name) for each in started] == [("mine", "team", "x")]
+
+    @dataclass
+    class Own:
+        wandb: dict[str, Any] = field(default_factory=dict)
+
+    (tmp_path / "c.yaml").write_text("wandb: {project: p}\n")
+    assert omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.yaml"), Own).wandb == {"project": "p"}
+
+
+def test_what_env_toml_lacks_is_said(given: Handler, tmp_path: Path) -> None:
+    added = r'text: Interpolation key .run.wandb.project. not found\nenv.toml .*:\n\[wandb\]\nproject = "…"'
+    with pytest.raises(UserError, match=added):
+        given("text: ${run.wandb.project}")
+    with pytest.raises(UserError, match=added):
+        omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.yaml"), Config)
+    assert given("text: ${run.wandb.project}", "+run.wandb.project=p").text == "p"

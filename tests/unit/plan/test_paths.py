@@ -19,7 +19,7 @@ from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.plan.build import build_plan
 from nemotron_kit.plan.left_behind import check_paths
-from nemotron_kit.plan.paths import Place, moved, place_of
+from nemotron_kit.plan.paths import Place, moved, place_of, with_folder
 from nemotron_kit.plan.placing import Placed, still_behind
 from nemotron_kit.plan.plan import Plan
 from nemotron_kit.plan.runconfig import RunConfig
@@ -152,6 +152,19 @@ def test_an_environment_inside_the_project_does_not_move(launch: Path, monkeypat
 def test_what_only_the_user_knows_must_be_said(launch: Path, missing: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         place(**{key: value for key, value in SSH.items() if key != missing})
+
+
+@pytest.mark.parametrize(("named", "there"), [(None, ".nemotron"), ("~/jobs", "jobs")])
+def test_a_folder_in_the_home_over_there(launch: Path, named: str | None, there: str) -> None:
+    """The profile as the linked page prints it names none. A dry-run connects to nothing."""
+    settings = RunConfig(**{**SSH, "remote_job_dir": named})
+    shown, (note,) = with_folder(settings, None)
+    assert shown.remote_job_dir == f"/home/{settings.user}/{there}"
+    assert shown.remote_job_dir in note and "asked for at launch" in note
+    asked, notes = with_folder(settings, lambda: "/lustre/me")
+    assert (asked.remote_job_dir, notes) == ("/lustre/me", ())
+    for other in (RunConfig(**SSH), RunConfig(executor="slurm"), RunConfig(tunnel="ssh")):
+        assert with_folder(other, None) == (other, ())
 
 
 @pytest.mark.parametrize(

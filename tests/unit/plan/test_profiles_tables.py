@@ -8,6 +8,8 @@ import pytest
 
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.plan.profiles import NoEnvFile, load_run_profile
+from nemotron_kit.plan.runconfig import ProfileError
 from nemotron_kit.plan.tables import check_reserved_tables, load_wandb_config
 
 
@@ -69,3 +71,26 @@ def test_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
     assert load_wandb_config() is None
+
+
+def test_tags_are_a_tuple_as_in_the_reference(tmp_path: Path) -> None:
+    found = load_wandb_config(write(tmp_path, '[wandb]\nproject = "p"\ntags = ["a", "b"]\n'))
+    assert found is not None and found.tags == ("a", "b")
+    found = load_wandb_config(write(tmp_path, '[wandb]\nproject = "p"\n'))
+    assert found is not None and found.tags == ()
+
+
+def test_a_profile_that_is_not_there_is_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader of the document has to add before `--run MY-CLUSTER` works."""
+    lines = '[MY-CLUSTER]\nexecutor = "slurm"\naccount = "…"\npartition = "…"'
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for text in (None, '[wandb]\nproject = "p"\n'):
+        if text:
+            write(tmp_path, text)
+        with pytest.raises((NoEnvFile, ProfileError)) as error:
+            load_run_profile("MY-CLUSTER")
+        assert lines in str(error.value)
+    with pytest.raises(ProfileError, match=r'\["two words"\]'):
+        load_run_profile("two words")
