@@ -1,10 +1,11 @@
-"""Whether the weights in a model's folder are whole, told by safetensors' own headers: no torch, no tensor is made."""
+"""Whether the weights in a model's folder are whole, told by the files' own directories: without torch or a tensor."""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ _BITS = {"BOOL": 8}
 
 
 def check_weights(folder: Path) -> None:
-    """Open every *.safetensors below `folder`, and see that the files of every *.safetensors.index.json are there.
+    """Open every *.safetensors below `folder` and every archive of torch.save's, and see that the files of every index
+    are there.
 
-    UserError for the first file that is cut off, too long, or whose header is damaged. Other formats aren't opened.
+    UserError for the first file that is cut off, too long, or whose header is damaged. Other formats aren't opened, and
+    of an archive only its directory is read: nothing in it is unpickled.
     """
-    for path in sorted(folder.rglob("*.safetensors")):
-        _check_file(path)
-    for path in sorted(folder.rglob("*.safetensors.index.json")):
+    checks = {".safetensors": _check_file, ".bin": _check_archive, ".pt": _check_archive, ".pth": _check_archive}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in checks and path.is_file()):
+        checks[path.suffix](path)
+    for path in sorted(path for ending in (".safetensors", ".bin") for path in folder.rglob(f"*{ending}.index.json")):
         _check_index(path)
 
 
@@ -46,6 +50,17 @@ def _check_file(path: Path) -> None:
             f"{path}: {size:,} bytes, but its header speaks of {whole:,}: it is cut off or damaged.",
             hint=_HINT,
         )
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":  # what torch.save writes; its older format says nothing of its length
+                zipfile.ZipFile(file).close()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}.") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: not a whole archive of weights: {error}.", hint=_HINT) from error
 
 
 def _end(name: str, entry: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,6 +178,7 @@ def _sweep(output: Path) -> None:
     from nemotron_kit.data_prep.ranks import FOLDER
 
     for path in output.glob(f"*/.shard_*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it disturbs nobody, and the next run tries again
+            path.unlink(missing_ok=True)
     for folder in output.glob(f"{FOLDER}*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -52,6 +52,20 @@ def test_types_that_are_new_are_none_of_its_business(tmp_path: Path) -> None:
     check_weights(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt"])
+def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(9)}, tmp_path / name)
+    check_weights(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for length in range(4, len(whole), 97):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(UserError, match=rf"{name}: not a whole archive of weights"):
+            check_weights(tmp_path)
+    (tmp_path / name).write_bytes(b"an older format")
+    check_weights(tmp_path)
+
+
 def test_an_index_names_files_that_are_there(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
