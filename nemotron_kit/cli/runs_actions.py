@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemotron_kit.cli.grid import clean, write_lines
 from nemotron_kit.cli.runs import is_asked
+from nemotron_kit.cli.runs_look import written_by
 from nemotron_kit.cli.runs_wait import say_end
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
@@ -20,6 +21,7 @@ from nemotron_kit.runs.ledger import check_removable, open_run, remove_run
 from nemotron_kit.runs.records import DamagedRecord
 
 _LOOK_SECONDS = 0.5
+_FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
 _QUEUED = ("pending",)
 _ID = "a run's id, the start of one, its last six digits, or latest"
 
@@ -82,7 +84,7 @@ def remove(argv: list[str]) -> int:
         "nemotron runs rm", "Deletes the folders of runs that are over, unless an artifact lies in one."
     )
     parser.add_argument("ids", metavar="ID", nargs="+", help=_ID)
-    parser.add_argument("--force", action="store_true", help="also one that never started, or whose state is not known")
+    parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
     options = parser.parse(argv)
     if options is None:
@@ -98,11 +100,27 @@ def remove(argv: list[str]) -> int:
             hint = f"Stop it first: nemotron runs cancel {run.id}."
             raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
         check_removable(run, referenced_by=artifacts_in, force=options.force)
+        if not options.force:
+            _refuse_written(run)
         if run in asked and not options.here:
             _remove_there(run)
         remove_run(run, force=options.force)
         write_lines([f"removed {run.id}"])
     return 0
+
+
+def _refuse_written(run: RunFolder) -> None:
+    """UserError, with names, where a job's own files lie in its copy of the code."""
+    for job in run.jobs():
+        found = written_by(job)
+        if found:
+            names, count = found["files"], len(found["files"]) + found["more"]
+            shown = ", ".join(map(clean, names[:6])) + (", …" if count > 6 else "")
+            what = "a file" if count == 1 else f"{count} files"
+            raise UserError(
+                f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
+                hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
+            )
 
 
 def _remove_there(run: RunFolder) -> None:

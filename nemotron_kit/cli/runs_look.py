@@ -77,3 +77,22 @@ class Look:
             return None, None
         said = self.states[number].facts.get("reason")
         return (seen.reason if seen else None) or said, seen.estimated_start if seen else None
+
+
+def written_by(job: JobFolder) -> dict[str, Any]:
+    """What a job wrote into its copy of the code: `{"folder", "files", "more"}`, {} for nothing. Its record says so;
+    where it has none, what lies there."""
+    from nemotron_kit.target.code import written_since
+
+    try:
+        record = job.exit_record()
+    except DamagedRecord:
+        record = None
+    if record is None:
+        return written_since(job.path / "code")
+    said = record.get("written")
+    if isinstance(said, dict) and isinstance(said.get("files"), list):
+        more = said.get("more")
+        names = [str(name) for name in said["files"]]
+        return {"folder": str(said.get("folder")), "files": names, "more": more if isinstance(more, int) else 0}
+    return {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_kit.cli.grid import print_facts, print_json
 from nemotron_kit.cli.runs import as_json, duration, iso
-from nemotron_kit.cli.runs_look import Look
+from nemotron_kit.cli.runs_look import Look, written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.job import JobFolder
@@ -20,6 +20,7 @@ from nemotron_kit.runs.records import DamagedRecord
 from nemotron_kit.runs.states import EXIT_CODES, JobState
 
 _METRICS = 5
+_FILES = 20
 _MANY = 20
 
 Fact = tuple[str, object]
@@ -69,6 +70,7 @@ def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
         "history": [{**entry, "at": iso(entry["at"])} for entry in job.history()],
         "artifacts": _artifacts(job),
         "metrics": job.metrics(_METRICS),
+        "written": written_by(job),
         "folder": str(job.path),
     }
 
@@ -169,6 +171,9 @@ def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
         yield "outputs", _pin(pin)
     if "error" in artifacts:
         yield "outputs", artifacts["error"]
+    if found := written_by(job):
+        more = f" and {found['more']} more" if found["more"] else ""
+        yield "wrote", f"{', '.join(found['files'][:_FILES])}{more} in {found['folder']}"
     for entry in job.history():
         yield "history", _moment(entry)
     if state.finished is not None:

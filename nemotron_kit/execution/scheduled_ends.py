@@ -18,6 +18,7 @@ from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
+from nemotron_kit.target.code import written_since
 
 OTHERS_SECONDS = 20.0
 # In the job's folder: what its function returned, if a sweeper can use it.
@@ -71,12 +72,18 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
     elif outcome.state == "preempted":
         last = f"{_LAST}={spec.max_segments}" if node.job else None
         then = "it goes on from there" if again else f"{last or 'nothing starts it again'}: {resume_line(job)}"
-        facts = {**signals, **({AGAIN: True} if again else {})}
+        facts = {**signals, **({AGAIN: True} if again else {}), **_written(spec)}
         state = "failed" if last and not again else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value)
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value, **_written(spec))
+
+
+def _written(spec: JobSpec) -> dict[str, Any]:
+    """What lies in the job's copy of the code that was not sent: it goes when the run's folder goes."""
+    found = written_since(Path(spec.code)) if spec.code else {}
+    return {"written": found} if found else {}
 
 
 def resume_line(job: JobFolder) -> str:

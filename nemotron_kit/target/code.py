@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from nemotron_kit.runs.records import read_object
 from nemotron_kit.target.clean import used
 from nemotron_kit.target.folders import CODE
 
+# When every file of a copy was last changed, in seconds: what has another time was written there since.
+_PLACED = 315532800  # 1980, the first year that a zip file knows
+_NAMED = 100
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -89,6 +93,27 @@ def unpack(data: bytes, folder: Path) -> None:
     files.fsync_dir(folder.parent)
 
 
+def written_since(folder: Path) -> dict[str, Any]:
+    """What a job wrote into its copy of the code, but for Python's own caches: `{}`, or `{"folder", "files", "more"}`
+    with the first names and how many more there are."""
+    found = []
+    for place, names, others in os.walk(folder):
+        names[:] = sorted(name for name in names if name != "__pycache__")
+        paths = [Path(place, name) for name in sorted(others)]
+        found += [path.relative_to(folder).as_posix() for path in paths if _is_written(path)]
+    if not found:
+        return {}
+    return {"folder": str(folder), "files": found[:_NAMED], "more": max(0, len(found) - _NAMED)}
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _PLACED and path.suffix != ".pyc"
+
+
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """One file, folder or link, inside `folder` and never through a link: the archive is ours, but not trusted."""
     name = PurePosixPath(member.name)
@@ -108,5 +133,6 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, member.mode & 0o755 | 0o600)
         with os.fdopen(fd, "wb") as file:
             shutil.copyfileobj(source, file)
+        os.utime(path, (_PLACED, _PLACED))
     else:
         raise NemotronError(f"The code archive holds {member.name!r}, which is no file.")

@@ -99,6 +99,8 @@ class Config:
 
 def score(config: Config) -> float:
     print("scored", config.job)
+    with open("mine.txt", "w") as file:
+        file.write("x")
     if config.n < 0:
         raise ValueError("n is negative")
     return config.n * 2
@@ -348,6 +350,8 @@ def test_a_recipe(world: World, sshd: Any, profile: str) -> None:
     said = world("-m", "nemotron_kit", "-m", *words, code=1, **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
     assert "1 of 3 jobs did not succeed (job 1)" in said
     assert [record.get("value") for record in world.exits()] == [2.0, None, 6.0]
+    # What it wrote by a relative path lies in its copy of the code, and its record says so.
+    assert [record["written"]["files"] for record in world.exits()] == [["mine.txt"]] * 3
     plan = json.loads((world.run() / "plan.json").read_text())
     assert (plan["recipe"], plan["executor"], plan["kind"]) == ("demo", "slurm", "sweep")
 

@@ -90,3 +90,18 @@ def refreshed(run: RunFolder) -> list[str]:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", "--help"]) == 0
     assert "none twice" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    run = create_run(new_run_id("demo", "go"), {"executor": "local"}, [{}])
+    job = run.job(0)
+    job.transition("running")
+    written = {"folder": "/there/code", "files": ["out/model.bin", "odd\x1b[2J"], "more": 3}
+    job.finish(0, "succeeded", written=written)
+    with pytest.raises(UserError, match=r"wrote 5 files .* go with the run: out/model\.bin, odd[^\x1b]*") as raised:
+        main(["rm", run.id])
+    assert "/there/code" in str(raised.value.hint)
+    assert main(["show", run.id]) == 0
+    assert "out/model.bin, odd" in capsys.readouterr().out
+    assert main(["rm", run.id, "--force"]) == 0
+    assert not run.path.exists()

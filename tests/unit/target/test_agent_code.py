@@ -12,7 +12,7 @@ import pytest
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.execution.reach import Here
 from nemotron_kit.execution.snapshot import code_there
-from nemotron_kit.target.code import unpack
+from nemotron_kit.target.code import unpack, written_since
 from nemotron_kit.target.folders import CODE
 
 
@@ -106,3 +106,21 @@ def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypa
     (source / "a.py").write_text("one")
     there()
     assert archive.exists(), "sent again"
+
+
+def test_what_a_job_wrote_into_its_copy(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    unpack(packed(("pkg/train.py", tarfile.REGTYPE, "1"), ("log.txt", tarfile.REGTYPE, "1")), code)
+    assert written_since(code) == {} == written_since(tmp_path / "none")
+    (code / "pkg" / "__pycache__").mkdir()
+    (code / "pkg" / "__pycache__" / "train.pyc").write_text("x")
+    assert written_since(code) == {}
+    with (code / "log.txt").open("a") as file:
+        file.write("more\n")
+    (code / "out").mkdir()
+    (code / "out" / "model.bin").write_text("x")
+    assert written_since(code) == {"folder": str(code), "files": ["log.txt", "out/model.bin"], "more": 0}
+    for number in range(200):
+        (code / "out" / f"{number}").write_text("x")
+    found = written_since(code)
+    assert (len(found["files"]), found["more"]) == (100, 102)
