@@ -1,8 +1,30 @@
-"""Errors that a person at a prompt sees: what was wrong, where, and what would be right. Exit codes ride on them."""
+"""Errors that a person at a prompt sees: what was wrong, where, and what would be right. Exit codes ride on them.
+
+Paths, names and values in a message come from anywhere: `printable` takes what acts on a terminal out of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+# Colours are dropped; whatever else begins with an escape, and every other control character, is made visible.
+_COLOUR = r"\x1b\[[0-9;:]*m"
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+
+
+def printable(text: str) -> str:
+    """`text` that moves no cursor, sets no title, answers no query and reorders nothing where it is printed."""
+    if text.isprintable():
+        return text
+    import re  # which a help page has no use for
+
+    return re.sub(_CONTROL, lambda match: _visible(ord(match[0])), re.sub(_COLOUR, "", text))
+
+
+def _visible(code: int) -> str:
+    if code < 0x20:
+        return f"^{chr(code + 0x40)}"
+    return "^?" if code == 0x7F else f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
 class NemotronError(Exception):
@@ -11,9 +33,9 @@ class NemotronError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(printable(message))
+        self.message = printable(message)
+        self.hint = printable(hint) if hint else hint
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message

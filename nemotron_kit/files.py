@@ -7,14 +7,17 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _thread = threading.local()
+DAY_S = 86_400.0
 # In a document of ours: where NaN and infinities stand, which JSON has no numbers for.
 NONFINITE = "$nonfinite"
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -62,9 +65,47 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
+def aside(path: Path) -> Path:
+    """A hidden name beside `path`, on the same file system, for what is to get that name when it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+
+
+def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
+    """Remove what processes that were killed left in `folder` under the names of `aside`, if it is older than a day and
+    no process has the number of its writer. In a folder that is `ours` also what has no number. Returns what went."""
+    gone = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        left = [entry for entry in entries if entry.name.startswith(".") and is_leftover(entry, ours=ours)]
+        for entry in left:
+            with contextlib.suppress(OSError):  # another has collected it, or may
+                path = Path(entry.path)
+                shutil.rmtree(path) if entry.is_dir(follow_symlinks=False) else path.unlink()
+                gone.append(path)
+    return gone
+
+
+def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = False) -> bool:
+    """Whether this is what a killed process left under a hidden name with its number, more than a day ago."""
+    *_, number, mark = ("", "", *entry.name.removesuffix(ending).split("."))
+    if not (entry.name.endswith(ending) and len(mark) == 8 and (number.isdecimal() or ours)):
+        return False
+    old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY_S
+    return old and not (number.isdecimal() and _lives(int(number)))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write `data` to `path` atomically and durably; the temporary file lies beside it, so on the same file system."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    temporary = aside(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         _fill(fd, data, path)

@@ -21,16 +21,19 @@ from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, s
 from nemotron_kit.artifacts.records import RECORD, ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import SLUG
 from nemotron_kit.artifacts.staging import (
+    collect_garbage,
     make_below,
     make_folder,
     publish,
     replace_sealed,
     staged,
+    touch,
     write_sealed,
     writing_to,
 )
-from nemotron_kit.artifacts.store import Store, pointer_document
+from nemotron_kit.artifacts.store import KINDS, Store, pointer_document
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import DAY_S
 
 logger = logging.getLogger(__name__)
 # How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove.
@@ -53,7 +56,20 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
             document = pointer_document(draft.name, draft.producer, record.version)
             replace_sealed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
         _require_registered(store, record)
+        _collect(store, draft.name)
     return record
+
+
+def _collect(store: Store, name: str) -> None:
+    """Once a day remove what killed writers of this name left: looking for it costs as much as there are versions."""
+    folder = store.folder(name)
+    done = folder / "index" / "collected"
+    with contextlib.suppress(OSError):  # nobody relies on it
+        if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
+            touch(done, store.modes)
+            os.utime(done)
+            for place in (store.root, folder, *(folder / kind for kind in KINDS)):
+                collect_garbage(place, DAY_S)
 
 
 def _place(root: Path) -> tuple[int, int] | None:

@@ -12,13 +12,12 @@ from nemotron_kit.artifacts.metadata import absolute, path_pin
 from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, check_alias, check_slug, registry_name
-from nemotron_kit.artifacts.store import MODES, Store, pointer_document
+from nemotron_kit.artifacts.store import KINDS, MODES, Store, pointer_document
 from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.files import DAY_S
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.mending import Finding
-
-DAY_S = 86_400.0
 
 
 class LocalRegistry(Store):
@@ -110,7 +109,7 @@ class LocalRegistry(Store):
 
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            folders += [name, *(name / kind for kind in ("aliases", "runs", "stamps", "index"))]
+            folders += [name, *(name / kind for kind in KINDS)]
         with writing_to(self.root):
             return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
 

@@ -11,7 +11,7 @@ from nemotron_kit.artifacts.pin import Pin
 from nemotron_kit.artifacts.sealed import MARK, read_sealed, render_sealed
 from nemotron_kit.artifacts.walk import METADATA
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import read_regular, write_text
+from nemotron_kit.files import collect_leftovers, read_regular, write_text
 
 _KINDS = {"type": str, "path": str, "metadata": dict}
 # By these bytes a file of ours is known that is not whole.
@@ -50,6 +50,7 @@ def is_ours(folder: Path) -> bool:
 def write_document(folder: Path, document: dict[str, Any]) -> None:
     """Write metadata.json whole, with the permissions that the user's own files there get."""
     try:
+        collect_leftovers(folder)
         write_text(folder / METADATA, render_sealed({**document, **MARK}), mode=0o666)
     except OSError as error:
         raise NemotronError(f"{folder / METADATA} can't be written: {error.strerror or error}.") from error

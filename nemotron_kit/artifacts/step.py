@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemotron_kit.artifacts.metadata import absolute
 from nemotron_kit.artifacts.pipes import say_step
+from nemotron_kit.errors import printable
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -47,7 +48,7 @@ def _print_plain(title: str, rows: dict[str, dict[str, str]]) -> None:
     lines = [title]
     for name, fields in rows.items():
         lines += [f"  {name}", *(f"    {key}: {value}" for key, value in fields.items())]
-    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
+    print(printable("\n".join(lines)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
@@ -59,7 +60,8 @@ def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
     for name, fields in rows.items():
         text.append(f"{name}\n", style="bold cyan")
         for key, value in fields.items():
-            text.append(f"  {key:9}", style="dim").append(f"{value}\n", style="yellow" if key == "artifact" else "")
+            style = "yellow" if key == "artifact" else ""
+            text.append(f"  {key:9}", style="dim").append(f"{printable(value)}\n", style=style)
     text.rstrip()
     Console(file=sys.stderr).print(Panel(text, title=Text(title), title_align="left", border_style="green"))
 

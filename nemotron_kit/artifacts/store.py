@@ -45,6 +45,8 @@ class Modes:
     exact: bool = False
 
 
+# The folders of a name beside its versions.
+KINDS = ("aliases", "runs", "stamps", "index")
 MODES = {"private": Modes(), "group": Modes(0o2770, 0o660, exact=True)}
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nemotron_kit.errors import printable
 from nemotron_kit.files import finite
 from nemotron_kit.plan.plan import Plan
 
@@ -23,7 +24,7 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     for title, lines in _sections(plan):
         print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
-        text = "\n".join(lines)
+        text = printable("\n".join(lines))
         if title == "Config" and colour:
             _highlighted(text, theme or DEFAULT_THEME)
         else:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemotron_kit.errors import printable
 from nemotron_kit.files import finite
-from nemotron_kit.runs.logs import neutralise
 
 # rich styles by cell text, for whatever column holds states.
 STYLES = {
@@ -27,7 +27,7 @@ STYLES = {
 
 def clean(value: object) -> str:
     """One line that is safe to print."""
-    return neutralise("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
+    return printable("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
@@ -62,8 +62,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_lines(lines: Sequence[str]) -> None:
-    """Print lines, with a ? for what the stream can't show."""
-    text = "".join(f"{line}\n" for line in lines)
+    """Print lines, harmless to the terminal, with a ? for what the stream can't show."""
+    text = printable("".join(f"{line}\n" for line in lines))
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 

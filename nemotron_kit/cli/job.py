@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.request import Job, hydra_words
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text
 from nemotron_kit.plan.tables import check_reserved_tables
@@ -199,4 +199,4 @@ def say_commands(run_id: str, *commands: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    print(printable(text), file=sys.stderr)  # noqa: T201

@@ -17,7 +17,7 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.ledger import check_removable, open_run, remove_run
+from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
 from nemotron_kit.runs.records import DamagedRecord
 
 _LOOK_SECONDS = 0.5
@@ -106,6 +106,7 @@ def remove(argv: list[str]) -> int:
             _remove_there(run)
         remove_run(run, force=options.force)
         write_lines([f"removed {run.id}"])
+    collect_removed(artifacts_in)
     return 0
 
 

@@ -38,7 +38,7 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
     told, pause = False, _LOOK_SECONDS
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
         if not told:
-            sys.stderr.write(f"waits for {state.facts['reason']}\n")
+            sys.stderr.write(f"waits for {clean(state.facts['reason'])}\n")
         told, pause = True, min(pause * 1.2, _LONGEST_SECONDS)
         time.sleep(pause)
 

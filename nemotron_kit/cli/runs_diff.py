@@ -54,7 +54,7 @@ def facts(run: RunFolder, job: JobFolder) -> Facts:
     """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
     from nemotron_kit.config.files import load_mapping
 
-    plan, spec = run.plan(), _read(job, "job.json")
+    plan, spec = run.plan(), job.spec()
     place = plan.get("place") or {}
     there = str(place.get("run") or run.path)
     own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}
@@ -100,13 +100,6 @@ def _general(value: Any, own: Mapping[str, str]) -> Any:
         for folder, mark in own.items():
             value = value.replace(folder, mark)
     return value
-
-
-def _read(job: JobFolder, name: str) -> dict[str, Any]:
-    try:
-        return read_object(job.path / name)
-    except FileNotFoundError:
-        return {}
 
 
 def _digest(run: RunFolder) -> str | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nemotron_kit.discovery import Tree
     from nemotron_kit.plan.runconfig import RunConfig
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
 
 
@@ -30,22 +31,34 @@ class Recorded:
     """What a job's folder and its run's plan say. Raises UserError for one that can't be started again by them."""
 
     def __init__(self, run: RunFolder, job: JobFolder) -> None:
+        from nemotron_kit.artifacts.errors import DamagedRecordError
         from nemotron_kit.artifacts.pin import Pin
         from nemotron_kit.config.files import load_mapping
 
         self.run, self.job = run, job
         try:
-            self.plan, self.spec = run.plan(), read_object(job.path / "job.json")
-        except (FileNotFoundError, DamagedRecord) as error:
+            self.plan, self.spec = run.plan(), job.spec()
+            for key in ("command", "handler", "config_cls", "cwd"):
+                if not str(self.spec.get(key) or "").strip() and not self.spec.get("module"):
+                    raise DamagedRecord(f"{job.path / 'job.json'}: it has no {key}.")
+            if not all(map(_NAME.match, str(self.spec.get("command") or "").split())):
+                raise DamagedRecord(f"{job.path / 'job.json'}: command is {self.spec['command']!r}, no command's name.")
+            if any("\0" in path for path in self.spec.get("sys_path") or ()):
+                raise DamagedRecord(f"{job.path / 'job.json'}: sys_path holds what is no path.")
+            self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
+            inputs = job.artifacts()["inputs"]
+        except DamagedRecord as error:
             raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
                 f"{run.id} was launched by a program of its own, which alone can compose its config.",
                 hint=f"Its command line: {self.plan.get('command_line')}",
             )
-        self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
         self.config = load_mapping(job.config_path)
-        self.pins: dict[str, Pin] = {slot: Pin.from_dict(pin) for slot, pin in job.artifacts()["inputs"].items()}
+        try:
+            self.pins: dict[str, Pin] = {slot: Pin.from_dict(pin) for slot, pin in inputs.items()}
+        except DamagedRecordError as error:
+            raise UserError(f"{job.path / 'artifacts.json'}: {error.message}") from error
 
     @property
     def label(self) -> str:
@@ -70,8 +83,10 @@ class Recorded:
     def folder(self) -> str:
         """The folder that it was launched from."""
         tree = self.place.get("tree")
-        inside = os.path.normpath(os.path.join(tree["root"], tree["inside"])) if tree else self.place.get("cwd")  # noqa: PTH118
-        return str((self.plan.get("code") or {}).get("folder") or inside or self.spec["cwd"])
+        inside = self.place.get("cwd")
+        if tree:
+            inside = os.path.normpath(os.path.join(tree.get("root") or "", tree.get("inside") or ""))  # noqa: PTH118
+        return str((self.plan.get("code") or {}).get("folder") or inside or self.spec.get("cwd"))
 
     @property
     def settings(self) -> RunConfig:
@@ -86,11 +101,14 @@ class Recorded:
     @property
     def overrides(self) -> list[str]:
         """What was typed, in Hydra's words, without what chose the command and its config."""
+        file = self.job.path / ".hydra" / "overrides.yaml"
         try:
-            words = json.loads(read_regular(self.job.path / ".hydra" / "overrides.yaml"))
+            words = json.loads(read_regular(file))
         except (OSError, ValueError):
             words = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
-        return [str(word) for word in words]
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{self.run.id}: its record is not whole: {file}: expected a list of texts.")
+        return list(words)
 
     def values(self, *, keep_env: bool, is_open: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
         """(the config for a file, the words that add to it what was added with `+` and delete what was deleted).

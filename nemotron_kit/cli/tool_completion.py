@@ -30,7 +30,7 @@ OPTIONS = {
     "runs rerun": ("--run", "--batch", "--dry-run"),
     "runs diff": ("--json",),
     "runs rm": ("--force", "--here"),
-    "artifacts": ("--alias", "--verify", "--json"),
+    "artifacts": ("--alias", "--verify", "--dry-run", "--json"),
     "profiles": ("--json",),
     "profiles show": ("--all", "--json"),
     "profiles check": ("--json",),
@@ -51,6 +51,7 @@ def after_tool(name: str, words: Sequence[str], current: str, index: Index) -> A
     elif current.startswith("-"):
         yield from ((option, "") for option in OPTIONS.get(page, ()))
     elif name == "artifacts":
+        yield from [("gc", "")] if len(bare) == 1 else []
         yield from artifacts(current)
     elif len(bare) == 1:
         yield from ((each, "") for each in tree.TOOLS[name][2])

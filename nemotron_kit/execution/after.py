@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.errors import Cancelled, NemotronError, printable
 from nemotron_kit.execution.ledger import ENDED, HERE, Sight, refresh, run_standing, standing, target_of
 from nemotron_kit.execution.mirror import folder_there
 from nemotron_kit.plan.more_mounts import with_folders
@@ -137,7 +137,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
 
 def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
     reason = ", ".join(f"{run_id} ({state})" for run_id, state in states.items() if state != "succeeded")
-    sys.stderr.write(f"waits for {reason}\n")
+    sys.stderr.write(printable(f"waits for {reason}\n"))
     if job is not None:
         job.transition("pending", process=process_facts(), reason=reason)
 

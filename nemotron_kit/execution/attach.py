@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from nemotron_kit.errors import Unreachable
+from nemotron_kit.errors import Unreachable, printable
 from nemotron_kit.execution.backends.base import Backend, Observation
 from nemotron_kit.execution.outcome import INTERRUPTED, Outcome
 from nemotron_kit.execution.shown import Shown
@@ -195,4 +195,4 @@ def _show(text: str) -> None:
 
 def _say(text: str) -> None:
     with unless_gone(sys.stderr):
-        print(text, file=sys.stderr)  # noqa: T201
+        print(printable(text), file=sys.stderr)  # noqa: T201

@@ -21,6 +21,21 @@ from nemotron_kit.runs.process import process_facts
 from nemotron_kit.runs.records import DamagedRecord, read_object
 from nemotron_kit.runs.states import DAMAGED, now_iso, parse_time, run_state
 
+# What plan.json holds, as far as it is read back.
+_TEXTS, _TREE = {None: str}, {"root": str, "inside": str}
+_PLAN: dict[str, Any] = {
+    **dict.fromkeys(("recipe", "stage", "executor", "profile", "mode", "kind", "command_line", "config_name"), str),
+    **dict.fromkeys(("config", "captured_at_launch", "settings"), dict),
+    "hydra": (str, list),
+    "code": {"folder": str, "commit": str, "kit": str, "python": str, "dirty": bool},
+    "place": {**dict.fromkeys(("root", "run", "job", "cwd", "artifacts"), str), "tree": _TREE, "moves": _TEXTS},
+    "inputs": {None: dict},
+    "references": _TEXTS,
+    "secrets": [str],
+    "after": [str],
+    "rerun_of": str,
+}
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -55,7 +70,7 @@ class RunFolder:
     def plan(self) -> dict[str, Any]:
         """plan.json. Raises DamagedRecord when it isn't there or can't be read."""
         try:
-            return read_object(self.path / "plan.json")
+            return read_object(self.path / "plan.json", _PLAN)
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
 
@@ -148,8 +163,9 @@ def create_run(
     root = root or runs_root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = root / run_id
+    files.collect_leftovers(root, ours=True)
     # A dot in front: listings pass over what a killed launch leaves.
-    building = root / f".{run_id}.{secrets.token_hex(4)}.tmp"
+    building = files.aside(final)
     try:
         _fill(building, {"created_at": now_iso(), **plan}, jobs, attached)
         _rename_new(building, final)

@@ -22,6 +22,17 @@ from nemotron_kit.runs.states import STATES, TERMINAL, JobState, now_iso, parse_
 
 _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_ARTIFACTS = {"inputs": {None: dict}, "outputs": [dict]}
+_SPEC: dict[str, Any] = {
+    **dict.fromkeys(("command", "handler", "config_cls", "script", "module", "cwd", "executor"), str),
+    "sys_path": [str],
+    "secrets": [str],
+    "environment": {None: str},
+    "late": {None: str},
+    "after": [str],
+    "torchrun": bool,
+    "retries": int,
+}
 DISAPPEARED = "the process disappeared"
 ALONE = "its worker is gone; what it had started runs on"
 _CHILD, _CANCEL = "child.json", "cancel.json"
@@ -173,7 +184,7 @@ class JobFolder:
         Each save is a file in `artifacts.d`: the list in artifacts.json may lack those of processes that were killed.
         """
         try:
-            record = read_object(self.path / "artifacts.json")
+            record = read_object(self.path / "artifacts.json", _ARTIFACTS)
         except FileNotFoundError:
             record = {}
         outputs = list(record.get("outputs") or [])
@@ -182,6 +193,13 @@ class JobFolder:
                 pin = read_object(file)
                 outputs += [pin] if pin not in outputs else []
         return {"inputs": record.get("inputs") or {}, "outputs": outputs}
+
+    def spec(self) -> dict[str, Any]:
+        """job.json, which says how the job is run; {} where there is none. Raises DamagedRecord."""
+        try:
+            return read_object(self.path / "job.json", _SPEC)
+        except FileNotFoundError:
+            return {}
 
     def metrics(self, count: int) -> list[dict[str, Any]]:
         """The last `count` lines of metrics.jsonl."""

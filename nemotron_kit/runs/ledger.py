@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import secrets
@@ -11,14 +12,15 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
+from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.ids import first_id_since, is_run_id, sort_key
 from nemotron_kit.runs.index import Index, Named
 from nemotron_kit.runs.states import DAMAGED, TERMINAL
 
-# How a folder ends whose run is being removed.
-REMOVED = ".removed"
+# How a folder is called whose run is being removed.
+_REMOVED = ".removed"
 
 
 def run_ids(root: Path | None = None) -> list[str]:
@@ -97,7 +99,7 @@ def take_away(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
     UserError for one that stays.
     """
     # Gone at once under its name, so that no reader meets half of it.
-    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{REMOVED}")
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_REMOVED}")
     try:
         folder.rename(doomed)
         try:
@@ -111,6 +113,27 @@ def take_away(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
         shutil.rmtree(doomed)
     except OSError as error:
         raise NemotronError(f"{folder}: can't be removed: {error}.") from error
+
+
+def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root: Path | None = None) -> None:
+    """End the removals of processes that were killed meanwhile, more than a day ago: what artifacts refer to is put
+    back."""
+    root = root or runs_root()
+    with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
+        left = [
+            Path(e.path) for e in entries if e.name.endswith(_REMOVED) and files.is_leftover(e, _REMOVED, ours=True)
+        ]
+        for doomed in left:
+            stem = doomed.name[1:].removesuffix(_REMOVED).rpartition(".")[0]
+            run_id = stem if is_run_id(stem) else stem.rpartition(".")[0]
+            if not is_run_id(run_id):
+                continue
+            run = RunFolder(root / run_id)
+            with contextlib.suppress(OSError):
+                if referenced_by(run):
+                    doomed.rename(run.path)
+                else:
+                    shutil.rmtree(doomed)
 
 
 def check_removable(

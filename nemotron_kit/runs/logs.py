@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nemotron_kit.errors import printable
 from nemotron_kit.files import open_regular
 from nemotron_kit.runs.job import JobFolder
 
 CHUNK = 64 * 1024
-# Colours are dropped; whatever else begins with an escape, and every other control character, is made visible.
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Neutraliser:
@@ -40,12 +38,11 @@ class Neutraliser:
         cut = None if final else _UNFINISHED.search(text)
         self._held = text[cut.start() :] if cut else ""
         text = text[: cut.start()] if cut else text
-        return _CONTROL.sub(_visible, _COLOUR.sub("", text))
+        return printable(text)
 
 
-def neutralise(text: str) -> str:
-    """`text` from a file or a machine that isn't trusted, safe to print."""
-    return _CONTROL.sub(_visible, _COLOUR.sub("", text))
+# A log's text, or what another machine says, is neutralised as everything that is printed is.
+neutralise = printable
 
 
 def encodable(text: str, encoding: str | None) -> str:
@@ -121,10 +118,3 @@ def follow(
             return
         wait = poll if grown else min(wait * 1.5, slowest)
         time.sleep(wait)
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return f"^{chr(code + 0x40)}"
-    return "^?" if code == 0x7F else f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"

@@ -21,8 +21,15 @@ class DamagedRecord(NemotronError):
     exit_code = 3
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object."""
+# What may stand under a key (null, and nothing, always may): a type, or one of several; {key: …} for an object with
+# these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list.
+Shape = Any
+_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+
+
+def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object, or one
+    that has not this shape."""
     try:
         value = json.loads(read_regular(path, limit=_MAX_BYTES))
     except FileNotFoundError:
@@ -33,7 +40,29 @@ def read_object(path: Path) -> dict[str, Any]:
         raise DamagedRecord(f"{path}: {error.strerror or error}.") from error
     if not isinstance(value, dict):
         raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
-    return decoded(value)
+    value = decoded(value)
+    if shape is not None and (wrong := _misshapen(value, shape, "")):
+        raise DamagedRecord(f"{path}: {wrong}.")
+    return value
+
+
+def _misshapen(value: Any, shape: Shape, key: str) -> str | None:
+    """The first thing in a value that has not its shape; None if all has."""
+    if value is None:
+        return None
+    kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, dict | list) else shape,)
+    # To Python, true is a whole number.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(_WORDS[kind] for kind in kinds)
+        said = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
+        return f"{key} is {said}, not {expected}"
+    if isinstance(shape, dict):
+        pairs = [(k, shape.get(k, shape.get(None))) for k in value]
+        found = (_misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
+        return next(filter(None, found), None)
+    if isinstance(shape, list):
+        return next(filter(None, (_misshapen(item, shape[0], f"{key}[{n}]") for n, item in enumerate(value))), None)
+    return None
 
 
 def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:

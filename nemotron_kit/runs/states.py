@@ -28,6 +28,7 @@ EXIT_CODES = {
     "preempted": PREEMPTED,
 }
 
+_YEAR_3000 = 32_503_680_000.0
 # The state of a run is the first of these that one of its jobs is in.
 _PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
@@ -63,12 +64,12 @@ def now_iso() -> str:
 
 
 def parse_time(value: object) -> float | None:
-    """Seconds since the epoch of an ISO time or a number; None for anything else (a damaged record)."""
+    """Seconds since the epoch of an ISO time or a number; None for anything else (a damaged record), and for a time
+    that no run can have had and no calendar can show."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return float(value)
     try:
-        return datetime.fromisoformat(str(value)).timestamp()
+        seconds = float(value) if isinstance(value, int | float) else datetime.fromisoformat(str(value)).timestamp()
     except (ValueError, OverflowError):
         return None
+    return seconds if 0 <= seconds < _YEAR_3000 else None

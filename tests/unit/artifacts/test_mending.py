@@ -172,3 +172,23 @@ def test_leftovers_of_killed_saves(filled: LocalRegistry, capsys: pytest.Capture
 def test_wrong_lines(line: list[str]) -> None:
     with pytest.raises(UserError):
         main(line)
+
+
+def test_a_save_collects_what_killed_ones_left(filled: LocalRegistry, make: Maker) -> None:
+    from nemotron_kit.artifacts import Artifact
+
+    folder = make.folder("mine", w="1")
+    names = (".metadata.json.999999999.0123abcd.tmp", ".metadata.json.999999999.4567abcd.tmp", ".mine.tmp")
+    for name in names:
+        (folder / name).write_text("x")
+    stage = filled.root / "Data" / ".tmp-0123"
+    stage.mkdir()
+    for left in (folder / names[0], folder / names[2], stage):
+        os.utime(left, (time.time() - 90_000,) * 2)
+    Artifact(path=folder).save(name="Mine")
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*names[1:], "metadata.json", "w"])
+    filled.commit(make.draft("Data", "again"))
+    assert stage.exists()  # this name was looked through today
+    os.utime(filled.root / "Data" / "index" / "collected", (time.time() - 90_000,) * 2)
+    filled.commit(make.draft("Data", "and again"))
+    assert not stage.exists()

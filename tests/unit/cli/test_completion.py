@@ -73,7 +73,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("runs --state s", ["succeeded"]),
         ("runs --recipe n", ["nano3"]),
         ("profiles show ", ["CLUSTER"]),
-        ("artifacts ", ["Blend-default", "Other"]),
+        ("artifacts ", ["gc", "Blend-default", "Other"]),
         ("artifacts Blend-default:v", ["Blend-default:v0", "Blend-default:v1"]),
         ("artifacts Other:v0 --v", ["--verify"]),
         ("nano3 pretrain --after ", ["latest", "run-b", "run-a"]),

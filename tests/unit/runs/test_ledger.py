@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import binascii
 import json
+import os
+import subprocess
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs import RunFolder, create_run, list_runs, new_run_id, open_run, remove_run, run_ids
+from nemotron_kit.runs.ledger import collect_removed
 
 MakeRun = Callable[..., RunFolder]
 
@@ -229,3 +233,31 @@ def test_a_sweep_grows(home: Path) -> None:
     with pytest.raises(NemotronError, match="exists already"):
         run.add_job(1, {})
     assert sorted(path.name for path in (run.path / "jobs").iterdir()) == ["0", "1"]
+
+
+def test_what_killed_launches_and_removals_left_is_collected(make_run: MakeRun, home: Path) -> None:
+    root = home / "runs"
+    kept, gone = make_run(codes=(0,)), make_run(codes=(0,))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, here = ended.pid, os.getpid()
+    left = {
+        f".20261124-171204-a-b-1f03a7.{dead}.0123abcd.tmp": True,
+        ".20261124-171204-a-b-1f03a7.0123abcd.tmp": True,  # as they were called once
+        f".20261124-171204-a-b-1f03a7.{here}.0123abcd.tmp": False,
+        f".{kept.id}.{dead}.0123abcd.removed": True,
+        f".{gone.id}.{dead}.0123abcd.removed": True,
+        ".somebody-elses": False,
+    }
+    for run in (kept, gone):
+        run.path.rename(root / f".{run.id}.{dead}.0123abcd.removed")
+    for name in left:
+        (root / name).mkdir(exist_ok=True)
+        (root / name / "plan.json").touch()
+        os.utime(root / name, (time.time() - 90_000,) * 2)
+    (root / f".20261124-171204-a-b-1f03a7.{dead}.99999999.tmp").mkdir()  # of today
+    make_run()
+    collect_removed(lambda run: ["M:v0"] if run.id == kept.id else [])
+    assert {name for name in left if not (root / name).exists()} == {name for name, goes in left.items() if goes}
+    assert (root / f".20261124-171204-a-b-1f03a7.{dead}.99999999.tmp").exists()
+    assert kept.path.is_dir() and not gone.path.exists()

@@ -1,0 +1,179 @@
+"""Every record file of a run, every key in it, ten kinds of value: whoever reads it says one thing, never a traceback.
+
+NEMOTRON_FUZZ=all tries every combination (minutes); without it, a part that is another one for each key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.cli import runs as runs_command
+from nemotron_kit.errors import NemotronError
+
+RECIPE = """
+from dataclasses import dataclass, field
+from nemotron_kit.app import App
+
+@dataclass
+class C:
+    n: int = 1
+    opts: dict = field(default_factory=dict)
+
+def go(cfg: C) -> None: ...
+
+app = App("fuzzed")
+app.command("go", C, go)
+"""
+RUN, OTHER = "20261124-171204-fuzzed-go-1f03a7", "20261124-171205-fuzzed-go-2f03a7"
+VALUES: dict[str, Any] = {
+    "null": None,
+    "true": True,
+    "minus": -1,
+    "huge": 10**400,
+    "nan": float("nan"),
+    "1e300": 1e300,
+    "empty": "",
+    "escape": "\x1b[31mred\x1b[0m\n\x00",
+    "year": "9999-12-31T23:59:59.999999+00:00",
+    "list": [["x"]],
+    "object": {"a": {"b": []}},
+}
+COMMANDS = {
+    "list": ["list"],
+    "json": ["list", "--json"],
+    "filtered": ["list", "--state", "succeeded", "--json"],
+    "show": ["show", RUN],
+    "show --json": ["show", RUN, "--json"],
+    "diff": ["diff", RUN, OTHER],
+    "logs": ["logs", RUN],
+    "wait": ["wait", RUN, "--patience", "0"],
+    "resume": ["resume", RUN],
+    "cancel": ["cancel", RUN],
+    "attach": ["attach", RUN],
+    "rm": ["rm", RUN],
+    "rerun": ["rerun", RUN, "--dry-run"],
+}
+# Composing takes a third of a second.
+SLOW = ("rerun",)
+CHANGING = ("rm", "cancel", "resume")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with two runs that were really launched, in a folder with their recipe."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "fuzzed").mkdir()
+    (folder / "fuzzed" / "__init__.py").write_text(RECIPE)
+    (folder / "env.toml").write_text('[cli]\nrecipes = ["fuzzed"]\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMOTRON_HOME", str(folder / "home"))
+        for name in ("NEMOTRON_ENV_FILE", "HYDRA_FULL_ERROR", "WANDB_PROJECT"):
+            patch.delenv(name, raising=False)
+        patch.setattr("nemotron_kit.execution.attach.PATIENCE", 0.0)  # how long a state that is not known is waited for
+        patch.chdir(folder)
+        script = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
+        subprocess.run(
+            [sys.executable, "-P", "-c", script, "fuzzed", "go", "n=3", "opts={a:1}"], check=True, capture_output=True
+        )
+        (made,) = (folder / "home" / "runs").glob("2*")
+        made.rename(folder / "whole")
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
+def keys(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where something stands in a document, outermost first; () is the document itself."""
+    yield above
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from keys(item, (*above, key))
+
+
+def changed(value: Any, at: tuple[str | int, ...], new: Any) -> Any:
+    """The document with another value at that place."""
+    if not at:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = changed(copy[at[0]], at[1:], new)
+    return copy
+
+
+def records(run: Path) -> list[str]:
+    """The JSON files of a run."""
+    found = [*run.rglob("*.json"), run / "jobs" / "0" / ".hydra" / "overrides.yaml"]
+    return sorted(str(path.relative_to(run)) for path in found)
+
+
+def said(line: list[str]) -> str | None:
+    """What is wrong with how a command took it: a traceback, or that it does not end. None if nothing is."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("does not end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            runs_command.main(line)
+    except NemotronError as error:
+        out.write(f"{error.message} {error.hint}")
+    except Exception as error:
+        return "".join(traceback.format_exception(error)[-3:])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return "a raw escape" if "\x1b" in out.getvalue() else None
+
+
+def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
+    """(file, place, kind of value, command): all of them, or for each place and command one kind, in turn."""
+    turn = itertools.count()
+    for name in records(home / "whole"):
+        document = json.loads((home / "whole" / name).read_text())
+        for at in keys(document):
+            if len(at) > 1 and at[0] in ("files", "environment", "sys_path") and not everything:
+                continue
+            for command in COMMANDS:
+                if everything:
+                    yield from ((name, at, kind, command) for kind in VALUES)
+                elif command not in SLOW or (next(turn) % 23 == 0):
+                    yield name, at, list(VALUES)[next(turn) % len(VALUES)], command
+
+
+def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = home / "home" / "runs"
+    wrong: list[str] = []
+    count = 0
+    whole, folders = False, list(sys.path)
+    for name, at, kind, command in tried(home, os.environ.get("NEMOTRON_FUZZ") == "all"):
+        if not whole:
+            shutil.rmtree(root, ignore_errors=True)
+            for run_id in (RUN, OTHER):
+                shutil.copytree(home / "whole", root / run_id)
+        file = root / RUN / name
+        before = file.read_bytes()
+        file.write_text(json.dumps(changed(json.loads(before), at, VALUES[kind])))
+        count += 1
+        monkeypatch.chdir(home)
+        sys.path[:] = folders
+        if (fault := said(COMMANDS[command])) is not None:
+            wrong.append(f"{name} {'.'.join(map(str, at))} = {kind}: {command}: {fault}")
+        whole = command not in CHANGING and file.write_bytes(before) > 0
+    assert count > 500
+    if path := os.environ.get("NEMOTRON_FUZZ_REPORT"):
+        Path(path).write_text("\n\n".join(wrong))
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n\n".join(wrong[:5])
