@@ -275,9 +275,7 @@ def test_two_nodes(world: World) -> None:
 
 def test_a_secret_of_the_environment(world: World) -> None:
     world.app("hydra.job.env_copy=[DEMO_TOKEN]", "how=env", DEMO_TOKEN="canary-77d1")  # noqa: S106
-    assert "token canary-77d1" in world.log(0)
-    for path in (world.run() / "jobs" / "0" / "logs").iterdir():
-        path.unlink()
+    assert "token ***" in world.log(0)
     for root in (world.home, world.folder):
         for path in root.rglob("*"):
             assert not path.is_file() or b"canary-77d1" not in path.read_bytes(), path

@@ -349,8 +349,7 @@ def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:
 def test_secrets_of_the_environment_are_in_no_file(app: App) -> None:
     words = ["hydra.job.env_copy=[DEMO_TOKEN,PLAIN]", "+hydra.job.env_set.SET=fixed", "how=env"]
     app("app.py", *words, DEMO_TOKEN=CANARY, PLAIN="seen")
-    assert f"env {CANARY} seen fixed" in app.log(0)
-    (app.run() / "jobs" / "0" / "logs" / "job.log").unlink()
+    assert "env *** seen fixed" in app.log(0)
     for root in (app.home, app.folder):
         for path in root.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
