@@ -111,7 +111,6 @@ KIT = ("hydra/launcher=nemo_run", "hydra.launcher.via=kit")
         needs("torch", (*RUN, "script", "--batch", "two"), "RUN", 2, name_of="torchrun script, batch"),
         pytest.param((*SWEEP, HANDLER), "MULTIRUN", 1, id="basic sweep"),
         pytest.param((*SWEEP, HANDLER, *KIT), "MULTIRUN", 1, id="launcher"),
-        pytest.param((*SWEEP, *KIT, "stage=script"), "MULTIRUN", 1, id="launcher, script"),
         needs("nemo_run", (*SWEEP, HANDLER, KIT[0], "hydra.launcher.via=nemo_run"), "MULTIRUN", 1, name_of="NeMo-Run"),
         needs("submitit", (*SWEEP, HANDLER, "hydra/launcher=submitit_local"), "MULTIRUN", 1, name_of="submitit"),
         pytest.param((*APPS, *KIT), "MULTIRUN", 1, id="app"),
