@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,14 @@ env_vars = ["FROM_PROFILE=1"]
 executor = "slurm"
 account = "a"
 partition = "p"
+[document]
+extends = "C"
+nodes = 2
+gpus_per_node = 8
+[several]
+executor = "local"
+nproc_per_node = 4
+nodes = 2
 [named]
 extends = "C"
 secrets = ["HUB_KEY"]
@@ -121,3 +130,25 @@ def planned(folder: Path, app: App, profile: str, *words: str) -> Plan:
     line = ["recipe=demo", "stage=go", f"run.profile={profile}", "run.mode=run", *words]
     composed = compose(Tree(apps={"demo": app}), line, read_env_file(folder / "env.toml"))
     return build_plan(composed, app, run_id="20261124-171204-r-s-1f03a7", argv=["x"], connect=False)
+
+
+@pytest.mark.parametrize(
+    ("profile", "mode", "nodes", "note"),
+    [
+        ("several", "in-process", None, "nodes=2, nproc_per_node=4: this command is one process on one node."),
+        ("document", "detached", "--nodes=1", "nodes=2, gpus_per_node=8: this command is one process on one node."),
+        ("here", "in-process", None, None),
+    ],
+)
+def test_a_command_that_is_not_distributed_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, mode: str, nodes: str | None, note: str | None
+) -> None:
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    app = App("demo")
+    app.command("go", Config, print, distributed=False)
+    plan = planned(tmp_path, app, profile, "size=1")
+    spec = json.loads(plan.files["job.json"])
+    assert (plan.launch, spec["nproc_per_node"], spec["torchrun"], plan.problems) == (mode, 1, False, ())
+    assert [text for text in plan.notes if "one process" in text] == ([note] if note else [])
+    if nodes:
+        assert any(f"#SBATCH {nodes}\n" in text for text in plan.files.values())
