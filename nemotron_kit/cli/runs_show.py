@@ -182,6 +182,8 @@ def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
         yield "metrics", "  ".join(f"{key}={_number(value)}" for key, value in row.items())
     if state.state == "failed" and look.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
+    elif state.terminal and state.state != "succeeded":
+        yield "next", f"nemotron runs resume {job.reference} goes on with it"
     yield "next", f"nemotron runs logs {job.run_id}" + (f" --job {job.number}" if job.number else "")
 
 

@@ -41,5 +41,7 @@ def failures(run: RunFolder, why: object, as_json: bool) -> NemotronError | None
     names = ", ".join(map(str, failed[:8]))
     return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
-        hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}",
+        hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}"
+        if kind is NemotronError
+        else f"Its record: nemotron runs show {run.id}",
     )

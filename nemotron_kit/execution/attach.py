@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from nemotron_kit.errors import Unreachable, printable
@@ -133,7 +133,8 @@ def _follow(
                     _say(f"{run.id}: out of sight, still trying: {error.message}")
                 lost = True
             keep()
-            record(jobs, observed, asked)
+            with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing about that
+                record(jobs, observed, asked)
             states = {o.state for o in observed.values()}
             if "unknown" not in states:
                 known = time.monotonic()

@@ -157,6 +157,9 @@ def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
     again.terminate()
     said, _ = again.communicate(timeout=30)
     assert again.returncode == 75 and "from step 0" not in said and job.state().state == "preempted", said
+    assert "preempted" in world("runs", "attach", job.run_id, code=75)  # nobody waits for what will not come
+    assert "from step" in world("runs", "logs", "-f", job.run_id)
+    assert f"{job.run_id} preempted" in world("ends", "end", "--after", job.run_id, code=2)
     assert f"it starts anew; {job.run_id} preempted" in world("runs", "rerun", job.run_id, "steps=1")
     said = world("runs", "resume", job.run_id)
     assert "another attempt" in said and "succeeded" in said
