@@ -74,6 +74,7 @@ def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
 def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
     """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
     from nemotron_kit.config.compose import compose
+    from nemotron_kit.config.foreign import taken
     from nemotron_kit.config.freeze import to_yaml
 
     values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
@@ -88,7 +89,8 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
         try:
-            composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
+            with taken(path.parent):
+                composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
         except UserError as error:  # the file is gone in a moment; what it was made of is not
             kept_file = str(recorded.job.config_path)
             hint = error.hint and error.hint.replace(str(path), kept_file)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ _HEADS = ("hydra", "run")
 
 # (command's path, config's name) of the configs from elsewhere that this process has read.
 _read: set[tuple[tuple[str, ...], str]] = set()
+_taken: list[Path] = []
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """Within the block what lies in `folder` is as good as this user's own: it was written from a record."""
+    _taken.append(folder)
+    try:
+        yield
+    finally:
+        _taken.remove(folder)
 
 
 def is_own(path: Path, command: Command) -> bool:
@@ -70,7 +82,7 @@ def is_own(path: Path, command: Command) -> bool:
     # Whoever installed the recipe owns its code as well.
     if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
         return True
-    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
+    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", *_taken, _project()]
     inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
     return inside and strangers(path) is None
 
