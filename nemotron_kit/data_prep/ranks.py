@@ -31,7 +31,9 @@ BEAT = 1.0  # seconds between two writes of a rank's file, and between two looks
 PATIENCE = 600.0  # seconds that the ranks of a launch may begin apart
 DEAD_AFTER = 180.0  # seconds without a beat; on the same machine a process that is gone is seen at once
 _EAGER = 30  # the first beats come ten times as fast: that is when everyone waits
-_FAREWELL = 20.0  # seconds in which the others see how rank 0 ended
+# Seconds in which the others see how rank 0 ended: by an error, or well. A network's file system may show a file's new
+# content a minute late, and a rank that misses the good end would take rank 0 for dead.
+_FAREWELL, _WELL = 20.0, 150.0
 PLANNING, WORKING, DONE, FINISHED, FAILED, LEFT = "planning", "working", "done", "finished", "failed", "left"
 
 
@@ -153,7 +155,7 @@ class Meeting:
             if self._mine["state"] != FAILED:
                 self._say(LEFT)
             return
-        until = time.monotonic() + _FAREWELL
+        until = time.monotonic() + (_FAREWELL if self._mine["state"] == FAILED else _WELL)
         while time.monotonic() < until:
             if all(self._is_ours(p) and (p.state in (LEFT, FAILED) or p.dead) for p in self._peers.values()):
                 return

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nemotron_kit.data_prep.ranks import Meeting
     from nemotron_kit.data_prep.shard import ShardRecord
 
-_VISIBLE = 60.0  # seconds
+_VISIBLE = 120.0  # seconds
 NEEDED = ("fsspec", "numpy", "orjson", "pyarrow", "tokenizers", "zstandard")
 
 

@@ -50,7 +50,7 @@ def test_the_same_launch_for_all_and_another_for_the_next() -> None:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ranks, "BEAT", 0.02)
-    monkeypatch.setattr(ranks, "_FAREWELL", 1.0)
+    monkeypatch.setattr(ranks, "_FAREWELL", 10.0)  # of which the others use as much as they need
     yield
 
 
@@ -127,7 +127,8 @@ def test_a_plan_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_rank_that_died_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_machine: bool
 ) -> None:
-    monkeypatch.setattr(ranks, "DEAD_AFTER", 60.0 if same_machine else 0.3)
+    monkeypatch.setattr(ranks, "DEAD_AFTER", 60.0 if same_machine else 1.5)
+    monkeypatch.setattr(ranks, "_FAREWELL", 0.1)
 
     def die(meeting: Meeting) -> None:
         meeting.wait_for_plan()
@@ -149,6 +150,7 @@ def test_a_rank_that_died_is_not_waited_for(
 
 def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "PATIENCE", 0.2)
+    monkeypatch.setattr(ranks, "_FAREWELL", 0.1)
     with (
         pytest.raises(NemotronError, match=r"Rank 1 of 2 did not appear within 0 s\.\nDo all nodes see one"),
         Meeting(tmp_path, Ranks(0, 2, 1, "launch")) as meeting,
