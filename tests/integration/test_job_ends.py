@@ -219,5 +219,5 @@ def test_a_log_that_cannot_be_opened_is_one_error_on_record(world: World) -> Non
 
 @pytest.mark.parametrize("launcher", [(), ("hydra/launcher=nemo_run",)], ids=["basic", "nemo_run"])
 def test_a_sweep_that_is_refused_leaves_nothing(world: World, launcher: tuple[str, ...]) -> None:
-    assert "'v0,B:v0' is no alias" in world("ends", "read", "-m", "--art.data", "A:v0,B:v0", *launcher, code=2)
+    assert "No artifact is called 'A'" in world("ends", "read", "-m", "--art.data", "A:v0,B:v0", *launcher, code=2)
     assert not list((world.home / "runs").glob("2*"))
