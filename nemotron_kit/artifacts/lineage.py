@@ -36,6 +36,17 @@ def job_folder() -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
+def require_job_folder() -> None:
+    """NemotronError where this process belongs to a job whose folder is gone: what it saves would be on no record, and
+    a home that was moved away would be begun anew in its old place."""
+    named = os.environ.get("NEMO_RUN_DIR")
+    if named and run_id() and not Path(named).is_dir():
+        raise NemotronError(
+            f"{named}, the folder of this job, was moved or removed: nothing is saved.",
+            hint="Put it back where it was, or run the job again.",
+        )
+
+
 def run_id() -> str | None:
     """The id of the run that this process belongs to."""
     return os.environ.get("NEMOTRON_RUN_ID") or None

@@ -78,6 +78,7 @@ class LocalRegistry(Store):
 
     def commit(self, draft: Draft) -> Pin:
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
+        _ = self.uuid  # known before the files are read: a registry that is moved away meanwhile is not begun anew
         from nemotron_kit.artifacts.commit import commit
 
         check_slug(draft.name, "artifact name")

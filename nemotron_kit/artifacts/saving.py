@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 def save(artifact: Artifact, name: str | None) -> None:
     """See `Artifact.save`."""
     say_step()  # what a script saves it is about to print, and saving may take long
+    lineage.require_job_folder()
     stored = _stored_name(artifact, name)
+    registry = open_registry() if stored is not None else None
+    if registry is not None:
+        _ = registry.uuid  # known from the start: one that is moved away meanwhile is not begun anew
     folder = absolute(artifact._get_output_dir())
     require_own(artifact, folder)
     if stored is not None:
@@ -46,8 +50,8 @@ def save(artifact: Artifact, name: str | None) -> None:
         artifact.tracking = {**known, "used_artifacts": used}  # type: ignore[assignment]
     write_document(folder, document_of(artifact))
     artifact._pin = Pin(artifact.name or "", None, None, artifact.type, str(absolute(artifact.path)))
-    if stored is not None:
-        artifact._pin = open_registry().commit(draft_of(artifact, stored))
+    if registry is not None and stored is not None:
+        artifact._pin = registry.commit(draft_of(artifact, stored))
         artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
     lineage.record_output(artifact._pin)
     _track(artifact, stored or artifact.type, folder, used)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.artifacts import Artifact, lineage
 from nemotron_kit.artifacts import commit as commit_room
-from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.errors import ArtifactChangedError
 from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.pin import Pin
@@ -156,6 +156,21 @@ def test_a_registry_that_is_moved_during_a_save(
     with pytest.raises(NemotronError, match=r"was moved or removed|can't be written"):
         registry.commit(make.draft("Data", "b"))
     assert not home.exists()  # nothing is begun anew in its old place
+
+
+def test_a_job_whose_folder_is_gone_saves_nothing(
+    make: Maker, home: Path, monkeypatch: pytest.MonkeyPatch, registry: LocalRegistry
+) -> None:
+    job = home / "runs" / "R" / "jobs" / "0"
+    job.mkdir(parents=True)
+    monkeypatch.setenv("NEMO_RUN_DIR", str(job))
+    monkeypatch.setenv("NEMOTRON_RUN_ID", "R")
+    folder = make.folder("m", w="1")
+    Artifact(path=folder).save(name="M")
+    home.rename(home.with_name("moved"))
+    with pytest.raises(NemotronError, match="the folder of this job, was moved or removed"):
+        Artifact(path=folder).save(name="M")
+    assert not home.exists()
 
 
 def test_a_run_is_not_removed_under_a_save(registry: LocalRegistry, make: Maker, home: Path) -> None:
