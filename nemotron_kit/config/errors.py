@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.files import key_place
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
+from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.config.freeze import in_plain_words
 from nemotron_kit.config.hints import input_fields, type_at, type_hints, type_name
 from nemotron_kit.config.store import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.config.compose import Prepared
+
+
+UNIONS = (Union, types.UnionType)
 
 
 @contextmanager
@@ -60,10 +66,47 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     if nested := _nested_user_error(error):
         return nested
     text = str(error).split("\nConfig search path:")[0].strip()
+    if composing := _COMPOSING.match(text):
+        return _misfit(composing[1], str(error), files, command)
     if text.startswith("Error merging override") and origin is not error:
         text = f"{given}: {str(origin).splitlines()[0]}"
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()] or [f"{type(error).__name__} while composing"]
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
+
+
+# What Hydra puts before OmegaConf's own words.
+_COMPOSING = re.compile(r"In '[^']*': \w+ raised while composing config:\s*\n(.*)", re.DOTALL)
+
+
+def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> UserError:
+    """A value of another shape than its field's (a list for a block, and the like), or one that refers to nothing."""
+    found = re.search(r"full_key: *(\S+)", text)
+    path = files.get(named[1]) if (named := re.search(r"'job/[^']*?([^/']+)'", whole)) else None
+    key = found[1] if found else _other_shape(load_mapping(path), command.load_config_cls()) if path else None
+    given = _given(whole, key or "", files)
+    expected = _expected(command, key) if key else ""
+    return UserError(
+        f"{key or 'config'}: {in_plain_words(text).rstrip('.')}{f' (given in {given})' if given else ''}.",
+        hint=f"Expected is {expected}." if expected else None,
+    )
+
+
+def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = ()) -> str | None:
+    """The first key of a config whose value can't be what the dataclass has there, whatever it says."""
+    for key, value in values.items():
+        spot = (*above, str(key))
+        kind = type_at(cls, spot)
+        if kind is None or value is None:
+            continue
+        members = [each for each in get_args(kind) if each is not type(None)] or [kind]
+        bases = [get_origin(each) or each for each in (members if get_origin(kind) in UNIONS else [kind])]
+        blocks = [each for each in bases if dataclasses.is_dataclass(each) or each in MAPPINGS]
+        lists = [each for each in bases if each in SEQUENCES]
+        if (blocks and not lists and not isinstance(value, Mapping)) or (lists and not isinstance(value, list)):
+            return ".".join(spot)
+        if blocks and isinstance(value, Mapping) and (inner := _other_shape(value, cls, spot)):
+            return inner
+    return None
 
 
 def unreadable(error: Any) -> UserError:

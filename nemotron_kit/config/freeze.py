@@ -44,7 +44,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
             key = getattr(error, "full_key", None) or "config"
             if own := user_error(error):
                 raise UserError(f"{key}: {own.message}", hint=own.hint) from error
-            raise UserError(f"{key}: {str(error).splitlines()[0]}", hint=what_to_add(str(error))) from error
+            raise UserError(f"{key}: {in_plain_words(error)}", hint=what_to_add(str(error))) from error
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
@@ -76,6 +76,12 @@ def user_error(error: BaseException) -> UserError | None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def in_plain_words(error: Exception | str) -> str:
+    """OmegaConf's first line, without the name of the exception that it met."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\A\w+ raised while resolving interpolation: ", "", line).strip('"')
 
 
 def what_to_add(text: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from nemotron_kit.config.bombs import MAX_IN_CONFIG, bounded_interpolations
 from nemotron_kit.config.convert import Deferred, to_dataclass
-from nemotron_kit.config.freeze import deferring, restore, user_error, what_to_add
+from nemotron_kit.config.freeze import deferring, in_plain_words, restore, user_error, what_to_add
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.errors import UserError
 
@@ -67,7 +67,7 @@ def _worded(error: Any) -> UserError:
     if own := user_error(error):
         return own
     key = getattr(error, "full_key", None) or "config"
-    return UserError(f"{key}: {str(error).splitlines()[0]}", hint=what_to_add(str(error)))
+    return UserError(f"{key}: {in_plain_words(error)}", hint=what_to_add(str(error)))
 
 
 class _Everything:

@@ -87,7 +87,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go 'note=a(b'", "note=a(b: Hydra's grammar can't read the value."),
         ("nemotron mine go 'no te=1'", "'no te=1': no override that Hydra reads."),
         ("nemotron mine go note=$'\\xff'", r"b'note=\xff' on the command line is not UTF-8 text."),
-        ("nemotron mine go hydra/launcher=3", "Config group override must be a string"),
+        ("nemotron mine go hydra/launcher=3", "has no effect on a single job"),
         ("nemotron mine go '+schema=[1,2]'", "Hydra can't compose recipe=mine stage=go +schema=[1,2]"),
         ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
         ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),

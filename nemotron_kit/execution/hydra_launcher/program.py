@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_by_name
+from nemotron_kit.errors import UserError
 from nemotron_kit.execution.hydra_files import plain
 from nemotron_kit.execution.hydra_launcher import packet
 from nemotron_kit.execution.hydra_launcher.packing import Packer
@@ -51,6 +52,11 @@ class ProgramPlanner:
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        if self.run.dry_run:
+            raise UserError(
+                f"dry_run is set in the profile {settings.profile}, and a sweep of this program can't be previewed.",
+                hint="hydra.launcher.env.dry_run=false starts it.",
+            )
         self.run, _ = with_folder(self.run, lambda: reach_for(vars(self.run)).root)
         if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)

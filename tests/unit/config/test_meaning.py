@@ -2,6 +2,7 @@
 that are computed, blocks that may be null. A script that reads the same file by itself gets the same."""
 
 import enum
+import re
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -138,11 +139,20 @@ def test_a_value_of_yaml(given: Handler, tmp_path: Path, text: str, name: str, e
         # libyaml takes the TAB, Python's own parser does not.
         ("text\t: x\nflag: maybe", r"flag: expected bool, got 'maybe' \(given in .*c.yaml:2\)"),
         ("total: 1", r"total: `demo go` has no such field"),
+        ("texts: {a: 1}", r"texts: Cannot merge .* \(given in .*c.yaml:1\).\nExpected is list\[str\]"),
+        ("free: {}\nplain: on", r"plain: .* \(given in .*c.yaml:2\).\nExpected is Steps"),
+        ("outer: {inner: [1]}", r"outer.inner: .* \(given in .*c.yaml:1\)"),
+        ("maybe: '${nothing}'", r"maybe: Interpolation key 'nothing' not found \(given in .*c.yaml:1\)"),
+        ("text: '${oc.env:NOT_THERE_AT_ALL}'", r"text: Environment variable 'NOT_THERE_AT_ALL' not found"),
+        ("hydra: [1, x]", r"."),
     ],
 )
 def test_a_wrong_key_or_value_of_yaml(given: Handler, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         given(text)
+    assert not {"full_key", "object_type", "reference_type", "raised while"} & set(
+        re.findall(r"\w+|raised while", str(error.value))
+    )
 
 
 def test_a_whole_file_of_nothing_is_empty(tmp_path: Path) -> None:
