@@ -31,10 +31,10 @@ END, DRAINED = b"e", b"d"
 
 
 class Source:
-    """One channel's reading end, and where it goes: `target` is a descriptor, None for the log alone."""
+    """One channel's reading end, and where it goes: into a log and to `target`, both descriptors, either None."""
 
-    def __init__(self, fd: int, target: int | None, masks: MaskedStream) -> None:
-        self.fd, self.target, self.masks = fd, target, masks
+    def __init__(self, fd: int, log: int | None, target: int | None, masks: MaskedStream) -> None:
+        self.fd, self.log, self.target, self.masks = fd, log, target, masks
         self.held = False
 
     def read(self) -> bytes:
@@ -54,9 +54,8 @@ class Source:
 class Pump:
     """Reads from the sources until nobody can write to them any more."""
 
-    def __init__(self, sources: list[Source], log: int, control: int) -> None:
+    def __init__(self, sources: list[Source], control: int) -> None:
         self.sources = {source.fd: source for source in sources}
-        self.log: int | None = log
         self.control = control
         self.ending: float | None = None
         self.poller = select.poll()
@@ -108,8 +107,8 @@ class Pump:
         del self.sources[source.fd]
 
     def _write(self, source: Source, data: bytes) -> None:
-        if self.log is not None and (error := _write_all(self.log, data)):
-            self.log = None
+        if source.log is not None and (error := _write_all(source.log, data)):
+            source.log = None
             _write_all(source.target, f"error: the log can't be written: {error.strerror}\n".encode())
         # A terminal that was closed, or a reader that has gone, is no reason to stop a job.
         if source.target is not None and _write_all(source.target, data):
@@ -138,8 +137,8 @@ def main() -> None:
     from nemotron_kit.masking import MaskedStream, note_secrets
 
     note_secrets(asked["secrets"])
-    sources = [Source(fd, target, MaskedStream()) for fd, target in asked["sources"]]
-    Pump(sources, asked["log"], asked["control"]).run()
+    sources = [Source(fd, log, target, MaskedStream()) for fd, log, target in asked["sources"]]
+    Pump(sources, asked["control"]).run()
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.config.environment import environment
@@ -28,12 +27,14 @@ from nemotron_kit.execution.merge import Merged
 from nemotron_kit.execution.nodes import Node
 from nemotron_kit.execution.outcome import Outcome
 from nemotron_kit.execution.scheduled_ends import VALUE, again_file, record, wait_for_nodes, with_others, write_end
-from nemotron_kit.execution.tee import captured
+from nemotron_kit.execution.tee import captured, named_channels
 from nemotron_kit.masking import mask, note_secrets
 from nemotron_kit.plan.launching import rank_command
 from nemotron_kit.runs.job import JobFolder
 
 SAVING_SECONDS = 600.0
+# Names to a rank the folder of its node's channels.
+_CHANNELS = "NEMOTRON_RANK_CHANNELS"
 
 
 def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
@@ -141,13 +142,21 @@ def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
     ]
 
 
-def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> AbstractContextManager[Any]:
-    """The ranks' logs, each of which is a file of its own, in this node's log too."""
+@contextmanager
+def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
+    """Within the block the ranks write to channels of their logs, each of which is a file of its own; what is in them
+    is in this node's log, too."""
     if not spec.torchrun:
-        return nullcontext()
+        yield
+        return
     first = node.rank * spec.nproc_per_node
     ranks = range(first, first + spec.nproc_per_node)
-    return Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log)
+    with ExitStack() as stack:
+        logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
+        stack.enter_context(Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log))
+        folder = stack.enter_context(named_channels(logs))
+        stack.enter_context(environment({_CHANNELS: str(folder)}))
+        yield
 
 
 def _to_log(data: bytes) -> None:
@@ -166,6 +175,20 @@ def _print_to(log: FileIO) -> None:
 def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
     """One rank's output goes to its own log, where a scheduler's worker merges it."""
     if spec.scheduled and spec.torchrun:
-        with job.open_log(f"rank-{os.environ.get('RANK', '0')}") as log:
+        name = f"rank-{os.environ.get('RANK', '0')}"
+        with _channel(name) or job.open_log(name) as log:
             _print_to(log)
     yield
+
+
+def _channel(name: str) -> FileIO | None:
+    """The worker's channel of a name, None where there is none any more."""
+    folder = os.environ.pop(_CHANNELS, None)
+    if folder is None:
+        return None
+    try:
+        end = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_NONBLOCK)  # else it would wait for one who reads
+    except OSError:
+        return None
+    os.set_blocking(end, True)
+    return FileIO(end, "w")

@@ -16,9 +16,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fcntl import ioctl
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -33,20 +34,17 @@ _SHARE, _FREE_SECONDS = 0.1, 0.5
 
 
 class Channels:
-    """The channels of one job, and the process that moves what is written to them into `log`.
+    """Channels, and the process that moves what is written to them. Each is (reading end, writing end, its log, where
+    it is shown besides), as descriptors; None is nowhere. `ends` are for writing."""
 
-    A channel for each of `targets`, the descriptors where it is shown (None: nowhere); `ends` are for writing.
-    """
-
-    def __init__(self, log: io.FileIO, targets: Sequence[int | None]) -> None:
-        pairs = [_channel(target) for target in targets]
-        self.ends = [end for _, end in pairs]
+    def __init__(self, channels: Sequence[tuple[int, int, int, int | None]]) -> None:
+        self.ends = [end for _, end, _, _ in channels]
         ours, theirs = socket.socketpair()
         self._control = ours
-        sources = [[source, target] for (source, _), target in zip(pairs, targets, strict=True)]
+        sources = [[source, log, target] for source, _, log, target in channels]
         asked = {"path": str(Path(__file__).parents[2]), "secrets": sorted(noted_secrets()), "sources": sources,
-                 "log": log.fileno(), "control": theirs.fileno()}  # fmt: skip
-        passed = {log.fileno(), theirs.fileno(), *(fd for pair in sources for fd in pair if fd is not None)}
+                 "control": theirs.fileno()}  # fmt: skip
+        passed = {theirs.fileno(), *(fd for source in sources for fd in source if fd is not None)}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", pump.__file__, json.dumps(asked)],
@@ -59,7 +57,7 @@ class Channels:
             )
         finally:
             theirs.close()
-            for source, _ in pairs:
+            for source, *_ in channels:
                 os.close(source)
 
     def close_ends(self) -> None:
@@ -86,11 +84,23 @@ class Channels:
 def logging_to(log: io.FileIO) -> Iterator[Channels]:
     """A channel for both streams of a child, which leads to the log alone: the child is given `ends[0]`, and then this
     process closes it. When the block ends, what was written until then is in the log."""
-    made = Channels(log, [None])
+    made = Channels([(*os.pipe(), log.fileno(), None)])
     try:
         yield made
     finally:
         made.finish()
+
+
+@contextlib.contextmanager
+def named_channels(logs: Mapping[str, io.FileIO]) -> Iterator[Path]:
+    """A folder with a channel of each name, which leads to its log: processes that this one does not start itself open
+    it by its name. When the block ends, what was written until then is in the logs."""
+    with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
+        made = Channels([(*_named(Path(folder, name)), log.fileno(), None) for name, log in logs.items()])
+        try:
+            yield Path(folder)
+        finally:
+            made.finish()
 
 
 @contextlib.contextmanager
@@ -103,7 +113,7 @@ def captured(log: io.FileIO, *, shown: bool = True) -> Iterator[None]:
     _flush()
     saved = [_saved(fd) for fd in (_OUT, _ERR)]
     targets = [None] if not shown else saved[:1] if _same(*saved) else saved
-    channels = Channels(log, targets)
+    channels = Channels([(*_channel(target), log.fileno(), target) for target in targets])
     ends = [channels.ends[0], channels.ends[-1]]
     several = len(targets) > 1 and not any(map(os.isatty, ends))
     for end, fd in zip(ends, (_OUT, _ERR), strict=True):
@@ -227,6 +237,14 @@ def _channel(target: int | None) -> tuple[int, int]:
     termios.tcsetattr(end, termios.TCSANOW, modes)
     with contextlib.suppress(OSError):
         ioctl(end, termios.TIOCSWINSZ, ioctl(target, termios.TIOCGWINSZ, b"\0" * 8))
+    return source, end
+
+
+def _named(path: Path) -> tuple[int, int]:
+    os.mkfifo(path, 0o600)
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for somebody who writes
+    end = os.open(path, os.O_WRONLY)
+    os.set_blocking(source, True)
     return source, end
 
 
