@@ -53,7 +53,7 @@ class FileEntry:
         if not (isinstance(row, list) and len(row) == 6 and all(isinstance(row[i], int) for i in (1, 3, 4))):
             raise DamagedRecordError(f"not a manifest entry: {row!r}")
         path = row[0]
-        if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/"):
+        if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise DamagedRecordError(f"a manifest entry leads out of its folder: {path!r}")
         return cls(*row)
 

@@ -97,6 +97,8 @@ class ArtifactVersion:
             for name, kind in _KINDS.items():
                 if not isinstance(values[name], kind) or isinstance(values[name], bool):
                     raise TypeError(f"{name} is {values[name]!r}")
+            if "\0" in values["path"] + values["root"]:
+                raise TypeError(f"root is {values['root']!r}")
             return cls(**values)
         except (KeyError, TypeError, DamagedRecordError) as error:
             raise DamagedRecordError(f"{where}: this version record is damaged: {error}.") from error

@@ -11,8 +11,9 @@ import pytest
 
 from nemotron_kit.artifacts.errors import DamagedRecordError
 from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
 from nemotron_kit.cli.artifacts import main
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.execution.snapshot import artifact_folders
 from nemotron_kit.runs import RunFolder, create_run, remove_run
 from nemotron_kit.target.records import versions_in
@@ -192,3 +193,36 @@ def test_a_save_collects_what_killed_ones_left(filled: LocalRegistry, make: Make
     os.utime(filled.root / "Data" / "index" / "collected", (time.time() - 90_000,) * 2)
     filled.commit(make.draft("Data", "and again"))
     assert not stage.exists()
+
+
+ODD = (None, True, -1, 10**400, float("nan"), 1e300, "", "\x1b[31m\x00", [["x"]], {"a": {"b": []}})
+
+
+@pytest.mark.parametrize("name", ["v1/version.json", "aliases/good", "runs/run-1", "stamps/v1"])
+def test_whole_records_with_values_of_other_types(
+    filled: LocalRegistry, make: Maker, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sealed as ours are, so nothing but their types is wrong: one error, or as if it were not there."""
+    filled.set_alias("Data", "good", 1)
+    os.utime(make.base / "Data-b" / "data")
+    filled.commit(make.draft("Data", "b"))
+    file = filled.root / "Data" / name
+    before = file.read_text()
+    document = read_sealed(file, "record")
+    places = [(key,) for key in document]
+    places += [(key, inner) for key, value in document.items() if isinstance(value, dict) for inner in value]
+    lines = ([], ["Data"], ["Data", "--json"], ["Data:v1"], ["Data:good"], ["Data@run:run-1"], ["Data:v1", "--verify"])
+    every = 1 if os.environ.get("NEMOTRON_FUZZ") == "all" else 3
+    for number, place in enumerate(places):
+        for odd in ODD[number % every :: every]:
+            changed = json.loads(json.dumps(document))
+            block = changed if len(place) == 1 else changed[place[0]]
+            block[place[-1]] = odd
+            file.write_text(render_sealed(changed))
+            for line in (*lines, ["gc", "--dry-run"]):
+                try:
+                    main([*line])
+                except NemotronError as error:
+                    assert error.message
+            assert "\x1b" not in "".join(capsys.readouterr())
+    file.write_text(before)

@@ -396,6 +396,14 @@ def test_lineage_of_what_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     record = open_registry().find("M@run:run-7")
     assert record.producer == "run-7"
     assert [p.label for p in record.inputs] == ["D:v0", str(tmp_path / "raw")]
+    # The artifact, the one that is found by name or path, and the registry say the same.
+    uris = [pin.uri for pin in record.inputs]
+    assert uris == ["art://D:v0", f"art://{tmp_path / 'raw'}"]
+    for same in (model, ModelArtifact.from_uri("art://M"), ModelArtifact.load(tmp_path / "m")):
+        assert same.get_input_uris() == uris
+        assert same.tracking is not None
+        assert same.tracking.used_artifacts == uris
+    assert Artifact.from_uri(uris[0]).path == data.path and Artifact.from_uri(uris[1]).path == raw.path
     document = json.loads((job / "artifacts.json").read_text())
     assert document["inputs"] == {"data": pin.to_dict()}
     assert [output["name"] for output in document["outputs"]] == ["M"]

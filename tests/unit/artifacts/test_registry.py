@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -339,6 +341,28 @@ def test_a_registry_that_cannot_be_written(home: Path, make: Maker) -> None:
     with pytest.raises(NemotronError, match=r"registry .* can't be written") as error:
         LocalRegistry(home / "artifacts").commit(make.draft("Data", "a"))
     assert "[artifacts] root" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("failing", range(1, 13))
+def test_a_sync_that_fails_names_its_path(
+    registry: LocalRegistry, make: Maker, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """A full disk may say so only at an fsync, of a file or of a folder: a descriptor has no name by itself."""
+    real, done = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        done.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        if len(done) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(NemotronError, match="No space left on device") as raised:
+        registry.commit(make.draft("Data", "a", producer="run-1"))
+    named = re.search(r"\((/.*)\)", raised.value.message)
+    assert named is not None
+    assert Path(named[1]).parent in {registry.root.parent, registry.root, *Path(done[-1]).parents}
+    assert Path(named[1]) == Path(done[-1]) or Path(done[-1]).name.endswith(".tmp")
 
 
 def test_debris_is_invisible_and_goes_after_its_lease(registry: LocalRegistry, make: Maker) -> None:
