@@ -121,7 +121,7 @@ def _program_again(packet: Packet, run: Job) -> None:
         elif _is_source(program):
             run_file(program)
         else:
-            runpy.run_path(program, run_name="__main__")
+            runpy.run_path(packet.argv[0] if Path(packet.argv[0]).exists() else program, run_name="__main__")
 
 
 def _is_source(program: str) -> bool:
