@@ -44,7 +44,19 @@ def translated(prepared: Prepared) -> Iterator[None]:
     except RecursionError as error:
         raise UserError(f"The defaults lists go round in a circle (given in {' '.join(prepared.typed)}).") from error
     except (ValueError, TypeError, AssertionError) as error:  # Hydra's own checks of a choice are plain ones
+        if _of_a_job(error):
+            raise
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {error}.") from error
+
+
+def _of_a_job(error: BaseException) -> bool:
+    """Whether a launcher hands back what a job of a sweep has raised: that is no mistake of the composition."""
+    import hydra.core.utils as jobs
+
+    frame = error.__traceback__
+    while frame is not None and frame.tb_frame.f_code.co_filename != jobs.__file__:
+        frame = frame.tb_next
+    return frame is not None
 
 
 def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:
