@@ -43,7 +43,7 @@ class Recorded:
                     raise DamagedRecord(f"{job.path / 'job.json'}: it has no {key}.")
             if not all(map(_NAME.match, str(self.spec.get("command") or "").split())):
                 raise DamagedRecord(f"{job.path / 'job.json'}: command is {self.spec['command']!r}, no command's name.")
-            if any("\0" in path for path in self.spec.get("sys_path") or ()):
+            if any(not path or "\0" in path for path in self.spec.get("sys_path") or ()):
                 raise DamagedRecord(f"{job.path / 'job.json'}: sys_path holds what is no path.")
             self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
             inputs = job.artifacts()["inputs"]
@@ -92,9 +92,14 @@ class Recorded:
     def settings(self) -> RunConfig:
         """The profile's settings as they were."""
         from nemotron_kit.plan.runconfig import RunConfig
+        from nemotron_kit.plan.values import check_value
 
+        given = {name: value for name, value in (self.plan.get("settings") or {}).items() if value is not None}
         try:
-            return RunConfig(**(self.plan.get("settings") or {}))
+            settings = RunConfig(**given)
+            for name, value in given.items():
+                check_value(name, value, f"{self.run.path / 'plan.json'}: settings.{name}")
+            return settings
         except TypeError as error:
             raise UserError(f"{self.run.id}: its settings are another version's: {error}.") from error
 
