@@ -23,8 +23,6 @@ LAUNCHERS = {
 NEEDS = {"nemo_run": "nemo_run", "submitit": "submitit"}
 ALL = os.environ.get("NEMOTRON_SHAPES") == "all"
 USED = [name for name in LAUNCHERS if name == "kit" or (ALL and find_spec(NEEDS[name]))]
-# What is not compared with submitit's: it fails where the basic launcher has an own way to.
-SUBMITITS_OWN: set[str] = set()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def test_a_program(tmp_path: Path, name: str) -> None:
         other = run_program(tmp_path / launcher, name, LAUNCHERS[launcher], {})
         if launcher == "submitit":
             # A measure, no aim: its jobs have its own sys.argv, and its own lines in their logs.
-            assert name in SUBMITITS_OWN or sorted(other.files) == sorted(basic.files), other.said
+            assert sorted(other.files) == sorted(basic.files), other.said
             continue
         assert other.files == basic.files, (launcher, other.said)
         assert other.code == (1 if program.differs else basic.code), program.differs or other.said
