@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemotron_kit.config.script_argv import ConfigPath, parse_config_and_overrides
+from nemotron_kit.config.scripts import ConfigPath, parse_config_and_overrides
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,10 +91,9 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     """
     from omegaconf import OmegaConf
 
-    from nemotron_kit.config.convert import to_dataclass
+    from nemotron_kit.config.convert import means_text, to_dataclass
     from nemotron_kit.config.files import as_written
-    from nemotron_kit.config.hints import means_text
-    from nemotron_kit.config.job import resolve
+    from nemotron_kit.config.freeze import resolve
     from nemotron_kit.config.resolvers import pinned
 
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
@@ -133,7 +132,7 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[st
     """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
     may be text."""
     from nemotron_kit.config.files import load_spelled
-    from nemotron_kit.config.script_file import compose_file
+    from nemotron_kit.config.scripts import compose_file
 
     values, spelled = load_spelled(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
@@ -163,7 +162,7 @@ def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     leaves open."""
     if os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
         return {}
-    from nemotron_kit.artifacts.piped import pins_from_step
+    from nemotron_kit.artifacts.pipe import pins_from_step
     from nemotron_kit.config.freeze import slots_used
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}

@@ -6,43 +6,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.backend import KitConfig, get_config, init, is_initialized
     from nemotron_kit.artifacts.compat import ArtifactEntry, ArtifactRegistry
     from nemotron_kit.artifacts.datasets import InputDatasetInfo, apply_scale, to_wandb_uri, tokenizer_to_uri
-    from nemotron_kit.artifacts.errors import (
-        ArtifactChangedError,
-        ArtifactNotFoundError,
-        ArtifactVersionNotFoundError,
-        DamagedRecordError,
-    )
-    from nemotron_kit.artifacts.fields import artifact_field
-    from nemotron_kit.artifacts.kinds import (
+    from nemotron_kit.artifacts.lineage import inputs, record_input, record_output
+    from nemotron_kit.artifacts.models import (
+        Artifact,
         DataBlendsArtifact,
         ModelArtifact,
         PretrainBlendsArtifact,
         PretrainDataArtifact,
         SFTDataArtifact,
         SplitJsonlDataArtifact,
+        TrackingInfo,
     )
-    from nemotron_kit.artifacts.lineage import inputs, record_input, record_output
-    from nemotron_kit.artifacts.local import LocalRegistry
-    from nemotron_kit.artifacts.models import Artifact, TrackingInfo
-    from nemotron_kit.artifacts.override import parse_override
-    from nemotron_kit.artifacts.pin import Pin
-    from nemotron_kit.artifacts.piped import parse_piped, pick, piped_pin
-    from nemotron_kit.artifacts.records import ArtifactVersion, Draft
-    from nemotron_kit.artifacts.reference import Reference, registry_name
-    from nemotron_kit.artifacts.registry import Registry, open_registry
-    from nemotron_kit.artifacts.step import print_step_complete
+    from nemotron_kit.artifacts.pipe import parse_piped, pick, piped_pin, print_step_complete
+    from nemotron_kit.artifacts.reference import (
+        ArtifactChangedError,
+        ArtifactNotFoundError,
+        ArtifactVersionNotFoundError,
+        DamagedRecordError,
+        Pin,
+        Reference,
+        parse_override,
+        registry_name,
+    )
+    from nemotron_kit.artifacts.registry import LocalRegistry, Registry, open_registry
+    from nemotron_kit.artifacts.saving import artifact_field
+    from nemotron_kit.artifacts.store import ArtifactVersion, Draft
     from nemotron_kit.artifacts.trackers import (
         FileTracker,
+        KitConfig,
         LineageTracker,
         NoOpTracker,
+        get_config,
         get_lineage_tracker,
+        init,
+        is_initialized,
         set_lineage_tracker,
     )
     from nemotron_kit.artifacts.wandb import (
         WandbConfig,
+        WandbTracker,
         add_run_tags,
         add_wandb_tags,
         finish_wandb,
@@ -50,34 +54,31 @@ if TYPE_CHECKING:
         wandb_config_from_env_file,
         wandb_config_from_environ,
     )
-    from nemotron_kit.artifacts.wandb_tracker import WandbTracker
 
 _HOMES = {
-    "backend": "KitConfig get_config init is_initialized",
     "compat": "ArtifactEntry ArtifactRegistry",
-    "datasets": "InputDatasetInfo apply_scale to_wandb_uri tokenizer_to_uri",
-    "errors": "ArtifactChangedError ArtifactNotFoundError ArtifactVersionNotFoundError DamagedRecordError",
-    "fields": "artifact_field",
-    "kinds": (
-        "DataBlendsArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact SFTDataArtifact "
-        "SplitJsonlDataArtifact"
-    ),
+    "datasets": "apply_scale InputDatasetInfo to_wandb_uri tokenizer_to_uri",
     "lineage": "inputs record_input record_output",
-    "local": "LocalRegistry",
-    "models": "Artifact TrackingInfo",
-    "override": "parse_override",
-    "pin": "Pin",
-    "piped": "parse_piped pick piped_pin",
-    "records": "ArtifactVersion Draft",
-    "reference": "Reference registry_name",
-    "registry": "Registry open_registry",
-    "step": "print_step_complete",
-    "trackers": "FileTracker LineageTracker NoOpTracker get_lineage_tracker set_lineage_tracker",
-    "wandb": (
-        "WandbConfig add_run_tags add_wandb_tags finish_wandb init_wandb_if_configured "
-        "wandb_config_from_env_file wandb_config_from_environ"
+    "models": (
+        "Artifact DataBlendsArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact "
+        "SFTDataArtifact SplitJsonlDataArtifact TrackingInfo"
     ),
-    "wandb_tracker": "WandbTracker",
+    "pipe": "parse_piped pick piped_pin print_step_complete",
+    "reference": (
+        "ArtifactChangedError ArtifactNotFoundError ArtifactVersionNotFoundError DamagedRecordError "
+        "parse_override Pin Reference registry_name"
+    ),
+    "registry": "LocalRegistry open_registry Registry",
+    "saving": "artifact_field",
+    "store": "ArtifactVersion Draft",
+    "trackers": (
+        "FileTracker get_config get_lineage_tracker init is_initialized KitConfig LineageTracker "
+        "NoOpTracker set_lineage_tracker"
+    ),
+    "wandb": (
+        "add_run_tags add_wandb_tags finish_wandb init_wandb_if_configured "
+        "wandb_config_from_env_file wandb_config_from_environ WandbConfig WandbTracker"
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

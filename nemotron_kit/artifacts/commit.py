@@ -1,8 +1,4 @@
-"""How a version comes to be: compare, prepare, rename; lost the number to another writer, compare and try the next.
-
-A writer takes number N+1 only after it has seen that none of v0…vN has its content, and a rename onto a taken number
-fails. So identical content makes one version however many save it at once, and numbers have no gaps.
-"""
+"""How a version comes to be, and whether its files are still those that were saved."""
 
 from __future__ import annotations
 
@@ -11,19 +7,30 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nemotron_kit.artifacts.contents import Contents
-from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactVersionNotFoundError, DamagedRecordError
-from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, scan
-from nemotron_kit.artifacts.records import RECORD, ArtifactVersion, Draft
-from nemotron_kit.artifacts.reference import SLUG
-from nemotron_kit.artifacts.staging import (
+from nemotron_kit.artifacts.manifest import METADATA, FileEntry, canonical, first_change, identity, look, scan
+from nemotron_kit.artifacts.metadata import read_document
+from nemotron_kit.artifacts.reference import (
+    SLUG,
+    ArtifactChangedError,
+    ArtifactVersionNotFoundError,
+    DamagedRecordError,
+)
+from nemotron_kit.artifacts.store import (
+    KINDS,
+    RECORD,
+    VERSION_FOLDER,
+    ArtifactVersion,
+    Draft,
+    Store,
     collect_garbage,
     make_below,
     make_folder,
+    pointer_document,
     publish,
     replace_sealed,
     staged,
@@ -31,9 +38,169 @@ from nemotron_kit.artifacts.staging import (
     write_sealed,
     writing_to,
 )
-from nemotron_kit.artifacts.store import KINDS, Store, pointer_document
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import DAY_S
+from nemotron_kit.files import DAY_S, fsync_dir, sync_file_system, synced_later
+
+# The largest file that a list reads to tell whether it is as saved, in bytes.
+_LARGE = 64 << 20
+
+
+def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = False) -> None:
+    """ArtifactChangedError if a file of the version is not as it was saved, naming the first such file.
+
+    DamagedRecordError if its metadata.json is cut off or was changed by hand. Only `deep` reads files whose size and
+    times are the recorded ones.
+    """
+    root = Path(record.root)
+    stamps = {} if deep else store.stamps(record.name, record.version)
+    change = first_change(root, record.files, seen=stamps, deep=deep)
+    if change is None and "type" in record.document:
+        change = _metadata_change(root, record)
+    if change is not None:
+        what, hint = _by_whom(store, root, record)
+        raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
+
+
+def condition(store: Store, record: ArtifactVersion) -> str:
+    """What a list says of a version's files: "" while they are as saved, else `gone`, `changed`, or `other times` where
+    a large file has its size and another time, and only reading it (`--verify`) would tell."""
+    root = Path(record.root)
+    if not root.exists():
+        return "gone"
+    stamps = store.stamps(record.name, record.version)
+    large = {entry.path: (entry.stamp, stamps.get(entry.path)) for entry in record.files if entry.size > _LARGE}
+    if first_change(root, record.files, seen=stamps, unread=large) is not None:
+        return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
+    try:
+        if "type" in record.document and _metadata_change(root, record) is not None:
+            return "changed"
+    except DamagedRecordError:
+        return "changed"
+    found = {path: look(str(root / path)) for path in large}
+    return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
+
+
+def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
+    """What versions and aliases there are: `It has v0 to v4; aliases: prod (v2).`"""
+    contiguous = len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1))
+    shown = f"v{versions[0]} to v{versions[-1]}" if contiguous else ", ".join(f"v{v}" for v in versions[-12:])
+    named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
+    return f"It has {shown}; aliases: {named}." if named else f"It has {shown}, and no alias but latest."
+
+
+def _metadata_change(root: Path, record: ArtifactVersion) -> str | None:
+    document = read_document(root)
+    if document is None:
+        return f"{METADATA} is missing"
+    for key in ("type", *record.fields):
+        now, then = document.get(key), record.document.get(key)
+        if now != then and canonical(now) != canonical(then):  # NaN differs from itself
+            return f"{METADATA} says {key} {_short(now)}, not {_short(then)}"
+    return None
+
+
+def _by_whom(store: Store, root: Path, record: ArtifactVersion) -> tuple[str, str]:
+    """What happened to the files, as far as a later version in the same folder, or its metadata.json, can tell."""
+    for version in reversed(store.versions(record.name)):
+        if version > record.version and (later := _read(store, record.name, version)) and later.root == record.root:
+            return (
+                f"were overwritten by {_run(later.producer)} (as v{version})",
+                f"Use {later.pin.label}, or save again.",
+            )
+    try:
+        document = read_document(root) or {}
+    except DamagedRecordError:
+        document = {}
+    hint = "Make the artifact again."
+    if (document.get("created_at"), document.get("producer")) in ((None, None), (record.created_at, record.producer)):
+        return "were changed since they were saved", hint
+    return f"were overwritten by {_run(document.get('producer'))}", hint
+
+
+def _read(store: Store, name: str, version: int) -> ArtifactVersion | None:
+    try:
+        return store.record(name, version)
+    except DamagedRecordError:
+        return None
+
+
+def _run(producer: Any) -> str:
+    return f"run {producer}" if isinstance(producer, str) and producer != "local" else "a local run"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+FOLDER = "index"
+_COMPLETE, _NEWEST = "complete", "newest"
+# A hint that is further behind than this is no help.
+_FAR = 64
+
+
+class Contents:
+    """The index of one name."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._folder = store.folder(name) / FOLDER
+
+    def versions_of(self, digest: str) -> list[int]:
+        """The versions that may have this content, newest first. Makes the index, if there is none."""
+        if not (self._folder / _COMPLETE).exists():
+            self._make()
+        # Opening a folder makes a file server's client forget which names were not there a moment ago.
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._folder, os.O_RDONLY))
+        try:
+            lines = os.listdir(self._folder / digest)  # noqa: PTH208 — names only
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
+
+    def announce(self, digest: str, version: int) -> None:
+        """Write the line of a version that is about to get its name."""
+        folder = self._folder / digest
+        make_below(self._store.folder(self._name), folder, self._store.modes)
+        touch(folder / f"v{version}", self._store.modes)
+        fsync_dir(folder)
+
+    def next_number(self) -> int:
+        """The lowest number that no version has, or had."""
+        number = self._hint()
+        if number is not None:
+            for candidate in range(number + 1, number + _FAR):
+                if not self._store.is_taken(self._name, candidate):
+                    return candidate
+        return max(self._store.numbers(self._name), default=-1) + 1
+
+    def note_newest(self, version: int) -> None:
+        """Say where to begin to look for the next number. Not synced: it is a hint."""
+        file, aside = self._folder / _NEWEST, self._folder / f".tmp-{os.urandom(8).hex()}"
+        with contextlib.suppress(OSError):  # the next save lists the versions then
+            touch(aside, self._store.modes, f"{version}\n")
+            aside.replace(file)
+
+    def _hint(self) -> int | None:
+        try:
+            text = (self._folder / _NEWEST).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+        known = VERSION_FOLDER.match(f"v{text}") is not None and self._store.is_taken(self._name, int(text))
+        return int(text) if known else None
+
+    def _make(self) -> None:
+        """Lines for the versions of a registry that had no index."""
+        make_below(self._store.folder(self._name), self._folder, self._store.modes)
+        with synced_later():
+            for version in self._store.versions(self._name):
+                with contextlib.suppress(DamagedRecordError):  # it equals nothing
+                    self.announce(self._store.record(self._name, version).digest, version)
+        sync_file_system(self._folder)
+        touch(self._folder / _COMPLETE, self._store.modes)
+        fsync_dir(self._folder)
+
 
 logger = logging.getLogger(__name__)
 # How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove.

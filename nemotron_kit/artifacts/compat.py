@@ -8,12 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.local import LocalRegistry
 from nemotron_kit.artifacts.metadata import absolute, folder_of
-from nemotron_kit.artifacts.records import ArtifactVersion, Draft
 from nemotron_kit.artifacts.reference import LATEST, Reference, registry_name
-from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.artifacts.wandb_tracker import require_wandb
+from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
+from nemotron_kit.artifacts.store import ArtifactVersion, Draft
+from nemotron_kit.artifacts.wandb import require_wandb
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.errors import DamagedRecordError
-from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.sealed import read_json, sha256_of
+from nemotron_kit.artifacts.manifest import read_json, sha256_of
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_json
 

@@ -1,17 +1,191 @@
-"""The manifest of an artifact's files, the identity made from it, and how a change is noticed."""
+"""The manifest of an artifact's files: what identifies it, and how a change is noticed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
+import stat
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
-from nemotron_kit.artifacts.sealed import sha256_of
-from nemotron_kit.artifacts.walk import Found, Stamp, look, settle, sha256_file, sha256_files, walk
-from nemotron_kit.errors import UserError
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import decoded, encoded, read_regular
+
+METADATA = "metadata.json"
+
+# What a killed writer and an NFS client leave behind is no content.
+_DEBRIS = re.compile(r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp\Z|\.nfs[0-9a-fA-F]+\Z")
+# A file system stamps files by a coarse clock (4 to 10 ms); younger files could change under an unchanged stamp.
+_SETTLE_NS = 20_000_000
+_MANY_BYTES = 64 << 20
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file from outside: bytes, mtime and ctime in ns; `link` is the target of a link to nothing or to a circle."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    link: str | None = None
+
+    @property
+    def stamp(self) -> Stamp:
+        return (self.size, self.mtime_ns, self.ctime_ns)
+
+
+_SPECIAL = Found(-1, 0, 0)
+
+
+def walk(root: Path) -> dict[str, Found]:
+    """Every regular file below `root` by its relative path, sorted, the top metadata.json left out.
+
+    Links are followed, except in circles; sockets, pipes and writers' debris are left out. FileNotFoundError without
+    a folder `root`.
+    """
+    return dict(sorted(_walk_folder(str(root), "", ()), key=lambda item: item[0]))
+
+
+def look(path: str) -> Found | None:
+    """One file from outside; None for a folder."""
+    try:
+        info = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        if os.path.islink(path):  # noqa: PTH114
+            return Found(0, 0, 0, os.readlink(path))  # noqa: PTH115
+        raise ArtifactChangedError(f"{path} can't be read: {error.strerror}.") from error
+    if stat.S_ISDIR(info.st_mode):
+        return None
+    return Found(info.st_size, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISREG(info.st_mode) else _SPECIAL
+
+
+def settle(files: Iterable[Found]) -> None:
+    """Wait (20 ms at most) until whatever changes a file from now on also changes its stamp."""
+    youngest = max((max(found.mtime_ns, found.ctime_ns) for found in files), default=0)
+    if time.time_ns() - youngest < _SETTLE_NS:
+        time.sleep(_SETTLE_NS / 1e9)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's content."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactChangedError(f"{path} can't be read: {error.strerror}.") from error
+
+
+def sha256_files(paths: Sequence[Path], total_bytes: int) -> list[str]:
+    """`sha256_file` of each, in threads where there is enough to read."""
+    if len(paths) < 2 or total_bytes < _MANY_BYTES:
+        return [sha256_file(path) for path in paths]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(sha256_file, paths))
+
+
+def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Found]]:
+    here = _inode(folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = prefix + entry.name
+            if path == METADATA or _DEBRIS.match(entry.name):
+                continue
+            found = look(entry.path)
+            if found is None and _inode(entry.path) in (*above, here):
+                yield path, Found(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
+            elif found is None:
+                yield from _walk_folder(entry.path, path + "/", (*above, here))
+            elif found is not _SPECIAL:
+                yield path, found
+
+
+def _inode(folder: str) -> tuple[int, int]:
+    info = os.stat(folder)  # noqa: PTH116
+    return info.st_dev, info.st_ino
+
+
+SEAL = "sha256"
+# Where documents of other tools are read too: a document that says this and has no seal has lost it.
+MARK = {"sealed_by": "nemotron_kit"}
+
+
+def canonical(value: Any) -> bytes:
+    """The one spelling of a JSON value that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def sha256_of(value: Any) -> str:
+    """Hex digest of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def render_sealed(document: dict[str, Any]) -> str:
+    """The file's text. It ends with its last brace, so that no cut-off file is still a document."""
+    return _text(encoded({key: value for key, value in document.items() if key != SEAL}))
+
+
+def _text(body: dict[str, Any]) -> str:
+    return json.dumps({**body, SEAL: sha256_of(body)}, indent=1)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
+    found = _parse(_read(path, what), path, what)
+    return decoded(found) if isinstance(found, dict) else found
+
+
+def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
+    """A document without its seal, or a DamagedRecordError that names the file.
+
+    `strict` also refuses a file whose text is not the very one that was written. Without it, a document with neither
+    seal nor MARK is taken as it is: another tool wrote it.
+    """
+    text = _read(path, what)
+    document = _parse(text, path, what)
+    if not isinstance(document, dict):
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
+    seal = document.pop(SEAL, None)
+    if seal is None and not strict and not MARK.keys() & document.keys():
+        return decoded(document)
+    if seal != sha256_of(document) or (strict and text != _text(document)):
+        raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
+    return decoded({key: value for key, value in document.items() if key not in MARK})
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return read_regular(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except OSError as error:
+        raise NemotronError(f"{path}: can't be read: {error.strerror}.") from error
+
+
+def _parse(text: str, path: Path, what: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not valid JSON ({error}).") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key stands twice")
+    return document
+
 
 # Between the looks at files that change, in seconds.
 _PAUSES = (0.1, 0.2, 0.4, 0.8)

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.errors import ArtifactNotFoundError, DamagedRecordError
-from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.sealed import MARK, read_sealed, render_sealed
-from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.artifacts.manifest import MARK, METADATA, read_sealed, render_sealed
+from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import collect_leftovers, read_regular, write_text
 

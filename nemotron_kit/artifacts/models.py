@@ -1,4 +1,4 @@
-"""The artifact: a path with typed metadata. Only this module and `kinds` import pydantic."""
+"""The artifact classes: a path with typed, validated metadata. Nothing else here imports pydantic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field, field_validator, model_validator
 
-from nemotron_kit.artifacts import loading, saving
+from nemotron_kit.artifacts import saving
+from nemotron_kit.artifacts import saving as saving_module
+from nemotron_kit.artifacts.datasets import InputDatasetInfo
+from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.metadata import folder_of
-from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.files import plain
 
 
@@ -59,7 +62,7 @@ class Artifact(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: Any) -> Any:
-        return loading.prepare_fields(cls, data) if isinstance(data, dict) else data
+        return saving_module.prepare_fields(cls, data) if isinstance(data, dict) else data
 
     @field_validator("path", mode="after")
     @classmethod
@@ -132,12 +135,12 @@ class Artifact(BaseModel):
 
         Raises UserError where there is none, or where metadata.json is cut off, changed, or another class's.
         """
-        return loading.load(cls, path, tracked_artifact)
+        return saving_module.load(cls, path, tracked_artifact)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """The artifact that a reference names (`art://Name[:version|alias]`), its files checked to be as saved."""
-        return loading.from_uri(cls, uri)
+        return saving_module.from_uri(cls, uri)
 
     def to_json(self) -> str:
         """One line of JSON by which another step finds it."""
@@ -145,3 +148,107 @@ class Artifact(BaseModel):
 
     def __str__(self) -> str:
         return self.to_json()
+
+
+class _Sourced(Artifact):
+    volatile: ClassVar[frozenset[str]] = frozenset({"elapsed_sec"})
+
+    total_sequences: int | None = Field(default=None, ge=0)
+    elapsed_sec: float = Field(default=0.0, ge=0)
+    source_datasets: list[InputDatasetInfo | str] = Field(default_factory=list)
+    tokenizer_uri: str | None = None
+
+    def get_input_uris(self) -> list[str]:
+        sources = [source if isinstance(source, str) else source.uri for source in self.source_datasets]
+        return [*sources, *([self.tokenizer_uri] if self.tokenizer_uri else []), *super().get_input_uris()]
+
+
+class _Tokenized(_Sourced):
+    total_tokens: int | None = Field(default=None, ge=0)
+
+
+class DataBlendsArtifact(_Tokenized):
+    """Tokenized data; `path` may be its blend.json."""
+
+    train_tokens: int | None = Field(default=None, ge=0)
+    valid_tokens: int | None = Field(default=None, ge=0)
+    test_tokens: int | None = Field(default=None, ge=0)
+
+
+class PretrainBlendsArtifact(DataBlendsArtifact):
+    """Megatron shards by split, with blend.json. `path` is always the folder: a blend.json given becomes its parent."""
+
+    num_shards: int | None = Field(default=None, ge=1)
+    blend_path: str | None = None
+    train_path: str | None = None
+    valid_path: str | None = None
+    test_path: str | None = None
+
+    @field_validator("path", mode="after")
+    @classmethod
+    def _to_folder(cls, path: Path) -> Path:
+        return folder_of(path)
+
+    def get_wandb_files(self) -> list[tuple[str, str]]:
+        blend = Path(self.blend_path) if self.blend_path else self.path / "blend.json"
+        return super().get_wandb_files() + ([(str(blend), "blend.json")] if blend.is_file() else [])
+
+
+class PretrainDataArtifact(_Tokenized):
+    """Megatron shards without splits."""
+
+    num_shards: int | None = Field(default=None, ge=1)
+
+
+class SFTDataArtifact(_Tokenized):
+    """Chat data packed into rows of at most `pack_size` tokens."""
+
+    pack_size: int | None = Field(default=None, ge=1)
+    training_path: str | None = None
+    validation_path: str | None = None
+    test_path: str | None = None
+    metadata_path: str | None = None
+
+
+class SplitJsonlDataArtifact(_Sourced):
+    """JSONL files by split, for reinforcement learning; `path` may be its manifest.json."""
+
+    field_aliases: ClassVar[Mapping[str, str]] = {"valid_path": "val_path"}
+
+    train_path: str | None = None
+    val_path: str | None = None
+    test_path: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def valid_path(self) -> str | None:
+        """The same as `val_path`."""
+        return self.val_path
+
+    @valid_path.setter
+    def valid_path(self, value: str | None) -> None:
+        self.val_path = value
+
+
+class ModelArtifact(Artifact):
+    """A checkpoint folder. `final_loss` is another name of `loss`."""
+
+    volatile: ClassVar[frozenset[str]] = frozenset({"loss"})
+    field_aliases: ClassVar[Mapping[str, str]] = {"final_loss": "loss"}
+
+    step: int | None = Field(default=None, ge=0)
+    loss: float | None = None
+    iteration: int | None = Field(default=None, ge=0)
+
+    def _check_files(self) -> None:
+        check_weights(self._get_output_dir())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def final_loss(self) -> float | None:
+        """The same as `loss`."""
+        return self.loss
+
+    @final_loss.setter
+    def final_loss(self, value: float | None) -> None:
+        self.loss = value

@@ -1,16 +1,43 @@
-"""References: the words that name an artifact.
-
-`[entity/project/]Name[:alias|:vN|@sha256-prefix]`, `Name@run:<run id>`, any of them after `art://`, or a path, which
-starts with `/`, `./`, `../` or `~`. Without a version, `latest` is meant.
-"""
+"""References: the words that name an artifact; and pins: what one stood for when it was resolved."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
 
-from nemotron_kit.artifacts.errors import NOT_A_REFERENCE
 from nemotron_kit.errors import UserError
+
+NOT_A_REFERENCE = (
+    "Write Name, Name:v3, Name:alias, Name@<sha256 prefix>, Name@run:<run id>, entity/project/Name:v3, "
+    "or a path that starts with '/', './', '../' or '~'."
+)
+
+
+class ArtifactNotFoundError(UserError):
+    """Nothing is registered under `name`."""
+
+    def __init__(self, name: str, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message or f"No artifact is called {name!r}.", hint=hint)
+        self.name = name
+
+
+class ArtifactVersionNotFoundError(ArtifactNotFoundError):
+    """`name` is registered, but has no such version, alias, digest or run."""
+
+    def __init__(self, name: str, version: str | int, message: str | None = None, *, hint: str | None = None) -> None:
+        super().__init__(name, message or f"{name} has no {version}.", hint=hint)
+        self.version = version
+
+
+class ArtifactChangedError(UserError):
+    """A version's files are no longer those that were saved."""
+
+
+class DamagedRecordError(UserError):
+    """A record (version, alias, metadata.json, …) is truncated or was changed by hand."""
+
 
 # A name becomes a folder, an alias a file: only these characters, and never `..`.
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -158,3 +185,99 @@ def _build(
     elif name in _STAGES:
         name = f"ModelArtifact-{name}"
     return Reference(name, version, alias, digest, run, entity, project)
+
+
+def parse_override(
+    text: str,
+    default: str | Reference | None = None,
+    *,
+    aliases: Callable[[str], Collection[str]] | None = None,
+) -> Reference:
+    """`v10`, `10`, `:prod` and `@1f00` are relative to the default's name; anything with a name or a path stands alone.
+
+    A bare word is an alias of the default's name if it has one of that name, else a name of its own. `aliases(name)`
+    lists a name's aliases; left out, the local registry is asked.
+    """
+    base = Reference.parse(default) if isinstance(default, str) else default
+    word = text.strip() if isinstance(text, str) else text
+    if not isinstance(word, str) or is_path(word):
+        return Reference.parse(text)
+    version = VERSION.match(word)
+    if version or word.startswith((":", "@")):
+        return _relative(Reference.parse(f"x{word}" if not version else f"x:v{version[1]}"), base, text)
+    if base is not None and base.name and not set(word) & set(":@/"):
+        known = aliases or _local_aliases
+        if word == LATEST or word in known(base.slug):
+            return _relative(Reference.parse(f"x:{word}"), base, text)
+    return Reference.parse(word)
+
+
+def _relative(part: Reference, base: Reference | None, text: str) -> Reference:
+    if base is None or not base.name:
+        raise UserError(
+            f"{text!r} names a version but no artifact.", hint=f"Write it whole, as in Name{part.selector}."
+        )
+    return replace(base, version=part.version, alias=part.alias, digest=part.digest, run=part.run)
+
+
+def _local_aliases(name: str) -> Collection[str]:
+    from nemotron_kit.artifacts.registry import open_registry
+
+    return open_registry().aliases(name)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """`name:vN` with digest and registry; for a plain path, `version` and `digest` are None and `registry` is ""."""
+
+    name: str
+    version: int | None
+    digest: str | None
+    type: str
+    path: str
+    registry: str = ""
+
+    @property
+    def label(self) -> str:
+        """`Name:v3`, or the path of something that is not registered."""
+        return self.path if self.version is None else f"{self.name}:v{self.version}"
+
+    @property
+    def uri(self) -> str:
+        """How a later step names it: `art://Name:v3`, or `art://` and the path."""
+        return f"art://{self.label}"
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, one a field."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Pin:
+        """The pin that `to_dict` wrote; DamagedRecordError for anything else."""
+        if not isinstance(data, dict):
+            raise DamagedRecordError(f"Not a pin: {data!r}.")
+        pin = cls(
+            name=_text(data, "name"),
+            version=data.get("version"),
+            digest=data.get("digest"),
+            type=_text(data, "type"),
+            path=_text(data, "path"),
+            registry=_text(data, "registry"),
+        )
+        if not pin.path or not _is_version(pin.version) or not isinstance(pin.digest, str | None):
+            raise DamagedRecordError(f"Not a pin: {data!r}.")
+        return pin
+
+
+def _text(data: dict[str, Any], key: str) -> str:
+    value = data.get(key, "")
+    if not isinstance(value, str):
+        raise DamagedRecordError(f"Not a pin: {key} is {value!r}.")
+    return value
+
+
+def _is_version(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)

@@ -1,21 +1,210 @@
-"""The registry that a reference is looked up in: what every back end offers, and which one is opened."""
+"""The registry: references resolved, versions committed, aliases moved, versions verified."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.pin import Pin
-from nemotron_kit.artifacts.records import ArtifactVersion, Draft
-from nemotron_kit.artifacts.reference import Reference
-from nemotron_kit.artifacts.store import MODES
+from nemotron_kit.artifacts.commit import describe_versions, require_unchanged
+from nemotron_kit.artifacts.metadata import absolute, path_pin
+from nemotron_kit.artifacts.reference import (
+    LATEST,
+    ArtifactChangedError,
+    ArtifactNotFoundError,
+    ArtifactVersionNotFoundError,
+    Pin,
+    Reference,
+    check_alias,
+    check_slug,
+    registry_name,
+)
+from nemotron_kit.artifacts.store import KINDS, MODES, ArtifactVersion, Draft, Store, pointer_document
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.files import DAY_S
 from nemotron_kit.home import nemotron_home
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.repair import Finding
+
+
+def find_version(store: Store, ref: Reference) -> int:
+    """The version of `ref.slug` that is meant.
+
+    Raises ArtifactNotFoundError and ArtifactVersionNotFoundError (they say what is there), UserError for a digest that
+    two contents share, DamagedRecordError.
+    """
+    versions = store.versions(ref.slug)
+    if not versions:
+        raise _no_such_name(store, ref)
+    found = _choose(store, ref, versions)
+    if found not in versions:
+        raise _no_such_version(store, ref, versions)
+    return found
+
+
+def _choose(store: Store, ref: Reference, versions: list[int]) -> int:
+    if ref.version is not None:
+        return ref.version
+    if ref.digest is not None:
+        return _by_digest(store, ref, versions)
+    if ref.alias == LATEST:
+        return versions[-1]
+    try:
+        return store.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
+    except FileNotFoundError:
+        # A run that was killed before it noted what it saved still stands in the record.
+        saved = (v for v, record in _readable(store, ref, versions) if ref.run and record.producer == ref.run)
+        return max(saved, default=-1)
+
+
+def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
+    digests = {v: record.digest for v, record in _readable(store, ref, versions)}
+    found = {v: digest for v, digest in digests.items() if digest.startswith(ref.digest or "")}
+    if len(set(found.values())) > 1:
+        shown = ", ".join(f"v{v} ({digest[:12]}…)" for v, digest in found.items())
+        raise UserError(f"{ref} is ambiguous: {shown}.", hint="Give more digits.")
+    return max(found, default=-1)
+
+
+def _readable(store: Store, ref: Reference, versions: list[int]) -> Iterator[tuple[int, ArtifactVersion]]:
+    for version in versions:
+        record = store.look(ref.slug, version)
+        if isinstance(record, ArtifactVersion):
+            yield version, record
+
+
+def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
+    where = f"in the registry {store.root}"
+    hint = sentence(nearest(ref.slug, store.names())) or "Nothing has been saved there yet."
+    if ref.entity:
+        message = f"No artifact is called {ref.slug!r} {where}, and {ref}, as W&B's entity/project/Name, needs W&B."
+        return ArtifactNotFoundError(ref.slug, message, hint=f"Local names have no entity: {ref.name}. {hint}")
+    return ArtifactNotFoundError(ref.slug, f"No artifact is called {ref.slug!r} {where}.", hint=hint)
+
+
+def _no_such_version(store: Store, ref: Reference, versions: list[int]) -> ArtifactVersionNotFoundError:
+    aliases = store.aliases(ref.slug)
+    close = nearest(ref.alias, [*aliases, LATEST]) if ref.alias else ""
+    hint = describe_versions(versions, aliases)
+    if close.startswith("did you mean"):
+        hint = f"{close[0].upper()}{close[1:]} {hint}"
+    what = ref.selector.lstrip(":")
+    return ArtifactVersionNotFoundError(ref.slug, what, f"{ref.slug} has no {what}.", hint=hint)
+
+
+class LocalRegistry(Store):
+    """Versions, aliases and lineage in plain files below `root` (see the module `store` for which).
+
+    `mode` is "private" (0700/0600) or "group". Files of more than `hash_limit` bytes are identified by size and mtime.
+    """
+
+    def __init__(self, root: str | Path, *, mode: str = "private", hash_limit: int | None = None) -> None:
+        if mode not in MODES:
+            raise UserError(f"{mode!r} is no registry mode.", hint=sentence(nearest(mode, MODES)))
+        super().__init__(absolute(root), MODES[mode])
+        self.hash_limit = hash_limit
+
+    def resolve(self, reference: Reference | str, *, check: bool = True) -> Pin:
+        """What a reference stands for now. `check` also makes sure that the version's files are still as saved.
+
+        Raises ArtifactNotFoundError, ArtifactVersionNotFoundError (they say what there is), ArtifactChangedError,
+        DamagedRecordError.
+        """
+        ref = Reference.parse(reference) if isinstance(reference, str) else reference
+        if ref.path is not None:
+            return path_pin(ref.path)
+        record = self.find(ref)
+        if check:
+            require_unchanged(self, record)
+        return record.pin
+
+    def find(self, reference: Reference | str) -> ArtifactVersion:
+        """The record that a name's reference stands for; its files are not looked at."""
+        ref = Reference.parse(reference) if isinstance(reference, str) else reference
+        return self.record(ref.slug, find_version(self, ref))
+
+    def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
+        """The record behind a pin, if it is this registry's, the same content, and unchanged on disk; `deep` reads
+        every file. None for a plain path that is there. Otherwise a UserError that says what does not hold."""
+        if pin.version is None:
+            path_pin(pin.path)
+            return None
+        record = self.record_of(pin)
+        require_unchanged(self, record, deep=deep)
+        return record
+
+    def record_of(self, pin: Pin) -> ArtifactVersion:
+        """The record behind a pin, if it is this registry's and the same content; its files are not looked at."""
+        if pin.version is None:
+            raise UserError(f"{pin.path} is not registered: there is nothing to compare it with.")
+        if pin.registry != self.uuid:
+            here = self.uuid or "still empty"
+            raise UserError(
+                f"{pin.label} was pinned in registry {pin.registry}, but the one at {self.root} is {here}.",
+                hint="Run where it was pinned, or resolve the name again here.",
+            )
+        record = self.record(pin.name, pin.version)
+        if record.digest != pin.digest:
+            raise ArtifactChangedError(f"{pin.label} is {record.digest[:12]} here, but was pinned as {pin.digest}.")
+        return record
+
+    def commit(self, draft: Draft) -> Pin:
+        """Register a version; identical content (files, type, typed fields) gives the existing one."""
+        _ = self.uuid  # known before the files are read: a registry that is moved away meanwhile is not begun anew
+        from nemotron_kit.artifacts.commit import commit
+
+        check_slug(draft.name, "artifact name")
+        return commit(self, draft, self.hash_limit).pin
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
+        from nemotron_kit.artifacts.store import replace_sealed, writing_to
+
+        if check_alias(alias) == LATEST:
+            raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
+        record = self.find(Reference(registry_name(name), version=version))
+        with writing_to(self.root):
+            file = self.folder(record.name) / "aliases" / alias
+            replace_sealed(file, pointer_document(record.name, alias, version), self.modes)
+
+    def remove_alias(self, name: str, alias: str) -> None:
+        """Take an alias away; ArtifactVersionNotFoundError if there is none."""
+        from nemotron_kit.artifacts.store import writing_to
+
+        slug = registry_name(name)
+        find_version(self, Reference(slug, alias=check_alias(alias)))
+        with writing_to(self.root):
+            (self.folder(slug) / "aliases" / alias).unlink(missing_ok=True)
+
+    def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
+        """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
+        from nemotron_kit.artifacts.store import collect_garbage, writing_to
+
+        folders = [self.root]
+        for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+            folders += [name, *(name / kind for kind in KINDS)]
+        with writing_to(self.root):
+            return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
+
+    def mend(self, *, dry_run: bool = False) -> list[Finding]:
+        """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
+        from nemotron_kit.artifacts.repair import findings
+        from nemotron_kit.artifacts.store import writing_to
+
+        done: list[Finding] = []
+        with writing_to(self.root):
+            while True:  # what is wrong with the versions is known once the registry's own record is whole
+                found = [each for each in findings(self) if each.file not in {known.file for known in done}]
+                for each in [] if dry_run else found:
+                    each.apply()
+                done += found
+                if dry_run or not found:
+                    return done
+
 
 BACKENDS = ("file", "wandb")
 _KEYS = ("backend", "root", "mode", "hash_limit")
@@ -59,7 +248,7 @@ def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None)
     """The registry at `root`; without one, at the root given to `init()`, else at `[artifacts] root` of env.toml, else
     at $NEMOTRON_HOME/artifacts. Opening creates nothing."""
     settings = artifact_settings(env if env is not None else read_env_file())
-    backend = sys.modules.get("nemotron_kit.artifacts.backend")  # nobody has called init() who has not imported it
+    backend = sys.modules.get("nemotron_kit.artifacts.trackers")  # nobody has called init() who has not imported it
     config = backend.get_config() if backend is not None else None
     if root is None and config is not None:
         root = config.root

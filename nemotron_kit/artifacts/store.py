@@ -1,34 +1,116 @@
-"""The files of a local registry: where each stands, how it is read. Safe on a shared file system without any lock.
-
-    <root>/.registry/registry.json     the registry's uuid
-    <root>/<Name>/v<N>/version.json    a version's record
-    <root>/<Name>/aliases/<alias>      {"version": N}; `latest` is not stored: it is the highest version
-    <root>/<Name>/runs/<run id>        {"version": N}: what that run saved last under the name
-    <root>/<Name>/stamps/v<N>          how equal content looked later (a cache; it may be deleted)
-    <root>/<Name>/index/               which version has which content (see `contents`; it may be deleted)
-    <root>/<Name>/dropped-v<N>/        a version whose record was damaged, out of the way of readers
-
-Nothing is changed in place: whole folders and files are renamed to these names. Whatever starts with a dot below a
-name is a writer at work, or its debris.
-"""
+"""The files of a local registry: where each stands, how it is read and written. Safe on a shared file system."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.errors import ArtifactVersionNotFoundError, DamagedRecordError
-from nemotron_kit.artifacts.records import RECORD, ArtifactVersion
-from nemotron_kit.artifacts.reference import SLUG
-from nemotron_kit.artifacts.sealed import read_sealed
-from nemotron_kit.artifacts.walk import Stamp
+from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_sealed, render_sealed
+from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import fsync_dir, read_regular, write_text
+
+FORMAT = 1
+RECORD = "version.json"
+
+_TEXTS = ("name", "type", "digest", "path", "root", "created_at", "producer", "registry", "commit")
+_KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "version": int, "fields": dict, "document": dict}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to become a version.
+
+    `root` is the folder whose files make up the content, `path` what the artifact points at (the folder, or a file in
+    it), `fields` the typed fields that belong to the identity, `document` all of metadata.json.
+    """
+
+    name: str
+    type: str
+    path: Path
+    root: Path
+    fields: Mapping[str, Any]
+    document: Mapping[str, Any]
+    created_at: str
+    producer: str = "local"
+    inputs: tuple[Pin, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArtifactVersion:
+    """One committed version. It never changes; `commit` is the random mark of the commit that wrote it."""
+
+    name: str
+    version: int
+    type: str
+    digest: str
+    path: str
+    root: str
+    files: tuple[FileEntry, ...]
+    fields: dict[str, Any]
+    document: dict[str, Any]
+    created_at: str
+    producer: str
+    inputs: tuple[Pin, ...]
+    registry: str
+    commit: str
+
+    @property
+    def pin(self) -> Pin:
+        return Pin(self.name, self.version, self.digest, self.type, self.path, self.registry)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The free metadata and the typed fields, as metadata.json has them under `metadata`."""
+        found = self.document.get("metadata", {})
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def identified_by(self) -> str:
+        """`sha256`, or `size+mtime` where files above the hash limit were not read."""
+        unread = any(entry.sha256 is None and entry.link is None for entry in self.files)
+        return "size+mtime" if unread else "sha256"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON, without its seal."""
+        return {
+            "format": FORMAT,
+            **vars(self),
+            "identified_by": self.identified_by,
+            "files": [entry.to_list() for entry in self.files],
+            "inputs": [pin.to_dict() for pin in self.inputs],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: Path) -> ArtifactVersion:
+        """The record that `to_dict` wrote; `where` is named in the DamagedRecordError for anything else."""
+        if data.get("format") != FORMAT:
+            raise DamagedRecordError(
+                f"{where}: this version record has format {data.get('format')!r}, not {FORMAT}.",
+                hint="A newer nemotron-kit may have written it: upgrade.",
+            )
+        try:
+            values = {name: data[name] for name in cls.__dataclass_fields__}
+            values["files"] = tuple(FileEntry.from_list(row) for row in values["files"])
+            values["inputs"] = tuple(Pin.from_dict(pin) for pin in values["inputs"])
+            for name, kind in _KINDS.items():
+                if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                    raise TypeError(f"{name} is {values[name]!r}")
+            if "\0" in values["path"] + values["root"]:
+                raise TypeError(f"root is {values['root']!r}")
+            return cls(**values)
+        except (KeyError, TypeError, DamagedRecordError) as error:
+            raise DamagedRecordError(f"{where}: this version record is damaged: {error}.") from error
+
 
 VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
 # What is left of a version whose record was damaged: its number is not given again.
@@ -217,3 +299,123 @@ def _listing(folder: Path) -> list[str]:
         return [entry.name for entry in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+STAGE = ".tmp-"
+_TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
+
+
+def make_folder(folder: Path, modes: Modes) -> None:
+    """Make `folder` and its missing parents, and make their names durable. An existing folder is left as it is."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, modes)
+    with contextlib.suppress(FileExistsError):
+        _mkdir(folder, modes)
+        fsync_dir(folder.parent)
+
+
+def make_below(top: Path, folder: Path, modes: Modes) -> None:
+    """Make `folder` and its missing parents below `top`, durably. FileNotFoundError where `top` itself is gone: a
+    registry that was moved away meanwhile is not begun anew in its old place."""
+    if folder.is_dir():
+        return
+    if folder.parent != top:
+        make_below(top, folder.parent, modes)
+    with contextlib.suppress(FileExistsError):
+        _mkdir(folder, modes)
+        fsync_dir(folder.parent)
+
+
+def touch(path: Path, modes: Modes, text: str = "") -> None:
+    """Make a small file that readers do not rely on to be whole."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, modes.file), "w", encoding="ascii") as file:  # noqa: PTH123
+        file.write(text)
+    if modes.exact:
+        path.chmod(modes.file)
+
+
+@contextlib.contextmanager
+def staged(folder: Path, modes: Modes) -> Iterator[Path]:
+    """A new hidden folder inside `folder`, so on its file system. What is left in it at the end is removed."""
+    stage = folder / f"{STAGE}{secrets.token_hex(8)}"
+    _mkdir(stage, modes)
+    try:
+        yield stage
+    finally:
+        discard(stage)
+
+
+def write_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
+    """Write a sealed JSON document, durably."""
+    write_text(path, render_sealed(document), mode=modes.file)
+    if modes.exact:
+        path.chmod(modes.file)
+
+
+def publish(stage: Path, target: Path) -> bool:
+    """Rename a staged folder to `target`, durably. False if `target` is there already.
+
+    A file server that loses its answer can say no to a rename that it has done: after False, look whose `target` is.
+    """
+    try:
+        os.rename(stage, target)  # noqa: PTH104
+    except OSError as error:
+        if error.errno in _TAKEN or (error.errno == errno.ENOENT and target.exists()):
+            return False
+        raise
+    fsync_dir(target.parent)
+    return True
+
+
+def replace_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
+    """Put a small document in place of the one at `path`, whole at any moment and with its final permissions."""
+    make_below(path.parent.parent, path.parent, modes)
+    with staged(path.parent, modes) as stage:
+        write_sealed(stage / path.name, document, modes)
+        os.replace(stage / path.name, path)  # noqa: PTH105
+        fsync_dir(path.parent)
+
+
+def discard(stage: Path) -> bool:
+    """Remove a staged folder and the plain files in it; False if something is in the way."""
+    try:
+        if not stage.is_dir():
+            stage.unlink()
+            return True
+        for entry in list(stage.iterdir()):
+            entry.unlink()
+        stage.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # invisible to readers; gc comes by later
+    return True
+
+
+def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> list[Path]:
+    """Remove what killed writers left in `folder`, if it is older than `lease_s` seconds. Returns what went."""
+    removed = []
+    for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done
+            if time.time() - stage.stat().st_mtime >= lease_s and (dry_run or discard(stage)):
+                removed.append(stage)
+    return removed
+
+
+@contextlib.contextmanager
+def writing_to(root: Path) -> Iterator[None]:
+    """Turn the system's refusals into one sentence that names the registry."""
+    try:
+        yield
+    except OSError as error:
+        raise NemotronError(
+            f"The artifact registry {root} can't be written: {error.strerror or error} ({error.filename or root}).",
+            hint="Nothing half-written is visible in it. Free some space, or name another folder: [artifacts] root.",
+        ) from error
+
+
+def _mkdir(folder: Path, modes: Modes) -> None:
+    folder.mkdir(mode=modes.folder)
+    if modes.exact:
+        folder.chmod(modes.folder)

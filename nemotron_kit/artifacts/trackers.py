@@ -1,15 +1,16 @@
-"""Trackers: who else is told about artifacts. One is active at a time; without any, a NoOpTracker."""
+"""Trackers: which other systems are told about artifacts; `init()` chooses the registry and the tracker from code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri, tokenizer_to_uri
-from nemotron_kit.artifacts.wandb_tracker import WandbTracker
-from nemotron_kit.errors import UserError
+from nemotron_kit.artifacts.wandb import WandbTracker
+from nemotron_kit.errors import UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -125,3 +126,67 @@ __all__ = [
     "to_wandb_uri",
     "tokenizer_to_uri",
 ]
+
+
+# The reference implementation calls plain folders "fsspec".
+_BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"}
+
+
+@dataclass(frozen=True)
+class KitConfig:
+    """What `init()` was told; `root` is None where env.toml and $NEMOTRON_HOME decide."""
+
+    backend: str = "fsspec"
+    root: Path | None = None
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+
+
+_config: KitConfig | None = None
+
+
+def init(
+    backend: str = "fsspec",
+    root: str | Path | None = None,
+    wandb_project: str | None = None,
+    wandb_entity: str | None = None,
+    *,
+    registry_path: str | Path | None = None,
+) -> None:
+    """Register artifacts below `root` (also spelled `registry_path`); with backend "wandb" also log them to W&B's run.
+
+    Without a call, a named save goes to the registry of env.toml all the same. Raises UserError for an unknown backend,
+    for a root that is no folder here, and for "wandb" where it isn't installed.
+    """
+    global _config
+    from nemotron_kit.artifacts.registry import local_root
+
+    if backend not in _BACKENDS:
+        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _BACKENDS)))
+    if root is not None and registry_path is not None and Path(root) != Path(registry_path):
+        raise UserError(
+            f"init(): root is {root} and registry_path {registry_path}.", hint="They are one thing: give one."
+        )
+    chosen = root if root is not None else registry_path
+    folder = local_root(chosen).absolute() if chosen is not None else None
+    if _BACKENDS[backend] == "wandb":
+        set_lineage_tracker(WandbTracker())
+    _config = KitConfig(backend, folder, wandb_project, wandb_entity)
+
+
+def get_config() -> KitConfig | None:
+    """What `init()` was told; None before it was called."""
+    return _config
+
+
+def is_initialized() -> bool:
+    """Whether `init()` was called."""
+    return _config is not None
+
+
+def reset() -> None:
+    """Forget `init()` and the tracker (for tests, and between jobs in one process)."""
+    global _config
+
+    _config = None
+    set_lineage_tracker(None)

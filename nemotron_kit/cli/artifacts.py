@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.checking import condition
-from nemotron_kit.artifacts.records import ArtifactVersion
-from nemotron_kit.cli.grid import print_facts, print_json, print_table, write_lines
+from nemotron_kit.artifacts.commit import condition
+from nemotron_kit.artifacts.store import ArtifactVersion
+from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.local import LocalRegistry
+    from nemotron_kit.artifacts.registry import LocalRegistry
     from nemotron_kit.artifacts.store import Damaged
 
 SUMMARY = "list artifacts, versions and lineage"

@@ -2,15 +2,172 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
+from nemotron_kit.cli import index as index_module
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
-from nemotron_kit.cli.tool_completion import after_tool, artifacts, profiles, runs
 
 TYPE_CHECKING = False
+
+
+USAGE = """\
+usage: nemotron completion bash|zsh|fish
+
+Prints a completion script. To have it in every new shell:
+
+  bash   echo 'eval "$(nemotron completion bash)"' >> ~/.bashrc
+  zsh    echo 'eval "$(nemotron completion zsh)"' >> ~/.zshrc   (after compinit)
+  fish   nemotron completion fish > ~/.config/fish/completions/nemotron.fish
+"""
+
+# A word that ends in `=`, `:` or `.` goes on, so no space is put behind it. No answer: the shell completes file names.
+_BASH = """\
+_nemotron_complete() {
+    local reply
+    COMPREPLY=()
+    while IFS= read -r reply; do
+        COMPREPLY+=("$reply")
+    done < <(nemotron __complete bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=:.] ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
+}
+complete -o default -F _nemotron_complete nemotron
+"""
+
+_ZSH = """\
+#compdef nemotron
+_nemotron() {
+    local reply
+    local -a open closed
+    while IFS= read -r reply; do
+        reply="${reply//:/\\\\:}"
+        reply="${reply/$'\\t'/:}"
+        if [[ ${reply%%:*} == *= ]]; then open+=("$reply"); else closed+=("$reply"); fi
+    done < <(nemotron __complete zsh "${(@)words[2,CURRENT]}" 2>/dev/null)
+    if (( ! $#open && ! $#closed )); then _files; return; fi
+    (( $#closed )) && _describe -V nemotron closed
+    (( $#open )) && _describe -V nemotron open -S ''
+}
+compdef _nemotron nemotron
+"""
+
+_FISH = """\
+function __nemotron_complete
+    set -l words (commandline -opc)[2..]
+    set -l answers (nemotron __complete fish $words (commandline -ct) 2>/dev/null)
+    if test (count $answers) -gt 0
+        printf '%s\\n' $answers
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c nemotron -f -a '(__nemotron_complete)'
+"""
+
+SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+
+# pathlib alone costs as much as the rest of a help page.
+# ruff: noqa: PTH118, PTH208
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nemotron_kit.cli.index import Index
+
+    ToolAnswers = Iterator[tuple[str, str]]
+
+# The options of each, so that Tab imports none of them; tests/unit/cli/test_completion.py holds them to the help pages.
+OPTIONS = {
+    "runs": ("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
+    "runs show": ("--job", "--json"),
+    "runs attach": ("--job", "--all"),
+    "runs logs": ("--follow", "--tail", "--job", "--rank"),
+    "runs wait": ("--patience",),
+    "runs cancel": ("--job", "--grace"),
+    "runs resume": (),
+    "runs shell": ("--job", "--node"),
+    "runs rerun": ("--run", "--batch", "--dry-run"),
+    "runs diff": ("--json",),
+    "runs rm": ("--force", "--here"),
+    "artifacts": ("--alias", "--verify", "--dry-run", "--json"),
+    "profiles": ("--json",),
+    "profiles show": ("--all", "--json"),
+    "profiles check": ("--json",),
+    "profiles login": ("--close",),
+    "profiles clean": ("--unused", "--dry-run", "--json"),
+}
+STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
+_NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run"}
+
+
+def after_tool(name: str, words: Sequence[str], current: str, index: Index) -> ToolAnswers:
+    """(what may stand in place of `current`, what it means), behind one of nemotron's own commands."""
+    bare = [word for word in words if not options.is_option(word)]
+    page = " ".join(bare[:2]) if " ".join(bare[:2]) in OPTIONS else name
+    last = words[-1]
+    if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:
+        yield from _tool_values(last, index)
+    elif current.startswith("-"):
+        yield from ((option, "") for option in OPTIONS.get(page, ()))
+    elif name == "artifacts":
+        yield from [("gc", "")] if len(bare) == 1 else []
+        yield from artifacts(current)
+    elif len(bare) == 1:
+        yield from ((each, "") for each in tree.TOOLS[name][2])
+    elif name == "runs":
+        yield from runs()
+    elif name == "profiles":
+        yield from profiles()
+
+
+def _tool_values(option: str, index: Index) -> ToolAnswers:
+    if option == "--state":
+        yield from ((state, "") for state in STATES)
+    elif option == "--recipe":
+        yield from ((name, "") for name in index.root["children"])
+    elif option in ("--run", "--batch"):
+        yield from profiles()
+
+
+def runs() -> ToolAnswers:
+    """The runs' ids, the newest first, and the word for it."""
+    yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_module.home(), "runs")))))
+
+
+def profiles() -> ToolAnswers:
+    """The profiles of env.toml."""
+    for name, table in index_module.tables().items():
+        if name not in index_module.RESERVED and isinstance(table, dict):
+            yield name, str(table.get("executor", "local"))
+
+
+def artifacts(current: str) -> ToolAnswers:
+    """Names; after `Name:`, its versions and aliases. Read off the folders of the registry on this machine."""
+    name, colon, _ = current.partition(":")
+    root = index_module.artifacts_root()
+    if not colon:
+        yield from ((each, "") for each in listing(root))
+        return
+    numbers = sorted(int(each[1:]) for each in listing(os.path.join(root, name)) if re.fullmatch(r"v\d+", each))
+    versions = [f"v{number}" for number in numbers]
+    for each in ("latest", *versions, *listing(os.path.join(root, name, "aliases"))):
+        yield f"{name}:{each}", ""
+
+
+def listing(folder: str) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError:
+        return []
+
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
@@ -25,11 +182,10 @@ _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOT
 
 def main(argv: Sequence[str]) -> int:
     """`nemotron completion bash|zsh|fish`: print the script. Exit code 0."""
-    from nemotron_kit.cli.shells import SCRIPTS, USAGE
 
     shell = argv[0] if argv else "--help"
     if shell not in SCRIPTS and shell not in ("-h", "--help"):
-        from nemotron_kit.cli.suggest import near
+        from nemotron_kit.cli.request import near
         from nemotron_kit.errors import UserError
 
         raise UserError(f"No completion for {shell!r}.", hint=near(shell, SCRIPTS))

@@ -6,7 +6,7 @@ import sys
 
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.options import NEMOTRON, PREFIXES
-from nemotron_kit.cli.style import Paint, colour, table, width, wrap
+from nemotron_kit.cli.output import Paint, colour, table, width, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nemotron_kit.cli.index import Index, Node
-    from nemotron_kit.cli.style import Rows
+    from nemotron_kit.cli.output import Rows
 
 _ROOT_OPTIONS = [("-h, --help", "show this help; behind any words, the help of what they name"), ("--version", "")]
 

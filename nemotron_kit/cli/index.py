@@ -1,12 +1,5 @@
-"""The command trees as plain data, cached: what help and completion read instead of importing recipes.
+"""The command trees as plain data, cached: what help and completion read instead of importing recipes."""
 
-The cache is a private file of JSON lines under $NEMOTRON_HOME/cache: a header (key, sources with mtime and size,
-checksum), the tree, then one line for each command. It is good while no source has changed; anything else about it
-that isn't as it should be (another owner, a flipped bit) means building it anew. Jobs never read or write it.
-"""
-
-# pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH116, PTH118, PTH120, PTH123
 from __future__ import annotations
 
 import binascii
@@ -15,9 +8,87 @@ import os
 import sys
 
 import nemotron_kit
-from nemotron_kit.cli import env
 
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+# pathlib alone costs as much as the rest of a help page.
+# ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH117, PTH118, PTH120, PTH123
+
+
+RESERVED = ("wandb", "artifacts", "cache", "cli")
+
+
+def home() -> str:
+    """`$NEMOTRON_HOME`, or ~/.nemotron. UserError where `~` means nothing."""
+    named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
+    if (named == "~" or named.startswith("~/")) and not _has_home():
+        from nemotron_kit.home import check_home
+
+        check_home()
+    return os.path.join(os.getcwd(), os.path.expanduser(named))
+
+
+def _has_home() -> bool:
+    return "HOME" not in os.environ or os.path.isabs(os.environ["HOME"])
+
+
+def find() -> str | None:
+    """The env.toml that envfile.find_env_file finds; what `NEMOTRON_ENV_FILE` names even when it isn't there."""
+    named = os.environ.get("NEMOTRON_ENV_FILE")
+    if named:
+        return os.path.join(os.getcwd(), os.path.expanduser(named))
+    folders = [*_project(os.getcwd()), *([os.path.expanduser("~/.config/nemotron")] if _has_home() else [])]
+    files = (os.path.join(folder, "env.toml") for folder in folders)
+    return next((file for file in files if os.path.isfile(file)), None)
+
+
+def _project(start: str) -> list[str]:
+    """From `start` up to the first folder with a pyproject.toml or .git; `start` alone when there is none."""
+    folders = [start]
+    while True:
+        folder = folders[-1]
+        if any(os.path.exists(os.path.join(folder, mark)) for mark in ("pyproject.toml", ".git")):
+            return folders
+        above = os.path.dirname(folder)
+        if above == folder:
+            return [start]
+        folders.append(above)
+
+
+def artifacts_root() -> str:
+    """The registry's folder on this machine, as artifacts.registry.open_registry() has it."""
+    table, path = tables().get("artifacts"), find()
+    named = table.get("root") if isinstance(table, dict) else None
+    if isinstance(named, str) and path is not None:
+        return os.path.join(os.path.dirname(path), os.path.expanduser(named.removeprefix("file://")))
+    return os.path.join(home(), "artifacts")
+
+
+def tables() -> dict[str, Any]:
+    """The tables of env.toml; {} where there is none, or none that is read (completion has nothing to say then)."""
+    path = find()
+    if path is None:
+        return {}
+    import tomllib
+
+    from nemotron_kit.ownership import strangers
+
+    try:
+        if strangers(path):
+            return {}
+        with open(path, encoding="utf-8-sig") as file:
+            return tomllib.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+# pathlib alone costs as much as the rest of a help page.
+# ruff: noqa: PTH116, PTH118, PTH120, PTH123
+
+
 if TYPE_CHECKING:
     from typing import Any
 
@@ -62,21 +133,21 @@ def cache_key() -> list[str]:
         sys.version,
         sys.prefix,
         folder,
-        env.find() or "",
+        find() or "",
         *import_path(),
     ]
 
 
 def import_path() -> list[str]:
     """Where recipes are imported from: without the folder of the program, or the working folder, that Python adds."""
-    here = os.getcwd()  # noqa: PTH109
+    here = os.getcwd()
     return [entry for entry in sys.path[1:] if entry not in ("", here)]
 
 
 def cache_file() -> str:
     """The cache's path; one file for each key, so that two checkouts don't take turns in overwriting each other's."""
     name = binascii.crc32("\0".join(cache_key()).encode("utf-8", "surrogateescape"))
-    return os.path.join(env.home(), "cache", f"index-{name:08x}.jsonl")
+    return os.path.join(home(), "cache", f"index-{name:08x}.jsonl")
 
 
 def stamp(path: str) -> Stamp:

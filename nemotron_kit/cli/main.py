@@ -33,7 +33,7 @@ def console() -> NoReturn:
 def leave(code: int) -> NoReturn:
     """End this process. A job that ran in it ends as every Python program does; a launch to elsewhere that loaded
     NeMo-Run does not spend seconds on taking it and torch apart."""
-    ran = "nemotron_kit.execution.launch" in sys.modules or "nemotron_kit.cli.hydra_app" in sys.modules
+    ran = "nemotron_kit.launch.launch" in sys.modules or "nemotron_kit.cli.sweep" in sys.modules
     if ran and "nemo_run" not in sys.modules:
         for stream in (sys.stdout, sys.stderr):  # what can't be printed any more must not change the job's exit code
             try:
@@ -42,8 +42,8 @@ def leave(code: int) -> NoReturn:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(code)
     code = guarded(_flushed) or code
-    if "nemotron_kit.artifacts.pipes" in sys.modules:
-        from nemotron_kit.artifacts.pipes import unsay_step
+    if "nemotron_kit.artifacts.pipe" in sys.modules:
+        from nemotron_kit.artifacts.pipe import unsay_step
 
         unsay_step()
     os._exit(code)
@@ -161,7 +161,7 @@ def _nemotron(words: list[str]) -> int:
 
     if words and words[0] in TOOLS:
         return _tool(words[0], words[1:])
-    from nemotron_kit.cli.words import parse
+    from nemotron_kit.cli.parse import parse
 
     _say_step(words)
     tree = _tree(_recipe_word(words))
@@ -172,7 +172,7 @@ def _say_step(words: Sequence[str]) -> None:
     """A job whose output is piped says so at once: the step that reads it may be starting at the same time."""
     # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(words):
-        from nemotron_kit.artifacts.pipes import say_step
+        from nemotron_kit.artifacts.pipe import say_step
 
         say_step()
 
@@ -186,7 +186,7 @@ def _tool(name: str, argv: Sequence[str]) -> int:
 
 
 def _hydra(words: list[str]) -> int:
-    from nemotron_kit.cli.hydra_argv import parse_hydra
+    from nemotron_kit.cli.parse import parse_hydra
 
     _say_step(words)
     tree = _tree([word.removeprefix("recipe=") for word in words if word.startswith("recipe=")])
@@ -195,7 +195,7 @@ def _hydra(words: list[str]) -> int:
 
 def _app(app: App, words: list[str]) -> int:
     from nemotron_kit.cli import fast
-    from nemotron_kit.cli.words import parse
+    from nemotron_kit.cli.parse import parse
     from nemotron_kit.discovery import Tree
 
     tree, root = Tree(apps={app.name: app}), (app.name,)
@@ -242,7 +242,7 @@ def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ..
     if isinstance(request, Tool):
         return _tool(request.name, request.argv)
     if isinstance(request, Job):
-        from nemotron_kit.cli.job import run
+        from nemotron_kit.cli.launch import run
 
         return run(request, argv, tree)
     from nemotron_kit.cli import fast

@@ -1,20 +1,138 @@
-"""`nemotron profiles`: the profiles of env.toml, and where each value of one comes from."""
+"""`nemotron profiles`: the profiles of env.toml, and their targets checked, cleaned, logged in to."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
-from nemotron_kit.cli.grid import clean, print_json, print_table, write_lines
-from nemotron_kit.cli.suggest import near
-from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
+from nemotron_kit.cli.request import near
+from nemotron_kit.cli.toolargs import ToolParser, short_span, span
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.masking import is_secret_name
-from nemotron_kit.plan.profiles import Profile, list_run_profiles, read_profile
-from nemotron_kit.plan.runconfig import DEFAULTS
-from nemotron_kit.plan.tables import check_reserved_tables
+from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from
+from nemotron_kit.spec.profiles import (
+    Profile,
+    check_reserved_tables,
+    effective_profile,
+    list_run_profiles,
+    read_profile,
+)
+from nemotron_kit.spec.runconfig import DEFAULTS
+
+_STYLES = {"ok": "green", "warning": "yellow", "wrong": "bold red", "unreachable": "magenta"}
+_EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
+
+
+def check_main(argv: Sequence[str]) -> int:
+    """The words after `nemotron profiles check`: 0 when all is well, 1 when something is wrong, 3 unreachable."""
+    parser = ToolParser("nemotron profiles check", "Connect to a profile's target and report. Nothing is submitted.")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    from nemotron_kit.launch.checks import check_profile
+
+    findings = list(check_profile(effective_profile(options.name).config))
+    if options.json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        rows = [(f.what, f.state, f.detail) for f in findings]
+        print_table(("WHAT", "STATE", "SEEN"), rows, styles=_STYLES)
+    return max((_EXIT_CODES[finding.state] for finding in findings), default=0)
+
+
+_SAYS = """\
+Removes from a profile's target the code, kits and repositories that launches left there, that have not been used for
+a while, and that no unfinished run names. Runs and artifacts stay: nemotron runs rm, nemotron artifacts."""
+
+
+def clean_main(argv: Sequence[str]) -> int:
+    """The words after `nemotron profiles clean`. Unreachable (3) when the target does not answer."""
+    parser = ToolParser("nemotron profiles clean", _SAYS)
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument(
+        "--unused", type=span, default=timedelta(days=30), metavar="SPAN", help="unused for so long: 12h, 30d (default)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    from nemotron_kit.remote.ssh import reach_for
+
+    reach = reach_for(vars(effective_profile(options.name).config))
+    unused = options.unused.total_seconds()
+    found, _ = reach.call("clean", root=reach.root, unused_seconds=unused, remove=not options.dry_run)
+    kept = [entry for entry in found if "error" in entry]
+    if options.json:
+        print_json(found)
+        return 1 if kept else 0
+    found = [entry for entry in found if "error" not in entry]
+    if found:
+        print_table(("WHAT", "MB", "PATH"), [(f["what"], f"{f['bytes'] / 1e6:.1f}", f["path"]) for f in found])
+    size, verb = sum(f["bytes"] for f in found) / 1e6, "would go" if options.dry_run else "removed"
+    write_lines([f"{len(found)} {verb}, {size:.1f} MB: unused for {short_span(unused)} and named by no unfinished run"])
+    if kept:
+        first, *more = (f"{entry['path']}: {entry['error']}." for entry in kept)
+        raise NemotronError(f"{len(kept)} could not be removed: {first}", hint="\n".join(more) or None)
+    return 0
+
+
+HOURS = int(LOGIN["persist"]) // 3600
+
+
+def login_main(argv: Sequence[str]) -> int:
+    """The words after `nemotron profiles login`. Unreachable (3) when ssh, which has said why, does not get in."""
+    parser = ToolParser("nemotron profiles login", "Open the ssh connection of a profile (passwords, second factors).")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--close", action="store_true", help="end the connection instead")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    config = read_profile(options.name).config
+    if config.tunnel != "ssh":
+        raise UserError(
+            f"Profile {options.name} runs on this machine: there is nothing to log in to.",
+            hint='A profile with tunnel = "ssh" has a host and a user.',
+        )
+    to = ssh_from(vars(config))
+    ssh = ssh_command(to.host, to.user, to.identity, login=True)
+    if options.close:
+        return _close(ssh, to.place)
+    if _is_open(ssh):
+        write_lines([f"The way to {to.place} is open already. End it: nemotron profiles login {options.name} --close"])
+        return 0
+    # ssh asks on the terminal that it shares with us; `true` ends at once and leaves the master behind.
+    code = subprocess.run([*ssh, "true"], check=False).returncode
+    if code != 0 or not _is_open(ssh):
+        raise Unreachable(f"{to.place}: not logged in (ssh ended with {code}).", hint="What ssh said stands above.")
+    write_lines([f"The way to {to.place} is open, until it has been unused for {HOURS} hours."])
+    return 0
+
+
+def _close(ssh: Sequence[str], place: str) -> int:
+    if not _is_open(ssh):
+        raise NemotronError(f"There is no open connection to {place}.")
+    _control(ssh, "exit")
+    write_lines([f"The connection to {place} is closed."])
+    return 0
+
+
+def _is_open(ssh: Sequence[str]) -> bool:
+    return _control(ssh, "check") == 0
+
+
+def _control(ssh: Sequence[str], word: str) -> int:
+    """What ssh's master answers to one of its control commands; not 0 when there is none."""
+    command = [*ssh[:1], "-O", word, *ssh[1:]]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
+
 
 COMMANDS = ("list", "show", "check", "login", "clean")
 SUMMARY = "list the profiles of env.toml"
@@ -48,9 +166,7 @@ def main(argv: Sequence[str]) -> int:
     if words[:1] == ["show"]:
         return _show(words[1:])
     if words[:1] in (["check"], ["login"], ["clean"]):
-        from importlib import import_module
-
-        return int(import_module(f"nemotron_kit.cli.profiles_{words[0]}").main(words[1:]))
+        return {"check": check_main, "login": login_main, "clean": clean_main}[words[0]](words[1:])
     if words and not words[0].startswith("-") and words[0] != "list":
         raise UserError(
             f"nemotron profiles has no command {words[0]!r}.",

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemotron_kit.cli import options
-from nemotron_kit.cli.assign import Assignments, Row
 from nemotron_kit.cli.options import MAYBE, NOTHING, Option, Table, key
-from nemotron_kit.cli.quoting import single, value
-from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.suggest import near
+from nemotron_kit.cli.request import Assignments, Job, Row, near, single, value
 from nemotron_kit.errors import UserError
 
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)

@@ -1,12 +1,63 @@
-"""What a command line asks for."""
+"""What a command line asks for, and the options that set something in the config, as Hydra overrides."""
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from nemotron_kit.cli.quoting import string
+from nemotron_kit.cli.options import WANDB, key
+from nemotron_kit.errors import UserError, nearest
+
+_PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[\w./:@-]*\Z", re.ASCII)
+_SIMPLE = re.compile(r"[\w./:@+~-]+\Z", re.ASCII)
+_WORD = re.compile(r"[\w.+-]+\Z", re.ASCII)
+_SWEEP = re.compile(r"[\w.+-]+(, ?[\w.+-]+)*\Z|\w+\([\w.,+ -]*\)\Z", re.ASCII)
+_KEYWORDS = {"true", "false", "null", "inf", "nan"}
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\Z", re.DOTALL)
+
+
+def quoted(text: str) -> str:
+    """`text` as a quoted string: quotes escaped, and the backslashes that stand before a quote or the end doubled."""
+    body = re.sub(r"(\\*)('|\Z)", lambda run: run[1] * 2 + ("\\'" if run[2] else ""), text)
+    return f"'{body}'"
+
+
+def string(text: str) -> str:
+    """`text` so that it is read as that string: bare where it can't be read as anything else, else quoted."""
+    return text if _PLAIN.match(text) and text.lower() not in _KEYWORDS else quoted(text)
+
+
+def number(text: str) -> str:
+    """A number, `null`, or a sweep such as `1,2` and `range(1,5)` as it stands; anything else as a string, which the
+    field's type then refuses by its own name."""
+    return text if _SWEEP.match(text) else quoted(text)
+
+
+def value(text: str) -> str:
+    """A value whose type nothing declares: a list, dict, number, boolean or null as Hydra reads it, else a string."""
+    bracketed = text[:1] + text[-1:] in ("[]", "{}")
+    return text if bracketed or _WORD.match(text) else string(text)
+
+
+def encode(text: str, kind: str) -> str:
+    """`text` as the value of a field of this kind (see fields.py)."""
+    if kind in ("str", "path", "literal", "enum"):
+        return string(text)
+    if kind in ("bool", "int", "float"):
+        return number(text)
+    return value(text)
+
+
+def single(raw: str) -> str | None:
+    """The text that an override's value stands for when it is one plain word or one quoted string, else None."""
+    match = _QUOTED.match(raw)
+    if match:
+        return re.sub(r"(\\+)('|\Z)", lambda run: run[1][: len(run[1]) // 2] + run[2], match[1])
+    return raw if _SIMPLE.match(raw) else None
 
 
 class Help(NamedTuple):
@@ -94,3 +145,140 @@ def _launcher(job: Job) -> list[str]:
         return []
     wanted = {"hydra/launcher": "nemo_run", "hydra.launcher.profile": string(job.profile)}
     return [f"{key}={text}" for key, text in wanted.items() if key not in given]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`Did you mean a, b?`, or `There is: a, b.`, or "" where there is nothing."""
+    text = nearest(word, known)
+    ended = text if not text or text.endswith("?") else f"{text}."
+    return ended[:1].upper() + ended[1:]
+
+
+def close(word: str, known: Iterable[str]) -> bool:
+    """Whether `word` looks like a misspelling of one of `known`."""
+    return nearest(word, known).startswith("did you mean")
+
+
+# `run.X` for these is the launcher's own key, not a field of the profile.
+_SECTIONS = ("env", "profile", "mode", "recipe", "wandb")
+_OPEN = ("dict", "any")
+_GROUPS = ("recipe", "stage", "config")
+
+Row = dict[str, Any]
+
+
+class Assignments:
+    """The overrides of one command line, in the order typed. `where` (`nano3 pretrain`) stands in errors."""
+
+    def __init__(self, detail: dict[str, Any], where: str, help_line: str) -> None:
+        self.where, self.help_line = where, help_line
+        self.fields: dict[str, Row] = {row["name"]: row for row in detail["fields"]}
+        self.shorts: dict[str, Row] = {row["short"]: row for row in detail["fields"] if row.get("short")}
+        self.slots = [each["slot"] for each in detail["artifacts"]]
+        self.overrides: list[str] = []
+        self._lists: dict[str, tuple[int, list[str]]] = {}
+        self._artifacts: dict[int, tuple[str, str]] = {}  # position in the overrides → slot, reference as typed
+
+    def set(self, target: str, text: str) -> None:
+        """`target=text`, where `text` is in Hydra's grammar already."""
+        self.overrides.append(f"{target}={text}")
+
+    def field(self, row: Row, text: str) -> None:
+        """A field of the config from the text that was typed: `[a,b]` or one element of a list, else the value."""
+        if row["name"] in _GROUPS:
+            hint = f"Set what is in it: {row['name']}.KEY=VALUE."
+            raise UserError(f"{row['name']} is a block, and {row['name']}=… selects one of Hydra's groups.", hint=hint)
+        _check_choice(row, text)
+        if row["kind"] == "list":
+            self._append(row["name"], text, row.get("of", "any"))
+        else:
+            self.set(row["name"], encode(text, row["kind"]))
+
+    def art(self, slot: str, text: str) -> None:
+        """`--art.SLOT REFERENCE`. A slot that the command doesn't declare may be one that its config file names; what
+        looks like a declared one is a typing error."""
+        name = key(slot)
+        if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or close(name, self.slots)):
+            raise UserError(f"{self.where} has no artifact input {slot!r}.", hint=near(name, self.slots))
+        self._artifacts[len(self.overrides)] = (name, text)
+        self.set(f"run.{name}", encode(text, "str"))
+
+    def sweep_artifacts(self) -> None:
+        """In a sweep, `--art.data A:v0,B:v0` is two references: no artifact's name has a comma."""
+        for position, (name, text) in self._artifacts.items():
+            if _several(text):
+                parts = [part.strip() for part in text.split(",")]
+                self.overrides[position] = f"run.{name}={','.join(encode(part, 'str') for part in parts)}"
+
+    def refuse_several_artifacts(self) -> None:
+        """Raise UserError where one job is given several references for an input."""
+        for name, text in self._artifacts.values():
+            if _several(text):
+                raise UserError(f"--art.{name}: {text!r} are several artifacts.", hint="Add -m to sweep over them.")
+
+    def wandb(self, name: str, text: str) -> None:
+        """`--wandb.project NAME`; `--wandb.tags a,b`, which may be repeated."""
+        if key(name) not in WANDB:
+            raise UserError(f"W&B has no setting {name!r} here.", hint=near(key(name), WANDB))
+        if key(name) == "tags":
+            for tag in filter(None, (part.strip() for part in text.split(","))):
+                self._append("run.wandb.tags", tag, "str")
+        else:
+            self.set(f"run.wandb.{key(name)}", encode(text, "str"))
+
+    def run(self, name: str, text: str) -> None:
+        """`--run.KEY VALUE`: a field of the profile (`run.env.KEY`), or one of the launcher's own keys."""
+        first, dot, below = name.partition(".")
+        own = key(first) in (*_SECTIONS, *self.slots)
+        self.set(f"run.{'' if own else 'env.'}{key(first)}{dot}{below}", value(text))
+
+    def open_block(self, name: str) -> bool:
+        """Whether `name` lies below a field that takes any key (`--model.hidden-size 64`)."""
+        above = name.rpartition(".")[0]
+        while above:
+            if self.fields.get(above, {}).get("kind") in _OPEN:
+                return True
+            above = above.rpartition(".")[0]
+        return False
+
+    def negated(self, name: str) -> Row | None:
+        """The boolean field that `no_force` switches off."""
+        row = self.fields.get(name.removeprefix("no_"), {})
+        return row if name.startswith("no_") and row.get("kind") == "bool" else None
+
+    def unknown(self, name: str, known: Iterable[str]) -> UserError:
+        """The error for an option that nothing here is called; `known` are the global ones."""
+        wanted = key(name)
+        names = [*known, *self.fields, *(f"art.{slot}" for slot in self.slots)]
+        alike = [each for each in names if each == wanted or each.rpartition(".")[2] == wanted]
+        spelled = ["--" + each.replace("_", "-") for each in (alike or names)]
+        hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?" if alike else near(name, spelled)
+        return UserError(f"{self.where} has no option {name}.", hint=f"{hint} `{self.help_line}` lists them all.")
+
+    def _append(self, target: str, text: str, of: str) -> None:
+        """One more element; `[a,b]` or `${…}`, given once, is the whole list."""
+        whole = text[:1] + text[-1:] == "[]" or (text.startswith("${") and text.endswith("}"))
+        position, elements = self._lists.setdefault(target, (len(self.overrides), []))
+        if not elements:
+            self.overrides.append("")
+        elif of not in _OPEN and (whole or elements[0].startswith("[")):
+            raise UserError(
+                f"{target} is given as a whole list and by element.", hint="Give one [a,b], or each element."
+            )
+        elements.append(value(text) if whole else encode(text, of))
+        listed = elements[0] if whole and len(elements) == 1 else f"[{','.join(elements)}]"
+        self.overrides[position] = f"{target}={listed}"
+
+
+def _several(text: str) -> bool:
+    """Whether a reference is a list of them: only a path's own name may have a comma."""
+    return "," in text and "${" not in text and not Path(text).expanduser().exists()
+
+
+def _check_choice(row: Row, text: str) -> None:
+    choices = row.get("choices")
+    optional_null = text == "null" and row["type"].endswith("|null")
+    if not choices or text in choices or optional_null or "${" in text:
+        return
+    hint = f"Sweep with -m {row['name']}={text}." if "," in text else near(text, choices)
+    raise UserError(f"{row['name']} has no choice {text!r}.", hint=hint)

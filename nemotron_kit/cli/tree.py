@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Commands that are not recipes: name → (module with `main(argv) -> int`, summary, what may follow, for completion).
 TOOLS = {
     "runs": (
-        "nemotron_kit.cli.runs",
+        "nemotron_kit.cli.runs.list",
         "list runs; show one, read its logs",
         ("show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "rm"),
     ),

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.jobfiles import config_files, find_config_file
-from nemotron_kit.config.quick import quick_omegaconf
+from nemotron_kit.config.files import config_files, find_config_file
+from nemotron_kit.config.limits import quick_omegaconf
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.store import Registered, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
 from nemotron_kit.config.files import key_place, load_mapping
 from nemotron_kit.config.freeze import in_plain_words
-from nemotron_kit.config.hints import input_fields, type_at, type_hints, type_name
 from nemotron_kit.config.store import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 

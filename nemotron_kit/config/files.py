@@ -1,17 +1,22 @@
-"""Config files as plain mappings: YAML, TOML and JSON, with the place of every mistake."""
+"""Config files in YAML, TOML and JSON: read safely, with their own defaults lists and the place of each key."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.config.bombs import refuse_bombs
-from nemotron_kit.config.quick import plain_times, with_libyaml
-from nemotron_kit.errors import UserError
+from nemotron_kit.app import Command
+from nemotron_kit.config.convert import input_fields
+from nemotron_kit.config.limits import plain_times, refuse_bombs, with_libyaml
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
@@ -209,3 +214,171 @@ def key_place(path: Path, dotted: str) -> str:
             break
         line, node = found[0].start_mark.line + 1, found[1]
     return f"{path}:{line}" if line else str(path)
+
+
+def config_files(command: Command) -> dict[str, Path]:
+    """Config name → file, of the command's own config folder."""
+    folder = command.config_folder
+    if folder is None or not folder.is_dir():
+        return {}
+    return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in ENDINGS and p.is_file()}
+
+
+def find_config_file(command: Command, value: str) -> Path:
+    """The file that `-c value` names: a name in the command's folder, or a path (from here, then beside the script)."""
+    files = config_files(command)
+    if not is_path(value):
+        if value in files:
+            return files[value]
+        raise UserError(
+            f"{command.words}: no config called {value!r} in {command.config_folder}.",
+            hint=sentence(nearest(value, files) or "That folder holds none; -c also takes a path."),
+        )
+    folder = command.config_folder
+    given = Path(value).expanduser()
+    places = [given] if given.is_absolute() or folder is None else [given, folder.parent / given, folder / given]
+    for place in places:
+        if os.path.isfile(place):  # noqa: PTH113 — False, and no exception, for what can be no file's name
+            return place.absolute()
+    tried = ", ".join(str(p.absolute()) for p in places)
+    raise UserError(
+        f"-c {value}: no such config file.", hint=f"Looked for {tried}. Configs by name: {', '.join(files) or 'none'}."
+    )
+
+
+def fits(values: dict[str, Any], command: Command) -> bool:
+    """Whether every top-level key of a config file is a field of the command (or `run`, or Hydra's `defaults`)."""
+    known = {*input_fields(command.load_config_cls()), "run", "defaults", "hydra"}
+    return set(values) <= known
+
+
+def belongs_to_another(values: dict[str, Any], command: Command, others: list[Command]) -> Command | None:
+    """The other command of a shared folder whose config this file is, if it doesn't fit `command`."""
+    if fits(values, command):
+        return None
+    folder = command.config_folder
+    shared = [c for c in others if c.path != command.path and c.config_folder == folder]
+    return next((c for c in shared if _loads(c) and fits(values, c)), None)
+
+
+def _loads(command: Command) -> bool:
+    try:
+        command.load_config_cls()
+    # Another command's broken module is no business of this one.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
+
+
+def option_name(command: Command, path: Path) -> str:
+    """The name under which a file becomes an option: its stem, made distinct from another file of that name."""
+    own = config_files(command).get(path.stem)
+    if own is None or own.resolve() == path.resolve():
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+
+
+# `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.
+TAKEN = ("recipe", "stage", "config", "schema", "job")
+_ENTRY = re.compile(r"(?P<words>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<package>@\S*)?\Z")
+_HEADER = re.compile(r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)")
+
+
+@dataclass
+class JobFile:
+    """A config file as it goes into the ConfigStore, and what it stands on: siblings, and folders of groups by name."""
+
+    values: dict[str, Any]
+    spelled: Spelled
+    siblings: list[Path] = field(default_factory=list)
+    groups: dict[str, Path] = field(default_factory=dict)
+
+
+def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None) -> JobFile:
+    """Read a job file. `own` are the command's own configs, which `/job/<recipe>/<stage>/NAME` means from anywhere.
+
+    Raises UserError for what is no mapping or has no list of defaults.
+    """
+    result = JobFile(*load_spelled(path))
+    defaults = result.values.get("defaults")
+    if defaults is None:
+        return result
+    if not isinstance(defaults, list):
+        raise UserError(f"{path}: defaults must be a list.", hint="For instance: defaults: [default, _self_]")
+    entries = [_rewritten(entry, path, group, own or {}, result) for entry in defaults]
+    if "_self_" not in entries:
+        # Hydra's own default for version_base 1.3, written out so that the order is plain.
+        entries.append("_self_")
+    result.values = {**result.values, "defaults": entries}
+    return result
+
+
+def group_files(name: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
+    """(group, option, file) of every config in a group's folder and the folders in it."""
+    for place in sorted(folder.iterdir()):
+        if place.is_dir() and not place.is_symlink():  # a link may lead back
+            yield from group_files(f"{name}/{place.name}", place)
+        elif place.suffix in ENDINGS and place.is_file():
+            yield name, place.stem, place
+
+
+def package_of(path: Path) -> str | None:
+    """What a YAML file's `# @package` header says; None without one."""
+    found = _HEADER.match(path.read_text(encoding="utf-8-sig")) if path.suffix in (".yaml", ".yml") else None
+    return found[1] if found else None
+
+
+def _rewritten(entry: Any, path: Path, group: str, own: Mapping[str, Path], result: JobFile) -> Any:
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        ((name, option),) = entry.items()
+        return {_group(str(name), path, result): option}
+    if not isinstance(entry, str) or not entry.strip():
+        raise UserError(f"{path}: defaults: {entry!r} is no entry.", hint="One is NAME, or GROUP: NAME.")
+    sibling = _sibling(path, entry)
+    if sibling is not None:
+        result.siblings.append(sibling)
+        return f"/{group}/{sibling.stem}@{entry.partition('@')[2] or '_here_'}"
+    name = entry.removeprefix(f"/{group}/").partition("@")[0]
+    if entry.startswith(f"/{group}/"):
+        result.siblings += [own[name]] if name in own else []
+        return entry
+    if "/" in name or " " in entry:
+        return _group(entry, path, result)
+    if entry == "_self_":
+        return entry
+    there = [place.stem for place in path.parent.iterdir() if place.suffix in ENDINGS and place != path]
+    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, there)))
+
+
+def _sibling(path: Path, entry: str) -> Path | None:
+    name = entry.partition("@")[0]
+    if name == "_self_" or name.startswith("/"):
+        return None
+    for candidate in (name, *(name + ending for ending in ENDINGS)):
+        place = path.parent / candidate
+        if place.suffix in ENDINGS and place.is_file() and place.parent == path.parent:
+            return place
+    return None
+
+
+def _group(text: str, path: Path, result: JobFile) -> str:
+    """A relative group (`override optimizer@opt`, or `optimizer/adam`) as one at the root; its folder is noted."""
+    match = _ENTRY.match(text.strip())
+    if match is None or {"", ".", ".."} & set(match["group"].removeprefix("/").split("/")):
+        raise UserError(
+            f"{path}: defaults: {text!r} is no group, nor a config in one.", hint="Groups lie beside the file."
+        )
+    if "override" in match["words"]:
+        # Hydra's own rule for whatever hangs on an interpolated group, which the job's config does.
+        raise UserError(
+            f"{path}: defaults: {text!r}: a job's config can't override the choice of another file.",
+            hint=f"Choose on the command line ({match['group'].lstrip('/')}=…), or name the group in this file only.",
+        )
+    if match["group"].startswith("/"):
+        return text
+    first = match["group"].partition("/")[0]
+    if first in TAKEN:
+        raise UserError(f"{path}: defaults: a group can't be called {first!r} here.", hint="Rename its folder.")
+    if (path.parent / first).is_dir() and first != "hydra":
+        result.groups[first] = path.parent / first
+    return f"{match['words']}/{match['group']}{match['package'] or ''}"

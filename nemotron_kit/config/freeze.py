@@ -1,20 +1,68 @@
-"""What a job reads: all resolved at launch, but ${art:…} and ${secret:…}, which only the job itself may resolve."""
+"""What a job reads: everything resolved at launch except ${art:…} and ${secret:…}, which only the job resolves."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from nemotron_kit.config.bombs import MAX_IN_CONFIG, bounded_interpolations
-from nemotron_kit.config.environment import environment
-from nemotron_kit.config.quick import quick_omegaconf
+from nemotron_kit.config.convert import Deferred, to_dataclass
+from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, quick_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import is_secret_name
+
+# `$NAME` and `${NAME}`, as a shell has them, but nothing else that a shell would do; `\$NAME` is the text.
+_REFERENCE = re.compile(
+    r"(?P<escape>\\)?\$(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})"
+)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str], expand: Collection[str] = ()) -> Iterator[None]:
+    """Within the block, os.environ holds `values` too. Those named in `expand` may refer to others, and to what they
+    were themselves: `PATH=/opt/bin:$PATH`."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, text in values.items():
+        os.environ[name] = expanded(text, os.environ) if name in expand else text
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def refers(text: str) -> bool:
+    """Whether a variable's value refers to another variable."""
+    return _REFERENCE.search(text) is not None
+
+
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """`text` with each `$NAME` replaced by that variable, by nothing where there is none."""
+    return _REFERENCE.sub(
+        lambda m: m[0][1:] if m["escape"] else variables.get(m["plain"] or m["braced"], ""),
+        text,
+    )
+
+
+def quoted(text: str) -> str:
+    """`text` as a word of a shell script, where references, and nothing else, mean what they do in a shell."""
+    words, end = [], 0
+    for match in _REFERENCE.finditer(text):
+        if match.start() > end:
+            words.append(shlex.quote(text[end : match.start()]))
+        words.append(shlex.quote(match[0][1:]) if match["escape"] else f'"{match[0]}"')
+        end = match.end()
+    return "".join([*words, shlex.quote(text[end:]) if text[end:] or not words else ""])
+
 
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
@@ -198,3 +246,66 @@ def _dumper() -> Any:
         ),
     )
     return Dumper
+
+
+T = TypeVar("T")
+_LATER = re.compile(r"(?<!\\)\$\{(?:art|secret):")
+
+
+def resolve(values: Mapping[str, Any], *, keep_secrets: bool = False) -> dict[str, Any]:
+    """Every interpolation resolved; with `keep_secrets` the ${secret:…} stay as they are, for what is saved."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    kept: list[str] = []
+    with deferring(kept, ("secret",) if keep_secrets else ()), bounded_interpolations(total=MAX_IN_CONFIG):
+        try:
+            resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
+        except OmegaConfBaseException as error:
+            raise _worded(error) from error
+    return restore(resolved, kept) if keep_secrets else resolved  # type: ignore[no-any-return]
+
+
+def typed(values: Mapping[str, Any], cls: type[T]) -> T:
+    """The handler's config: an instance of exactly `cls`, without the launcher's `run` section.
+
+    Keys that are no fields can only have come from `+key=…`: composition has refused the others.
+    """
+    own = {key: value for key, value in values.items() if key != "run"}
+    return to_dataclass(own, cls, extras=_Everything())
+
+
+def check(values: Mapping[str, Any], cls: type) -> list[str]:
+    """Check a frozen config against `cls` before there is a job; returns the dotted fields that still have no value.
+
+    What only the job resolves (`${art:…}`, `${secret:…}`) is taken to fit. Raises UserError for what can't fit.
+    """
+    missing: list[str] = []
+    own = {key: _defer(value, key, missing) for key, value in values.items() if key != "run"}
+    to_dataclass(own, cls, extras=_Everything())
+    return missing
+
+
+def _defer(value: Any, key: str, missing: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _defer(v, f"{key}.{k}", missing) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_defer(v, f"{key}[{i}]", missing) for i, v in enumerate(value)]
+    if isinstance(value, str) and value == "???":
+        missing.append(key)
+        return Deferred(value)
+    return Deferred(value) if isinstance(value, str) and _LATER.search(value) else value
+
+
+def _worded(error: Any) -> UserError:
+    """The kit's own error where a resolver raised one, else OmegaConf's first line with its key."""
+    if own := user_error(error):
+        return own
+    key = getattr(error, "full_key", None) or "config"
+    return UserError(f"{key}: {in_plain_words(error)}", hint=what_to_add(str(error)))
+
+
+class _Everything:
+    def __contains__(self, _: object) -> bool:
+        return True

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES
-from nemotron_kit.config.hints import Given, input_fields, type_hints, type_name
-from nemotron_kit.config.quick import open_dicts
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, Given, input_fields, type_hints, type_name
+from nemotron_kit.config.limits import open_dicts
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import plain
 

@@ -12,10 +12,20 @@ from typing import Any
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import foreign
-from nemotron_kit.config.defaults import group_files, package_of, read_job_file
-from nemotron_kit.config.files import Spot, as_written, key_place, load_spelled, with_wandb
-from nemotron_kit.config.hints import means_text
-from nemotron_kit.config.jobfiles import belongs_to_another, config_files, option_name
+from nemotron_kit.config.convert import means_text
+from nemotron_kit.config.files import (
+    Spot,
+    as_written,
+    belongs_to_another,
+    config_files,
+    group_files,
+    key_place,
+    load_spelled,
+    option_name,
+    package_of,
+    read_job_file,
+    with_wandb,
+)
 from nemotron_kit.config.schema import schema_node
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError

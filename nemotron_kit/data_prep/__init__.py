@@ -6,8 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemotron_kit.data_prep.blend import DataBlend, Dataset
-    from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
+    from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, PerSplitConfig, TokenizerConfig
     from nemotron_kit.data_prep.plan import Plan
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.run import run_data_prep
@@ -28,25 +27,24 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "blend": ("DataBlend", "Dataset"),
-    "config": ("DataPrepConfig", "PerSplitConfig", "TokenizerConfig"),
+    "config": ("DataBlend", "DataPrepConfig", "Dataset", "PerSplitConfig", "TokenizerConfig"),
     "plan": ("Plan",),
     "planning": ("freeze_plan",),
     "run": ("run_data_prep",),
     "shard": ("make_shard",),
     "transforms": (
         "Message",
-        "OpenAIChatRecord",
-        "SftRecord",
-        "ShareGPTRecord",
-        "Transform",
         "nemotron_rl",
         "openai_chat",
+        "OpenAIChatRecord",
         "passthrough",
         "rename",
         "select",
         "sft",
+        "SftRecord",
         "sharegpt",
+        "ShareGPTRecord",
+        "Transform",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,13 +1,212 @@
-"""What a caller says about a data preparation."""
+"""What a caller says about a data preparation: its settings, and the blend of weighted sources."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from nemotron_kit.data_prep.rows import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_DOC_SIZE, ERROR, SKIP
-from nemotron_kit.data_prep.sizes import parse_size
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import read_regular
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)I?B?\s*\Z", re.IGNORECASE)
+_FACTORS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
+
+
+def parse_size(size: str | int, *, field: str = "shard_size") -> int:
+    """ "256MB", "1G", "500MiB" or a number of bytes, in powers of 1024. Raises UserError naming `field`."""
+    match = _SIZE.match(str(size))
+    count = int(float(match[1]) * _FACTORS[match[2].upper()]) if match else 0
+    if count < 1:
+        raise UserError(f"{field}={size!r} is not a size.", hint='Write it like "256MB", "1G" or "500MiB".')
+    return count
+
+
+def show_size(count: float) -> str:
+    """A number of bytes for people: 37.2 TB, 512 B (decimal units, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+# One document, and one line of a file, in bytes; a larger one is a bad row. Nothing more of a source is held in memory.
+DEFAULT_MAX_DOC_SIZE = 64 << 20
+DEFAULT_MAX_BAD_ROWS = 1000
+NAMED = 5
+ERROR, SKIP = "error", "skip"
+TEXT_FIELD = "Set text_field to the one with text."
+LARGER = "Set max_doc_size higher if this is meant, or on_bad_row=skip to leave it out."
+
+
+@dataclass
+class Rows:
+    """The rows of one shard: how many were read, were empty, and could not be used.
+
+    `refuse` raises what is wrong with a row, or with `skip` counts it; `bad_rows` names the first of them.
+    """
+
+    max_size: int = DEFAULT_MAX_DOC_SIZE
+    skip: bool = False
+    limit: int | None = DEFAULT_MAX_BAD_ROWS
+    rows: int = 0
+    empty: int = 0
+    bad: int = 0
+    bad_rows: list[str] = field(default_factory=list)
+
+    def refuse(self, make: Callable[..., UserError], *words: Any) -> None:
+        """Raise the error that `make(*words)` is, or count it. It is made only where it is raised or named: a line's
+        number takes a look at the file."""
+        if not self.skip:
+            raise make(*words)
+        self.bad += 1
+        if len(self.bad_rows) < NAMED:
+            self.bad_rows.append(make(*words).message)
+        check_bad_rows(self.bad, self.bad_rows, self.limit)
+
+    def too_large(self, what: str) -> UserError:
+        """The error for a row of more than `max_size` bytes."""
+        return UserError(f"{what} of more than {show_size(self.max_size)} (max_doc_size).", hint=LARGER)
+
+
+def check_bad_rows(count: int, named: list[str], limit: int | None) -> None:
+    """Raise UserError when more rows were bad than may be."""
+    if limit is not None and count > limit:
+        raise UserError(
+            f"More than {limit} bad rows (max_bad_rows). The first: " + "; ".join(named),
+            hint="Is text_field right? Set max_bad_rows higher, or to null for no limit, if the source is like that.",
+        )
+
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text Python ships).
+
+    Of a folder, files with rows (JSON lines, parquet) are read; where there are none, .json; where there are none,
+    plain text. `split` and `subset` pick from a folder or a Hugging Face repository. `text_field` None is the caller's.
+    """
+
+    name: str
+    path: str
+    weight: float = 1.0
+    split: str | None = None
+    subset: str | None = None
+    text_field: str | None = None
+
+
+@dataclass(frozen=True)
+class DataBlend:
+    """Sources by split: {"all": …} from `datasets`, to be split into train, valid and test; or those three by name.
+
+    `folder` is where the blend file lies (relative paths are looked for there too); `tokens` is what its author
+    published as its size, for estimates only.
+    """
+
+    splits: dict[str, tuple[Dataset, ...]]
+    folder: Path = field(default_factory=Path.cwd)
+    tokens: int | None = None
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        return [dataset for datasets in self.splits.values() for dataset in datasets]
+
+    @classmethod
+    def load(cls, path: str | Path) -> DataBlend:
+        """Read a blend file. Raises UserError with file, key and (for broken JSON) line."""
+        path = Path(path).expanduser()
+        try:
+            content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
+        except FileNotFoundError:
+            raise UserError(f"blend_path: there is no file {path}.", hint=_EXAMPLE) from None
+        except IsADirectoryError:
+            raise UserError(f"blend_path: {path} is a folder, not a blend file.", hint=_EXAMPLE) from None
+        except OSError as error:  # a FIFO, which would be waited for; a file that can't be read
+            raise UserError(f"blend_path: {path}: {error.strerror}.", hint=_EXAMPLE) from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        except (_Duplicate, RecursionError) as error:
+            raise UserError(f"{path}: {error}.") from error
+        return _blend(content, path)
+
+
+_EXAMPLE = 'A blend file is JSON: {"datasets": [{"name": "docs", "path": "docs/*.jsonl", "weight": 1.0}]}'
+
+
+def _blend(content: Any, path: Path) -> DataBlend:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a blend file holds one JSON object.", hint=_EXAMPLE)
+    for key in content:
+        if key not in ("datasets", "tokens", *SPLITS):
+            raise UserError(f"{path}: unknown key {key!r}: {nearest(key, ('datasets', 'tokens', *SPLITS))}.")
+    named = [split for split in SPLITS if content.get(split)]
+    whole = content.get("datasets") is not None
+    if whole and named:
+        raise UserError(f"{path}: 'datasets' and {named[0]!r} exclude each other.", hint="Keep one of the two forms.")
+    if not whole and "train" not in named:
+        raise UserError(f"{path}: neither 'datasets' nor 'train' is there.", hint=_EXAMPLE)
+    tokens = content.get("tokens")
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool)):
+        raise UserError(f"{path}, tokens: expected a whole number, got {tokens!r}.")
+    keys = {"all": "datasets"} if whole else {split: split for split in named}
+    splits = {split: _datasets(content[key], f"{path}, {key}") for split, key in keys.items()}
+    return DataBlend(splits, path.absolute().parent, tokens)
+
+
+def _datasets(entries: Any, where: str) -> tuple[Dataset, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{where}: expected a list with at least one dataset.", hint=_EXAMPLE)
+    datasets = tuple(_dataset(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
+    names = [dataset.name for dataset in datasets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: two datasets are called {name!r}.", hint="Give each a name of its own.")
+    if not any(dataset.weight for dataset in datasets):
+        raise UserError(f"{where}: every weight is 0.")
+    return datasets
+
+
+def _dataset(entry: Any, where: str) -> Dataset:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected an object, got {entry!r}.", hint=_EXAMPLE)
+    known = [f.name for f in fields(Dataset)]
+    for key in entry:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, known)}.")
+    for key in ("name", "path"):
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise UserError(f"{where}.{key}: expected text, got {entry.get(key)!r}.")
+    for key in ("split", "subset", "text_field"):
+        if not isinstance(entry.get(key), str | None):
+            raise UserError(f"{where}.{key}: expected text, got {entry[key]!r}.")
+    weight = entry.get("weight", 1.0)
+    numeric = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not numeric or not math.isfinite(weight) or weight < 0:
+        raise UserError(f"{where}.weight: expected a number of 0 or more, got {weight!r}.")
+    return Dataset(**{**entry, "weight": float(weight)})
+
+
+class _Duplicate(ValueError):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets the last of two equal keys win in silence; a blend must not lose a source that way."""
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise _Duplicate(f"the key {key!r} stands twice in one object")
+    return seen
+
 
 DEFAULT_TOKENIZER = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
 DEFAULT_SHARDS = 128

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.data_prep.config import NAMED, check_bad_rows
 from nemotron_kit.data_prep.indexed import TEMPORARY
 from nemotron_kit.data_prep.plan import Plan
-from nemotron_kit.data_prep.rows import NAMED, check_bad_rows
 from nemotron_kit.data_prep.shard import ShardRecord, ensure_shard
 from nemotron_kit.errors import NemotronError, UserError
 

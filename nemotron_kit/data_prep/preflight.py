@@ -11,13 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nemotron_kit.data_prep.blend import DataBlend, Dataset
-from nemotron_kit.data_prep.config import DataPrepConfig
-from nemotron_kit.data_prep.listing import find_local, kind_of
-from nemotron_kit.data_prep.local_files import LeftOut, files_below, matching
+from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, parse_size, show_size
 from nemotron_kit.data_prep.run import check_packages
-from nemotron_kit.data_prep.sizes import parse_size, show_size
-from nemotron_kit.data_prep.store import is_remote
+from nemotron_kit.data_prep.sources import LeftOut, find_local, is_remote, kind_of, local_files_below, matching
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file
@@ -140,7 +136,9 @@ def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
 
 def _local_size(dataset: Dataset, folder: Path) -> int:
     path = Path(find_local(dataset.path, folder))
-    files = files_below(path, LeftOut()).values() if path.is_dir() else [path] if path.is_file() else matching(path)
+    files = (
+        local_files_below(path, LeftOut()).values() if path.is_dir() else [path] if path.is_file() else matching(path)
+    )
     return sum(file.stat().st_size for file in files if kind_of(file.name))
 
 

@@ -1,14 +1,443 @@
-"""From a piece of a plan to its texts, whatever the file's kind."""
+"""From a piece of a plan to its texts: JSON lines, CSV, Parquet, plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from operator import itemgetter
+from typing import Any, BinaryIO
 
-from nemotron_kit.data_prep import csvrows, jsonlines, parquet, plaintext, store
-from nemotron_kit.data_prep.listing import compression_of, kind_of
+from nemotron_kit.data_prep import sources, streams
+from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, Rows, show_size
 from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
-from nemotron_kit.data_prep.rows import DEFAULT_MAX_DOC_SIZE, Rows
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.data_prep.sources import compression_of, kind_of
+from nemotron_kit.data_prep.streams import MAX_EXPANSION
+from nemotron_kit.errors import NemotronError, UserError
+
+# Below this, a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
+SMALL = 1 << 20
+# Beyond this a line is told by its byte: its number would take a look at all that lies before it.
+_COUNTED = 1 << 30
+
+
+def jsonlines_texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
+    """The texts of a piece. A row whose text is null or empty is left out; one that has none is refused."""
+    import orjson
+
+    loads, malformed, pick = orjson.loads, orjson.JSONDecodeError, _picker(field)
+    by_range = not compression and file.rows is None and file.size > SMALL
+    found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
+    for where, line in found:
+        rows.rows += 1
+        try:
+            text = pick(loads(line))
+        except (malformed, KeyError, TypeError):
+            try:
+                text = _careful(line, pick, rows)
+            except UserError as error:
+                rows.refuse(_placed, error, file.path, where, by_range)
+                continue
+        if isinstance(text, str):
+            if text:
+                yield text
+            else:
+                rows.empty += 1
+        elif text is None:
+            rows.empty += 1
+        else:
+            wrong = UserError(f"{field!r} is a {type(text).__name__}, not text.")
+            rows.refuse(_placed, wrong, file.path, where, by_range)
+
+
+def count_jsonlines(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
+    """How many rows a file has, `limit` at most."""
+    return sum(1 for _ in itertools.islice(_rows(file.path, compression, max_size), limit))
+
+
+def _rows(path: str, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of each line that is not blank."""
+    numbered = enumerate(streams.all_lines(path, compression, max_size), 1)
+    return ((number, line) for number, line in numbered if line and not line.isspace())
+
+
+def _dealt(file: SourceFile, piece: Piece, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
+    parts = frozenset(piece.parts)
+    for row, found in enumerate(itertools.islice(_rows(file.path, compression, max_size), file.rows)):
+        if row % piece.of in parts:
+            yield found
+
+
+def _ranges(file: SourceFile, piece: Piece, max_size: int) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line) of each line that is not blank in the piece's byte ranges."""
+    for part in piece.parts:
+        start, end = file.size * part // piece.of, file.size * (part + 1) // piece.of
+        lines = streams.lines_between(file.path, start, end, max_size)
+        yield from ((at, line) for at, line in lines if not line.isspace())
+
+
+def _picker(field: str) -> Callable[[Any], Any]:
+    """Takes the text out of a row: the key `field`, or with dots (`doc.body.text`) one inside other objects, where no
+    key has that very name. KeyError with what is missing."""
+    if "." not in field:
+        return itemgetter(field)
+    *outer, last = field.split(".")
+
+    def pick(row: Any) -> Any:
+        if field in row:
+            return row[field]
+        for key in outer:
+            row = row[key]
+            if row is None:
+                return None
+        return row[last]
+
+    return pick
+
+
+def _careful(line: bytes, pick: Callable[[Any], Any], rows: Rows) -> Any:
+    """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass."""
+    if isinstance(line, streams.TooLong):
+        raise rows.too_large("a line")
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        hint = "It looks like UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8." if utf16 else None
+        raise UserError(f"not UTF-8 (byte {error.start + 1} of the line).", hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        hint = "The file is a JSON array; one object a line is needed." if line.lstrip().startswith(b"[") else None
+        raise UserError(f"malformed JSON: {error}.", hint=hint) from error
+    if not isinstance(row, dict):
+        raise UserError(f"expected a JSON object, got a {type(row).__name__}.")
+    try:
+        text = pick(row)
+    except KeyError as error:
+        have = ", ".join(sorted(row)[:8]) or "nothing"
+        raise UserError(f"there is no field {error.args[0]!r}; it has {have}.", hint=TEXT_FIELD) from error
+    except TypeError as error:
+        raise UserError(f"a field on the way to the text is no object: {error}.", hint=TEXT_FIELD) from error
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
+    """The error of a line with its place before it."""
+    far = by_range and where > _COUNTED
+    at = f"{path}, byte {where}" if far else f"{path}, line {_line_number(path, where, by_range)}"
+    return UserError(f"{at}: {error.message}", hint=error.hint)
+
+
+def _line_number(path: str, where: int, by_range: bool) -> int:
+    """In a byte range `where` is an offset."""
+    if not by_range:
+        return where
+    number, left = 1, where
+    with sources.open_binary(path) as file:
+        while left and (data := file.read(min(left, 1 << 20))):
+            number += data.count(b"\n")
+            left -= len(data)
+    return number
+
+
+class _TooLarge(Exception):
+    """A row that is larger than may be."""
+
+
+def csv_texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
+    """The texts of a piece. A row whose text is empty is left out."""
+    parts = frozenset(piece.parts)
+    reader = _Reader(file.path, compression, rows.max_size)
+    column = reader.column(field)
+    for number, (line, row) in enumerate(itertools.islice(reader.rows(), file.rows)):
+        if number % piece.of not in parts:
+            continue
+        rows.rows += 1
+        at = f"{file.path}, line {line}"
+        if isinstance(row, str):
+            rows.refuse(UserError, f"{at}: {row}.")
+        elif len(row) != len(reader.header):
+            rows.refuse(UserError, f"{at}: {len(row)} fields, where the header has {len(reader.header)}.")
+        elif not row[column]:
+            rows.empty += 1
+        elif not _is_text(row[column]):
+            rows.refuse(UserError, f"{at}: {field!r} is not UTF-8.")
+        else:
+            yield row[column]
+
+
+def count_csv_rows(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
+    """How many rows a file has, `limit` at most."""
+    return sum(1 for _ in itertools.islice(_Reader(file.path, compression, max_size).rows(), limit))
+
+
+class _Reader:
+    """A file's header and rows; a row that can't be read stands as what is wrong with it."""
+
+    def __init__(self, path: str, compression: str, max_size: int) -> None:
+        self.path, self.max_size = path, max_size
+        name = path.rsplit("/", 1)[-1].lower()
+        self._taken = self._line = 0
+        # The module's limit is for the process. Ours is on a row, of which a field is a part.
+        csv.field_size_limit(max_size)
+        lines = map(self._text, streams.all_lines(path, compression, max_size))
+        self._csv = csv.reader(lines, delimiter="\t" if ".tsv" in name else ",", strict=True)
+        header = next(self.rows(), (1, []))[1]
+        if isinstance(header, str):
+            raise UserError(f"{path}, line 1: its header can't be read: {header}.")
+        self.header = [name.removeprefix("\ufeff") for name in header]
+
+    def column(self, field: str) -> int:
+        if self.header.count(field) == 1:
+            return self.header.index(field)
+        if not self.header:
+            return 0  # an empty file has no row either
+        have = ", ".join(self.header[:8])
+        twice = "more than one column" if field in self.header else "no column"
+        raise UserError(f"{self.path}: there is {twice} {field!r}; it has {have}.", hint=TEXT_FIELD)
+
+    def rows(self) -> Iterator[tuple[int, list[str] | str]]:
+        """(number of the line that it begins in, row) of each row that is not blank."""
+        while True:
+            begins = self._line + 1
+            self._taken = 0
+            try:
+                row = next(self._csv)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield begins, f"malformed CSV: {error}"
+            except _TooLarge:
+                yield begins, f"a row of more than {show_size(self.max_size)} (max_doc_size)"
+            else:
+                if row:
+                    yield begins, row
+
+    def _text(self, line: bytes) -> str:
+        self._line += 1
+        self._taken += len(line)
+        if isinstance(line, streams.TooLong) or self._taken > self.max_size:
+            raise _TooLarge
+        # A compressed file's lines come without their ends, which a field in quotes needs.
+        return (line if line.endswith(b"\n") else line + b"\n").decode("utf-8", "surrogateescape")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_BATCH = 256  # rows
+# Row numbers and their texts.
+_Texts = tuple[Sequence[int], Sequence[str | None]]
+_Column = Callable[[Any], Any]
+
+
+def parquet_texts(file: SourceFile, piece: Piece, field: str, rows: Rows) -> Iterator[str]:
+    """The texts of a piece. A row whose text is null or empty is left out. Raises UserError for what is no parquet."""
+    wanted = _by_number(file, piece) if file.rows is not None or file.size <= SMALL else _by_range(piece)
+    with sources.open_binary(file.path) as stream:
+        table = _opened(stream, file.path)
+        column = _column(table, file.path, field)
+        _check_expansion(table, file.path, field, rows.max_size)
+        for numbers, batch in wanted(table, field, column):
+            rows.rows += len(batch)
+            for number, text in zip(numbers, batch, strict=True):
+                if not text:
+                    rows.empty += 1
+                elif len(text) > rows.max_size:
+                    rows.refuse(rows.too_large, f"{file.path}, row {number + 1}: a text")
+                else:
+                    yield text
+
+
+def count_parquet_rows(file: SourceFile, limit: int) -> int:
+    """How many rows a file has, `limit` at most."""
+    with sources.open_binary(file.path) as stream:
+        return min(limit, int(_opened(stream, file.path).metadata.num_rows))
+
+
+def _by_number(file: SourceFile, piece: Piece) -> Any:
+    def read(table: Any, field: str, column: _Column) -> Iterator[_Texts]:
+        parts, row = frozenset(piece.parts), 0
+        for batch in table.iter_batches(_BATCH, columns=[field], use_threads=False):
+            most = len(batch) if file.rows is None else file.rows - row
+            numbers = [n for n in range(row, row + min(most, len(batch))) if n % piece.of in parts]
+            found = column(batch).to_pylist()
+            yield numbers, [found[number - row] for number in numbers]
+            row += len(batch)
+            if file.rows is not None and row >= file.rows:
+                return
+
+    return read
+
+
+def _by_range(piece: Piece) -> Any:
+    """Rows [n·part/of, n·(part+1)/of): only the row groups that hold some of them are read."""
+
+    def read(table: Any, field: str, column: _Column) -> Iterator[_Texts]:
+        rows = table.metadata.num_rows
+        ranges = [(rows * part // piece.of, rows * (part + 1) // piece.of) for part in piece.parts]
+        first = 0
+        for group in range(table.metadata.num_row_groups):
+            last = first + table.metadata.row_group(group).num_rows
+            inside = [(max(a, first) - first, min(b, last) - first) for a, b in ranges if a < last and b > first]
+            if inside:
+                for numbers, batch in _group(table, field, column, group, inside):
+                    yield range(first + numbers.start, first + numbers.stop), batch
+            first = last
+
+    return read
+
+
+def _group(
+    table: Any, field: str, column: _Column, group: int, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[range, list[str | None]]]:
+    at = 0
+    for batch in table.iter_batches(_BATCH, row_groups=[group], columns=[field], use_threads=False):
+        if at >= ranges[-1][1]:
+            return
+        for start, end in ranges:
+            start, end = max(start - at, 0), min(end - at, len(batch))
+            if start < end:
+                yield range(at + start, at + end), column(batch).slice(start, end - start).to_pylist()
+        at += len(batch)
+
+
+def _opened(stream: Any, path: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a valid parquet file: {error}") from error
+
+
+def _column(table: Any, path: str, field: str) -> _Column:
+    """Takes the column out of a batch: the one called `field`, or with dots (`doc.body.text`) one inside structs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    schema = table.schema_arrow
+    names = [field] if field in schema.names else field.split(".")
+    if names[0] not in schema.names:
+        have = ", ".join(schema.names[:8])
+        raise UserError(f"{path}: there is no column {field!r}; it has {have}.", hint=TEXT_FIELD)
+    kind = schema.field(names[0]).type
+    for name in names[1:]:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            raise UserError(f"{path}: there is no column {field!r}: {name!r} is not in {kind}.", hint=TEXT_FIELD)
+        kind = kind.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{path}: column {field!r} is {kind}, not text.")
+    if len(names) == 1:
+        return lambda batch: batch.column(0)
+    return lambda batch: pc.struct_field(batch.column(0), names[1:])
+
+
+def _check_expansion(table: Any, path: str, field: str, most: int) -> None:
+    """Refuse a column whose data grows as only a decompression bomb does: a page of it is unpacked at once."""
+    for group in range(table.metadata.num_row_groups):
+        info = table.metadata.row_group(group)
+        for number in range(info.num_columns):
+            chunk = info.column(number)
+            if chunk.path_in_schema != field or chunk.total_uncompressed_size <= most:
+                continue
+            if chunk.total_uncompressed_size > MAX_EXPANSION * max(chunk.total_compressed_size, 1):
+                held, packed = show_size(chunk.total_uncompressed_size), show_size(chunk.total_compressed_size)
+                raise UserError(
+                    f"{path}: row group {group} holds {held} in {packed}, more than {MAX_EXPANSION} times as much.",
+                    hint="That is how a decompression bomb looks. If it is meant, write it with other compression.",
+                )
+
+
+_DOCUMENT = 1 << 18
+_SEARCH = 1 << 16
+
+
+def plaintext_texts(file: SourceFile, piece: Piece, compression: str, rows: Rows) -> Iterator[str]:
+    """The documents of a piece; one that is not UTF-8 text is refused with the byte that is not."""
+    parts = frozenset(piece.parts)
+    documents = _unpacked(file, compression) if compression else _cut_out(file, piece.of, parts)
+    for number, (start, data) in enumerate(itertools.islice(documents, file.rows)):
+        if number % piece.of not in parts:
+            continue
+        rows.rows += 1
+        try:
+            text = _decoded(data, file.path, start)
+        except UserError as error:
+            rows.refuse(UserError, error.message)
+            continue
+        if text.strip():
+            yield text
+        else:
+            rows.empty += 1
+
+
+def count_plaintext_rows(file: SourceFile, compression: str, limit: int) -> int:
+    """How many documents a file holds, `limit` at most."""
+    if compression:
+        return sum(1 for _ in itertools.islice(_unpacked(file, compression), limit))
+    return min(-(-file.size // _DOCUMENT), limit)
+
+
+def _cut_out(file: SourceFile, of: int, parts: frozenset[int]) -> Iterator[tuple[int, bytes]]:
+    """(first byte, content) of each document; b"" for one of another part, which is not read."""
+    with sources.open_binary(file.path) as stream:
+        for number in range(-(-file.size // _DOCUMENT)):
+            if number % of in parts:
+                start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
+                yield start, _between(stream, start, end)
+            else:
+                yield 0, b""
+
+
+def _unpacked(file: SourceFile, compression: str) -> Iterator[tuple[int, bytes]]:
+    """(first byte, content) of each document of a compressed file, which is read from its start."""
+    held, start = b"", 0
+    for chunk in streams.content(file.path, compression):
+        held += chunk
+        while len(held) >= _DOCUMENT + _SEARCH:
+            end = _cut(BytesIO(held), _DOCUMENT, len(held))
+            yield start, held[:end]
+            held, start = held[end:], start + end
+    while held:
+        end = _cut(BytesIO(held), _DOCUMENT, len(held))
+        yield start, held[:end]
+        held, start = held[end:], start + end
+
+
+def _between(stream: BinaryIO, start: int, end: int) -> bytes:
+    stream.seek(start)
+    return stream.read(end - start)
+
+
+def _cut(stream: BinaryIO, at: int, size: int) -> int:
+    """Where the document that ends near `at` ends: after a blank line, else a line, else a character."""
+    if at == 0 or at >= size:
+        return min(at, size)
+    data = _between(stream, at, min(at + _SEARCH, size))
+    for gap in (b"\n\n", b"\n"):
+        found = data.find(gap)
+        if found >= 0:
+            return at + found + len(gap)
+    return at + sum(1 for _ in itertools.takewhile(lambda byte: byte & 0xC0 == 0x80, data[:4]))
+
+
+def _decoded(data: bytes, path: str, start: int) -> str:
+    null = data.find(0)
+    if null >= 0:  # a program, an image, a file with holes
+        raise UserError(f"{path}: not plain text: a null character (byte {start + null}).")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}).") from error
 
 
 def texts(source: Source, piece: Piece, rows: Rows) -> Iterator[str]:
@@ -18,25 +447,25 @@ def texts(source: Source, piece: Piece, rows: Rows) -> Iterator[str]:
     kind = kind_of(file.path) or ""
     try:
         if kind == "parquet":
-            yield from parquet.texts(file, piece, source.text_field, rows)
+            yield from parquet_texts(file, piece, source.text_field, rows)
         elif kind.startswith("text"):
-            yield from plaintext.texts(file, piece, compression_of(kind), rows)
+            yield from plaintext_texts(file, piece, compression_of(kind), rows)
         elif kind.startswith("csv"):
-            yield from csvrows.texts(file, piece, compression_of(kind), source.text_field, rows)
+            yield from csv_texts(file, piece, compression_of(kind), source.text_field, rows)
         else:
-            yield from jsonlines.texts(file, piece, compression_of(kind), source.text_field, rows)
+            yield from jsonlines_texts(file, piece, compression_of(kind), source.text_field, rows)
     except (NemotronError, GeneratorExit):
         raise
     except Exception as error:  # a remote store raises whatever its library does
-        raise store.failing(file.path, error) from error
+        raise sources.failing(file.path, error) from error
 
 
 def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZE) -> int:
     """How many rows (lines, records, parquet rows, text documents) a file has, `limit` at most."""
     kind = kind_of(file.path) or ""
     if kind == "parquet":
-        return parquet.count_rows(file, limit)
+        return count_parquet_rows(file, limit)
     if kind.startswith("text"):
-        return plaintext.count_rows(file, compression_of(kind), limit)
-    count = csvrows.count_rows if kind.startswith("csv") else jsonlines.count_rows
+        return count_plaintext_rows(file, compression_of(kind), limit)
+    count = count_csv_rows if kind.startswith("csv") else count_jsonlines
     return count(file, compression_of(kind), limit, max_size)

@@ -1,4 +1,4 @@
-"""The whole of a data preparation: plan, shards, blend.json, artifact."""
+"""The whole of a data preparation: plan, shards, blend.json, artifact; with its progress and its report."""
 
 from __future__ import annotations
 
@@ -6,27 +6,300 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.data_prep.blend import DataBlend
-from nemotron_kit.data_prep.config import DataPrepConfig
-from nemotron_kit.data_prep.outputs import BLEND_FILE, blend_lists, make_artifact
-from nemotron_kit.data_prep.plan import Plan
-from nemotron_kit.data_prep.report import REPORT_FILE, report, tell_left_out, tell_read
+from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
+from nemotron_kit.data_prep.plan import Omission, Plan, Source
+from nemotron_kit.data_prep.pool import Event
+from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
-    from nemotron_kit.data_prep.pool import Event
-    from nemotron_kit.data_prep.progress import Progress
-    from nemotron_kit.data_prep.ranks import Meeting
+    from nemotron_kit.data_prep.ranks import Meeting, Ranks
     from nemotron_kit.data_prep.shard import ShardRecord
+
+
+_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """A context manager; call `hear` with each event.
+
+    `total` shards are made here. Of several ranks the first speaks for all; the others tell of damaged shards only.
+    """
+
+    def __init__(self, plan: Plan, *, total: int | None = None, ranks: Ranks | None = None) -> None:
+        self.plan, self.ranks = plan, ranks
+        self.total = len(plan.shards) if total is None else total
+        self._quiet = ranks is not None and not ranks.leads
+        self.shards = self.characters = self.tokens = 0
+        self.kept = 0
+        self._began = self._last = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar, self._task = _bar(self.total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is None:
+            kept = f" ({self.kept} of them were there already)" if self.kept else ""
+            of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
+            self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
+
+    def hear(self, event: Event) -> None:
+        """Take in one event and show it."""
+        self.characters += event.characters
+        self.tokens += event.tokens
+        if event.record is not None:
+            self.shards += 1
+            self.kept += event.how == "kept"
+            if event.how.startswith("remade"):
+                self.say(f"data prep: {event.how}; made again", always=True)
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=self.shards, what=f"{self.tokens / 1e6:.1f} M tokens, {self._speed()}"
+            )
+        elif time.monotonic() - self._last > _EVERY:
+            self._last = time.monotonic()
+            self.say(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
+
+    def say(self, line: str, *, always: bool = False) -> None:
+        """A line of its own, above the bar; `always`: whichever rank this is."""
+        if self._quiet and not always:
+            return
+        # A file's name may hold anything: what a terminal would take for a command is shown as text.
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr)  # noqa: T201
+
+    def _rate(self) -> str:
+        elapsed = time.monotonic() - self._began
+        text = show_size(self.characters)
+        return f"{self.tokens:,} tokens from {text} of text in {elapsed:.1f} s ({self._speed()})"
+
+    def _speed(self) -> str:
+        return f"{show_size(self.characters / max(time.monotonic() - self._began, 1e-6))}/s"
+
+
+def _bar(total: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("data prep"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("shards, {task.fields[what]}"),
+        TimeElapsedColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    return bar, bar.add_task("", total=total, what="")
+
+
+REPORT_FILE = "report.json"
+Say = Callable[[str], None]
+_WHY = {
+    "empty": "without text",
+    "short": "shorter than min_doc_chars",
+    "bad": "bad",
+}
+
+
+def report(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
+    """Per dataset and in all: files and their bytes, rows, documents, characters, tokens, rows skipped by reason, the
+    first bad ones, and the files left out. It depends on plan and sources alone, so that equal data is equal."""
+    datasets = []
+    for number, source in enumerate(plan.sources):
+        mine = [record for n, record in records.items() if plan.shards[n].source == number]
+        named = [row for record in mine for row in record.bad_rows]
+        datasets.append(
+            {
+                "name": source.name,
+                "uri": source.uri,
+                "files": len(source.files),
+                "bytes": sum(file.size for file in source.files),
+                **_sums(mine),
+                "bad_rows": named[:NAMED],
+                "left_out": [asdict(omission) for omission in source.left_out],
+            }
+        )
+    files = {"files": sum(d["files"] for d in datasets), "bytes": sum(d["bytes"] for d in datasets)}
+    return {"plan": plan.digest, "total": {**files, **_sums(records.values())}, "datasets": datasets}
+
+
+def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
+    records = list(records)
+    counted = all(record.rows is not None for record in records)
+    return {
+        "rows": sum(record.rows or 0 for record in records) if counted else None,
+        "documents": sum(record.documents for record in records),
+        "characters": sum(record.characters for record in records),
+        "tokens": sum(record.tokens for record in records),
+        "skipped": {why: sum(getattr(record, why) for record in records) for why in _WHY},
+        "cut": sum(record.cut for record in records),
+    }
+
+
+def tell_left_out(plan: Plan, say: Say) -> None:
+    """A line for each dataset of which some files are not read."""
+    for source in plan.sources:
+        if source.left_out:
+            count = sum(omission.count for omission in source.left_out)
+            parts = "; ".join(_omission(omission) for omission in source.left_out)
+            say(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
+
+
+def tell_read(plan: Plan, records: Mapping[int, ShardRecord], say: Say) -> None:
+    """What was read and what was skipped, in a few lines."""
+    found = report(plan, records)
+    total = found["total"]
+    rows = "" if total["rows"] is None else f"{total['rows']:,} rows, "
+    say(
+        f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {rows}"
+        f"{total['documents']:,} documents{_skipped(total)}"
+    )
+    for dataset, source in zip(found["datasets"], plan.sources, strict=True):
+        if not dataset["documents"]:
+            say(f"data prep: dataset {source.name!r} gave no document; it is left out of blend.json.")
+        if dataset["skipped"]["bad"]:
+            first = "; ".join(dataset["bad_rows"])
+            say(f"data prep: dataset {source.name!r}: {dataset['skipped']['bad']:,} bad rows, the first: {first}")
+    for split in dict.fromkeys(shard.split for shard in plan.shards):
+        if not any(records[number].documents for number, shard in enumerate(plan.shards) if shard.split == split):
+            say(f"data prep: nothing fell to {split}: there is too little text for so many shards.")
+
+
+def _skipped(total: Mapping[str, Any]) -> str:
+    parts = [f"{count:,} {_WHY[why]}" for why, count in total["skipped"].items() if count]
+    text = f"; skipped {', '.join(parts)}" if parts else "; no row skipped"
+    if total["rows"] is None:
+        text = "; some shards are an earlier version's, which did not count what it skipped"
+    return text + (f"; {total['cut']:,} documents cut to max_doc_tokens" if total["cut"] else "")
+
+
+def _omission(omission: Omission) -> str:
+    more = f" and {omission.count - 3} more" if omission.count > 3 else ""
+    return f"{', '.join(omission.names[:3])}{more} ({omission.why})"
+
+
+BLEND_FILE = "blend.json"
+
+
+def blend_lists(plan: Plan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
+    """Megatron's form, per split: weight, prefix, weight, prefix, …; null for a split without documents.
+
+    A source's weight is spread over its shards by their tokens, so that it is honoured however many they are. Shards
+    without documents are left out: Megatron's reader fails on them.
+    """
+    blend: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    per_source: dict[tuple[str, int], int] = {}
+    for number, shard in enumerate(plan.shards):
+        key = (shard.split, shard.source)
+        per_source[key] = per_source.get(key, 0) + records[number].tokens
+    for number, shard in enumerate(plan.shards):
+        tokens = records[number].tokens
+        if tokens:
+            weight = plan.sources[shard.source].weight * tokens / per_source[shard.split, shard.source]
+            blend[shard.split] += [f"{weight:.12g}", str(output / shard.name)]
+    if not blend["train"]:
+        raise UserError(
+            "No document is left for training: every row is empty, or shorter than min_doc_chars.",
+            hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
+        )
+    return {split: pairs or None for split, pairs in blend.items()}
+
+
+def make_artifact(plan: Plan, records: dict[int, ShardRecord], output: Path, elapsed: float) -> PretrainBlendsArtifact:
+    """The output folder as an artifact, not saved yet. `metadata` also says what a trainer must know of the tokens."""
+    from nemotron_kit.artifacts import PretrainBlendsArtifact
+
+    tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
+    paths = {split: str(output / split) for split, count in tokens.items() if count}
+    return PretrainBlendsArtifact(
+        path=output,
+        total_tokens=sum(tokens.values()),
+        total_sequences=total(plan, records, "documents"),
+        source_datasets=[_source_info(plan, records, number) for number in range(len(plan.sources))],
+        tokenizer_uri=_tokenizer_uri(plan, output),
+        elapsed_sec=elapsed,
+        train_tokens=tokens["train"],
+        valid_tokens=tokens["valid"],
+        test_tokens=tokens["test"],
+        num_shards=sum(shard.split == "train" for shard in plan.shards),
+        metadata={
+            "vocab_size": plan.tokens.vocab_size,
+            "dtype": plan.tokens.dtype,
+            "eos_id": plan.tokens.eos,
+            "bos_id": plan.tokens.bos,
+            "tokenizer": plan.tokens.model,
+            "tokenizer_path": "tokenizer",
+            "plan": plan.digest,
+        },
+        blend_path=str(output / BLEND_FILE),
+        train_path=paths.get("train"),
+        valid_path=paths.get("valid"),
+        test_path=paths.get("test"),
+    )
+
+
+def total(
+    plan: Plan, records: dict[int, ShardRecord], what: str, *, split: str | None = None, source: int | None = None
+) -> int:
+    """The sum of one of the records' fields, over all shards or those of a split or source."""
+    chosen = (
+        number
+        for number, shard in enumerate(plan.shards)
+        if split in (None, shard.split) and source in (None, shard.source)
+    )
+    return sum(getattr(records[number], what) for number in chosen)
+
+
+def _source_info(plan: Plan, records: dict[int, ShardRecord], number: int) -> Any:
+    from nemotron_kit.artifacts import InputDatasetInfo
+
+    source = plan.sources[number]
+    return InputDatasetInfo(
+        uri=_source_uri(source),
+        name=source.name,
+        weight=source.weight,
+        split=source.from_split,
+        subset=source.subset,
+        text_field=source.text_field,
+        num_rows=total(plan, records, "documents", source=number),
+        size_bytes=sum(file.size for file in source.files),
+    )
+
+
+def _source_uri(source: Source) -> str:
+    return source.uri if "://" in source.uri else str(Path(source.uri).expanduser().absolute())
+
+
+def _tokenizer_uri(plan: Plan, output: Path) -> str:
+    """A hub name by its page; any other tokenizer by the copy beside the shards."""
+    from nemotron_kit.artifacts import tokenizer_to_uri
+
+    name, _, revision = plan.tokens.model.removeprefix(HUB).partition("@")
+    if Path(plan.tokens.model).expanduser().exists():
+        return tokenizer_to_uri(str(output / "tokenizer"))
+    return tokenizer_to_uri(name, revision or None)
+
 
 _VISIBLE = 120.0  # seconds
 NEEDED = ("fsspec", "numpy", "orjson", "pyarrow", "tokenizers", "zstandard")
@@ -105,7 +378,6 @@ def _make(
 ) -> tuple[dict[int, ShardRecord], int]:
     """Every shard's record, and how many were there already: made here, and by the other ranks."""
     from nemotron_kit.data_prep.pool import check_all, run_shards
-    from nemotron_kit.data_prep.progress import Progress
 
     ranks = meeting.ranks if meeting else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.data_prep import readers, tokenizer
+from nemotron_kit.data_prep.config import SKIP, Rows
 from nemotron_kit.data_prep.indexed import ShardWriter, Written
 from nemotron_kit.data_prep.plan import Plan
-from nemotron_kit.data_prep.rows import SKIP, Rows
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular, write_text
 

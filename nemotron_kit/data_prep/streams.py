@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
-from nemotron_kit.data_prep import store
-from nemotron_kit.data_prep.sizes import show_size
+from nemotron_kit.data_prep import sources
+from nemotron_kit.data_prep.config import show_size
 from nemotron_kit.errors import UserError
 
 _CHUNK = 1 << 16  # bytes of a compressed file at a time
@@ -33,7 +33,7 @@ TOO_LONG = TooLong(b"\0")
 
 def lines_between(path: str, start: int, end: int, most: int) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line) of each line that starts in [start, end)."""
-    with store.open_binary(path) as file:
+    with sources.open_binary(path) as file:
         position = start
         if start:
             # One byte back: a line that starts at `start` is ours, one that started before is not.
@@ -54,7 +54,7 @@ def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
     if compression:
         yield from _lines(content(path, compression), most)
         return
-    with store.open_binary(path) as file:
+    with sources.open_binary(path) as file:
         while line := file.readline(most + 1):
             if len(line) > most and not line.endswith(b"\n"):
                 yield TOO_LONG
@@ -65,7 +65,7 @@ def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
 
 def content(path: str, compression: str) -> Iterator[bytes]:
     """What a compressed file holds, in bounded pieces."""
-    with store.open_binary(path) as file:
+    with sources.open_binary(path) as file:
         try:
             yield from _decompressed(file, compression, path)
         except (zlib.error, lzma.LZMAError, _BadBzip2, _zstd_error()) as error:

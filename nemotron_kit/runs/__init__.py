@@ -6,23 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemotron_kit.runs.cancel import cancel_jobs
-    from nemotron_kit.runs.folder import RunFolder, RunSummary, create_run, open_job, runs_root
-    from nemotron_kit.runs.ids import new_run_id
-    from nemotron_kit.runs.job import JobFolder
+    from nemotron_kit.runs.folder import RunFolder, RunSummary, create_run, new_run_id, open_job, runs_root
+    from nemotron_kit.runs.job import EXIT_CODES, STATES, TERMINAL, JobFolder, JobState, process_facts
     from nemotron_kit.runs.ledger import list_runs, open_run, remove_run, run_ids
     from nemotron_kit.runs.logs import Neutraliser, follow, log_file, neutralise
-    from nemotron_kit.runs.process import process_facts
-    from nemotron_kit.runs.states import EXIT_CODES, STATES, TERMINAL, JobState
 
 _HOMES = {
     "cancel": ("cancel_jobs",),
-    "folder": ("RunFolder", "RunSummary", "create_run", "open_job", "runs_root"),
-    "ids": ("new_run_id",),
-    "job": ("JobFolder",),
+    "folder": ("create_run", "new_run_id", "open_job", "RunFolder", "runs_root", "RunSummary"),
+    "job": ("EXIT_CODES", "JobFolder", "JobState", "process_facts", "STATES", "TERMINAL"),
     "ledger": ("list_runs", "open_run", "remove_run", "run_ids"),
-    "logs": ("Neutraliser", "follow", "log_file", "neutralise"),
-    "process": ("process_facts",),
-    "states": ("EXIT_CODES", "STATES", "TERMINAL", "JobState"),
+    "logs": ("follow", "log_file", "neutralise", "Neutraliser"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.process import descendants, is_gone, is_here
-from nemotron_kit.runs.states import JobState
+from nemotron_kit.runs.job import JobFolder, JobState, descendants, is_gone, is_here
 
 GRACE = 10.0
 _LEAVING = 30.0

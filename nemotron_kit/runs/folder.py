@@ -1,13 +1,15 @@
-"""One launch's folder: its plan and its jobs. It appears whole, under its final name, or not at all."""
+"""The folder of one launch: its id, its plan, its jobs. It appears whole, under its final name, or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,11 +17,59 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.ids import is_run_id, started_at
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.process import process_facts
-from nemotron_kit.runs.records import DamagedRecord, read_object
-from nemotron_kit.runs.states import DAMAGED, now_iso, parse_time, run_state
+from nemotron_kit.runs.job import (
+    DAMAGED,
+    DamagedRecord,
+    JobFolder,
+    now_iso,
+    parse_time,
+    process_facts,
+    read_object,
+    run_state,
+)
+
+RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,41}-[0-9a-f]{6}\Z")
+_UNSAFE = re.compile(r"[^A-Za-z0-9]+")
+_TIME = "%Y%m%d-%H%M%S"
+# date-time (15) and the random part (6), each with its dash, leave 41 of a slug's 64 characters.
+_MIDDLE = 41
+
+
+def new_run_id(recipe: str, stage: str, *, now: datetime | None = None) -> str:
+    """`20261124-171204-nano3-pretrain-1f03a7`, in UTC.
+
+    The first five of the six hex digits are the microsecond: two launches in the same second still sort by time.
+    """
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    middle = "-".join(filter(None, (_slug(recipe), _slug(stage)))) or "run"
+    return f"{now.strftime(_TIME)}-{middle[:_MIDDLE].rstrip('-')}-{now.microsecond:05x}{os.urandom(1)[0] & 15:x}"
+
+
+def is_run_id(text: str) -> bool:
+    return bool(RUN_ID.match(text)) and ".." not in text
+
+
+def sort_key(run_id: str) -> tuple[str, str]:
+    """Time to the microsecond: the stamp in front, then the hex digits at the end."""
+    return run_id[:15], run_id[-6:]
+
+
+def started_at(run_id: str) -> datetime | None:
+    """The UTC time in a run id, whole seconds; None when its digits are no time."""
+    try:
+        return datetime.strptime(run_id[:15], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def first_id_since(age: timedelta) -> str:
+    """The stamp that every run id of the last `age` sorts at or after."""
+    return (datetime.now(UTC) - age).strftime(_TIME)
+
+
+def _slug(text: str) -> str:
+    return _UNSAFE.sub("-", text).strip("-")
+
 
 # What plan.json holds, as far as it is read back.
 _TEXTS, _TREE = {None: str}, {"root": str, "inside": str}

@@ -1,24 +1,258 @@
-"""One job's folder: what it reads, the states it went through, how it ended, and what it left."""
+"""One job's folder: what it reads, its states, how it ended; and the process that runs it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import Cancelled, UserError, nearest
+from nemotron_kit.errors import Cancelled, NemotronError, UserError, nearest
+from nemotron_kit.files import decoded, open_regular, read_regular
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.process import is_gone, process_facts
-from nemotron_kit.runs.records import DamagedRecord, read_object, tail_objects
-from nemotron_kit.runs.states import STATES, TERMINAL, JobState, now_iso, parse_time
+
+STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
+# Nobody leaves these by himself; `nemotron runs resume` begins a new attempt. A job that its scheduler starts again
+# is `pending`, whatever stopped it.
+TERMINAL = frozenset({"succeeded", "failed", "cancelled", "preempted"})
+# A run whose plan.json can't be read; no job is ever in this state.
+DAMAGED = "damaged"
+
+# sysexits' EX_TEMPFAIL: stopped by a signal after a checkpoint.
+PREEMPTED = 75
+
+# What a command that reports on a job exits with; those not named here (it is still going) count as success.
+EXIT_CODES = {
+    "succeeded": 0,
+    "failed": 1,
+    "unreachable": 3,
+    "unknown": 3,
+    DAMAGED: 3,
+    "cancelled": 4,
+    "preempted": PREEMPTED,
+}
+
+_YEAR_3000 = 32_503_680_000.0
+# The state of a run is the first of these that one of its jobs is in.
+_PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job stands. Times are seconds since the epoch; `code` is the exit code once there is one.
+
+    `facts` is what the last writer said: `process` (pid, host, …) for a job on this machine, and what a back end adds.
+    """
+
+    state: str
+    at: float | None = None
+    started: float | None = None
+    finished: float | None = None
+    code: int | None = None
+    error: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+def run_state(states: Iterable[str]) -> str:
+    """One word for all jobs of a run: still going before failed, failed before succeeded. No jobs yet: pending."""
+    present = set(states)
+    return next((state for state in _PRECEDENCE if state in present), "pending")
+
+
+def now_iso() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def parse_time(value: object) -> float | None:
+    """Seconds since the epoch of an ISO time or a number; None for anything else (a damaged record), and for a time
+    that no run can have had and no calendar can show."""
+    if isinstance(value, bool):
+        return None
+    try:
+        seconds = float(value) if isinstance(value, int | float) else datetime.fromisoformat(str(value)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < _YEAR_3000 else None
+
+
+def process_facts(pid: int | None = None) -> dict[str, Any]:
+    """What identifies process `pid` (this one by default) to a later reader: pid and start time, its process group, and
+    the host, boot and pid namespace in which they mean anything."""
+    pid = os.getpid() if pid is None else pid
+    status = _stat(pid)
+    return {
+        "pid": pid,
+        "pgid": os.getpgid(pid),
+        "started": status[1] if status else None,
+        "host": socket.gethostname(),
+        "boot": _boot_id(),
+        "namespace": _namespace(),
+    }
+
+
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether this process can judge that one: same host and same pid namespace."""
+    return process.get("host") == socket.gethostname() and process.get("namespace") == _namespace()
+
+
+def is_gone(process: Mapping[str, Any]) -> bool:
+    """True only when the process is known to have ended; False when it lives or can't be judged from here."""
+    pid = process.get("pid")
+    if not is_here(process) or not isinstance(pid, int) or pid <= 0:
+        return False
+    if process.get("boot") != _boot_id():
+        return True
+    status = _stat(pid)
+    if status is None:
+        return not _exists(pid)
+    state, started = status
+    return state in "ZX" or (process.get("started") is not None and started != process["started"])
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`, children first. Empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        parent = _parent(entry)
+        if parent is not None:
+            children.setdefault(parent, []).append(int(entry.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:  # grows while it is walked
+        found.extend(children.get(child, []))
+    return found
+
+
+def _fields(path: Path) -> list[str] | None:
+    """/proc/<pid>/stat from the state on: the command before it may hold spaces and parentheses."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:  # it ended, or there is no /proc
+        return None
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    fields = _fields(Path(f"/proc/{pid}/stat"))
+    return (fields[0], int(fields[19])) if fields and len(fields) > 19 else None
+
+
+def _parent(path: Path) -> int | None:
+    fields = _fields(path)
+    return int(fields[1]) if fields and len(fields) > 1 else None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _boot_id() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text(encoding="ascii").strip() if path.exists() else None
+
+
+def _namespace() -> str | None:
+    path = Path("/proc/self/ns/pid")
+    return str(path.readlink()) if path.is_symlink() else None
+
+
+_MAX_BYTES = 64 * 1024 * 1024
+_TAIL_BYTES = 1024 * 1024
+
+
+class DamagedRecord(NemotronError):
+    """A record is there but can't be read as what it should be."""
+
+    exit_code = 3
+
+
+# What may stand under a key (null, and nothing, always may): a type, or one of several; {key: …} for an object with
+# these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list.
+Shape = Any
+_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+
+
+def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object, or one
+    that has not this shape."""
+    try:
+        value = json.loads(read_regular(path, limit=_MAX_BYTES))
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{path}: not valid JSON: {error}.") from error
+    except OSError as error:
+        raise DamagedRecord(f"{path}: {error.strerror or error}.") from error
+    if not isinstance(value, dict):
+        raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    value = decoded(value)
+    if shape is not None and (wrong := _misshapen(value, shape, "")):
+        raise DamagedRecord(f"{path}: {wrong}.")
+    return value
+
+
+def _misshapen(value: Any, shape: Shape, key: str) -> str | None:
+    """The first thing in a value that has not its shape; None if all has."""
+    if value is None:
+        return None
+    kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, dict | list) else shape,)
+    # To Python, true is a whole number.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(_WORDS[kind] for kind in kinds)
+        said = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
+        return f"{key} is {said}, not {expected}"
+    if isinstance(shape, dict):
+        pairs = [(k, shape.get(k, shape.get(None))) for k in value]
+        found = (_misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
+        return next(filter(None, found), None)
+    if isinstance(shape, list):
+        return next(filter(None, (_misshapen(item, shape[0], f"{key}[{n}]") for n, item in enumerate(value))), None)
+    return None
+
+
+def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:
+    """The last `count` lines of a file, without reading more than `limit` bytes of it; [] when there is no file."""
+    try:
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            if size > limit:
+                file.readline()  # the first of what is left is a part of a line
+            return list(deque(file, maxlen=count)) if count > 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` whole JSON objects, one a line; a line that is still being written is left out."""
+    found = []
+    for line in tail(path, count + 1):
+        try:
+            value = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found[-count:] if count > 0 else []
+
 
 _STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")

@@ -5,23 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemotron_kit.training.blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, TrainConfig
-    from nemotron_kit.training.config import PretrainConfig
+    from nemotron_kit.training.config import (
+        CheckpointConfig,
+        LoggerConfig,
+        PretrainConfig,
+        SchedulerConfig,
+        TrainConfig,
+    )
+    from nemotron_kit.training.data import BlendSamples, Shard
     from nemotron_kit.training.engine import Outcome, pretrain
-    from nemotron_kit.training.preempt import Preempted
-    from nemotron_kit.training.samples import BlendSamples
-    from nemotron_kit.training.shards import Shard
+    from nemotron_kit.training.processes import Preempted
 
 _HOMES = {
-    "BlendSamples": "samples",
-    "CheckpointConfig": "blocks",
-    "LoggerConfig": "blocks",
+    "BlendSamples": "data",
+    "CheckpointConfig": "config",
+    "LoggerConfig": "config",
     "Outcome": "engine",
-    "Preempted": "preempt",
+    "Preempted": "processes",
     "PretrainConfig": "config",
-    "SchedulerConfig": "blocks",
-    "Shard": "shards",
-    "TrainConfig": "blocks",
+    "SchedulerConfig": "config",
+    "Shard": "data",
+    "TrainConfig": "config",
     "pretrain": "engine",
 }
 __all__ = [

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.lineage import job_inputs
-from nemotron_kit.artifacts.sealed import sha256_of
-from nemotron_kit.artifacts.walk import sha256_files
+from nemotron_kit.artifacts.manifest import sha256_files, sha256_of
 from nemotron_kit.errors import UserError
 
 # More than this is not read through before a run starts, unless dataset.verify asks for it: it takes minutes.

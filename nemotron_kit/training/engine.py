@@ -8,25 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.sealed import sha256_of
+from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import open_job
-from nemotron_kit.training import ranks
-from nemotron_kit.training.balance import ExpertBalance
-from nemotron_kit.training.batches import Batches
-from nemotron_kit.training.blend import read_blend
+from nemotron_kit.training import processes
+from nemotron_kit.training.checkpoint import Progress, load_optimizer
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import Contents, registered_as, shard_contents
+from nemotron_kit.training.data import Batches, BlendSamples, HeldOutSamples, read_blend
 from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
-from nemotron_kit.training.identity import identity, portable
-from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments, use_bf16
+from nemotron_kit.training.loop import Run, build_optimizer, build_schedule, trainer_arguments, use_bf16
 from nemotron_kit.training.metrics import Reporter, metrics_path
-from nemotron_kit.training.model import model_config, with_data
-from nemotron_kit.training.preempt import Preempted, StopRequest
-from nemotron_kit.training.run import Run
-from nemotron_kit.training.samples import BlendSamples, HeldOutSamples
-from nemotron_kit.training.start import Start, find_start, start_model
-from nemotron_kit.training.state import Progress, load_optimizer
+from nemotron_kit.training.model import ExpertBalance, model_config, with_data
+from nemotron_kit.training.processes import Preempted, StopRequest
+from nemotron_kit.training.start import Start, find_start, identity, portable, start_model
 
 
 @dataclass(frozen=True)
@@ -64,19 +59,19 @@ def pretrain(config: PretrainConfig) -> Outcome:
     """
     _calm_threads()
     config.check()
-    config.train.check_split(ranks.world_size())
+    config.train.check_split(processes.world_size())
     data = open_data(config)
     folder = output_folder(config)
     model_config(data.model)  # refused before anything is written
     start = _start(config, data, folder)
-    if ranks.rank() == 0:
+    if processes.rank() == 0:
         prepare_output(folder)
-    ranks.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         with StopRequest() as stop:
             return _train(config, data, start, folder, stop)
     finally:
-        ranks.leave()
+        processes.leave()
 
 
 def open_data(config: PretrainConfig) -> Data:
@@ -99,7 +94,7 @@ def open_data(config: PretrainConfig) -> Data:
 
 def _start(config: PretrainConfig, data: Data, folder: Path) -> Start:
     """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
-    if ranks.rank() != 0:
+    if processes.rank() != 0:
         return find_start(config, {})
     shards = [*data.train.shards, *(data.held_out.shards if data.held_out else ())]
     registered = registered_as(config.blend_path.parent)
@@ -127,7 +122,7 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
     optimizer = build_optimizer(config.train, model)
     if start.optimizer is not None:
         load_optimizer(optimizer, model, start.optimizer)
-    silent = ranks.rank() != 0
+    silent = processes.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
     for line in (*start.notes, start.describe()):
         reporter.say(line)
@@ -138,7 +133,7 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
     try:
         if progress.step < config.train.train_iters:
             _loop(config, data, run, args)
-        elif data.held_out and ranks.any_rank(start.valid_on != progress.valid_on and not silent, model.device):
+        elif data.held_out and processes.any_rank(start.valid_on != progress.valid_on and not silent, model.device):
             run.evaluate(progress.step)  # the loss that is known is that of other held-out data
     finally:
         reporter.close()
@@ -146,7 +141,7 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
 
 
 def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
-    from nemotron_kit.training.trainer import build_trainer
+    from nemotron_kit.training.loop import build_trainer
 
     batches = Batches(
         data.train,
@@ -155,8 +150,8 @@ def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
         vocab_size=data.model["vocab_size"],
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
+        rank=processes.rank(),
+        world_size=processes.world_size(),
     )
     schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
     build_trainer(run.model, args, (run.optimizer, schedule), batches, run).train()
@@ -171,10 +166,10 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
         raise Preempted(f"{stopped}; saved in {config.checkpoint.save}.", hint=_how_it_goes_on())
     path = model_folder(folder, step)
     changes = [change for change in run.progress.changes if change["step"] < step]
-    if ranks.rank() == 0:
+    if processes.rank() == 0:
         record = {"step": step, "identity": portable(run.identity), "changes": changes}
         export(run.model, path, config.blend_path.parent, record)
-    ranks.barrier()
+    processes.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
     return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 

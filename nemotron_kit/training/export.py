@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
-from nemotron_kit.artifacts.walk import METADATA
+from nemotron_kit.artifacts.manifest import METADATA, read_sealed, render_sealed
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
-from nemotron_kit.training.checkpoint import remove, seal
+from nemotron_kit.training.checkpoint import export_model, remove, seal
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.state import export_model
 
 # In a model's folder: the run that made it.
 RECORD = "training.json"

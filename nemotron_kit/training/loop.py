@@ -1,16 +1,149 @@
-"""What is built from the `train` block: AdamW, its schedule, the Trainer's arguments."""
+"""The training loop: transformers' Trainer with our optimizer, schedule, losses, rows and checkpoints."""
 
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from nemotron_kit.errors import UserError
-from nemotron_kit.training.blocks import SchedulerConfig, TrainConfig
-from nemotron_kit.training.ranks import world_size
-from nemotron_kit.training.scheduler import learning_rate
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, Progress, export_model, save_optimizer
+from nemotron_kit.training.config import PretrainConfig, SchedulerConfig, TrainConfig
+from nemotron_kit.training.data import Batches, HeldOutSamples, collate
+from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.processes import StopRequest, rank, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+
+# How far a decay has come (1 … 0 of the way from lr to min_lr), by the fraction of its steps done.
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "minus_sqrt": lambda done: 1 - math.sqrt(done),
+    "exponential": lambda done: 2 * 0.5**done - 1,
+}
+
+
+def learning_rate(config: SchedulerConfig, lr: float, step: int, train_iters: int) -> float:
+    """The learning rate of step `step` (the first is 0) of a run of `train_iters` with the peak `lr`."""
+    if step < config.lr_warmup_iters:
+        return lr * (step + 1) / config.lr_warmup_iters
+    if config.lr_decay_style == "constant":
+        return lr
+    end = train_iters if config.lr_decay_iters is None else config.lr_decay_iters
+    steps, shape = _decay(config, end)
+    if steps <= 0 or step < end - steps:
+        return lr if step < end else config.min_lr
+    return config.min_lr + (lr - config.min_lr) * _SHAPES[shape](min(1.0, (step - (end - steps)) / steps))
+
+
+def _decay(config: SchedulerConfig, end: int) -> tuple[int, str]:
+    """(steps that the decay takes, its shape)."""
+    whole = max(0, end - config.lr_warmup_iters)
+    if config.lr_decay_style != "WSD":
+        return whole, config.lr_decay_style
+    steps = end // 5 if config.lr_wsd_decay_iters is None else config.lr_wsd_decay_iters
+    return min(steps, whole), config.lr_wsd_decay_style
+
+
+class Hooks(Protocol):
+    """What a run does around its steps. Steps count from 1, over the whole run and not since the last resume."""
+
+    first_step: int
+
+    def before_step(self, step: int) -> None: ...
+
+    def add_loss(self, nll: torch.Tensor) -> None:
+        """A micro-batch's summed negative log likelihood, detached."""
+
+    def after_step(self, step: int) -> bool:
+        """Whether something is due now: then `report` is called."""
+
+    def report(self, step: int, grad_norm: float | None) -> bool:
+        """Do what is due; whether to stop."""
+
+
+def build_trainer(
+    model: torch.nn.Module,
+    args: TrainingArguments,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
+    batches: Batches,
+    hooks: Hooks,
+) -> Trainer:
+    """A Trainer that takes its micro-batches from `batches` and does nothing between steps but call `hooks`."""
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+
+    class PretrainTrainer(Trainer):  # type: ignore[misc,unused-ignore]
+        loss_is_scaled_for_ga = True
+
+        def get_train_dataloader(self) -> Batches:
+            return batches
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            nll = summed_nll(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
+            hooks.add_loss(nll.detach())
+            # DDP averages gradients over the ranks; what is wanted is the mean over the tokens of the global batch.
+            return nll * (world_size() / batches.tokens_per_step)
+
+    trainer = PretrainTrainer(model, args, optimizers=optimizers, callbacks=[_callback(hooks)])
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def summed_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The sum over all tokens of −log p(label), a scalar; logits [..., vocabulary], labels [...] already shifted."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+
+
+def _callback(hooks: Hooks) -> Any:
+    from transformers import TrainerCallback
+
+    class StepCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        reported = 0
+
+        def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+            hooks.before_step(hooks.first_step + state.global_step)
+
+        def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_log = hooks.after_step(hooks.first_step + state.global_step - 1)
+
+        # The Trainer knows the gradients' norm only when it logs, so what is due is done then.
+        def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if state.global_step > self.reported:  # the Trainer logs once more when all is over
+                self.reported = state.global_step
+                stop = hooks.report(hooks.first_step + state.global_step - 1, (logs or {}).get("grad_norm"))
+                control.should_training_stop = control.should_training_stop or stop
+
+    return StepCallback()
+
+
+def held_out_loss(model: PreTrainedModel, samples: HeldOutSamples, batch_size: int) -> float:
+    """The mean negative log likelihood (nats a token) of the windows; each rank reads its share of them."""
+    import torch
+
+    total = torch.zeros(1, dtype=torch.float64, device=model.device)
+    starts = range(rank() * batch_size, len(samples), world_size() * batch_size)
+    model.eval()
+    with torch.no_grad():
+        for start in starts:
+            positions = range(start, min(start + batch_size, len(samples)))
+            batch = collate(samples, positions, model.config.vocab_size)
+            logits = model(input_ids=batch["input_ids"].to(model.device)).logits
+            total += summed_nll(logits, batch["labels"].to(model.device))
+    model.train()
+    return float(sum_over_ranks(total).item()) / (len(samples) * samples.seq_length)
 
 
 def use_bf16(config: TrainConfig) -> bool:
@@ -24,7 +157,7 @@ def use_bf16(config: TrainConfig) -> bool:
     return config.precision != "fp32" and bool(torch.cuda.is_bf16_supported())
 
 
-def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> "TrainingArguments":
+def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:
     """The Trainer's arguments for `steps` steps; it is kept from logging, saving and evaluating by itself."""
     import torch
     from transformers import TrainingArguments
@@ -56,7 +189,7 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> "Trainin
     return args
 
 
-def build_optimizer(config: TrainConfig, model: "torch.nn.Module") -> "torch.optim.AdamW":
+def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW with weight decay on everything that has more than one dimension."""
     import torch
 
@@ -70,8 +203,8 @@ def build_optimizer(config: TrainConfig, model: "torch.nn.Module") -> "torch.opt
 
 
 def build_schedule(
-    config: TrainConfig, scheduler: SchedulerConfig, optimizer: "torch.optim.Optimizer", done: int
-) -> "torch.optim.lr_scheduler.LambdaLR":
+    config: TrainConfig, scheduler: SchedulerConfig, optimizer: torch.optim.Optimizer, done: int
+) -> torch.optim.lr_scheduler.LambdaLR:
     """The schedule from step `done` on: a function of the step, with no state of its own."""
     from torch.optim.lr_scheduler import LambdaLR
 
@@ -79,3 +212,154 @@ def build_schedule(
         return learning_rate(scheduler, config.lr, done + step, config.train_iters) / config.lr
 
     return LambdaLR(optimizer, factor)
+
+
+@dataclass
+class Run:
+    """The state and the duties of a run between its steps (the Trainer's `Hooks`).
+
+    `valid_on` stands for the content of `held_out`, on rank 0.
+    """
+
+    config: PretrainConfig
+    model: Any
+    optimizer: torch.optim.Optimizer
+    balance: ExpertBalance
+    held_out: HeldOutSamples | None
+    progress: Progress
+    identity: dict[str, Any]
+    reporter: Reporter
+    stop: StopRequest
+    valid_on: str | None = None
+    stopped: str | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.first_step = self.progress.step + 1
+        # Summed over the ranks only when it is needed; a resumed run's part is on rank 0.
+        resumed = self.progress.nll if processes.rank() == 0 else 0.0
+        self._nll = torch.tensor(resumed, dtype=torch.float64, device=self.model.device)
+        self._window = self._started = time.monotonic()
+        self._window_steps = 0
+        self._elapsed_before = self.progress.elapsed
+        self._warned: set[str] = set()
+
+    def before_step(self, step: int) -> None:
+        """Seed the step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
+        import torch
+
+        words = f"{self.config.train.seed} {step} {processes.rank()}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
+
+    def add_loss(self, nll: torch.Tensor) -> None:
+        self._nll += nll
+
+    def after_step(self, step: int) -> bool:
+        self.balance.update()
+        self.progress.step = step
+        self.progress.steps_in_window += 1
+        self._window_steps += 1
+        self.reporter.advance()
+        if processes.any_rank(self.stop.signal is not None, self.model.device):
+            self.stopped = self.stop.signal or "a signal to another process"
+        return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
+
+    def report(self, step: int, grad_norm: float | None) -> bool:
+        self._require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm))
+        if self._logs(step):
+            self._log(step, grad_norm)
+        if self._evaluates(step) and not self.stopped:
+            self.evaluate(step)
+        if self._saves(step) or self.stopped:
+            self.save()
+        return bool(self.stopped)
+
+    def save(self) -> None:
+        """Save a checkpoint of this step, if the run keeps any; only then are older ones removed."""
+        if not self.config.checkpoint.save:
+            return
+        self.progress.nll = self._window_nll()
+        self.progress.elapsed = self._elapsed()
+        if processes.rank() == 0:
+            folder = Path(self.config.checkpoint.save)
+            self._require_own(folder / checkpoint.name(self.progress.step))
+            checkpoint.write(folder, self.progress.step, self._fill)
+            for problem in checkpoint.prune(folder, self.config.checkpoint.most_recent_k):
+                self._warn(f"Warning: {problem} It is tried again after the next checkpoint.")
+        processes.barrier()
+
+    def _require_own(self, path: Path) -> None:
+        """NemotronError when the checkpoint of this step is there, and another run's that writes here meanwhile."""
+        if path.exists() and checkpoint.read(path, verify=False).get("identity") != self.identity:
+            raise NemotronError(
+                f"{path} appeared while this run was under way, with the weights of another one.",
+                hint="Give each run a checkpoint.save of its own.",
+            )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.reporter.say(text)
+
+    def _fill(self, folder: Path) -> dict[str, Any]:
+        export_model(self.model, folder / MODEL)
+        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
+        return {"progress": self.progress.to_dict(), "identity": self.identity, "processes": processes.world_size()}
+
+    def _logs(self, step: int) -> bool:
+        return step % self.config.logger.log_interval == 0 or self._last(step)
+
+    def _evaluates(self, step: int) -> bool:
+        every = self.config.train.eval_interval
+        return self.held_out is not None and (self._last(step) or bool(every and step % every == 0))
+
+    def _saves(self, step: int) -> bool:
+        every = self.config.checkpoint.save_interval
+        return self._last(step) or bool(every and step % every == 0)
+
+    def _last(self, step: int) -> bool:
+        return step >= self.config.train.train_iters
+
+    def _log(self, step: int, grad_norm: float | None) -> None:
+        train = self.config.train
+        tokens = train.global_batch_size * self.config.seq_length
+        self.progress.loss = self._window_nll() / (self.progress.steps_in_window * tokens)
+        now = time.monotonic()
+        row = {
+            "step": step,
+            "loss": self.progress.loss,
+            "lr": learning_rate(self.config.scheduler, train.lr, step - 1, train.train_iters),
+            "tokens_per_second": self._window_steps * tokens / (now - self._window),
+            "tokens": step * tokens,
+            "elapsed": self._elapsed(),
+        }
+        self.reporter.row(row if grad_norm is None else {**row, "grad_norm": float(grad_norm)})
+        self._nll.zero_()
+        self.progress.steps_in_window = self._window_steps = 0
+        self._window = now
+
+    def evaluate(self, step: int) -> None:
+        """Measure the held-out loss; only where there is a valid split."""
+        assert self.held_out is not None  # noqa: S101 - the caller has seen to it
+        began = time.monotonic()
+        self.progress.valid_loss = held_out_loss(self.model, self.held_out, self.config.train.micro_batch_size)
+        self.progress.valid_on = self.valid_on
+        self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})
+        self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time
+
+    def _window_nll(self) -> float:
+        """The loss summed since the last log line, over all ranks."""
+        nll = float(processes.sum_over_ranks(self._nll.clone()).item())
+        self._require_finite("The loss", nll)
+        return nll
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise NemotronError(
+                f"{what} is {value} at step {self.progress.step}: training has diverged.",
+                hint="Lower train.lr, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
+            )
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + time.monotonic() - self._started

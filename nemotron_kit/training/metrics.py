@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import finite, write_text
-from nemotron_kit.training.blocks import LoggerConfig
+from nemotron_kit.training.config import LoggerConfig
 
 
 class Reporter:

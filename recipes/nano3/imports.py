@@ -125,9 +125,8 @@ def _opened(folder: Path) -> str:
 
     if find_spec("numpy") is None:
         return "The shards were not opened: numpy is not installed."
-    from nemotron_kit.training.blend import read_blend
     from nemotron_kit.training.content import shard_contents
-    from nemotron_kit.training.shards import Shard
+    from nemotron_kit.training.data import Shard, read_blend
 
     named = [source.prefix for sources in read_blend(folder / "blend.json").values() for source in sources]
     there = [

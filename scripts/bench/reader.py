@@ -20,7 +20,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from nemotron_kit.training import BlendSamples, Shard
-from nemotron_kit.training.blend import Source
+from nemotron_kit.training.data import Source
 
 SEQ_LENGTH = 1024
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from _pairs import load
 
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.records import RECORD, Draft
-from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
+from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import RECORD, Draft
 
 
 def main() -> None:

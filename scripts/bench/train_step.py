@@ -23,16 +23,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from nemotron_kit.training import BlendSamples, LoggerConfig, PretrainConfig, SchedulerConfig, TrainConfig
-from nemotron_kit.training.balance import ExpertBalance
-from nemotron_kit.training.batches import Batches
-from nemotron_kit.training.blend import Source
-from nemotron_kit.training.loop import build_optimizer, build_schedule, trainer_arguments
+from nemotron_kit.training.checkpoint import Progress
+from nemotron_kit.training.data import Batches, Source
+from nemotron_kit.training.loop import Run, build_optimizer, build_schedule, build_trainer, trainer_arguments
 from nemotron_kit.training.metrics import Reporter
-from nemotron_kit.training.model import model_config, new_model
-from nemotron_kit.training.preempt import StopRequest
-from nemotron_kit.training.run import Run
-from nemotron_kit.training.state import Progress
-from nemotron_kit.training.trainer import build_trainer
+from nemotron_kit.training.model import ExpertBalance, model_config, new_model
+from nemotron_kit.training.processes import StopRequest
 
 MODEL = {
     "hybrid_override_pattern": "MEM*E",

@@ -19,9 +19,9 @@ import pytest
 
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.errors import UserError
-from nemotron_kit.execution.backends.base import backend_for
-from nemotron_kit.plan.plan import Plan
+from nemotron_kit.executors.base import backend_for
 from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.spec.plan import Plan
 
 from .docker_world import world as on_docker  # noqa: F401
 from .slurm_world import World, escaped, hydra, until

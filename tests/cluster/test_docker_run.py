@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.executors.base import backend_for
 from nemotron_kit.runs.folder import RunFolder
 
 from .docker_world import containers, tool, world  # noqa: F401
@@ -160,7 +160,7 @@ def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
 
 
 def _plan_again(run: RunFolder) -> object:
-    from nemotron_kit.plan.plan import Plan
+    from nemotron_kit.spec.plan import Plan
 
     record = run.plan()
     values = {name: record.get(name) for name in Plan.__dataclass_fields__ if name in record}

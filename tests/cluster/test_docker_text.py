@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.executors.base import backend_for
 from nemotron_kit.runs.folder import RunFolder
 
 from .docker_world import containers, world  # noqa: F401

@@ -17,8 +17,7 @@ import pytest
 import yaml
 
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.states import TERMINAL
+from nemotron_kit.runs.job import TERMINAL, JobFolder
 
 from .slurm_world import until
 
@@ -55,7 +54,7 @@ def main(cfg: WorkConfig) -> int:
 
 def save(folder, text):
     from nemotron_kit.artifacts.lineage import record_output
-    from nemotron_kit.artifacts.records import Draft
+    from nemotron_kit.artifacts.store import Draft
     from nemotron_kit.artifacts.registry import open_registry
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.execution.attach import record
-from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.launch.attach import record
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 

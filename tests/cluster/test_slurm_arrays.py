@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 
-from nemotron_kit.execution.backends.base import backend_for
-from nemotron_kit.plan.plan import Plan
-from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.ids import new_run_id
-from nemotron_kit.target import submissions
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.remote.agent import slurm
+from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.spec.plan import Plan
 
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -61,7 +60,7 @@ def test_other_resources_are_another_array(world: World) -> None:
         backend_for(plans[0]).submit(run, plans)
     assert calls(world).count("sbatch") == 2
     until(lambda: set(states(run)) == {"succeeded"}, 90, lambda: str(states(run)))
-    assert sorted(tuple(found.jobs) for found in submissions.read_all(run.path)) == [(0, 2, 4), (1, 3, 5)]
+    assert sorted(tuple(found.jobs) for found in slurm.read_all(run.path)) == [(0, 2, 4), (1, 3, 5)]
 
 
 def test_a_failed_task_is_told_from_the_others(world: World) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.target import submissions
 
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -31,8 +31,8 @@ def run_of(job: JobFolder) -> RunFolder:
     return RunFolder(job.path.parent.parent)
 
 
-def only_submission(run: RunFolder) -> submissions.Submission:
-    (found,) = submissions.read_all(run.path)
+def only_submission(run: RunFolder) -> slurm.Submission:
+    (found,) = slurm.read_all(run.path)
     return found
 
 
@@ -116,7 +116,7 @@ def test_a_controller_that_is_dead_before_anything_was_asked(world: World) -> No
     assert done.returncode == 3
     assert "Nothing was submitted" in done.stderr
     run = world.only_run()
-    assert run.job().state().state == "failed" and submissions.read_all(run.path) == []
+    assert run.job().state().state == "failed" and slurm.read_all(run.path) == []
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_job_that_both_have_forgotten_is_unknown(world: World) -> None:
         assert world.wait(run.job()) == "succeeded"
     (run.job().path / "exit.json").unlink()
     submission = only_submission(run)
-    submissions.write(run.path, submissions.Submission(**{**vars(submission), "at": submission.at - 3600}))
+    slurm.write(run.path, slurm.Submission(**{**vars(submission), "at": submission.at - 3600}))
     world.fake("sacct", "exit 0")
     with world.seen(**world.fake("squeue", "exit 0")):
         assert backend_for(plans[0]).observe(run, run.jobs())[0].state == "unknown"

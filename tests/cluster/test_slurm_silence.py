@@ -17,9 +17,9 @@ from dataclasses import replace
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.execution.backends.base import backend_for
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.target import submissions
 
 from .follower import RUNS
 from .slurm_world import World, until, world  # noqa: F401
@@ -143,6 +143,6 @@ def test_a_job_that_has_run_is_not_submitted_again(world: World) -> None:
         backend_for(plans[0]).submit(run, plans)
         (run.job().path / "exit.json").unlink()
         submission = only_submission(run)
-        submissions.write(run.path, replace(submission, at=submission.at - 3600))
+        slurm.write(run.path, replace(submission, at=submission.at - 3600))
         assert backend_for(plans[0]).observe(run, run.jobs())[0].state == "unknown"
     assert world.jobs_named(submission.name) == 1

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.execution.backends.base import backend_for
-from nemotron_kit.plan.plan import Plan
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.target import submissions
+from nemotron_kit.spec.plan import Plan
 
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -70,7 +70,7 @@ def each_round(world: World, profile: str = "held") -> Iterator[tuple[RunFolder,
         done.append(run)
     queue = world.slurm.run("squeue", "-h", "-t", "all", "-o", "%A %j").splitlines()
     for run in done:
-        (record,) = submissions.read_all(_there(run))
+        (record,) = slurm.read_all(_there(run))
         assert [line.split()[0] for line in queue if line.endswith(record.name)] == [record.job]
         world.slurm.run("scancel", str(record.job))
     print(f"\n{len(done)} submissions, {len(done)} jobs")

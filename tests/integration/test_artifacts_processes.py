@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.registry import LocalRegistry
 
 # Saves `count` artifacts of one name, each with its own content (or all with the same), one line of JSON for each.
 WRITER = """
@@ -183,7 +183,7 @@ def test_a_pipe_from_a_step_that_failed_says_so(tmp_path: Path) -> None:
     assert "Standard input holds no artifacts: it is empty." in done.stderr
 
 
-@pytest.mark.parametrize("module", ["nemotron_kit.artifacts.registry", "nemotron_kit.artifacts.fields"])
+@pytest.mark.parametrize("module", ["nemotron_kit.artifacts.registry", "nemotron_kit.artifacts.saving"])
 def test_what_a_launch_imports_is_light(module: str, tmp_path: Path) -> None:
     heavy = ("torch", "pydantic", "rich", "wandb", "numpy", "yaml", "omegaconf")
     code = (

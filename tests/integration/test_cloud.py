@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.plan import cloud
-from nemotron_kit.plan.nemo_run import MissingExtra, build_executor
-from nemotron_kit.plan.runconfig import RunConfig
+from nemotron_kit.executors import cloud
+from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
+from nemotron_kit.spec.runconfig import RunConfig
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import hydra_words
-from nemotron_kit.cli.words import parse
 from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import EnvFile

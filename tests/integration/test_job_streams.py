@@ -14,7 +14,7 @@ import pytest
 
 START = """
 import ctypes, io, logging, os, subprocess, sys, time
-from nemotron_kit.execution.tee import captured
+from nemotron_kit.worker.streams import captured
 
 def log(path):
     return io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemotron_kit.execution.hydra_launcher.answer import Answer, Failure, JobFailed, read_answer, sendable
-from nemotron_kit.execution.values import restored
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.records import DamagedRecord
+from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.worker.result import Answer, Failure, JobFailed, read_answer, restored, sendable
 
 
 class Own(Exception):

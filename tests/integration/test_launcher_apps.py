@@ -230,7 +230,7 @@ def test_a_packet_that_others_can_write_is_not_run(app: App) -> None:
     job = app.run() / "jobs" / "0"
     (job / "hydra.json").chmod(0o622)
     (job / "answer.json").unlink()
-    line = [sys.executable, "-m", "nemotron_kit.execution.hydra_launcher.job", str(job)]
+    line = [sys.executable, "-m", "nemotron_kit.worker.hydra_job", str(job)]
     done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "can be written by others" in done.stderr

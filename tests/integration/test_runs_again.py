@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nemotron_kit.artifacts.records import Draft
 from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.store import Draft
 from nemotron_kit.runs import JobFolder, RunFolder
 
 APP = """

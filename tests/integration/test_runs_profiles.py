@@ -84,9 +84,9 @@ def test_without_an_env_file(folder: Path) -> None:
 def test_the_public_names() -> None:
     from nemotron.kit import run as kit_run
 
-    from nemotron_kit.plan.nemo_run import build_executor
-    from nemotron_kit.plan.profiles import load_run_profile, load_wandb_config, resolve_partition
-    from nemotron_kit.plan.runconfig import RunConfig
+    from nemotron_kit.executors.nemo_run import build_executor
+    from nemotron_kit.spec.profiles import load_run_profile, load_wandb_config, resolve_partition
+    from nemotron_kit.spec.runconfig import RunConfig
 
     assert kit_run.RunConfig is RunConfig and kit_run.build_executor is build_executor
     assert kit_run.load_run_profile is load_run_profile and kit_run.load_wandb_config is load_wandb_config

@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.app import add_import_folders
-from nemotron_kit.cli import env as quick
+from nemotron_kit.cli import index as quick
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.plan.paths import place_of
-from nemotron_kit.plan.profiles import load_run_profile
-from nemotron_kit.plan.runconfig import RunConfig
-from nemotron_kit.plan.tables import check_reserved_tables
+from nemotron_kit.spec.paths import place_of
+from nemotron_kit.spec.profiles import check_reserved_tables, load_run_profile
+from nemotron_kit.spec.runconfig import RunConfig
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 

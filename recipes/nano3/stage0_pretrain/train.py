@@ -27,7 +27,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     """Train, and return the model; without `cfg`, as the command line says. Rank 0 alone saves and prints."""
     from nemotron_kit.training import pretrain
-    from nemotron_kit.training.ranks import rank
+    from nemotron_kit.training.processes import rank
 
     cfg = cfg if cfg is not None else _config_from_command_line()
     _refuse_what_cant_fit(cfg)
@@ -42,7 +42,7 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
 
 def preflight(cfg: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
     """What would stop this run: wrong settings, and on this machine (`here`) too little memory. Loads nothing heavy."""
-    from nemotron_kit.training.estimate import preflight as check
+    from nemotron_kit.training.config import preflight as check
 
     return check(cfg, connect=connect, here=here)
 
@@ -63,7 +63,7 @@ def _config_from_command_line() -> PretrainConfig:
 def _refuse_what_cant_fit(cfg: PretrainConfig) -> None:
     """UserError with the estimate, instead of a machine that is driven out of memory."""
     from nemotron_kit.errors import UserError
-    from nemotron_kit.training.estimate import memory_problems
+    from nemotron_kit.training.config import memory_problems
 
     cfg.check()
     for problem in memory_problems(cfg):

@@ -161,7 +161,7 @@ def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 def end_masters() -> None:
     """Connections that ssh keeps open for the next call end with the test, and their folder goes."""
-    from nemotron_kit.execution.ssh_options import ssh_folder
+    from nemotron_kit.remote.ssh import ssh_folder
 
     folder = ssh_folder()
     for path in folder.iterdir():

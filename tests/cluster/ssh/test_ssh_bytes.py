@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.execution.reach import reach_for
+from nemotron_kit.remote.ssh import reach_for
 
 from ..follower import CHUNK, Meter
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.execution.reach import reach_for
-from nemotron_kit.execution.ssh_errors import NotSent
+from nemotron_kit.remote.ssh import NotSent, reach_for
 
 # What a server's debug log says once a client has offered a user name, let alone a key or a password.
 AUTHENTICATION = ("userauth-request", "userauth_", "publickey", "password")
@@ -119,7 +118,7 @@ def test_a_host_without_a_name_says_so(client: Any, server: Any) -> None:
 def test_a_socket_folder_that_others_can_enter_is_refused(client: Any, server: Any) -> None:
     client.writes(server)
     from nemotron_kit.errors import UserError
-    from nemotron_kit.execution.ssh_options import ssh_folder
+    from nemotron_kit.remote.ssh import ssh_folder
 
     folder = ssh_folder()
     folder.chmod(0o755)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.execution.reach import Here, reach_for
-from nemotron_kit.target.folders import packed
+from nemotron_kit.remote.agent.operations import packed
+from nemotron_kit.remote.ssh import Here, reach_for
 
 
 def test_an_operation_over_there_gives_what_it_gives_here(client: Any, server: Any) -> None:

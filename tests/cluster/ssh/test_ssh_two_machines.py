@@ -63,8 +63,8 @@ app.command(
 SEED = """\
 import sys
 from pathlib import Path
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.records import Draft
+from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import Draft
 word, base, root = sys.argv[1:]
 for n in range(4):
     folder = Path(base) / f"d{n}"

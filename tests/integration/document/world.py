@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 
 from .completions import complete
 from .extract import Snippet

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts import backend, lineage
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.records import Draft
+from nemotron_kit.artifacts import lineage, trackers
+from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import Draft
 
 VARIABLES = (
     "NEMO_RUN_DIR NEMOTRON_RUN_ID NEMOTRON_ENV_FILE RANK WANDB_MODE WANDB_PROJECT WANDB_ENTITY WANDB_NAME WANDB_TAGS "
@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.chdir(work)
     yield folder
-    backend.reset()
+    trackers.reset()
     lineage.forget_inputs()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit import artifacts
-from nemotron_kit.artifacts import ArtifactRegistry, walk
-from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFoundError
+from nemotron_kit.artifacts import ArtifactRegistry, manifest
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError
 from nemotron_kit.errors import UserError
 
 from .conftest import Maker
@@ -73,6 +73,6 @@ def test_large_content_is_hashed_in_threads_to_the_same_digest(
 ) -> None:
     folder = make.folder("data", **{f"f{n}": str(n) * 1000 for n in range(20)})
     one = ArtifactRegistry(root=tmp_path / "one").publish("x", folder)
-    monkeypatch.setattr(walk, "_MANY_BYTES", 1)
+    monkeypatch.setattr(manifest, "_MANY_BYTES", 1)
     many = ArtifactRegistry(root=tmp_path / "many").publish("x", folder)
     assert one.digest == many.digest

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.records import Draft
+from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import Draft
 
 from .conftest import Maker
 

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from nemotron_kit.artifacts.errors import DamagedRecordError
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
+from nemotron_kit.artifacts.reference import DamagedRecordError
+from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.cli.artifacts import main
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.execution.snapshot import artifact_folders
+from nemotron_kit.remote.agent.operations import versions_in
+from nemotron_kit.remote.snapshot import artifact_folders
 from nemotron_kit.runs import RunFolder, create_run, remove_run
-from nemotron_kit.target.records import versions_in
 
 from .conftest import Maker
 

@@ -25,8 +25,8 @@ from nemotron_kit.artifacts import (
     lineage,
     open_registry,
 )
-from nemotron_kit.artifacts.errors import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
-from nemotron_kit.artifacts.sealed import MARK, read_sealed, sha256_of
+from nemotron_kit.artifacts.manifest import MARK, read_sealed, sha256_of
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
 from nemotron_kit.errors import NemotronError, UserError
 
 from .conftest import Maker, made

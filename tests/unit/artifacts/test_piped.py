@@ -19,7 +19,7 @@ from nemotron_kit.artifacts import (
     piped_pin,
     print_step_complete,
 )
-from nemotron_kit.artifacts.errors import ArtifactChangedError
+from nemotron_kit.artifacts.reference import ArtifactChangedError
 from nemotron_kit.errors import UserError
 
 from .conftest import made

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nemotron_kit.artifacts.override import parse_override
-from nemotron_kit.artifacts.reference import Reference, registry_name
+from nemotron_kit.artifacts.reference import Reference, parse_override, registry_name
 from nemotron_kit.errors import UserError
 
 DIGEST = "1f" * 32

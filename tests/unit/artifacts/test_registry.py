@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts import Pin, Reference, lineage, open_registry
-from nemotron_kit.artifacts.errors import (
+from nemotron_kit.artifacts.reference import (
     ArtifactChangedError,
     ArtifactNotFoundError,
     ArtifactVersionNotFoundError,
     DamagedRecordError,
 )
-from nemotron_kit.artifacts.local import LocalRegistry
+from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.errors import NemotronError, UserError
 
 from .conftest import Maker

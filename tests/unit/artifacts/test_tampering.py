@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.errors import DamagedRecordError
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+from nemotron_kit.artifacts.registry import LocalRegistry
 
 from .conftest import Maker
 
@@ -90,7 +89,7 @@ def test_a_damaged_version_blocks_no_save(
 
 
 def test_a_record_that_leads_out_of_its_folder(registry: LocalRegistry, pin: Pin) -> None:
-    from nemotron_kit.artifacts.sealed import read_sealed, render_sealed
+    from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
 
     file = registry.root / "Data" / "v0" / "version.json"
     document = read_sealed(file, "record")

@@ -15,20 +15,19 @@ import pytest
 
 from nemotron_kit.artifacts import Artifact, lineage
 from nemotron_kit.artifacts import commit as commit_room
-from nemotron_kit.artifacts.errors import ArtifactChangedError
-from nemotron_kit.artifacts.local import LocalRegistry
-from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.reference import ArtifactChangedError, Pin
+from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import Store
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.runs import create_run, open_job, remove_run
-from nemotron_kit.target.records import versions_in
 
 from .conftest import Maker
 
 RANK = """
 import sys
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.pin import Pin
+from nemotron_kit.artifacts.reference import Pin
 rank = sys.argv[1]
 print("ready", flush=True)
 sys.stdin.readline()

@@ -22,7 +22,6 @@ from nemotron_kit.artifacts import (
     PretrainBlendsArtifact,
     WandbConfig,
     add_run_tags,
-    backend,
     finish_wandb,
     get_config,
     get_lineage_tracker,
@@ -34,11 +33,12 @@ from nemotron_kit.artifacts import (
     set_lineage_tracker,
     to_wandb_uri,
     tokenizer_to_uri,
+    trackers,
     wandb_config_from_env_file,
     wandb_config_from_environ,
 )
 from nemotron_kit.artifacts import wandb as wandb_room
-from nemotron_kit.artifacts.wandb_tracker import artifact_name, bounded, files_of
+from nemotron_kit.artifacts.wandb import artifact_name, bounded, files_of
 from nemotron_kit.errors import NemotronError, UserError
 
 from .conftest import made
@@ -202,7 +202,7 @@ def test_init_and_get_config(tmp_path: Path) -> None:
     init()
     assert is_initialized()
     assert open_registry().root != tmp_path / "r"
-    backend.reset()
+    trackers.reset()
     assert not is_initialized()
 
 

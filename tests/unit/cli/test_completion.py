@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli import runs
-from nemotron_kit.cli.completion import complete, main, split_line
+from nemotron_kit.cli.completion import OPTIONS, SCRIPTS, STATES, complete, main, split_line
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.shells import SCRIPTS
-from nemotron_kit.cli.tool_completion import OPTIONS, STATES
+from nemotron_kit.cli.runs import list
 from nemotron_kit.cli.tree import TOOLS
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs import states
+from nemotron_kit.runs import job
 
 
 @pytest.fixture(autouse=True)
@@ -108,8 +106,8 @@ def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_follows_a_tool_is_what_it_has() -> None:
-    assert states.STATES == STATES
-    assert set(TOOLS["runs"][2]) == set(runs._COMMANDS)
+    assert job.STATES == STATES
+    assert set(TOOLS["runs"][2]) == set(list._COMMANDS)
     assert set(TOOLS["completion"][2]) == set(SCRIPTS)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from nemotron_kit import envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
-from nemotron_kit.cli import env
+from nemotron_kit.cli import index
 
 
 @pytest.fixture
@@ -24,14 +24,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _agree() -> None:
     found = envfile.find_env_file()
-    assert env.find() == (str(found) if found else None)
+    assert index.find() == (str(found) if found else None)
     read = envfile.read_env_file()
-    assert env.tables() == read.tables
-    assert env.artifacts_root() == str(artifact_settings(read)["root"])
+    assert index.tables() == read.tables
+    assert index.artifacts_root() == str(artifact_settings(read)["root"])
 
 
 def test_reserved_tables_are_the_same() -> None:
-    assert set(env.RESERVED) == envfile.RESERVED
+    assert set(index.RESERVED) == envfile.RESERVED
 
 
 @pytest.mark.parametrize("mark", [None, "pyproject.toml", ".git"])
@@ -56,10 +56,10 @@ def test_named_outright(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_env_file_gives_no_tables(project: Path) -> None:
     Path("env.toml").write_text("not toml")
-    assert env.tables() == {}
+    assert index.tables() == {}
 
 
 @pytest.mark.parametrize("value", ["~/x", "relative", "", "/abs"])
 def test_the_same_home(project: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", value)
-    assert env.home() == str(home.nemotron_home())
+    assert index.home() == str(home.nemotron_home())

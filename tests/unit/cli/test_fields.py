@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 import pytest
 
-from nemotron_kit.cli.fields import rows, text
+from nemotron_kit.cli.indexing import rows, text
 from nemotron_kit.errors import UserError
 
 

@@ -10,9 +10,9 @@ import pytest
 from nemotron_kit.cli.help import Page, draw, show
 from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.indexing import Live
+from nemotron_kit.cli.output import Paint
+from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.style import Paint
-from nemotron_kit.cli.words import parse
 
 
 def _page(index: Index, *path: str, columns: int = 100, root: tuple[str, ...] = (), prog: str = "nemotron") -> str:

@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Help, Job, Version, hydra_spelling
-from nemotron_kit.cli.words import parse, parse_hydra
 from nemotron_kit.errors import UserError
 
 TRAIN = "recipe=nano3 stage=pretrain"

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.cli.quoting import encode, number, quoted, single, string, value
+from nemotron_kit.cli.request import encode, number, quoted, single, string, value
 
 PARSER = OverridesParser.create()
 NASTY = st.text(

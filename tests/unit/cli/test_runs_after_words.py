@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling, shell_line
-from nemotron_kit.cli.words import parse, parse_hydra
 from nemotron_kit.errors import UserError
 
 RUN = "20261124-171204-nano3-pretrain-1f03a7"

@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.cli.runs import main
-from nemotron_kit.cli.runs_diff import differences, flat
-from nemotron_kit.cli.runs_recorded import hydra_value
+from nemotron_kit.cli.runs.list import main
+from nemotron_kit.cli.runs.rerun import hydra_value
+from nemotron_kit.cli.runs.show import differences, flat
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs import RunFolder, create_run, new_run_id
 

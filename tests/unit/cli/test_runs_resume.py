@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli.runs import main
+from nemotron_kit.cli.runs.list import main
 from nemotron_kit.errors import UserError
-from nemotron_kit.execution.hydra_launcher.queue import SweepQueue
-from nemotron_kit.execution.ledger import refresh
+from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.launch.status import refresh
 from nemotron_kit.runs import RunFolder, create_run, new_run_id
-from nemotron_kit.runs.process import process_facts
+from nemotron_kit.runs.job import process_facts
 
 
 @pytest.fixture(autouse=True)

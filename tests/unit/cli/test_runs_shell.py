@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.runs_shell import slurm_line
+from nemotron_kit.cli.runs.control import slurm_line
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.states import JobState
+from nemotron_kit.runs.job import JobFolder, JobState
 
 ALONE = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12"}})
 TASK = JobState("running", facts={"scheduler": {"kind": "slurm", "job": "12_3"}})

@@ -8,7 +8,7 @@ import pty
 
 import pytest
 
-from nemotron_kit.cli.style import Paint, colour, table, width, wrap
+from nemotron_kit.cli.output import Paint, colour, table, width, wrap
 
 
 @pytest.fixture(autouse=True)

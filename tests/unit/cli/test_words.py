@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Help, Job, Tool, Version, hydra_spelling, shell_line
-from nemotron_kit.cli.words import parse
 from nemotron_kit.errors import UserError
 
 PREP = "recipe=nano3 stage=data/prep/pretrain"

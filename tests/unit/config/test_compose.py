@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 
 from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.config.compose import compose
-from nemotron_kit.config.freeze import freeze
-from nemotron_kit.config.job import check
+from nemotron_kit.config.freeze import check, freeze
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from nemotron_kit.config.environment import environment, expanded, quoted, refers
+from nemotron_kit.config.freeze import environment, expanded, quoted, refers
 
 CASES = [
     ("/opt/x:$GIVEN", "/opt/x:v 1"),

@@ -15,7 +15,7 @@ from nemotron_kit.config.foreign import is_own, taken
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.plan.placing import place_job
+from nemotron_kit.launch.placing import place_job
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nemotron_kit.config.freeze import freeze, slots_used, to_yaml
-from nemotron_kit.config.job import resolve
+from nemotron_kit.config.freeze import freeze, resolve, slots_used, to_yaml
 from nemotron_kit.errors import UserError
 
 

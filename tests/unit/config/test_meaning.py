@@ -11,11 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from nemotron_kit.app import App
-from nemotron_kit.cli.fields import rows
+from nemotron_kit.cli.indexing import rows
 from nemotron_kit.config.compose import compose
 from nemotron_kit.config.files import load_mapping
-from nemotron_kit.config.freeze import freeze
-from nemotron_kit.config.job import typed
+from nemotron_kit.config.freeze import freeze, typed
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError

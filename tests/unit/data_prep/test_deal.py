@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.data_prep.deal import apportion, deal
 from nemotron_kit.data_prep.plan import SourceFile
+from nemotron_kit.data_prep.planning import apportion, deal
 
 MB = 1 << 20
 

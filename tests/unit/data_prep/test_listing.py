@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.data_prep import Dataset
-from nemotron_kit.data_prep.hub import hub_files
-from nemotron_kit.data_prep.listing import kind_of, list_files
-from nemotron_kit.data_prep.local_files import LeftOut
-from nemotron_kit.data_prep.store import Found
+from nemotron_kit.data_prep.sources import Found, LeftOut, hub_files, kind_of, list_files
 from nemotron_kit.errors import UserError
 
 

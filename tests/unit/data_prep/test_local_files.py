@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig, Dataset, run_data_prep
-from nemotron_kit.data_prep.listing import kind_of, list_files
-from nemotron_kit.data_prep.local_files import LeftOut, matching
+from nemotron_kit.data_prep.sources import LeftOut, kind_of, list_files, matching
 from nemotron_kit.errors import UserError
 
 ROW = '{"text": "a text"}\n'

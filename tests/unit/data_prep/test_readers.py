@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.data_prep import readers
-from nemotron_kit.data_prep.jsonlines import SMALL
+from nemotron_kit.data_prep.config import Rows
 from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
-from nemotron_kit.data_prep.rows import Rows
+from nemotron_kit.data_prep.readers import SMALL
 from nemotron_kit.errors import UserError
 
 SMALL_TEXTS = [f"text number {n} é" for n in range(57)]

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 
 from nemotron_kit.data_prep import DataPrepConfig, readers, run_data_prep, streams
-from nemotron_kit.data_prep.jsonlines import SMALL
+from nemotron_kit.data_prep.config import Rows
 from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
-from nemotron_kit.data_prep.rows import Rows
+from nemotron_kit.data_prep.readers import SMALL
 from nemotron_kit.errors import UserError
 
 Config = Callable[..., DataPrepConfig]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig, PerSplitConfig
-from nemotron_kit.data_prep.sizes import parse_size, show_size
+from nemotron_kit.data_prep.config import parse_size, show_size
 from nemotron_kit.errors import UserError
 
 SIZES = [("256MB", 256 << 20), ("1G", 1 << 30), ("500MiB", 500 << 20), ("1.5 kb", 1536), (4096, 4096), ("12", 12)]

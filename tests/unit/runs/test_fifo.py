@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts.errors import DamagedRecordError
-from nemotron_kit.artifacts.sealed import read_json, read_sealed
+from nemotron_kit.artifacts.manifest import read_json, read_sealed
+from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.execution.jobspec import read_spec
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.remote.agent.slurm import path_of
+from nemotron_kit.remote.agent.slurm import read as read_submission
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object, tail
 from nemotron_kit.runs.logs import last_lines, read_from
-from nemotron_kit.runs.records import DamagedRecord, read_object, tail
-from nemotron_kit.target.submissions import path_of
-from nemotron_kit.target.submissions import read as read_submission
+from nemotron_kit.spec.plan import read_spec
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a record": ("exit.json", read_object),

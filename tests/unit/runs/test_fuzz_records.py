@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli import runs as runs_command
+from nemotron_kit.cli.runs import list as runs_command
 from nemotron_kit.errors import NemotronError
 
 RECIPE = """
@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("NEMOTRON_HOME", str(folder / "home"))
         for name in ("NEMOTRON_ENV_FILE", "HYDRA_FULL_ERROR", "WANDB_PROJECT"):
             patch.delenv(name, raising=False)
-        patch.setattr("nemotron_kit.execution.attach.PATIENCE", 0.0)  # how long a state that is not known is waited for
+        patch.setattr("nemotron_kit.launch.attach.PATIENCE", 0.0)  # how long a state that is not known is waited for
         patch.chdir(folder)
         script = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
         subprocess.run(

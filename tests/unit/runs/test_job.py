@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import Cancelled, NemotronError, UserError
-from nemotron_kit.execution.attach import record
-from nemotron_kit.execution.backends.base import Observation
+from nemotron_kit.executors.base import Observation
+from nemotron_kit.launch.attach import record
 from nemotron_kit.runs import JobFolder, create_run, new_run_id, open_job, process_facts
 from nemotron_kit.runs.job import UNEXPLAINED
 

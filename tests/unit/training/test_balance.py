@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from nemotron_kit.training.balance import ExpertBalance
-from nemotron_kit.training.model import model_config, new_model
+from nemotron_kit.training.model import ExpertBalance, model_config, new_model
 
 BLOCK = {
     "hybrid_override_pattern": "E*E",

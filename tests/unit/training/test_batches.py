@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.batches import Batches
-from nemotron_kit.training.blend import read_blend
-from nemotron_kit.training.samples import BlendSamples
+from nemotron_kit.training.data import Batches, BlendSamples, read_blend
 
 
 def batches(samples: BlendSamples, **changes: int) -> Batches:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.blend import Source, read_blend
+from nemotron_kit.training.data import Source, read_blend
 
 
 def blend(tmp_path: Path, value: Any) -> Path:

@@ -12,7 +12,7 @@ from nemotron_kit.training import PretrainConfig, TrainConfig
 
 def test_importing_the_config_loads_nothing_heavy() -> None:
     code = (
-        "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t, nemotron_kit.training.estimate as e;"
+        "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t, nemotron_kit.training.config as e;"
         "t.preflight(t.PretrainConfig(), connect=False);"
         "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'rich', 'wandb', 'pyarrow'};"
         "print(sorted(heavy & set(sys.modules)))"

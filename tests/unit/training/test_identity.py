@@ -10,10 +10,9 @@ import pytest
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import PretrainConfig, SchedulerConfig, TrainConfig
-from nemotron_kit.training.blend import Source
 from nemotron_kit.training.content import shard_contents
-from nemotron_kit.training.identity import differences, identity, portable, require_same
-from nemotron_kit.training.samples import BlendSamples
+from nemotron_kit.training.data import BlendSamples, Source
+from nemotron_kit.training.start import differences, identity, portable, require_same
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.training.blocks import LoggerConfig
+from nemotron_kit.training.config import LoggerConfig
 from nemotron_kit.training.metrics import Reporter, describe, metrics_path
 
 

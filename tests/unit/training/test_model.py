@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.training.checkpoint import export_model
 from nemotron_kit.training.model import layer_types, load_model, model_config, new_model, with_data
-from nemotron_kit.training.state import export_model
 
 from .test_state import BLOCK
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.training.order import Interleave, key, permute
+from nemotron_kit.training.data import Interleave, key, permute
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**63))

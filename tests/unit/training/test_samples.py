@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.blend import Source, read_blend
-from nemotron_kit.training.samples import BlendSamples, HeldOutSamples
+from nemotron_kit.training.data import BlendSamples, HeldOutSamples, Source, read_blend
 
 
 def source(write_shard, path: Path, first: int, tokens: int, weight: float | None = 1.0) -> Source:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.blocks import SchedulerConfig
-from nemotron_kit.training.scheduler import learning_rate
+from nemotron_kit.training.config import SchedulerConfig
+from nemotron_kit.training.loop import learning_rate
 
 
 def rates(train_iters: int, **fields) -> list[float]:

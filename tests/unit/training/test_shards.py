@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.shards import Shard
+from nemotron_kit.training.data import Shard
 
 DOCUMENTS = [[1, 2, 3], [], [65000], list(range(500, 700))]
 

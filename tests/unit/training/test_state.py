@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.blocks import TrainConfig
+from nemotron_kit.training.checkpoint import export_model, load_optimizer, save_optimizer
+from nemotron_kit.training.config import TrainConfig
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import load_model, model_config, new_model
-from nemotron_kit.training.state import export_model, load_optimizer, save_optimizer
 
 BLOCK = {
     "hybrid_override_pattern": "ME*",

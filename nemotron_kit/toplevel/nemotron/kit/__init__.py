@@ -42,14 +42,14 @@ _HOMES = {
     ),
     "nemotron_kit.config.store": ("register_recipes",),
     "nemotron_kit.config_manager": ("ConfigManager",),
-    "nemotron_kit.plan.nemo_run": ("build_executor",),
-    "nemotron_kit.plan.profiles": (
+    "nemotron_kit.executors.nemo_run": ("build_executor",),
+    "nemotron_kit.spec.profiles": (
         "list_run_profiles",
         "load_run_profile",
         "load_wandb_config",
         "resolve_partition",
     ),
-    "nemotron_kit.plan.runconfig": ("RunConfig",),
+    "nemotron_kit.spec.runconfig": ("RunConfig",),
     "nemotron_kit.train_script": (
         "apply_hydra_overrides",
         "init_wandb_from_env",

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "RunConfig": "nemotron_kit.plan.runconfig",
-    "build_executor": "nemotron_kit.plan.nemo_run",
-    "list_run_profiles": "nemotron_kit.plan.profiles",
-    "load_run_profile": "nemotron_kit.plan.profiles",
-    "load_wandb_config": "nemotron_kit.plan.tables",
-    "resolve_partition": "nemotron_kit.plan.runconfig",
+    "RunConfig": "nemotron_kit.spec.runconfig",
+    "build_executor": "nemotron_kit.executors.nemo_run",
+    "list_run_profiles": "nemotron_kit.spec.profiles",
+    "load_run_profile": "nemotron_kit.spec.profiles",
+    "load_wandb_config": "nemotron_kit.spec.profiles",
+    "resolve_partition": "nemotron_kit.spec.runconfig",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,0 +1,317 @@
+"""Artifacts from one step to the next through a pipe: one line of JSON, `{"slot": {"path": …, "type": …}}`."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import stat
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+from nemotron_kit.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.models import Artifact
+
+
+T = TypeVar("T")
+MAX_BYTES = 16 << 20
+# Where a pipe can't be locked for reading and writing: the place of our lock says whose it is ("nemotron", as bytes).
+_LOCK_AT, _LOCK_BYTES = 0x6E656D6F, 8
+_FLOCK = "hhqqi4x"
+# How long two steps that were started together may be apart in saying so. Both are Python processes that start.
+_APART_SECONDS = 3.0
+_TOGETHER_SECONDS = 10.0
+_LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "hatch", "pixi", "conda", "mamba", "env")
+
+
+def say_step() -> None:
+    """Say on standard output, where it is a pipe, that a step writes to it: the next one waits for its artifacts."""
+    if _said or not is_pipe(1):
+        return
+    with contextlib.suppress(OSError, ImportError, AttributeError):  # no such locks here: then nothing is said
+        import fcntl
+
+        fcntl.fcntl(1, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
+        _said.append(os.getpid())
+        atexit.register(unsay_step)
+
+
+_said: list[int] = []
+
+
+def unsay_step() -> None:
+    """Others may go on with the same pipe: `{ nemotron …; cat list; } | while read …`."""
+    if _said == [os.getpid()]:
+        with contextlib.suppress(OSError):
+            import fcntl
+
+            sys.stdout.flush()
+            fcntl.fcntl(1, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK))
+
+
+def is_pipe(descriptor: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False
+
+
+def from_step() -> str | None:
+    """All that the step at the other end of standard input writes, once it has ended; None where no step says that it
+    is there, and then nothing is read."""
+    if not is_pipe(0) or not _wait_for_word():
+        return None
+    return read_all()
+
+
+def read_all() -> str:
+    """Standard input to its end."""
+    chunks: list[bytes] = []
+    while (chunk := os.read(0, 1 << 16)) and sum(map(len, chunks)) < MAX_BYTES:
+        chunks.append(chunk)
+    return b"".join(chunks).decode(errors="replace")
+
+
+def there_now() -> tuple[bytes, bool]:
+    """(what lies in standard input, a pipe, and is left there; whether nothing more will come)."""
+    import select
+
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    events = dict(poll.poll(0)).get(0, 0)
+    if not events & select.POLLIN:
+        return b"", bool(events & select.POLLHUP)
+    return _looked_at(), bool(events & select.POLLHUP)
+
+
+def take(left: int) -> None:
+    """Take as many bytes from standard input as `there_now` has shown."""
+    while left > 0 and (chunk := os.read(0, left)):
+        left -= len(chunk)
+
+
+def step_writes() -> bool:
+    """Whether a step has said that it writes to standard input."""
+    with contextlib.suppress(OSError, ImportError, AttributeError):
+        import fcntl
+
+        found = fcntl.fcntl(0, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK))
+        return bool(struct.unpack(_FLOCK, found)[0] == fcntl.F_WRLCK)
+    return False
+
+
+def _wait_for_word() -> bool:
+    """Whether a step says so, now or as soon as one that was started together with this process has come that far."""
+    began = time.monotonic()
+    while not step_writes():
+        if time.monotonic() > began + _APART_SECONDS or any(there_now()) or not _may_be_starting():
+            return step_writes()
+        time.sleep(0.02)
+    return True
+
+
+def _flock(kind: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCK_AT, _LOCK_BYTES, 0)
+
+
+def _looked_at() -> bytes:
+    """The bytes that lie in standard input: tee(2) copies them into a pipe of our own."""
+    import ctypes
+    import fcntl
+
+    tee = getattr(ctypes.CDLL(None, use_errno=True), "tee", None)
+    if tee is None:
+        return b""
+    into, out_of = os.pipe()[::-1]
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, fcntl.fcntl(0, fcntl.F_GETPIPE_SZ))
+        count = tee(0, into, MAX_BYTES, 2)  # SPLICE_F_NONBLOCK
+        return os.read(out_of, count) if count > 0 else b""
+    finally:
+        os.close(into)
+        os.close(out_of)
+
+
+def _may_be_starting() -> bool:
+    """Whether a process that writes to standard input was started together with this one and may yet say that it is a
+    step: no parent of ours, and nothing that holds our standard input besides us, whose input it then is."""
+    mine = os.fstat(0).st_ino
+    above = list(_ancestors())
+    if any(_pipe_of(pid, 0) == mine and not _launcher(pid) for pid in above):
+        return False
+    started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == mine]
+    writers = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _pipe_of(pid, 1) == mine)  # noqa: PTH208
+    return any(
+        pid not in (os.getpid(), *above) and _launcher(pid) and _started(pid) > min(started) - _TOGETHER_SECONDS
+        for pid in writers
+    )
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 1:
+        yield pid
+        fields = _stat(pid)
+        pid = int(fields[1]) if fields else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on (state, parent, …)."""
+    return _of_proc(lambda: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()) or []  # noqa: PTH123
+
+
+def _started(pid: int) -> float:
+    """When a process was started, in seconds since the machine was."""
+    fields = _stat(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def _pipe_of(pid: int, descriptor: int) -> int | None:
+    """The inode of the pipe that a process has there."""
+    name = _of_proc(lambda: os.readlink(f"/proc/{pid}/fd/{descriptor}"))  # noqa: PTH115
+    return int(name[6:-1]) if name and name.startswith("pipe:[") else None
+
+
+def _launcher(pid: int) -> bool:
+    """Whether a process is Python, or what starts Python programs."""
+    name = _of_proc(lambda: os.readlink(f"/proc/{pid}/exe")) or ""  # noqa: PTH115
+    return os.path.basename(name).startswith(_LAUNCHERS)  # noqa: PTH119
+
+
+def _of_proc(read: Callable[[], T]) -> T | None:
+    """What /proc says; None of a process that has gone or is another user's."""
+    try:
+        return read()
+    except (OSError, ValueError):
+        return None
+
+
+_HINT = 'What a step prints when its output is piped is {"slot": {"path": …, "type": …}}.'
+Entry = dict[str, Any]
+
+
+def parse_piped(text: str) -> dict[str, Entry]:
+    """The artifacts by slot; other output may stand before the line. One artifact alone has the slot "".
+
+    UserError if there are none.
+    """
+    found = _json_of(text)
+    if isinstance(found.get("path"), str):
+        return {"": found}
+    entries = {slot: entry for slot, entry in found.items() if isinstance(entry, dict) and "path" in entry}
+    if not entries or len(entries) < len(found):
+        raise UserError("Standard input holds JSON, but no artifacts.", hint=_HINT)
+    return entries
+
+
+def pick(piped: dict[str, Entry], *, slot: str | None = None, types: Collection[str] | None = None) -> Entry:
+    """The artifact of that slot, else the only one of these types (None: of any). UserError if there isn't just one."""
+    if slot is not None and slot in piped:
+        return piped[slot]
+    fitting = {name: entry for name, entry in piped.items() if types is None or entry.get("type") in types}
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    there = ", ".join(f"{name or '(one)'}: {entry.get('type', 'untyped')}" for name, entry in piped.items())
+    wanted = " or ".join(sorted(types)) if types else "artifact"
+    count = "no" if not fitting else "more than one"
+    raise UserError(f"Standard input holds {count} {wanted}; it holds {there}.", hint="Name the one: --art.<slot>.")
+
+
+def pins_from_step(slots: Collection[str]) -> dict[str, Pin]:
+    """The pins of a script's inputs, where a step writes to its standard input (see `pipes`); {} without one."""
+    text = from_step() if slots else None
+    if not text or not text.strip():
+        return {}
+    piped = parse_piped(text)
+    return {slot: piped_pin(pick(piped, slot=slot)) for slot in slots}
+
+
+def piped_pin(entry: Entry) -> Pin:
+    """The pin that a step printed; one without a version is a plain path."""
+    try:
+        return Pin.from_dict(entry)
+    except DamagedRecordError as error:
+        raise UserError(f"Standard input: {error.message}", hint=_HINT) from error
+
+
+def _json_of(text: str) -> dict[str, Any]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    for candidate in (text, lines[-1] if lines else ""):
+        try:
+            found = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    raise UserError(
+        "Standard input holds no artifacts: " + ("it is empty." if not lines else "it is not JSON."), hint=_HINT
+    )
+
+
+def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **artifacts: Artifact) -> None:
+    """Announce named artifacts, as in `print_step_complete(data=artifact)`; a dict of them is taken too.
+
+    Stdout gets `{"data": {"path": …, "type": …, "name": …}}` unless it is a terminal. On rank 0 only.
+    """
+    say_step()
+    named = {name: artifact for given in (*args, artifacts) for name, artifact in given.items()}
+    if os.environ.get("RANK", "0") != "0":
+        return
+    rows = {f"{name} ({artifact.type})": _rows(artifact) for name, artifact in named.items()}
+    if sys.stderr is not None and sys.stderr.isatty():
+        _print_panels(title, rows)
+    else:
+        _print_plain(title, rows)
+    if sys.stdout is not None and not sys.stdout.isatty():
+        _print_json({name: json.loads(artifact.to_json()) for name, artifact in named.items()})
+
+
+def _rows(artifact: Artifact) -> dict[str, str]:
+    rows = {"artifact": artifact.art_path, "path": str(absolute(artifact.path))}
+    if artifact.metrics:
+        rows["metrics"] = ", ".join(f"{key}={_number(value)}" for key, value in artifact.metrics.items())
+    return rows
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value, 0) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _print_plain(title: str, rows: dict[str, dict[str, str]]) -> None:
+    lines = [title]
+    for name, fields in rows.items():
+        lines += [f"  {name}", *(f"    {key}: {value}" for key, value in fields.items())]
+    print(printable("\n".join(lines)), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    text = Text()
+    for name, fields in rows.items():
+        text.append(f"{name}\n", style="bold cyan")
+        for key, value in fields.items():
+            style = "yellow" if key == "artifact" else ""
+            text.append(f"  {key:9}", style="dim").append(f"{printable(value)}\n", style=style)
+    text.rstrip()
+    Console(file=sys.stderr).print(Panel(text, title=Text(title), title_align="left", border_style="green"))
+
+
+def _print_json(document: dict[str, object]) -> None:
+    try:
+        print(json.dumps(document), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # The reader is gone; the artifacts are saved. Python must not try to flush into the pipe once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("Nobody reads the JSON on standard output any more.", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,122 @@
+"""Records of a registry that are damaged: found, and repaired where what they were can be proved, else put aside.
+
+Proof is the record's own sha256. A version whose record stays damaged becomes `dropped-v<N>`: readers pass over it, and
+its number is not given again. The artifact's files are never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.manifest import SEAL, read_sealed, render_sealed, sha256_of
+from nemotron_kit.artifacts.reference import DamagedRecordError
+from nemotron_kit.artifacts.store import DROPPED, RECORD, Damaged, Store, write_sealed
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import decoded, fsync_dir
+
+# The longest text in which every single byte is tried as the one too many.
+_TRIED = 8192
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A damaged record: what it is of, why it can't be read, what is to be done (`repaired`, `dropped`, `removed`)."""
+
+    what: str
+    file: Path
+    why: str
+    remedy: str
+    apply: Callable[[], None]
+
+
+def findings(store: Store) -> Iterator[Finding]:
+    """Every damaged record. Those of versions can only be judged once the registry's own record is whole."""
+    if broken := list(_own_record(store)):
+        yield from broken
+        return
+    for record in store.everything():
+        if isinstance(record, Damaged) and isinstance(record.error, DamagedRecordError):
+            yield _version(store, record)
+    for name in store.entries():
+        for kind in ("aliases", "runs"):
+            for word in store.pointers(name, kind):
+                yield from _pointer(store, name, kind, word)
+
+
+def _own_record(store: Store) -> Iterator[Finding]:
+    file = store.identity_folder / "registry.json"
+    try:
+        _ = store.uuid
+    except DamagedRecordError as error:
+        uuid = _common_uuid(store)
+        if uuid is None:
+            raise UserError(
+                f"{error.message} It can't be made again: the versions' records don't agree on the registry's uuid.",
+                hint="Restore it from a backup, or begin another registry: [artifacts] root in env.toml.",
+            ) from error
+        document, what = {"format": 1, "uuid": uuid}, "the registry's own record"
+        yield Finding(what, file, error.message, "repaired", lambda: write_sealed(file, document, store.modes))
+
+
+def _common_uuid(store: Store) -> str | None:
+    found = set()
+    for name in store.names():
+        for version in store.versions(name):
+            with contextlib.suppress(NemotronError, FileNotFoundError):
+                found.add(read_sealed(store.folder(name) / f"v{version}" / RECORD, "record").get("registry"))
+    return str(found.pop()) if len(found) == 1 else None
+
+
+def _version(store: Store, record: Damaged) -> Finding:
+    document = _recovered(record.text)
+    if document is not None and (document.get("name"), document.get("version")) == (record.name, record.version):
+        return Finding(
+            record.label,
+            record.file,
+            record.error.message,
+            "repaired",
+            lambda: write_sealed(record.file, document, store.modes),
+        )
+    return Finding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
+
+
+def _pointer(store: Store, name: str, kind: str, word: str) -> Iterator[Finding]:
+    file = store.folder(name) / kind / word
+    try:
+        store.pointer(name, kind, word)
+    except DamagedRecordError as error:
+        what = f"{name}:{word}" if kind == "aliases" else f"{name}@run:{word}"
+        # A run that has none is looked for in the versions' records.
+        yield Finding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
+    except FileNotFoundError:
+        return
+
+
+def _recovered(text: str) -> dict[str, Any] | None:
+    """The document whose sha256 stands in the text, if one byte too many, or something around it, is all that is
+    wrong."""
+    candidates = [text, text.strip().lstrip("\ufeff")]
+    with contextlib.suppress(ValueError, RecursionError):
+        candidates.append(text[: json.JSONDecoder().raw_decode(text)[1]])
+    if len(text) <= _TRIED:
+        candidates += [text[:at] + text[at + 1 :] for at in range(len(text))]
+    for candidate in candidates:
+        try:
+            body = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(body, dict) and body.pop(SEAL, None) == sha256_of(body):
+            document = decoded(body)
+            if render_sealed(document) == candidate:
+                return document
+    return None
+
+
+def _drop(store: Store, record: Damaged) -> None:
+    folder = store.folder(record.name)
+    (folder / f"v{record.version}").rename(folder / f"{DROPPED}v{record.version}")
+    fsync_dir(folder)

@@ -1,0 +1,327 @@
+"""One job from the command line: compose, plan, and then print the plan or execute it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.cli.request import Job, hydra_words
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError, printable
+from nemotron_kit.files import finite
+from nemotron_kit.home import check_text
+from nemotron_kit.runs.folder import new_run_id
+from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.profiles import check_reserved_tables
+
+if TYPE_CHECKING:
+    from nemotron_kit.config.compose import Composed
+    from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
+    from nemotron_kit.worker.process import Outcome
+
+
+# conf/config.yaml's own.
+_FOLDER = "${nemotron.run_dir:}/jobs/0"
+# Key, or the beginning of one that ends with a dot → what there is in its place.
+_INSTEAD = {
+    "hydra.run.dir": "A job's folder is jobs/0 of its run's; ${oc.env:NEMO_RUN_DIR} names it in a config.",
+    "hydra.output_subdir": "Hydra's files lie in .hydra in the job's folder.",
+    "hydra.job.chdir": "Jobs start in the working folder; ${oc.env:NEMO_RUN_DIR} is the job's own folder.",
+    "hydra.job.env_set.": "Environment variables of a job are its profile's: env_vars in env.toml.",
+    "hydra.job.env_set": "Environment variables of a job are its profile's: env_vars in env.toml.",
+    "hydra.mode": "A sweep is asked for on the command line: -m.",
+}
+
+# What is about many jobs: alone, a job would go where it would have gone anyway.
+_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
+_SWEEP = "Add -m for a sweep (-m key=1,2); one job is sent elsewhere by --run PROFILE or --batch PROFILE."
+
+
+def refuse_without_effect(overrides: Sequence[str]) -> None:
+    """Raise UserError for the first override that a single job would not notice. In a sweep, Hydra itself obeys."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.startswith(_SWEEPS):
+            raise UserError(f"{override}: has no effect on a single job.", hint=_SWEEP)
+        found = next(
+            (text for name, text in _INSTEAD.items() if key == name or (name[-1] == "." and key.startswith(name))), None
+        )
+        if found and value not in ("null", "false", "False"):
+            raise UserError(f"{override}: has no effect on a single job here.", hint=found)
+
+
+def refuse_settings_in_files(hydra: Any) -> None:
+    """The same for what a config file sets; `hydra` is Hydra's composed node."""
+    from omegaconf import OmegaConf
+
+    run: Any = OmegaConf.to_container(hydra.run, resolve=False)
+    job = hydra.job
+    found = {
+        "hydra.run.dir": run.get("dir") != _FOLDER,
+        "hydra.output_subdir": hydra.output_subdir is not None,
+        "hydra.job.chdir": bool(job.chdir),
+        "hydra.job.env_set": bool(job.env_set),
+        "hydra.mode": str(hydra.mode).endswith("MULTIRUN"),
+    }
+    for key, is_set in found.items():
+        if is_set:
+            raise UserError(f"{key}: has no effect on a single job here.", hint=_INSTEAD[key])
+
+
+DEFAULT_THEME = "monokai"
+
+
+def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
+    """Print the plan; 0, since the job composes. What would stop the real run stands under Problems."""
+    if as_json:
+        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False))  # noqa: T201
+        return 0
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    for title, lines in _sections(plan):
+        print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
+        text = printable("\n".join(lines))
+        if title == "Config" and colour:
+            _highlighted(text, theme or DEFAULT_THEME)
+        else:
+            print("\n".join(f"  {line}" if line else "" for line in text.splitlines()))  # noqa: T201
+        print()  # noqa: T201
+    return 0
+
+
+def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
+    source = plan.config_file or "the dataclass's defaults"
+    yield (
+        "Job",
+        [
+            f"{plan.recipe} {plan.stage.replace('/', ' ')}   (config {plan.config_name}: {source})",
+            f"in Hydra's words: {plan.hydra_command}",
+        ],
+    )
+    yield "Config", plan.files["config.yaml"].splitlines()
+    if plan.references:
+        yield "Artifacts", [_input(slot, plan) for slot in plan.references]
+    yield "Launch", list(_launch(plan))
+    if plan.files.get("sbatch.sh"):
+        yield "Script", plan.files["sbatch.sh"].splitlines()
+    if container := plan.extra.get("container"):
+        yield "Container", [shlex.join(container["words"])]
+    if request := plan.extra.get("request"):
+        yield "Request", _yaml(request)
+    yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
+    if plan.notes:
+        yield "Notes", list(plan.notes)
+    if plan.problems:
+        yield "Problems", [f"- {line}" for problem in plan.problems for line in problem.splitlines()]
+
+
+def _yaml(value: Mapping[str, Any]) -> list[str]:
+    from nemotron_kit.config.freeze import to_yaml
+
+    return to_yaml(value).splitlines()
+
+
+def _input(slot: str, plan: Plan) -> str:
+    pin, reference = plan.inputs.get(slot), plan.references[slot]
+    if pin:
+        return f"{slot}: {reference} → {pin.label} at {pin.path}"
+    later = any(note.startswith(f"{slot}: ") for note in plan.notes)
+    return f"{slot}: {reference} → {'pinned at launch' if later else 'not there (see Problems)'}"
+
+
+def _launch(plan: Plan) -> Iterator[str]:
+    where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
+    yield f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"
+    if tree := plan.place.get("tree"):
+        yield f"code, as it is now: {tree['root']} → {plan.place['code']} (packager {tree['packager']})"
+    if plan.settings.get("env_vars") or plan.environment:
+        yield "environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items()))
+    if plan.secrets:
+        yield "secrets, by name: " + ", ".join(plan.secrets)
+    if plan.captured:
+        yield "fixed at launch: " + ", ".join(f"{k}={v}" for k, v in plan.captured.items())
+
+
+def _highlighted(text: str, theme: str) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+
+    Console().print(Padding(Syntax(text, "yaml", theme=theme, background_color="default"), (0, 2)))
+
+
+def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
+    """Run, or with --dry-run only show, what a request asks for; the exit code."""
+    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
+    env = read_env_file()
+    check_reserved_tables(env)
+    request = as_meant(request)
+    if asks_hydra(request):
+        from nemotron_kit.cli.sweep import run_hydra
+
+        return run_hydra(request, argv, tree, env)
+    from nemotron_kit.config.compose import compose, find_command
+    from nemotron_kit.launch.inputs import piped_overrides
+    from nemotron_kit.launch.plan import build_plan
+    from nemotron_kit.remote.ssh import reach_for
+
+    command = find_command(tree, request.recipe, request.stage)
+    words = hydra_words(request)
+    notes: list[str] = []
+    piped = piped_overrides(command, words, notes, dry_run=request.dry_run)
+    composed = compose(tree, [*words, *piped], env, request.flag("--config-dir"))
+    composed.notes.extend(notes)
+    if composed.config_file or request.flag("--config-dir"):
+        refuse_settings_in_files(composed.hydra)
+    run_id = new_run_id(command.recipe, command.stage)
+    app, connect = tree.apps[command.recipe], not request.dry_run
+    plan = build_plan(composed, app, run_id=run_id, argv=argv, connect=connect, reach=reach_for if connect else None)
+    return carry_out(plan, composed, request, env)
+
+
+def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int:
+    """Show a plan, or execute it, as the request says; the exit code."""
+    if request.after:
+        from nemotron_kit.launch.dependencies import After
+
+        plan = After.of(request.after, connect=not request.dry_run).apply(plan, composed.command)
+    if (folder := request.flag("--config-dir")) is not None:
+        plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
+    if request.dry_run or plan.settings.get("dry_run"):
+        if not request.dry_run:
+            _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
+
+        return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
+    gc.enable()
+    from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
+    from nemotron_kit.worker.hydra import hydra_files
+
+    refuse_problems(plan)
+    announce(plan)
+    if plan.wait_first and not plan.deferred:
+        from nemotron_kit.launch.dependencies import wait_for
+
+        wait_for(None, plan.wait_first)
+    plan = replace(plan, extra={**plan.extra, "code": code_facts()})
+    started = time.monotonic()
+    outcome = execute(replace(plan, files={**plan.files, **hydra_files(composed)}), composed)
+    seconds = time.monotonic() - started
+    # The job is over and on record: a full disk or a terminal that has gone changes nothing about how it ended.
+    with suppress(OSError):
+        report(plan, outcome, seconds)
+        if request.json:
+            said = {"job_exit_code": outcome.own, "error": outcome.error, "folder": plan.folder}
+            print_end(plan.run_id, outcome.state, outcome.code, **said)
+    return outcome.code
+
+
+def as_meant(request: Job) -> Job:
+    """The request with its overrides spelled out, and `hydra.mode=MULTIRUN` as the -m that it is.
+
+    Raises UserError for settings of Hydra's that a job would not get: none is dropped in silence.
+    """
+    request = replace(request, overrides=spelled_out(request.overrides))
+    if not any(override.lstrip("+~").startswith(("hydra.", "hydra/")) for override in request.overrides):
+        return request
+
+    if "hydra.mode=MULTIRUN" in request.overrides and not request.multirun:
+        request = replace(request, flags=(*request.flags, "--multirun"))
+    if not any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info")):
+        refuse_without_effect(request.overrides)
+    return request
+
+
+def asks_hydra(request: Job) -> bool:
+    """Whether Hydra itself answers: a sweep, or a question about the config. Raises UserError for half a question."""
+    if any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info", "--hydra-help")):
+        return True
+    for name in ("--package", "--resolve"):
+        if request.flag(name) is not None:
+            raise UserError(f"{name} says what --cfg prints, and there is no --cfg.", hint="Add --cfg job.")
+    return False
+
+
+def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
+    """`run.nodes=8`, as the reference writes it, is `run.env.nodes=8`: a field of the profile."""
+    if not any(override.startswith("run.") for override in overrides):
+        return tuple(overrides)
+    from nemotron_kit.spec.runconfig import FIELDS
+
+    keys = {f"run.{name}": f"run.env.{name}" for name in FIELDS}
+    parts = [(override.partition("=")[0], override) for override in overrides]
+    return tuple(keys[key] + override[len(key) :] if key in keys else override for key, override in parts)
+
+
+def announce(plan: Plan) -> None:
+    """What is about to run, on standard error: standard output is the job's own."""
+    for note in plan.notes:
+        _say(f"note: {note}")
+    inputs = "".join(f" · {slot}={pin.label}" for slot, pin in plan.inputs.items() if pin)
+    config = f" · config {plan.config_name}" if plan.config_file else ""
+    _say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
+
+
+def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
+    """How it ended, on standard error."""
+    if outcome.state in ("pending", "detached"):
+        _detached(plan, outcome)
+        return
+    if outcome.state == "succeeded":
+        _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
+        return
+    from nemotron_kit.cli.main import print_error
+    from nemotron_kit.errors import NemotronError
+
+    print_error(
+        NemotronError(
+            f"{plan.run_id} {outcome.state}: {outcome.error}",
+            hint=f"Its record: nemotron runs show {plan.run_id}{_then(plan, outcome)}",
+        )
+    )
+
+
+def _then(plan: Plan, outcome: Outcome) -> str:
+    """The line that has a job go on that has saved where it was."""
+    line = f"nemotron runs resume {plan.run_id}"
+    return f"\nTo go on: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
+
+
+def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
+    """--json: how a launch ended, as one line of JSON on standard output. `exit_code` is the command's."""
+    print(json.dumps(finite({"run_id": run_id, "state": state, "exit_code": code, **facts}), ensure_ascii=False))  # noqa: T201
+
+
+def _detached(plan: Plan, outcome: Outcome) -> None:
+    here = plan.executor == "local"
+    if outcome.state == "detached":
+        _say(f"Detached from {plan.run_id}, which goes on.")
+    else:
+        _say(f"{plan.run_id} is {_doing(plan, here)}.")
+    say_commands(plan.run_id, "show", "logs -f" if here else "attach", "cancel")
+
+
+def _doing(plan: Plan, here: bool) -> str:
+    if here:
+        return "waiting, detached" if plan.extra.get("after") else "running detached"
+    if plan.deferred:
+        return f"waiting on this machine, to be submitted to {plan.profile}"
+    return f"submitted to {plan.profile}"
+
+
+def say_commands(run_id: str, *commands: str) -> None:
+    """What can be done with a run that goes on by itself, on standard error."""
+    for command in commands:
+        _say(f"  nemotron runs {command} {run_id}")
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,179 @@
+"""Text for a terminal: colour where one is wanted, lines that fit, tables whose cells are never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemotron_kit.errors import printable
+from nemotron_kit.files import finite
+
+TYPE_CHECKING = False
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TextIO
+
+    Rows = Iterable[tuple[str, str]]
+
+NARROW, WIDE = 40, 110
+
+
+def colour(stream: TextIO) -> bool:
+    """Whether to colour what goes to `stream`: NO_COLOR says no, FORCE_COLOR yes, else a terminal that isn't dumb."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    forced = os.environ.get("FORCE_COLOR")
+    if forced is not None:
+        return forced not in ("", "0")
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def width(stream: TextIO) -> int:
+    """Columns to fill: $COLUMNS, else the terminal's, else 80; between 40 and 110."""
+    try:
+        columns = int(os.environ.get("COLUMNS", "")) or 80
+    except ValueError:
+        try:
+            columns = os.get_terminal_size(stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            columns = 80
+    return max(NARROW, min(columns, WIDE))
+
+
+class Paint:
+    """Wraps text in colours, or leaves it as it is when `on` is false."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+
+    def heading(self, text: str) -> str:
+        return self._in("1", text)
+
+    def name(self, text: str) -> str:
+        return self._in("36", text)
+
+    def quiet(self, text: str) -> str:
+        return self._in("2", text)
+
+    def bad(self, text: str) -> str:
+        return self._in("31", text)
+
+    def _in(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.on and text else text
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """`text` in lines of at most `columns`, broken at spaces; a longer word stands on a line of its own."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines
+
+
+def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
+    """Names on the left, what they mean on the right; a long name has a line to itself."""
+    rows = list(rows)
+    left = min(max((len(name) for name, _ in rows), default=0), columns * 2 // 5)
+    lines = []
+    for name, text in rows:
+        first, *more = wrap(text, max(columns - left - len(indent) - 2, 20))
+        if len(name) > left:
+            lines.append(indent + paint.name(name))
+            more = [first, *more] if first else more
+        else:
+            lines.append(f"{indent}{paint.name(name)}{' ' * (left - len(name))}  {first}".rstrip())
+        lines += [f"{indent}{' ' * left}  {line}" for line in more]
+    return lines
+
+
+# rich styles by cell text, for whatever column holds states.
+STYLES = {
+    "succeeded": "green",
+    "failed": "bold red",
+    "damaged": "bold red",
+    "running": "cyan",
+    "pending": "dim",
+    "cancelled": "yellow",
+    "preempted": "yellow",
+    "unreachable": "magenta",
+    "unknown": "magenta",
+}
+
+
+def clean(value: object) -> str:
+    """One line that is safe to print."""
+    return printable("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
+    """Print rows under a header; the last column takes what room is left."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich(header, cells, styles)
+        return
+    write_lines(aligned([list(header), *cells]))
+
+
+def print_facts(facts: Sequence[tuple[str, object]]) -> None:
+    """Print `name  value` lines, never broken; a name is written once for values that follow each other under it."""
+    names = [name if number == 0 or facts[number - 1][0] != name else "" for number, (name, _) in enumerate(facts)]
+    rows = [[clean(name), clean(value)] for name, (_, value) in zip(names, facts, strict=True)]
+    if not sys.stdout.isatty():
+        write_lines(aligned(rows))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console, width = Console(highlight=False), max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        line = Text(f"{name.ljust(width)}  ", style="bold").append(value, style=STYLES.get(value, "not bold"))
+        console.print(line, soft_wrap=True)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as a line, columns two spaces apart, no blanks at the end."""
+    widths = [max((len(cell) for cell in column), default=0) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def write_lines(lines: Sequence[str]) -> None:
+    """Print lines, harmless to the terminal, with a ? for what the stream can't show."""
+    text = printable("".join(f"{line}\n" for line in lines))
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; a great many where standard output is none, so that nothing is left out."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
+
+
+def _rich(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    fixed = 0
+    for number, title in enumerate(titles[:-1]):
+        width = max(len(title), *(len(row[number]) for row in rows)) if rows else len(title)
+        table.add_column(title, no_wrap=True, min_width=width)
+        fixed += width + 2
+    table.add_column(titles[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    # On a narrow terminal the lines are longer than it is wide: better broken by it than cut by us.
+    Console(highlight=False, width=max(terminal_width(), fixed + 30)).print(table)

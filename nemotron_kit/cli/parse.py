@@ -1,0 +1,252 @@
+"""From the arguments of `nemotron` and of `python -m nemotron_kit` to a request. A pure function over the index."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nemotron_kit.cli import tree
+from nemotron_kit.cli.help import program
+from nemotron_kit.cli.index import Index, Node
+from nemotron_kit.cli.options import HYDRA, NEMOTRON
+from nemotron_kit.cli.reader import Elsewhere, Reader
+from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near, single
+from nemotron_kit.errors import UserError
+
+PROG = "python -m nemotron_kit"
+NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": []}
+
+
+def parse_hydra(argv: Sequence[str], index: Index) -> Request:
+    """What `python -m nemotron_kit ARGV` asks for: Hydra's words and flags (-c and -r are Hydra's here), --run NAME,
+    --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
+    if "--version" in argv:
+        return Version()
+    node = _node(_last(argv, "recipe"), _last(argv, "stage"), index)
+    leaf = node if not tree.is_group(node) else None
+    if tree.wants_help(argv):
+        return Help(tuple(node["path"]))
+    detail = index.detail(leaf) if leaf else NOTHING_KNOWN
+    job = Reader(argv, HYDRA, detail, " ".join((PROG, *_choices(node))), f"{PROG} --help").read()
+    _check_complete(job, node)
+    check_launcher(job)
+    return job
+
+
+def _node(recipe: str, stage: str, index: Index) -> Node:
+    """The node that recipe= and stage= name, as far as they do. Raises UserError with the nearest names."""
+    if not recipe:
+        return index.root
+    node = index.root["children"].get(recipe)
+    if node is None:
+        raise no_recipe(recipe, index, PROG)
+    found = tree.find(index, (recipe, *stage.split("/"))) if stage else node
+    if found is None or (stage and tree.is_group(found)):
+        raise UserError(f"{recipe} has no stage {stage!r}.", hint=near(stage, _stages(node)))
+    return found
+
+
+def _stages(recipe: Node) -> list[str]:
+    return ["/".join(words[1:]) for leaf in tree.leaves(recipe) for words in tree.spellings(leaf)]
+
+
+def _choices(node: Node) -> list[str]:
+    """A node's path in Hydra's words."""
+    recipe, stage = node["path"][:1], node["path"][1:]
+    return [*(f"recipe={each}" for each in recipe), *([f"stage={'/'.join(stage)}"] if stage else [])]
+
+
+def _check_complete(job: Job, node: Node) -> None:
+    """A job has a recipe and a stage, unless a sweep is over them or Hydra is asked about itself."""
+    swept = {override.partition("=")[0] for override in job.overrides}
+    if asks_hydra(job):
+        return
+    if not job.recipe and "recipe" not in swept and node["path"]:
+        raise UserError("recipe= was taken for the value of the option before it.", hint="Give that option its value.")
+    if not job.recipe and "recipe" not in swept:
+        raise UserError("No recipe was given.", hint=f"Give recipe=NAME. {near('', node['children'])}")
+    if job.recipe and not job.stage and "stage" not in swept and not tree.is_group(node):
+        raise UserError("stage= was taken for the value of the option before it.", hint="Give that option its value.")
+    if job.recipe and not job.stage and "stage" not in swept:
+        raise UserError(f"No stage of {job.recipe} was given.", hint=f"Give stage=NAME. {near('', _stages(node))}")
+
+
+def asks_hydra(job: Job) -> bool:
+    """Whether Hydra is asked about itself, which takes no recipe."""
+    return job.flag("--info") is not None or job.flag("--hydra-help") is not None
+
+
+def _last(argv: Sequence[str], choice: str) -> str:
+    """The value that a plain `choice=value` gives, "" where there is none or a sweep."""
+    found = [single(word.partition("=")[2]) for word in argv if word.startswith(f"{choice}=")]
+    return (found[-1] or "") if found else ""
+
+
+def check_launcher(job: Job) -> None:
+    """Refuse a launcher that would send the job elsewhere than its profile says."""
+    launcher = _last(job.overrides, "hydra.launcher.profile")
+    if launcher and job.profile and launcher != job.profile:
+        raise UserError(
+            f"run.profile is {job.profile}, and hydra.launcher.profile is {launcher}.", hint="Give one of the two."
+        )
+
+
+def no_recipe(word: str, index: Index, prog: str) -> UserError:
+    """The error for a name that no recipe has, or a broken one."""
+    if word in index.broken:
+        return UserError(
+            f"The recipe {word!r} is broken: {index.broken[word]}.", hint="The others are not touched by it."
+        )
+    known = [*index.root["children"], *(tree.TOOLS if prog == "nemotron" else ())]
+    hint = _folder_of_that_name(word) or f"{near(word, known)} `{prog} --help` shows them all."
+    return UserError(f"There is no recipe {word!r}.", hint=hint.strip())
+
+
+def _folder_of_that_name(word: str) -> str:
+    """What to do with a recipe in the working folder that nobody has named yet."""
+    folder = Path(word)
+    if not word.isidentifier() or (not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()):
+        return ""
+    started = f"run it as `python -m {word} …`, or " if (folder / "__main__.py").is_file() else ""
+    return f'The folder {word}/ here is not named in env.toml: {started}add [cli] recipes = ["{word}"] to it.'
+
+
+__all__ = ["parse", "parse_hydra"]
+
+
+class Speaker(NamedTuple):
+    """How the program is called (`prog`), and the words that are taken as said already (`root`)."""
+
+    prog: str
+    root: tuple[str, ...]
+
+    def help_line(self, words: Sequence[str]) -> str:
+        return " ".join((self.prog, *words, "--help"))
+
+
+class _Failure(NamedTuple):
+    """A command that the line turned out not to be. They compare by how far the reading got."""
+
+    meant: bool  # its words fit; what was wrong is something else
+    at: int
+    reached: bool
+    error: UserError
+
+
+def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
+    """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, where nemotron's
+    own commands don't exist. `prog` is how hints call the program. Raises UserError."""
+    argv, speaker = list(argv), Speaker(prog or program(root), root)
+    first = tree.first_word(argv)
+    if not root and argv[:1] == ["--version"]:
+        return Version()
+    if not root and first in tree.TOOLS:
+        return Tool(first, tuple(_without(argv, first)))
+    if not root and first == "help":
+        return _asked(_without(argv, first), index, speaker)
+    if not argv or tree.wants_help(argv):
+        return help_request(argv, index, speaker)
+    return _job(argv, index, speaker)
+
+
+def _asked(argv: Sequence[str], index: Index, speaker: Speaker) -> Request:
+    """`nemotron help WORDS`"""
+    first = tree.first_word(argv)
+    return Tool(first, ("--help",)) if first in tree.TOOLS else help_request(argv, index, speaker)
+
+
+def help_request(argv: Sequence[str], index: Index, speaker: Speaker) -> Help:
+    """Help for the node that the words of `argv` lead to. Raises UserError for a word that leads nowhere."""
+    reached = tree.walk(argv, index, speaker.root)
+    if reached.unknown is not None:
+        raise _lost(reached, index, speaker)
+    return Help(reached.path)
+
+
+def _job(argv: list[str], index: Index, speaker: Speaker) -> Request:
+    reached = tree.walk(argv, index, speaker.root)
+    tried = [_attempt(argv, *each, index, speaker, reached) for each in _candidates(argv, index, speaker.root)]
+    jobs = [each for each in tried if isinstance(each, Job)]
+    if len(jobs) == 1:
+        return jobs[0]
+    if jobs:
+        both = " and as ".join(repr(" ".join(job.path)) for job in jobs)
+        raise UserError(f"This line can be read as {both}.", hint="Put the options behind the words.")
+    failures = [each for each in tried if isinstance(each, _Failure)]
+    best = max(failures, key=lambda each: each[:3], default=None)
+    if best is not None and (best.meant or not tree.is_group(reached.node)):
+        raise best.error
+    if reached.unknown is not None:
+        raise _lost(reached, index, speaker)
+    return _unfinished(argv, reached, speaker)
+
+
+def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
+    """Each command that the line may name, with the words that name it; when the line begins with them, just that."""
+    top = tree.find(index, root) or index.root
+    every = [(leaf, words[len(root) :]) for leaf in tree.leaves(top) for words in tree.spellings(leaf)]
+    exact = [(leaf, words) for leaf, words in every if tuple(argv[: len(words)]) == words]
+    yield from exact or (each for each in every if tree.is_subsequence(each[1], argv))
+
+
+def _attempt(
+    argv: list[str], leaf: Node, words: tuple[str, ...], index: Index, speaker: Speaker, reached: tree.Walk
+) -> Job | _Failure:
+    """The line read as this command."""
+    reader, named = None, tuple(leaf["path"]) == reached.path
+    try:
+        detail = _detail(index, leaf)
+        reader = Reader(argv, NEMOTRON, detail, " ".join((*speaker.root, *words)), speaker.help_line(words))
+        return _named(reader.read(words), leaf)
+    except UserError as error:
+        return _Failure(not isinstance(error, Elsewhere), reader.at if reader else 0, named, error)
+
+
+def _detail(index: Index, leaf: Node) -> Node:
+    if "broken" in leaf:
+        raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
+    return index.detail(leaf)
+
+
+def _named(job: Job, leaf: Node) -> Job:
+    """The job with the command that its words name, which no override may name again."""
+    recipe, *stage = leaf["path"]
+    if job.recipe or job.stage:
+        raise UserError(
+            f"The words {' '.join(leaf['path'])!r} say recipe= and stage= already.", hint="Leave those out."
+        )
+    check_launcher(job)
+    return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
+
+
+def _unfinished(argv: Sequence[str], reached: tree.Walk, speaker: Speaker) -> Request:
+    """A group without a command: its help. Hydra can be asked about itself without one. Raises UserError for an option
+    that, if anything, only a command has."""
+    words = reached.path[len(speaker.root) :]
+    name, hint = " ".join((speaker.prog, *words)), speaker.help_line(words)
+    job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(words)
+    return job if not words and asks_hydra(job) else Help(reached.path, asked=False)
+
+
+def _lost(reached: tree.Walk, index: Index, speaker: Speaker) -> UserError:
+    """The error for a word that names nothing where it stands."""
+    word, words = reached.unknown or "", reached.path[len(speaker.root) :]
+    for option, taken in reached.taken:
+        if tree.child(reached.node, taken) is not None:
+            what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
+            return UserError(
+                f"{option} needs a {what}, and {taken!r} stands in its place.", hint=f"Write {option} {what}."
+            )
+    if not reached.path:
+        return no_recipe(word, index, speaker.prog)
+    children = reached.node["children"].values()
+    known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
+    hint = f"{near(word, known)} `{speaker.help_line(words)}` tells more."
+    return UserError(f"{' '.join(reached.path)} has no command {word!r}.", hint=hint.strip())
+
+
+def _without(argv: Sequence[str], word: str) -> list[str]:
+    at = list(argv).index(word)
+    return [*argv[:at], *argv[at + 1 :]]

@@ -1,0 +1,1 @@
+"""`nemotron runs …`: one file for each group of subcommands."""

@@ -1,0 +1,476 @@
+"""`nemotron runs cancel|rm|wait|resume|shell`: acting on a run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.cli.output import clean, write_lines
+from nemotron_kit.cli.runs.list import is_asked, open_jobs
+from nemotron_kit.cli.runs.logs import report_end
+from nemotron_kit.cli.runs.show import written_by
+from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.launch.status import folder_there
+from nemotron_kit.runs.cancel import GRACE, cancel_jobs
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
+from nemotron_kit.spec.plan import WAIT_FIRST
+
+if TYPE_CHECKING:
+    from nemotron_kit.launch.status import Sight
+
+
+_HERE = (0.1, 1.2, 2.0)
+_ELSEWHERE = (1.0, 1.3, 30.0)
+_PATIENCE = 600
+_UNSURE = ("unreachable", "unknown")
+# Of many runs the exit code is that of the first of these that one of them ended as.
+_WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
+
+
+def wait(argv: list[str]) -> int:
+    """Wait until every run named has ended. One that can't be asked about is given `--patience` seconds."""
+    parser = ToolParser("nemotron runs wait", "Waits until runs have ended, and exits as they did.")
+    what = "a run's id, the start of one, its last six digits, or latest"
+    parser.add_argument("ids", metavar="ID", nargs="+", help=what)
+    parser.add_argument(
+        "--patience",
+        type=at_least(0),
+        default=_PATIENCE,
+        metavar="S",
+        help=f"give up (exit code 3) when nothing has been known of a run for S seconds ({_PATIENCE})",
+    )
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    runs = [open_run(reference) for reference in dict.fromkeys(options.ids)]
+    waits = [_Wait(run, options.patience) for run in {run.id: run for run in runs}.values()]
+    until_over(waits)
+    for each in waits:
+        say_end(each.run, each.state)
+    return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
+
+
+class _Wait:
+    """One run that is waited for: `state` as it was last seen, `over` once nothing more is to come."""
+
+    def __init__(self, run: RunFolder, patience: float) -> None:
+        self.run, self.patience = run, patience
+        self.elsewhere = is_asked(_executor(run))
+        self.state, self.over = "pending", False
+        self._unsure_since: float | None = None
+
+    def look(self, sight: Sight | None) -> None:
+        self.state = self._state(sight)
+        if self.state not in _UNSURE:
+            self._unsure_since = None
+            self.over = self.state in (*TERMINAL, DAMAGED)
+            return
+        now = time.monotonic()
+        self._unsure_since = now if self._unsure_since is None else self._unsure_since
+        # What a folder of this machine doesn't say nobody will add to it.
+        self.over = not self.elsewhere or now - self._unsure_since >= self.patience
+
+    def _state(self, sight: Sight | None) -> str:
+        if not self.run.jobs():
+            return self.run.summary().state
+        if not self.elsewhere:
+            return self.run.state()
+        from nemotron_kit.launch.status import run_standing
+
+        return run_standing(self.run, sight)
+
+
+def until_over(waits: Sequence[_Wait]) -> None:
+    """Look at them, less and less often, until all are over."""
+    first, factor, slowest = _ELSEWHERE if any(each.elsewhere for each in waits) else _HERE
+    pause, told = first, False
+    while True:
+        left = [each for each in waits if not each.over]
+        sights = _ask(each.run for each in left if each.elsewhere)
+        for each in left:
+            each.look(sights.get(each.run.id))
+        if all(each.over for each in waits):
+            return
+        lost = next((s.lost for s in sights.values() if s.lost), None)
+        if lost and not told:
+            sys.stderr.write(f"out of sight, still trying: {clean(lost)}\n")
+        told = lost is not None
+        time.sleep(pause)
+        pause = min(pause * factor, slowest)
+
+
+def _ask(runs: Iterable[RunFolder]) -> dict[str, Sight]:
+    asked = list(runs)
+    if not asked:
+        return {}
+    from nemotron_kit.launch.status import refresh
+
+    return refresh(asked)
+
+
+def _executor(run: RunFolder) -> str | None:
+    try:
+        executor = run.plan().get("executor")
+    except DamagedRecord:
+        return None
+    return executor if isinstance(executor, str) else None
+
+
+def say_end(run: RunFolder, state: str) -> None:
+    """How a run ended, in one line."""
+    summary = run.summary()
+    code = f" (exit code {summary.code})" if summary.code else ""
+    write_lines([clean(f"{run.id}: {state}{code}{f': {summary.error}' if summary.error else ''}")])
+
+
+_LOOK_SECONDS = 0.5
+_FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
+_QUEUED = ("pending",)
+_ID = "a run's id, the start of one, its last six digits, or latest"
+
+
+def cancel(argv: list[str]) -> int:
+    """Stop a run's jobs, wherever they are."""
+    parser = ToolParser(
+        "nemotron runs cancel", "Stops a run: TERM, then KILL; on a cluster as its scheduler does that."
+    )
+    parser.add_argument("id", metavar="ID", help=_ID)
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of it")
+    parser.add_argument(
+        "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between TERM and KILL"
+    )
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    elsewhere = is_asked(run.summary().executor)
+    if not elsewhere and all(job.state().terminal for job in jobs):
+        write_lines([f"{run.id} is over already: {run.state()}"])
+        return 0
+    if elsewhere:
+        return _cancel_elsewhere(run, jobs, options.grace)
+    cancel_jobs(jobs, grace=options.grace)
+    say_end(run, run.state())
+    return 0
+
+
+def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -> int:
+    """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
+    from nemotron_kit.executors.base import backend_for
+    from nemotron_kit.launch.status import ask, refresh
+    from nemotron_kit.launch.submission import drop_waiting
+
+    refresh([run])
+    left = [job for job in jobs if not job.state().terminal]
+    if not left:
+        write_lines([f"{run.id} is over already: {run.state()}"])
+        return 0
+    backend = backend_for(run.plan())
+    if handed_over := drop_waiting(run, left):
+        backend.cancel(run, handed_over)
+    end = time.monotonic() + grace
+    while any(not job.state().terminal for job in left) and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+        with suppress(Unreachable):  # it was asked for; that is what counts
+            ask(run, backend, left)
+    if all(job.state().terminal for job in left):
+        say_end(run, run.state())
+    else:
+        write_lines([f"{run.id}: its end is asked for; nemotron runs wait {run.id} sees it"])
+    return 0
+
+
+def remove(argv: list[str]) -> int:
+    """Delete runs' folders, here and where they ran."""
+    parser = ToolParser(
+        "nemotron runs rm", "Deletes the folders of runs that are over, unless an artifact lies in one."
+    )
+    parser.add_argument("ids", metavar="ID", nargs="+", help=_ID)
+    parser.add_argument("--force", action="store_true", help=_FORCE)
+    parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    runs = list({run.id: run for run in map(open_run, options.ids)}.values())
+    asked = [run for run in runs if is_asked(run.summary().executor)]
+    if asked:
+        from nemotron_kit.launch.status import refresh
+
+        refresh(asked)
+    for run in runs:
+        if run in asked and run.state() in _QUEUED:
+            hint = f"Stop it first: nemotron runs cancel {run.id}."
+            raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
+        check_removable(run, referenced_by=artifacts_in, force=options.force)
+        if not options.force:
+            _refuse_written(run)
+        if run in asked and not options.here:
+            _remove_there(run)
+        remove_run(run, force=options.force)
+        write_lines([f"removed {run.id}"])
+    collect_removed(artifacts_in)
+    return 0
+
+
+def _refuse_written(run: RunFolder) -> None:
+    """UserError, with names, where a job's own files lie in its copy of the code."""
+    for job in run.jobs():
+        found = written_by(job)
+        if found:
+            names, count = found["files"], len(found["files"]) + found["more"]
+            shown = ", ".join(map(clean, names[:6])) + (", …" if count > 6 else "")
+            what = "a file" if count == 1 else f"{count} files"
+            raise UserError(
+                f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
+                hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
+            )
+
+
+def _remove_there(run: RunFolder) -> None:
+    """The run's folder on its target. Raises Unreachable: the record stays, so that it can be tried again."""
+    from nemotron_kit.launch.status import folder_there, is_apart
+    from nemotron_kit.remote.ssh import reach_for
+
+    plan = run.plan()
+    if is_apart(run, plan):
+        reach = reach_for(plan.get("settings") or {})
+        registry = (plan.get("place") or {}).get("artifacts") or f"{reach.root}/artifacts"
+        reach.call("remove_run", folder=folder_there(run, plan), registry=registry)
+
+
+def artifacts_in(run: RunFolder) -> list[str]:
+    """The versions of this machine's registry whose files lie in the run's folder, and what it says that it saved there
+    into another registry."""
+    from nemotron_kit.artifacts.registry import open_registry
+    from nemotron_kit.remote.agent.operations import versions_in
+
+    registry = open_registry()
+    folder = run.path.resolve()
+    found = versions_in(registry, folder)
+    for pin in _saved(run):
+        inside = Path(str(pin.get("path"))).resolve().is_relative_to(folder)
+        if inside and pin.get("version") is not None and pin.get("registry") != registry.uuid:
+            found.append(f"{pin.get('name')}:v{pin['version']} (of another registry)")
+    return found
+
+
+def _saved(run: RunFolder) -> Iterator[dict[str, object]]:
+    for job in run.jobs():
+        try:
+            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
+        except DamagedRecord as error:
+            sys.stderr.write(f"note: {clean(error.message)}\n")
+
+
+_SAYS = """\
+Goes on with what has stopped. A job that failed, was cancelled or was preempted begins another attempt under the same
+record, in the same folder: training goes on from its last checkpoint there, and what keeps nothing begins from the
+beginning. Of a sweep, the jobs that wait are submitted: those that the cluster had no room for, and those whose launch
+ended too early; none twice. Of a job that is to start after another run, and whose waiting process has ended, it starts
+another. `nemotron runs rerun` starts anew, under a new record."""
+_SHOWN = 8
+
+
+def resume(argv: list[str]) -> int:
+    """Submit what waits, as far as there is room; else have a job that has stopped go on, and exit as it does."""
+    parser = ToolParser("nemotron runs resume", _SAYS)
+    what = "a run's id, the start of one, its last six digits, or latest; ID/N is a sweep's job N"
+    parser.add_argument("id", metavar="ID", help=what)
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run, jobs = open_jobs(options.id)
+    if "/" not in options.id:
+        said = _submit_waiting(run)
+        if said is not None:
+            write_lines([said])
+            return 0
+        if len(jobs) > 1:
+            raise _which(run, jobs)
+    return _go_on(run, jobs[0])
+
+
+def _submit_waiting(run: RunFolder) -> str | None:
+    """Submit the jobs that wait to be; what was done, None where none does."""
+    from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
+    from nemotron_kit.launch.submission import submit_waiting
+
+    if not (run.path / SWEEP_FILE).exists():
+        _refuse_unplanned(run)
+        return None
+    if run.plan().get(WAIT_FIRST):
+        from nemotron_kit.launch import submission
+
+        return f"{run.id}: it waits again, to be submitted" if submission.resume(run) else None
+    queue = SweepQueue(run)
+    if not (queue.waiting or queue.unfinished):
+        return None
+    given = submit_waiting(run)
+    waiting = len(SweepQueue(run).waiting)
+    rest = f"; {waiting} wait for room: nemotron runs resume {run.id}" if waiting else ""
+    return f"{run.id}: {len(given)} jobs submitted{rest}"
+
+
+def _refuse_unplanned(run: RunFolder) -> None:
+    """UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders are there."""
+    plan = run.plan()
+    if plan.get("kind") == "sweep" and plan.get("executor") not in (None, "local"):
+        raise UserError(
+            f"{run.id} ended while it was planned, before anything was submitted.",
+            hint=f"Launch it again: {plan.get('command_line')}",
+        )
+
+
+def _which(run: RunFolder, jobs: list[JobFolder]) -> UserError:
+    stopped = [job for job in jobs if job.state().terminal and job.state().state != "succeeded"]
+    if not stopped:
+        return UserError(f"{run.id} has no jobs that wait to be submitted, and none that has stopped.")
+    shown = ", ".join(job.reference for job in stopped[:_SHOWN]) + (", …" if len(stopped) > _SHOWN else "")
+    return UserError(
+        f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
+        hint=f"Name the one that is to go on: nemotron runs resume {stopped[0].reference}. There is: {shown}.",
+    )
+
+
+def _go_on(run: RunFolder, job: JobFolder) -> int:
+    from nemotron_kit.launch.resume import resume as begin_again
+
+    started = time.time()
+    outcome = begin_again(run, job)
+    if outcome.state != "pending":
+        return report_end(run, outcome, started)
+    write_lines([f"{job.reference}: {clean(job.state().state)} again", f"  nemotron runs attach {run.id}"])
+    return 0
+
+
+def shell(argv: list[str]) -> int:
+    """Become a shell, or the command behind `--`, beside a job. Raises UserError where there is nothing to enter."""
+    words, command = _split(argv)
+    parser = ToolParser("nemotron runs shell", "A shell where a run is, or the command behind --.")
+    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("--job", type=at_least(0), default=0, metavar="N", help="of a run with many jobs: this one")
+    parser.add_argument("--node", metavar="NAME", help="of a job on many nodes: this one")
+    options = parser.parse(words)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    job = run.job(options.job)
+    return _become(_line(run, job, command, options.node))
+
+
+def _become(line: list[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvp(line[0], line)  # noqa: S606 — the user asked for exactly that
+    except OSError as error:
+        raise UserError(f"{line[0]} can't be started: {error.strerror}.") from error
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) -> list[str]:
+    plan = run.plan()
+    executor = str(plan.get("executor") or "local")
+    if executor == "local":
+        return _here(job, command)
+    state = _running(run, job)
+    if executor == "slurm":
+        return slurm_line(plan, job, state, command, node)
+    container = state.facts.get("container")
+    if executor == "docker" and container:
+        folder = f"{folder_there(run, plan)}/jobs/{job.number}"
+        inside = ["docker", "exec", "--interactive", *_terminal("--tty"), f"--workdir={folder}", str(container)]
+        return [*inside, *(command or ["/bin/sh"])]
+    raise UserError(f"{run.id} runs through {executor}, into which the kit knows no way.")
+
+
+def _here(job: JobFolder, command: list[str]) -> list[str]:
+    """In the job's folder, with the job's variables."""
+    os.chdir(job.path)
+    os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
+    return command or [os.environ.get("SHELL") or "/bin/sh"]
+
+
+def _running(run: RunFolder, job: JobFolder) -> JobState:
+    """The job's state as it is now; UserError for one that holds no allocation."""
+    from nemotron_kit.launch.status import refresh, standing
+
+    sight = refresh([run]).get(run.id)
+    state = standing(job, sight)
+    seen = sight.observed.get(job.number) if sight else None
+    if state.state != "running":
+        why = f": {state.error}" if state.error else ""
+        where = f" Its folder: {job.path}" if state.terminal else ""
+        raise UserError(f"{run.id}: job {job.number} is {state.state}{why}; there is nothing to enter.{where}")
+    return JobState(state.state, facts={**state.facts, **(seen.facts if seen else {})})
+
+
+def slurm_line(
+    plan: Mapping[str, Any], job: JobFolder, state: JobState, command: list[str], node: str | None
+) -> list[str]:
+    """`srun` into the job's allocation, on the machine where srun is."""
+    number = str((state.facts.get("scheduler") or {}).get("job") or "")
+    if not number.replace("_", "").isdecimal():
+        raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
+    folder = f"{folder_there(RunFolder(job.path.parent.parent), plan)}/jobs/{job.number}"
+    settings = plan.get("settings") or {}
+    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
+        number = _step(settings, folder).partition(".")[0]
+    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
+    srun += [f"--nodelist={node}"] if node else []
+    srun += _terminal("--pty")
+    srun += command or (["/bin/sh"] if settings.get("container_image") else ["/bin/bash", "-l"])
+    if settings.get("tunnel") != "ssh":
+        return srun
+    from nemotron_kit.remote.ssh import ssh_command
+
+    terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
+    return [
+        *_ssh(ssh_command(settings["host"], settings.get("user"), settings.get("identity"), *terminal)),
+        shlex.join(srun),
+    ]
+
+
+def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
+    """srun's words for a job's folder: in its container, where it has one."""
+    if not settings.get("container_image"):
+        return [f"--chdir={folder}"]
+    given = [str(word) for word in (settings.get("extra") or {}).get("srun_args") or ()]
+    named = [word.split("=", 1)[1].partition(":")[0] for word in given if word.startswith("--container-name=")]
+    name = named[-1] if named else _step(settings, folder)
+    return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
+
+
+def _step(settings: Mapping[str, Any], folder: str) -> str:
+    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
+    from nemotron_kit.remote.ssh import reach_for
+
+    (record,), _ = reach_for(settings).call("job_records", jobs=[folder])
+    schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
+    steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
+    if not steps or not steps[-1].replace(".", "").isdecimal():
+        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
+    return steps[-1]
+
+
+def _ssh(words: list[str]) -> list[str]:
+    """With a terminal over there where there is one here."""
+    return [word for word in words if word != "-T"] if sys.stdin.isatty() else words
+
+
+def _terminal(*options: str) -> list[str]:
+    return list(options) if sys.stdin.isatty() else []

@@ -1,0 +1,217 @@
+"""`nemotron runs`: the launches of this machine, newest first; the table of its subcommands."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+from nemotron_kit.cli.output import print_json, print_table, terminal_width, write_lines
+from nemotron_kit.cli.request import near
+from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
+from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, JobFolder
+from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
+
+
+def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
+    """The run, and the jobs of it that are meant: one, or all."""
+    name, slash, number = reference.partition("/")
+    if slash and not number.isdecimal():
+        raise UserError(f"{reference!r}: behind the / stands the number of a job.")
+    run = open_run(name)
+    jobs = run.jobs()
+    if not jobs:
+        raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
+    return run, [run.job(int(number))] if slash else jobs
+
+
+def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
+    """The run and the job that are meant. UserError for a sweep whose job isn't named."""
+    run, (job, *more) = open_jobs(reference)
+    if more:
+        raise UserError(f"{run.id} is a sweep of {len(more) + 1} jobs.", hint=f"Name one: {reference}/0.")
+    return run, job
+
+
+SUMMARY = "list runs; show one, read its logs"
+HELP = """\
+usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
+       nemotron runs COMMAND ID …
+
+The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
+about there. ID is a run's id, the start of one, its last six digits, or latest.
+
+commands
+  show ID [--job N] [--json]                  the plan, inputs, outputs, states, metrics and folder of a run
+  attach ID [--job N] [--all]                 its logs from where they were last shown, until it ends
+  logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
+  wait ID … [--patience S]                    waits until all have ended, and exits as they did
+  cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
+  resume ID[/N]                               goes on from the last checkpoint; submits what had to wait for room
+  shell ID [--job N] [-- COMMAND]             a shell where it runs
+  rerun ID[/N] [KEY=VALUE …]                  the same anew: same config, same artifacts; overrides on top
+  diff A B [--json]                           what differs: config, artifacts, code, environment, launch
+  rm ID … [--force]                           deletes its folder
+
+options
+  --recipe NAME    only of this recipe
+  --stage STAGE    only this stage, or those below it: data/prep
+  --state STATE    only in these states, with commas between them
+  --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
+  --limit N        at most so many (20; 0 for all)
+  --json           for programs
+
+exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
+show: 3 where the state is not known, else 0; of diff: 0 the same, 1 different
+"""
+
+_COMMANDS = {
+    "show": "nemotron_kit.cli.runs.show:show",
+    "attach": "nemotron_kit.cli.runs.logs:attach",
+    "logs": "nemotron_kit.cli.runs.logs:logs",
+    "wait": "nemotron_kit.cli.runs.control:wait",
+    "cancel": "nemotron_kit.cli.runs.control:cancel",
+    "resume": "nemotron_kit.cli.runs.control:resume",
+    "shell": "nemotron_kit.cli.runs.control:shell",
+    "rerun": "nemotron_kit.cli.runs.rerun:rerun",
+    "diff": "nemotron_kit.cli.runs.show:diff",
+    "rm": "nemotron_kit.cli.runs.control:remove",
+}
+_LIMIT = 20
+_WIDE = 120
+
+
+def main(argv: Sequence[str]) -> int:
+    """The words after `nemotron runs`. Returns the exit code; raises UserError for wrong ones."""
+    words = list(argv)
+    if words[:1] in (["-h"], ["--help"], ["help"]):
+        write_lines(HELP.splitlines())
+        return 0
+    if words and not words[0].startswith("-") and words[0] != "list":
+        return _command(words[0])(words[1:])
+    return _list(words[1:] if words[:1] == ["list"] else words)
+
+
+def _command(word: str) -> Callable[[list[str]], int]:
+    if word not in _COMMANDS:
+        hint = near(word, [*_COMMANDS, "list"])
+        raise UserError(f"nemotron runs has no command {word!r}.", hint=f"{hint} Of one run: nemotron runs show {word}")
+    module, _, name = _COMMANDS[word].partition(":")
+    found: Callable[[list[str]], int] = getattr(import_module(module), name)
+    return found
+
+
+def _list(argv: list[str]) -> int:
+    parser = ToolParser("nemotron runs", SUMMARY)
+    parser.add_argument("--recipe")
+    parser.add_argument("--stage")
+    parser.add_argument("--state", action="append", default=[])
+    parser.add_argument("--since", type=span)
+    parser.add_argument("--limit", type=at_least(0), default=_LIMIT)
+    parser.add_argument("--json", action="store_true")
+    if {"-h", "--help"} & set(argv):
+        write_lines(HELP.splitlines())
+        return 0
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    gc.disable()  # an index of many runs is many objects, and all of them live until the end
+    found = list_runs(
+        recipe=options.recipe,
+        stage=options.stage.replace(" ", "/") if options.stage else None,
+        states=_states(options.state),
+        since=options.since,
+        limit=options.limit or None,
+        update=_updated,
+    )
+    if options.json:
+        print_json([as_json(run) for run in found])
+    elif found:
+        table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "WHY"], *(_row(run) for run in found)]
+        if terminal_width() < _WIDE:  # the id says recipe and stage too
+            table = [[row[0], *row[2:]] for row in table]
+        print_table(table[0], table[1:])
+        _say_more(options, len(found))
+    else:
+        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+    return 0
+
+
+def is_asked(executor: str | None) -> bool:
+    """Whether a scheduler, or another machine, knows more of a run than its folder does."""
+    return executor not in (None, "local")
+
+
+def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs as they stand now: those that are not over are asked about where they run, once a target."""
+    left = [run.id for run in runs if is_asked(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    if not left:
+        return list(runs)
+    from nemotron_kit.launch.status import refreshed
+
+    return refreshed(runs, {run_id: RunFolder(runs_root() / run_id) for run_id in left})
+
+
+def as_json(run: RunSummary) -> dict[str, Any]:
+    """A run as `--json` prints it: times in ISO, UTC; durations in seconds."""
+    return {
+        "id": run.id,
+        "recipe": run.recipe,
+        "stage": run.stage,
+        "state": run.state,
+        "executor": run.executor,
+        "profile": run.profile,
+        "created_at": iso(run.created),
+        "started_at": iso(run.started),
+        "finished_at": iso(run.finished),
+        "duration_s": duration(run.started, run.finished, run.state),
+        "exit_code": run.code,
+        "jobs": run.jobs,
+        "error": run.error,
+        "reason": run.reason,
+        "folder": str(runs_root() / run.id),
+    }
+
+
+def iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def duration(started: float | None, finished: float | None, state: str) -> float | None:
+    """Seconds from start to end, or to now while it runs."""
+    if started is None or (finished is None and state != "running"):
+        return None
+    return max(0.0, (finished if finished is not None else time.time()) - started)
+
+
+def _states(given: Sequence[str]) -> list[str]:
+    states = [state.strip() for text in given for state in text.split(",") if state.strip()]
+    for state in states:
+        if state not in (*STATES, DAMAGED):
+            raise UserError(f"nemotron runs: {state!r} is no state.", hint=near(state, [*STATES, DAMAGED]))
+    return states
+
+
+def _row(run: RunSummary) -> list[str]:
+    job = " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " "))))
+    age = short_span(time.time() - run.created) if run.created is not None else ""
+    took = short_span(duration(run.started, run.finished, run.state))
+    code = "" if run.code is None else str(run.code)
+    sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
+    why = run.error or (f"waits for {run.reason}" if run.reason else "")
+    return [run.id, f"{job}{sweep}", run.state, age, took, code, why]
+
+
+def _filtered(options: Any) -> bool:
+    return bool(options.recipe or options.stage or options.state or options.since)
+
+
+def _say_more(options: Any, shown: int) -> None:
+    more = 0 if _filtered(options) else len(run_ids()) - shown
+    if more > 0:
+        write_lines([f"and {more} older: --limit 0 lists all"])

@@ -1,0 +1,242 @@
+"""`nemotron runs logs|attach`: what a job printed, safe on a terminal, byte for byte into a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from nemotron_kit.cli.output import clean
+from nemotron_kit.cli.runs.list import is_asked
+from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.executors.base import Backend, backend_for
+from nemotron_kit.launch.attach import CHUNK
+from nemotron_kit.launch.status import folder_there
+from nemotron_kit.remote.agent.operations import Piece
+from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.ledger import open_run
+from nemotron_kit.runs.logs import Neutraliser, encodable, follow, last_lines, log_file, log_names, read_from
+from nemotron_kit.worker.process import Outcome
+
+_FASTEST, _SLOWEST = 0.5, 10.0
+
+
+class RemoteLog:
+    """One log of one job. Everything raises Unreachable where the target does not answer."""
+
+    def __init__(self, run: RunFolder, plan: Mapping[str, Any], job: JobFolder, name: str) -> None:
+        self.job, self.name = job, name
+        self._backend: Backend = backend_for(plan)
+        self._reach = reach_for(plan.get("settings") or {})
+        self._folder = f"{folder_there(run, plan)}/jobs/{job.number}"
+
+    def names(self) -> list[str]:
+        """The logs that there are: `job`, `rank-0`, …"""
+        found, _ = self._reach.call("log_names", job=self._folder)
+        return [str(name) for name in found]
+
+    def tail(self, lines: int) -> int:
+        """The offset at which the last `lines` lines begin."""
+        offset, _ = self._reach.call("log_offset", job=self._folder, name=self.name, lines=lines)
+        return int(offset)
+
+    def read(self, offset: int) -> Iterator[bytes]:
+        """What there is from `offset` on, in pieces; from its beginning where the log was cut."""
+        return (piece.data for piece in self._pieces(offset))
+
+    def _pieces(self, offset: int) -> Iterator[Piece]:
+        while pieces := self._backend.read_logs(self.job, {self.name: offset}, CHUNK, only=True):
+            (piece,) = pieces
+            offset = piece.offset + len(piece.data)
+            yield piece
+
+    def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
+        """The log as it grows, until `is_over()` and its end is reached. A lost connection is waited out."""
+        pause, lost = _FASTEST, False
+        while True:
+            over, grown = is_over(), False
+            try:
+                for piece in self._pieces(offset):
+                    offset, grown = piece.offset + len(piece.data), True
+                    yield piece.data
+                lost = False
+            except Unreachable as error:
+                if not lost:
+                    sys.stderr.write(f"out of sight, still trying: {clean(error.message)}\n")
+                lost = True
+            if over and not lost:
+                return
+            pause = _FASTEST if grown else min(pause * 1.5, _SLOWEST)
+            time.sleep(pause)
+
+
+def logs(argv: list[str]) -> int:
+    """Print one log of one job."""
+    parser = ToolParser("nemotron runs logs", "What a run printed.")
+    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines")
+    parser.add_argument("--job", type=at_least(0), default=0, metavar="N", help="of a run with many jobs: this one")
+    parser.add_argument("--rank", type=at_least(0), metavar="N", help="of a job with many ranks: this one")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    job = run.job(options.job)
+    plan = _plan(run)
+    if _lies_elsewhere(run, plan):
+        _write(_remote(run, plan, job, options))
+        return 0
+    path = log_file(job, options.rank)
+    over = _watch(run, job)
+    if not path.exists() and (not options.follow or over()):
+        raise _no_log(job, options.rank, log_names(job))
+    offset = 0 if options.tail is None else last_lines(path, options.tail)
+    _write(follow(path, over, offset=offset) if options.follow else read_from(path, offset))
+    return 0
+
+
+def _plan(run: RunFolder) -> Mapping[str, Any]:
+    """The run's plan; of a damaged run only what lies here can be read."""
+    try:
+        return run.plan()
+    except DamagedRecord:
+        return {}
+
+
+def _lies_elsewhere(run: RunFolder, plan: Mapping[str, Any]) -> bool:
+    if not is_asked(plan.get("executor")):
+        return False
+    from nemotron_kit.launch.status import is_apart
+
+    return is_apart(run, plan)
+
+
+def _remote(run: RunFolder, plan: Mapping[str, Any], job: JobFolder, options: Any) -> Iterator[bytes]:
+
+    log = RemoteLog(run, plan, job, "job" if options.rank is None else f"rank-{options.rank}")
+    over, names = _watch(run, job), log.names()
+    if log.name not in names and (not options.follow or over()):
+        raise _no_log(job, options.rank, names)
+    offset = 0 if options.tail is None else log.tail(options.tail)
+    return log.follow(over, offset) if options.follow else log.read(offset)
+
+
+def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
+    """Whether nothing more will come of a job. Its own word is enough; else whoever runs it is asked, now and then.
+
+    `unknown` counts where nobody else can be asked: its exit record is there, but damaged.
+    """
+    if not is_asked(_plan(run).get("executor")):
+        return lambda: job.state().terminal or job.state().state == "unknown"
+    from nemotron_kit.launch.status import refresh
+
+    def over() -> bool:
+        if not job.state().terminal:
+            refresh([run])
+        return job.state().terminal
+
+    return over
+
+
+def _no_log(job: JobFolder, rank: int | None, there: Sequence[str]) -> UserError:
+    what = "log" if rank is None else f"log of rank {rank}"
+    if there:
+        return UserError(f"{job.run_id}: job {job.number} has no {what}.", hint=f"It has: {', '.join(there)}.")
+    state = job.state()
+    why = f": {state.error}" if state.error else ""
+    hint = None if state.terminal else "-f waits for it."
+    return UserError(f"{job.run_id}: job {job.number} has no {what}; it is {state.state}{why}.", hint=hint)
+
+
+def _write(pieces: Iterable[bytes]) -> None:
+    if sys.stdout.isatty():
+        for text in _harmless(pieces):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
+    neutraliser = Neutraliser()
+    for piece in pieces:
+        yield encodable(neutraliser.feed(piece), sys.stdout.encoding)
+    yield encodable(neutraliser.feed(b"", final=True), sys.stdout.encoding)
+
+
+_LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 5.0
+
+
+def attach(argv: list[str]) -> int:
+    """Follow a run. Ctrl-C leaves it alone."""
+    parser = ToolParser("nemotron runs attach", "Shows a run's logs from where they were last shown, until it ends.")
+    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
+    parser.add_argument("--all", action="store_true", help="from the first line on, whatever was shown before")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    _wait_for_submission(run, jobs)
+    return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
+
+
+def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
+    """Stay while a process of this machine waits for other runs, to submit this one."""
+    from nemotron_kit.launch.queue import SweepQueue
+
+    told, pause = False, _LOOK_SECONDS
+    while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
+        if not told:
+            sys.stderr.write(f"waits for {clean(state.facts['reason'])}\n")
+        told, pause = True, min(pause * 1.2, _LONGEST_SECONDS)
+        time.sleep(pause)
+
+
+def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
+    """Those that somebody was asked to run; of a large sweep, some may wait for room. UserError where none was."""
+    from nemotron_kit.launch.queue import SweepQueue
+
+    waiting = set(SweepQueue(run).waiting)
+    there = [job for job in jobs if job.number not in waiting]
+    if not there:
+        hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
+        raise UserError(f"{run.id} has no jobs yet that were submitted.", hint=hint)
+    if len(there) < len(jobs):
+        sys.stderr.write(f"{len(jobs) - len(there)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
+    return there
+
+
+def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:
+    from nemotron_kit.executors.base import backend_for
+    from nemotron_kit.launch.attach import Shown
+    from nemotron_kit.launch.attach import attach as follow
+
+    plan, shown = run.plan(), Shown(run)
+    if from_start:
+        shown.forget()
+    cancels = bool((plan.get("settings") or {}).get("cancel_on_interrupt"))
+    return follow(run, backend_for(plan), jobs, shown=shown, cancel_on_interrupt=cancels)
+
+
+def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
+    """How it ended, on standard error; the exit code."""
+    if outcome.state == "detached":
+        sys.stderr.write(f"Detached from {run.id}, which goes on.\n  nemotron runs attach {run.id}\n")
+        sys.stderr.write(f"  nemotron runs cancel {run.id}\n")
+        return outcome.code
+    summary = run.summary()
+    started = started or summary.started
+    took = (summary.finished or time.time()) - started if started else None
+    how = outcome.state + (f" in {took:.1f} s" if took is not None and outcome.state == "succeeded" else "")
+    why = f": {outcome.error}" if outcome.error and outcome.state != "succeeded" else ""
+    sys.stderr.write(f"{run.id}: {clean(how + why)} · nemotron runs show {run.id}\n")
+    return outcome.code

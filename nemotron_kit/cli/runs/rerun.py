@@ -1,0 +1,542 @@
+"""`nemotron runs rerun ID`: the same job, or sweep, again from its record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import App, ArtifactInput, Group
+from nemotron_kit.cli import sweep
+from nemotron_kit.cli.output import write_lines
+from nemotron_kit.cli.request import Job, quoted
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
+from nemotron_kit.launch.dependencies import SweepAfter, wait_for
+from nemotron_kit.launch.launch import code_facts
+from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.spec.plan import Plan
+from nemotron_kit.sweep.launcher import Jobs
+from nemotron_kit.sweep.recipe import point_of
+from nemotron_kit.sweep.sweep_job import Point, Settings
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
+    from nemotron_kit.spec.runconfig import RunConfig
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_WORD = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
+
+
+class Recorded:
+    """What a job's folder and its run's plan say. Raises UserError for one that can't be started again by them."""
+
+    def __init__(self, run: RunFolder, job: JobFolder) -> None:
+        from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+        from nemotron_kit.config.files import load_mapping
+
+        self.run, self.job = run, job
+        try:
+            self.plan, self.spec = run.plan(), job.spec()
+            for key in ("command", "handler", "config_cls", "cwd"):
+                if not str(self.spec.get(key) or "").strip() and not self.spec.get("module"):
+                    raise DamagedRecord(f"{job.path / 'job.json'}: it has no {key}.")
+            if not all(map(_NAME.match, str(self.spec.get("command") or "").split())):
+                raise DamagedRecord(f"{job.path / 'job.json'}: command is {self.spec['command']!r}, no command's name.")
+            if any(not path or "\0" in path for path in self.spec.get("sys_path") or ()):
+                raise DamagedRecord(f"{job.path / 'job.json'}: sys_path holds what is no path.")
+            self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
+            inputs = job.artifacts()["inputs"]
+        except DamagedRecord as error:
+            raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
+        if self.spec.get("module"):
+            raise UserError(
+                f"{run.id} was launched by a program of its own, which alone can compose its config.",
+                hint=f"Its command line: {self.plan.get('command_line')}",
+            )
+        self.config = load_mapping(job.config_path)
+        try:
+            self.pins: dict[str, Pin] = {slot: Pin.from_dict(pin) for slot, pin in inputs.items()}
+        except DamagedRecordError as error:
+            raise UserError(f"{job.path / 'artifacts.json'}: {error.message}") from error
+
+    @property
+    def label(self) -> str:
+        many = len(self.run.jobs()) > 1
+        return f"{self.run.id}/{self.job.number}" if many else self.run.id
+
+    @property
+    def recipe(self) -> str:
+        return str(self.spec["command"]).split()[0]
+
+    @property
+    def stage(self) -> str:
+        """The job's own: a sweep may be over stages, too."""
+        return "/".join(str(self.spec["command"]).split()[1:])
+
+    @property
+    def config_name(self) -> str:
+        name = (self.spec.get("environment") or {}).get("NEMOTRON_CONFIG_NAME") or self.plan.get("config_name")
+        return str(name or "default")
+
+    @property
+    def folder(self) -> str:
+        """The folder that it was launched from."""
+        tree = self.place.get("tree")
+        inside = self.place.get("cwd")
+        if tree:
+            inside = os.path.normpath(os.path.join(tree.get("root") or "", tree.get("inside") or ""))  # noqa: PTH118
+        return str((self.plan.get("code") or {}).get("folder") or inside or self.spec.get("cwd"))
+
+    @property
+    def settings(self) -> RunConfig:
+        """The profile's settings as they were."""
+        from nemotron_kit.spec.runconfig import RunConfig, check_value
+
+        given = {name: value for name, value in (self.plan.get("settings") or {}).items() if value is not None}
+        try:
+            settings = RunConfig(**given)
+            for name, value in given.items():
+                check_value(name, value, f"{self.run.path / 'plan.json'}: settings.{name}")
+            return settings
+        except TypeError as error:
+            raise UserError(f"{self.run.id}: its settings are another version's: {error}.") from error
+
+    @property
+    def overrides(self) -> list[str]:
+        """What was typed, in Hydra's words, without what chose the command and its config."""
+        file = self.job.path / ".hydra" / "overrides.yaml"
+        try:
+            words = json.loads(read_regular(file))
+        except (OSError, ValueError):
+            words = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{self.run.id}: its record is not whole: {file}: expected a list of texts.")
+        return list(words)
+
+    def values(self, *, keep_env: bool, is_open: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
+        """(the config for a file, the words that add to it what was added with `+` and delete what was deleted).
+
+        Where the schema is not `is_open`, a key that was added can't stand in the file.
+        """
+        run = {key: value for key, value in (self.config.get("run") or {}).items() if key in ("wandb", "env")}
+        if not keep_env:
+            run.pop("env", None)
+        values = {key: self._back(value) for key, value in self.config.items() if key != "run"}
+        words = []
+        added = str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")
+        for key in filter(None, added):
+            found, value = _take(values, key.split("."), keep=is_open(key))
+            words += [f"++{key}={hydra_value(value)}"] if found else []
+        words += [word for word in self.overrides if word.startswith("~") and not word.startswith("~/")]
+        return {**values, **({"run": run} if run else {})}, words
+
+    def references(self) -> dict[str, str]:
+        """Slot → the very version that was read."""
+        return {slot: pin.label for slot, pin in self.pins.items()}
+
+    def app(self, tree: Tree) -> App:
+        """The recipe's tree; for a program that was its own recipe, one that holds the command by what is on record."""
+        recipe, stage = self.recipe, self.stage
+        if recipe in tree.apps:
+            return tree.apps[recipe]
+        if recipe in tree.broken:
+            raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
+        app = App(recipe)
+        *groups, name = stage.split("/")
+        group: Group = app
+        for each in groups:
+            group = group.group(each)
+        inputs = {slot: ArtifactInput(reference) for slot, reference in self.references().items()}
+        script = self.spec.get("script")
+        group.command(
+            name,
+            self._home(self.spec["config_cls"]),
+            self._home(self.spec["handler"]),
+            script_path=self._back(script, False) if script else None,
+            artifacts=inputs,
+            torchrun=self.spec.get("torchrun"),
+        )
+        return app
+
+    def _home(self, name: str) -> str:
+        path, colon, rest = name.rpartition(":")
+        return f"{self._back(path, False)}{colon}{rest}" if path.endswith(".py") else name
+
+    def _back(self, value: Any, to_folder: bool = True) -> Any:
+        """A value with its paths as this machine calls them, and the old job's folder as whatever job's it will be."""
+        if isinstance(value, Mapping):
+            return {key: self._back(item, to_folder) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._back(item, to_folder) for item in value]
+        if not isinstance(value, str):
+            return value
+        for here, there in self._moves():
+            value = here + value[len(there) :] if value == there or value.startswith(f"{there}/") else value
+        for folder in (str(self.place.get("job") or ""), str(self.job.path)) if to_folder else ():
+            value = value.replace(folder, "${oc.env:NEMO_RUN_DIR}") if folder else value
+        return value
+
+    def _moves(self) -> Sequence[tuple[str, str]]:
+        """(prefix here, prefix there), the longest there first; of several spellings of a folder here, its own path."""
+        root = (self.place.get("tree") or {}).get("root")
+        moves = sorted((self.place.get("moves") or {}).items(), key=lambda move: (-len(move[1]), move[0] != root))
+        return list({there: (here, there) for here, there in reversed(moves)}.values())[::-1]
+
+
+def _place(job: JobFolder) -> Mapping[str, Any] | None:
+    """A sweep's plan has its first job's place."""
+    from nemotron_kit.launch.queue import FILE
+
+    return read_object(job.path / FILE)["place"] if (job.path / FILE).exists() else None
+
+
+def enter(folder: str) -> None:
+    """Go where the first launch stood: relative paths, recipes and env.toml are found from there."""
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"{folder}, where it was launched, is gone.", hint="Its recipe and its paths are found from there."
+        )
+    os.chdir(folder)
+
+
+def hydra_value(value: Any) -> str:
+    """A plain value in the grammar of Hydra's overrides."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(hydra_value(item) for item in value)}]"
+    if isinstance(value, Mapping) and all(_WORD.match(str(key)) for key in value):
+        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
+    raise UserError(f"{value!r} can't be said in an override.")
+
+
+def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[bool, Any]:
+    """(whether there is such a value, the value), out of the config unless it is to `keep`: a block that it alone was
+    in goes with it, since that was added, too."""
+    first, *rest = path
+    if first not in values or (rest and not isinstance(values[first], dict)):
+        return False, None
+    if not rest:
+        return True, values[first] if keep else values.pop(first)
+    found = _take(values[first], rest, keep=keep)
+    if found[0] and not values[first]:
+        del values[first]
+    return found
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a recorded run was launched, and what is found from there now."""
+
+    tree: Tree
+    app: App
+    env: EnvFile
+
+    @classmethod
+    def of(cls, recorded: Recorded) -> Scene:
+        """Goes there: this process's folder and import path become the launch's."""
+        enter(recorded.folder)
+        from nemotron_kit.app import add_import_folders
+
+        add_import_folders(map(str, recorded.spec.get("sys_path") or ()))
+        from nemotron_kit.discovery import Tree, discover, use
+        from nemotron_kit.envfile import read_env_file
+
+        found = discover()
+        app = recorded.app(found)
+        tree = Tree(apps={**found.apps, app.name: app}, broken=found.broken, sources=found.sources)
+        use(tree)
+        return cls(tree, app, read_env_file())
+
+
+def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
+    """The words behind the run, read as those of its command."""
+    from nemotron_kit.cli import indexing
+    from nemotron_kit.cli import tree as trees
+    from nemotron_kit.cli.launch import spelled_out
+    from nemotron_kit.cli.options import NEMOTRON
+    from nemotron_kit.cli.reader import Reader
+    from nemotron_kit.config.compose import find_command
+
+    command = find_command(tree, recorded.recipe, recorded.stage)
+    index = indexing.live(tree)
+    node = trees.find(index, command.path)
+    where = f"nemotron runs rerun {recorded.label}"
+    job = Reader(words, NEMOTRON, index.detail(node) if node else {}, where, "nemotron runs rerun --help").read()
+    if job.config or job.recipe or job.stage:
+        raise UserError("A rerun has the command and the config of its run.", hint="Override single values: KEY=VALUE.")
+    if job.flags:
+        raise UserError(f"{job.flags[0]} has no meaning for a rerun.", hint="See nemotron runs rerun --help.")
+    for word in job.overrides:
+        if _key(word).startswith(("hydra.", "hydra/")):
+            raise UserError(
+                f"{word} has no meaning for a rerun.", hint="The kit itself runs its jobs; give the profile's fields."
+            )
+    return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
+
+
+def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
+    """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
+    from nemotron_kit.config.compose import compose
+    from nemotron_kit.config.foreign import taken
+    from nemotron_kit.config.freeze import to_yaml
+
+    values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
+    given = {_key(word) for word in request.overrides}
+    mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
+    chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
+    chosen += [f"run.profile={profile}"] if profile else []
+    chosen += [f"run.mode={mode}"] if mode else []
+    pins = [f"run.{slot}={_quoted(text)}" for slot, text in recorded.references().items() if f"run.{slot}" not in given]
+    kept = [word for word in words if _key(word) not in given]
+    with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(to_yaml(values), encoding="utf-8")
+        try:
+            with taken(path.parent):
+                composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
+        except UserError as error:  # the file is gone in a moment; what it was made of is not
+            kept_file = str(recorded.job.config_path)
+            hint = error.hint and error.hint.replace(str(path), kept_file)
+            raise UserError(error.message.replace(str(path), kept_file), hint=hint) from error
+    # On record it is what was typed, then and now: the file is gone in a moment.
+    typed = [word for word in recorded.overrides if _key(word) not in given]
+    overrides = [*typed, *request.overrides]
+    return replace(composed, overrides=overrides, config_name=recorded.config_name, config_file=None)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
+    """Whether a dotted key stands in a block of the command's that takes any key."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from nemotron_kit.config.compose import find_command
+    from nemotron_kit.config.schema import schema_node
+
+    schema = schema_node(find_command(tree, recorded.recipe, recorded.stage), {})
+
+    def is_open(key: str) -> bool:
+        above = key.rpartition(".")[0]
+        while above:
+            block = OmegaConf.select(schema, above)
+            if isinstance(block, DictConfig):
+                return not OmegaConf.is_struct(block)
+            above = above.rpartition(".")[0]
+        return False
+
+    return is_open
+
+
+def plan_again(
+    recorded: Recorded,
+    request: Job,
+    composed: Composed,
+    app: App,
+    argv: Sequence[str],
+    *,
+    run_id: str,
+    job: int = 0,
+    alone: bool = True,
+) -> Plan:
+    """Its plan, in the run and under the number that it gets. UserError where a pinned input is not what it was."""
+    from nemotron_kit.launch.plan import build_plan
+    from nemotron_kit.remote.ssh import reach_for
+
+    connect = not request.dry_run
+    plan = build_plan(
+        composed,
+        app,
+        run_id=run_id,
+        argv=argv,
+        job=job,
+        alone=alone,
+        connect=connect,
+        reach=reach_for if connect else None,
+        recorded=None if request.profile else recorded.settings,
+    )
+    check_pins(recorded, request, plan)
+    typed = [f"run.profile={plan.profile}", f"run.mode={plan.mode}"] if request.profile else []
+    words = (*recorded.overrides, *typed, *request.overrides)
+    # Its mounts are on record as folders; those of repositories may have been removed since.
+    fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
+    return replace(plan, hydra=words, extra={**fetched, **plan.extra})
+
+
+def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
+    """UserError where an input that nobody has chosen anew is not what it was: another content, or another registry."""
+    given = {word.partition("=")[0] for word in request.overrides}
+    for slot, old in recorded.pins.items():
+        new = plan.inputs.get(slot)
+        if new is None or f"run.{slot}" in given:
+            continue  # gone: a problem of the plan already; or not read any more
+        if new.registry != old.registry:
+            raise UserError(
+                f"{slot}: {old.label} was read from another registry than the one where the job would run now.",
+                hint=f"Name what is meant there: --art.{slot} NAME:vN.",
+            )
+        if (new.digest, new.path if new.version is None else None) != (
+            old.digest,
+            old.path if old.version is None else None,
+        ):
+            raise UserError(
+                f"{slot}: {old.label} is not what {recorded.run.id} read: sha256 {str(new.digest)[:12]}, and it was "
+                f"{str(old.digest)[:12]}.",
+                hint=f"To run with what is there now: --art.{slot} {old.label}.",
+            )
+
+
+def _quoted(text: str) -> str:
+    from nemotron_kit.cli.request import string
+
+    return string(text)
+
+
+_QUIET_SECONDS = 10.0
+
+
+def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str]) -> int:
+    """Launch all jobs of a sweep again, as one sweep; the exit code."""
+    old = run.plan()
+    run_id = new_run_id(str(old.get("recipe") or "sweep"), str(old.get("stage") or "jobs"))
+    points = partial(_points, run, request, scene, argv, run_id)
+    if request.dry_run:
+        return _shown(points(), request, scene)
+    if request.after and (request.mode or old.get("mode")) != "batch":
+        wait_for(None, request.after)
+        points = partial(_points, run, replace(request, after=()), scene, argv, run_id)
+    words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
+    plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
+            "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(["-m", *words]),
+            "rerun_of": run.id, "code": code_facts()}  # fmt: skip
+    again = create_run(run_id, plan, [])
+    print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
+    # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
+    return _carried_out(again, points(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
+                        words, as_json=request.json)  # fmt: skip
+
+
+def _typed(request: Job) -> list[str]:
+    """What was added to the sweep on the command line, in Hydra's words."""
+    profile = [f"run.profile={request.profile}", f"run.mode={request.mode}"] if request.profile else []
+    return [*profile, *request.overrides]
+
+
+def _carried_out(
+    run: RunFolder, points: Iterator[Point], count: int, settings: Settings, words: Sequence[str], *, as_json: bool
+) -> int:
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    jobs = Jobs(run, settings, words, ours=True)
+    try:
+        (first, _), *_ = jobs.carry_out(points, count)
+    except BaseException:
+        if not run.jobs():
+            shutil.rmtree(run.path)
+        raise
+    finally:
+        jobs.close()
+    if jobs.detached(first):
+        return sweep.told(run, as_json)
+    why = next((state.error for state in (job.state() for job in run.jobs()) if state.state != "succeeded"), None)
+    if error := sweep.sweep_failures(run, why, as_json):
+        raise error
+    return sweep.told(run, as_json)
+
+
+def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run_id: str) -> Iterator[Point]:
+    jobs, said = run.jobs(), time.monotonic()
+    after = SweepAfter(request.after) if request.after and not request.dry_run else None
+    for done, job in enumerate(jobs):
+        if time.monotonic() - said > _QUIET_SECONDS:
+            said = time.monotonic()
+            print(f"{run_id}: {done} of {len(jobs)} jobs composed", file=sys.stderr)  # noqa: T201
+        recorded = Recorded(run, job)
+        asked = replace(request, recipe=recorded.recipe, stage=recorded.stage)
+        composed = compose_again(recorded, asked, scene.tree, scene.env)
+        planned = partial(_plan, recorded, asked, scene, composed, argv, run_id)
+        plan = after.apply(planned(), composed.command, planned) if after else planned()
+        yield point_of(plan, composed, (*recorded.overrides, *request.overrides))
+
+
+def _plan(recorded: Recorded, asked: Job, scene: Scene, composed: Composed, argv: Sequence[str], run_id: str) -> Plan:
+    app = scene.tree.apps[asked.recipe]
+    plan = plan_again(recorded, asked, composed, app, argv, run_id=run_id, job=recorded.job.number, alone=False)
+    return replace(plan, extra={**plan.extra, "rerun_of": recorded.run.id})
+
+
+def _shown(points: Iterator[Point], request: Job, scene: Scene) -> int:
+    from nemotron_kit.cli.launch import show_plan
+
+    for point in points:
+        show_plan(point.plan, as_json=request.json, theme=scene.env.table("cli").get("theme"))
+    return 0
+
+
+HELP = """\
+usage: nemotron runs rerun ID[/N] [KEY=VALUE …] [--art.SLOT REF] [--run.KEY V] [--run|--batch PROFILE] [--dry-run]
+
+The same job anew, from its beginning and under a new id; `nemotron runs resume` goes on with the old one. The config is
+the recorded one (whatever its files say now), with the very versions of its artifacts and the settings of its profile,
+from the folder where it was launched. The code is what lies there now; `nemotron runs diff` tells whether it is the
+same. Of a sweep, ID/N is its job N, and ID all of its jobs, as one sweep: the values that were tried are tried again,
+and a sweeper that learns (Optuna's, say) is not asked.
+
+Overrides and options stand on top, as on any job's command line; with --run or --batch PROFILE the profile is read
+from env.toml. A pinned artifact that was changed or removed since stops it.
+"""
+
+
+def rerun(argv: list[str]) -> int:
+    """Launch a recorded run again; exits as the job's own command does."""
+    if not argv or {"-h", "--help"} & set(argv):
+        write_lines(HELP.splitlines())
+        return 0 if argv else 2
+    reference, *words = argv
+    if reference.startswith("-"):
+        raise UserError(
+            f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
+        )
+    from nemotron_kit.cli.runs.list import open_jobs
+
+    run, jobs = open_jobs(reference)
+    recorded = Recorded(run, jobs[0])
+    scene = Scene.of(recorded)
+    request = request_of(words, recorded, scene.tree)
+    label = recorded.label if len(jobs) == 1 else run.id
+    line = ["nemotron", "runs", "rerun", label, *words]
+    if len(jobs) > 1:
+        return rerun_sweep(run, request, scene, line)
+    from nemotron_kit.cli.launch import carry_out
+    from nemotron_kit.runs.folder import new_run_id
+
+    composed = compose_again(recorded, request, scene.tree, scene.env)
+    run_id = new_run_id(request.recipe, request.stage)
+    plan = plan_again(recorded, request, composed, scene.app, line, run_id=run_id)
+    plan = replace(plan, extra={**plan.extra, "rerun_of": label})
+    state = jobs[0].state()
+    if state.terminal and state.state != "succeeded":
+        note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"
+        plan = replace(plan, notes=(*plan.notes, note))
+    return carry_out(plan, composed, request, scene.env)

@@ -1,0 +1,428 @@
+"""`nemotron runs show|diff`: what was launched, from what, how it went; and what two runs differ in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
+from nemotron_kit.cli.runs.list import as_json, duration, is_asked, iso, open_job
+from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
+from nemotron_kit.runs.ledger import open_run
+
+if TYPE_CHECKING:
+    from nemotron_kit.launch.status import Sight
+
+
+class Look:
+    """A run and some of its jobs as they stand now: one question to its back end, if it has one."""
+
+    def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        self.run, self.jobs = run, jobs
+        self.plan: dict[str, Any] | None = None
+        with suppress(DamagedRecord):
+            self.plan = run.plan()
+        self._asked = is_asked((self.plan or {}).get("executor"))
+        self.sight: Sight | None = None
+        if self._asked:
+            self._ask()
+        self.states = {job.number: self._standing(job) for job in jobs}
+        self.summary = run.summary()
+        self.state = self._state()
+
+    def _state(self) -> str:
+        if self.plan is None:
+            return DAMAGED
+        if len(self.jobs) == self.summary.jobs:
+            return run_state(state.state for state in self.states.values())
+        return run_state(self._standing(job).state for job in self.run.jobs())
+
+    def _ask(self) -> None:
+        from nemotron_kit.launch.status import is_mirrored, mirror, refresh
+
+        self.sight = refresh([self.run]).get(self.run.id)
+        if len(self.jobs) != 1 or (self.sight and self.sight.lost):
+            return
+        try:
+            mirror(self.run, self.plan or {}, [job for job in self.jobs if not is_mirrored(job)])
+        except NemotronError as error:
+            sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
+
+    def _standing(self, job: JobFolder) -> JobState:
+        if not self._asked:
+            return job.state()
+        from nemotron_kit.launch.status import standing
+
+        return standing(job, self.sight)
+
+    @property
+    def unsubmitted(self) -> int:
+        """How many jobs of a sweep its back end has not been given yet."""
+        if not self._asked:
+            return 0
+        from nemotron_kit.launch.queue import SweepQueue
+
+        return len(SweepQueue(self.run).waiting)
+
+    def waiting(self, number: int) -> tuple[str | None, str | None]:
+        """Why a pending job waits, and when it may start, by its scheduler's word."""
+        seen = self.sight.observed.get(number) if self.sight else None
+        if self.states[number].state != "pending":
+            return None, None
+        said = self.states[number].facts.get("reason")
+        return (seen.reason if seen else None) or said, seen.estimated_start if seen else None
+
+
+def written_by(job: JobFolder) -> dict[str, Any]:
+    """What a job wrote into its copy of the code: `{"folder", "files", "more"}`, {} for nothing. Its record says so;
+    where it has none, what lies there."""
+    from nemotron_kit.remote.agent.code import written_since
+
+    try:
+        record = job.exit_record()
+    except DamagedRecord:
+        record = None
+    if record is None:
+        return written_since(job.path / "code")
+    said = record.get("written")
+    if isinstance(said, dict) and isinstance(said.get("files"), list):
+        more = said.get("more")
+        names = [str(name) for name in said["files"]]
+        return {"folder": str(said.get("folder")), "files": names, "more": more if isinstance(more, int) else 0}
+    return {}
+
+
+_METRICS = 5
+_FILES = 20
+_MANY = 20
+
+Fact = tuple[str, object]
+
+
+def show(argv: list[str]) -> int:
+    """Print one run. The exit code is 3 where its state isn't known, else 0: how the run itself ended is for `wait`."""
+    parser = ToolParser("nemotron runs show", "The plan, inputs, outputs, states, metrics and folder of a run.")
+    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    look = Look(run, jobs)
+    if options.json:
+        print_json(_json(look))
+    else:
+        print_facts(list(_facts(look)))
+    return 3 if EXIT_CODES.get(look.state) == 3 else 0
+
+
+def _json(look: Look) -> dict[str, Any]:
+    facts = {**as_json(look.summary), "state": look.state}
+    records = [_job_json(job, look) for job in look.jobs]
+    return {**facts, "plan": look.plan, "job_records": records}
+
+
+def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
+    state = look.states[job.number]
+    reason, start = look.waiting(job.number)
+    return {
+        "number": job.number,
+        "state": state.state,
+        "exit_code": state.code,
+        "error": state.error,
+        "reason": reason,
+        "estimated_start": start,
+        "last_known": state.facts.get("known"),
+        "last_known_at": iso(state.facts.get("known_at")),
+        "scheduler": _mapping(state.facts.get("scheduler")) or None,
+        "started_at": iso(state.started),
+        "finished_at": iso(state.finished),
+        "duration_s": duration(state.started, state.finished, state.state),
+        "history": [{**entry, "at": iso(entry["at"])} for entry in job.history()],
+        "artifacts": _artifacts(job),
+        "metrics": job.metrics(_METRICS),
+        "written": written_by(job),
+        "folder": str(job.path),
+    }
+
+
+def _facts(look: Look) -> Iterator[Fact]:
+    run, plan = look.run, look.plan or {}
+    yield "run", run.id
+    yield "state", look.state
+    yield from _why(look)
+    yield "command", plan.get("command_line")
+    yield "hydra", _line(plan.get("hydra"))
+    yield "profile", _profile(plan)
+    yield from _links(plan)
+    yield "folder", run.path
+    if len(look.jobs) == 1:
+        if (look.plan or {}).get("kind") == "sweep" and (said := _overrides(look.jobs[0])):
+            yield "overrides", " ".join(said)
+        yield from _job_facts(look.jobs[0], look)
+    else:
+        yield from _sweep_facts(look)
+
+
+def _why(look: Look) -> Iterator[Fact]:
+    lost = next((s for s in look.states.values() if s.state == "unreachable"), None)
+    if lost is not None and look.state == "unreachable":
+        yield "why", lost.error
+        yield "last known", _known(lost)
+    elif look.summary.error:
+        yield "why", look.summary.error
+    if len(look.jobs) == 1:
+        reason, start = look.waiting(look.jobs[0].number)
+        yield from [("waits for", reason)] if reason else []
+        yield from [("may start", start)] if start else []
+
+
+def _known(state: JobState) -> str:
+    known = state.facts.get("known")
+    return f"{known}, {_clock(state.facts.get('known_at'))}" if known else "nothing"
+
+
+def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if plan.get("rerun_of"):
+        yield "rerun of", str(plan["rerun_of"])
+    for run_id in plan.get("after") or ():
+        yield "after", str(run_id)
+    code = _mapping(plan.get("code"))
+    if code.get("commit"):
+        yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
+
+
+def _line(words: object) -> object:
+    """A sweep's words are on record one by one."""
+    return shlex.join(["python", "-m", "nemotron_kit", *map(str, words)]) if isinstance(words, list) else words
+
+
+def _profile(plan: Mapping[str, Any]) -> str:
+    name, executor = plan.get("profile"), plan.get("executor")
+    return f"{name} ({executor})" if name and executor else str(name or "none: this machine")
+
+
+def _sweep_facts(look: Look) -> Iterator[Fact]:
+    counts = Counter(state.state for state in look.states.values())
+    yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
+    if look.unsubmitted:
+        yield "waiting", f"{look.unsubmitted} for room: nemotron runs resume {look.run.id} submits what fits"
+    shown = look.jobs[:_MANY]
+    words = [_overrides(job) for job in shown]
+    common = set.intersection(*map(set, words)) if words else set()
+    for job, said in zip(shown, words, strict=True):
+        own = " ".join(word for word in said if word not in common)
+        yield "jobs", f"{job.number}  {_outcome(look.states[job.number])}{f'  {own}' if own else ''}"
+    if len(look.jobs) > _MANY:
+        yield "jobs", f"and {len(look.jobs) - _MANY} more"
+    yield "next", f"nemotron runs show {look.run.id} --job N"
+
+
+def _overrides(job: JobFolder) -> list[str]:
+    """The words of one job of a sweep, as recorded; none for a job that has no such record."""
+    try:
+        found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError):
+        return []
+    return [str(word) for word in found] if isinstance(found, list) else []
+
+
+def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
+    state, plan = look.states[job.number], look.plan or {}
+    if state.code is not None:
+        yield "exit code", state.code
+    took = duration(state.started, state.finished, state.state)
+    if took is not None:
+        yield "took", short_span(took)
+    artifacts = _artifacts(job)
+    inputs = {**_mapping(plan.get("inputs")), **_mapping(artifacts.get("inputs"))}
+    for slot, pin in inputs.items():
+        yield "inputs", f"{slot} = {_pin(pin)}"
+    for pin in artifacts.get("outputs", []):
+        yield "outputs", _pin(pin)
+    if "error" in artifacts:
+        yield "outputs", artifacts["error"]
+    if found := written_by(job):
+        more = f" and {found['more']} more" if found["more"] else ""
+        yield "wrote", f"{', '.join(found['files'][:_FILES])}{more} in {found['folder']}"
+    for entry in job.history():
+        yield "history", _moment(entry)
+    if state.finished is not None:
+        yield "history", f"{_clock(state.finished)}  {_outcome(state)}"
+    for row in job.metrics(_METRICS):
+        yield "metrics", "  ".join(f"{key}={_number(value)}" for key, value in row.items())
+    if state.state == "failed" and look.unsubmitted:
+        yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
+    elif state.terminal and state.state != "succeeded":
+        yield "next", f"nemotron runs resume {job.reference} goes on with it"
+    yield "next", f"nemotron runs logs {job.run_id}" + (f" --job {job.number}" if job.number else "")
+
+
+def _artifacts(job: JobFolder) -> dict[str, Any]:
+    try:
+        return job.artifacts()
+    except DamagedRecord as error:
+        return {"inputs": {}, "outputs": [], "error": error.message}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _pin(pin: object) -> str:
+    if not isinstance(pin, Mapping):
+        return "not resolved yet" if pin is None else str(pin)
+    if pin.get("version") is None:
+        return str(pin.get("path"))
+    return f"{pin.get('name')}:v{pin['version']}  {pin.get('path')}  sha256 {str(pin.get('digest'))[:12]}"
+
+
+def _moment(entry: Mapping[str, Any]) -> str:
+    process = _mapping(entry.get("process"))
+    scheduler = _mapping(entry.get("scheduler"))
+    where = f"  {process.get('host')}, pid {process.get('pid')}" if process else ""
+    if scheduler:
+        where = "  " + " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
+    return f"{_clock(entry['at'])}  {entry['state']}{where}"
+
+
+def _outcome(state: JobState) -> str:
+    code = f", exit code {state.code}" if state.code is not None else ""
+    return f"{state.state}{code}{f': {state.error}' if state.error else ''}"
+
+
+def _clock(seconds: float | None) -> str:
+    return "?" * 19 if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+Facts = dict[str, dict[str, Any]]
+_ABSENT = object()
+# What every run has of its own.
+_OWN = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
+
+
+def diff(argv: list[str]) -> int:
+    """Compare two runs, or two jobs of sweeps (`ID/3`)."""
+    parser = ToolParser("nemotron runs diff", "What two runs differ in. Exit code 0: nothing; 1: something.")
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help="a run as elsewhere; of a sweep ID/N, its job N")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    jobs = [open_job(reference) for reference in (options.a, options.b)]
+    found = differences(*(facts(run, job) for run, job in jobs))
+    if options.json:
+        names = [f"{run.id}/{job.number}" for run, job in jobs]
+        print_json({"a": names[0], "b": names[1], "same": not found, "differences": found})
+    else:
+        write_lines(list(_lines(found)) or ["no difference"])
+    return 1 if found else 0
+
+
+def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
+    """Section → key → `{"a": …, "b": …}` of what is not the same; a side that lacks the key is left out."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for section in a:
+        for key in dict.fromkeys([*a[section], *b[section]]):
+            sides = {"a": a[section].get(key, _ABSENT), "b": b[section].get(key, _ABSENT)}
+            if sides["a"] is _ABSENT or sides["b"] is _ABSENT or sides["a"] != sides["b"]:
+                there = {side: value for side, value in sides.items() if value is not _ABSENT}
+                found.setdefault(section, {})[key] = there
+    return found
+
+
+def facts(run: RunFolder, job: JobFolder) -> Facts:
+    """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
+    from nemotron_kit.config.files import load_mapping
+
+    plan, spec = run.plan(), job.spec()
+    place = plan.get("place") or {}
+    there = str(place.get("run") or run.path)
+    own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}
+    own |= dict.fromkeys((there, str(run.path)), "<run>")
+    config = {key: value for key, value in load_mapping(job.config_path).items() if key != "run"}
+    variables = {k: v for k, v in (spec.get("environment") or {}).items() if k not in _OWN}
+    code = plan.get("code") or {}
+    sections = {
+        "command": {"recipe": plan.get("recipe"), "stage": plan.get("stage")},
+        "config": dict(flat(config)),
+        "artifacts": {slot: _pin_label(pin) for slot, pin in (job.artifacts()["inputs"] or {}).items()},
+        "code": {**{key: code.get(key) for key in ("kit", "commit", "dirty")}, "digest": _digest(run)},
+        "environment": {
+            "python": code.get("python"),
+            **dict(flat(plan.get("captured_at_launch") or {})),
+            **variables,
+            "secrets": plan.get("secrets") or [],
+        },
+        "launch": {
+            **{key: plan.get(key) for key in ("executor", "profile", "mode")},
+            **dict(flat(plan.get("settings") or {})),
+        },
+    }
+    return {name: {key: _general(value, own) for key, value in of.items()} for name, of in sections.items()}
+
+
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a config that is no block; an empty block is a value."""
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, name)
+        else:
+            yield name, value
+
+
+def _general(value: Any, own: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _general(item, own) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_general(item, own) for item in value]
+    if isinstance(value, str):
+        for folder, mark in own.items():
+            value = value.replace(folder, mark)
+    return value
+
+
+def _digest(run: RunFolder) -> str | None:
+    """That of the code that was sent along, where its record is on this machine."""
+    try:
+        return str(read_object(run.path / "code.json").get("digest"))
+    except (FileNotFoundError, DamagedRecord):
+        return None
+
+
+def _pin_label(pin: object) -> object:
+    if not isinstance(pin, Mapping) or pin.get("version") is None:
+        return pin.get("path") if isinstance(pin, Mapping) else pin
+    return f"{pin.get('name')}:v{pin['version']} sha256 {str(pin.get('digest'))[:12]}"
+
+
+def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    for section, keys in found.items():
+        yield section
+        rows = [[f"  {clean(key)}", _shown(sides, "a"), "→", _shown(sides, "b")] for key, sides in keys.items()]
+        yield from aligned(rows)
+
+
+def _shown(sides: Mapping[str, Any], side: str) -> str:
+    if side not in sides:
+        return "(not there)"
+    value = sides[side]
+    return clean(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,325 @@
+"""Sweeps and Hydra's own flags (--cfg, --info, …): a real @hydra.main app over the same primary config."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nemotron_kit.app import shadows_library
+from nemotron_kit.cli.launch import print_end, say_commands
+from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
+from nemotron_kit.config.compose import CHOICES, Prepared, bare, chosen, compose, prepare, search_path, stages_of
+from nemotron_kit.config.errors import translated, unreadable
+from nemotron_kit.config.files import config_files
+from nemotron_kit.config.limits import bounded_interpolations, understanding
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.store import broken_choice, conf_dir, register_recipes
+from nemotron_kit.discovery import Tree, use
+from nemotron_kit.envfile import EnvFile
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.launch.dependencies import wait_for
+from nemotron_kit.launch.launch import code_facts
+from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.masking import mask
+from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.job import TERMINAL, run_state
+from nemotron_kit.sweep.recipe import REFUSED, RecipeTask, set_run
+from nemotron_kit.sweep.sweep_job import Settings
+from nemotron_kit.worker.process import hangup_ignored
+from nemotron_kit.worker.streams import unless_gone
+
+
+def told(run: RunFolder, as_json: bool) -> int:
+    """Say how a sweep ended that nobody complains of, or that it goes on; the exit code."""
+    states = Counter(job.state().state for job in run.jobs())
+    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    over = states.keys() <= TERMINAL
+    more = f" · nemotron runs show {run.id}" if over else ""
+    with unless_gone(sys.stderr):
+        print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
+    if not over:
+        say_commands(run.id, "show", "attach", "cancel")
+    if as_json:
+        print_end(run.id, run_state(states), 0, jobs=dict(states), folder=str(run.path))
+    return 0
+
+
+def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError | None:
+    """The error of a sweep some of whose jobs did not succeed; None where all did."""
+    states = {job.number: job.state().state for job in run.jobs()}
+    failed = [number for number, state in states.items() if state != "succeeded"]
+    if not failed:
+        return None
+    # What was refused, or lost sight of, before anything ran is no failure of a job.
+    kind = next((each for each in (UserError, Unreachable) if isinstance(why, each)), NemotronError)
+    if as_json:
+        ended = Counter(states.values())
+        print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
+    names = ", ".join(map(str, failed[:8]))
+    return kind(
+        f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
+        hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}"
+        if kind is NemotronError
+        else f"Its record: nemotron runs show {run.id}",
+    )
+
+
+_SWEEPS = ("hydra.sweeper", "hydra.launcher")
+
+
+def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
+    """Hand a request with Hydra's flags to Hydra; the exit code."""
+    if request.flag("--hydra-help") is not None:  # is about no job, so it composes none
+        return _asked(request, [], None)
+    _check_composes(request)
+    use(tree)
+    gc.enable()
+    asked = _expanded(hydra_words(request), tree)
+    prepared = _prepared(asked, tree, env)
+    words = prepared.overrides if prepared else _with_choices(asked)
+    if request.multirun and request.dry_run:
+        return _dry_sweep(prepared, (words, asked), argv, tree, env, request)
+    if not request.multirun:
+        return _asked(request, words, prepared)
+    return _sweep(request, words, argv, tree, prepared)
+
+
+def _with_choices(words: Sequence[str]) -> list[str]:
+    """The words with a choice of what is swept over in front: Hydra composes the sweep's own config without the sweep,
+    and what stands in a list of defaults has to be known then."""
+    chosen = []
+    for name in ("recipe", "stage"):
+        given = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+        if given and all("," in value and "(" not in value for value in given):
+            chosen.append(f"{name}={given[0].partition(',')[0]}")
+    return [*chosen, *words]
+
+
+def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
+    """A question that Hydra answers (--cfg, --info, --hydra-help). What it prints is printed by us, at once: Hydra logs
+    it, and logging complains at length about a reader that has gone (`| head`)."""
+    answer, complaint = io.StringIO(), io.StringIO()
+    try:
+        with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
+            _hydra_main(lambda _: None, [*words, *request.flags])
+    except SystemExit as left:
+        if left.code:
+            raise _no_package(request, complaint.getvalue().strip()) from None
+    sys.stdout.write(mask(answer.getvalue()))  # --resolve is for the eyes, and eyes are not alone
+    sys.stdout.flush()
+    sys.stderr.write(complaint.getvalue())
+    return 0
+
+
+def _check_composes(request: Job) -> None:
+    """All of --info but the plugins is about a composed job. Raises UserError where no command is named."""
+    topic = request.flag("--info")
+    swept = any(word.startswith(("recipe=", "stage=")) for word in request.overrides)
+    if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
+        asked = f"--info {topic}" if topic else "--info"
+        raise UserError(
+            f"{asked} needs a command, whose composition it shows.",
+            hint="For instance: nemotron nano3 pretrain --info defaults. Without a command: --info plugins.",
+        )
+
+
+def _no_package(request: Job, said: str) -> UserError:
+    """Hydra's one complaint that is no exception."""
+    hydra = request.flag("--cfg") == "hydra"
+    example = "Its parts begin with hydra, as in --package hydra.launcher." if hydra else "A part that is null is none."
+    return UserError(f"--package: {said}.", hint=f"{example} Without --package all is shown.")
+
+
+def _expanded(words: Sequence[str], tree: Tree) -> list[str]:
+    """The words with `glob(…)` and `choice(…)` of recipes, stages and configs written out: which there are, the trees
+    know."""
+    names: dict[str, list[str]] = {"recipe": list(tree.apps)}
+    result = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in CHOICES:
+            options = chosen(key, value, names.get(key, []))
+            word = f"{key}={','.join(map(bare, options))}"
+            _narrow(names, key, options, tree)
+        result.append(word)
+    return result
+
+
+def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree: Tree) -> None:
+    """Which stages there are, once the recipes are known, and which configs, once the stages are."""
+    if key == "recipe":
+        names["recipe"] = [name for name in options if name in tree.apps]
+    commands = {stage: found for recipe in names["recipe"] for stage, found in stages_of(tree, recipe).items()}
+    if key == "recipe":
+        names["stage"] = [stage for stage, command in commands.items() if stage == command.stage]
+    elif key == "stage":
+        files = (config_files(commands[stage]) for stage in options if stage in commands)
+        names["config"] = list(dict.fromkeys(name for found in files for name in found))
+
+
+def _prepared(words: list[str], tree: Tree, env: EnvFile) -> Prepared | None:
+    """The one command of the words, registered; None where a sweep or nothing stands in its place: then all are."""
+    choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
+    if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
+        return prepare(tree, words, env, sweep=True)
+    register_recipes(tree.apps.values(), env)
+    return None
+
+
+@contextmanager
+def _translated(prepared: Prepared | None) -> Iterator[None]:
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if prepared is not None:
+        with translated(prepared):
+            yield
+        return
+    try:
+        yield
+    except OverrideParseException as error:
+        raise unreadable(error) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        if broken := broken_choice(str(error)):
+            raise broken from error
+        first, *more = str(error).split("\nConfig search path:")[0].splitlines()
+        raise UserError(first, hint="\n".join(more) or None) from error
+
+
+def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
+    """Run @hydra.main on `words`. Its errors come as exceptions, so that they are worded and numbered as ours are."""
+    import hydra
+
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["nemotron", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        with understanding():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    finally:
+        sys.argv = before[0]
+        _set("HYDRA_FULL_ERROR", before[1])
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: Prepared | None) -> int:
+    run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
+    folder = nemotron_home() / "runs" / run_id
+    detached = request.mode == "batch"
+    if request.after and not detached:
+        wait_for(None, request.after)
+    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
+            "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(hydra_spelling(request)),
+            "code": code_facts()}  # fmt: skip
+    run = create_run(run_id, plan, [])
+    set_run_dir(str(folder))
+    task = RecipeTask(folder, argv, request.after if detached else ())
+    print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
+    try:
+        with hangup_ignored(), _translated(prepared), _importable(tree):
+            _hydra_main(task, [*words, *request.flags])
+    except Exception as error:
+        if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # nothing has begun
+            shutil.rmtree(run.path)
+            raise
+        _failed(run, error, request.json)
+    return told(run, request.json)
+
+
+@contextmanager
+def _importable(tree: Tree) -> Iterator[None]:
+    """Within the block processes that are started find the recipes, too: another launcher's jobs unpickle their classes
+    before any code of ours runs there."""
+    here = {str(Path(entry).absolute()) for entry in sys.path}
+    homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
+    homes = {home for home in homes if not shadows_library(home)}  # a json.py beside a recipe is nobody's json
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before])])
+    try:
+        yield
+    finally:
+        _set("PYTHONPATH", before)
+
+
+def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
+    failures = sweep_failures(run, error, as_json)
+    if failures is None:
+        raise error
+    raise failures from error
+
+
+def _dry_sweep(
+    prepared: Prepared | None,
+    words: tuple[list[str], list[str]],
+    argv: Sequence[str],
+    tree: Tree,
+    env: EnvFile,
+    request: Job,
+) -> int:
+    """The plans of a sweep's jobs; none is started. Of a sweeper that decides as it goes: the plan that they share.
+
+    `words` are Hydra's, and those that a job of the kit's is composed of."""
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.cli.launch import show_plan
+
+    run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
+    set_run_dir(str(nemotron_home() / "runs" / run_id))
+    with _translated(prepared), understanding():
+        hydra, points, notes = _points(*words, request)
+    launcher: Any = OmegaConf.to_container(hydra.launcher)
+    settings = Settings(**launcher) if launcher.pop("_target_", "").endswith(".NemoRunLauncher") else Settings()
+    for number, point in enumerate(points):
+        composed = compose(tree, point, env, request.flag("--config-dir"))
+        composed.notes.extend(notes)
+        set_run(composed.config.run, settings)
+        plan = build_plan(
+            composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
+        )
+        show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
+    return 0
+
+
+def _points(words: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
+    """(Hydra's node as the sweep composes it, the words of each job, notes on them)."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.types import RunMode
+
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("nemotron", search_path(request.flag("--config-dir")))
+    try:
+        node = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False).hydra
+        params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
+        # What the sweep alone has; a single job's composition knows no params.
+        own = [word for word in typed if not word.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *own])
+        if node.sweeper._target_.endswith(".BasicSweeper"):
+            points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            return node, [list(point) for point in points], []
+    finally:
+        GlobalHydra.instance().clear()
+    swept = [override.input_line for override in parsed if override.is_sweep_override()]
+    sweeper = node.runtime.choices["hydra/sweeper"]
+    note = f"hydra/sweeper={sweeper} decides as it goes: of {', '.join(swept)} this plan has the config's own values."
+    kept = [override.input_line for override in parsed if not override.is_sweep_override()]
+    return node, [kept], [note]

@@ -1,0 +1,222 @@
+"""YAML and OmegaConf, read faster and within limits: no alias or interpolation may multiply without bound."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+
+MAX_DEPTH = 64
+# What all aliases together may unfold to: far above what a person writes, and read in a moment.
+MAX_NODES = 100_000
+# How many interpolations one value may lead to, and one config: far above what a person writes, and over in seconds.
+MAX_INTERPOLATIONS, MAX_IN_CONFIG = 5_000, 50_000
+MAX_TEXT = 4 << 20
+
+
+def refuse_bombs(path: Path, text: str) -> None:
+    """Raise UserError, with the line, for YAML nested too deeply, with an alias inside of what it stands for, or with
+    aliases of aliases that unfold to more than anybody wrote."""
+    import yaml
+
+    # Parsing twice would double the time of an ordinary config: only what could be one is looked at.
+    nested = max(text.count("[") + text.count("{"), text.count("- "), max(map(_indent, text.split("\n"))) // 2)
+    if "*" not in text and nested <= MAX_DEPTH:
+        return
+    counter = _Counter()
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if wrong := counter.wrong(event):
+                mark = event.start_mark
+                raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {wrong}.")
+    except yaml.YAMLError:
+        return  # the loader words it, with its place
+
+
+class _Counter:
+    """How many nodes the document unfolds to, event by event."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, nodes so far) of each collection
+        self.size: dict[str, int] = {}  # anchor → nodes, of those that are closed
+
+    def wrong(self, event: Any) -> str | None:
+        import yaml
+
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in self.open):
+                return f"the alias *{event.anchor} stands inside of what it stands for"
+            self._add(self.size.get(event.anchor or "", 1))
+        elif isinstance(event, yaml.ScalarEvent):
+            self._add(1)
+            self._close(event.anchor, 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self.open.append((event.anchor, 1))
+            if len(self.open) > MAX_DEPTH + 1:
+                return f"nested deeper than {MAX_DEPTH} levels"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, nodes = self.open.pop()
+            self._add(nodes)
+            self._close(anchor, nodes)
+        return f"its aliases unfold to more than {MAX_NODES} values" if self.open[-1][1] > MAX_NODES else None
+
+    def _add(self, nodes: int) -> None:
+        anchor, before = self.open[-1]
+        self.open[-1] = (anchor, before + nodes)
+
+    def _close(self, anchor: str | None, nodes: int) -> None:
+        if anchor:
+            self.size[anchor] = nodes
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+@contextmanager
+def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
+    """Within the block a value whose interpolations multiply (`${a}${a}`, line by line) is a UserError, not a day's
+    work: OmegaConf resolves each of them anew, wherever it is referred to. `total`: all of the block's together."""
+    import omegaconf
+
+    container: Any = vars(omegaconf)["base"].Container
+    resolve = container.resolve_parse_tree
+    depth = this = every = 0
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal depth, this, every
+        this = this + 1 if depth else 1
+        every += 1
+        if this > MAX_INTERPOLATIONS or (total is not None and every > total):
+            raise UserError("the interpolations here multiply: they come to too many to be resolved.")
+        depth += 1
+        try:
+            value = resolve(self, *args, **kwargs)
+        finally:
+            depth -= 1
+        if isinstance(value, str) and len(value) > MAX_TEXT:
+            place = self._get_full_key(kwargs.get("key"))
+            raise UserError(f"{place}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
+        return value
+
+    container.resolve_parse_tree = counted
+    try:
+        yield
+    finally:
+        container.resolve_parse_tree = resolve
+
+
+@contextmanager
+def quick_omegaconf() -> Iterator[None]:
+    """Within the block OmegaConf, and so Hydra, does what it does anyway, only sooner, and `understanding`."""
+    import omegaconf
+
+    utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
+    loader, parse = utils.get_yaml_loader, base.parse
+    utils.get_yaml_loader = lambda: with_libyaml(loader())
+    utils.parse = base.parse = functools.cache(parse)
+    try:
+        with understanding(), bounded_interpolations():
+            yield
+    finally:
+        utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Within the block, files that Hydra itself reads have no sexagesimal numbers either, and `block.key=value` or
+    `block={key: value}` fills an optional block that is null."""
+    import omegaconf
+
+    utils = vars(omegaconf)["_utils"]
+    loader, update = utils.get_yaml_loader, omegaconf.OmegaConf.update
+
+    def filling(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
+        _fill(cfg, utils.split_key(key), merge and isinstance(value, Mapping))
+        update(cfg, key, value, merge=merge, force_add=force_add)
+
+    utils.get_yaml_loader = lambda: plain_times(loader())
+    omegaconf.OmegaConf.update = staticmethod(filling)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        utils.get_yaml_loader, omegaconf.OmegaConf.update = loader, staticmethod(update)  # type: ignore[method-assign]
+
+
+def _fill(node: Any, parts: list[str], last_too: bool) -> None:
+    """Give every null block on the way to a key its type's defaults."""
+    from omegaconf import DictConfig
+    from omegaconf._utils import is_dict_annotation, is_structured_config
+
+    for part in parts if last_too else parts[:-1]:
+        if not isinstance(node, DictConfig) or node._is_missing() or node._is_interpolation():
+            return
+        node = node._get_node(part, validate_access=False)
+        if not (isinstance(node, DictConfig) and node._is_none()):
+            continue
+        kind = node._metadata.ref_type
+        if not (is_structured_config(kind) or is_dict_annotation(kind) or kind is dict):
+            return
+        node._set_value(kind if is_structured_config(kind) else {})
+        open_dicts(node)
+
+
+def open_dicts(node: Any) -> None:
+    """Open the blocks typed as a dict for new keys, below a block whose own keys are fixed."""
+    from omegaconf import DictConfig
+    from omegaconf._utils import is_structured_config
+
+    def structured(each: Any) -> bool:
+        return is_structured_config(each._metadata.ref_type) or is_structured_config(each._metadata.object_type)
+
+    if not structured(node):
+        node._set_flag("struct", False)
+        return
+    for key in list(node):
+        child = node._get_node(key)
+        if not isinstance(child, DictConfig) or child._is_none() or child._is_missing():
+            continue
+        if structured(child) or not child._is_interpolation():
+            open_dicts(child)
+
+
+def plain_times(loader: Any) -> Any:
+    """The same YAML loader without YAML 1.1's numbers to the base of sixty: 12:00:00 is what it says, not 43200."""
+
+    class Loader(loader):  # type: ignore[misc]
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(f"(?!.*:)(?:{regexp.pattern})", regexp.flags) if tag in _NUMBERS else regexp)
+            for tag, regexp in resolvers
+        ]
+        for first, resolvers in loader.yaml_implicit_resolvers.items()
+    }
+    return Loader
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def with_libyaml(loader: Any) -> Any:
+    """The same loader over libyaml's parser, which takes a twentieth of the time; `loader` where there is none."""
+    import yaml
+
+    if not yaml.__with_libyaml__:
+        return loader
+    parser: Any = vars(yaml.cyaml)["CParser"]
+    if issubclass(loader, parser):
+        return loader
+
+    def start(self: Any, stream: Any) -> None:
+        parser.__init__(self, stream)
+        yaml.constructor.SafeConstructor.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+
+    return type("Loader", (parser, loader), {"__init__": start})

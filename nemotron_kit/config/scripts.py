@@ -1,0 +1,187 @@
+"""The command line of a script that is started directly: `--config FILE key=value`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nemotron_kit.artifacts.pipe import say_step
+from nemotron_kit.config.files import Spelled, read_job_file
+from nemotron_kit.config.store import conf_dir, register_group
+from nemotron_kit.errors import NemotronError, UserError
+
+CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
+
+
+class ConfigPath(type(Path())):  # type: ignore[misc]
+    """A config file's path that carries the overrides given beside it, so that none is dropped in silence."""
+
+    overrides: tuple[str, ...] = ()
+
+
+def parse_config_and_overrides(
+    default_config: str | Path, argv: Sequence[str] | None = None
+) -> tuple[ConfigPath, list[str]]:
+    """`--config FILE key=value --flag …` → (config path, Hydra overrides); `sys.argv[1:]` when `argv` is None.
+
+    A relative path is looked for in the working folder, then beside the script's own config folder. `--force` and
+    `--no-force` set booleans, `--num-shards 4` a value. Raises UserError for anything else.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        _print_errors_plainly()
+        say_step()
+    default = Path(default_config)
+    config: str | None = None
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, joined, value = word.partition("=")
+        if name in CONFIG_OPTIONS:
+            if not joined and not words:
+                raise UserError(f"{name} needs a file.", hint=f"For instance {name} {default}.")
+            config = value if joined else words.pop(0)
+        elif word in ("-h", "--help"):
+            print(_usage(default))  # noqa: T201
+            raise SystemExit(0)
+        elif word.startswith("--"):
+            overrides.append(_flag(word, words))
+        elif _is_override(word):
+            overrides.append(word)
+        else:
+            raise UserError(f"{word!r} is neither an option nor an override.", hint="Overrides are key=value.")
+    path = ConfigPath(_find(config, default))
+    path.overrides = tuple(overrides)
+    return path, overrides
+
+
+def _flag(word: str, words: list[str]) -> str:
+    name, joined, value = word[2:].partition("=")
+    key = name.replace("-", "_")
+    if joined:
+        return f"{key}={_quoted(value)}"
+    if words and not words[0].startswith("-") and not _is_override(words[0]):
+        return f"{key}={_quoted(words.pop(0))}"
+    return f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true"
+
+
+def _quoted(value: str) -> str:
+    """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict,
+    `null` or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(f"x={value}")
+        found = None if parsed.is_sweep_override() else parsed.value()
+        number = isinstance(found, int | float) and str(found) == value
+        plain = number or isinstance(found, list | dict) or value == "null"
+    except HydraException:
+        plain = False
+    # A backslash run before a quote or at the end is what Hydra un-escapes; elsewhere backslashes stand for themselves.
+    return value if plain else "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or "=" in word.lstrip("+")[1:]
+
+
+def _find(config: str | None, default: Path) -> Path:
+    from nemotron_kit.config.files import ENDINGS, is_path
+
+    if config is None:
+        return default
+    given = Path(config).expanduser()
+    if given.is_absolute():
+        return given
+    beside = Path(sys.argv[0]).absolute().parent
+    places = [given, default.parent.parent / given, default.parent / given, beside / given]
+    if not is_path(config):
+        places = [default.parent / f"{config}{ending}" for ending in ENDINGS]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{config}: no such config file.", hint="Looked for " + ", ".join(str(p.absolute()) for p in places) + "."
+        )
+    return found
+
+
+def _usage(default: Path) -> str:
+    script = Path(sys.argv[0]).name
+    return (
+        f"usage: {script} [--config FILE] [key=value …] [--flag | --no-flag | --key VALUE]\n\n"
+        f"  --config, -c FILE   YAML, TOML or JSON (default: {default})\n"
+        f"  key=value           override a value; +key=value adds one, ~key removes one\n\n"
+        f"example: {script} --config config/tiny.yaml train.train_iters=5"
+    )
+
+
+def _print_errors_plainly() -> None:
+    """A user's mistake in a script is one clear error and exit code 2, as at the `nemotron` prompt."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # torch.distributed's own hook catches sys.stderr, and loses it when this one raises.
+        stream = sys.__stderr__
+        if isinstance(error, NemotronError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
+            print(f"error: {error}", file=stream)
+        else:
+            traceback.print_exception(kind, error, trace, file=stream)
+        # Python passes a SystemExit raised here on as the exit code.
+        raise SystemExit(error.exit_code if isinstance(error, NemotronError) else 1)
+
+    sys.excepthook = hook
+
+
+GROUP = "script_file"
+
+
+def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str], Spelled]:
+    """(the mapping that a file and what its defaults list names compose to, interpolations unresolved; the overrides
+    that chose an option of its groups, as in `optimizer=sgd`; how the file and its siblings write what may be text)."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    groups: set[str] = set()
+    spelled: Spelled = {}
+    _register(path, set(), groups, spelled)
+    chosen = [override for override in overrides if override.lstrip("+~").partition("=")[0].partition("@")[0] in groups]
+    primary = {"defaults": [{f"{GROUP}@_global_": path.stem}]}
+    ConfigStore.instance().store(name="script_file_primary", node=primary)
+    GlobalHydra.instance().clear()
+    try:
+        hydra = Hydra.create_main_hydra2("script", create_config_search_path(str(conf_dir())))
+        config = hydra.compose_config("script_file_primary", chosen, RunMode.RUN, with_log_configuration=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    finally:
+        GlobalHydra.instance().clear()
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in values.items() if key != "hydra"}, chosen, spelled
+
+
+def _register(path: Path, seen: set[Path], groups: set[str], spelled: Spelled) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    if path in seen:
+        return
+    seen.add(path)
+    found = read_job_file(path, GROUP)
+    spelled.update({spot: pair for spot, pair in found.spelled.items() if spot not in spelled})
+    ConfigStore.instance().store(group=GROUP, name=path.stem, node=found.values, package="_global_")
+    for name, folder in found.groups.items():
+        groups.update(each.rpartition("/")[0] for each in register_group(name, folder))
+    for sibling in found.siblings:
+        _register(sibling, seen, groups, spelled)

@@ -1,0 +1,509 @@
+"""From a blend's dataset to its files: on this machine, behind a URL, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import glob
+import hashlib
+import io
+import os
+import re
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from nemotron_kit.data_prep.config import Dataset
+from nemotron_kit.data_prep.cpython import SCHEME as CPYTHON
+from nemotron_kit.data_prep.cpython import write_corpus
+from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.files import kind_of_file, open_regular
+
+NAMED = 100  # names kept of each reason
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass
+class LeftOut:
+    """What of a source is not read: reason → how many, and the first names."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, why: str) -> None:
+        self.counts[why] = self.counts.get(why, 0) + 1
+        kept = self.names.setdefault(why, [])
+        if len(kept) < NAMED:
+            kept.append(name)
+
+
+def is_pattern(text: str) -> bool:
+    return bool(_MAGIC.search(text))
+
+
+def local_files_below(root: Path, left: LeftOut) -> dict[str, Path]:
+    """Relative path → path, of every regular file below `root`, links followed; hidden ones are left out."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root, left):
+        for entry in _entries(folder):
+            name = str((folder / entry.name).relative_to(root))
+            if entry.name.startswith("."):
+                left.add(name, "hidden")
+                continue
+            if entry.is_file(follow_symlinks=False):  # told by the listing itself, without a call for each
+                found[name] = folder / entry.name
+                continue
+            mode = _mode(entry.path)
+            if isinstance(mode, str):
+                left.add(name, mode)
+            elif stat.S_ISREG(mode):
+                found[name] = folder / entry.name
+            elif not stat.S_ISDIR(mode):
+                left.add(name, f"{kind_of_file(mode)}, not a regular file")
+    return found
+
+
+def matching(path: Path, left: LeftOut | None = None) -> list[Path]:
+    """The regular files that a path stands for, sorted.
+
+    Component by component: one that exists is taken as it is, whatever letters it has; any other is a pattern, in which
+    `**` goes down any number of folders. Patterns match no hidden names unless they begin with a dot.
+    """
+    left = LeftOut() if left is None else left
+    first, *rest = path.parts
+    places = [Path(first)]
+    for number, part in enumerate(rest, 1):
+        found = [below for place in places for below in _step(place, part, number == len(rest), left)]
+        places = list(dict.fromkeys(found))
+    files = []
+    for place in sorted(places, key=str):
+        mode = _mode(str(place))
+        if isinstance(mode, str):
+            left.add(str(place), mode)
+        elif stat.S_ISREG(mode):
+            files.append(place)
+        elif not stat.S_ISDIR(mode):
+            left.add(str(place), f"{kind_of_file(mode)}, not a regular file")
+    return files
+
+
+def _step(place: Path, part: str, last: bool, left: LeftOut) -> Iterator[Path]:
+    if os.path.lexists(place / part):
+        yield place / part
+    elif part == "**":
+        for folder in _folders(place, left) if place.is_dir() else ():
+            yield folder
+            if last:  # the files, too
+                yield from (folder / entry.name for entry in _entries(folder) if not entry.name.startswith("."))
+    elif is_pattern(part) and place.is_dir():
+        for entry in _entries(place):
+            hidden = entry.name.startswith(".") and not part.startswith(".")
+            if not hidden and fnmatch.fnmatchcase(entry.name, part):
+                yield place / entry.name
+
+
+def _folders(root: Path, left: LeftOut) -> Iterator[Path]:
+    """`root` and every folder below it that is not hidden, each real one once: those that lie there before links."""
+    above = {_identity(parent) for parent in root.resolve().parents}
+    seen: dict[tuple[int, int], Path] = {}
+    real, links = deque([root]), deque[Path]()
+    while real or links:
+        folder = real.popleft() if real else links.popleft()
+        identity, name = _identity(folder), str(folder.relative_to(root))
+        if identity in seen:
+            same = seen[identity].relative_to(root)
+            left.add(name, f"a link to {'the folder itself' if same == Path() else f'{same}/, which is read'}")
+            continue
+        if identity in above:
+            left.add(name, "a link to a folder above")
+            continue
+        seen[identity] = folder
+        yield folder
+        for entry in _entries(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                real.append(folder / entry.name)
+            elif entry.is_symlink():
+                mode = _mode(entry.path)
+                if isinstance(mode, int) and stat.S_ISDIR(mode):
+                    links.append(folder / entry.name)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def _mode(path: str) -> int | str:
+    """The mode of what a path leads to, or why it leads nowhere."""
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116  (a Path for each of a million files takes longer than the call)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "a link that leads nowhere"
+        if error.errno == errno.ELOOP:
+            return "a link that leads in a circle"
+        raise
+
+
+BUFFER = 1 << 20
+# What a remote store says about content, the strongest first; a time stamp is the last resort.
+_IDENTITIES = ("sha256", "lfs", "blob_id", "md5Hash", "ETag", "etag", "checksum", "content_md5", "crc32c", "generation")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that a listing found: `path` opens it, `identity` is what a remote store said about its content."""
+
+    path: str
+    size: int
+    identity: str | None = None
+
+
+LOCAL = "file://"
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path and not path.startswith(LOCAL)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The file at a path or URL, buffered and seekable."""
+    if not is_remote(path):
+        return open_regular(path, buffering=BUFFER)
+    fs, inner = filesystem(path)
+    return cast(BinaryIO, io.BufferedReader(fs.open(inner, "rb"), BUFFER))
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """(fsspec file system, path inside it) of a URL. Raises UserError when the package for it is missing."""
+    try:
+        from fsspec.core import url_to_fs
+
+        fs, inner = url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}", hint=f"Install what {url.split('://')[0]}:// needs.") from error
+    except ValueError as error:  # an unknown protocol
+        raise UserError(f"{url}: {error}") from error
+    except OSError as error:  # some connect at once
+        raise UserError(f"{url}: can't be reached: {error.strerror or error}.") from error
+    except Exception as error:  # each protocol raises its own: one that needs options a TypeError, mostly
+        raise UserError(
+            f"{url}: {url.split('://')[0]}:// can't be opened: {type(error).__name__}: {error}.",
+            hint="A blend file gives a URL alone: a protocol that needs options has to be copied to files first.",
+        ) from error
+    return fs, str(inner)
+
+
+def files_below(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
+    """Relative path → file, of every file below `inner` (or `inner` itself); hidden ones are left out."""
+    below = {}
+    for path, info in fs.find(inner, detail=True).items():
+        relative = path[len(inner) :].strip("/") or path.rsplit("/", 1)[-1]
+        if any(part.startswith(".") for part in relative.split("/")):
+            left.add(relative, "hidden")
+        elif info["type"] != "file":
+            left.add(relative, f"a {info['type']}, not a file")
+        else:
+            below[relative] = found_at(fs, path, info)
+    return below
+
+
+def found_at(fs: Any, path: str, info: dict[str, Any]) -> Found:
+    return Found(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
+
+
+def content_identity(path: str, size: int, *, whole: bool) -> str:
+    """What tells this local file's content from another's: its sha256, or for a large one size, time and samples."""
+    digest = hashlib.sha256()
+    with open_binary(path) as file:
+        if whole:
+            while data := file.read(BUFFER):
+                digest.update(data)
+            return f"sha256:{digest.hexdigest()}"
+        for sixteenth in range(16):
+            file.seek(size * sixteenth // 16)
+            digest.update(file.read(1 << 16))
+    return f"sampled:{size}:{Path(path).stat().st_mtime_ns}:{digest.hexdigest()}"
+
+
+def _remote_identity(info: dict[str, Any]) -> str | None:
+    for key in (*_IDENTITIES, *_TIMES):
+        value = info.get(key)
+        if isinstance(value, dict):
+            value = value.get("sha256")
+        if value:
+            return f"{key}:{value}"
+    return None
+
+
+def failing(path: str, error: Exception) -> NemotronError:
+    """The error for a file that could not be read to its end."""
+    return NemotronError(
+        f"{path}: reading failed: {type(error).__name__}: {error}.", hint="Run it again: finished shards are kept."
+    )
+
+
+def unlistable(path: str, where: str, error: Exception) -> UserError:
+    """The error for a URL that gave no list of files: not there, not allowed, not reachable."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"{where}: {path} can't be listed: {reason}", hint="Is the name right, the network there, a token needed?"
+    )
+
+
+KINDS = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+_COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".zstd": "zst", ".bz2": "bz2", ".xz": "xz"}
+# JSON lines under a compression are named after it alone.
+KINDS |= {
+    base + ending: kind if KINDS[base] == "jsonl" else f"{KINDS[base]}+{kind}"
+    for base in [base for base in KINDS if base != ".parquet"]
+    for ending, kind in _COMPRESSIONS.items()
+}
+_KNOWN = ".parquet; .jsonl, .json, .ndjson, .csv, .tsv, .txt, .md, .rst, each also with .gz, .zst, .bz2, .xz"
+_SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
+
+
+def kind_of(path: str) -> str | None:
+    """The reader for a file by its ending: jsonl, csv, parquet, text; a compression's name (gz, zst, bz2, xz) for JSON
+    lines under it, csv+gz, text+gz and so on for the others; None for what is not read."""
+    name = path.rsplit("/", 1)[-1].lower()
+    return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
+
+
+def compression_of(kind: str) -> str:
+    """gz, zst, bz2, xz, or "" for a kind that is not compressed as a whole."""
+    name = kind.rpartition("+")[2]
+    return name if name in _COMPRESSIONS.values() else ""
+
+
+def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: LeftOut | None = None) -> list[Found]:
+    """The dataset's files, in an order that depends on their names only; `left` hears of what is not among them.
+
+    Relative paths are looked for in the working folder, then in `folder` (the blend file's). `corpora` is where
+    generated text goes. Raises UserError when there is nothing to read.
+    """
+    where = f"dataset {dataset.name!r}"
+    left = LeftOut() if left is None else left
+    if dataset.path.startswith(CPYTHON):
+        return _local(str(write_corpus(dataset.path, corpora)), dataset, where, left)
+    if dataset.path.startswith("hf://"):
+        return list_hub(dataset, where, left)
+    if is_remote(dataset.path):
+        return _remote(dataset, where, left)
+    return _local(find_local(dataset.path, folder), dataset, where, left)
+
+
+def find_local(path: str, folder: Path) -> str:
+    """An absolute path for a local path or pattern: in the working folder, else in `folder`."""
+    given = Path(path.removeprefix(LOCAL)).expanduser()
+    places = [given] if given.is_absolute() else [Path.cwd() / given, folder / given]
+    return str(next((place for place in places if place.exists() or matching(place)), places[-1]))
+
+
+def _local(path: str, dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+    root = Path(path)
+    if root.is_dir():
+        if dataset.subset:
+            root = root / dataset.subset
+            if not root.is_dir():
+                raise UserError(f"{where}: there is no folder {root} for the subset {dataset.subset!r}.")
+        names = local_files_below(root, left)
+        taken = by_split(main_files(names, left), dataset.split, where, left)
+        return _readable([names[name].absolute() for name in sorted(taken)], where, root)
+    if root.exists():  # a file, or something that can't be read as one
+        return _readable([root.absolute()], where)
+    found = matching(root, left)
+    if not found:
+        raise UserError(f"{where}: no file matches {dataset.path}.", hint=f"Looked in {root.parent}.")
+    return _readable([Path(name).absolute() for name in main_files(map(str, found), left)], where, root)
+
+
+def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> list[Found]:
+    if not paths:
+        raise UserError(f"{where}: no file with a known ending in {root}.", hint=f"Known: {_KNOWN}.")
+    for path in paths:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{where}: {path} is {kind_of_file(mode)}, not a regular file.")
+        if kind_of(path.name) is None:
+            raise UserError(f"{where}: {path} has no known ending.", hint=f"Known: {_KNOWN}.")
+    return [Found(str(path), path.stat().st_size) for path in paths]
+
+
+def _remote(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+    fs, inner = filesystem(dataset.path)
+    try:
+        below = remote_files(fs, inner, left)
+    except Exception as error:  # each store raises its own
+        raise unlistable(dataset.path, where, error) from error
+    return chosen(below, dataset, where, left)
+
+
+def remote_files(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
+    """Relative path → file, of what lies below a path of a remote store, or matches it where it does not exist."""
+    if not is_pattern(inner) or fs.exists(inner):
+        below = files_below(fs, inner, left)
+        if not below and not left.counts:
+            fs.info(
+                inner
+            )  # some stores list nothing where there is nothing, or where they were not reached: this says so
+        return below
+    # The part that exists is taken as it is: its brackets are no pattern.
+    parts = inner.split("/")
+    folders = ["/".join(parts[:n]) for n in range(len(parts))]
+    literal = max((n for n, folder in enumerate(folders) if is_pattern(folder) and fs.exists(folder)), default=0)
+    pattern = "/".join([*(glob.escape(part) for part in parts[:literal]), *parts[literal:]])
+    matches = {p: i for p, i in fs.glob(pattern, detail=True).items() if i["type"] == "file"}
+    return {p: found_at(fs, p, i) for p, i in matches.items() if "/." not in p}
+
+
+def chosen(below: dict[str, Found], dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+    """Of a remote folder's files (relative path → file), those of the dataset's split that can be read."""
+    names = main_files(below, left)
+    if not names:
+        raise UserError(f"{where}: nothing to read in {dataset.path}.", hint=f"Known endings: {_KNOWN}.")
+    return [below[name] for name in sorted(by_split(names, dataset.split, where, left))]
+
+
+_TIERS = ("files with rows", ".json files", "plain text")
+
+
+def main_files(names: Iterable[str], left: LeftOut) -> list[str]:
+    """Of a folder's files those with rows; without any the .json ones (else: metadata); without any plain text (else:
+    a README)."""
+    tiers: dict[int, list[str]] = {}
+    for name in names:
+        kind = kind_of(name)
+        if kind is None:
+            left.add(name, "no known ending")
+        else:
+            tiers.setdefault(2 if kind.startswith("text") else int(name.lower().endswith(".json")), []).append(name)
+    if not tiers:
+        return []
+    best = min(tiers)
+    for tier in sorted(tiers.keys() - {best}):
+        for name in tiers[tier]:
+            left.add(name, f"{_TIERS[tier]} beside {_TIERS[best]}")
+    return tiers[best]
+
+
+def by_split(paths: list[str], split: str | None, where: str, left: LeftOut) -> list[str]:
+    """The paths of a split, told by the words in their names; where no name has such a word, all are "train"."""
+    words = {path: _split_word(path) for path in paths}
+    if split is None or len(paths) <= 1 or (split == "train" and not any(words.values())):
+        return paths
+    wanted = _SPLIT_WORDS.get(split, split)
+    chosen = [path for path, word in words.items() if word == wanted]
+    if not chosen:
+        known = sorted({word for word in words.values() if word}) or ["train"]
+        raise UserError(f"{where}: no split {split!r}: {nearest(split, known)}.")
+    for path, word in words.items():
+        if word != wanted:
+            left.add(path, f"not of split {split}")
+    return chosen
+
+
+def _split_word(path: str) -> str | None:
+    return next((_SPLIT_WORDS[w] for w in re.split(r"[^a-z]+", path.lower()) if w in _SPLIT_WORDS), None)
+
+
+def list_hub(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+    """hf://owner/name[@revision][/path], with or without `datasets/` before it."""
+    parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
+    if len(parts) < 2:
+        raise UserError(f"{where}: {dataset.path} is not hf://owner/name.")
+    url = f"hf://datasets/{parts[0]}/{parts[1]}"
+    fs, root = filesystem(url)
+    try:
+        below = remote_files(fs, "/".join([root, *parts[2:]]), left)
+        card = f"{root}/README.md"
+        # A path inside the repository says which files; the card's patterns are for the whole.
+        known = not parts[2:] and fs.exists(card)
+        configs = _card_configs(fs.cat_file(card).decode("utf-8", "replace")) if known else {}
+    except Exception as error:  # each HTTP library raises its own
+        raise unlistable(dataset.path, where, error) from error
+    return hub_files(below, configs, dataset, where, left)
+
+
+def hub_files(
+    below: dict[str, Found],
+    configs: dict[str, list[tuple[str, str]]],
+    dataset: Dataset,
+    where: str,
+    left: LeftOut,
+) -> list[Found]:
+    """The files of a subset and split of a Hugging Face repository.
+
+    `below` maps paths in the repository to files; `configs` is its card's: subset → (split, pattern) pairs. Without
+    a card, a subset is a folder.
+    """
+    subset = dataset.subset or (next(iter(configs)) if len(configs) == 1 else None)
+    subset = subset or ("default" if "default" in configs else None)
+    if configs and subset in configs:
+        split = dataset.split or "train"
+        patterns = [pattern for name, pattern in configs[subset] if name == split]
+        if not patterns:
+            raise UserError(f"{where}: no split {split!r}: {nearest(split, [s for s, _ in configs[subset]])}.")
+        matching = {name: file for name, file in below.items() if any(_matches(name, pattern) for pattern in patterns)}
+        _leave(below, matching, f"not of subset {subset}, split {split}", left)
+        return chosen(matching, Dataset(dataset.name, dataset.path), where, left)
+    if configs:
+        raise UserError(f"{where}: no subset {dataset.subset!r}: {nearest(dataset.subset or '', configs)}.")
+    inside = {name: f for name, f in below.items() if not subset or f"/{subset.lower()}/" in f"/{name.lower()}"}
+    _leave(below, inside, f"not of subset {subset}", left)
+    return chosen(inside, dataset, where, left)
+
+
+def _leave(below: dict[str, Found], taken: dict[str, Found], why: str, left: LeftOut) -> None:
+    for name in below:
+        if name not in taken:
+            left.add(name, why)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(name, pattern.removeprefix("./").replace("**/", "*"))
+
+
+def _card_configs(card: str) -> dict[str, list[tuple[str, str]]]:
+    """subset → [(split, pattern)] from the YAML head of a dataset card."""
+    import yaml
+
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    values = yaml.safe_load(head[1]) if head else None
+    configs: dict[str, list[tuple[str, str]]] = {}
+    for entry in (values or {}).get("configs") or []:
+        files = entry.get("data_files") or []
+        configs[str(entry.get("config_name", "default"))] = [pair for item in _listed(files) for pair in _pairs(item)]
+    return configs
+
+
+def _pairs(item: Any) -> list[tuple[str, str]]:
+    if isinstance(item, str):
+        return [("train", item)]
+    return [(str(item.get("split", "train")), str(pattern)) for pattern in _listed(item.get("path") or [])]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,1 +1,0 @@
-"""A plan made real: on this machine in this process, under torchrun, or detached."""

@@ -1,0 +1,1 @@
+"""One executor for each back end, behind the protocol in base.py."""

@@ -1,0 +1,89 @@
+"""What an executor must do: submit jobs whose folders are there, observe them, cancel them, read their logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nemotron_kit.artifacts.registry import artifact_settings
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.remote.agent.operations import Piece
+from nemotron_kit.remote.ssh import Reach
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import Plan
+
+
+def fetch_repositories(reach: Reach, plans: Iterable[Plan]) -> None:
+    """Each repository once; nothing where it is there already."""
+    wanted = {record["folder"]: record for plan in plans for record in plan.extra.get("repositories", ())}
+    for record in wanted.values():
+        reach.call("fetch_repository", **record)
+
+
+def make_mounted(reach: Reach, place: Mapping[str, Any]) -> None:
+    """The code's folder and the registry, which every container is given: on a first launch they aren't there yet."""
+    mode = artifact_settings(read_env_file())["mode"]
+    reach.call("make_mounted", root=place["root"], registry=place["artifacts"], mode=mode)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A job as its back end sees it now. `state` is one of runs.states; `code` its own exit code once it has ended.
+
+    `reason` and `estimated_start` are the scheduler's, while it is pending. `facts` goes into the record as it is.
+    """
+
+    state: str
+    code: int | None = None
+    error: str | None = None
+    reason: str | None = None
+    estimated_start: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """One executor. A launch is one run with its jobs; `submit` may be called again after a crash and never doubles."""
+
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """Bring where they will run what the jobs need: code as it is now, folders, this kit. `submit` does it, too,
+        for what isn't there by then. Raises Unreachable."""
+
+    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when that is not known to have
+        happened; NemotronError when it is known not to."""
+
+    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+        """Job number → what is known of it, in as few questions as can be. Raises Unreachable when nobody answers."""
+
+    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        """Ask for the jobs to be stopped; returns when that has been accepted."""
+
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[Piece]:
+        """What each of a job's logs holds beyond the reader's offset, at most `limit` bytes in all; [] where there is
+        nothing new. A log that the reader does not name is read from its beginning, but with `only`, and but for those
+        whose names begin with one of `skip`."""
+
+
+def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
+    """The back end of a plan, or of a run's plan.json. Raises UserError for an executor that this version lacks."""
+    from importlib import import_module
+
+    executor = plan.executor if isinstance(plan, Plan) else str(plan.get("executor", "local"))
+    if executor not in BACKENDS:
+        raise UserError(f"executor {executor!r} is not known.", hint=sentence(nearest(executor, BACKENDS)))
+    settings = plan.settings if isinstance(plan, Plan) else plan.get("settings") or {}
+    made: Backend = import_module(BACKENDS[executor]).make(settings)
+    return made
+
+
+# executor → module with `make(settings: Mapping) -> Backend`. A new executor is a new file and a line here.
+BACKENDS: dict[str, str] = {
+    "local": "nemotron_kit.executors.local",
+    "slurm": "nemotron_kit.executors.slurm.client",
+    "docker": "nemotron_kit.executors.docker",
+}

@@ -1,0 +1,378 @@
+"""Docker, on this machine: one container a job, planned with NeMo-Run's DockerExecutor."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.executors.base import Observation, fetch_repositories, make_mounted
+from nemotron_kit.executors.slurm.script import Sbatch, folder_of
+from nemotron_kit.remote.agent import operations
+from nemotron_kit.remote.agent.operations import packed
+from nemotron_kit.remote.snapshot import code_there, place_kit
+from nemotron_kit.remote.ssh import Reach, reach_for
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import TERMINAL, JobFolder
+from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.resources import Resources
+from nemotron_kit.spec.runconfig import RunConfig
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+
+
+RUN_LABEL, JOB_LABEL = "nemotron-kit.run", "nemotron-kit.job"
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}\Z")
+# NeMo-Run's own network, which it would first have to make; without a name of its own a job gets the engine's default.
+_NEMO_RUN_NETWORK = "nemo_run"
+_UNTRANSLATED = ("additional_kwargs", "healthcheck")
+
+
+def container_name(run_id: str, job: int) -> str:
+    """The name of a job's container: an engine has one of each name, so that no job is started twice."""
+    return f"nk-{run_id}-{job}"
+
+
+def docker_for(
+    config: RunConfig,
+    resources: Resources,
+    place: Place,
+    inputs: Mapping[str, Pin | None],
+    *,
+    run_id: str,
+    job: int,
+    mode: str,
+) -> Sbatch:
+    """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
+    from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
+
+    problems = list(_problems(config, resources, mode, place))
+    notes = list(resources.notes)
+    if config.retries or config.max_segments:
+        notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
+    extra: dict[str, Any] = {"resources": asdict(resources)}
+    if problems:
+        return Sbatch({}, tuple(problems), tuple(notes), extra)
+    try:
+        executor = build_executor(config)
+    except MissingExtra as error:
+        return Sbatch({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
+    name = container_name(run_id, job)
+    words = [
+        *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
+        *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
+        *_user(os.getuid(), os.getgid()),
+        *_options(executor),
+        *(word for path, writable in mounts(place, inputs) for word in mount(path, writable)),
+        *(f"--volume={volume}" for volume in executor.volumes),
+        *(f"--env={secret}" for secret in config.secrets or ()),
+        "--entrypoint=",
+        executor.container_image,
+        *(place.python, str(place.kit), place.job),
+    ]
+    extra["container"] = {"name": name, "image": executor.container_image, "words": words}
+    return Sbatch({}, (), tuple(notes), extra)
+
+
+def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
+    """(folder, whether the job may write there), none of them inside another that it may write to."""
+    found = {place.run: True, place.artifacts: True, f"{place.root}/code": False}
+    for path in (place.kit, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
+        if path:
+            found.setdefault(path, False)
+    open_ones = [path for path, writable in found.items() if writable]
+    return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in open_ones)]
+
+
+def mount(path: str, writable: bool) -> list[str]:
+    """docker's words for a folder at its own path: any path but one with a line break. Where there is none, none is
+    made, as --volume would."""
+    if "\n" in path:
+        raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
+    text = io.StringIO()
+    fields = ["type=bind", f"source={path}", f"target={path}", *([] if writable else ["readonly"])]
+    csv.writer(text, lineterminator="").writerow(fields)
+    return [f"--mount={text.getvalue()}"]
+
+
+def _user(uid: int, gid: int) -> list[str]:
+    """Whoever launches, so that what the job writes is theirs. A user whom the image does not know gets a name and a
+    home that can be written to."""
+    words = [f"--user={uid}:{gid}"]
+    return words if uid == 0 else [*words, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
+
+
+def _options(executor: Any) -> Iterator[str]:
+    for name in _UNTRANSLATED:
+        if getattr(executor, name):
+            raise UserError(
+                f"extra: {name} is not passed on: the kit starts the container itself.", hint="Leave it out."
+            )
+    if executor.network != _NEMO_RUN_NETWORK:
+        yield f"--network={executor.network}"
+    if executor.num_gpus:
+        yield f"--gpus={'all' if executor.num_gpus < 0 else executor.num_gpus}"
+    for option, value in (
+        ("runtime", executor.runtime),
+        ("ipc", executor.ipc_mode),
+        ("shm-size", executor.shm_size),
+    ):
+        if value:
+            yield f"--{option}={value}"
+    if executor.privileged:
+        yield "--privileged"
+    yield from (f"--ulimit={_limit(text)}" for text in executor.ulimits)
+
+
+def _limit(text: str) -> str:
+    """NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`."""
+    name, _, rest = text.replace("=", ":", 1).partition(":")
+    return f"{name}={rest}"
+
+
+def _problems(config: RunConfig, resources: Resources, mode: str, place: Place) -> Iterator[str]:
+    if mode == "local":
+        yield "this profile's executor is docker: launch with --run or --batch."
+    if not config.container_image:
+        yield "executor 'docker' needs container_image. Add to the profile in env.toml:\ncontainer_image = \"…\""
+    elif not _IMAGE.match(config.container_image):
+        yield f"container_image: {config.container_image!r} is no name of an image."
+    if resources.nodes > 1:
+        yield f"nodes={config.nodes}: Docker has this machine only. Use nproc_per_node for more processes."
+    for field in ("startup_commands", "setup"):
+        if getattr(config, field):
+            yield f"{field}: a container has no shell before the job; make it part of the image."
+    if ":" in place.root:  # PYTHONPATH separates by it
+        yield f"{place.root!r}: a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
+    yield from missing_secrets(config.secrets or ())
+
+
+def missing_secrets(names: Sequence[str]) -> Iterator[str]:
+    """A sentence for each name that the launch's environment lacks."""
+    for name in names:
+        if name not in os.environ:
+            yield f"secrets: {name} is not set in this environment. export {name}=…"
+
+
+START_SECONDS, ASK_SECONDS = 30.0, 20.0
+GRACE = 10
+_AT_ONCE = 16
+_LOST = ("cannot connect to the docker daemon", "error during connect", "permission denied while trying to connect")
+# What `docker run` itself ends with; anything else is the worker's.
+_NOT_STARTED = (125, 126, 127)
+
+
+class Docker:
+    """Containers of the engine that the docker command reaches."""
+
+    def __init__(self, reach: Reach, settings: Mapping[str, Any]) -> None:
+        self.reach, self.settings = reach, settings
+
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        self._send(run, plans, plans[0].place)
+
+    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        if any("container" not in plan.extra for plan in plans):
+            raise UserError("This kind of job can't be started in a container by this version: only recipes' jobs can.")
+        rootless = "rootless" in _docker("info", "--format={{json .SecurityOptions}}")
+        for image in {plan.extra["container"]["image"] for plan in plans}:
+            _have_image(image)
+        self._send(run, plans, plans[0].place)
+        left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
+        for at in range(0, len(left), _AT_ONCE):
+            group = left[at : at + _AT_ONCE]
+            started = [(plan, self._start(run, plan, rootless)) for plan in group]
+            for plan, client in started:
+                _heard(_job(run.job(plan.job)), client)
+
+    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+        return self.observe_many([(run, jobs)])[run.id]
+
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        """Run id → job number → what is known of it, in one question to the engine. Raises Unreachable when it does
+        not answer and a job has not ended by its own word."""
+        ended: dict[str, dict[int, Observation]] = {
+            run.id: {job.number: end for job in jobs if (end := _ended(_job(job)))} for run, jobs in runs
+        }
+        left = [(run.id, job) for run, jobs in runs for job in jobs if job.number not in ended[run.id]]
+        there = _containers([container_name(run_id, job.number) for run_id, job in left]) if left else {}
+        for run_id, job in left:
+            name = container_name(run_id, job.number)
+            ended[run_id][job.number] = _seen(_job(job), name, there.get(name))
+        return ended
+
+    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        for job in jobs:
+            for folder in {job.path, _job(job).path}:
+                JobFolder(folder).request_cancel()
+        names = [container_name(run.id, job.number) for job in jobs]
+        there = [name for name in names if name in _containers(names)]
+        if there:
+            _docker("stop", f"--time={GRACE}", *there, seconds=GRACE + ASK_SECONDS, missing_is_fine=True)
+
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[operations.Piece]:
+        asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
+        return operations.pieces(*self.reach.call("read_logs", **asked, only=only, skip=list(skip)))
+
+    def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
+        """Code, kit, and the jobs' folders where they are not the record's own; then all that is mounted is there."""
+        texts = code_there(self.reach, place, self.settings)
+        if place["run"] != str(run.path):
+            for plan in plans:
+                texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
+        fetch_repositories(self.reach, plans)
+        self.reach.call("make_run", packed(texts), folder=place["run"])
+        place_kit(place["kit"])
+        make_mounted(self.reach, place)
+
+    def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
+        """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
+        container outlives it."""
+        words = plan.extra["container"]["words"]
+        if rootless:  # whoever launches is the container's root
+            words = [word for word in words if not word.startswith("--user=")]
+        with _job(run.job(plan.job)).open_log("worker") as log:
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+
+def make(settings: Mapping[str, Any]) -> Docker:
+    """The back end of executor "docker"."""
+    return Docker(reach_for(settings), settings)
+
+
+def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
+    """Return once the worker says that it runs. Raises NemotronError for a container that did not get so far."""
+    deadline = time.monotonic() + START_SECONDS
+    while _is_pending(job) and time.monotonic() < deadline:
+        code = client.poll()
+        if code is not None and _is_pending(job):
+            said = _last_words(job)
+            if "is already in use by container" in said:
+                return  # an earlier attempt to submit got that far
+            what = "Docker did not start the container" if code in _NOT_STARTED else "the worker did not start"
+            _raise_if_lost(said)
+            raise NemotronError(f"{what} (exit code {code}): {said}", hint=f"All of it: {job.log_path('worker')}")
+        time.sleep(0.05)
+
+
+def _last_words(job: JobFolder) -> str:
+    lines = job.log_path("worker").read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
+    telling = [line for line in lines if line.strip() and not line.startswith("See 'docker")]
+    return " ".join(telling[-3:]) or "it said nothing"
+
+
+def _have_image(image: str) -> None:
+    """Pull an image that isn't there. UserError when that fails, too."""
+    if _docker("image", "inspect", "--format={{.Id}}", image, missing_is_fine=True).strip():
+        return
+    sys.stderr.write(f"{image} is not here; pulling it\n")
+    pulled = subprocess.run(
+        ["docker", "pull", "--quiet", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if pulled.returncode != 0:
+        said = pulled.stderr.decode(errors="replace").strip()
+        _raise_if_lost(said)
+        raise UserError(
+            f"The image {image} is not on this machine, and can't be pulled: {said}",
+            hint="Check container_image; docker images lists what is here.",
+        )
+
+
+def _is_pending(job: JobFolder) -> bool:
+    """Whether its worker has not said anything yet; a folder elsewhere than the record has no states before that."""
+    return job.state().state == "pending" or (not job.history() and job.exit_record() is None)
+
+
+def _ended(job: JobFolder) -> Observation | None:
+    """How a job ended by its own word; None while it has not said."""
+    state = job.state()
+    if state.state in TERMINAL:
+        return Observation(state.state, state.code, state.error)
+    if job.exit_record() is not None:  # it stopped with a checkpoint, and nothing starts it again
+        return Observation("failed", state.code, state.error)
+    return None
+
+
+def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
+    """A job that had not ended when it was looked at before the engine was asked."""
+    if engine in ("created", "running", "paused", "restarting"):
+        now = job.state()
+        facts = {"container": container}
+        return _ended(job) or Observation("running" if now.state == "running" else "pending", facts=facts)
+    last = _ended(job)
+    if last is not None:
+        return last
+    if job.cancel_requested:
+        return Observation("cancelled", 128 + 9, "cancelled")
+    if _is_pending(job) and (waits := _not_yet(job.log_path("worker"))):
+        return Observation("pending", reason=waits)
+    error = f"the container {container} is gone and left no record: it was killed, or out of memory"
+    return Observation("failed", 1, error)
+
+
+def _not_yet(log: Path) -> str | None:
+    """Why there need be no container yet: another process may be on the way between its log and its container."""
+    try:
+        age = time.time() - log.stat().st_mtime
+    except FileNotFoundError:
+        return "not submitted yet"
+    return "it is being started" if age < START_SECONDS else None
+
+
+def _containers(names: Sequence[str]) -> dict[str, str]:
+    """Container → the engine's word for its state, of those that are there."""
+    text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_is_fine=True)
+    pairs = (line.strip().removeprefix("/").partition(" ") for line in text.splitlines())
+    return {name: state for name, _, state in pairs if name in names}
+
+
+def _job(job: JobFolder) -> JobFolder:
+    """The folder that the job itself writes: elsewhere than the record's where the profile has a remote_job_dir."""
+    place = RunFolder(job.path.parent.parent).plan().get("place") or {}
+    return JobFolder(Path(place["run"]) / "jobs" / str(job.number)) if place.get("run") else job
+
+
+def _docker(*words: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:
+    """What a docker command prints. Raises Unreachable when no engine answers."""
+    try:
+        done = subprocess.run(
+            ["docker", *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        )
+    except FileNotFoundError as error:
+        raise UserError("There is no docker command on this machine.", hint="Install Docker's client.") from error
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"The Docker engine did not answer within {seconds:.0f} s.", hint=_hint()) from error
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode != 0:
+        _raise_if_lost(said)
+        if not missing_is_fine or any("no such" not in line.lower() for line in _errors(said)):
+            raise Unreachable(f"docker {words[0]}: {said}", hint=_hint())
+    return done.stdout.decode(errors="replace")
+
+
+def _errors(said: str) -> Iterator[str]:
+    return (line for line in said.splitlines() if line.strip())
+
+
+def _raise_if_lost(said: str) -> None:
+    if any(text in said.lower() for text in _LOST):
+        raise Unreachable(f"The Docker engine does not answer: {said}", hint=_hint())
+
+
+def _hint() -> str:
+    return f"DOCKER_HOST is {os.environ.get('DOCKER_HOST', 'not set')}; see docker info."

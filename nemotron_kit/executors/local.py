@@ -1,0 +1,85 @@
+"""This machine: a worker in a session of its own for each job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemotron_kit.config.freeze import refers
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.executors.base import Observation
+from nemotron_kit.remote.agent import operations
+from nemotron_kit.runs.cancel import cancel_jobs
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import Plan
+
+START_SECONDS = 10.0
+
+
+class Local:
+    """Detached jobs of this machine. Their folders hold all there is to know of them."""
+
+    pace = (0.05, 0.5)
+
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        """All is here."""
+
+    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            job = run.job(plan.job)
+            if job.state().state == "pending":
+                self._start(job, plan)
+
+    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+        del run
+        states = {job.number: job.state() for job in jobs}
+        return {number: Observation(s.state, s.code, s.error) for number, s in states.items()}
+
+    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        del run
+        cancel_jobs(jobs)
+
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[operations.Piece]:
+        return operations.pieces(
+            *operations.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit, only=only, skip=skip)
+        )
+
+    def _start(self, job: JobFolder, plan: Plan) -> None:
+        """Start the worker; its own words go to logs/worker.log. Returns once it says that it runs."""
+        with job.open_log("worker") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
+                # The worker sets what refers to other variables: twice would be once too often.
+                env={**os.environ, **{k: v for k, v in plan.environment.items() if not refers(v)}},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        # A worker that dies before it says `running` would leave its job pending for ever.
+        deadline = time.monotonic() + START_SECONDS
+        while _unheard(job) and time.monotonic() < deadline:
+            if worker.poll() not in (None, 0):
+                error = f"the worker did not start: see {job.log_path('worker')}"
+                job.finish(worker.returncode, "failed", error=error)
+                raise NemotronError(f"{job.run_id}: {error}.")
+            time.sleep(0.02)
+
+
+def _unheard(job: JobFolder) -> bool:
+    """Whether the worker has not said anything yet; one that waits for another run says so, and stays pending."""
+    state = job.state()
+    return state.state == "pending" and not state.facts.get("process")
+
+
+def make(settings: Mapping[str, Any]) -> Local:
+    """The back end of executor "local"."""
+    del settings
+    return Local()

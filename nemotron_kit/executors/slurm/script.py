@@ -1,0 +1,369 @@
+"""The sbatch script of a job or of an array, rendered by NeMo-Run's own classes, its values checked flag by flag."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.executors.nemo_run import build_executor
+from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.resources import Resources
+from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words, resolve_partition
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+
+
+_beside: list[subprocess.Popen[str]] = []
+
+
+def start() -> None:
+    """Start the process, unless there is one. It ends with this one."""
+    if not _beside:
+        _beside.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                text=True,
+            )
+        )
+
+
+def ask(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str | None:
+    """NeMo-Run's script; None where no process was started, or it could not: rendering here then says why."""
+    if not _beside:
+        return None
+    process = _beside[0]
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101 — Popen was given pipes
+    request = {"config": asdict(config), "resources": asdict(resources), "script": asdict(script), "batch": batch}
+    try:
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        text: str | None = json.loads(process.stdout.readline())["text"]
+    except (OSError, ValueError):  # it has ended
+        return None
+    return text
+
+
+def main() -> None:
+    """Answer requests, one a line, until there are no more."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    without_torch()
+    import nemo_run  # noqa: F401
+
+    for line in sys.stdin:
+        print(json.dumps({"text": _rendered(line)}), file=answers, flush=True)
+
+
+def without_torch() -> None:
+    """Hide torch from a process of our own: NeMo-Run imports it where it is installed, which is half of its time, and
+    works without."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def _rendered(line: str) -> str | None:
+    from nemotron_kit.spec.resources import Resources
+    from nemotron_kit.spec.runconfig import RunConfig
+
+    request = json.loads(line)
+    script: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in request["script"].items()
+    }
+    try:
+        return render_here(
+            RunConfig(**request["config"]), Resources(**request["resources"]), Script(**script), request["batch"]
+        )
+    # The launch renders it again, and has the error then.
+    except Exception:  # noqa: BLE001
+        return None
+
+
+if __name__ == "__main__":
+    main()
+
+
+SUBFOLDER = "slurm"
+_PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
+# How long before its time limit a job is told to save and go on in another segment. Slurm looks every 30 s or so.
+_LEAD_SECONDS = 300
+
+# Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
+# wants to run again leaves a file named after its job. Where it was told by TERM to stop (`told`), that may have been a
+# preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
+# job is being preempted, counts. So it is where TERM ended the program (143), or the worker (15), before it could save.
+# A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back. A controller
+# that does not answer is waited for. Until the worker begins (a container may take minutes to unpack) the script asks
+# in its place, whatever code srun has: the worker takes that file away.
+_SETUP = """\
+export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
+unset SLURM_EXPORT_ENV
+trap : TERM USR1
+nemotron_end() {{
+  echo "nemotron: job $SLURM_JOB_ID ended with $1"
+  # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
+  task=$SLURM_JOB_ID
+  [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  again=$(cat "{again}" 2>/dev/null)
+  rm -f "{again}"
+  case "$again $1" in " 143" | " 15" | told* | always*) ;; *) return "$1" ;; esac
+  for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    state=$(squeue --noheader --jobs="$task" --format=%T) && break
+    sleep 3
+  done
+  if [ "$again" = always ] || [ "$again $1" = "told 75" ] ||
+    scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; then
+    if [ "$state" = RUNNING ]; then
+      scontrol requeue "$task"
+    fi
+  fi
+  return "$1"
+}}
+echo told >"{again}"
+"""
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one sbatch call submits. `folder` is the run's folder on the target, `command` what srun starts on each
+    node, `mounts` folders that a container needs at the same path."""
+
+    name: str
+    folder: str
+    command: tuple[str, ...]
+    array: str | None = None
+    mounts: tuple[str, ...] = ()
+
+
+def intent_of(run_id: str, jobs: Sequence[int], attempt: int = 0) -> str:
+    """12 hex digits that stand for submitting these jobs of this run: the same whoever asks, and how often."""
+    text = f"{run_id} {attempt} {','.join(map(str, jobs))}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def job_name(intent: str, label: str) -> str:
+    """`nk-<intent>-<label>`, a slug of at most 64 characters."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+|\.\.+", "-", label).strip("-.")
+    return f"nk-{intent}-{slug}"[:64].rstrip("-.")
+
+
+def render(config: RunConfig, resources: Resources, script: Script, *, batch: bool) -> str:
+    """The sbatch script. Raises UserError for a value that has no place in it, MissingExtra without NeMo-Run."""
+    for path in (script.folder, *script.command, *script.mounts):
+        if path.startswith("/") and not _PATH.match(path):
+            raise UserError(
+                f"{path!r}: a batch script takes paths of letters, digits and ._/+=@,- only.",
+                hint="Set NEMOTRON_HOME, remote_job_dir or python to such a path; a container's inputs need one, too.",
+            )
+    for path in script.mounts:
+        if "," in path:
+            raise UserError(
+                f"{path!r}: a container's mounts are separated by commas, so none of its folders can have one.",
+                hint="That is NEMOTRON_HOME, remote_job_dir, the registry, or an input: give it another name.",
+            )
+    text = _slurm_rendered(config, resources, script, batch)
+    if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
+        raise UserError(
+            "/nemo_run can't be part of a path of this job: NeMo-Run puts another in its place.",
+            hint=f"The paths: {script.folder}, {script.command[0]}.",
+        )
+    check_header(text)
+    return text
+
+
+def render_here(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+    """What NeMo-Run makes of it, unchecked."""
+    return _materialize(_executor(config, resources, script, batch), script)
+
+
+def check_syntax(text: str) -> None:
+    """`bash -n`; UserError with what it says. Only startup_commands and setup can be wrong."""
+    found = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
+    if found.returncode != 0:
+        raise UserError(
+            f"The batch script is no valid bash: {found.stderr.decode(errors='replace').strip()}",
+            hint="See startup_commands and setup in the profile; --dry-run shows the script.",
+        )
+
+
+def time_seconds(text: str) -> int | None:
+    """A time limit as Slurm writes it (`04:00:00`, `1-12`, `90`) in seconds; None for one without end."""
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
+        return None
+    numbers = [int(part) for part in parts]
+    if days:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, minutes, seconds = 0, *(*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def lead_seconds(limit: int | None) -> int:
+    """How long before the limit to stop: five minutes, less for a short job."""
+    return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
+
+
+# The scripts of a sweep's jobs differ in two words; rendering one takes 20 ms.
+_NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
+_cache: dict[str, str] = {}
+
+
+def _slurm_rendered(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+    alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
+    key = repr((config, resources, alike, batch))
+    if key not in _cache:
+        _cache[key] = ask(config, resources, alike, batch) or render_here(config, resources, alike, batch)
+    return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
+
+
+def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
+    extra = dict(config.extra or {})
+    words = [*(extra.pop("srun_args", None) or [])]
+    check_words(words, config)
+    executor = build_executor(
+        replace(
+            config,
+            nodes=resources.nodes,
+            ntasks_per_node=1,
+            nproc_per_node=None,
+            cpus_per_task=resources.cpus_per_task,
+            gpus_per_task=resources.gpus_per_task,
+            array=script.array,
+            mounts=[*(config.mounts or ()), *(f"{path}:{path}" for path in script.mounts)],
+            detach=batch,
+            # Both travel in the job's folder; and NeMo-Run's tunnel is never connected.
+            env_vars=None,
+            packager="none",
+            tunnel="local",
+            retries=None,
+            setup=None,
+            startup_commands=None,
+            extra=extra or None,
+        )
+    )
+    executor.signal = executor.signal or f"USR1@{lead_seconds(time_seconds(config.time))}"
+    flags = {"requeue": True, **(executor.additional_parameters or {})}
+    if not flags["requeue"]:
+        flags["no_requeue"] = not flags.pop("requeue")
+    executor.additional_parameters = flags
+    # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
+    # the one task that starts the others.
+    executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]
+    # Pyxis gives an image's own variables the last word, but for these.
+    executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
+    again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
+    shell = [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
+    executor.setup_lines = "\n".join([_SETUP.format(again=again), *shell])
+    return executor
+
+
+def _materialize(executor: Any, script: Script) -> str:
+    from nemo_run import LocalTunnel
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
+
+    folder = f"{script.folder}/{SUBFOLDER}"
+    executor.tunnel = LocalTunnel(job_dir=script.folder)
+    executor.job_dir = folder
+    executor.job_details = SlurmJobDetails(job_name=script.name, folder=folder)
+    return str(
+        SlurmBatchRequest(
+            launch_cmd=["sbatch", "--parsable"],
+            jobs=[script.name],
+            command_groups=[[*script.command, "||", "nemotron_end", "$?"]],
+            executor=executor,
+            max_retries=0,
+            extra_env={},
+            launcher=None,
+        ).materialize()
+    )
+
+
+def command_of(python: str, kit: str | None, target: str, *, array: bool = False) -> tuple[str, ...]:
+    """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`)."""
+    return (python, *([kit] if kit else ["-P", "-m", "nemotron_kit.worker"]), *(["--array"] if array else []), target)
+
+
+FILE = "sbatch.sh"
+
+
+@dataclass(frozen=True)
+class Sbatch:
+    """`files` join the job folder's; `extra` the plan's."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sbatch_for(
+    config: RunConfig,
+    resources: Resources,
+    place: Place,
+    inputs: Mapping[str, Pin | None],
+    *,
+    run_id: str,
+    job: int,
+    label: str,
+    mode: str,
+    alone: bool,
+) -> Sbatch:
+    """The script of a job that is submitted `alone` (the jobs of a sweep share one, which is rendered for them all)."""
+    problems = list(_problems(config, mode))
+    mounts = _mounts(place, inputs) if config.container_image else []
+    extra = {"resources": asdict(resources), "mounts": mounts}
+    if problems or not alone:
+        return Sbatch({}, tuple(problems), resources.notes, extra)
+    from nemotron_kit.executors.nemo_run import MissingExtra
+
+    intent = intent_of(run_id, [job])
+    command = command_of(place.python, place.kit, place.job)
+    script = Script(job_name(intent, label), place.run, command, mounts=tuple(mounts))
+    try:
+        text = render(config, resources, script, batch=mode == "batch")
+    except MissingExtra as error:
+        return Sbatch({}, (f"{error.message} {error.hint or ''}".strip(),), resources.notes, extra)
+    return Sbatch({FILE: text}, (), resources.notes, extra)
+
+
+def _problems(config: RunConfig, mode: str) -> Iterator[str]:
+    if mode == "local":
+        yield "this profile's executor is slurm: launch with --run or --batch."
+    needed = {"account": config.account, "partition": resolve_partition(config, is_launch=mode == "batch")}
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        lines = "\n".join(f'{name} = "…"' for name in missing)
+        yield f"executor 'slurm' needs {' and '.join(missing)}. Add to the profile in env.toml:\n{lines}"
+    if config.array:
+        yield "array: many jobs are a sweep (-m key=1,2,3); the kit makes the array itself."
+    for name in config.secrets or ():
+        if name not in os.environ:
+            yield f"secrets: {name} is not set in this environment. export {name}=…"
+
+
+def _mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[str]:
+    """Folders that the job finds at the same path in its container: its run, the registry, the kit, its inputs."""
+    found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.kit])]
+    found += [pin.path if place.apart else folder_of(pin.path) for pin in inputs.values() if pin is not None]
+    return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]
+
+
+def folder_of(path: str) -> str:
+    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
+    return str(Path(path).parent) if Path(path).is_file() else path

@@ -1,0 +1,240 @@
+"""Attached to a launch: every log from its first line to its last, until all jobs have ended. Ctrl-C only detaches."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from nemotron_kit import files
+from nemotron_kit.errors import Unreachable, printable
+from nemotron_kit.executors.base import Backend, Observation
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import (
+    AGAIN,
+    EXIT_CODES,
+    TERMINAL,
+    UNEXPLAINED,
+    DamagedRecord,
+    JobFolder,
+    is_last_word,
+    read_object,
+)
+from nemotron_kit.runs.logs import Neutraliser, encodable
+from nemotron_kit.worker.process import INTERRUPTED, Outcome
+from nemotron_kit.worker.streams import unless_gone
+
+_NAME = "attached.json"
+
+
+class Shown:
+    """Job number → log → bytes that were shown, kept in the run's folder. Damaged, it is as if nothing had been."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._path = run.path / _NAME
+        self._jobs: dict[str, dict[str, int]] = {}
+        with contextlib.suppress(FileNotFoundError, DamagedRecord):
+            for number, offsets in read_object(self._path).items():
+                if isinstance(offsets, dict) and all(type(at) is int and at >= 0 for at in offsets.values()):
+                    self._jobs[number] = offsets
+
+    def of(self, job: int) -> dict[str, int]:
+        return dict(self._jobs.get(str(job), {}))
+
+    def keep(self, offsets: Mapping[int, Mapping[str, int]]) -> None:
+        """Write down how far each job's logs have been shown by now."""
+        new = {**self._jobs, **{str(number): dict(of) for number, of in offsets.items() if of}}
+        if new == self._jobs:
+            return
+        with contextlib.suppress(OSError):  # a full disk must not end the watching
+            files.write_json(self._path, new)
+        # Only now: Ctrl-C in the middle of it must leave it to be written again.
+        self._jobs = new
+
+    def forget(self) -> None:
+        """Show everything again."""
+        self._jobs = {}
+
+
+FASTEST, SLOWEST = 0.3, 10.0
+# A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
+PATIENCE = 600.0
+# One round trip over ssh each.
+CHUNK = 1 << 20
+# Each rank's lines are in its node's log too.
+_SKIPPED = ("rank-", "worker")
+_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
+DETACHED = Outcome(INTERRUPTED, "detached", "detached")
+
+
+class Follower:
+    """A job's logs, read on from where they stopped, in bounded memory. Lines of a log beside the main one (another
+    node's) say whose they are; `label` stands before every line."""
+
+    def __init__(
+        self, backend: Backend, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
+    ) -> None:
+        self.backend, self.job, self.label = backend, job, label
+        self.offsets = dict(offsets or {})
+        self._clean: dict[str, Neutraliser] = {}
+        self._at_start: dict[str, bool] = {}
+
+    def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
+        """Write what is new, and `keep` how far it has got; whether there was anything."""
+        moved = False
+        while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
+            for name, offset, data in pieces:
+                text = self._marked(name, self._clean.setdefault(name, Neutraliser()).feed(data))
+                with _uninterrupted():  # what is written counts as shown, and nothing else
+                    write(text)
+                    self.offsets[name] = offset + len(data)
+            keep()
+            moved = True
+        return moved
+
+    def rest(self, write: Callable[[str], object]) -> None:
+        """Write what was held back for its other half, which will not come."""
+        for name, clean in self._clean.items():
+            write(self._marked(name, clean.feed(b"", final=True)))
+
+    @property
+    def shown(self) -> dict[str, int]:
+        """Log → the bytes of it that have been written; what waits for its other half has not."""
+        return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
+
+    def _marked(self, name: str, text: str) -> str:
+        """Another node's lines say which node's; those of its ranks say so themselves."""
+        marks = [f"[{mark}] " for mark in (self.label, None if name == "job" else name) if mark]
+        if not marks or not text:
+            return text
+        lines = text.splitlines(keepends=True)
+        fresh = self._at_start.get(name, True)
+        self._at_start[name] = lines[-1].endswith("\n")
+        short = f"[{self.label}] " if self.label else ""
+        marked = [(short if line.startswith("[rank ") else "".join(marks)) + line for line in lines]
+        return "".join(marked if fresh else [lines[0], *marked[1:]])
+
+
+def attach(
+    run: RunFolder,
+    backend: Backend,
+    jobs: Sequence[JobFolder],
+    *,
+    shown: Shown | None = None,
+    cancel_on_interrupt: bool = False,
+) -> Outcome:
+    """Follow the jobs to their end. Losing sight of them never cancels them and never counts as success.
+
+    What `shown` says was shown before is not shown again; how far this goes is on record in the run's folder.
+
+    Ctrl-C leaves them alone; with `cancel_on_interrupt` it cancels them and stays to see it (a second one leaves).
+    """
+    shown = shown or Shown(run)
+    many = len(jobs) > 1
+    followers = [Follower(backend, j, shown.of(j.number), f"job {j.number}" if many else None) for j in jobs]
+    try:
+        return _follow(run, backend, jobs, followers, shown)
+    except KeyboardInterrupt:
+        if not cancel_on_interrupt:
+            return DETACHED
+    _say(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
+    try:
+        backend.cancel(run, jobs)
+        outcome = _follow(run, backend, jobs, followers, shown)
+    except KeyboardInterrupt:
+        return DETACHED
+    return replace(outcome, code=INTERRUPTED)
+
+
+def _follow(
+    run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
+) -> Outcome:
+    def keep() -> None:
+        with unless_gone(sys.stdout):
+            sys.stdout.flush()
+        shown.keep({follower.job.number: follower.shown for follower in followers})
+
+    # A back end that is a folder of this machine is asked more often than one that many ask.
+    fastest, slowest = getattr(backend, "pace", (FASTEST, SLOWEST))
+    pause, lost, known = fastest, False, time.monotonic()
+    try:
+        while True:
+            moved, asked = False, time.time()
+            observed: dict[int, Observation] = {}
+            try:
+                observed = backend.observe(run, jobs)
+                moved = sum(follower.pump(_show, keep) for follower in followers) > 0
+                lost = False
+            except Unreachable as error:
+                if not lost:
+                    _say(f"{run.id}: out of sight, still trying: {error.message}")
+                lost = True
+            keep()
+            with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing about that
+                record(jobs, observed, asked)
+            states = {o.state for o in observed.values()}
+            if "unknown" not in states:
+                known = time.monotonic()
+            forgotten = time.monotonic() - known > PATIENCE and states <= {*TERMINAL, "unknown"}
+            if observed and not lost and (states <= TERMINAL or forgotten):
+                for follower in followers:
+                    follower.rest(_show)
+                return outcome_of(observed)
+            pause = fastest if moved else min(pause * 1.3, slowest)
+            time.sleep(pause)
+    finally:
+        keep()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within the block Ctrl-C waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
+    """Write what has changed into the ledger. `asked` is when the back end was: what the job itself has written since
+    then is newer."""
+    asked = time.time() if asked is None else asked
+    for job in jobs:
+        seen = observed.get(job.number)
+        if seen is None:
+            continue
+        own = job.exit_record()
+        if seen.state in TERMINAL:
+            if own is None or not is_last_word(own):
+                kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
+                code = seen.code if seen.code is not None else 1
+                job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
+            continue
+        state = job.state()
+        if own is None and seen.state != state.state and (state.at or 0.0) < asked:
+            job.transition(seen.state, observed=True, reason=seen.reason, error=seen.error, **seen.facts)
+
+
+def outcome_of(observed: dict[int, Observation]) -> Outcome:
+    """One outcome of many jobs: success only if all are known to have succeeded."""
+    states = [o.state for o in observed.values()]
+    for state in ("unknown", "unreachable", "failed", "preempted", "cancelled"):
+        if state in states:
+            error = next((o.error for o in observed.values() if o.state == state and o.error), state)
+            return Outcome(EXIT_CODES.get(state, 1), state, error)
+    return Outcome(0, "succeeded")
+
+
+def _show(text: str) -> None:
+    with unless_gone(sys.stdout):
+        sys.stdout.write(encodable(text, sys.stdout.encoding))
+
+
+def _say(text: str) -> None:
+    with unless_gone(sys.stderr):
+        print(printable(text), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,221 @@
+"""`nemotron profiles check`: the questions that a profile's target is asked, and what comes of each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.remote.ssh import Reach, reach_for
+from nemotron_kit.spec.paths import Place, place_of, with_folder
+from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
+
+OK, WARNING, WRONG, UNREACHABLE = "ok", "warning", "wrong", "unreachable"
+# Slurm's and munge's own limit is five minutes; states are sorted by seconds.
+_SKEW_WARNING, _SKEW_WRONG = 5.0, 240.0
+_FREE_WARNING = 10e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, how it is, and what was seen or what would be right."""
+
+    what: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A profile, its place and the way there."""
+
+    config: RunConfig
+    place: Place
+    reach: Reach
+
+    def ask(self, op: str, **args: Any) -> Any:
+        return self.reach.call(op, **args)[0]
+
+
+def connection(target: Target) -> Iterator[Finding]:
+    """The way there, and the two clocks."""
+    began = time.monotonic()
+    facts = target.ask("hello")
+    seconds = time.monotonic() - began
+    asked = time.time()
+    there = target.ask("hello")["time"]
+    skew = there - (asked + time.time()) / 2
+    where = f"{facts['user']} on {facts['host']}"
+    yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.place.apart else f"this machine: {where}")
+    if target.place.apart:
+        state = WRONG if abs(skew) > _SKEW_WRONG else WARNING if abs(skew) > _SKEW_WARNING else OK
+        yield Finding("clock", state, f"{'the same' if state == OK else f'differs by {skew:+.1f} s'}")
+
+
+def python(target: Target) -> Iterator[Finding]:
+    """The worker's Python, unless a container brings its own."""
+    facts = target.ask("python_facts")
+    if "error" in facts:
+        yield Finding("python", WRONG, facts["error"])
+        return
+    modules = facts["modules"]
+    has = ", ".join(f"{name} {version}" for name, version in modules.items()) or "no package that matters"
+    own = "; the container has its own" if target.config.container_image else ""
+    yield Finding("python", OK, f"{facts['version']} ({facts['executable']}): {has}{own}")
+    if "omegaconf" not in modules and not target.config.container_image:
+        fix = f"{facts['executable']} -m pip install omegaconf, or name another in the profile: python = …"
+        yield Finding("omegaconf", WRONG, f"The worker needs it: {fix}")
+
+
+def storage(target: Target) -> Iterator[Finding]:
+    """The folder for jobs: whether it can be written to, and the space that is left."""
+    facts = target.ask("writable", folder=target.place.root)
+    where = target.place.root
+    if "error" in facts:
+        yield Finding("job folder", WRONG, f"{facts['nearest']}: {facts['error']} (remote_job_dir = {where})")
+        return
+    made = "" if facts["exists"] else ", made at the first launch"
+    yield Finding("job folder", OK, f"{where}{made}")
+    free, total = facts["free"] / 1e9, facts["total"] / 1e9
+    yield Finding("free space", WARNING if facts["free"] < _FREE_WARNING else OK, f"{free:,.0f} of {total:,.0f} GB")
+
+
+def registry(target: Target) -> Iterator[Finding]:
+    """The artifact registry that references are resolved in."""
+    facts = target.ask("registry_facts", root=target.place.artifacts)
+    count = f"{facts['names']} name{'' if facts['names'] == 1 else 's'}, {facts['uuid']}" if facts["uuid"] else "empty"
+    yield Finding("registry", OK, f"{target.place.artifacts}: {count}")
+
+
+def secrets(target: Target) -> Iterator[Finding]:
+    """The secrets that the profile names are carried from this environment."""
+    missing = [name for name in target.config.secrets or () if name not in os.environ]
+    if missing:
+        yield Finding("secrets", WRONG, f"{', '.join(missing)}: not set in this environment")
+    elif target.config.secrets:
+        yield Finding("secrets", OK, f"{', '.join(target.config.secrets)}: set here")
+
+
+def elsewhere(target: Target) -> Iterator[Finding]:
+    """A service with its own client: only a launch talks to it."""
+    yield Finding("target", WARNING, f"{target.config.executor} is not asked: NeMo-Run talks to it at the launch")
+
+
+def slurm(target: Target) -> Iterator[Finding]:
+    """Slurm's commands, its queue and its accounting."""
+    facts = target.ask("slurm_facts")
+    missing = [tool for tool, path in facts["tools"].items() if not path]
+    if missing:
+        yield Finding("slurm", WRONG, f"{', '.join(missing)}: not on the PATH there. Is that a login node?")
+        return
+    yield Finding("slurm", OK, facts["version"])
+    for tool, what in (("squeue", "the queue"), ("sacct", "accounting")):
+        said = facts[tool]
+        yield Finding(tool, WRONG if said else OK, said or f"{what} answers")
+
+
+def partitions(target: Target) -> Iterator[Finding]:
+    """Whether sbatch would take a job of this profile, for --run and for --batch."""
+    config = target.config
+    chosen = {resolve_partition(config, is_launch=False): "--run", resolve_partition(config, is_launch=True): "--batch"}
+    if not config.account or None in chosen:
+        yield Finding("account", WRONG, "A Slurm profile needs account and partition.")
+        return
+    for partition in chosen:
+        said = target.ask("slurm_accepts", options=_options(config, str(partition)))
+        what = f"account {config.account}, partition {partition}"
+        yield Finding(f"partition {partition}", WRONG if said else OK, said or f"{what}: a job would be accepted")
+
+
+def image(target: Target) -> Iterator[Finding]:
+    """Slurm's container, as far as that can be seen without starting one."""
+    name = target.config.container_image
+    if not name:
+        return
+    if not target.ask("slurm_facts").get("pyxis"):
+        yield Finding("container", WRONG, "srun has no --container-image there: Pyxis is not installed.")
+    if name.startswith("/"):
+        (there,) = target.ask("exist", paths=[name])
+        yield Finding("image", OK if there else WRONG, name if there else f"{name}: no such file there")
+    else:
+        yield Finding("image", OK, f"{name}: pulled when the job starts")
+
+
+def mounts(target: Target) -> Iterator[Finding]:
+    """What a container is to see of the machine."""
+    sources = [mount.partition(":")[0] for mount in target.config.mounts or () if mount.startswith("/")]
+    for source, there in zip(sources, target.ask("exist", paths=sources) if sources else [], strict=True):
+        yield Finding("mounts", OK if there else WRONG, source if there else f"{source}: no such folder there")
+
+
+def docker(target: Target) -> Iterator[Finding]:
+    """The engine, and whether it has the image already."""
+    name = target.config.container_image
+    facts = target.ask("docker_facts", image=name)
+    if "error" in facts:
+        yield Finding("docker", WRONG, facts["error"])
+        return
+    yield Finding("docker", OK, f"engine {facts['version']}")
+    if not name:
+        yield Finding("image", WRONG, "A Docker profile needs container_image.")
+    else:
+        yield Finding("image", OK, f"{name}: {'there' if facts['has_image'] else 'pulled when the job starts'}")
+
+
+def _options(config: RunConfig, partition: str) -> list[str]:
+    """sbatch's options for a job of this profile: words of an argument list, never a shell's."""
+    given = {
+        "account": config.account,
+        "partition": partition,
+        "nodes": config.nodes or 1,
+        "ntasks-per-node": 1,
+        "time": config.time,
+        "qos": config.qos,
+        "constraint": config.constraint,
+        "exclude": config.exclude,
+        "gres": config.gres,
+        "gpus-per-node": config.gpus_per_node,
+        "mem": config.mem,
+        "mem-per-cpu": config.mem_per_cpu,
+        "cpus-per-task": config.cpus_per_task,
+    }
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*words, *(["--exclusive"] if config.exclusive else [])]
+
+
+_ANY_RUN = "20000101-000000-check-000000"
+
+Check = Callable[[Target], Iterator[Finding]]
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "local": (connection, python, storage, registry, secrets),
+    "slurm": (connection, slurm, partitions, python, image, mounts, storage, registry, secrets),
+    "docker": (connection, docker, mounts, storage, registry, secrets),
+}
+
+
+def check_profile(config: RunConfig) -> Iterator[Finding]:
+    """Look at the target of a profile. A machine that can't be reached ends it; nothing is submitted or left behind."""
+    try:
+        config, _ = with_folder(config, lambda: reach_for(vars(config)).root)
+    except NemotronError as error:
+        yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
+        return
+    target = Target(config, place_of(config, _ANY_RUN, 0), reach_for(vars(config)))
+    for check in CHECKS.get(config.executor, (elsewhere, secrets)):
+        try:
+            yield from check(target)
+        except Unreachable as error:
+            yield Finding(_name(check), UNREACHABLE, str(error))
+            if check is connection:
+                return
+        except NemotronError as error:
+            yield Finding(_name(check), WRONG, str(error))
+            if check is connection:
+                return
+
+
+def _name(check: Check) -> str:
+    return str(getattr(check, "__name__", "check"))

@@ -1,0 +1,166 @@
+"""`--after ID`: a job that starts once other runs have succeeded, here or submitted elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nemotron_kit.app import Command
+from nemotron_kit.errors import Cancelled, NemotronError, printable
+from nemotron_kit.launch.mounts import with_folders
+from nemotron_kit.launch.status import ENDED, HERE, Sight, folder_there, refresh, run_standing, standing, target_of
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
+from nemotron_kit.runs.ledger import open_run
+from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+
+_GONE = "removed"
+_NEVER = (*ENDED, DAMAGED, _GONE)
+_FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
+
+
+@dataclass(frozen=True)
+class After:
+    """The runs that must have succeeded first, as they stand now: run id → state, and what was seen of it."""
+
+    runs: Sequence[RunFolder]
+    states: Mapping[str, str]
+    sights: Mapping[str, Sight]
+    connect: bool = True
+
+    @classmethod
+    def of(cls, references: Sequence[str], *, connect: bool = True) -> After:
+        """UserError for a run that isn't there. `connect=False` (a dry-run) asks nobody: what is on record counts."""
+        runs = list({run.id: run for run in map(open_run, references)}.values())
+        sights = refresh(runs) if connect else {}
+        states = {run.id: run_standing(run, sights.get(run.id)) if run.jobs() else run.summary().state for run in runs}
+        return cls(runs, states, sights, connect)
+
+    @property
+    def left(self) -> list[RunFolder]:
+        return [run for run in self.runs if self.states[run.id] != "succeeded"]
+
+    def dependency(self, plan: Plan) -> list[str] | None:
+        """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
+        if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in self.left):
+            return None
+        found = [_scheduler_ids(run, self.sights.get(run.id)) for run in self.left if self.connect]
+        return sorted(set().union(*found)) if all(found) else None
+
+    def apply(self, plan: Plan, command: Command) -> Plan:
+        """The plan of a job that starts after the runs. One that has failed is a problem of the plan."""
+        never = {run_id: state for run_id, state in self.states.items() if state in _NEVER}
+        problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in never.items()]
+        extra: dict[str, Any] = {"after": [run.id for run in self.runs]}
+        spec = json.loads(plan.files["job.json"])
+        if plan.executor == HERE:
+            spec["after"] = [run.id for run in self.left]
+        elif (numbers := self.dependency(plan)) is not None:
+            extra["dependency"] = numbers
+        else:
+            extra[WAIT_FIRST] = [run.id for run in self.left]
+        notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
+        # One may have ended between the look into the registry and this one: the job will find what it saved.
+        late, kept = _late(plan, {run.id for run in self.runs}, command)
+        read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in late.values())]
+        plan = with_folders(replace(plan, problems=tuple(kept)), [folder_there(run, run.plan()) for run in read])
+        if late:
+            spec["late"] = late
+            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in late.items()]
+        return replace(
+            plan,
+            files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
+            problems=(*kept, *problems),
+            notes=(*plan.notes, *notes),
+            extra={**plan.extra, **extra},
+            hydra=(*plan.hydra, *(f"--after={run.id}" for run in self.runs)),
+        )
+
+
+class SweepAfter:
+    """What the jobs of a detached sweep start after. The scheduler holds them back, or on this machine each job's
+    worker; where neither can, the launch stays until then."""
+
+    def __init__(self, references: Sequence[str]) -> None:
+        self._references = tuple(references)
+        self._known: After | None = None
+
+    def apply(self, plan: Plan, command: Command, planned_again: Callable[[], Plan]) -> Plan:
+        """A job's plan; the first one may have to be made again, later. The runs are asked about once for all jobs."""
+        if self._known is None:
+            self._known = After.of(self._references)
+            if plan.executor != HERE and self._known.dependency(plan) is None:
+                wait_for(None, self._references)
+                self._known, plan = After.of(self._references), planned_again()
+        return self._known.apply(plan, command)
+
+
+def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
+    """Return when all of the runs have succeeded; a job of this machine that waits for them is pending until then.
+
+    Raises NemotronError as soon as one of them has failed, been cancelled, or is gone; Cancelled when the job itself
+    is not wanted any more. Losing sight of a run is no end of it.
+    """
+    runs = [open_run(run_id) for run_id in run_ids]
+    pause, told = _FASTEST, False
+    while True:
+        sights = refresh(runs)
+        states = {run.id: run_standing(run, sights.get(run.id)) if run.path.is_dir() else _GONE for run in runs}
+        for run_id, state in states.items():
+            if state in _NEVER:
+                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}")
+                raise NemotronError(f"it did not start: {run_id}, which it was to start after, {how}.")
+        # One that has succeeded may be removed while the others are waited for.
+        runs = [run for run in runs if states[run.id] != "succeeded"]
+        if not runs:
+            return
+        if not told:
+            _tell(job, states)
+            told = True
+        if job is not None and (job.cancel_requested or not job.path.is_dir()):
+            raise Cancelled(f"{job.run_id}: cancelled before it ran.")
+        time.sleep(pause)
+        pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if sights else _SLOWEST)
+
+
+def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
+    reason = ", ".join(f"{run_id} ({state})" for run_id, state in states.items() if state != "succeeded")
+    sys.stderr.write(printable(f"waits for {reason}\n"))
+    if job is not None:
+        job.transition("pending", process=process_facts(), reason=reason)
+
+
+def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:
+    """The scheduler's numbers of a run's jobs that are not over; of an array's tasks, the array's."""
+    found = set()
+    for job in run.jobs():
+        state = standing(job, sight)
+        if state.terminal:
+            continue
+        seen = sight.observed.get(job.number) if sight else None
+        facts = {**state.facts, **(seen.facts if seen else {})}
+        number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
+        if not number.isdecimal():
+            return set()
+        found.add(number)
+    return found
+
+
+def _late(plan: Plan, run_ids: set[str], command: Command) -> tuple[dict[str, str], list[str]]:
+    """(slot → reference to what the runs have not saved yet, the plan's problems without those)."""
+    from nemotron_kit.artifacts.reference import parse_override
+
+    late: dict[str, str] = {}
+    for slot, text in plan.references.items():
+        if plan.inputs.get(slot) is not None:
+            continue
+        declared = command.artifacts.get(slot)
+        reference = parse_override(text, declared.default_name if declared else None, aliases=lambda _: ())
+        if reference.run in run_ids:
+            late[slot] = str(reference)
+    kept = [problem for problem in plan.problems if problem.partition(": ")[0] not in late]
+    return late, kept

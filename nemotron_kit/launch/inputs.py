@@ -1,0 +1,309 @@
+"""The artifacts that a job reads: which reference each slot has, and the version it is pinned to at launch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import RESERVED_SLOTS, App, Command
+from nemotron_kit.artifacts import pipe
+from nemotron_kit.config.files import config_files, load_mapping
+from nemotron_kit.config.freeze import slots_used
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.launch.placing import Placed, Reach
+from nemotron_kit.spec.paths import Place
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.config.compose import Composed
+
+
+_UNREAD = "Standard input is a pipe that no nemotron step writes to: it is left unread. --art.{slot} - reads it."
+
+
+def piped_overrides(command: Command, words: Sequence[str], notes: list[str], *, dry_run: bool = False) -> list[str]:
+    """`run.<slot>=…` for each input that nothing on the command line (`words`) sets and that the piped JSON holds, and
+    for each that it sets to `-`; what became of a pipe is said in `notes`.
+
+    Matched by slot, else by the only artifact of the input's type. Standard input is the caller's: it is read where a
+    step says that it writes there, where what lies in it is artifacts that fit, or where `-` asks for it, and never by
+    a dry-run.
+    """
+    pairs = (word.removeprefix("run.").partition("=") for word in words if word.startswith("run."))
+    given = {key: value for key, _, value in pairs}
+    asked = [slot for slot in command.artifacts if given.get(slot, "").strip("'\"") == "-"]
+    open_slots = [slot for slot in command.artifacts if slot not in given]
+    if asked:
+        return _asked_for(command, asked, open_slots, notes, dry_run)
+    if not open_slots or not pipe.is_pipe(0):
+        return []
+    return _overrides(command, open_slots, _unasked(command, open_slots, notes, dry_run))
+
+
+def _asked_for(command: Command, asked: list[str], open_slots: list[str], notes: list[str], dry_run: bool) -> list[str]:
+    if dry_run:
+        notes.append("A dry-run reads no standard input: what is shown is the input without it.")
+        return [f"run.{slot}={_quoted(command.artifacts[slot].default_name)}" for slot in asked]
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(f"--art.{asked[0]} -: standard input is a terminal.", hint="Pipe a step's output into it.")
+    artifacts = _parsed(pipe.read_all())
+    for slot in asked:
+        if not _match(slot, command, artifacts):
+            held = ", ".join(f"{name or '(one)'}: {a.get('type', 'untyped')}" for name, a in artifacts.items())
+            raise UserError(
+                f"--art.{slot} -: standard input holds no artifact for it.", hint=f"It holds {held or 'none'}."
+            )
+    return _overrides(command, [*asked, *open_slots], artifacts)
+
+
+def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool) -> Mapping[str, Any]:
+    if not dry_run and (text := pipe.from_step()) is not None:
+        if not text.strip():
+            # The step before may have failed: then what is read in its place is an older version.
+            notes.append("Nothing came through the pipe; inputs are read as without one.")
+        return _parsed(text)
+    shown, ended = pipe.there_now()
+    if not shown and ended:
+        notes.append("Nothing came through the pipe; inputs are read as without one.")
+        return {}
+    text = shown.decode(errors="replace")
+    artifacts = _ours(text if ended else text.partition("\n")[0], alone=ended or text.count("\n") == 1)
+    if any(_match(slot, command, artifacts) for slot in slots):
+        if not dry_run:
+            pipe.take(len(shown))
+        return artifacts
+    if dry_run and pipe.step_writes():
+        notes.append("A step writes to standard input, which a dry-run does not wait for: inputs are those without it.")
+    else:
+        notes.append(_UNREAD.format(slot=slots[0]))
+    return {}
+
+
+def _ours(text: str, *, alone: bool) -> Mapping[str, Any]:
+    """The artifacts in what lies in a pipe, if that is what a step prints and nothing follows it."""
+    try:
+        found = _parsed(text) if alone else {}
+    except UserError:
+        return {}
+    # One artifact by itself could be any list's first entry, unless it names the registry that it is in.
+    return found if "" not in found or "registry" in found[""] else {}
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    from nemotron_kit.artifacts.pipe import parse_piped
+
+    return parse_piped(text) if text.strip() else {}
+
+
+def _overrides(command: Command, slots: list[str], artifacts: Mapping[str, Any]) -> list[str]:
+    found = {slot: _match(slot, command, artifacts) for slot in slots}
+    return [f"run.{slot}={_reference(artifact)}" for slot, artifact in found.items() if artifact]
+
+
+def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    if slot in artifacts:
+        return artifacts[slot]  # type: ignore[no-any-return]
+    wanted = input_type(command, slot)
+    same_type = [a for a in artifacts.values() if wanted and a.get("type") == wanted]
+    if len(same_type) == 1:
+        return same_type[0]  # type: ignore[no-any-return]
+    # With one input and one artifact of a type that nothing contradicts there is no doubt either.
+    if not wanted and len(artifacts) == 1 and len(command.artifacts) == 1:
+        return next(iter(artifacts.values()))  # type: ignore[no-any-return]
+    return None
+
+
+def input_type(command: Command, slot: str) -> str | None:
+    """The artifact class that an input takes: declared, or read off its default name (`XArtifact-…`)."""
+    artifact = command.artifacts[slot]
+    prefix = artifact.default_name.partition(":")[0].partition("-")[0]
+    return artifact.type or (prefix if prefix.endswith("Artifact") else None)
+
+
+def _reference(artifact: Mapping[str, Any]) -> str:
+    """The registered version if the step saved one, else its path."""
+    name, version = artifact.get("name"), artifact.get("version")
+    text = f"{name}:v{version}" if name and isinstance(version, int) else str(artifact["path"])
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+# Slot → (reference as given, what a part of one is relative to); slot → its pin, or why there is none.
+Asked = Mapping[str, "tuple[str, str | None]"]
+LookUp = Callable[[Asked], "Mapping[str, Pin | NemotronError | None]"]
+
+
+@dataclass
+class Inputs:
+    """Per slot the reference as given and its pin (None where it could not be pinned: the reason stands in problems, or
+    in notes where a launch will be able to)."""
+
+    references: dict[str, str] = field(default_factory=dict)
+    pins: dict[str, Pin | None] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def resolve_inputs(
+    command: Command, frozen: Mapping[str, Any], app: App, composed: Composed, look_up: LookUp | None
+) -> Inputs:
+    """Pin every artifact that the composed job reads. `look_up` asks the registry; None: it can't be asked now.
+
+    A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
+    an artifact that isn't there is a problem, with what there is and the command that makes it.
+    """
+    from nemotron_kit.artifacts.reference import parse_override
+
+    run = frozen.get("run", {})
+    result = Inputs()
+    asked: dict[str, tuple[str, str | None]] = {}
+    for slot in _slots(command, frozen):
+        text = run.get(slot)
+        if text is None:
+            result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
+            continue
+        result.references[slot] = str(text)
+        asked[slot] = (str(text), _default(slot, command, composed))
+        parse_override(*asked[slot], aliases=lambda _: ())
+    found = look_up(asked) if look_up and asked else dict.fromkeys(asked)
+    for slot, pin in found.items():
+        if isinstance(pin, NemotronError):
+            lines = [pin.message, pin.hint or "", makers(asked[slot][0], app, command)]
+            result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
+        elif pin is None:
+            result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
+        result.pins[slot] = None if isinstance(pin, NemotronError) else pin
+    return result
+
+
+def _default(slot: str, command: Command, composed: Composed) -> str | None:
+    """What `--art.X v10` is relative to: the config file's own reference, else the command's default."""
+    if not any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
+        return None
+    run = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
+    declared = command.artifacts.get(slot)
+    return run.get(slot) or (declared.default_name if declared else None)
+
+
+def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
+    used = slots_used({key: value for key, value in frozen.items() if key != "run"}) | slots_used(frozen.get("run", {}))
+    unknown = [key for key in frozen.get("run", {}) if key not in RESERVED_SLOTS | set(command.artifacts) | used]
+    if unknown:
+        known = sorted((RESERVED_SLOTS - {"run"}) | set(command.artifacts))
+        raise UserError(
+            f"run.{unknown[0]}: no such field, and nothing refers to ${{art:{unknown[0]}}}.",
+            hint=sentence(nearest(unknown[0], known)),
+        )
+    # An input without mappings is read by the handler itself.
+    unmapped = {slot for slot, artifact in command.artifacts.items() if not artifact.mappings and slot not in used}
+    return sorted(used | {slot for slot in unmapped if not _files_refer(slot, command)})
+
+
+def _files_refer(slot: str, command: Command) -> bool:
+    """Where the command's config files refer to the input, a composed config that doesn't has dropped it."""
+    return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
+
+
+def makers(reference: str, app: App, asking: Command) -> str:
+    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so."""
+    name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
+    for command in app.commands():
+        for produced in command.produces:
+            pattern = re.escape(produced).replace(re.escape("{config}"), "(?P<config>.+)")
+            if match := re.fullmatch(pattern, name):
+                config = match.groupdict().get("config")
+                if config and config not in config_files(command):
+                    continue
+                option = f" -c {config}" if config and config != "default" else ""
+                return f"Make it with: nemotron {command.words}{option}"
+    unsure = [f"nemotron {c.words}" for c in app.commands() if c is not asking and _returns_artifact(c)]
+    return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
+
+
+def _returns_artifact(command: Command) -> bool:
+    returned = getattr(command.handler, "__annotations__", {}).get("return") if callable(command.handler) else None
+    return "Artifact" in (returned if isinstance(returned, str) else getattr(returned, "__name__", ""))
+
+
+# One launch is one answer: all jobs of a sweep see the same version, whatever is saved meanwhile.
+_launch: list[str] = []
+_answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
+
+
+def look_up_for(placed: Placed, run_id: str, reach: Reach | None) -> LookUp | None:
+    """What asks the registry of `placed`; None when it is on another machine and `reach` is None (a dry-run)."""
+    if placed.place.apart and reach is None:
+        return None
+    if _launch != [run_id]:
+        _launch[:] = [run_id]
+        _answers.clear()
+
+    def look_up(asked: Asked) -> Mapping[str, Pin | NemotronError | None]:
+        root = placed.place.artifacts
+        new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
+        if new:
+            found = _there(placed, new, reach) if placed.place.apart and reach else _here(placed.place, new)
+            _answers.update({(root, *asked[slot]): answer for slot, answer in found.items()})
+        return {slot: _answers[root, *pair] for slot, pair in asked.items()}
+
+    return look_up
+
+
+def pin_slots(config: Mapping[str, Any], placed: Placed, run_id: str, reach: Reach | None) -> dict[str, Pin]:
+    """The pins of a config of somebody else's program: of what `${art:slot}` refers to through `run.<slot>`.
+
+    Raises UserError for an artifact that is not there.
+    """
+    run: Any = config.get("run")
+    used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
+    asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
+    look_up = look_up_for(placed, run_id, reach)
+    found = look_up(asked) if look_up and asked else {}
+    for slot, pin in found.items():
+        if isinstance(pin, NemotronError):
+            raise UserError(f"run.{slot}: {pin.message}", hint=pin.hint)
+    return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
+
+
+def _here(place: Place, asked: Asked) -> dict[str, Pin | NemotronError | None]:
+    from nemotron_kit.artifacts.reference import parse_override
+    from nemotron_kit.artifacts.registry import open_registry
+
+    registry = open_registry(place.artifacts)
+    found: dict[str, Pin | NemotronError | None] = {}
+    for slot, (text, default) in asked.items():
+        try:
+            found[slot] = registry.resolve(parse_override(text, default, aliases=registry.aliases))
+        except NemotronError as error:
+            found[slot] = error
+    return found
+
+
+def _there(placed: Placed, asked: Asked, reach: Reach) -> dict[str, Pin | NemotronError | None]:
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.remote.agent.operations import error_from_dict
+
+    place = placed.place
+    for slot, (text, _) in asked.items():
+        if text.startswith("."):
+            raise UserError(
+                f"{slot}: {text} is a path on this machine, but the job runs on {place.host}.",
+                hint=f"Name an artifact of its registry ({place.artifacts}), or an absolute path there.",
+            )
+    answers, _ = reach({**vars(placed.settings)}).call(
+        "resolve", root=place.artifacts, references={slot: list(pair) for slot, pair in asked.items()}
+    )
+    found: dict[str, Pin | NemotronError | None] = {}
+    for slot, answer in answers.items():
+        if "pin" in answer:
+            found[slot] = Pin.from_dict(answer["pin"])
+        else:
+            error: Any = error_from_dict(answer["error"])
+            found[slot] = NemotronError(f"on {place.host}: {error.message}", hint=error.hint)
+    return found

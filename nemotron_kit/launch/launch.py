@@ -1,0 +1,160 @@
+"""Executes a plan: makes its run folder and runs it here, or starts a worker that outlives this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import __version__
+from nemotron_kit.app import Command
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.executors.base import Backend, backend_for
+from nemotron_kit.launch.attach import Shown, attach
+from nemotron_kit.remote.ssh import NotSent
+from nemotron_kit.runs.cancel import terminate
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
+from nemotron_kit.worker.hydra import set_hydra_config
+from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
+from nemotron_kit.worker.run import run_job
+
+# A work tree so large that git needs longer than this is recorded by its commit alone.
+_SECONDS = 2.0
+
+
+def code_facts() -> dict[str, Any]:
+    """`{"kit", "python", "folder", "commit", "dirty"}` of the working folder. `commit` is None outside a git work tree
+    and before the first commit, `dirty` None where it isn't known. Starts git once, and only in a work tree."""
+    here = Path.cwd()
+    commit, dirty = _git(here) if any((folder / ".git").exists() for folder in (here, *here.parents)) else (None, None)
+    return {
+        "kit": __version__,
+        "python": platform.python_version(),
+        "folder": str(here),
+        "commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    status = _ask(folder, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
+    if status is None:
+        commit = _ask(folder, "rev-parse", "--verify", "HEAD")
+        return (commit.strip() if commit else None), None
+    lines = [line for line in status.split("\0") if line]
+    oid = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    return None if oid == "(initial)" else oid, any(not line.startswith("#") for line in lines)
+
+
+def _ask(folder: Path, *words: str) -> str | None:
+    """git's answer; None where it has none to give, or not in time."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        # fsmonitor is a program that a repository's own config names.
+        done = subprocess.run(
+            ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_SECONDS,
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
+
+
+_START_SECONDS = 10.0
+
+
+def execute(plan: Plan, composed: Composed) -> Outcome:
+    """Do what the plan of a composed job says; a plan with problems is refused before anything is written."""
+    command = composed.command
+    refuse_problems(plan)
+    # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
+    if plan.launch == IN_PROCESS:
+        command.load_handler()
+    run = create_run(plan.run_id, plan.to_dict(), [plan.files], attached=plan.launch == IN_PROCESS)
+    if plan.launch == DETACHED:
+        return _elsewhere(plan, run)
+    if plan.launch == IN_PROCESS:
+        set_run_dir(plan.folder)
+        set_hydra_config(composed.config, composed.hydra, plan.job_folder)
+    return run_planned(plan, command, run.job(plan.job))
+
+
+def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
+    """Submit to the plan's back end, now or later; with --run, stay until the end."""
+    backend, job = backend_for(plan), run.job(plan.job)
+    try:
+        submitted(run, job, backend, plan)
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
+    if plan.mode != "run":
+        return Outcome(0, "pending")
+    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.get("cancel_on_interrupt")))
+
+
+def submitted(run: RunFolder, job: JobFolder, backend: Backend, plan: Plan) -> None:
+    """Hand a job over, now or later. What goes wrong is raised, and is on its record."""
+    try:
+        if plan.deferred:
+            from nemotron_kit.launch.submission import defer
+
+            defer(plan, run)
+        else:
+            backend.submit(run, [plan])
+    except NotSent as error:  # it is known that nothing was submitted
+        job.finish(error.exit_code, "failed", error=error.message)
+        raise
+    except Unreachable as error:
+        job.transition("unknown", observed=True, error=error.message)
+        raise
+    except NemotronError as error:
+        job.finish(error.exit_code, "failed", error=error.message)
+        raise
+
+
+def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
+    """Run a job whose folder is there: in this process, or under torchrun below a worker that outlives it."""
+    if plan.launch == IN_PROCESS:
+        return run_job(job, command.load_handler(), command.load_config_cls())
+    run, backend = RunFolder(Path(plan.folder)), backend_for(plan)
+    return followed(run, backend, job, lambda: backend.submit(run, [plan]))
+
+
+def followed(
+    run: RunFolder, backend: Backend, job: JobFolder, start: Callable[[], None], shown: Shown | None = None
+) -> Outcome:
+    """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
+    ends this process leaves it running."""
+    try:
+        with term_raises():
+            start()
+            outcome = attach(run, backend, [job], shown=shown, cancel_on_interrupt=True)
+    except Terminated:
+        deadline = time.monotonic() + _START_SECONDS  # its worker may be about to begin
+        while not (terminate(job) or job.state().terminal):
+            if time.monotonic() > deadline:
+                job.finish(TERMINATED, "cancelled", error="terminated before it ran")
+            time.sleep(0.05)
+        outcome = attach(run, backend, [job], shown=shown)
+        if outcome.state == "cancelled":
+            outcome = replace(outcome, code=TERMINATED)
+    return replace(outcome, own=job.state().code) if outcome.state != "detached" else outcome
+
+
+def refuse_problems(plan: Plan) -> None:
+    """Raise the plan's problems as one UserError."""
+    if plan.problems:
+        first, *more = plan.problems
+        raise UserError(first, hint="\n".join(more) or None)

@@ -1,0 +1,131 @@
+"""Folders that a container gets besides its own: git repositories, and the files of runs it waits for."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError
+from nemotron_kit.spec.plan import Plan
+
+if TYPE_CHECKING:
+    from nemotron_kit.spec.runconfig import RunConfig
+
+
+_AUTO = re.compile(r"(?:\$\{)?auto_mount:(.*?)\}?\Z", re.DOTALL)
+_GIT = re.compile(r"git\+([^,\s]+)@([A-Za-z0-9][A-Za-z0-9._/-]{0,199})(?:,(/[A-Za-z0-9._/@+=-]*))?\Z")
+_URL = re.compile(r"(?:https?|ssh|git|file)://[A-Za-z0-9._~/@:+%=-]+\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+# (where it is asked from, URL, ref) → commit: a sweep's jobs all mean the same one.
+_commits: dict[tuple[Any, str, str], str] = {}
+
+Reach = Callable[[Mapping[str, Any]], Any]
+
+
+class Mounted(NamedTuple):
+    """Settings whose mounts are folders, what the target is to fetch for them, and what is to be said of it."""
+
+    settings: RunConfig
+    fetch: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def with_repositories(settings: RunConfig, root: str, reach: Reach | None) -> Mounted:
+    """The settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`.
+
+    Without `reach` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
+    UserError for a mount that can't be read and for a ref that the repository doesn't have.
+    """
+    found, cache = Mounted(settings), f"{root}/repositories"
+    named = read_env_file().table("cache").get("git_dir")
+    if named:
+        cache = posixpath.join(root, posixpath.normpath(str(named)))
+    for mount in settings.mounts or ():
+        match = _AUTO.match(mount)
+        if match:
+            found = _replaced(found, mount, match[1], cache, reach)
+    return found
+
+
+def _replaced(found: Mounted, mount: str, text: str, cache: str, reach: Reach | None) -> Mounted:
+    url, ref, target = _parts(mount, text)
+    name = re.sub(r"[^A-Za-z0-9._-]|\A\.+", "-", url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:64]
+    commit = ref if _COMMIT.match(ref) else _commit(found.settings, url, ref, reach)
+    folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
+    mounted = f"{cache}/{folder}:{target or f'/opt/{name}'}"
+    mounts = [mounted if each == mount else each for each in found.settings.mounts or ()]
+    note = f"{url}: which commit {ref} is, is asked at launch"
+    return Mounted(
+        replace(found.settings, mounts=mounts),
+        (*found.fetch, {"cache": cache, "url": url, "ref": ref, "commit": commit, "folder": folder}),
+        found.notes if commit else (*found.notes, note),
+    )
+
+
+def _parts(mount: str, text: str) -> tuple[str, str, str | None]:
+    match = _GIT.match(text)
+    if match is None or not _URL.match(match[1]) or ".." in f"{match[2]}{match[3] or ''}":
+        raise UserError(
+            f"mounts: {mount!r}: no repository with a ref can be read from it.",
+            hint="One is ${auto_mount:git+https://host/name@main,/opt/name}: a URL, a branch, tag or commit, a folder.",
+        )
+    if urlsplit(match[1]).password:
+        raise UserError(
+            f"mounts: the URL of {match[1].rpartition('@')[2]} holds a password, which would stand in every record.",
+            hint="Leave it to git's credential helper where the job runs, or use ssh.",
+        )
+    return match[1], match[2], match[3]
+
+
+def _commit(settings: RunConfig, url: str, ref: str, reach: Reach | None) -> str:
+    if reach is None:
+        return ""
+    key = ((settings.tunnel, settings.host), url, ref)
+    if key not in _commits:
+        _commits[key] = reach({**vars(settings)}).call("commit_of", url=url, ref=ref)[0]
+    return _commits[key]
+
+
+def with_folders(plan: Plan, folders: Sequence[str]) -> Plan:
+    """The plan of a job that finds `folders` at the same paths; as it is where that needs no mount."""
+    if not folders or plan.problems or not plan.settings.get("container_image"):
+        return plan
+    if plan.executor == "docker" and "container" in plan.extra:
+        return _docker(plan, folders)
+    return _slurm(plan, folders) if plan.executor == "slurm" else plan
+
+
+def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
+    from nemotron_kit.executors.docker import mount
+
+    container = plan.extra["container"]
+    words = list(container["words"])
+    at = words.index("--entrypoint=")
+    words[at:at] = [word for folder in folders for word in mount(folder, writable=False)]
+    return replace(plan, extra={**plan.extra, "container": {**container, "words": words}})
+
+
+def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
+    from nemotron_kit.executors.slurm import script as script_module
+    from nemotron_kit.spec.resources import Resources, label_of
+    from nemotron_kit.spec.runconfig import RunConfig
+
+    mounts = [*plan.extra["mounts"], *folders]
+    extra = {**plan.extra, "mounts": mounts}
+    if script_module.FILE not in plan.files:
+        return replace(plan, extra=extra)
+    intent, place = script_module.intent_of(plan.run_id, [plan.job]), plan.place
+    script = script_module.Script(
+        script_module.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
+        place["run"],
+        script_module.command_of(place["python"], place["kit"], place["job"]),
+        mounts=tuple(mounts),
+    )
+    resources = Resources(**plan.extra["resources"])
+    text = script_module.render(RunConfig(**plan.settings), resources, script, batch=plan.mode == "batch")
+    return replace(plan, extra=extra, files={**plan.files, script_module.FILE: text})

@@ -1,0 +1,248 @@
+"""A composed job, placed: its settings, where its files will lie, and its config as it reads there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import posixpath
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from nemotron_kit.app import shadows_library
+from nemotron_kit.config.compose import Composed, hydra_visible
+from nemotron_kit.config.convert import type_hints
+from nemotron_kit.config.files import key_place
+from nemotron_kit.config.foreign import check_targets
+from nemotron_kit.config.freeze import freeze, walk_strings
+from nemotron_kit.config.secrets import refuse_secrets
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import UserError
+from nemotron_kit.spec.paths import Place, below, moved, place_of, with_folder
+from nemotron_kit.spec.resources import effective_settings
+from nemotron_kit.spec.runconfig import RunConfig
+
+
+def anchored(values: Mapping[str, Any], cls: type, folder: str) -> dict[str, Any]:
+    """`values`, a frozen config of the dataclass `cls`, with each relative path that is there in the working folder
+    as one below `folder`, which the working folder is called where the job runs.
+
+    Only what a field of type Path holds is taken for a path. One that isn't there may be a result, or a file that the
+    job's own code finds in its own way: it stays relative, to where the job starts.
+    """
+    return {key: _anchored(value, type_hints(cls).get(key), folder) for key, value in values.items()}
+
+
+def _anchored(value: Any, annotation: Any, folder: str) -> Any:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _anchored(value, args[0], folder)
+    if origin in (Union, types.UnionType):
+        members = [each for each in args if each is not type(None)]
+        return _anchored(value, members[0], folder) if len(members) == 1 else value
+    if isinstance(value, Mapping):
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return anchored(value, annotation, folder)
+        return {key: _anchored(item, args[1], folder) for key, item in value.items()} if len(args) == 2 else value
+    if isinstance(value, list):
+        return [_anchored(item, args[0], folder) for item in value] if args else value
+    is_path = isinstance(annotation, type) and issubclass(annotation, Path) and isinstance(value, str)
+    return posixpath.normpath(posixpath.join(folder, value)) if is_path and _is_here(value) else value
+
+
+def _is_here(text: str) -> bool:
+    return not text.startswith(("/", "~")) and text not in ("", ".") and os.path.exists(text)  # noqa: PTH110 — any text
+
+
+# Folders that every machine and every image has of its own.
+_SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/var", "/run")
+
+
+def check_paths(values: Mapping[str, Any], place: Place, settings: RunConfig) -> dict[str, str]:
+    """Field → path of this machine that nothing takes along: over there it is only if it happens to be there too.
+
+    `values` is the frozen config before it is moved. Raises UserError for a relative path that leads out of the code.
+    """
+    if settings.executor == "local":
+        return {}
+    mounted = [target for mount in settings.mounts or () for target in _mounted(mount, settings)]
+    left: dict[str, str] = {}
+    for key, text in walk_strings({key: value for key, value in values.items() if key != "run"}):
+        if text.startswith("../") or text == "..":
+            _check_relative(key, text, place)
+        elif text.startswith("/") and "\n" not in text and _stays_behind(text, place, mounted, settings):
+            left[key] = text
+    return left
+
+
+def _check_relative(key: str, text: str, place: Place) -> None:
+    base = place.tree.inside if place.tree else "."
+    if posixpath.normpath(posixpath.join(base, text)).startswith(".."):
+        what = f"the code that is sent ({place.tree.root})" if place.tree else "the job's folder"
+        raise UserError(
+            f"{key}: {text} leads out of {what}, so there is no such path on {place.host}.",
+            hint=f"Keep it inside, or give an absolute path on {place.host}.",
+        )
+
+
+def _stays_behind(text: str, place: Place, mounted: list[str], settings: RunConfig) -> bool:
+    if place.move(text) != text or place.is_there(text) or any(below(text, folder) for folder in mounted):
+        return False
+    if not place.apart and not settings.container_image:
+        return False  # the same files are there
+    system = any(below(text, folder) for folder in _SYSTEM)
+    return not system and text not in ("/", "/tmp") and os.path.exists(text)  # noqa: S108, PTH110 — any text
+
+
+def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
+    """Where a mount `HERE:THERE[:flags]` can be found by the job."""
+    if mount.startswith("$"):
+        return
+    here, _, rest = mount.partition(":")
+    yield rest.partition(":")[0] or here
+    if not settings.container_image:
+        yield here
+
+
+# What asks another machine: `call(op, payload, **args)`, as execution.reach.Reach has it.
+Reach = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """`behind`: field → path that exists here and that nothing takes along (see plan.left_behind). `fetch`: the
+    repositories that its mounts need (see plan.auto_mounts)."""
+
+    config: dict[str, Any]
+    settings: RunConfig
+    place: Place
+    behind: Mapping[str, str] = field(default_factory=dict)
+    fetch: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def place_job(
+    composed: Composed, run_id: str, job: int, recorded: RunConfig | None = None, reach: Reach | None = None
+) -> Placed:
+    """Freeze a composed job for the place that its profile names. UserError for a path that can't be right there.
+
+    `recorded`: the settings of an earlier launch, in the profile's place.
+    """
+    with hydra_visible(composed.hydra):
+        placed = _placed(composed, run_id, job, recorded, reach)
+    check_targets(placed.config, composed.command, composed.config_name, " ".join(composed.overrides))
+    refuse_secrets(placed.config, lambda key: _place_in(composed.config_file, key))
+    return placed
+
+
+def _place_in(file: Path | None, key: str) -> str:
+    place = key_place(file, key) if file else ""
+    return f"{place}: " if place != str(file or "") else ""
+
+
+def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None, reach: Reach | None) -> Placed:
+    from nemotron_kit.home import nemotron_home
+
+    frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
+    settings = effective_settings(frozen["run"], composed.overrides, recorded)
+    settings, where = with_folder(settings, (lambda: str(reach(vars(settings)).root)) if reach else None)
+    place = place_of(settings, run_id, job, registry=registry_here(settings))
+    if settings.executor == "local":
+        return Placed(frozen, settings, place)
+
+    fetch: tuple[dict[str, str], ...] = ()
+    notes = where
+    if any("auto_mount:" in mount for mount in settings.mounts or ()):
+        from nemotron_kit.launch.mounts import with_repositories
+
+        settings, fetch, more = with_repositories(settings, place.root, reach)
+        notes += more
+    there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
+    behind = check_paths(there, place, settings)
+    there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
+    # The `run` section is read by the launch, so its paths are those of this machine.
+    config = {**moved(there, place), "run": frozen["run"]}
+    return Placed(config, settings, place, behind, fetch, notes)
+
+
+def registry_here(settings: RunConfig) -> str | None:
+    """The registry that a job on this machine finds, unless its profile names another."""
+    if settings.tunnel == "ssh" or settings.artifacts_root:
+        return None
+    from nemotron_kit.artifacts.registry import open_registry
+
+    return str(open_registry().root)
+
+
+def import_path(place: Place, *, harmless: bool = False) -> list[str]:
+    """This process's import path as the job's: what lies in the code that is sent moves with it; on another machine
+    the rest is not there, and the kit comes first. `harmless`: without folders that would hide the standard library."""
+    here = [str(Path(entry).absolute()) for entry in sys.path]
+    here = [entry for entry in here if not (harmless and shadows_library(entry))]
+    entries = [place.move(entry) for entry in here if place.kit is None or place.move(entry) != entry]
+    # The kit's own folders (a checkout's) are found through the kit.
+    inside = [entry for entry in entries if not (place.kit and entry.startswith(place.kit))]
+    return list(dict.fromkeys([*filter(None, [place.kit]), *inside]))
+
+
+def registry_table(place: Place) -> str:
+    """env.toml for the job: [artifacts] as it is here, its root as it is there."""
+    table = {**read_env_file().table("artifacts"), "root": place.artifacts}
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    return "\n".join(["[artifacts]", *lines]) + "\n"
+
+
+def left_out(place: Place) -> list[str]:
+    """A sentence on code in the tree that is not sent, and of which git says nothing."""
+    from nemotron_kit.spec.paths import repositories_left_out
+
+    if place.tree is None:
+        return []
+    return [
+        f"{name}: a git repository of its own that git ignores in {place.tree.root}, so it is not part of the code "
+        "that is sent. If the job imports it, take it out of .gitignore."
+        for name in repositories_left_out(place.tree)
+    ]
+
+
+def still_behind(placed: Placed, reach: Reach | None) -> list[str]:
+    """A sentence for each field whose path the job will not find. With `reach` the target is asked."""
+    return [*_ignored(placed), *_elsewhere(placed, reach)]
+
+
+def _ignored(placed: Placed) -> list[str]:
+    """Files in the code's own folder that git ignores, so that they are not sent."""
+    place = placed.place
+    if place.code is None or place.tree is None:
+        return []
+    from nemotron_kit.spec.paths import ignored
+
+    inside = f"{place.code}/"
+    values = {key: value for key, value in placed.config.items() if key != "run"}
+    found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
+    files = {key: name for key, name in found.items() if os.path.isfile(f"{place.tree.root}/{name}")}  # noqa: PTH113
+    not_sent = ignored(place.tree, sorted(set(files.values()))) if files else set()
+    return [
+        f"{key}: {name} is ignored by git, so it is not part of the code that is sent. Add it to the repository "
+        f"(git add -f {name}), or name a place that {place.host} sees."
+        for key, name in files.items()
+        if name in not_sent
+    ]
+
+
+def _elsewhere(placed: Placed, reach: Reach | None) -> list[str]:
+    if not placed.behind:
+        return []
+    place, missing = placed.place, dict(placed.behind)
+    if reach is not None and place.apart:
+        paths = list(missing.values())
+        there, _ = reach({**vars(placed.settings)}).call("exist", paths=paths)
+        missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
+    where = f"is on this machine and not {f'on {place.host}' if place.apart else 'in the container'}"
+    sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"
+    fix = "mount it (mounts = …)" if place.code and not place.apart else f"name a path on {place.host}, or mount it"
+    return [f"{key}: {path} {where}: {sent}. Move it there, or {fix}." for key, path in missing.items()]

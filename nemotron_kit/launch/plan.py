@@ -1,0 +1,411 @@
+"""Makes the plan of one job from what was composed. Reads env.toml and a registry on this machine; writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit import __version__
+from nemotron_kit.app import App, Command
+from nemotron_kit.config import freeze as job_config
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.freeze import launch_environment, refers, secrets_used, to_yaml
+from nemotron_kit.envfile import find_env_file
+from nemotron_kit.errors import NemotronError, Note, UserError
+from nemotron_kit.executors.slurm.script import Sbatch, sbatch_for
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.launch.inputs import Inputs, look_up_for, resolve_inputs
+from nemotron_kit.launch.placing import Reach, import_path, left_out, place_job, registry_table, still_behind
+from nemotron_kit.masking import is_secret_name, secret_in
+from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
+from nemotron_kit.spec.profiles import check_run_wandb
+from nemotron_kit.spec.resources import Resources, label_of, resources_of, settings_dict, without_effect
+from nemotron_kit.worker.elastic import torchrun_command
+
+if TYPE_CHECKING:
+    from nemotron_kit.spec.runconfig import RunConfig
+
+
+WANDB_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "run_name": "WANDB_NAME",
+    "notes": "WANDB_NOTES",
+}
+
+
+def job_environment(
+    run_id: str,
+    place: Place,
+    run: Mapping[str, Any],
+    settings: RunConfig,
+    overrides: Sequence[str],
+    config_name: str | None = None,
+) -> dict[str, str]:
+    # A job's Python programs print as they go: its log holds both streams in order, and a kill costs no line.
+    variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
+    check_run_wandb(run.get("wandb") or {})
+    wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
+    if wandb.get("project") and wandb.get("enabled", True):
+        variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
+        if wandb.get("tags"):
+            variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
+    env_file = f"{place.job}/env.toml" if place.names_registry else find_env_file()
+    if env_file:
+        # A job in another working folder must find the same registry.
+        variables["NEMOTRON_ENV_FILE"] = str(env_file)
+    if place.kit:
+        variables["NEMOTRON_HOME"] = place.root
+    if place.code or place.kit:
+        # For whatever the job starts; its own processes find the rest by job.json's sys_path, behind the library.
+        paths = [entry for entry in import_path(place, harmless=True) if place.is_there(entry)]
+        variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
+    added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
+    if added:
+        variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
+    if config_name:
+        variables["NEMOTRON_CONFIG_NAME"] = config_name
+    return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
+
+
+def references(settings: RunConfig) -> list[str]:
+    """The variables of the profile whose values refer to others: the job itself, where it runs, puts those in."""
+    from nemotron_kit.spec.runconfig import env_dict
+
+    return [name for name, text in env_dict(settings).items() if refers(text)]
+
+
+def _env_vars(settings: RunConfig) -> dict[str, str]:
+    from nemotron_kit.spec.runconfig import env_dict
+
+    variables = env_dict(settings)
+    for name, value in variables.items():
+        variable = name if is_secret_name(name) else secret_in(str(value))
+        if variable:
+            what = f"{name}, a secret by its name" if variable == name else f"the value of {variable}, a secret"
+            raise UserError(
+                f"env_vars holds {what}: it would stand in every record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
+            )
+    return variables
+
+
+def launch_kind(mode: str, settings: RunConfig, resources: Resources) -> str:
+    if mode == "batch" or settings.executor != "local":
+        return DETACHED
+    return TORCHRUN if resources.processes > 1 else IN_PROCESS
+
+
+def launch_command(command: Command, launch: str, settings: RunConfig, place: Place, resources: Resources) -> list[str]:
+    folder = place.job
+    if place.kit:  # a folder with a __main__.py, which is the worker
+        return [place.python, place.kit, folder]
+    if launch == DETACHED or settings.executor != "local":
+        return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
+    if launch == IN_PROCESS:
+        return [command.handler_name or str(command.handler)]
+    return torchrun_command(resources.processes, folder)
+
+
+def job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:
+    """job.json: all that the worker needs besides the config."""
+    cls = command.config_cls
+    return {
+        "kit": __version__,
+        "command": command.words,
+        "handler": place.move_name(command.handler_name),
+        "config_cls": place.move_name(
+            cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
+        ),
+        "script": place.script(command.script_path, command.handler_name),
+        "nproc_per_node": resources.processes,
+        "executor": settings.executor,
+        "torchrun": resources.torchrun,
+        "retries": settings.retries or 0,
+        "max_segments": settings.max_segments,
+        "code": place.code,
+        "cwd": place.cwd,
+        "sys_path": import_path(place),
+        "secrets": list(settings.secrets or ()),
+        "expand": references(settings),
+    }
+
+
+def _importable(module: str) -> str:
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    return main.__spec__.name if main.__spec__ else str(getattr(main, "__file__", ""))
+
+
+def job_files(
+    frozen: Mapping[str, Any], spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str], place: Place
+) -> dict[str, str]:
+    pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
+    return {
+        "config.yaml": to_yaml(frozen),
+        "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
+        "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
+        **({"env.toml": registry_table(place)} if place.names_registry else {}),
+    }
+
+
+# ${art:slot} and ${art:slot,field} without interpolations inside; an escaped one is text.
+_ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
+# What a pin tells by itself, without the registry that it was made in.
+_OF_PIN = frozenset({"", "path", "version", "name", "type", "qualified_name"})
+
+
+def problems_of(
+    command: Command, launch: str, settings: RunConfig, frozen: Mapping[str, Any], environment: Mapping[str, str]
+) -> list[str]:
+    """The problems that need no look at the inputs."""
+    return [
+        *_executor_problems(command, settings),
+        *_handler_problems(command, launch),
+        *_wandb_problems(environment),
+        *_secret_problems(frozen, settings, environment),
+    ]
+
+
+def missing_value(key: str, command: Command) -> str:
+    option = "--" + key.replace("_", "-")
+    return f"{key} has no value. Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
+
+
+def _executor_problems(command: Command, settings: RunConfig) -> list[str]:
+    # A command that is one process has one node, whatever the profile says; its plan notes that.
+    if settings.executor == "local" and (settings.nodes or 1) > 1 and command.torchrun is not False:
+        return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]
+    return []
+
+
+def _handler_problems(command: Command, launch: str) -> list[str]:
+    """What a plain install lacks for this job. Found without importing it: torch alone takes a second."""
+    from importlib.util import find_spec
+
+    if launch == TORCHRUN and find_spec("torch") is None:
+        return ["torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'."]
+    if launch != IN_PROCESS and not command.script_path and not command.handler_name:
+        return ["the handler has no importable name, so no other process can call it: define it in a module."]
+    return []
+
+
+def _wandb_problems(environment: Mapping[str, str]) -> list[str]:
+    from importlib.util import find_spec
+
+    if "WANDB_PROJECT" in environment and find_spec("wandb") is None:
+        return ["W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'."]
+    return []
+
+
+def preflight(
+    command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: Place, connect: bool, here: bool
+) -> list[str]:
+    """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
+    not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
+    any other would judge this machine."""
+    from nemotron_kit.config.resolvers import pinned
+
+    values, problems = _with_fields(frozen, inputs, place)
+    check = command.load_preflight()
+    if check is None or not (here or _takes_here(check)):
+        return problems
+    try:
+        with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
+            # An input that isn't there is a problem already; the rest is checked all the same, its ${art:…} unresolved.
+            known = here and not (inputs.problems or problems)
+            config: Any = job_config.typed(job_config.resolve(frozen) if known else values, command.load_config_cls())
+    except UserError as error:
+        return [str(error)] if known else problems
+    return [*problems, *(check(config, connect=connect, here=False) if not here else check(config, connect=connect))]
+
+
+def _takes_here(check: Callable[..., Any]) -> bool:
+    from inspect import signature
+
+    parameters = signature(check).parameters.values()
+    return any(parameter.name == "here" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: Place) -> tuple[dict[str, Any], list[str]]:
+    """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
+    problems: list[str] = []
+
+    def at(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: at(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+        if isinstance(value, list):
+            return [at(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        for found in reversed(list(_ART.finditer(value))):
+            try:
+                field = _field(found, inputs, place)
+            except NemotronError as error:
+                problems.append(f"{key}: {found[0]}: " + " ".join(str(error).split("\n")))
+                continue
+            if field is not None and found[0] == value:
+                return field
+            if field is not None:
+                value = value[: found.start()] + str(field) + value[found.end() :]
+        return value
+
+    return at({key: value for key, value in frozen.items() if key != "run"}, ""), problems
+
+
+def _field(found: re.Match[str], inputs: Inputs, place: Place) -> Any:
+    """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
+    from nemotron_kit.artifacts.registry import open_registry
+    from nemotron_kit.artifacts.saving import artifact_field
+
+    pin, name = inputs.pins.get(found["slot"]), (found["field"] or "path").strip("'\" ")
+    if pin is None or (place.apart and name not in _OF_PIN):
+        return None
+    return artifact_field(pin, name, registry=open_registry(place.artifacts))
+
+
+def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+    """Secrets that the config refers to and that the job would look for in vain. What a machine behind ssh has in its
+    own environment is not known here."""
+    local = settings.executor == "local"
+    for key, name in secrets_used(frozen):
+        if name in environment:
+            continue
+        if local and name not in os.environ:
+            yield f"{key}: ${{secret:{name}}} is not set in this environment. export {name}=…"
+        elif not local and settings.tunnel != "ssh" and name not in (settings.secrets or ()):
+            yield f'{key}: ${{secret:{name}}} does not reach the job. Name it in the profile: secrets = ["{name}"].'
+
+
+_PREVIEW = "dry_run is set in the profile: a sweep's jobs are shown by -m … --dry-run, or set --run.dry_run false."
+
+
+def build_plan(
+    composed: Composed,
+    app: App,
+    *,
+    run_id: str,
+    argv: Sequence[str],
+    job: int = 0,
+    connect: bool = True,
+    reach: Reach | None = None,
+    recorded: RunConfig | None = None,
+    alone: bool = True,
+) -> Plan:
+    """The plan of one composed job.
+
+    `reach` gives the way to another machine (execution.reach.reach_for), whose registry is then asked; without it, and
+    with `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what
+    makes the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, which stand in
+    the profile's place. `alone`: not one of a sweep's jobs, which share a script.
+    """
+    command = composed.command
+    reach = reach if connect else None
+    placed = place_job(composed, run_id, job, recorded, reach)
+    frozen, settings, place = placed.config, placed.settings, placed.place
+    missing = job_config.check(frozen, command.load_config_cls())
+    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
+    detached = list(_detached(frozen, settings, alone))
+    resources = resources_of(settings, command.torchrun)
+    launch = launch_kind(frozen["run"]["mode"], settings, resources)
+    sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
+    environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
+    problems = [
+        *(missing_value(key, command) for key in missing),
+        *inputs.problems,
+        *still_behind(placed, reach),
+        *sbatch.problems,
+        *([_PREVIEW] if settings.dry_run and connect and not alone else []),
+        *problems_of(command, launch, settings, frozen, environment),
+    ]
+    found = preflight(command, frozen, inputs, place, connect, settings.executor == "local") if not missing else []
+    problems += [problem for problem in found if not isinstance(problem, Note)]
+    unjudged = [str(note) for note in found if isinstance(note, Note)]
+    spec = job_spec(command, settings, place, resources)
+    return Plan(
+        run_id=run_id,
+        recipe=command.recipe,
+        stage=command.stage,
+        folder=f"{nemotron_home()}/runs/{run_id}",
+        argv=tuple(argv),
+        hydra=tuple(composed.overrides),
+        mode=frozen["run"]["mode"],
+        profile=frozen["run"]["profile"],
+        executor=settings.executor,
+        settings=settings_dict(settings),
+        launch=launch,
+        config_name=composed.config_name,
+        config_file=str(composed.config_file) if composed.config_file else None,
+        config=frozen,
+        inputs=inputs.pins,
+        references=inputs.references,
+        launch_command=tuple(launch_command(command, launch, settings, place, resources)),
+        environment=environment,
+        secrets=tuple(settings.secrets or ()),
+        captured=_captured(composed, place),
+        files={**job_files(frozen, spec, inputs, environment, place), **sbatch.files},
+        problems=tuple(problems),
+        notes=(
+            *composed.notes,
+            *detached,
+            *inputs.notes,
+            *sbatch.notes,
+            *placed.notes,
+            *left_out(place),
+            *unjudged,
+            *without_effect(settings, launch, frozen["run"], composed.overrides),
+        ),
+        job=job,
+        place=place.to_dict(),
+        extra={**sbatch.extra, **({"repositories": list(placed.fetch)} if placed.fetch else {})},
+    )
+
+
+def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Iterator[str]:
+    """`detach = true` in a profile makes of --run what --batch is; a note says so."""
+    if not settings.detach or frozen["run"]["mode"] != "run":
+        return
+    if not alone:
+        yield "detach: no effect on a sweep; --batch detaches it."
+        return
+    frozen["run"]["mode"] = "batch"
+    yield "detach is set in the profile: the job is submitted and left to itself, as with --batch."
+
+
+def _captured(composed: Composed, place: Place) -> dict[str, str]:
+    """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
+    found = launch_environment(composed.config)
+    return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
+
+
+def _of_executor(
+    command: Command,
+    settings: RunConfig,
+    resources: Resources,
+    place: Place,
+    inputs: Inputs,
+    run_id: str,
+    job: int,
+    mode: str,
+    alone: bool,
+) -> Sbatch:
+    if settings.executor == "local":
+        return Sbatch(notes=resources.notes)
+    if settings.executor == "docker":
+        from nemotron_kit.executors.docker import docker_for
+
+        return docker_for(settings, resources, place, inputs.pins, run_id=run_id, job=job, mode=mode)
+    if settings.executor != "slurm":
+        from nemotron_kit.executors.cloud import cloud_for
+
+        return cloud_for(settings, run_id=run_id, job=job, mode=mode)
+    label = label_of(settings, command.recipe, command.stage)
+    return sbatch_for(
+        settings, resources, place, inputs.pins, run_id=run_id, job=job, label=label, mode=mode, alone=alone
+    )

@@ -1,0 +1,180 @@
+"""The jobs of a sweep on disk: their plans, which jobs exist, and which were handed to the executor."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder, read_object
+from nemotron_kit.spec.plan import DETACHED, Plan
+
+FILE = "launch.json"
+# What a plan on record says in fields of its own; the rest is its `extra`.
+_PLANS = frozenset(f.name for f in dataclasses.fields(Plan)) | {
+    "command_line",
+    "captured_at_launch",
+    "created_at",
+    "job_folder",
+}
+_OWN = ("mode", "executor", "settings", "place", "extra", "secrets")
+
+
+class Texts(Mapping[str, str]):
+    """Name in a folder → the file's text, read when it is asked for: a sweep may have very many."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self._names = folder, tuple(names)
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._names:
+            raise KeyError(name)
+        return read_regular(self._folder / name).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def to_text(plan: Plan) -> str:
+    """What of a job's plan its own folder holds."""
+    own = {name: getattr(plan, name) for name in _OWN}
+    return json.dumps({**own, "secrets": list(plan.secrets), "files": list(plan.files)}) + "\n"
+
+
+def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
+    """The plans of a sweep's jobs, as their back end takes them. Raises DamagedRecord."""
+    shared = run.plan()
+    return [_load(run, shared, number) for number in numbers]
+
+
+def load_plan(run: RunFolder, job: JobFolder) -> Plan:
+    """The plan of one job of a run, whichever way it was launched. Raises DamagedRecord."""
+    shared = run.plan()
+    if (job.path / FILE).exists():
+        return _load(run, shared, job.number)
+    own: dict[str, Any] = {"mode": "local", "executor": "local", "settings": {}, "place": {}, "secrets": []}
+    own |= {name: shared[name] for name in own if shared.get(name)}
+    own["extra"] = {name: value for name, value in shared.items() if name not in _PLANS}
+    own["files"] = list(shared.get("files") or ())
+    return _made(run, shared, job, own)
+
+
+def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
+    job = run.job(number)
+    return _made(run, shared, job, read_object(job.path / FILE))
+
+
+def _made(run: RunFolder, shared: Mapping[str, Any], job: JobFolder, own: Mapping[str, Any]) -> Plan:
+    return Plan(
+        run_id=run.id,
+        recipe=str(shared.get("recipe") or ""),
+        stage=str(shared.get("stage") or ""),
+        folder=str(run.path),
+        argv=(),
+        hydra=(),
+        mode=own["mode"],
+        profile=shared.get("profile"),
+        executor=own["executor"],
+        settings=own["settings"],
+        launch=DETACHED,
+        config_name="",
+        config_file=None,
+        config={},
+        inputs={},
+        references={},
+        launch_command=(),
+        environment=shared.get("environment") or {},
+        secrets=tuple(own["secrets"]),
+        captured={},
+        files=Texts(job.path, own["files"]),
+        job=job.number,
+        place=own["place"],
+        extra=own["extra"],
+    )
+
+
+SWEEP_FILE = "sweep.json"
+
+
+class SweepQueue:
+    """The jobs of one sweep on their way to a back end."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._path = run.path / SWEEP_FILE
+        record = read_object(self._path) if self._path.exists() else {}
+        self._jobs: list[int] = list(record.get("jobs", []))
+        self._batches: list[dict[str, Any]] = list(record.get("batches", []))
+
+    @property
+    def listed(self) -> set[int]:
+        """All of its jobs, but for those that were dropped."""
+        return set(self._jobs)
+
+    @property
+    def waiting(self) -> list[int]:
+        """Those that were never handed over."""
+        taken = {number for batch in self._batches for number in batch["jobs"]}
+        return [number for number in self._jobs if number not in taken]
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The first batch whose handing over was begun and is not known to have ended well; empty without one."""
+        return next((list(batch["jobs"]) for batch in self._batches if not batch["done"]), [])
+
+    def add(self, numbers: Sequence[int]) -> None:
+        """More jobs, whose folders are all there."""
+        self._jobs.extend(numbers)
+        self._write()
+
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Write down that these are about to be handed over."""
+        if list(numbers) != self.unfinished:
+            self._batches.append({"jobs": list(numbers), "done": False})
+            self._write()
+
+    def end(self) -> None:
+        """They were."""
+        next(batch for batch in self._batches if not batch["done"])["done"] = True
+        self._write()
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """These are not to be handed over any more."""
+        self._jobs = [number for number in self._jobs if number not in set(numbers)]
+        self._write()
+
+    def _write(self) -> None:
+        files.write_json(self._path, {"jobs": self._jobs, "batches": self._batches})
+
+
+class Busy(UserError):
+    """Another process does it already."""
+
+
+@contextmanager
+def alone(run: RunFolder, what: str = "sweep") -> Iterator[None]:
+    """Within the block no other process does this with the run; "sweep" is handing over jobs of it. Busy when one
+    does now."""
+    lock = os.open(run.path / f".{what}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise Busy(
+            f"Another process is submitting the jobs of {run.id}.", hint="It goes on by itself; or stop it first."
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,105 @@
+"""A job that has stopped goes on: another attempt of it in its own folder, where its checkpoints and its log are.
+
+The record stays one: the earlier attempt's end joins its history, and the same config, inputs and code are used."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.docker import missing_secrets
+from nemotron_kit.launch.attach import Shown, attach
+from nemotron_kit.launch.dependencies import After
+from nemotron_kit.launch.launch import followed, submitted
+from nemotron_kit.launch.queue import alone, load_plan
+from nemotron_kit.launch.status import ENDED, HERE, folder_there, is_apart, is_elsewhere, refresh, standing
+from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import RESUMED, JobFolder, JobState
+from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+from nemotron_kit.worker.process import Outcome
+
+_LOCK = "resume"
+
+
+def resume(run: RunFolder, job: JobFolder) -> Outcome:
+    """Start another attempt of a job that has ended without success; unless it was launched with --batch, follow it.
+
+    UserError, and nothing is touched, for one that has succeeded, that is not over, or that can't begin.
+    """
+    _state(run, job)  # the lock is held for as long as the job is followed: who comes second hears that it runs
+    with alone(run, _LOCK):
+        state = _state(run, job)
+        plan = _held(job, load_plan(run, job))
+        for said in missing_secrets(plan.secrets):
+            raise UserError(f"{job.reference}: {said}")
+        backend = backend_for(plan)
+        shown = _shown(run, job)
+        sys.stderr.write(f"{job.reference}: another attempt\n")
+        if state.terminal:
+            _begin_again(run, job, plan)
+        attempt = sum(1 for entry in job.history() if entry.get(RESUMED))
+        plan = replace(plan, extra={**plan.extra, "attempt": attempt})
+        if plan.executor == HERE and plan.mode != "batch":
+            return followed(run, backend, job, lambda: submitted(run, job, backend, plan), shown)
+        submitted(run, job, backend, plan)
+    if plan.mode == "batch":
+        return Outcome(0, "pending")
+    cancels = bool(plan.settings.get("cancel_on_interrupt"))
+    return attach(run, backend, [job], shown=shown, cancel_on_interrupt=cancels)
+
+
+def _state(run: RunFolder, job: JobFolder) -> JobState:
+    """How the job stands now, if another attempt of it may begin."""
+    state = standing(job, refresh([run]).get(run.id))
+    _refuse(job, state, is_elsewhere(run.plan()))
+    return state
+
+
+def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
+    name, run_id = job.reference, job.run_id
+    if state.state == "succeeded":
+        raise UserError(f"{name} has succeeded.", hint=f"To run it anew: nemotron runs rerun {name}")
+    if state.state == "running":
+        why = f": {state.error}" if state.error else ""
+        hint = f"nemotron runs attach {run_id} follows it; nemotron runs cancel {run_id} ends it."
+        raise UserError(f"{name} is running{why}.", hint=hint)
+    # A job of this machine that nobody has started (its start was killed) waits for nothing.
+    if state.state == "pending" and (elsewhere or state.facts.get("process")):
+        reason = state.facts.get("reason")
+        raise UserError(f"{name} is pending{f': {reason}' if reason else ''}.", hint="It begins by itself.")
+    if state.state == "unreachable":
+        raise Unreachable(f"{name}: how it stands is not known: {state.error}", hint="Try again once that answers.")
+    if not state.terminal and state.state != "pending":
+        raise UserError(f"{name} is {state.state}: {state.error}.", hint=f"nemotron runs show {run_id}")
+
+
+def _held(job: JobFolder, plan: Plan) -> Plan:
+    """The plan with nothing that holds it back. UserError for one that waits for other runs, and has never begun."""
+    after = [str(run_id) for run_id in plan.extra.get("after") or ()]
+    if after and all(entry["state"] != "running" for entry in job.history()):
+        known = After.of(after)
+        for run in known.left:
+            how = ENDED.get(known.states[run.id], "has not succeeded yet")
+            hint = f"nemotron runs {'resume' if known.states[run.id] in ENDED else 'wait'} {run.id}"
+            raise UserError(f"{job.reference} starts after {run.id}, which {how}.", hint=f"That one first: {hint}")
+    return replace(plan, extra={k: v for k, v in plan.extra.items() if k not in ("dependency", WAIT_FIRST)})
+
+
+def _begin_again(run: RunFolder, job: JobFolder, plan: Plan) -> None:
+    """Where the job's own folder is not the record's, that one first: whoever looks there must not see the old end."""
+    record = run.plan()
+    if is_apart(run, record):
+        folder = f"{folder_there(run, record)}/jobs/{job.number}"
+        reach_for(plan.settings).call("begin_again", jobs=[folder])
+    job.begin_again()
+
+
+def _shown(run: RunFolder, job: JobFolder) -> Shown:
+    """What the earlier attempts printed counts as shown."""
+    shown = Shown(run)
+    logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
+    shown.keep({job.number: {**logs, **{name: at for name, at in shown.of(job.number).items() if name not in logs}}})
+    return shown

@@ -1,0 +1,320 @@
+"""The record of runs brought up to date from whatever runs them: one question a target for all of its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.executors.base import Backend, Observation, backend_for
+from nemotron_kit.launch.attach import record
+from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
+from nemotron_kit.runs.job import (
+    DAMAGED,
+    TERMINAL,
+    DamagedRecord,
+    JobFolder,
+    JobState,
+    is_gone,
+    is_last_word,
+    read_object,
+    run_state,
+)
+
+# An answer is good for this long, for longer where it took long: a busy scheduler is asked less often.
+SHORTEST, LONGEST = 3.0, 60.0
+_TIMES = 5.0
+_FIELDS = tuple(field.name for field in fields(Observation))
+
+Known = tuple[float, dict[int, Observation], str | None]
+
+
+class Seen:
+    """The file of the target that `key` names. Damaged, unreadable or unwritable, it is as if there were none."""
+
+    def __init__(self, key: str) -> None:
+        self.path = runs_root() / ".seen" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+    def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Known] | None:
+        """Run id → (when, observations, why nobody answered), if all that is wanted was seen lately; else None."""
+        now, runs = time.time(), self._read()
+        if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
+            return None
+        with contextlib.suppress(TypeError, KeyError, ValueError):  # another version's: as if there were none
+            return {run_id: _known(runs[run_id]) for run_id in wanted}
+        return None
+
+    def keep(
+        self,
+        at: float,
+        took: float,
+        found: Mapping[str, Mapping[int, Observation]],
+        lost: str | None,
+        asked: Sequence[str],
+    ) -> None:
+        """Remember an answer, and how long it is good for. What others have asked lately stays."""
+        now = time.time()
+        until = now + min(LONGEST, max(SHORTEST, _TIMES * took))
+        runs = {run_id: entry for run_id, entry in self._read().items() if entry.get("until", 0) > now}
+        for run_id in asked:
+            jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
+            runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
+        with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            files.write_json(self.path, {"runs": runs})
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            runs = read_object(self.path).get("runs")
+        except (FileNotFoundError, DamagedRecord):
+            return {}
+        return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}
+
+
+def _covers(entry: Mapping[str, Any] | None, numbers: Sequence[int], now: float) -> bool:
+    # A clock that was set back must not keep an answer alive.
+    if entry is None or not now - LONGEST <= entry.get("at", 0) <= now < entry.get("until", 0):
+        return False
+    return bool(entry.get("lost")) or all(str(number) in entry.get("jobs", {}) for number in numbers)
+
+
+def _known(entry: Mapping[str, Any]) -> Known:
+    jobs = {
+        int(number): Observation(**{name: values[name] for name in _FIELDS}) for number, values in entry["jobs"].items()
+    }
+    return float(entry["at"]), jobs, entry["lost"]
+
+
+def folder_there(run: RunFolder, plan: Mapping[str, Any]) -> str:
+    """The run's folder where its jobs run."""
+    return str((plan.get("place") or {}).get("run") or run.path)
+
+
+def is_apart(run: RunFolder, plan: Mapping[str, Any]) -> bool:
+    """Whether the jobs' own folders are not those of the record."""
+    return folder_there(run, plan) != str(run.path)
+
+
+def mirror(run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder]) -> None:
+    """Bring the records of `jobs` here. Raises Unreachable; nothing to do where the folders are the same."""
+    if not jobs or not is_apart(run, plan):
+        return
+    there = [f"{folder_there(run, plan)}/jobs/{job.number}" for job in jobs]
+    records, _ = reach_for(plan.get("settings") or {}).call("job_records", jobs=there)
+    for job, found in zip(jobs, records, strict=True):
+        _write(job, found)
+
+
+def is_mirrored(job: JobFolder) -> bool:
+    """Whether the end of a job elsewhere, and what it saved, is on record here."""
+    return bool((job.exit_record() or {}).get("mirrored"))
+
+
+def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
+    if found["artifacts"]["inputs"] or found["artifacts"]["outputs"]:
+        files.write_json(job.path / "artifacts.json", found["artifacts"])
+    if found["metrics"]:
+        files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
+    end, own = found["exit"], job.exit_record()
+    if end is not None and is_last_word(end):
+        _began(job, found["history"])
+        own = end  # else the scheduler has the last word: a job that was stopped does not know why
+    if own is not None:
+        files.write_json(job.path / "exit.json", {**own, "mirrored": True})
+
+
+def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
+    """When the job began, by its own word: nobody may have looked at it while it ran."""
+    began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
+    if began is not None and job.state().started is None:
+        job.transition("running", observed=True, at=began["at"])
+
+
+HERE = "local"
+LOST = "unreachable"
+ENDED = {"failed": "failed", "cancelled": "was cancelled", "preempted": "was preempted"}
+# What a record says where nothing is known: the state before it is the last known one.
+_UNKNOWN = (LOST, "unknown")
+# What makes two profiles' jobs answerable in one question.
+_TARGET = ("tunnel", "host", "user", "identity")
+
+Asked = tuple[RunFolder, Mapping[str, Any], Sequence[JobFolder]]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One run as its back end saw it at `at` (seconds since the epoch). `lost`: why nobody could be asked."""
+
+    at: float
+    observed: Mapping[int, Observation] = field(default_factory=dict)
+    lost: str | None = None
+
+
+def refresh(runs: Iterable[RunFolder]) -> dict[str, Sight]:
+    """Run id → how its jobs are seen now, for each of `runs` that something elsewhere has still to tell about.
+
+    Runs of this machine, and those that are over, are left out: their folders say all. Raises nothing of a back end's.
+    """
+    groups: dict[str, list[Asked]] = {}
+    for run in runs:
+        asked = _open(run)
+        if asked is not None:
+            groups.setdefault(target_of(asked[1]), []).append(asked)
+    if len(groups) < 2:
+        return {run_id: sight for key, group in groups.items() for run_id, sight in _refresh(key, group).items()}
+    from concurrent.futures import ThreadPoolExecutor
+
+    # A target that does not answer keeps nobody from hearing of the others.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = pool.map(_refresh, groups.keys(), groups.values())
+        return {run_id: sight for answer in answers for run_id, sight in answer.items()}
+
+
+def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
+    """The summaries as they are once their back ends have been asked. `runs`: run id → folder of those to ask about."""
+    sights = refresh(runs.values())
+    return [_updated(runs[s.id], sights[s.id]) if s.id in sights else s for s in summaries]
+
+
+def standing(job: JobFolder, sight: Sight | None) -> JobState:
+    """Where a job stands: what its record says, or `unreachable` with the last known state in `facts["known"]`."""
+    state = job.state()
+    seen = sight.observed.get(job.number) if sight else None
+    lost = sight.lost if sight and sight.lost else seen.error if seen and seen.state == LOST else None
+    if state.terminal or (lost is None and state.state != LOST):
+        return state
+    known = last_known(job)
+    facts = {**state.facts, "known": known["state"] if known else None, "known_at": known["at"] if known else None}
+    return replace(state, state=LOST, error=lost or state.error, facts=facts)
+
+
+def run_standing(run: RunFolder, sight: Sight | None) -> str:
+    """The state of a run, in one word."""
+    return run_state(standing(job, sight).state for job in run.jobs())
+
+
+def last_known(job: JobFolder) -> Mapping[str, Any] | None:
+    """The last transition that was more than not knowing."""
+    return next((entry for entry in reversed(job.history()) if entry["state"] not in _UNKNOWN), None)
+
+
+def is_elsewhere(plan: Mapping[str, Any]) -> bool:
+    """Whether something besides the run's folder knows how it stands."""
+    return str(plan.get("executor") or HERE) != HERE
+
+
+def target_of(plan: Mapping[str, Any]) -> str:
+    """What a plan's jobs are asked of, as text: equal for two runs that one question can cover."""
+    settings = plan.get("settings") or {}
+    return "|".join([str(plan.get("executor")), *(str(settings.get(name) or "") for name in _TARGET)])
+
+
+def _open(run: RunFolder) -> Asked | None:
+    try:
+        plan = run.plan()
+    except DamagedRecord:
+        return None
+    if not is_elsewhere(plan):
+        return None
+    launcher = plan.get("launcher")
+    over = isinstance(launcher, Mapping) and is_gone(launcher)
+    queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
+    waiting, listed = set(queue.waiting), queue.listed
+    jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
+    for job in jobs if over else ():
+        if job.number not in listed:  # nobody will submit it
+            job.finish(1, "failed", error="its launch ended before it was submitted")
+    left = [job for job in jobs if not over or job.number in listed]
+    return (run, plan, left) if left else None
+
+
+def _refresh(key: str, group: Sequence[Asked]) -> dict[str, Sight]:
+    """The runs of one target: from what was seen a moment ago, else asked."""
+    seen = Seen(key)
+    known = seen.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
+    if known is not None:
+        return {run_id: Sight(at, observed, lost) for run_id, (at, observed, lost) in known.items()}
+    asked = time.time()
+    found: dict[str, dict[int, Observation]] = {}
+    lost = None
+    try:
+        found = observe_many(backend_for(group[0][1]), [(run, jobs) for run, _, jobs in group])
+        for run, plan, jobs in group:
+            _record(run, plan, jobs, found.get(run.id, {}), asked)
+    except NemotronError as error:
+        lost = error.message
+    seen.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
+    return {run.id: Sight(asked, found.get(run.id, {}), lost) for run, _, _ in group}
+
+
+def ask(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder]) -> None:
+    """Bring the record of one run's jobs up to date now, whatever was seen a moment ago. Raises Unreachable."""
+    asked = time.time()
+    _record(run, run.plan(), jobs, backend.observe(run, jobs), asked)
+
+
+def observe_many(
+    backend: Backend, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]
+) -> dict[str, dict[int, Observation]]:
+    """One question where the back end has one for many runs, else one a run. Raises Unreachable."""
+    many: Any = getattr(backend, "observe_many", None)
+    if many is not None:
+        found: dict[str, dict[int, Observation]] = many(runs)
+        return found
+    return {run.id: _each(backend, run, jobs) for run, jobs in runs}
+
+
+def _each(backend: Backend, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+    try:
+        return backend.observe(run, jobs)
+    except Unreachable as error:
+        return {job.number: Observation(LOST, error=error.message) for job in jobs}
+
+
+def _record(
+    run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float
+) -> None:
+    known = {number: _explained(plan, o) for number, o in seen.items() if o.state != LOST}
+    ended = [job for job in jobs if job.number in known and known[job.number].state in TERMINAL]
+    # What they left can still be fetched by whoever looks at the run; that they have ended is known now.
+    with suppress(NemotronError):
+        mirror(run, plan, ended)
+    record(jobs, known, asked)
+
+
+def _explained(plan: Mapping[str, Any], seen: Observation) -> Observation:
+    """A job that its scheduler dropped because another one did not succeed says so."""
+    if seen.state != "cancelled" or not plan.get("dependency"):
+        return seen
+    for run_id in plan.get("after") or ():
+        state = RunFolder(runs_root() / str(run_id)).state()
+        if state in ENDED:
+            return replace(seen, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}.")
+    return seen
+
+
+def _updated(run: RunFolder, sight: Sight) -> RunSummary:
+    summary = run.summary()
+    state = run_standing(run, sight)
+    if summary.state == "pending" and state == "pending":
+        reasons = [o.reason for o in sight.observed.values() if o.state == "pending" and o.reason]
+        return replace(summary, reason=next(iter(reasons), summary.reason))
+    if summary.state == DAMAGED or state != LOST:
+        return summary
+    known = next((s for s in (standing(job, sight) for job in run.jobs()) if s.state == LOST), None)
+    return replace(summary, state=LOST, error=why_lost(known) if known else summary.error)
+
+
+def why_lost(state: JobState) -> str:
+    """`was running; cluster does not answer.`"""
+    known = state.facts.get("known")
+    return f"{f'was {known}; ' if known else ''}{state.error or 'nobody answers'}"

@@ -1,0 +1,280 @@
+"""Jobs handed to a scheduler as far as it takes them, and jobs that wait here to be submitted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
+from nemotron_kit.executors.base import Backend, Observation, backend_for
+from nemotron_kit.executors.docker import missing_secrets
+from nemotron_kit.launch import queue as queue_module
+from nemotron_kit.launch.attach import record
+from nemotron_kit.launch.dependencies import After, wait_for
+from nemotron_kit.launch.queue import SWEEP_FILE, Busy, SweepQueue, alone, load_plans
+from nemotron_kit.launch.status import mirror
+from nemotron_kit.remote.ssh import NotSent
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import TERMINAL, JobFolder, process_facts
+from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+from nemotron_kit.worker.process import Terminated
+
+log = logging.getLogger("nemotron_kit.launcher")
+_FASTEST, _SLOWEST = 0.3, 10.0
+# Submitting a few at a time, as others end, would make very many arrays.
+_LEAST = 250
+
+Ended = Callable[[JobFolder], None]
+
+
+def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
+    """Hand over what waits, as far as there is room beside `running` jobs of the sweep; the jobs that were.
+
+    What an earlier process had begun to hand over comes first. Raises what the back end raises; the rest waits on.
+    """
+    plan = run.plan()
+    backend, given = backend_for(plan), list[int]()
+    with alone(run):
+        queue = SweepQueue(run)
+        while numbers := queue.unfinished or _fitting(queue, backend, plan, running + len(given)):
+            queue.begin(numbers)
+            _reopen(run, numbers)
+            try:
+                backend.submit(run, _held(load_plans(run, numbers)))
+            except NemotronError as error:
+                _told(run, backend, numbers, error)
+                raise
+            queue.end()
+            given += numbers
+    return [run.job(number) for number in given]
+
+
+def _held(plans: list[Plan]) -> list[Plan]:
+    """The plans with what holds them back now: it may have been another day when they were made."""
+    if not plans[0].extra.get("dependency"):
+        return plans
+    numbers = After.of(plans[0].extra["after"]).dependency(plans[0])
+    if numbers is None:
+        return plans
+    return [replace(plan, extra={**plan.extra, "dependency": numbers}) for plan in plans]
+
+
+def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
+    """What failed to be submitted, and never ran, waits again."""
+    for job in map(run.job, numbers):
+        if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
+            job.transition("pending")
+
+
+def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
+    """Cancel those of `jobs` that were never handed over; the others. UserError while another process hands over."""
+    if not (run.path / SWEEP_FILE).exists():
+        return list(jobs)
+    with alone(run):
+        queue = SweepQueue(run)
+        waiting = set(queue.waiting)
+        dropped = [job for job in jobs if job.number in waiting]
+        queue.drop([job.number for job in dropped])
+    for job in dropped:
+        job.request_cancel()
+        job.finish(130, "cancelled", error="cancelled before it was submitted")
+    return [job for job in jobs if job.number not in waiting]
+
+
+def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None) -> None:
+    """Have the jobs run to their ends; `ended` hears of each as it does (None: what fits is handed over, no more).
+
+    Ctrl-C leaves them alone and says how to get back, or cancels them where the profile says so.
+    """
+    plan = run.plan()
+    try:
+        given = submit_waiting(run)
+        if ended is not None:
+            _watch(run, jobs, given, ended)
+    except (KeyboardInterrupt, Terminated):
+        if (plan.get("settings") or {}).get("cancel_on_interrupt"):
+            _cancel(run, jobs)
+        else:
+            log.warning("%s goes on: nemotron runs show %s", run.id, run.id)
+            log.warning("To stop it: nemotron runs cancel %s", run.id)
+        raise
+    finally:
+        queue = SweepQueue(run)
+        open_jobs = len(queue.waiting) + len(queue.unfinished)
+        if open_jobs:
+            log.warning("%d jobs are still to be submitted: nemotron runs resume %s", open_jobs, run.id)
+
+
+def _fitting(queue: SweepQueue, backend: Backend, plan: dict[str, Any], running: int) -> list[int]:
+    """As many of those that wait as the back end takes now."""
+    waiting = queue.waiting
+    if not waiting:
+        return []
+    if plan.get("executor") == "docker":  # an engine starts whatever it is told to
+        most = int((plan.get("settings") or {}).get("max_parallel") or os.cpu_count() or 1)
+        return waiting[: max(0, most - running)]
+    room: Any = getattr(backend, "room", None)
+    free = len(waiting) if room is None else int(room())
+    return waiting[:free] if free >= min(len(waiting), _LEAST) or not running else []
+
+
+def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: NemotronError) -> None:
+    """Put on record what is known of jobs whose submission failed: some may be queued, others refused."""
+    jobs = [run.job(number) for number in numbers]
+    try:
+        record(jobs, {n: o for n, o in backend.observe(run, jobs).items() if o.state != "unknown"})
+    except NemotronError:
+        for job in jobs:
+            job.transition("unknown", observed=True, error=error.message)
+
+
+def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+    backend_for(run.plan()).cancel(run, drop_waiting(run, jobs))
+    log.warning("%s: cancelled.", run.id)
+
+
+def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
+    """Losing sight of the jobs ends nothing."""
+    plan, pause, lost = run.plan(), _FASTEST, False
+    backend, left = backend_for(plan), {job.number: job for job in given}
+    unseen = {job.number for job in jobs} - set(left)
+    while left or unseen:
+        asked = time.time()
+        observed: dict[int, Observation] = {}
+        try:
+            observed = backend.observe(run, list(left.values()))
+            mirror(run, plan, [left[number] for number, seen in observed.items() if seen.state in TERMINAL])
+            lost = False
+        except Unreachable as error:
+            if not lost:
+                log.warning("%s: out of sight, still trying: %s", run.id, error.message)
+            observed, lost = {}, True
+        record(list(left.values()), observed, asked)
+        over = [number for number, seen in observed.items() if seen.state in TERMINAL]
+        for number in over:
+            ended(left.pop(number))
+        if unseen and (over or not left):
+            with suppress(Unreachable):  # it is tried again
+                more = {job.number: job for job in submit_waiting(run, running=len(left))}
+                left.update(more)
+                unseen -= set(more)
+        for number in unseen - set(SweepQueue(run).waiting):  # somebody has cancelled it
+            unseen.discard(number)
+            ended(run.job(number))
+        pause = _FASTEST if over else min(pause * 1.2, _SLOWEST)
+        if left or unseen:
+            time.sleep(pause)
+
+
+LOG, _WAITER = "waiter.log", "waiter"
+_START_SECONDS = 10.0
+# A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
+
+
+def defer(plan: Plan, run: RunFolder) -> None:
+    """Send what the job needs, and leave the rest to a process of this machine."""
+    backend_for(plan).prepare(run, [plan])
+    files.write_text(run.job(plan.job).path / queue_module.FILE, queue_module.to_text(plan))
+    SweepQueue(run).add([plan.job])
+    start(run)
+
+
+def start(run: RunFolder) -> None:
+    """Start the process that waits. Returns once it says so; NemotronError when it does not get so far."""
+    (job,) = run.jobs()
+    known = len(job.history())
+    with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+        waiter = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while len(job.history()) == known and job.exit_record() is None and time.monotonic() < deadline:
+        if waiter.poll() not in (None, 0):
+            raise NemotronError(f"{run.id}: what is to submit it did not start: see {run.path / LOG}.")
+        time.sleep(0.02)
+
+
+def resume(run: RunFolder) -> bool:
+    """Wait on, where the process that did so has ended; False where there is nothing to wait for any more. UserError
+    where that process is there."""
+    (job,) = run.jobs()
+    queue = SweepQueue(run)
+    try:
+        with alone(run, _WAITER):
+            pass
+    except Busy as busy:
+        reason = job.state().facts.get("reason")
+        raise UserError(f"{run.id} waits for {reason}.", hint="It goes on by itself.") from busy
+    if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
+        return False
+    (plan,) = queue_module.load_plans(run, [job.number])
+    for said in missing_secrets(plan.secrets):
+        raise UserError(f"{run.id}: {said}")
+    start(run)
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Wait, and submit; the job's record says how it went."""
+    (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
+    run = RunFolder(folder)
+    (job,) = run.jobs()
+    try:
+        with alone(run, _WAITER):
+            return _wait(run, job)
+    except Busy:  # two were started at once
+        return 0
+
+
+def _wait(run: RunFolder, job: JobFolder) -> int:
+    job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAIT_FIRST]))
+    try:
+        wait_for(job, run.plan()[WAIT_FIRST])
+        # From here on the scheduler is asked how it stands, not this process.
+        job.transition("pending", reason="its submission")
+        _submit(run, job)
+    except NemotronError as error:
+        if not run.path.is_dir() or job.state().state == "cancelled":
+            return error.exit_code  # `runs rm`, or `runs cancel`, which has said so
+        if isinstance(error, Unreachable) and not isinstance(error, NotSent):
+            return error.exit_code  # it may be queued: its scheduler has the last word
+        job.finish(error.exit_code, "cancelled" if isinstance(error, Cancelled) else "failed", error=error.message)
+        SweepQueue(run).drop([job.number])
+        return error.exit_code
+    return 0
+
+
+def _submit(run: RunFolder, job: JobFolder) -> None:
+    pause, sent = _FIRST_PAUSE, False
+    while not job.cancel_requested:
+        try:
+            submit_waiting(run)
+            return
+        except (Unreachable, Busy) as error:
+            sent = sent or not isinstance(error, NotSent | Busy)
+            print(f"{error}\nnext try in {pause:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
+            if pause > _LONGEST_PAUSE:
+                raise
+        time.sleep(pause)
+        pause *= 2
+    if not sent:  # else its scheduler has the last word
+        raise Cancelled(f"{run.id}: cancelled before it was submitted.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The code of launches on the target: archives, copies for jobs, git repositories, and removing what no run needs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.remote.agent.operations import CODE
+from nemotron_kit.runs.folder import RunFolder, is_run_id
+from nemotron_kit.runs.job import read_object
+
+# Folder below the root → what one thing in it is called.
+KINDS = {"code": "the code of a launch", "kit": "the kit", "repositories": "a repository"}
+# What launches call them. Anything else is somebody else's: the root may be a home.
+_OURS = {
+    "code": re.compile(r"[0-9a-f]{64}\.tar\.gz"),
+    "kit": re.compile(r"[0-9a-f]{32}"),
+    "repositories": re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{12}"),
+}
+# Where a run's files name what it needs: its job's spec, its scripts, which code it has.
+_TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
+
+
+def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:
+    """What has not been used for so long, and no unfinished run names: `[{"what", "path", "bytes"}]`, removed if asked;
+    what could not be has an `"error"`, and keeps nothing else.
+
+    What a run names that is not known to be over stays, however old it is.
+    """
+    del payload
+    before = time.time() - unused_seconds
+    old = list(_old(Path(root), before))
+    needed = _named(Path(root), {_name(path) for path in old}) if old else set()
+    found = []
+    for path in (path for path in old if _name(path) not in needed):
+        entry: dict[str, Any] = {"what": KINDS[path.parent.name], "path": str(path), "bytes": _bytes(path)}
+        # Reading what the runs name may take long: a launch that came meanwhile has said that it uses it.
+        if _last_used(path) >= before:
+            continue
+        try:
+            if remove:
+                _remove(path)
+        except OSError as error:
+            entry["error"] = error.strerror or str(error)
+        found.append(entry)
+    return found, b""
+
+
+def used(path: Path) -> None:
+    """Note that what lies there is in use now."""
+    os.utime(path)
+
+
+def _old(root: Path, before: float) -> Iterator[Path]:
+    for kind in KINDS:
+        folder = root / kind
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            ours = _OURS[kind].fullmatch(path.name) and not path.is_symlink()
+            if ours and _last_used(path) < before and path not in Path(__file__).parents:  # the kit that runs here
+                yield path
+
+
+def _last_used(path: Path) -> float:
+    """In seconds since the epoch; never ago for what another has removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def _name(path: Path) -> str:
+    """What runs call it: a digest, a hash, a folder's name."""
+    return path.name.partition(".tar")[0]
+
+
+def _named(root: Path, names: Collection[str]) -> set[str]:
+    """Those of `names` that stand in the files of runs that are not over."""
+    found: set[str] = set()
+    runs = root / "runs"
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        if is_run_id(folder.name) and not _is_over(RunFolder(folder)):
+            text = b"\n".join(_texts(folder))
+            found |= {name for name in names if name.encode() in text}
+    return found
+
+
+def _is_over(run: RunFolder) -> bool:
+    jobs = run.jobs()
+    return bool(jobs) and all(job.state().terminal for job in jobs)
+
+
+def _texts(folder: Path) -> Iterator[bytes]:
+    for pattern in _TELLING:
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # one that is being written, or a run that is being removed
+                if path.is_file():
+                    yield path.read_bytes()
+
+
+def _bytes(path: Path) -> int:
+    """Another may be cleaning at the same time."""
+    total = 0
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):
+            total += each.lstat().st_size
+    return total
+
+
+def _remove(path: Path) -> None:
+    """A folder vanishes whole: first from its name."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+# When every file of a copy was last changed, in seconds: what has another time was written there since.
+_PLACED = 315532800  # 1980, the first year that a zip file knows
+_NAMED = 100
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def archive_path(root: str, digest: str) -> Path:
+    """Where the archive with that sha256 lies below the target's root."""
+    if not _DIGEST.match(digest):
+        raise NemotronError(f"{digest!r} is no digest of an archive.")
+    return Path(root) / "code" / f"{digest}.tar.gz"
+
+
+def code_of(payload: bytes, root: str, run: str) -> tuple[dict[str, Any], bytes]:
+    """Which code a run was launched with: `{"digest", "there"}`, `{}` for one that has none yet."""
+    del payload
+    try:
+        digest = read_object(Path(run) / CODE)["digest"]
+    except FileNotFoundError:
+        return {}, b""
+    return {"digest": digest, "there": has_code(b"", root, digest)[0]}, b""
+
+
+def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
+    """Whether the archive is there already."""
+    del payload
+    path = archive_path(root, digest)
+    if not path.is_file():
+        return False, b""
+    used(path)
+    return True, b""
+
+
+def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
+    """Keep the archive; NemotronError when its bytes are not those of `digest`."""
+    path = archive_path(root, digest)
+    if hashlib.sha256(payload).hexdigest() != digest:
+        raise NemotronError(f"The code that arrived is not what was sent (sha256 {digest[:12]}…).", hint="Try again.")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_bytes(path, payload)
+    return None, b""
+
+
+def place_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
+    """Unpack the archive into each of `folders` that isn't there yet; each appears whole."""
+    del payload
+    data = archive_path(root, digest).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise NemotronError(f"{archive_path(root, digest)} was changed since it arrived.", hint="Remove it, try again.")
+    for folder in folders:
+        unpack(data, Path(folder))
+    return None, b""
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Make `folder` from an archive. One that is there already, with what a job wrote into it, is left alone."""
+    if folder.is_dir():
+        return
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            for member in archive:
+                _extract(archive, member, building)
+        building.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(building, ignore_errors=True)
+        # Another node of the same job was faster.
+        if isinstance(error, OSError) and folder.is_dir():
+            return
+        raise
+    files.fsync_dir(folder.parent)
+
+
+def written_since(folder: Path) -> dict[str, Any]:
+    """What a job wrote into its copy of the code, but for Python's own caches: `{}`, or `{"folder", "files", "more"}`
+    with the first names and how many more there are."""
+    found = []
+    for place, names, others in os.walk(folder):
+        names[:] = sorted(name for name in names if name != "__pycache__")
+        paths = [Path(place, name) for name in sorted(others)]
+        found += [path.relative_to(folder).as_posix() for path in paths if _is_written(path)]
+    if not found:
+        return {}
+    return {"folder": str(folder), "files": found[:_NAMED], "more": max(0, len(found) - _NAMED)}
+
+
+def _is_written(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _PLACED and path.suffix != ".pyc"
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """One file, folder or link, inside `folder` and never through a link: the archive is ours, but not trusted."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise NemotronError(f"The code archive holds {member.name!r}.")
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.resolve() != (folder.resolve() / name).parent:
+        raise NemotronError(f"The code archive holds {member.name!r}, which lies behind a link.")
+    if member.isdir():
+        path.mkdir(exist_ok=True)
+    elif member.issym():
+        path.symlink_to(member.linkname)
+    elif member.isfile():
+        source: Any = archive.extractfile(member)
+        # Not through a link that an earlier member made.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, member.mode & 0o755 | 0o600)
+        with os.fdopen(fd, "wb") as file:
+            shutil.copyfileobj(source, file)
+        os.utime(path, (_PLACED, _PLACED))
+    else:
+        raise NemotronError(f"The code archive holds {member.name!r}, which is no file.")
+
+
+ASK_SECONDS, FETCH_SECONDS = 30, 900
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
+
+
+def commit_of(payload: bytes, url: str, ref: str) -> tuple[str, bytes]:
+    """The commit that a branch or a tag of the repository stands for; an annotated tag's is the one that it names."""
+    del payload
+    names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
+    lines = _git("ls-remote", "--", url, *names, seconds=ASK_SECONDS).splitlines()
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
+    commit = next((found[name] for name in names if name in found), None)
+    if commit is None:
+        raise UserError(f"{url} has no branch or tag {ref!r}.", hint="A commit is named by all of its 40 digits.")
+    return commit, b""
+
+
+def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str, folder: str) -> tuple[str, bytes]:
+    """Have the commit's files in `<cache>/<folder>`, whole; one that is there is left alone."""
+    del payload
+    if not _COMMIT.match(commit) or not _FOLDER.match(folder):
+        raise UserError(f"{url}: {commit!r} is no commit, or {folder!r} no folder's name.")
+    place = Path(cache) / folder
+    if not place.is_dir():
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=place.parent))
+        try:
+            _check_out(building, url, ref, commit)
+            building.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another launch was faster
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    used(place)
+    return str(place), b""
+
+
+def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
+    inside = ("-C", str(folder))
+    _git("init", "--quiet", "--", str(folder), seconds=ASK_SECONDS)
+    try:
+        _git(*inside, "fetch", "--quiet", "--depth=1", "--", url, commit, seconds=FETCH_SECONDS)
+    except UserError:  # a server may give out branches and tags only
+        _git(*inside, "fetch", "--quiet", "--", url, *({ref} - {commit}), seconds=FETCH_SECONDS)
+    _git(*inside, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
+
+
+def _git(*words: str, seconds: float) -> str:
+    """What git prints. It asks nobody for a password. UserError in git's own words, Unreachable when it hangs."""
+    env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+    try:
+        done = subprocess.run(
+            ["git", *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+        )
+    except FileNotFoundError as error:
+        raise UserError("There is no git where the job runs, for auto_mount.", hint="Mount a folder.") from error
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"git {words[0]} has not ended for {seconds:.0f} s.") from error
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(f"git could not fetch the repository: {said[-1] if said else f'exit code {done.returncode}'}")
+    return done.stdout.decode(errors="replace")

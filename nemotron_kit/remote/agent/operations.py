@@ -1,0 +1,359 @@
+"""What a launch asks of the machine where jobs run: operations by name, in this process or over a connection."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import pwd
+import re
+import shutil
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+from nemotron_kit import errors, files
+from nemotron_kit.artifacts.reference import parse_override
+from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import MODES, Damaged, make_folder
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import open_regular
+from nemotron_kit.runs.folder import RunFolder, is_run_id
+from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.ledger import take_away
+from nemotron_kit.runs.logs import last_lines, neutralise
+
+
+def ping(payload: bytes) -> tuple[None, bytes]:
+    """Nothing: somebody is there."""
+    del payload
+    return None, b""
+
+
+def exist(payload: bytes, paths: list[str]) -> tuple[list[bool], bytes]:
+    """Whether each path is there."""
+    del payload
+    return [os.path.exists(path) for path in paths], b""  # noqa: PTH110 — a NUL in one is False, not an error
+
+
+def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """The machine in a few facts, none of which takes a process to find."""
+    del payload
+    tools = ("sbatch", "squeue", "sacct", "scancel", "srun", "docker")
+    return {
+        "host": socket.gethostname(),
+        "user": _user(),
+        "home": os.path.expanduser("~"),  # noqa: PTH111 — text, not a Path
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "pid": os.getpid(),
+        "time": time.time(),
+        "tools": {tool: shutil.which(tool) for tool in tools},
+    }, b""
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        return str(os.getuid())
+
+
+CODE = "code.json"
+
+
+def packed(texts: dict[str, str]) -> bytes:
+    """The payload of `make_run`."""
+    return zlib.compress(json.dumps(texts).encode(), 1)
+
+
+def make_run(payload: bytes, *, folder: str) -> tuple[int, bytes]:
+    """Write the run's files (path below `folder` → text), but for those that are there; how many were new.
+
+    `folder` is `<root>/runs/<run id>`; it and what is below are the user's alone.
+    """
+    run = Path(folder)
+    if run.parent.name != "runs" or not is_run_id(run.name):
+        raise NemotronError(f"{folder} is no folder of a run.")
+    texts: dict[str, Any] = json.loads(zlib.decompress(payload))
+    new = 0
+    for name, text in texts.items():
+        path = _inside(run, name)
+        if not path.exists():
+            files.write_text(path, text)
+            new += 1
+    return new, b""
+
+
+def _inside(run: Path, name: str) -> Path:
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+        raise NemotronError(f"{name!r} is no file of a run.")
+    folder = run
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for part in parts[:-1]:
+        folder = folder / part
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / parts[-1]
+
+
+LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+class Piece(NamedTuple):
+    """Some bytes of a log. `offset`, where they begin, is 0 in a log that was cut, whatever was asked for."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
+def names(payload: bytes, *, job: str) -> tuple[list[str], bytes]:
+    """The names of a job folder's logs: `job`, `rank-0`, …"""
+    del payload
+    return sorted(path.stem for path in (Path(job) / "logs").glob("*.log")), b""
+
+
+def read(
+    payload: bytes, *, job: str, offsets: dict[str, int], limit: int, only: bool = False, skip: Sequence[str] = ()
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Of each log of a job what lies beyond the reader's offset, at most `limit` bytes in all.
+
+    `[{"name", "offset", "size"}, …]`, whose bytes follow one another in the payload. A log that the reader does not
+    name is read from its beginning (`only`: is left out), one whose name begins with one of `skip` is not. One that has
+    become shorter (it was cut or replaced) is read from its beginning again, and named even where it is empty.
+    """
+    found: list[dict[str, Any]] = []
+    data = bytearray()
+    for name in names(payload, job=job)[0]:
+        room = limit - len(data)
+        unasked = name.startswith(tuple(skip)) or (only and name not in offsets)
+        if not LOG_NAME.match(name) or room <= 0 or unasked:
+            continue
+        with open_regular(Path(job) / "logs" / f"{name}.log") as file:
+            size = file.seek(0, 2)
+            offset = offsets.get(name, 0)
+            offset = offset if offset <= size else 0
+            file.seek(offset)
+            piece = file.read(room)
+        if piece or offset < offsets.get(name, 0):
+            found.append({"name": name, "offset": offset, "size": len(piece)})
+            data += piece
+    return found, bytes(data)
+
+
+def pieces(found: Sequence[Mapping[str, Any]], data: bytes) -> list[Piece]:
+    """An answer of `read`, taken apart."""
+    parts: list[Piece] = []
+    start = 0
+    for entry in found:
+        parts.append(Piece(str(entry["name"]), int(entry["offset"]), data[start : start + int(entry["size"])]))
+        start += int(entry["size"])
+    return parts
+
+
+_METRICS = 200
+
+
+def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any]], bytes]:
+    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for what isn't there."""
+    del payload
+    return [_record(JobFolder(Path(job))) for job in jobs], b""
+
+
+def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
+    """Have jobs that have ended be pending, for another attempt."""
+    del payload
+    for job in jobs:
+        if Path(job).is_dir():  # else nothing of it has ever come here
+            JobFolder(Path(job)).begin_again()
+    return None, b""
+
+
+def log_offset(payload: bytes, *, job: str, name: str, lines: int) -> tuple[int, bytes]:
+    """The offset at which the last `lines` lines of the log called `name` begin; 0 when there is none."""
+    del payload
+    if not LOG_NAME.match(name):
+        raise NemotronError(f"{name!r} is no name of a log.")
+    return last_lines(Path(job) / "logs" / f"{name}.log", lines), b""
+
+
+def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], bytes]:
+    """The versions of the target's registry whose files lie below `folder`, as `Name:v3`."""
+    del payload
+    return versions_in(LocalRegistry(registry), Path(folder)), b""
+
+
+def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
+    """The versions of a registry whose files lie below `folder`, a run's. Of a record that is damaged, what is left of
+    its text tells, and what the run's jobs say that they saved: it is one of them where it names the run at all."""
+    place, found = folder.resolve(), []
+    saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
+    for record in registry.everything():
+        if isinstance(record, Damaged):
+            if folder.name in record.text or record.label in saved:
+                found.append(f"{record.label} (its record is damaged)")
+        elif any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):
+            found.append(record.pin.label)
+    return found
+
+
+def _saved(run: RunFolder) -> Iterator[dict[str, Any]]:
+    for job in run.jobs():
+        with contextlib.suppress(DamagedRecord):
+            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
+
+
+def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:
+    """Delete a run's folder on the target; whether there was one. UserError while an artifact's files lie in it."""
+    run = Path(folder)
+    if run.parent.name != "runs" or not is_run_id(run.name):
+        raise NemotronError(f"{folder} is no folder of a run.")
+    store = LocalRegistry(registry)
+    if not run.is_dir():
+        return False, b""
+    take_away(run, lambda: versions_in(store, run))
+    return True, b""
+
+
+def _record(job: JobFolder) -> dict[str, Any]:
+    try:
+        exit_record, artifacts = job.exit_record(), job.artifacts()
+    except DamagedRecord as error:
+        raise NemotronError(error.message) from error
+    return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": job.metrics(_METRICS)}
+
+
+Answer = tuple[Any, bytes]
+
+# name → "module:function"; a function takes the payload first, then the request's args by name, and gives JSON data
+# and bytes. A new operation is one function and a line here.
+OPS: dict[str, str] = {
+    "ping": "nemotron_kit.remote.agent.operations:ping",
+    "hello": "nemotron_kit.remote.agent.operations:hello",
+    "python_facts": "nemotron_kit.remote.agent.inspect:python_facts",
+    "writable": "nemotron_kit.remote.agent.inspect:writable",
+    "docker_facts": "nemotron_kit.remote.agent.inspect:docker_facts",
+    "slurm_facts": "nemotron_kit.remote.agent.inspect:slurm_facts",
+    "slurm_accepts": "nemotron_kit.remote.agent.inspect:slurm_accepts",
+    "exist": "nemotron_kit.remote.agent.operations:exist",
+    "resolve": "nemotron_kit.remote.agent.operations:resolve",
+    "registry_facts": "nemotron_kit.remote.agent.operations:registry_facts",
+    "make_mounted": "nemotron_kit.remote.agent.operations:make_mounted",
+    "code_of": "nemotron_kit.remote.agent.code:code_of",
+    "has_code": "nemotron_kit.remote.agent.code:has_code",
+    "put_code": "nemotron_kit.remote.agent.code:put_code",
+    "place_code": "nemotron_kit.remote.agent.code:place_code",
+    "commit_of": "nemotron_kit.remote.agent.code:commit_of",
+    "fetch_repository": "nemotron_kit.remote.agent.code:fetch_repository",
+    "clean": "nemotron_kit.remote.agent.code:clean",
+    "make_run": "nemotron_kit.remote.agent.operations:make_run",
+    "log_names": "nemotron_kit.remote.agent.operations:names",
+    "read_logs": "nemotron_kit.remote.agent.operations:read",
+    "log_offset": "nemotron_kit.remote.agent.operations:log_offset",
+    "begin_again": "nemotron_kit.remote.agent.operations:begin_again",
+    "job_records": "nemotron_kit.remote.agent.operations:job_records",
+    "saved_in": "nemotron_kit.remote.agent.operations:saved_in",
+    "remove_run": "nemotron_kit.remote.agent.operations:remove_run",
+    "slurm_submit": "nemotron_kit.remote.agent.slurm:submit",
+    "slurm_observe": "nemotron_kit.remote.agent.slurm_status:observe",
+    "slurm_cancel": "nemotron_kit.remote.agent.slurm:cancel",
+    "slurm_limits": "nemotron_kit.remote.agent.slurm:limits",
+}
+
+
+def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Answer:
+    """Do one operation in this process. Raises NemotronError for whatever the machine refuses."""
+    if op not in OPS:
+        raise NemotronError(f"No operation {op!r} on the target.", hint=errors.nearest(op, OPS).capitalize())
+    module, _, name = OPS[op].partition(":")
+    function: Callable[..., Answer] = getattr(import_module(module), name)
+    try:
+        return function(payload, **args)
+    except OSError as error:
+        where = f" {error.filename}:" if error.filename else ""
+        raise NemotronError(f"{op}:{where} {error.strerror or error}.") from error
+
+
+def serve(source: BinaryIO, sink: BinaryIO, mark: str) -> None:
+    """Answer requests until there are no more. What goes wrong in one is its answer; a request cut off ends it."""
+    while line := source.readline():
+        request = json.loads(line)
+        payload = source.read(request["payload"])
+        if len(payload) != request["payload"]:
+            return
+        head, data = _answer(request["op"], payload, request["args"])
+        sink.write(b"\n%s %s\n" % (mark.encode(), json.dumps(head).encode()))
+        sink.write(data)
+        sink.flush()
+
+
+def _answer(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    try:
+        result, data = perform(op, payload, args)
+        json.dumps(result)
+    except NemotronError as error:
+        return {"ok": False, "error": error_to_dict(error), "payload": 0}, b""
+    # A bug over there must be readable here.
+    except Exception as error:  # noqa: BLE001
+        wrapped = NemotronError(f"{op} failed on the target: {type(error).__name__}: {error}")
+        return {"ok": False, "error": error_to_dict(wrapped), "payload": 0}, b""
+    return {"ok": True, "result": result, "payload": len(data)}, data
+
+
+def error_to_dict(error: NemotronError) -> dict[str, Any]:
+    """An error as JSON data; its class travels by name, as the nearest of those in nemotron_kit.errors."""
+    known = next(cls for cls in type(error).__mro__ if vars(errors).get(cls.__name__) is cls)
+    return {"type": known.__name__, "message": error.message, "hint": error.hint}
+
+
+def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
+    """The error that `error_to_dict` wrote, on a machine that is not trusted with this one's terminal."""
+    cls = vars(errors).get(str(data.get("type")))
+    made = cls if isinstance(cls, type) and issubclass(cls, NemotronError) else NemotronError
+    hint = data.get("hint")
+    return made(neutralise(str(data.get("message"))), hint=neutralise(str(hint)) if hint else None)
+
+
+def resolve(
+    payload: bytes, root: str, references: Mapping[str, tuple[str, str | None]], mode: str = "private"
+) -> tuple[dict[str, Any], bytes]:
+    """Slot → `{"pin": …}` or `{"error": …}` for each (reference, what a part of one is relative to).
+
+    Creates nothing: a registry that isn't there is an empty one.
+    """
+    del payload
+    registry = LocalRegistry(root, mode=mode)
+    return {slot: _one(registry, text, default) for slot, (text, default) in references.items()}, b""
+
+
+def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
+    """The registry at `root`: its uuid ("" while nothing was saved) and how many names it has."""
+    del payload
+    registry = LocalRegistry(root)
+    return {"uuid": registry.uuid, "names": len(registry.names())}, b""
+
+
+def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private") -> tuple[None, bytes]:
+    """The folders that every container is given, where they are missing: the code below `root`, and the registry.
+
+    A mount of what isn't there ends a job before it begins, or makes a folder that is nobody's.
+    """
+    del payload
+    make_folder(Path(root, "code"), MODES["private"])
+    make_folder(Path(registry), MODES[mode])
+    return None, b""
+
+
+def _one(registry: LocalRegistry, text: str, default: str | None) -> dict[str, Any]:
+    try:
+        reference = parse_override(text, default, aliases=registry.aliases)
+        return {"pin": registry.resolve(reference).to_dict()}
+    except NemotronError as error:
+        return {"error": error_to_dict(error)}

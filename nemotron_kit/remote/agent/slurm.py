@@ -1,0 +1,319 @@
+"""Slurm on the machine where its commands are: submit once, cancel; each submission on record before it is made."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.files import read_regular
+from nemotron_kit.remote.agent import slurm_commands as commands
+from nemotron_kit.runs.job import is_last_word
+
+FOLDER = "slurm"
+_INTENT = re.compile(r"[0-9a-f]{12}\Z")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sbatch call. `jobs` are the run's job numbers, by array index; `job` is Slurm's id once it is known.
+
+    `at` is when it was first tried, in seconds since the epoch by the target's clock; `logged` is how much its jobs had
+    printed by then in earlier attempts (None: nothing). `refused` is what Slurm said when it is known that there is no
+    such job.
+    """
+
+    intent: str
+    name: str
+    jobs: list[int]
+    array: bool
+    at: float
+    job: str | None = None
+    cluster: str | None = None
+    refused: str | None = None
+    logged: int | None = None
+
+    def slurm_id(self, number: int) -> str | None:
+        """Slurm's id of one job of the run."""
+        if self.job is None:
+            return None
+        return f"{self.job}_{self.jobs.index(number)}" if self.array else self.job
+
+
+def path_of(run: Path, intent: str) -> Path:
+    if not _INTENT.match(intent):
+        raise NemotronError(f"{intent!r} is no intent.")
+    return run / FOLDER / f"{intent}.json"
+
+
+def read(run: Path, intent: str) -> Submission | None:
+    """The record, None while there is none. NemotronError when it is damaged: then nothing may be submitted."""
+    path = path_of(run, intent)
+    try:
+        values: Any = json.loads(read_regular(path))
+        return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise NemotronError(f"{path}: damaged: {error}.") from error
+
+
+def write(run: Path, submission: Submission) -> None:
+    files.write_json(path_of(run, submission.intent), asdict(submission))
+
+
+def read_all(run: Path) -> list[Submission]:
+    """Every submission of a run, oldest first."""
+    try:
+        names = os.listdir(run / FOLDER)  # noqa: PTH208 — names only
+    except FileNotFoundError:
+        return []
+    intents = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    found = [read(run, intent) for intent in intents if _INTENT.match(intent)]
+    return sorted((s for s in found if s is not None), key=lambda s: s.at)
+
+
+def has_begun(run: Path, submission: Submission) -> bool:
+    """Whether a worker of it has been there: then Slurm has its job or had it, whoever knows of it now."""
+    now = logged(run, submission.jobs)
+    return now is not None and (submission.logged is None or now > submission.logged)
+
+
+def logged(run: Path, jobs: Sequence[int]) -> int | None:
+    """How many bytes the jobs have printed; None where none of them has a log."""
+    sizes = []
+    for number in jobs:
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((run / "jobs" / str(number) / "logs" / "job.log").stat().st_size)
+    return sum(sizes) if sizes else None
+
+
+def submissions_by_job(submissions: Sequence[Submission]) -> dict[int, Submission]:
+    """The latest submission of each job of a run."""
+    return {number: submission for submission in submissions for number in submission.jobs}
+
+
+@contextmanager
+def locked(run: Path, intent: str) -> Iterator[int]:
+    """Within the block no other process of this machine submits the intent. The lock is the open file that it gives: a
+    child that has it too (sbatch) keeps the lock when this process is killed."""
+    path = path_of(run, intent).with_suffix(".lock")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+Answer = tuple[Any, bytes]
+
+# A request that the controller has not read yet becomes a job after we gave up on it: absent is looked for twice.
+_SETTLE_SECONDS = 2.0
+# What would override the script's own header, or tell the job about the launch's own allocation.
+_FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
+# sbatch has asked and been told: no more doubt. The rest of "submission failed" may be a reply that got lost.
+_REFUSED = re.compile(r"Batch job submission failed: (.+)")
+_UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
+_LOST = re.compile(
+    r"timed out|unable to contact|zero bytes|transport endpoint|connection|communication|unexpected message|"
+    r"unspecified|standby|temporarily|too many|try again",
+    re.IGNORECASE,
+)
+
+
+def submit(
+    payload: bytes,
+    *,
+    folder: str,
+    intent: str,
+    name: str,
+    jobs: list[int],
+    array: bool,
+    script: str,
+    options: list[str] | None = None,
+    hidden: list[str] | None = None,
+) -> Answer:
+    """Submit `script` (a path below the run's `folder`) unless that was done before; the submission's record.
+
+    The payload is JSON: `script` (its text, where the file isn't there yet) and `secrets` (name → value, for the job's
+    environment alone). `options` are sbatch's own, over the script's; `hidden` are names of this environment that the
+    job must not see. Raises Unreachable when it isn't known whether the job is queued, UserError when Slurm refused it.
+    """
+    run = Path(folder)
+    given = json.loads(payload) if payload else {}
+    for part in (FOLDER, f"{FOLDER}/code"):
+        (run / part).mkdir(mode=0o700, exist_ok=True)
+    with locked(run, intent) as lock:
+        record = read(run, intent)
+        if record and record.job:
+            return asdict(record), b""
+        if given.get("script") is not None:
+            files.write_text(run / script, given["script"])
+        if record is None:
+            so_far = logged(run, jobs)
+            record = Submission(intent, name, list(jobs), array, time.time(), logged=so_far)
+            write(run, record)
+        else:
+            record = _settled(run, record)
+        if record.job is None and not has_begun(run, record):
+            env = _environment(given.get("secrets") or {}, hidden or [])
+            record = _sbatch(run, record, [*(options or []), str(run / script)], env, lock)
+    return asdict(record), b""
+
+
+def find(run: Path, record: Submission, *, twice: bool = False) -> Submission:
+    """The record with Slurm's id, if there is such a job. Raises Unreachable unless squeue and sacct have answered."""
+    if record.job:
+        return record
+    for attempt in range(2 if twice else 1):
+        if attempt:
+            time.sleep(_SETTLE_SECONDS)
+        entries = commands.queued(record.name) or commands.accounted(name=record.name, since=record.at)
+        if entries:
+            # Of an array every task is listed; the id in front is the same.
+            return adopt(run, record, next(iter(entries)).partition("_")[0])
+    return record
+
+
+def adopt(run: Path, record: Submission, job: str) -> Submission:
+    """The record with the id that was found under its name."""
+    found = replace(record, job=job, refused=None)
+    write(run, found)
+    return found
+
+
+def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
+    """Cancel jobs of a run. Each is told first, so that its own record says cancelled, and that it must not come back.
+
+    One that may or may not be queued is cancelled by its name.
+    """
+    del payload
+    run = Path(folder)
+    by_job = submissions_by_job(read_all(run))
+    asked: dict[str, list[int]] = {}
+    for number in jobs:
+        _tell(run / "jobs" / str(number))
+        if number in by_job:
+            asked.setdefault(by_job[number].intent, []).append(number)
+    ids: dict[str | None, list[str]] = {}
+    for numbers in asked.values():
+        record = by_job[numbers[0]]
+        with contextlib.suppress(Unreachable):
+            record = find(run, record)
+        if record.job is None:
+            commands.scancel((), name=record.name)
+        elif len(numbers) == len(record.jobs):
+            ids.setdefault(record.cluster, []).append(record.job)
+        else:
+            ids.setdefault(record.cluster, []).extend(str(record.slurm_id(number)) for number in numbers)
+    for cluster, group in ids.items():
+        commands.scancel(group, clusters=cluster)
+    return {"cancelled": [number for group in ids.values() for number in group]}, b""
+
+
+def _tell(job: Path) -> None:
+    try:
+        over = is_last_word(json.loads(read_regular(job / "exit.json")))
+    except (FileNotFoundError, ValueError):
+        over = False
+    if job.is_dir() and not over:
+        files.write_json(job / "cancel.json", {"at": time.time()})
+
+
+def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Answer:
+    """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
+    one), and the partition's time limit as Slurm writes it (None: no limit, or not known).
+
+    Raises Unreachable when the controller does not answer: a good time to hear of it, as nothing was submitted yet.
+    """
+    del payload
+    code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
+    if code != 0 and _UNCONFIGURED.search(said):
+        raise UserError(
+            f"Slurm's commands on this machine have no cluster to talk to: {said}",
+            hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
+        )
+    if code != 0 and _LOST.search(said):
+        raise Unreachable(f"scontrol: {said}")
+    found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", out, re.MULTILINE)) if code == 0 else {}
+    return {
+        "max_array_size": int(found.get("MaxArraySize", 1001)),
+        "max_job_count": int(found.get("MaxJobCount", 10000)),
+        "queued": _queued() if count else None,
+        "time": _time_limit(partition) if partition else None,
+    }, b""
+
+
+def _queued() -> int:
+    """Everybody's jobs, those that ended a moment ago among them; 0 where that can't be told."""
+    words = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
+    code, out, _ = commands.run(words, seconds=commands.ASK_SECONDS)
+    return out.count("x") if code == 0 else 0
+
+
+def _time_limit(partition: str) -> str | None:
+    code, out, _ = commands.run(
+        ["sinfo", "--noheader", f"--partition={partition}", "--format=%l"], seconds=commands.ASK_SECONDS
+    )
+    text = out.split()[0] if code == 0 and out.split() else "infinite"
+    return None if text == "infinite" else text
+
+
+def _settled(run: Path, record: Submission) -> Submission:
+    """An earlier attempt was made and its answer is not on record: what came of it."""
+    return record if record.refused else _found(run, record, "an earlier attempt has had no answer")
+
+
+def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str], lock: int) -> Submission:
+    asked = ["sbatch", "--parsable", "--export=ALL", *words]
+    try:
+        code, out, said = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+    except Unreachable as error:
+        code, out, said = 1, "", error.message
+    answer = commands.job_id(out) if code == 0 else None
+    if answer:
+        done = replace(record, job=answer[0], cluster=answer[1])
+        write(run, done)
+        return done
+    refusal = _REFUSED.search(said)
+    if code != 0 and refusal and not _LOST.search(refusal[1]):
+        return _refuse(run, record, f"Slurm refused the job: {said}")
+    return _looked_up(run, record, said or f"sbatch answered {out.strip()[:200]!r}")
+
+
+def _looked_up(run: Path, record: Submission, said: str) -> Submission:
+    found = _found(run, record, said)
+    return found if found.job else _refuse(run, record, f"Slurm has no such job: {said}")
+
+
+def _found(run: Path, record: Submission, said: str) -> Submission:
+    try:
+        return find(run, record, twice=True)
+    except (Unreachable, NemotronError) as error:
+        raise Unreachable(
+            f"It isn't known whether the job was submitted: {said}\n{error.message}",
+            hint="It is not submitted again by itself. Once Slurm answers, `nemotron runs show` and `attach` find it.",
+        ) from error
+
+
+def _refuse(run: Path, record: Submission, said: str) -> Submission:
+    write(run, replace(record, refused=said))
+    raise UserError(said)
+
+
+def _environment(secrets: dict[str, str], hidden: list[str]) -> dict[str, str]:
+    """What the job inherits: this environment without the launch's own allocation and without secrets, but for those
+    that the profile names."""
+    kept = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in hidden}
+    return {**kept, **secrets}

@@ -1,0 +1,268 @@
+"""How jobs of Slurm stand: the worker's own record first, then squeue, then sacct. Unknown is never success."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.files import read_regular
+from nemotron_kit.remote.agent import slurm
+from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm_commands as commands
+from nemotron_kit.remote.agent.slurm import FOLDER, Submission
+from nemotron_kit.remote.agent.slurm_commands import Entry
+from nemotron_kit.runs.job import AGAIN, is_last_word
+from nemotron_kit.runs.logs import neutralise
+
+_READ = 20_000
+_LONGEST = 300
+# A word of Slurm's or, behind it, of Pyxis' (which passes on enroot's).
+_SLURM = re.compile(r"(?:srun|slurmstepd(?:-([^\s:]+))?|pyxis): (?:fatal: |error: )?(?:pyxis: *)?")
+# What stands around the reason: progress, and that something failed.
+_AROUND = re.compile(
+    r"\[INFO\]|warning: |cluster configuration lacks|spank: |Failed to invoke spank|printing enroot log|child \d+ |"
+    r"import(?:ing|ed) docker image|created \d+ |Parallel unsquashfs|\d+ inodes|couldn't create enroot start|"
+    r"container was not started|\[ERROR\] \S+ exited|(?:\S+: )?tasks? [\d,-]+: |Terminating|\*\*\* |launch/slurm|\Z"
+)
+# The script's own line, since srun names its output by a number that a task of an array has besides its id.
+_NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)
+
+
+def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
+    """`, before the job began: …` or `: …`, a reason of a line or two for a job that left no record; None where none is
+    to be found. `name` and `slurm_id` are those of the submission.
+
+    A worker that began (it has a log) may have been ended because another node's could not.
+    """
+    began = (run / "jobs" / str(job) / "logs" / "job.log").exists()
+    folder = run / FOLDER
+    script = _text(folder / f"sbatch_{name}_{slurm_id}.out")
+    number = (_NUMBER.findall(script) or [slurm_id])[-1]
+    logs = sorted(folder.glob(f"log-{name}_{number}_*.out"), key=lambda path: path.stat().st_mtime)
+    lines = telling(_text(logs[-1]), slurm_only=began) if logs else []
+    lines = lines or telling(script, slurm_only=True)
+    return f"{'' if began else ', before the job began'}: {'; '.join(lines)}" if lines else None
+
+
+def telling(text: str, *, slurm_only: bool = False) -> list[str]:
+    """The first two lines of Slurm's that say why, the node in front; without such, the program's last error, unless
+    `slurm_only`."""
+    lines = [neutralise(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
+    found: dict[str, str] = {}
+    for match in filter(None, map(_SLURM.match, lines)):
+        word = match.string[match.end() :].strip()
+        if not _AROUND.match(word):
+            found.setdefault(word, f"{match[1]}: {word}" if match[1] and not found else word)
+    others = [line for line in lines if not _SLURM.match(line)]
+    errors = [line for line in others if "rror" in line] or others
+    own = [line.removeprefix("error: ") for line in errors[-1:]]
+    return list(found.values())[:2] or ([] if slurm_only else own)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_READ).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+Seen = dict[str, Any]
+
+_PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
+_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+_WHY = {
+    "TIMEOUT": "stopped by Slurm at its time limit",
+    "DEADLINE": "stopped by Slurm at its deadline",
+    "OUT_OF_MEMORY": "killed by Slurm: out of memory",
+    "NODE_FAIL": "a node of it failed",
+    "BOOT_FAIL": "a node of it did not boot",
+    "PREEMPTED": "preempted by Slurm, and not queued again",
+    "REVOKED": "revoked by Slurm",
+}
+# Slurm has no exit code for most jobs that it stopped: what a shell would say, by the signal that it sends.
+_STOPPED, _KILLED = 128 + 15, 128 + 9
+_CODES = {
+    **dict.fromkeys(("CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"), _STOPPED),
+    "OUT_OF_MEMORY": _KILLED,
+}
+# Accounting may lag behind the queue, and a shared file system behind the node.
+_LAG_SECONDS = 120.0
+_FEW = 20
+_FORGOTTEN = "Slurm has forgotten the job"
+
+
+def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
+    """Run folder → job number → how it stands, in at most one squeue and one sacct (a cluster) for all of them.
+
+    A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. Where Slurm did not answer its state is
+    `unreachable`, with the reason.
+    """
+    del payload
+    jobs = [_Job(Path(folder), number) for folder, numbers in runs.items() for number in numbers]
+    by_run = {folder: slurm_module.submissions_by_job(slurm_module.read_all(Path(folder))) for folder in runs}
+    for job in jobs:
+        job.submission = by_run[str(job.run)].get(job.number)
+    by_cluster: dict[str | None, list[_Job]] = {}
+    for job in jobs:
+        if not job.settled():
+            by_cluster.setdefault(job.submission.cluster if job.submission else None, []).append(job)
+    for cluster, open_jobs in by_cluster.items():
+        _ask(open_jobs, cluster)
+    found: dict[str, dict[str, Seen]] = {folder: {} for folder in runs}
+    for job in jobs:
+        found[str(job.run)][str(job.number)] = job.seen
+    return found, b""
+
+
+class _Job:
+    """One job on its way from not known to known."""
+
+    def __init__(self, run: Path, number: int) -> None:
+        self.run, self.number = run, number
+        self.submission: Submission | None = None
+        self.seen: Seen = {"state": "unknown", "error": "not submitted yet"}
+        self.record = _exit_record(run / "jobs" / str(number))
+
+    @property
+    def slurm_id(self) -> str | None:
+        return self.submission.slurm_id(self.number) if self.submission else None
+
+    def settled(self) -> bool:
+        """Whether its own record says all. A worker stopped by a signal does not know why, nor what is next."""
+        if self.record is None:
+            return False
+        if self.record.get(AGAIN):
+            self.set("pending", reason=self.record.get("error"))
+        else:
+            self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
+        return is_last_word(self.record)
+
+    def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
+        self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
+
+
+def _exit_record(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        record = json.loads(read_regular(folder / "exit.json"))
+        return record if isinstance(record, dict) and isinstance(record.get("state"), str) else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _ask(jobs: list[_Job], cluster: str | None) -> None:
+    queue: dict[str, Entry] | None = None
+    try:
+        queue = commands.queued(ids=_few_ids(jobs), clusters=cluster)
+        _name(jobs, queue)
+    except (Unreachable, NemotronError) as error:
+        for job in jobs:
+            _unless_recorded(job, "unreachable", error.message)
+    left = [job for job in jobs if queue is None or not _from_queue(job, queue)]
+    ids = {job.slurm_id.partition("_")[0] for job in left if job.slurm_id}
+    if not ids:
+        return
+    try:
+        accounts = commands.accounted(ids, clusters=cluster)
+    except (Unreachable, NemotronError) as error:
+        for job in left:
+            entry = commands.entry_of(queue or {}, job.slurm_id or "")
+            if entry:  # slurmctld has not forgotten it yet
+                _final(job, entry)
+            else:
+                _unless_recorded(job, "unreachable", error.message)
+        return
+    for job in left:
+        _from_accounting(job, accounts, queue is not None)
+
+
+def _few_ids(jobs: Sequence[_Job]) -> set[str]:
+    """What to ask squeue for by id; nothing, where that is all that the user has, or an id isn't known."""
+    ids = {job.submission.job if job.submission else None for job in jobs}
+    known = {number for number in ids if number}
+    return known if len(known) == len(ids) <= _FEW else set()
+
+
+def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
+    """Jobs whose sbatch was never answered, by their names."""
+    ids = {entry.name: number.partition("_")[0] for number, entry in queue.items()}
+    for job in jobs:
+        record = job.submission
+        if record is None or record.job:
+            continue
+        if record.refused and not slurm_module.has_begun(job.run, record):
+            job.set("failed", 1, record.refused)
+        elif record.name in ids:
+            job.submission = slurm.adopt(job.run, record, ids[record.name])
+        else:
+            job.submission = slurm.find(job.run, record)
+            if job.submission.job is None:
+                _absent(job, record)
+
+
+def _absent(job: _Job, record: Submission) -> None:
+    """squeue and sacct have both answered, and neither has a job of that name."""
+    if slurm_module.has_begun(job.run, record):
+        _unless_recorded(job, "unknown", _FORGOTTEN)
+    elif time.time() - record.at < _LAG_SECONDS:
+        job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
+    else:
+        job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
+
+
+def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
+    """Whether squeue says it all."""
+    entry = commands.entry_of(queue, job.slurm_id or "")
+    if entry is None:
+        return False
+    if entry.state in _PENDING:
+        job.set("pending", reason=entry.reason, start=entry.start)
+        return True
+    if entry.state in _RUNNING:
+        if job.record is None or not job.record.get(AGAIN):  # one that a signal ended is explained later
+            job.set("running", start=entry.start)
+        return True
+    return False
+
+
+def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: bool) -> None:
+    entry = commands.entry_of(accounts, job.slurm_id or "")
+    if entry is None or entry.state in _PENDING | _RUNNING:
+        if not queue_answered:
+            return  # `unreachable` already: accounting is not asked how a live job stands
+        submitted = job.submission.at if job.submission else 0.0
+        young = time.time() - submitted < _LAG_SECONDS
+        _unless_recorded(job, "running" if young else "unknown", None if young else _FORGOTTEN)
+        return
+    _final(job, entry)
+
+
+def _final(job: _Job, entry: Entry) -> None:
+    again = job.record is not None and job.record.get(AGAIN)
+    code = entry.code or _CODES.get(entry.state, 1)
+    if entry.state == "CANCELLED":
+        job.set("cancelled", code, "cancelled in Slurm")
+    elif entry.state in _WHY:
+        job.set("failed", code, _WHY[entry.state], scheduler_state=entry.state)
+    elif again:
+        job.set("failed", code, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
+    elif job.record is None and entry.state == "COMPLETED" and not entry.code:
+        job.set("succeeded", 0)
+    elif job.record is None:
+        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_why(job)}")
+
+
+def _why(job: _Job) -> str:
+    """What kept the job's worker from its work, where that is why there is no record."""
+    record, number = job.submission, job.slurm_id
+    return (said(job.run, job.number, record.name, number) if record and number else None) or ""
+
+
+def _unless_recorded(job: _Job, state: str, error: str | None) -> None:
+    if job.record is None:
+        job.set(state, None, error)

@@ -1,0 +1,377 @@
+"""The code that goes along with a launch: what was just edited, packed once and known by its content."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.remote.agent.bootstrap import unpack
+from nemotron_kit.remote.agent.code import used
+from nemotron_kit.remote.agent.operations import CODE
+from nemotron_kit.spec.package import kit_zip
+
+_SUBMODULE = "160000 "  # the mode of a link to another repository's commit
+# fsmonitor is a program that a repository's own config names.
+_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
+
+
+def git(root: Path, *words: str) -> bytes:
+    """The output of `git words` in `root`; UserError with git's own words when it fails."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *_QUIET, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{root} is a git work tree, but there is no git here to say what belongs to it.",
+            hint='Install git, or choose packager = "pattern" or "none".',
+        ) from error
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip()
+        raise UserError(f"git {words[0]} failed in {root}: {said}", hint='Or choose packager = "pattern" or "none".')
+    return done.stdout
+
+
+def listed(root: Path, *options: str) -> list[str]:
+    """`git ls-files` relative to `root`, which may be a folder inside the work tree."""
+    return [os.fsdecode(name) for name in git(root, "ls-files", "-z", *options).split(b"\x00") if name]
+
+
+def work_tree(root: Path, *, new: bool, submodules: bool = True) -> Iterator[str]:
+    """What git tracks in `root`, with its submodules' files; with `new`, also what is neither tracked nor ignored. A
+    submodule's new files, and a clone that lies in the tree without being one, are new files like any other."""
+    inner = []
+    for record in listed(root, "--cached", "--stage"):
+        facts, _, name = record.partition("\t")
+        if facts.startswith(_SUBMODULE):
+            inner += [name] if submodules else []
+        else:
+            yield name
+    for name in listed(root, "--others", "--exclude-standard") if new else ():
+        if name.endswith("/"):
+            inner.append(name.rstrip("/"))
+        else:
+            yield name
+    for folder in inner:
+        if (root / folder / ".git").exists():  # a submodule may not be checked out
+            for name in work_tree(root / folder, new=new, submodules=submodules):
+                yield f"{folder}/{name}"
+
+
+def commit_of(root: Path) -> tuple[str | None, bool]:
+    """(the commit that is checked out, None before the first; whether anything differs from it)."""
+    status = git(root, "status", "--porcelain", "-z", "--untracked-files=normal", "--", ".")
+    try:
+        return git(root, "rev-parse", "HEAD").decode().strip(), bool(status)
+    except UserError:
+        return None, True
+
+
+def committed(root: Path, *, submodules: bool = True) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """What the commit that is checked out has in `root`, submodules included: members of an archive, without owner and
+    time."""
+    top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel")).rstrip("\n"))
+    inside = root.resolve().relative_to(top.resolve()).as_posix()
+    yield from _archived(top, "HEAD" if inside == "." else f"HEAD:{inside}", "")
+    for record in git(root, "ls-tree", "-r", "-z", "HEAD").split(b"\x00") if submodules else ():
+        facts, _, name = os.fsdecode(record).partition("\t")
+        if facts.startswith(_SUBMODULE) and (root / name / ".git").exists():
+            yield from _archived(root / name, facts.split()[2], f"{name}/")
+
+
+def _archived(root: Path, tree: str, prefix: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(git(root, "archive", "--format=tar", tree))) as archive:
+        for member in archive:
+            info = tarfile.TarInfo(prefix + member.name)
+            if member.issym():
+                info.type, info.linkname = tarfile.SYMTYPE, member.linkname
+                yield info, b""
+            elif member.isfile():
+                info.mode = 0o755 if member.mode & 0o100 else 0o644
+                source = archive.extractfile(member)
+                yield info, source.read() if source else b""
+
+
+def refuse_dirty(root: Path) -> NoReturn:
+    """UserError that names what is not committed."""
+    changed = git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".").decode("utf-8", "replace")
+    lines = changed.splitlines()
+    shown = "\n".join(f"  {line}" for line in lines[:10]) + (f"\n  … {len(lines) - 10} more" if len(lines) > 10 else "")
+    raise UserError(
+        f"packager 'git' sends what is committed, but {root} holds more:\n{shown}",
+        hint='Commit it, use packager = "worktree", or allow_dirty = true to leave it out.',
+    )
+
+
+# No code, wherever they stand.
+_CACHES = frozenset(
+    {"__pycache__", "node_modules", ".git", ".hg", ".svn", ".tox", ".nox", ".venv", ".ipynb_checkpoints"}
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to choose from: `root`, whether it lies in a git work tree, and what the profile says. In the folders of
+    `leave_out` only what git tracks is code."""
+
+    root: Path
+    in_git: bool = False
+    patterns: Sequence[str] = ()
+    submodules: bool = True
+    leave_out: Collection[str] = field(default_factory=tuple)
+
+
+def choose(packager: str, choice: Choice) -> list[str]:
+    """Paths relative to the root, sorted: files and links."""
+    found = set(_PACKAGERS[packager](choice))
+    return sorted(name for name in found if _is_there(choice.root / name))
+
+
+def tracked(choice: Choice) -> list[str]:
+    """What git tracks, with the submodules' own files where they are wanted."""
+    return list(work_tree(choice.root, new=False, submodules=choice.submodules))
+
+
+def _worktree(choice: Choice) -> list[str]:
+    """Tracked and new files that git doesn't ignore; without git all but environments, caches and records."""
+    if not choice.in_git:
+        return [name for name in _walk(choice.root, "") if not _left_out(choice, name)]
+    known = set(tracked(choice))
+    found = work_tree(choice.root, new=True, submodules=choice.submodules)
+    return [name for name in found if name in known or not _left_out(choice, name)]
+
+
+def _git(choice: Choice) -> list[str]:
+    return [*tracked(choice), *_matching(choice)]
+
+
+def _pattern(choice: Choice) -> list[str]:
+    if not choice.patterns:
+        raise UserError("packager 'pattern' needs packager_include_pattern.", hint='For instance ["src/**/*.py"].')
+    found = _matching(choice)
+    if not found:
+        raise UserError(f"packager_include_pattern: nothing in {choice.root} matches {', '.join(choice.patterns)}.")
+    return found
+
+
+_PACKAGERS: dict[str, Callable[[Choice], list[str]]] = {
+    "worktree": _worktree,
+    "git": _git,
+    "pattern": _pattern,
+    "hybrid": _git,
+}
+
+
+def _matching(choice: Choice) -> list[str]:
+    found: list[str] = []
+    for pattern in choice.patterns:
+        if pattern.startswith("/") or ".." in Path(pattern).parts:
+            raise UserError(f"packager_include_pattern: {pattern} leads out of {choice.root}.")
+        for path in choice.root.glob(pattern):
+            name = path.relative_to(choice.root).as_posix()
+            found += _walk(choice.root, name) if path.is_dir() and not path.is_symlink() else [name]
+    return found
+
+
+def _walk(root: Path, below: str) -> Iterator[str]:
+    for folder, names, files in os.walk(root / below):
+        here = Path(folder)
+        names[:] = [name for name in names if not _is_debris(here / name)]
+        for name in [*files, *(name for name in names if (here / name).is_symlink())]:
+            yield (here / name).relative_to(root).as_posix()
+
+
+def _left_out(choice: Choice, name: str) -> bool:
+    text = str(choice.root / name)
+    return any(text == folder or text.startswith(folder.rstrip("/") + "/") for folder in choice.leave_out)
+
+
+def _is_debris(folder: Path) -> bool:
+    """A cache (its CACHEDIR.TAG says so), an environment of Python's, or the kit's own records."""
+    if folder.name in _CACHES or folder.name.endswith(".egg-info"):
+        return True
+    if (folder / "pyvenv.cfg").exists() or (folder / "CACHEDIR.TAG").exists():
+        return True
+    return folder.resolve() == nemotron_home().resolve()
+
+
+def _is_there(path: Path) -> bool:
+    """Files that were deleted are still tracked; sockets, pipes and a submodule's own folder are no files."""
+    return path.suffix != ".pyc" and (path.is_symlink() or path.is_file())
+
+
+LIMIT_BYTES = 100 * 1000 * 1000
+_LARGEST = 8
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`files`: path relative to `root` → size. `digest`: sha256 of `archive`, a tar.gz that depends on content alone.
+    `dirty`: something in the tree is not what `commit` says."""
+
+    root: str
+    files: Mapping[str, int]
+    digest: str
+    archive: bytes = field(repr=False)
+    commit: str | None = None
+    dirty: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data for the run's record: which code this was."""
+        return {
+            "digest": self.digest,
+            "root": self.root,
+            "commit": self.commit,
+            "dirty": self.dirty,
+            "files": len(self.files),
+            "bytes": sum(self.files.values()),
+        }
+
+
+def take_snapshot(
+    tree: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    leave_out: Collection[str] = (),
+    limit: int = LIMIT_BYTES,
+) -> Snapshot:
+    """Pack a plan's code tree (plan.packaging.CodeTree as a mapping) as a profile's settings say.
+
+    Of the folders in `leave_out` (artifacts: they are named, not copied) only what git tracks is sent. Raises UserError
+    for a tree beyond `limit` bytes, with its largest files, and for a dirty one with packager "git".
+    """
+    settings = settings or {}
+    root, packager = Path(tree["root"]), str(tree["packager"])
+    commit, dirty = commit_of(root) if tree["git"] else (None, False)
+    if packager == "git" and dirty:
+        if not settings.get("allow_dirty"):
+            refuse_dirty(root)
+        members: Iterable[tuple[tarfile.TarInfo, bytes]] = committed(
+            root, submodules=settings.get("include_submodules") is not False
+        )
+        dirty = False
+    else:
+        choice = Choice(
+            root=root,
+            in_git=bool(tree["git"]),
+            patterns=settings.get("packager_include_pattern") or (),
+            submodules=settings.get("include_submodules") is not False,
+            leave_out=leave_out,
+        )
+        names = choose(packager, choice)
+        _check_size(root, {name: (root / name).lstat().st_size for name in names}, limit)
+        members = _members(root, names)
+    sizes, archive = _pack(members)
+    _check_size(root, sizes, limit)
+    return Snapshot(str(root), sizes, hashlib.sha256(archive).hexdigest(), archive, commit, dirty)
+
+
+def send_snapshot(reach: Any, snapshot: Snapshot, root: str, folders: Sequence[str]) -> None:
+    """Have the snapshot unpacked as each of `folders` on the target; it is sent only where it isn't there already."""
+    known, _ = reach.call("has_code", root=root, digest=snapshot.digest)
+    if not known:
+        reach.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
+    if folders:
+        reach.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
+
+
+def code_there(reach: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
+    its launch has sent the code, and the tree may be another by now, or none."""
+    tree = place.get("tree")
+    if not tree:
+        return {}
+    kept: Mapping[str, Any] = reach.call("code_of", root=place["root"], run=place["run"])[0]
+    if kept.get("there"):
+        return {}
+    snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree["root"]))
+    if kept and kept["digest"] != snapshot.digest:
+        raise NemotronError(
+            f"The code that this was launched with (sha256 {kept['digest'][:12]}) is not on the target any more, and "
+            f"{tree['root']} holds another by now.",
+            hint="Launch it again: nemotron runs rerun.",
+        )
+    send_snapshot(reach, snapshot, place["root"], [])
+    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
+
+
+def place_kit(folder: str) -> None:
+    """Have this kit in a folder of this machine, for a container."""
+    kit = Path(folder)
+    if kit.is_dir():
+        used(kit)
+    else:
+        unpack(kit_zip(), kit)
+
+
+def artifact_folders(root: str) -> list[str]:
+    """The folders below `root` that versions of this machine's registry refer to; also damaged ones, as far as they
+    still say so."""
+    from nemotron_kit.artifacts.registry import open_registry
+
+    registry = open_registry()
+    found = {record.root for record in registry.everything()}
+    return sorted(folder for folder in found if folder and folder.startswith(root.rstrip("/") + "/"))
+
+
+def _check_size(root: Path, sizes: Mapping[str, int], limit: int) -> None:
+    total = sum(sizes.values())
+    if total <= limit:
+        return
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:_LARGEST]
+    shown = "\n".join(f"  {_mb(size):>10}  {name}" for name, size in largest)
+    raise UserError(
+        f"The code in {root} has {_mb(total)}, more than the {_mb(limit)} that go along. The largest:\n{shown}",
+        hint='Name what is no code in .gitignore, or choose another packager: "git", "pattern" or "none".',
+    )
+
+
+def _members(root: Path, names: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    for name in names:
+        path, info = root / name, tarfile.TarInfo(name)
+        if path.is_symlink():
+            info.type, info.linkname = tarfile.SYMTYPE, _link(root, path)
+            yield info, b""
+            continue
+        info.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+        yield info, path.read_bytes()
+
+
+def _link(root: Path, path: Path) -> str:
+    """What a link says; one that leads out of the tree, by its whole path: the copy lies elsewhere."""
+    text = os.readlink(path)  # noqa: PTH115 — as it is written
+    target = Path(os.path.normpath(path.parent / text))
+    return text if target.is_relative_to(root) and not text.startswith("/") else str(target)
+
+
+def _pack(members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> tuple[dict[str, int], bytes]:
+    """(name → size, the archive). No time, no owner: equal content gives equal bytes."""
+    buffer, sizes = io.BytesIO(), {}
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for info, data in members:
+            info.size = sizes[info.name] = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return sizes, buffer.getvalue()
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,460 @@
+"""The system's ssh as a way to a target: one connection, one Python there, many operations."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import select
+import shlex
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.remote.agent.operations import error_from_dict
+from nemotron_kit.runs.logs import neutralise
+from nemotron_kit.spec.package import kit_hash, kit_zip
+from nemotron_kit.spec.paths import REMOTE_FOLDER
+
+# A socket's path has 108 bytes at most; ssh adds a slash, 40 hex digits and a suffix of 17 while it makes it.
+_LONGEST = 108 - 1 - 40 - 17 - 1
+# ssh pastes the config's path into a jump host's command as it is.
+_PLAIN = re.compile(r"[A-Za-z0-9/._-]+\Z")
+
+# The first value that ssh meets for an option wins. Nothing of the caller's (agent, display, ports) is lent.
+_OURS = """\
+Host *
+  StrictHostKeyChecking {strict}
+  BatchMode {batch}
+  UpdateHostKeys no
+  NoHostAuthenticationForLocalhost no
+  ForwardAgent no
+  ForwardX11 no
+  ForwardX11Trusted no
+  GSSAPIDelegateCredentials no
+  ClearAllForwardings yes
+  PermitLocalCommand no
+  RemoteCommand none
+  RequestTTY no
+  ConnectTimeout {connect}
+  ConnectionAttempts 1
+  ServerAliveInterval 5
+  ServerAliveCountMax 3
+  LogLevel INFO
+  ControlMaster auto
+  ControlPersist {persist}
+  ControlPath {folder}/%C
+Include {user_config}
+Include /etc/ssh/ssh_config
+"""
+CONNECT_SECONDS = 4
+QUIET = {"strict": "yes", "batch": "yes", "connect": str(CONNECT_SECONDS), "persist": "600"}
+# A person is there: an unknown key may be looked at and accepted, a changed one never.
+LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
+
+
+def ssh_config(values: dict[str, str]) -> Path:
+    """Our config file with `values` (QUIET or LOGIN), written if it isn't there or says something else."""
+    folder = ssh_folder()
+    theirs = os.environ.get("NEMOTRON_SSH_CONFIG") or "~/.ssh/config"
+    text = _OURS.format(folder=folder, user_config=f'"{theirs}"', **values)
+    path = folder / ("login" if values is LOGIN else "config")
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        files.write_text(path, text)
+    return path
+
+
+def ssh_folder() -> Path:
+    """Where config and sockets lie: $NEMOTRON_HOME/ssh, else, where that can't hold a socket, a private folder of the
+    temporary one. UserError for a folder that somebody else can enter."""
+    home = nemotron_home() / "ssh"
+    folder = home
+    if len(str(home)) > _LONGEST or not _PLAIN.match(str(home)):
+        name = f"nemotron-{os.getuid()}-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+        folder = Path(tempfile.gettempdir()) / name
+        if len(str(folder)) > _LONGEST or not _PLAIN.match(str(folder)):
+            folder = Path("/tmp") / name  # noqa: S108 — checked below
+    folder.mkdir(mode=0o700, parents=folder == home, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UserError(
+            f"{folder} must be a folder of yours that nobody else can enter: connections lie in it.",
+            hint=f"chmod 700 {folder}, or remove it.",
+        )
+    return folder
+
+
+def ssh_command(host: str, user: str | None, identity: str | None, *options: str, login: bool = False) -> list[str]:
+    """`ssh … HOST`, ready for a remote command. UserError for an identity that isn't there."""
+    words = ["ssh", "-F", str(ssh_config(LOGIN if login else QUIET)), "-T", *options]
+    if identity:
+        path = Path(identity).expanduser()
+        if not path.is_file():
+            raise UserError(f"identity: {identity} is no file.", hint="Name your private key, as in ~/.ssh/id_ed25519.")
+        words += ["-i", str(path), "-o", "IdentitiesOnly=yes"]
+    if user:
+        words += ["-l", user]
+    return [*words, "--", host]
+
+
+class NotSent(Unreachable):
+    """Nobody answered, and the operation had not been asked for: it is known not to have happened."""
+
+
+class Destination(Protocol):
+    host: str
+    user: str | None
+    python: str
+
+    @property
+    def place(self) -> str: ...
+
+
+_SSH_FAILED = 255
+_NO_COMMAND = 127
+# The first of these that ssh's words hold says what happened; {place} and {login} are filled in.
+_KEY = "No password, key or data went to it."
+_REASONS: tuple[tuple[str, str, str], ...] = (
+    ("REVOKED HOST KEY", "{place} shows a host key that is revoked: refused. " + _KEY, "Ask those who run it."),
+    (
+        "HOST IDENTIFICATION HAS CHANGED",
+        "{place} shows another host key than the one known here: refused. " + _KEY,
+        "Somebody may be listening in. Only if its key was really changed: ssh-keygen -R {host}, then {login}",
+    ),
+    (
+        "Host key verification failed",
+        "{place} shows a host key that is not known here: refused. " + _KEY,
+        "Compare its fingerprint and accept it on your terminal: {login}",
+    ),
+    ("Permission denied", "{place} lets nobody in without a password or a second factor.", "Open the way: {login}"),
+    ("Too many authentication failures", "{place} refused each key that was offered.", "Name one: identity = …"),
+    ("Could not resolve hostname", "{host}: there is no such host.", "Check host in the profile, and your network."),
+    ("timed out", "{place} does not answer.", "Is this machine on the right network? Otherwise try again later."),
+    ("Connection refused", "{place}: nothing listens there.", "Check host in the profile; {host} may be down."),
+)
+
+
+def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError:
+    """The error for an ssh that ended with `code` before the agent was ready (None: it had to be ended)."""
+    words = neutralise(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
+    if code is None:
+        return NotSent(f"{to.place} does not answer.", hint=words or "Its login may be very slow. Try again.")
+    if code == _NO_COMMAND:
+        return NemotronError(f"{to.place}: there is no {to.python} there.", hint="Name it in the profile: python = …")
+    if code != _SSH_FAILED:
+        return NemotronError(f"{to.place}: {to.python} ended with exit code {code}.", hint=words or None)
+    fill = {"place": to.place, "host": to.host, "login": _login(to)}
+    for sign, what, hint in _REASONS:
+        if sign.lower() in stderr.lower():
+            return NotSent(what.format(**fill), hint=hint.format(**fill))
+    return NotSent(f"{to.place} can't be reached.", hint=words or None)
+
+
+def _login(to: Destination) -> str:
+    return f"nemotron profiles login {_profile_of(to) or 'NAME'}"
+
+
+def _profile_of(to: Destination) -> str | None:
+    """The profile that leads there: an error is worth reading env.toml once more."""
+    from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile
+
+    try:
+        for name in list_run_profiles():
+            config = load_run_profile(name)
+            if (config.tunnel, config.host, config.user) == ("ssh", to.host, to.user):
+                return name
+    except NemotronError:
+        return None  # a broken env.toml is not what went wrong here
+    return None
+
+
+CHUNK = 1 << 18
+
+
+class Lost(Exception):
+    """The process ended, or said nothing for too long. `code` is its exit code, None when it had to be ended."""
+
+    def __init__(self, code: int | None, stderr: str) -> None:
+        super().__init__(stderr)
+        self.code, self.stderr = code, stderr
+
+
+class Pipe:
+    """One started process. Its standard error goes to a file: a master that ssh leaves behind may hold a pipe open."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the process
+        self._stderr = ""
+        # A session of its own: Ctrl-C is for the launch, and nothing may ask on the terminal.
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin and self._process.stdout  # noqa: S101 — Popen was told to make pipes
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        self._buffer = bytearray()
+        self.used = time.monotonic()
+
+    def send(self, data: bytes, stall: float) -> None:
+        """Write all of `data`. Raises Lost when the process is gone, or takes nothing for `stall` seconds."""
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self._in], [], stall)[1]:
+                raise self.lost()
+            try:
+                view = view[os.write(self._in, view[:CHUNK]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                # What it had to say first is more telling: the reader finds it, or the end.
+                return
+
+    def answer(self, mark: str, stall: float) -> dict[str, Any]:
+        """The next answer: the JSON of the next line that begins with `mark`. Lines before it are a shell's noise."""
+        start = mark.encode() + b" "
+        while True:
+            line = self._line(stall)
+            if line.startswith(start):
+                head: dict[str, Any] = json.loads(line[len(start) :])
+                return head
+
+    def read(self, size: int, stall: float) -> bytes:
+        """Exactly `size` bytes."""
+        while len(self._buffer) < size:
+            self._more(stall)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self.used = time.monotonic()
+        return data
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def lost(self) -> Lost:
+        """Why there is nothing more to read; the process is over after this."""
+        try:
+            code: int | None = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.close()
+        return Lost(code, self._stderr)
+
+    def close(self) -> None:
+        """End it: its input closes, and if that is not enough it is killed."""
+        assert self._process.stdin and self._process.stdout  # noqa: S101
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                stream.close()
+        try:
+            self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if not self._errors.closed:
+            self._errors.seek(0)
+            self._stderr = self._errors.read(1 << 16).decode("utf-8", "replace")
+            self._errors.close()
+
+    def _line(self, stall: float) -> bytes:
+        deadline = time.monotonic() + stall
+        while (end := self._buffer.find(b"\n")) < 0:
+            if time.monotonic() > deadline or len(self._buffer) > 1 << 26:
+                raise self.lost()
+            self._more(deadline - time.monotonic())
+        return self.read(end + 1, stall)[:-1]
+
+    def _more(self, stall: float) -> None:
+        if not select.select([self._out], [], [], max(stall, 0))[0]:
+            raise self.lost()
+        data = os.read(self._out, CHUNK)
+        if not data:
+            raise self.lost()
+        self._buffer += data
+
+
+# Constant: whatever a user gives travels behind it, as data.
+START = "import sys;exec(sys.stdin.buffer.readline())"
+# A login shell may be slow; a dead network is noticed by ssh itself, after 15 s.
+READY_SECONDS, STALL_SECONDS = 30.0, 300.0
+# After so long a pause the connection is tried with a question that changes nothing, before one that does.
+IDLE_SECONDS = 2.0
+
+
+class Ssh:
+    """One user on one host. Connects at the first call, and again after the connection was lost."""
+
+    def __init__(
+        self, host: str, root: str, *, user: str | None = None, identity: str | None = None, python: str = "python3"
+    ) -> None:
+        self.host, self.user, self.identity, self.python = host, user, identity, python
+        self._root = root
+        self._pipe: Pipe | None = None
+        self._mark = secrets.token_hex(16)
+        self._lock = threading.Lock()
+
+    @property
+    def root(self) -> str:
+        if self._root.startswith("~/"):
+            facts, _ = self.call("hello")
+            self._root = f"{facts['home'].rstrip('/')}{self._root[1:]}"
+        return self._root
+
+    @property
+    def place(self) -> str:
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+    def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        """See Reach. NotSent (an Unreachable) when the connection failed before anything was asked for."""
+        with self._lock:
+            try:
+                pipe = self._connected()
+                head, data = self._ask(pipe, op, payload, args)
+            except Lost as lost:
+                self._pipe = None
+                raise Unreachable(
+                    f"{self.place}: the connection was lost during {op}; whether it was done is not known.",
+                    hint=_last_line(neutralise(lost.stderr)),
+                ) from lost
+            except BaseException:  # Ctrl-C in the middle of an answer: the next one must not begin there
+                self._close()
+                raise
+        if not head["ok"]:
+            raise error_from_dict(head["error"])
+        return head["result"], data
+
+    def close(self) -> None:
+        """End the connection; ssh's master stays for the next one."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _ask(self, pipe: Pipe, op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        request = json.dumps({"op": op, "args": args, "payload": len(payload)})
+        pipe.send(request.encode() + b"\n" + payload, STALL_SECONDS)
+        head = pipe.answer(self._mark, STALL_SECONDS)
+        return head, pipe.read(head["payload"], STALL_SECONDS)
+
+    def _connected(self) -> Pipe:
+        if self._pipe is not None and time.monotonic() - self._pipe.used > IDLE_SECONDS:
+            try:
+                self._ask(self._pipe, "ping", b"", {})
+            except Lost:
+                self._pipe = None
+        if self._pipe is None:
+            self._pipe = self._connect()
+            atexit.unregister(self.close)
+            atexit.register(self.close)
+        return self._pipe
+
+    def _connect(self) -> Pipe:
+        python = f"{shlex.quote(self.python)} -I -c {shlex.quote(START)}"
+        pipe = Pipe([*ssh_command(self.host, self.user, self.identity), python])
+        try:
+            self._start_agent(pipe)
+        except Lost as lost:
+            raise not_reached(self, lost.code, lost.stderr) from lost
+        except BaseException:
+            pipe.close()
+            raise
+        return pipe
+
+    def _start_agent(self, pipe: Pipe) -> None:
+        source = resources("nemotron_kit.target").joinpath("bootstrap.py").read_text(encoding="utf-8")
+        head = json.dumps({"mark": self._mark, "root": self._root, "kit": kit_hash()})
+        pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
+        answer = pipe.answer(self._mark, READY_SECONDS)
+        if answer.get("need") == "kit":
+            kit = kit_zip()
+            pipe.send(b"%d\n%s" % (len(kit), kit), STALL_SECONDS)
+            answer = pipe.answer(self._mark, STALL_SECONDS)
+        if "error" in answer:
+            raise NemotronError(f"{self.place}: the kit can't start there: {neutralise(str(answer['error']))}.")
+
+
+_open: dict[tuple[str | None, ...], Ssh] = {}
+
+
+def ssh_from(settings: Mapping[str, Any]) -> Ssh:
+    """The way to the target of a profile with `tunnel = "ssh"`: one for all who ask for the same in this process.
+
+    UserError for what the profile lacks.
+    """
+    for name in ("host", "user"):
+        if not settings.get(name):
+            raise UserError(f"tunnel 'ssh' needs {name}.", hint="Set it in the profile.")
+    root = str(settings.get("remote_job_dir") or f"~/{REMOTE_FOLDER}")
+    if not root.startswith(("/", "~/")):
+        raise UserError(f"remote_job_dir: {root} must be an absolute path on {settings['host']}.")
+    host, user, identity = settings["host"], settings["user"], settings.get("identity")
+    python = settings.get("python") or "python3"
+    key = (host, root, user, identity, python)
+    if key not in _open:
+        _open[key] = Ssh(host, root, user=user, identity=identity, python=python)
+    return _open[key]
+
+
+def _last_line(text: str) -> str | None:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else None
+
+
+class Reach(Protocol):
+    """The way to one machine."""
+
+    @property
+    def root(self) -> str:
+        """The folder there, absolute, below which the kit's runs/ stands."""
+
+    def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        """Do an operation of `target.agent.OPS` there; its result (JSON data) and bytes.
+
+        Raises what the operation raised (UserError, NemotronError, …), and Unreachable when the machine did not answer:
+        whether the operation took place is then not known.
+        """
+
+
+class Here:
+    """This machine: the operation runs in this process."""
+
+    def __init__(self, root: str | None = None) -> None:
+        self._root = root
+
+    @property
+    def root(self) -> str:
+        return self._root or str(nemotron_home())
+
+    def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        from nemotron_kit.remote.agent.operations import perform
+
+        result, data = perform(op, payload, args)
+        # As JSON carries it: what works here works over there.
+        return json.loads(json.dumps(result)), data
+
+
+def reach_for(settings: Mapping[str, Any]) -> Reach:
+    """The way to the machine that a profile's settings name: `tunnel = "ssh"`, else this one. Connects to nothing."""
+    if settings.get("tunnel") == "ssh":
+        return ssh_from(settings)
+    return Here(settings.get("remote_job_dir"))

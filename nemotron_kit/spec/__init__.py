@@ -1,0 +1,1 @@
+"""The values that launch, executors and worker pass on: plan, job, profile, paths, resources."""

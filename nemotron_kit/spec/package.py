@@ -1,0 +1,85 @@
+"""The kit itself as a folder tree that another machine can run: nemotron_kit, nemotron with its recipes, the plugins.
+
+`python <folder>` is the worker: a job there runs the same version of the kit as the launch did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+MAIN = b"""import sys
+
+if sys.version_info < (3, 11):
+    sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; the job needs 3.11 or newer")
+
+from nemotron_kit.worker.__main__ import main
+
+sys.exit(main())
+"""
+_SKIP = frozenset({"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def kit_roots() -> list[tuple[Path, str]]:
+    """(folder on this machine, what it is called in the kit); of two that hold a path, the longer one is meant."""
+    package = Path(__file__).resolve().parents[1]
+    checkout, toplevel = package.parent, package / "toplevel"
+    if toplevel.is_dir():  # a checkout, installed as it stands
+        return [
+            (package, "nemotron_kit"),
+            (toplevel / "nemotron", "nemotron"),
+            (toplevel / "hydra_plugins", "hydra_plugins"),
+            (checkout / "recipes", "nemotron/recipes"),
+        ]
+    plugins = checkout / "hydra_plugins" / "nemotron_kit_launcher"
+    return [
+        (package, "nemotron_kit"),
+        (checkout / "nemotron", "nemotron"),
+        (plugins, "hydra_plugins/nemotron_kit_launcher"),
+    ]
+
+
+@cache
+def kit_hash() -> str:
+    """The content of the kit, as 32 hex digits: another edit is another kit."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, data in sorted(_files()):
+        digest.update(b"%d %s %d " % (len(name), name.encode(), len(data)) + data)
+    return digest.hexdigest()[:32]
+
+
+def kit_zip() -> bytes:
+    """The kit as a zip; equal content gives equal bytes."""
+    import io
+    import zipfile
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(_files()):
+            info = zipfile.ZipInfo(name, _EPOCH)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o600 << 16
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def _files() -> Iterator[tuple[str, bytes]]:
+    yield "__main__.py", MAIN
+    for root, name in kit_roots():
+        inner = {other for other, _ in kit_roots() if other != root} | {root / "toplevel"}
+        for path in _walk(root, inner):
+            yield f"{name}/{path.relative_to(root).as_posix()}", path.read_bytes()
+
+
+def _walk(folder: Path, leave_out: set[Path]) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path in leave_out or path.name in _SKIP or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, leave_out)
+        elif path.is_file() and path.suffix != ".pyc":
+            yield path

@@ -1,0 +1,319 @@
+"""Where one job's files lie on the machine where it runs, and which code a launch sends there."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.home import check_text, nemotron_home
+from nemotron_kit.spec.package import kit_hash, kit_roots
+from nemotron_kit.spec.runconfig import RunConfig
+
+WORKTREE, NONE = "worktree", "none"
+_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True)
+class CodeTree:
+    """`root` on this machine is what a job finds as its code; `inside` is the launch folder relative to it, "." for the
+    root itself. `git`: the root lies in a git work tree."""
+
+    root: str
+    inside: str
+    packager: str
+    git: bool
+
+
+def code_tree(settings: RunConfig, cwd: Path | None = None) -> CodeTree | None:
+    """The tree that goes along with a job; None for packager "none". Looks for a .git, starts no program."""
+    packager = settings.packager or WORKTREE
+    if packager == NONE:
+        return None
+    here = (cwd or Path.cwd()).resolve()
+    top = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
+    if packager == "git" and top is None:
+        raise UserError(f"packager 'git': {here} is in no git repository.", hint='Use packager = "worktree".')
+    root = top or here
+    if settings.subpath:
+        root = (root / settings.subpath).resolve()
+        if not root.is_dir():
+            raise UserError(f"subpath: {settings.subpath} is no folder of {top or here}.")
+    inside = os.path.relpath(here, root) if here.is_relative_to(root) else "."
+    return CodeTree(str(root), inside, packager, top is not None)
+
+
+def ignored(tree: CodeTree, names: Sequence[str]) -> set[str]:
+    """Which of these files of the tree git ignores (and does not track). Without git, or another packager: none."""
+    if not tree.git or tree.packager not in (WORKTREE, "git"):
+        return set()
+    return set(_git(tree.root, "check-ignore", "-z", "--stdin", text="".join(f"{name}\x00" for name in names)))
+
+
+@cache
+def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
+    """Repositories inside the tree that git ignores there, so that they are not sent."""
+    if not tree.git or tree.packager not in (WORKTREE, "git"):
+        return ()
+    folders = _git(tree.root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+    return tuple(name for folder in folders if folder.endswith("/") for name in _repositories(tree.root, folder))
+
+
+def _repositories(root: str, folder: str) -> Iterator[str]:
+    """`folder` itself, or what lies directly in it."""
+    inside = (entry.path for entry in islice(os.scandir(Path(root, folder)), _LOOKED_AT))
+    for path in (Path(root, folder), *map(Path, inside)):
+        if (path / ".git").exists():
+            yield path.relative_to(root).as_posix()
+
+
+def _git(root: str, *words: str, text: str = "") -> list[str]:
+    """Names that git prints; nothing where there is no git, as packing says."""
+    import subprocess
+
+    given = text.encode("utf-8", "surrogateescape")
+    try:
+        line = ["git", "-C", root, "-c", "core.fsmonitor=false", *words]  # a program that the repository names
+        done = subprocess.run(line, input=given, capture_output=True, check=False)
+    except FileNotFoundError:
+        return []
+    return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name]
+
+
+if TYPE_CHECKING:
+    pass
+
+IN_A_CLOUD = "/nemo_run"
+# Where jobs lie in the home over there, unless the profile says where.
+REMOTE_FOLDER = ".nemotron"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Absolute paths over there. `code` is the job's own copy of `tree` (None: nothing is sent), `cwd` where it starts,
+    `kit` the kit's folder (None: the one installed there is used), `artifacts` the registry's root.
+
+    `moves` are (prefix here, prefix there), the longest first. `apart`: another machine.
+    """
+
+    root: str
+    run: str
+    job: str
+    code: str | None
+    cwd: str
+    python: str
+    kit: str | None
+    artifacts: str
+    tree: CodeTree | None = None
+    moves: tuple[tuple[str, str], ...] = ()
+    apart: bool = False
+    host: str = "this machine"
+    own_registry: bool = False
+
+    def move(self, text: str) -> str:
+        """A path of this machine as it is called over there; what doesn't go along stays as it is."""
+        if self.is_there(text) or below(text, sys.prefix):
+            return text
+        for here, there in self.moves:
+            if below(text, here):
+                return there + text[len(here) :]
+        return text
+
+    def is_there(self, text: str) -> bool:
+        """Whether a path is one of the kit's own places over there."""
+        return any(below(text, root) for root in (self.root, self.artifacts))
+
+    def move_name(self, name: str) -> str:
+        """`path/to/file.py:object` with its path moved; `module:object` as it is."""
+        path, colon, rest = name.rpartition(":")
+        return f"{self.move(path)}{colon}{rest}" if path.endswith(".py") else name
+
+    def script(self, path: Path | None, handler: str) -> str | None:
+        """A command's script over there. One of an installed package is `@module`: found where the package is there.
+
+        Raises UserError for one that is neither sent nor of the handler's module.
+        """
+        if path is None:
+            return None
+        text = str(path.absolute())
+        if self.kit is None or self.move(text) != text:
+            return self.move(text)
+        module = handler.partition(":")[0]
+        file = getattr(find_spec(module), "origin", None) if module and not module.endswith(".py") else None
+        if file is None or os.path.realpath(file) != os.path.realpath(path):
+            sent = self.tree.root if self.tree else "nothing"
+            raise UserError(
+                f"The command's script {path} is not part of the code that is sent to {self.host} ({sent}).",
+                hint="Launch from the folder that holds it, or install the recipe as a package here and there.",
+            )
+        return f"@{module}"
+
+    @property
+    def names_registry(self) -> bool:
+        """Whether the job has to be told its registry: it isn't the one that a launch on its machine would find."""
+        return self.apart or self.own_registry
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data, for plan.json."""
+        return {**vars(self), "tree": vars(self.tree) if self.tree else None, "moves": dict(self.moves)}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What `${oc.env:PWD}` and `${oc.env:NEMO_RUN_DIR}` are in the job's config."""
+        here = posixpath.normpath(posixpath.join(self.code, self.tree.inside)) if self.code and self.tree else self.cwd
+        return {"NEMO_RUN_DIR": self.job, "PWD": here}
+
+
+def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[RunConfig, tuple[str, ...]]:
+    """The settings with `remote_job_dir` as an absolute path where it is to lie in the home of another machine. `root`
+    asks that machine; without it (a dry-run) the usual place is shown, which the note says."""
+    named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
+    if settings.tunnel != "ssh" or not named.startswith("~/") or not (settings.host and settings.user):
+        return settings, ()
+    if root is not None:
+        return replace(settings, remote_job_dir=root()), ()
+    shown = f"/home/{settings.user}{named[1:]}"
+    return replace(settings, remote_job_dir=shown), (
+        f"remote_job_dir is {named} of {settings.user} on {settings.host}: shown as {shown}, and asked for at launch.",
+    )
+
+
+def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> Place:
+    """The place of a job. Connects to nothing and looks at nothing but this machine's folders.
+
+    Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
+    """
+    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
+    apart = settings.tunnel == "ssh"
+    root = _root(settings, apart)
+    run = f"{root}/runs/{run_id}"
+    folder = f"{run}/jobs/{job}"
+    artifacts = settings.artifacts_root or (f"{root}/artifacts" if apart else registry or f"{root}/artifacts")
+    here = str(Path.cwd())
+    if settings.executor == "local":
+        python = settings.python or sys.executable
+        own = settings.artifacts_root is not None
+        return Place(root, run, folder, None, here, python, None, artifacts, own_registry=own)
+
+    tree = code_tree(settings)
+    if settings.executor not in ("slurm", "docker"):
+        return _in_a_cloud(settings, tree, artifacts)
+    code = f"{folder}/code" if tree else None
+    # A container has another Python, and no kit.
+    image = settings.executor != "slurm" or settings.container_image is not None
+    kit = f"{root}/kit/{kit_hash()}" if apart or image else None
+    inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
+    # Over ssh the profile's is the login node's, which no image has at that path.
+    named = None if apart and image else settings.python
+    return Place(
+        root=root,
+        run=run,
+        job=folder,
+        code=code,
+        cwd=settings.workdir or inside or (folder if kit else here),
+        python=named or ("python3" if kit else sys.executable),
+        kit=kit,
+        artifacts=artifacts,
+        tree=tree,
+        moves=tuple(_moves(tree, code, kit)),
+        apart=apart,
+        host=(settings.host if apart else None) or ("the container" if image else "this machine"),
+        own_registry=image or settings.artifacts_root is not None,
+    )
+
+
+def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> Place:
+    """Where NeMo-Run puts a job's folder in all of the clouds. The image brings its own Python, with the kit in it."""
+    job, code = f"{IN_A_CLOUD}/job", f"{IN_A_CLOUD}/code" if tree else None
+    inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else job
+    return Place(
+        root=IN_A_CLOUD,
+        run=IN_A_CLOUD,
+        job=job,
+        code=code,
+        cwd=settings.workdir or inside,
+        python=settings.python or "python3",
+        kit=None,
+        artifacts=artifacts,
+        tree=tree,
+        moves=tuple(_moves(tree, code, None)),
+        host=settings.executor,
+        own_registry=True,
+    )
+
+
+def moved(values: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """A frozen config with its paths as they are called over there; the `run` section is the launcher's own."""
+    return {key: value if key == "run" else _moved(value, place) for key, value in values.items()}
+
+
+def below(text: str, folder: str) -> bool:
+    """Whether a path is `folder` or inside it, as text."""
+    return text == folder or text.startswith(folder.rstrip("/") + "/")
+
+
+def _root(settings: RunConfig, apart: bool) -> str:
+    named = settings.remote_job_dir
+    if apart and settings.executor != "slurm":
+        raise UserError(
+            f"tunnel 'ssh' leads to a Slurm cluster; executor {settings.executor!r} has its own way.",
+            hint='Set executor = "slurm", or leave tunnel out.',
+        )
+    if settings.executor == "local":
+        return str(nemotron_home())
+    if not apart:
+        return str(Path(named).expanduser().absolute()) if named else str(nemotron_home())
+    for field in ("host", "user"):
+        if not getattr(settings, field):
+            raise UserError(f"tunnel 'ssh' needs {field}.", hint="Set it in the profile.")
+    if not named or not named.startswith("/"):  # `with_folder` comes before
+        what = f"{named!r} is no absolute path" if named else "is not set"
+        raise UserError(
+            f"remote_job_dir {what}: jobs and their code need a folder on {settings.host}.",
+            hint='Name one that its nodes see, as in remote_job_dir = "/lustre/me/nemotron".',
+        )
+    for field in ("artifacts_root", "workdir"):
+        value = getattr(settings, field)
+        if value and not value.startswith("/"):
+            raise UserError(f"{field}: {value!r} is no absolute path on {settings.host}.")
+    return posixpath.normpath(named)
+
+
+def _moves(tree: CodeTree | None, code: str | None, kit: str | None) -> Iterator[tuple[str, str]]:
+    found: dict[str, str] = {}
+    if tree and code:
+        for here in _spellings(tree.root):
+            found[here] = code
+    for root, name in kit_roots() if kit else ():
+        for here in _spellings(str(root)):
+            found[here] = f"{kit}/{name}"
+    yield from sorted(found.items(), key=lambda pair: -len(pair[0]))
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """`path`, and as the shell calls it where it came here through a link."""
+    yield path
+    logical, physical = os.environ.get("PWD", ""), os.path.realpath(".")
+    if os.path.realpath(logical or "/") != physical or not (physical + "/").startswith(path + "/"):
+        return
+    rest = physical[len(path) :]
+    if rest and logical.endswith(rest):
+        yield logical[: -len(rest)]
+    elif not rest:
+        yield logical
+
+
+def _moved(value: Any, place: Place) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _moved(item, place) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, place) for item in value]
+    return place.move(value) if isinstance(value, str) else value

@@ -1,0 +1,375 @@
+"""Profiles and the reserved tables of env.toml: `extends` resolved, every value checked and with its origin."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file
+from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, field_name, resolve_partition, with_overrides
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.wandb import WandbConfig
+
+
+_PART = r'(?:"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+)'
+_DOTTED = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
+_SKIP = re.compile(r"(?:[ \t\r\n]|#[^\n]*)+")
+_HEADER = re.compile(rf"\[\[?[ \t]*({_DOTTED})[ \t]*\]\]?")
+_KEY = re.compile(rf"({_DOTTED})[ \t]*=")
+# One step through a value: a whole string or comment, or one character.
+_STEP = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|.', re.DOTALL)
+
+Key = tuple[str, ...]
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """The line, from 1, of every table header and key of a valid TOML text; keys inside inline tables are left out."""
+    lines: dict[Key, int] = {}
+    table: Key = ()
+    position = 0
+    while position < len(text):
+        if match := _SKIP.match(text, position):
+            position = match.end()
+            continue
+        number = text.count("\n", 0, position) + 1
+        if match := _HEADER.match(text, position):
+            table = _parts(match[1])
+            lines.setdefault(table, number)
+            position = match.end()
+        elif match := _KEY.match(text, position):
+            lines.setdefault(table + _parts(match[1]), number)
+            position = _end_of_value(text, match.end())
+        else:  # a byte-order mark, or nothing that valid TOML holds
+            position += 1
+    return lines
+
+
+def line_of(lines: dict[Key, int], *key: str) -> int | None:
+    """The line of `key`, else of the nearest table that holds it."""
+    for length in range(len(key), 0, -1):
+        if key[:length] in lines:
+            return lines[key[:length]]
+    return None
+
+
+def _end_of_value(text: str, position: int) -> int:
+    """The position of the newline after a value: a newline inside brackets, braces or a string doesn't end it."""
+    depth = 0
+    while match := _STEP.match(text, position):
+        step = match[0]
+        if step == "\n" and depth == 0:
+            break
+        depth += (step in "[{") - (step in "]}") if len(step) == 1 else 0
+        position = match.end()
+    return position
+
+
+def _parts(dotted: str) -> Key:
+    return tuple(_unquote(part) for part in re.findall(_PART, dotted))
+
+
+def _unquote(part: str) -> str:
+    if part.startswith("'"):
+        return part[1:-1]
+    if part.startswith('"'):
+        try:
+            return str(json.loads(part))
+        except ValueError:  # \U0001F600 is TOML's alone
+            return part[1:-1]
+    return part
+
+
+TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
+KEYS: dict[str, dict[str, str]] = {
+    "wandb": {
+        "project": TEXT,
+        "entity": TEXT,
+        "run_name": TEXT,
+        "name": TEXT,
+        "tags": TEXTS,
+        "notes": TEXT,
+        "enabled": FLAG,
+    },
+    "artifacts": {"backend": TEXT, "root": TEXT, "mode": TEXT, "hash_limit": SIZE},
+    "cache": {"git_dir": TEXT},
+    "cli": {"theme": TEXT, "recipes": TEXTS},
+}
+CHOICES = {("artifacts", "backend"): ("file", "wandb"), ("artifacts", "mode"): ("private", "group")}
+
+
+def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
+    """One reserved table, checked: UserError with file, line and nearest key; {} when it is absent."""
+    table = env.table(name)
+    for key, value in table.items():
+        if key not in KEYS[name]:
+            found = nearest(key, KEYS[name])
+            raise UserError(f"{_where(env, name, key)}: no such key.", hint=sentence(found))
+        expected = KEYS[name][key]
+        if not _fits(value, expected):
+            raise UserError(f"{_where(env, name, key)}: expected {expected}, got {value!r} ({type(value).__name__}).")
+        choices = CHOICES.get((name, key))
+        if choices and value not in choices:
+            raise UserError(f"{_where(env, name, key)}: {value!r} is none of {', '.join(choices)}.")
+    return dict(table)
+
+
+def check_reserved_tables(env: EnvFile) -> None:
+    """Check all four: a misspelt key must not be passed over in silence."""
+    for name in KEYS:
+        reserved_table(env, name)
+
+
+def check_run_wandb(table: Any) -> None:
+    """Check a job's `run.wandb`, wherever it was set: the keys of [wandb], null where nothing is meant."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"run.wandb: expected a block of settings, got {table!r}.")
+    for key, value in table.items():
+        if key not in KEYS["wandb"]:
+            raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))
+        expected = KEYS["wandb"][key]
+        number = expected == TEXT and isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not number and not _fits(value, expected):
+            raise UserError(f"run.wandb.{key}: expected {expected}, got {value!r} ({type(value).__name__}).")
+
+
+def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | None:
+    """The [wandb] table of env.toml, whose presence turns tracking on; None when there is no table or no file."""
+    env = read_env_file(Path(config_path).expanduser() if config_path is not None else None)
+    if "wandb" not in env.tables:
+        return None
+    table = reserved_table(env, "wandb")
+    if "name" in table:
+        if "run_name" in table:
+            raise UserError(f"{_where(env, 'wandb', 'name')}: run_name, which means the same, is set too.")
+        table["run_name"] = table.pop("name")
+    if not table.get("project") and table.get("enabled", True):
+        raise UserError(f"{_where(env, 'wandb')}: project is missing.", hint='Add project = "…", or enabled = false.')
+    from nemotron_kit.artifacts.wandb import WandbConfig
+
+    return WandbConfig(**table)
+
+
+def _fits(value: Any, expected: str) -> bool:
+    if expected == TEXT:
+        return isinstance(value, str)
+    if expected == FLAG:
+        return isinstance(value, bool)
+    if expected == SIZE:
+        return isinstance(value, int | str) and not isinstance(value, bool)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _where(env: EnvFile, *key: str) -> str:
+    """`/home/me/env.toml:7: [wandb] project`."""
+
+    line = line_of(key_lines(env.path.read_text(encoding="utf-8-sig")), *key) if env.path else None
+    return f"{env.path}:{line or 1}: [{key[0]}]{''.join(f' {part}' for part in key[1:])}"
+
+
+class NoEnvFile(UserError, FileNotFoundError):
+    """There is no env.toml, so there are no profiles."""
+
+
+class Lines:
+    """Where things stand in one env.toml. The text is read again only when somebody asks."""
+
+    def __init__(self, env: EnvFile) -> None:
+        if env.path is None:
+            raise NoEnvFile("There is no env.toml.", hint="Profiles are tables in it: [NAME], then executor = …")
+        self.path = env.path
+        self._found: dict[tuple[str, ...], int] | None = None
+
+    def line(self, *key: str) -> int | None:
+        if self._found is None:
+            self._found = key_lines(self.path.read_text(encoding="utf-8-sig"))
+        return line_of(self._found, *key)
+
+    def short(self, *key: str) -> str:
+        return f"{self.path.name}:{self.line(*key)}"
+
+    def where(self, table: str, key: str | None = None) -> str:
+        """`/home/me/env.toml:7: [C] nodes`: how every error about the file begins."""
+        place = (table,) if key is None else (table, key)
+        return f"{self.path}:{self.line(*place) or 1}: [{table}]" + (f" {key}" if key else "")
+
+
+def names(env: EnvFile) -> list[str]:
+    return sorted(name for name, table in env.tables.items() if isinstance(table, dict) and name not in RESERVED)
+
+
+def chain_of(env: EnvFile, name: str, lines: Lines) -> Iterator[str]:
+    """The profile, its parent, the parent's parent, …"""
+    _check_there(env, name, str(lines.path))
+    passed = [name]
+    while True:
+        yield name
+        parent = env.tables[name].get("extends")
+        if parent is None:
+            return
+        where = lines.where(name, "extends")
+        if not isinstance(parent, str):
+            raise ProfileError(f"{where}: expected the name of a profile, got {parent!r}.")
+        if parent in passed:
+            raise ProfileError(f"{where}: goes round in a circle: {' → '.join([*passed, parent])}.")
+        _check_there(env, parent, where)
+        passed.append(parent)
+        name = parent
+
+
+def _check_there(env: EnvFile, name: str, where: str) -> None:
+    if name in RESERVED:
+        raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=_there(env, ""))
+    if name not in env.tables:
+        close = _there(env, name)
+        like = close is not None and close.startswith("Did you mean")
+        raise ProfileError(
+            f"{where}: there is no profile {name!r}.",
+            hint=close if like else "\n".join(filter(None, [close, lines_for(name)])),
+        )
+    if not isinstance(env.tables[name], dict):
+        raise ProfileError(f"{where}: {name} is a single value, no profile.", hint=f"A profile is a table: [{name}].")
+
+
+def lines_for(name: str) -> str:
+    """What to add to env.toml for a profile that it lacks."""
+    bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    return (
+        f'Add it to env.toml, for a Slurm cluster as\n[{bare}]\nexecutor = "slurm"\naccount = "…"\npartition = "…"\n'
+        'or with executor = "local" for this machine.'
+    )
+
+
+def _there(env: EnvFile, name: str) -> str | None:
+    return sentence(nearest(name, names(env))) or None
+
+
+def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple[str, Any]]:
+    """The fields that one table sets, under their own names and of the right types."""
+    from nemotron_kit.spec.runconfig import check_value
+
+    seen: dict[str, str] = {}
+    for key, value in table.items():
+        where = lines.where(name, key)
+        if key.replace("-", "_") != key:
+            raise ProfileError(f"{where}: no such field.", hint=f"Did you mean {key.replace('-', '_')}?")
+        wanted = field_name(key, where)
+        if wanted in seen:
+            raise ProfileError(f"{where}: the same field as {seen[wanted]}, which is set too.")
+        seen[wanted] = key
+        if wanted != "extends":
+            yield wanted, check_value(wanted, value, where)
+
+
+__all__ = [
+    "NoEnvFile",
+    "Profile",
+    "effective_profile",
+    "list_run_profiles",
+    "load_run_profile",
+    "load_wandb_config",
+    "read_profile",
+    "resolve_partition",
+]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A resolved profile. `origins` says for each field that is set where its value stands: `env.toml:12 [base]`,
+    `config file`, `command line`; the others have their defaults. `chain` is the profile and what it extends, in order.
+    """
+
+    name: str | None
+    config: RunConfig
+    origins: Mapping[str, str] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+def load_run_profile(name: str, config_path: str | Path | None = None) -> RunConfig:
+    """The profile `name` of env.toml (the one at `config_path`, else the one that is found), `extends` resolved.
+
+    Raises NoEnvFile (a FileNotFoundError) without a file; ProfileError (a ValueError) for a profile or a parent that
+    isn't there, a cycle, an unknown key or a wrong type, with file and line.
+    """
+    return read_profile(name, config_path).config
+
+
+def list_run_profiles(config_path: str | Path | None = None) -> list[str]:
+    """The names of all profiles, sorted; [] when there is no env.toml."""
+    try:
+        env = _open(config_path)
+    except NoEnvFile:
+        if config_path is not None:
+            raise
+        return []
+    return names(env)
+
+
+def read_profile(name: str, config_path: str | Path | None = None) -> Profile:
+    """`load_run_profile`, with the origin of every value."""
+    env = _open(config_path, name)
+    lines = Lines(env)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    chain = list(chain_of(env, name, lines))
+    for table in reversed(chain):
+        for key, value in checked(env.tables[table], table, lines):
+            values[key] = value
+            origins[key] = lines.short(table, key) + (f" [{table}]" if table != name else "")
+    return Profile(name, RunConfig(**values), origins, tuple(chain), lines.path)
+
+
+def effective_profile(
+    name: str | None,
+    *,
+    file_env: Mapping[str, Any] | None = None,
+    command_line: Mapping[str, Any] | None = None,
+    config_path: str | Path | None = None,
+) -> Profile:
+    """What a launch runs with: the command line beats the profile, the profile beats a config file's `run.env`.
+
+    `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`.
+    """
+    profile = _profile(name, config_path)
+    from_file = {field_name(key, f"run.env.{key}"): value for key, value in (file_env or {}).items()}
+    from_file = {key: value for key, value in from_file.items() if key not in profile.origins and value is not None}
+    given = {field_name(key, f"run.env.{key}"): value for key, value in (command_line or {}).items()}
+    config = with_overrides(profile.config, from_file, prefix="run.env.")
+    config = with_overrides(config, given, prefix="run.env.")
+    origins = {
+        **profile.origins,
+        **dict.fromkeys(from_file, "config file"),
+        **dict.fromkeys(given, "command line"),
+    }
+    return Profile(profile.name, config, origins, profile.chain, profile.path)
+
+
+def _profile(name: str | None, config_path: str | Path | None) -> Profile:
+    """`local` needs no env.toml: it is this machine, unless a file says otherwise."""
+    if name is None or (name == "local" and name not in list_run_profiles(config_path)):
+        return Profile(name, RunConfig())
+    return read_profile(name, config_path)
+
+
+def _open(config_path: str | Path | None, name: str = "NAME") -> EnvFile:
+    if config_path is not None:
+        path = Path(config_path).expanduser()
+        if not path.is_file():
+            raise NoEnvFile(f"{path}: no such file.")
+        return read_env_file(path)
+    try:
+        found = find_env_file()
+    except UserError as error:  # NEMOTRON_ENV_FILE names what is no file
+        raise NoEnvFile(error.message, hint=error.hint) from error
+    if found is None:
+        raise NoEnvFile(
+            f"There is no env.toml in {Path.cwd()} or above it, nor in ~/.config/nemotron.",
+            hint=lines_for(name),
+        )
+    return read_env_file(found)

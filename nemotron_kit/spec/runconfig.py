@@ -1,0 +1,435 @@
+"""RunConfig: where and how a job runs. One field for each key of a profile, with its type and what it may hold."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NoReturn
+
+from nemotron_kit.errors import UserError, nearest
+
+
+class ProfileError(UserError, ValueError):
+    """A profile, or a value given for one, is wrong."""
+
+
+@dataclass
+class RunConfig:
+    """Where and how a job runs: the fields of a profile in env.toml. None: not set, the executor's own default holds.
+
+    `load_run_profile` gives one with its `extends` resolved (`extends` itself is None then).
+    """
+
+    executor: str = "local"
+    # what runs
+    nproc_per_node: int | None = None
+    nodes: int | None = None
+    python: str | None = None
+    workdir: str | None = None
+    startup_commands: list[str] | None = None
+    setup: str | None = None
+    env_vars: list[str] | None = None
+    secrets: list[str] | None = None
+    # code
+    packager: str | None = None
+    packager_include_pattern: list[str] | None = None
+    subpath: str | None = None
+    include_submodules: bool | None = None
+    allow_dirty: bool | None = None
+    # container
+    container_image: str | None = None
+    mounts: list[str] | None = None
+    runtime: str | None = None
+    ipc_mode: str | None = None
+    shm_size: str | None = None
+    # Slurm
+    account: str | None = None
+    partition: str | None = None
+    run_partition: str | None = None
+    batch_partition: str | None = None
+    time: str = "04:00:00"
+    job_name: str = "nemo-run"
+    ntasks_per_node: int | None = None
+    gpus_per_node: int | None = None
+    mem: str | None = None
+    exclusive: bool | None = None
+    cpus_per_task: int | None = None
+    cpus_per_gpu: int | None = None
+    gpus_per_task: int | None = None
+    mem_per_gpu: str | None = None
+    mem_per_cpu: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gres: str | None = None
+    array: str | None = None
+    # the way there, and where things lie there
+    tunnel: str = "local"
+    host: str | None = None
+    user: str | None = None
+    identity: str | None = None
+    remote_job_dir: str | None = None
+    artifacts_root: str | None = None
+    # clouds
+    cloud: str | None = None
+    gpus: str | None = None
+    cluster_name: str | None = None
+    base_url: str | None = None
+    app_id: str | None = None
+    app_secret: str | None = None
+    project_name: str | None = None
+    pvcs: list[Any] | None = None
+    resource_shape: str | None = None
+    node_group: str | None = None
+    nemo_run_dir: str | None = None
+    # Ray
+    ray_working_dir: str | None = None
+    ray_mode: str | None = None
+    # the launch
+    dry_run: bool | None = None
+    detach: bool | None = None
+    cancel_on_interrupt: bool | None = None
+    retries: int | None = None
+    max_segments: int | None = None
+    max_parallel: int | None = None
+    extends: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+FIELDS = tuple(field.name for field in fields(RunConfig))
+DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
+ALIASES = {"container": "container_image"}
+
+
+def field_name(key: str, where: str) -> str:
+    """The field that `key` means (`container`, `gpus-per-node`); ProfileError with the nearest names for none."""
+    name = key.replace("-", "_")
+    name = ALIASES.get(name, name)
+    if name not in DEFAULTS:
+        raise ProfileError(f"{where}: no such field.", hint=_hint(nearest(name, [*FIELDS, *ALIASES])))
+    return name
+
+
+def with_overrides(config: RunConfig, values: Mapping[str, Any], *, prefix: str = "--run.") -> RunConfig:
+    """A copy of `config` with `values` in it: text (`--run.nodes 4`) or typed values (`run.env.nodes=4`).
+
+    Each is converted to its field's type; None, or the text `null`, unsets it. `prefix` is what errors put before the
+    key. Raises ProfileError for an unknown key (with the nearest ones) and for a value that isn't of the field's type.
+    """
+
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name = field_name(key, f"{prefix}{key}")
+        if name == "extends":
+            raise ProfileError(f"{prefix}{key}: a launch can't change what a profile extends.")
+        if name in changes:
+            raise ProfileError(f"{prefix}{key}: {name} is given twice.")
+        changes[name] = convert(name, value, f"{prefix}{key}")
+    return replace(config, **changes)
+
+
+def resolve_partition(config: RunConfig, is_launch: bool) -> str | None:
+    """The partition of a detached launch (`--batch`: `is_launch`) or of an attached one (`--run`)."""
+    chosen = config.batch_partition if is_launch else config.run_partition
+    return chosen if chosen is not None else config.partition
+
+
+def env_dict(config: RunConfig) -> dict[str, str]:
+    """`env_vars` as a mapping; a later entry of the same name wins."""
+
+    checked = check_value("env_vars", config.env_vars, "env_vars") if config.env_vars is not None else []
+    return dict(entry.split("=", 1) for entry in checked)
+
+
+def _hint(text: str) -> str | None:
+    return text[:1].upper() + text[1:] if text else None
+
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._,:@+-]{0,127}"
+_COUNT = r"[0-9]{1,9}"
+_MEMORY = r"[0-9]{1,12}[KMGTkmgt]?[Bb]?"
+_PATH = r"/[A-Za-z0-9._/+=@,%-]{0,1023}"
+_FLAG_PATTERNS = {
+    "array": r"[0-9]{1,7}(-[0-9]{1,7})?(,[0-9]{1,7}(-[0-9]{1,7})?)*(%[0-9]{1,6})?",
+    "comment": r"[A-Za-z0-9 ._,:;@+=/()\[\]{}#%-]{1,256}",
+    "constraint": r"[A-Za-z0-9._&|,*()\[\]:!+-]{1,256}",
+    "cpus-per-gpu": _COUNT,
+    "cpus-per-task": _COUNT,
+    "dependency": r"[a-z]+(:[0-9_+]+)*([,?][a-z]+(:[0-9_+]+)*)*",
+    "exclude": r"[A-Za-z0-9._,\[\]-]{1,4096}",
+    "exclusive": r"user|mcs|topo",
+    "gpus-per-node": r"([A-Za-z0-9._-]{1,64}:)?" + _COUNT,
+    "gpus-per-task": r"([A-Za-z0-9._-]{1,64}:)?" + _COUNT,
+    "gres": r"[A-Za-z0-9._:,=-]{1,256}",
+    "job-name": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "mem": _MEMORY,
+    "mem-per-cpu": _MEMORY,
+    "mem-per-gpu": _MEMORY,
+    "nodelist": r"[A-Za-z0-9._,\[\]-]{1,4096}",
+    "nodes": _COUNT,
+    "ntasks-per-node": _COUNT,
+    "open-mode": r"append|truncate",
+    "output": _PATH,
+    "error": _PATH,
+    "signal": r"([RB]{1,2}:)?[A-Z0-9]{1,8}(@[0-9]{1,6})?",
+    "time": r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}|UNLIMITED|INFINITE",
+}
+# The rest of sbatch's flags, which a profile can only give in `extra`.
+_OTHER = re.compile(_NAME)
+_ALL = {flag: re.compile(pattern) for flag, pattern in _FLAG_PATTERNS.items()}
+_FLAG = re.compile(r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z")
+_IMAGE = re.compile(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z")
+_MOUNT = re.compile(r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z")
+_WORD = re.compile(r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z")
+
+
+def flag_fits(flag: str, value: str) -> bool:
+    """Whether sbatch would take `value` for --flag."""
+    return _ALL.get(flag, _OTHER).fullmatch(value) is not None
+
+
+def check_header(script: str) -> None:
+    """Every line between the shebang and the first command is a comment or a flag with a value of its kind.
+
+    Raises ProfileError with the flag. A value with a newline in it is a line that is neither.
+    """
+    for line in script.partition("\nset -")[0].splitlines():
+        if line.startswith("#SBATCH"):
+            _check_flag(line)
+        elif line and not line.startswith("#"):
+            raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
+
+
+def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
+    """What reaches the srun line: a container's image, mounts and variables, and `extra = {srun_args = […]}`."""
+    for name, pattern, values in (
+        ("container_image", _IMAGE, [config.container_image] if config.container_image else []),
+        ("mounts", _MOUNT, config.mounts or []),
+        ("extra.srun_args", _WORD, srun_args),
+        ("secrets", _VARIABLE, (config.secrets if config.container_image else None) or []),
+        ("extra.container_env", _VARIABLE, (config.extra or {}).get("container_env") or []),
+    ):
+        for value in values:
+            if not isinstance(value, str) or not pattern.match(value):
+                raise ProfileError(
+                    f"{name}: {value!r} can't stand on srun's command line, where nothing is quoted.",
+                    hint="Letters, digits and ._/:@+=- can.",
+                )
+
+
+def _check_flag(line: str) -> None:
+    match = _FLAG.match(line)
+    if match is None:
+        raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
+    flag, quoted = match.groups()
+    if quoted is None:
+        return
+    try:
+        words = shlex.split(quoted)
+    except ValueError:
+        words = []
+    if len(words) != 1 or not flag_fits(flag, words[0]):
+        raise ProfileError(f"{flag.replace('-', '_')}: {quoted[:80]} is no value that sbatch --{flag} takes.")
+
+
+EXECUTORS = ("local", "docker", "slurm", "skypilot", "dgxcloud", "lepton", "kubeflow")
+CHOICES = {
+    "executor": EXECUTORS,
+    "tunnel": ("local", "ssh"),
+    "packager": ("worktree", "git", "pattern", "hybrid", "none"),
+    "ray_mode": ("job", "cluster"),
+}
+_PATTERNS = {
+    # A slug, as every name that reaches a scheduler.
+    "job_name": re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
+    # Never what ssh could take for an option.
+    "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
+    "user": re.compile(r"[A-Za-z0-9_][^\s@]*\Z"),
+}
+# Field → the flag of sbatch that it becomes.
+_SBATCH = {
+    **{name: name for name in ("account", "partition", "time", "mem", "qos", "constraint", "exclude", "gres", "array")},
+    **dict.fromkeys(("run_partition", "batch_partition"), "partition"),
+    "mem_per_gpu": "mem-per-gpu",
+    "mem_per_cpu": "mem-per-cpu",
+}
+_LIKE = {
+    "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
+    **dict.fromkeys(("mem", "mem_per_gpu", "mem_per_cpu"), 'Write a number with K, M, G or T, as in "64G".'),
+}
+# 0 nodes is a mistake; 0 GPUs or retries is not.
+_AT_LEAST_ONE = frozenset(
+    {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
+)
+_SHELL = frozenset({"setup", "startup_commands"})
+_COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs"})
+_EXPECTED = {
+    "str": "text",
+    "int": "a whole number",
+    "bool": "true or false",
+    "list[str]": "a list of texts",
+    "list[Any]": "a list of texts or tables",
+    "dict[str, Any]": "a table",
+}
+_KINDS = {field.name: str(field.type).removesuffix(" | None") for field in fields(RunConfig)}
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def check_value(name: str, value: Any, where: str) -> Any:
+    """`value` as field `name` holds it, where it is of the right type already (as a TOML file gives it)."""
+    if name == "env_vars":
+        return _env_vars(value, where)
+    if name == "time" and isinstance(value, datetime.time):  # time = 04:00:00, without quotes, is a time of day in TOML
+        return value.isoformat()
+    kind = _KINDS[name]
+    if name == "packager_include_pattern" and isinstance(value, str):
+        value = [value]
+    if not _CHECKS[kind](value):
+        _refuse(name, value, where)
+    return _CLEAN.get(kind, _as_it_is)(name, value, where)
+
+
+def convert(name: str, value: Any, where: str) -> Any:
+    """`value` as field `name` holds it: text is read as the field's type, None and `null` are the field's default."""
+    if value is None or value == "null":
+        return DEFAULTS[name]
+    kind = _KINDS[name]
+    if isinstance(value, str):
+        value = _FROM_TEXT[kind](name, value.strip()) if kind in _FROM_TEXT else value
+    elif kind == "str" and isinstance(value, bool | int | float):
+        value = str(value).lower() if isinstance(value, bool) else str(value)
+    elif isinstance(value, Mapping):
+        value = dict(value)
+    elif isinstance(value, Sequence):
+        value = list(value)
+    return check_value(name, value, where)
+
+
+def _refuse(name: str, value: Any, where: str) -> NoReturn:
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+    if name == "app_secret":
+        shown = "a value"
+    raise ProfileError(f"{where}: expected {_EXPECTED[_KINDS[name]]}, got {shown} ({type(value).__name__}).")
+
+
+# --- checks and clean-up by kind
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "list[Any]": lambda value: isinstance(value, list) and all(isinstance(item, str | dict) for item in value),
+    "dict[str, Any]": lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+}
+
+
+def _clean_text(name: str, value: str, where: str) -> str:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ProfileError(f"{where}: {value!r} is none of {', '.join(CHOICES[name])}.", hint=_near(name, value))
+    # A newline would end a line of a batch script and begin a command.
+    if "\x00" in value or (name not in _SHELL and _CONTROL.search(value)):
+        raise ProfileError(f"{where}: {value!r} holds a control character.")
+    if not value and name not in _SHELL:
+        raise ProfileError(f"{where}: is empty.", hint="Leave the key out where nothing is meant.")
+    if name in _SBATCH and not flag_fits(_SBATCH[name], value):
+        raise ProfileError(f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_LIKE.get(name))
+    if name in _PATTERNS and not _PATTERNS[name].match(value):
+        raise ProfileError(f"{where}: {value!r} can't be a {name}.")
+    return value
+
+
+def _clean_int(name: str, value: int, where: str) -> int:
+    least = 1 if name in _AT_LEAST_ONE else 0
+    if value < least:
+        raise ProfileError(f"{where}: must be at least {least}, got {value}.")
+    return value
+
+
+def _clean_list(name: str, value: list[Any], where: str) -> list[Any]:
+    return [_clean_text(name, item, f"{where}[{n}]") if isinstance(item, str) else item for n, item in enumerate(value)]
+
+
+def _as_it_is(_: str, value: Any, __: str) -> Any:
+    return value
+
+
+_CLEAN: dict[str, Callable[[str, Any, str], Any]] = {
+    "str": _clean_text,
+    "int": _clean_int,
+    "list[str]": _clean_list,
+    "list[Any]": _clean_list,
+}
+
+
+def _env_vars(value: Any, where: str) -> list[str]:
+    """A table or a list of KEY=VALUE, as a list. Values are never shown: they may be secrets."""
+    if isinstance(value, Mapping):
+        pairs = [(key, _env_value(item, f"{where}.{key}")) for key, item in value.items()]
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        for number, item in enumerate(value):
+            if "=" not in item:
+                raise ProfileError(f"{where}[{number}]: expected KEY=VALUE.")
+        pairs = [(item.partition("=")[0], item.partition("=")[2]) for item in value]
+    else:
+        raise ProfileError(f"{where}: expected a list of KEY=VALUE or a table, got {type(value).__name__}.")
+    for key, text in pairs:
+        if not _ENV_NAME.match(key):
+            raise ProfileError(f"{where}: {key!r} is no name of an environment variable.")
+        if "\x00" in text:
+            raise ProfileError(f"{where}: the value of {key} holds a NUL.")
+    return [f"{key}={text}" for key, text in pairs]
+
+
+def _env_value(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ProfileError(f"{where}: expected text or a number, got {type(value).__name__}.", hint='Quote it: "true".')
+    return str(value)
+
+
+# --- text of a command line
+
+
+def _text_to_int(_: str, text: str) -> Any:
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+
+
+def _text_to_bool(_: str, text: str) -> Any:
+    return _WORDS.get(text.lower(), text)
+
+
+def _text_to_list(name: str, text: str) -> Any:
+    """JSON (`["a", "b"]`), a bare list (`[a,b]`), `a,b` where no item can hold a comma, else one item."""
+    if text[:1] in ("[", "{"):
+        return _text_to_json(name, text)
+    return [part.strip() for part in text.split(",")] if name in _COMMA_LISTS else [text]
+
+
+def _text_to_json(_: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        inner = text[1:-1]
+        bare = text.startswith("[") and text.endswith("]") and not set(inner) & set("\"'[]{}")
+        return [part.strip() for part in inner.split(",")] if bare and inner.strip() else text
+
+
+_FROM_TEXT: dict[str, Callable[[str, str], Any]] = {
+    "int": _text_to_int,
+    "bool": _text_to_bool,
+    "list[str]": _text_to_list,
+    "list[Any]": _text_to_list,
+    "dict[str, Any]": _text_to_json,
+}
+
+
+def _near(name: str, value: str) -> str | None:
+    found = nearest(value, CHOICES[name])
+    return found[:1].upper() + found[1:] if found.startswith("did") else None

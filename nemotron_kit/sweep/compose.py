@@ -1,0 +1,206 @@
+"""Composing the jobs of a sweep: the files once for each choice of groups, then each job's values on a copy."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Copies:
+    """`make()` gives a new copy of what it was made from, types, flags and parents included."""
+
+    def __init__(self, original: Any) -> None:
+        self._original, self._types = original, list[type]()
+        buffer = io.BytesIO()
+        self._data: bytes | None = None
+        try:
+            _Pickler(buffer, self._types).dump(original)
+            self._data = buffer.getvalue()
+        # A config may hold any object of the user's.
+        except Exception:  # noqa: BLE001
+            return
+
+    def make(self) -> Any:
+        if self._data is None:
+            return copy.deepcopy(self._original)
+        return _Unpickler(io.BytesIO(self._data), self._types).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Types stay what they are: those of schemas are made on the fly, and have no name to be found by."""
+
+    def __init__(self, file: io.BytesIO, types: list[type]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._types, self._numbers = types, dict[type, int]()
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if not isinstance(obj, type):
+            return None
+        if obj not in self._numbers:
+            self._numbers[obj] = len(self._types)
+            self._types.append(obj)
+        return self._numbers[obj]
+
+
+class _Unpickler(pickle.Unpickler):
+    """What this process has just pickled."""
+
+    def __init__(self, file: io.BytesIO, types: list[type]) -> None:
+        super().__init__(file)
+        self._types = types
+
+    def persistent_load(self, number: int) -> type:
+        return self._types[number]
+
+
+# The tail below is that of these versions of Hydra.
+KNOWN = "1.3."
+# Where an override of Hydra's would meet what is set here before it is applied.
+_OWN = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overrides")
+
+
+class Unusual(Exception):
+    """An override that only Hydra's own loader knows what to do with."""
+
+
+class SweepComposer:
+    """`load_sweep_config`, for a ConfigLoaderImpl."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader, self._slow = loader, loader.load_sweep_config
+        # Config name, Hydra's own overrides and choices of groups → the config that jobs with these have in common.
+        self._trees: dict[tuple[str | None, ...], Copies] = {}
+        self._parser: Any = None
+        self._parsed: dict[str, Any] = {}
+        self._groups: dict[str, bool] = {}
+
+    def __deepcopy__(self, memo: Any) -> SweepComposer:
+        return self  # Hydra copies its singletons to send them along; this is taken out of the copy
+
+    def __call__(self, master_config: Any, sweep_overrides: Sequence[str]) -> Any:
+        """What Hydra's own would give for the same arguments. Raises what it would raise."""
+        try:
+            return self._quick(master_config, list(sweep_overrides))
+        # Hydra knows why, and says it in its own words.
+        except Exception:  # noqa: BLE001
+            return self._slow(master_config, list(sweep_overrides))
+
+    def _quick(self, master: Any, words: list[str]) -> Any:
+        from omegaconf import OmegaConf
+
+        fixed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
+        overrides = [self._parse(word) for word in words]
+        if any(o.is_sweep_override() or o.is_hydra_override() for o in overrides):
+            raise Unusual
+        name = master.hydra.job.config_name
+        choices = [o for o in overrides if self._is_choice(o)]
+        config = self._tree(name, fixed, choices).make()
+        self._loader._apply_overrides_to_config([o for o in overrides if o not in choices], config)
+        _finish(config.hydra, overrides)
+        OmegaConf.copy_cache(from_config=master, to_config=config)
+        return config
+
+    def _parse(self, word: str) -> Any:
+        """A word that many jobs have is parsed once."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self._parser = self._parser or OverridesParser.create()
+        if word not in self._parsed:
+            self._parsed[word] = self._parser.parse_override(word)
+        return self._parsed[word]
+
+    def _is_choice(self, override: Any) -> bool:
+        """As Hydra tells a choice of a group's option from a value."""
+        key = override.key_or_group
+        if key not in self._groups:
+            self._groups[key] = self._loader.repository.group_exists(key)
+        return self._groups[key] and not isinstance(override.value(), dict)
+
+    def _tree(self, name: str | None, fixed: list[str], choices: list[Any]) -> Copies:
+        """The config before any value of a job's own is overridden."""
+        key = (name, *fixed, None, *(o.input_line for o in choices))
+        if key not in self._trees:
+            known = [self._parse(word) for word in fixed]
+            if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in known):
+                raise Unusual
+            options = [o for o in known if self._is_choice(o)]
+            config = self._merged(name, [*options, *choices])
+            self._loader._apply_overrides_to_config([o for o in known if o not in options], config)
+            config.hydra.overrides.hydra.extend(fixed)
+            _name(config.hydra.job, name)
+            self._trees[key] = Copies(config)
+        return self._trees[key]
+
+    def _merged(self, name: str | None, choices: list[Any]) -> Any:
+        from hydra._internal.defaults_list import create_defaults_list
+        from omegaconf import OmegaConf, open_dict
+
+        # One of its own for each tree: merging moves what was loaded into the tree.
+        _, files = self._loader._parse_overrides_and_create_caching_repo(name, [])
+        found = create_defaults_list(
+            repo=files, config_name=name, overrides_list=choices, prepend_hydra=True, skip_missing=False
+        )
+        if found.config_overrides:
+            raise Unusual
+        config = self._loader._compose_config_from_defaults_list(defaults=found.defaults, repo=files)
+        OmegaConf.set_struct(config, True)
+        OmegaConf.set_readonly(config.hydra, False)
+        with open_dict(config.hydra):
+            _describe(config.hydra.runtime, files, found.overrides.known_choices)
+        return config
+
+
+def uninstall(loader: Any) -> None:
+    """Make it compose as Hydra has it: a copy that is sent along carries nothing of ours."""
+    vars(loader).pop("load_sweep_config", None)
+
+
+def install(loader: Any) -> None:
+    """Make a loader of Hydra's compose sweeps this way. One that is not known is left as it is."""
+    import hydra
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    if type(loader) is ConfigLoaderImpl and hydra.__version__.startswith(KNOWN):
+        loader.load_sweep_config = SweepComposer(loader)
+
+
+def _describe(runtime: Any, files: Any, choices: dict[str, Any]) -> None:
+    """hydra.runtime, which is the same for every job of these choices."""
+    from hydra import __version__, version
+    from hydra.conf import ConfigSourceInfo
+
+    runtime.choices.update(choices)
+    runtime.version, runtime.version_base, runtime.cwd = __version__, version.getbase(), str(Path.cwd())
+    runtime.config_sources = [
+        ConfigSourceInfo(path=source.path, schema=source.scheme(), provider=source.provider)
+        for source in files.get_sources()
+    ]
+
+
+def _name(job: Any, config_name: str | None) -> None:
+    from hydra.core.utils import JobRuntime
+
+    if "name" not in job:
+        job.name = JobRuntime().get("name")
+    job.config_name = config_name
+
+
+def _finish(hydra: Any, overrides: Sequence[Any]) -> None:
+    """What Hydra writes about a job into its own node, once the values are in."""
+    from hydra._internal.config_loader_impl import get_overrides_dirname
+    from omegaconf import open_dict
+
+    hydra.overrides.task.extend([o.input_line for o in overrides])
+    if hydra.job.env_copy:
+        with open_dict(hydra):
+            for key in hydra.job.env_copy:
+                hydra.job.env_set[key] = os.environ[key]
+    settings = hydra.job.config.override_dirname
+    hydra.job.override_dirname = get_overrides_dirname(
+        overrides=overrides, kv_sep=settings.kv_sep, item_sep=settings.item_sep, exclude_keys=settings.exclude_keys
+    )

@@ -1,0 +1,404 @@
+"""Planning the jobs of a third party's @hydra.main app: the composed config goes along with each job."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit import __version__
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.secrets import masked_by_name
+from nemotron_kit.errors import UserError
+from nemotron_kit.executors.slurm.script import Sbatch, command_of, sbatch_for
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.launch.inputs import pin_slots
+from nemotron_kit.launch.mounts import with_repositories
+from nemotron_kit.launch.placing import Placed, import_path, left_out, registry_here, registry_table
+from nemotron_kit.launch.plan import job_environment, references
+from nemotron_kit.masking import is_secret_name
+from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.spec.paths import NONE, Place, place_of, with_folder
+from nemotron_kit.spec.plan import DETACHED, Plan
+from nemotron_kit.spec.resources import resources_of, settings_dict
+from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.sweep.compose import uninstall
+from nemotron_kit.sweep.sweep_job import Point, Settings, overrides_of
+from nemotron_kit.worker import payload
+from nemotron_kit.worker.hydra import plain
+from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, Packet, name_of, task_of, versions
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+
+
+PLUGINS = "hydra_plugins."
+
+
+class Packer:
+    """Makes the packets of one launch."""
+
+    def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str], earlier: int = 0) -> None:
+        """`earlier`: how many sweeps over a task function of this name the program has made before this one."""
+        self.kind, self.function, self._program = _kind(task)
+        self._argv = self._program.argv if self._program else argv
+        self._earlier, self._versions = earlier, versions()
+        self._plain: dict[str, Any] = {}
+        content = {"callbacks": callbacks, "state": _state()}
+        if self.kind == SENT:
+            content["task"] = task
+        elif self.kind == PROGRAM:
+            del content["state"]["omegaconf_resolvers"]  # the program registers them again
+        self._shared = self._pickled(content)
+
+    def pack(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> Packet:
+        """The packet of one composed job. `move` gives a path of this machine as it is called over there, `import_path`
+        is this process's as the job's."""
+        with self._without_plugins(hydra):
+            pickled = self._pickled((config, hydra))
+        program = self._program
+        return Packet(
+            kind=self.kind,
+            function=self.function,
+            config=pickled,
+            shared=self._shared,
+            argv=[move(self._argv[0]), *self._argv[1:]],
+            sys_path=list(import_path),
+            versions=self._versions,
+            program=(program.name if program.module else move(program.name)) if program else None,
+            module=program is not None and program.module,
+            earlier=self._earlier,
+            started_in=move(program.started_in) if program and program.started_in else None,
+        )
+
+    @contextmanager
+    def _without_plugins(self, hydra: Any) -> Iterator[None]:
+        """Within the block hydra.launcher and hydra.sweeper are plain nodes: the plugins' own types may not be there.
+        A sweep can't sweep over them, so that one pair does for all jobs."""
+        from omegaconf import OmegaConf
+
+        before = {name: hydra._get_node(name) for name in ("launcher", "sweeper")}
+        for name, node in before.items():
+            if _type_of(node).__module__.startswith(PLUGINS):
+                if name not in self._plain:
+                    self._plain[name] = OmegaConf.create(OmegaConf.to_container(node, resolve=False))
+                self._plain[name]._set_parent(hydra)
+                hydra._content[name] = self._plain[name]
+        try:
+            yield
+        finally:
+            hydra._content.update(before)
+
+    def _pickled(self, value: Any) -> str:
+        try:
+            return base64.b64encode(self._dump(value)).decode("ascii")
+        except UserError:
+            raise
+        # Whatever a stranger's object raises when it is pickled.
+        except Exception as error:
+            raise UserError(
+                f"A job of this sweep can't be sent to a process of its own: {type(error).__name__}: {error}.",
+                hint="Its config, its callbacks and what its task function refers to have to be picklable.",
+            ) from error
+
+    def _dump(self, value: Any) -> bytes:
+        if self.kind == PROGRAM:  # what lives in __main__ will be there again, under the same name
+            return pickle.dumps(value)
+        try:
+            cloudpickle = import_module("cloudpickle")
+        except ImportError as error:
+            raise UserError(
+                f"The task function {self.function} has to be sent to its jobs, which needs cloudpickle: {error}.",
+                hint="pip install cloudpickle, or call the app's @hydra.main from the program's own file.",
+            ) from error
+        data: bytes = cloudpickle.dumps(value)
+        return data
+
+
+def _state() -> dict[str, Any]:
+    """Hydra's singletons and OmegaConf's resolvers, without what plugins have stored: they may not be there."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    state: dict[str, Any] = Singleton.get_state()  # a copy
+    store = state["instances"].get(ConfigStore)
+    if store is not None:
+        _drop_plugins(store.repo)
+    shared = state["instances"].get(GlobalHydra)
+    if shared is not None and shared.hydra is not None:
+        uninstall(shared.hydra.config_loader)
+    return state
+
+
+def _drop_plugins(group: dict[str, Any]) -> None:
+    for name, entry in list(group.items()):
+        if isinstance(entry, dict):
+            _drop_plugins(entry)
+        elif _type_of(entry.node).__module__.startswith(PLUGINS):
+            del group[name]
+
+
+def _type_of(node: Any) -> type:
+    from omegaconf import OmegaConf
+
+    return (OmegaConf.get_type(node) if OmegaConf.is_config(node) else None) or type(node)
+
+
+def _kind(task: Callable[..., Any]) -> tuple[str, str, _Program | None]:
+    """(kind, the function's name, how its program is run again)."""
+    module, name = getattr(task, "__module__", None), name_of(task)
+    if module not in (None, "__main__") and _is_importable(task, str(module), name):
+        return IMPORTED, f"{module}:{name}", None
+    # A lambda, a partial, a bound method, an instance, a decorator's inner function: whatever this program's own lines
+    # made is made again by them.
+    if _made_by_the_program(task):
+        program = _program(sys.modules["__main__"])
+        if program is not None:
+            return PROGRAM, name, program
+    return SENT, f"{module}:{name}", None
+
+
+def _made_by_the_program(task: Any) -> bool:
+    """Whether the program's own file made the task function, or calls it through @hydra.main itself."""
+    parts = [task, *(getattr(task, name, None) for name in ("__wrapped__", "__self__", "func")), type(task)]
+    if any(getattr(part, "__module__", None) == "__main__" for part in parts if part is not None):
+        return True
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "decorated_main":
+        frame = frame.f_back  # type: ignore[assignment]
+    caller = frame.f_back if frame is not None else None
+    return caller is not None and caller.f_globals is vars(sys.modules["__main__"])
+
+
+@dataclass(frozen=True)
+class _Program:
+    """How this program can be run again. `name` is a file's path, or a module's name with `module` set; `argv` are the
+    arguments that it was started with (it may have taken some of them out of sys.argv by now)."""
+
+    name: str
+    module: bool
+    argv: list[str]
+    started_in: str | None
+
+
+def _program(main: ModuleType) -> _Program | None:
+    """A prompt, a notebook, `python -c` and standard input can't be run again."""
+    started: list[str] = sys.orig_argv
+    path = getattr(main, "__file__", None)
+    if main.__spec__ is not None and main.__spec__.name == "__main__":  # a folder, or a zip file, that was named
+        path = os.path.dirname(str(path))  # noqa: PTH120
+    elif main.__spec__ is not None:
+        name = main.__spec__.name
+        asked = name.removesuffix(".__main__")
+        at = next((i for i, word in enumerate(started) if _names_module(started[:i], word, asked)), None)
+        argv = [sys.argv[0], *(sys.argv[1:] if at is None else started[at + 1 :])]
+        # `-m` has put the folder that it was started in in front.
+        return _Program(name, True, argv, None)
+    if not path or not os.path.exists(path):  # noqa: PTH110
+        return None
+    # Python has made the path that it was given absolute, and no more.
+    at = next((i for i, word in enumerate(started) if i and (path == word or path.endswith(f"/{word}"))), None)
+    if at is None:
+        return _Program(str(Path(path).absolute()), False, list(sys.argv), None)
+    inside = path.removesuffix(f"/{started[at]}") if path != started[at] else None
+    return _Program(path, False, started[at:], inside or None)
+
+
+def _names_module(before: Sequence[str], word: str, name: str) -> bool:
+    """Whether `word` is where `-m name` ends, among the words that an interpreter was started with."""
+    if word == name:
+        return bool(before) and before[-1].startswith("-") and before[-1].endswith("m")
+    return word.startswith("-") and not word.startswith("--") and word.endswith(f"m{name}")
+
+
+def _is_importable(task: Callable[..., Any], module: str, name: str) -> bool:
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return task_of(found) is task
+
+
+MODULE = "nemotron_kit.worker.hydra_job"
+
+
+class ProgramPlanner:
+    """Makes the points of one launch of an app that is not the kit's."""
+
+    def __init__(
+        self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0
+    ) -> None:
+        """`earlier`: as Packer has it."""
+        from nemotron_kit.spec.profiles import effective_profile
+
+        given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
+        self.profile, self.run_id = settings.profile, run_id
+        self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
+        if self.run.dry_run:
+            raise UserError(
+                f"dry_run is set in the profile {settings.profile}, and a sweep of this program can't be previewed.",
+                hint="hydra.launcher.env.dry_run=false starts it.",
+            )
+        self.run, _ = with_folder(self.run, lambda: reach_for(vars(self.run)).root)
+        if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
+            self.run = replace(self.run, packager=NONE)
+        self.registry = registry_here(self.run)
+        self.fetch: tuple[dict[str, str], ...] = ()
+        if self.run.executor != "local":
+            root = place_of(self.run, run_id, 0, registry=self.registry).root
+            self.run, self.fetch, _ = with_repositories(self.run, root, reach_for)
+        self.settings = settings_dict(self.run)
+        self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
+        # One that starts processes by itself would be started many times: torchrun only where it is asked for.
+        several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
+        self.resources = resources_of(self.run, None if several else False)
+        self.packer = Packer(task, callbacks, list(sys.argv), earlier)
+
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """The point of one composed job; `hydra` is Hydra's own node."""
+        place = place_of(self.run, self.run_id, number, registry=self.registry)
+        # In a container, and on another machine, there is no launch folder.
+        apart = place.apart or self.run.executor == "docker" or bool(self.run.container_image)
+        place = place if apart else _shared_code(place)
+        label, overrides = str(hydra.job.name), overrides_of(hydra)
+        environment, secrets = self._environment(hydra, place)
+        drop_copied(hydra)
+        if apart:
+            _send_outputs_home(hydra, place)
+        packed = self.packer.pack(config, hydra, place.move, import_path(place))
+        shown = _shown(config)
+        pins = pin_slots(shown, Placed(shown, self.run, place), self.run_id, reach_for)
+        recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
+        added = self._added(place, pins, number, label)
+        spec = self._spec(place, place.cwd if apart else str(Path.cwd()), environment, secrets)
+        plan = Plan(
+            run_id=self.run_id,
+            recipe=label,
+            stage="",
+            folder=f"{nemotron_home()}/runs/{self.run_id}",
+            argv=tuple(sys.argv),
+            hydra=tuple(overrides),
+            mode=self.mode,
+            profile=self.profile,
+            executor=self.run.executor,
+            settings=self.settings,
+            launch=DETACHED,
+            config_name=str(hydra.job.config_name),
+            config_file=None,
+            config=shown,
+            inputs=pins,
+            references={slot: str(shown["run"][slot]) for slot in pins},
+            launch_command=command_of(place.python, place.kit, place.job),
+            environment=environment,
+            secrets=secrets,
+            captured={},
+            files={
+                "config.yaml": to_yaml(shown),
+                "job.json": json.dumps(spec, indent=2) + "\n",
+                "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
+                payload.FILE: packed.to_text(),
+                **({"env.toml": registry_table(place)} if place.names_registry else {}),
+            },
+            problems=tuple(added.problems),
+            notes=(*added.notes, *left_out(place)),
+            job=number,
+            place=place.to_dict(),
+            extra={**added.extra, **({"repositories": list(self.fetch)} if self.fetch else {})},
+        )
+        return Point(plan, tuple(overrides))
+
+    def _spec(self, place: Place, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
+        return {
+            "kit": __version__,
+            "command": self.packer.function,
+            "handler": "",
+            "config_cls": "",
+            "script": None,
+            "module": MODULE,
+            "nproc_per_node": self.resources.processes,
+            "executor": self.run.executor,
+            "torchrun": self.resources.torchrun,
+            "retries": self.run.retries or 0,
+            "max_segments": self.run.max_segments,
+            "code": place.code,
+            # Hydra's folders, and whatever the app names by a relative path, lie where it was launched.
+            "cwd": cwd,
+            "sys_path": import_path(place),
+            "secrets": list(secrets),
+            "environment": dict(environment),
+            "expand": references(self.run),
+        }
+
+    def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> Sbatch:
+        """What the executor adds to the plan."""
+        if self.run.executor == "docker":
+            from nemotron_kit.executors.docker import docker_for
+
+            return docker_for(self.run, self.resources, place, pins, run_id=self.run_id, job=number, mode=self.mode)
+        if self.run.executor == "slurm":
+            asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
+            return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)
+        return Sbatch()
+
+    def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
+        """The job's variables, and the names of those that no file may hold."""
+        copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
+        secret = [name for name in copied if is_secret_name(name)]
+        variables = job_environment(self.run_id, place, {}, self.run, ())
+        variables |= {name: text for name, text in copied.items() if name not in secret}
+        variables["NEMOTRON_EXECUTOR"] = self.run.executor
+        return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
+
+
+def _sees_this_tree(run: RunConfig) -> bool:
+    """Whether jobs find the launch's own files where they are. Then they run there, as Hydra's other launchers have it:
+    a program that looks for its project by its own path reads and writes in that. A packager named in the profile sends
+    a copy."""
+    return run.tunnel != "ssh" and run.container_image is None
+
+
+def _shared_code(place: Place) -> Place:
+    """The sweep's jobs on this machine's file system share one copy of the code: they start where they were launched,
+    and so write nothing into it."""
+    if place.apart or not place.code:
+        return place
+    code = f"{place.run}/code"
+    moves = tuple((here, code + there[len(place.code) :]) for here, there in place.moves)
+    return replace(place, code=code, moves=moves)
+
+
+def _send_outputs_home(hydra: Any, place: Place) -> None:
+    """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
+    from omegaconf import open_dict, read_write
+
+    with read_write(hydra), open_dict(hydra):
+        hydra.sweep.dir = f"{place.run}/sweep"
+        hydra.runtime.cwd = place.cwd
+
+
+def _shown(config: Any) -> dict[str, Any]:
+    """The job's config as config.yaml shows it to people."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    shown: dict[str, Any] = masked_by_name(plain(values))
+    return shown
+
+
+def drop_copied(hydra: Any) -> None:
+    """Take out the values of hydra.job.env_copy, which Hydra would write into files in clear."""
+    from omegaconf import open_dict, read_write
+
+    variables = hydra.job.env_set
+    with read_write(variables), open_dict(variables):
+        for name in hydra.job.env_copy:
+            variables.pop(name, None)

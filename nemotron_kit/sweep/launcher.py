@@ -1,0 +1,384 @@
+"""The engine of `hydra/launcher=nemo_run`: jobs composed, planned and run, results handed back to Hydra."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from nemotron_kit import files
+from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.executors.slurm import script
+from nemotron_kit.launch import queue
+from nemotron_kit.launch.launch import refuse_problems
+from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.launch.submission import run_elsewhere
+from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.job import JobFolder, process_facts
+from nemotron_kit.sweep.hydra_app import ProgramPlanner
+from nemotron_kit.sweep.local import Carried
+from nemotron_kit.sweep.recipe import RecipePlanner, RecipeTask
+from nemotron_kit.sweep.sweep_job import Composed, Point, Settings, carried_by, overrides_of, returned
+from nemotron_kit.worker.payload import name_of
+from nemotron_kit.worker.process import Terminated, term_raises
+from nemotron_kit.worker.result import Answer, read_answer
+
+# What a plan says of one job alone.
+_ONE_JOBS = frozenset(
+    ("files", "config", "launch_command", "job_folder", "environment", "problems", "notes", "captured_at_launch")
+)
+_WRITERS = 16
+_MANY = 256
+
+
+def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
+    """The sweep's folder. A recipe's is Hydra's sweep.dir, and there already; another app's files stay its own."""
+    if isinstance(task, RecipeTask):
+        return RunFolder(task.folder)
+    name = str(config.hydra.job.name)
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_words(_command_line()))}
+    return create_run(new_run_id(name, ""), plan, [])
+
+
+def _command_line() -> list[str]:
+    """This process's, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    return ["python", *program, *sys.argv[1:]]
+
+
+def write_plan(run: RunFolder, point: Point, hydra: Sequence[str]) -> None:
+    """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
+    shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
+    own = {"kind": "sweep", "hydra": ["-m", *masked_words(hydra)], "launcher": process_facts()}
+    files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
+
+
+class JobWriter:
+    """Makes jobs' folders, each whole or not at all. A few are made while the next ones are planned, since most of that
+    is waiting for the disk; with many, the disk is asked once, at the end. Left by an exception, it takes back what it
+    has made."""
+
+    def __init__(self, run: RunFolder, count: int) -> None:
+        self.run = run
+        # A sync of the whole file system waits for everybody's data: worth it where each job's own would take longer.
+        self._pool = ThreadPoolExecutor(_WRITERS) if count <= _MANY else None
+        self._futures: list[Future[tuple[Point, JobFolder]]] = []
+        self._made: list[tuple[Point, JobFolder]] = []
+
+    def __enter__(self) -> JobWriter:
+        return self
+
+    def add(self, point: Point, *, attached: bool) -> None:
+        if self._pool:
+            self._futures.append(self._pool.submit(self._write, point, attached))
+            return
+        with files.synced_later():
+            self._made.append(self._write(point, attached))
+
+    def done(self) -> list[tuple[Point, JobFolder]]:
+        """Every job, in the order that they were added, once all are there."""
+        if self._pool:
+            return [future.result() for future in self._futures]
+        files.sync_file_system(self.run.path)
+        return self._made
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is not None:
+            ended = [f for f in self._futures if not f.cancelled() and f.exception() is None]
+            for _, job in [*self._made, *(future.result() for future in ended)]:
+                shutil.rmtree(job.path, ignore_errors=True)
+
+    def _write(self, point: Point, attached: bool) -> tuple[Point, JobFolder]:
+        texts = {**point.plan.files, **point.texts, queue.FILE: queue.to_text(point.plan)}
+        job = self.run.add_job(point.plan.job, texts, attached=attached)
+        # What is on disk by now need not stay in memory: a sweep may have very many jobs.
+        return Point(replace(point.plan, files={}, config={}, place={}), point.words), job
+
+
+class _Asked:
+    """A field whose value is made when it is asked for; the None that JobReturn's own __init__ sets is dropped."""
+
+    def __init__(self, make: Callable[[Returned], Any]) -> None:
+        self._make = make
+
+    def __get__(self, instance: Returned | None, owner: type) -> Any:
+        return self if instance is None else self._make(instance)
+
+    def __set__(self, instance: Returned, value: Any) -> None:
+        del instance, value
+
+
+class Returned(JobReturn):  # type: ignore[misc]
+    """One job's. Its configs are composed again when a sweeper asks for them: ten thousand would not fit into memory,
+    and hardly anybody asks."""
+
+    cfg = _Asked(lambda self: self._composed[0])
+    hydra_cfg = _Asked(lambda self: self._whole)
+    task_name = _Asked(lambda self: str(self._composed[1].job.name))
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        compose: Callable[[], Composed],
+        job: JobFolder,
+        answer: Answer | None,
+        *,
+        value: Any,
+        error: Exception | None = None,
+    ) -> None:
+        self._compose, self._job, self._answer = compose, job, answer
+        super().__init__(
+            overrides=list(words),
+            working_dir=(answer and answer.working_dir) or str(job.path),
+            status=JobStatus.COMPLETED if error is None else JobStatus.FAILED,
+            _return_value=value if error is None else error,
+        )
+
+    @cached_property
+    def _composed(self) -> Composed:
+        return self._compose()
+
+    @cached_property
+    def _whole(self) -> Any:
+        from omegaconf import OmegaConf, open_dict, read_write
+
+        config = OmegaConf.create({"hydra": self._composed[1]}, flags={"allow_objects": True})
+        answer, hydra = self._answer, config.hydra
+        with read_write(hydra), open_dict(hydra):
+            hydra.runtime.output_dir = (answer and answer.output_dir) or str(self._job.path)
+            hydra.job.id = (answer and answer.job_id) or hydra.job.id
+        return config
+
+
+log = logging.getLogger("nemotron_kit.launcher")
+
+Made = tuple[Point, JobFolder]
+
+
+class Jobs:
+    """One record, however many batches of jobs are asked for."""
+
+    def __init__(self, run: RunFolder, settings: Settings, hydra: Sequence[str], *, ours: bool) -> None:
+        """`hydra` is the sweep's command line in Hydra's words. `ours`: the kit's own command line launches it, which
+        removes the record of a sweep that could not be planned, and says how to follow a detached one."""
+        self.run, self.settings, self._hydra, self._ours = run, settings, hydra, ours
+        self._kind = carried_by(settings)
+        self._carried: Carried | None = None
+
+    def carry_out(self, points: Iterable[Point], count: int) -> list[Made]:
+        """Run so many jobs to their ends, or submit them and leave them alone, as the first one's plan says. A plan
+        with problems stops all of them."""
+        try:
+            with term_raises():
+                made = self._planned(points, count)
+                self._launch(made)
+                return made
+        except Terminated:
+            raise SystemExit(128 + 15) from None
+        except BaseException:
+            self._drop_if_empty()
+            raise
+
+    def detached(self, point: Point) -> bool:
+        """Whether such a job is left alone once it is submitted."""
+        return self.settings.detach or point.plan.mode == "batch"
+
+    def carrier(self, detached: bool = False) -> Carried:
+        """What starts the jobs of this machine. It imports NeMo-Run while the jobs are composed here."""
+        if detached:
+            self.close()
+            return Carried(self.run, self._kind, detached=True)
+        if self._carried is None:
+            self._carried = Carried(self.run, self._kind)
+        return self._carried
+
+    def close(self) -> None:
+        """End what this sweep still has running here."""
+        if self._carried is not None:
+            self._carried.stop()
+            self._carried = None
+
+    def _planned(self, points: Iterable[Point], count: int) -> list[Made]:
+        """The jobs and their folders. Nothing is left of them when one of them can't be."""
+        executor = None
+        with JobWriter(self.run, count) as writer:
+            for point in points:
+                refuse_problems(point.plan)
+                if executor is None:
+                    executor, detached = point.plan.executor, self.detached(point)
+                    write_plan(self.run, point, self._hydra)
+                if point.plan.executor != executor:
+                    raise UserError(f"One sweep goes to one executor: not to {executor} and {point.plan.executor}.")
+                writer.add(point, attached=executor == "local" and not detached)
+            return writer.done()
+
+    def _launch(self, made: Sequence[Made]) -> None:
+        first = made[0][0]
+        plan, detached = first.plan, self.detached(first)
+        labels = {point.plan.job: point.label for point, _ in made}
+        if plan.executor == "local":
+            self._run_here(first, labels, detached)
+        else:
+            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
+            ended = None if detached else lambda job: _tell(job, labels)
+            SweepQueue(self.run).add(list(labels))
+            run_elsewhere(self.run, [job for _, job in made], ended)
+        if detached and not self._ours:
+            log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
+
+    def _run_here(self, first: Point, labels: Mapping[int, str], detached: bool) -> None:
+        asked = first.plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
+        parallel = max(1, min(len(labels), int(asked)))
+        through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
+        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
+        carrier = self.carrier(detached)
+        carrier.submit(list(labels), parallel)
+        if detached:
+            carrier.leave()
+        else:
+            carrier.wait(list(labels), lambda job: _tell(job, labels))
+
+    def _drop_if_empty(self) -> None:
+        """A sweep that could not be planned leaves no record."""
+        if not self.run.jobs():
+            self.close()
+            if not self._ours:
+                shutil.rmtree(self.run.path, ignore_errors=True)
+
+
+def _tell(job: JobFolder, labels: Mapping[int, str]) -> None:
+    state = job.state()
+    text = f"\t#{job.number} {state.state}: {labels[job.number]}"
+    if state.state == "succeeded":
+        log.info(text)
+    else:
+        answer = read_answer(job)
+        why = answer.failure.text if answer and answer.failure else state.error
+        log.warning("%s (%s)", text, why or state.state)
+
+
+# How many sweeps this process has made over task functions of a name: a job runs its program again up to its own.
+_sweeps: Counter[str] = Counter()
+
+
+class Planner(Protocol):
+    """Makes the point of one composed job."""
+
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """`hydra` is Hydra's own node. Raises UserError for what can't be launched."""
+
+
+@contextmanager
+def worded(task: Callable[..., Any]) -> Iterator[None]:
+    """The kit's errors, where Hydra prints them: it shows a message alone only for its own exceptions. The kit's own
+    command line words them itself."""
+    from hydra.errors import CompactHydraException
+
+    try:
+        yield
+    except NemotronError as error:
+        if isinstance(task, RecipeTask):
+            raise
+        raise CompactHydraException(str(error)) from error
+
+
+class Sweep:
+    """One sweep is one record, however many batches its sweeper asks for."""
+
+    def __init__(self, config: Any, context: Any, task: Callable[..., Any], settings: Settings) -> None:
+        """Nothing is written before the first batch. Raises UserError for what is not installed, or a profile that
+        isn't there."""
+        self.config, self.context, self.task, self.settings = config, context, task, settings
+        carried_by(settings)
+        self._expected = _expected_executor(config, settings)
+        self._jobs: Jobs | None = None
+        name = name_of(task)
+        self._earlier = _sweeps[name]
+        _sweeps[name] += 1
+        if self._expected == "slurm" and find_spec("nemo_run"):
+            script.start()
+
+    @property
+    def jobs(self) -> Jobs:
+        if self._jobs is None:
+            ours = isinstance(self.task, RecipeTask)
+            words = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
+            run = sweep_record(self.config, self.task)
+            self._jobs = Jobs(run, self.settings, words, ours=ours)
+            if self._expected == "local":
+                self._jobs.carrier()
+        return self._jobs
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+        """Run a batch; Hydra's JobReturn for each of its jobs, in order."""
+        with self._environment():
+            made = self.jobs.carry_out(self._points(job_overrides, first), len(job_overrides))
+        return [
+            returned(
+                *(point, job, partial(self._composed, words, job.number)),
+                objective=self.settings.objective,
+                detached=self.jobs.detached(made[0][0]),
+            )
+            for (point, job), words in zip(made, job_overrides, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End what this sweep still has running here."""
+        if self._jobs is not None:
+            self._jobs.close()
+
+    def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Point]:
+        planner = self._planner()
+        for number, words in enumerate(job_overrides, first):
+            yield planner.point(*self._composed(words, number), number)
+
+    def _planner(self) -> Planner:
+        if isinstance(self.task, RecipeTask):
+            return RecipePlanner(self.task, self.settings)
+        return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id, self._earlier)
+
+    def _composed(self, overrides: Sequence[str], number: int) -> Composed:
+        """The job's config, and Hydra's node, which was a part of it."""
+        from omegaconf import flag_override, open_dict
+
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        hydra = config._get_node("hydra")
+        with open_dict(hydra):
+            hydra.job.id = f"job_{number}"
+            hydra.job.num = number
+        with flag_override(config, "readonly", False), open_dict(config):
+            del config["hydra"]
+        return config, hydra
+
+    def _environment(self) -> AbstractContextManager[None]:
+        return self.task.users_environment() if isinstance(self.task, RecipeTask) else nullcontext()
+
+
+def _expected_executor(config: Any, settings: Settings) -> str | None:
+    """Where the jobs will run, by what is known before any of them is composed; None for detached ones of this machine.
+
+    Raises UserError for a profile that isn't there."""
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.spec.profiles import effective_profile
+
+    profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)
+    executor = effective_profile(profile, file_env={}, command_line=dict(settings.env)).config.executor
+    detached = settings.detach or OmegaConf.select(config, "run.mode", default=None) == "batch"
+    return None if detached and executor == "local" else executor

@@ -1,0 +1,231 @@
+"""Starts the jobs of a sweep on this machine, so many at a time: a process of its own beside the launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any, Protocol
+
+from nemotron_kit.executors.slurm.script import without_torch
+from nemotron_kit.runs.cancel import cancel_jobs
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+
+
+class Processes:
+    """A worker for each job."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, jobs: Sequence[JobFolder]) -> None:
+        for job in jobs:
+            with job.open_log("worker") as log:
+                self._workers[job.number] = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # what the job prints is in its own log
+                    stderr=log,
+                    start_new_session=True,
+                )
+
+    def alive(self, job: JobFolder) -> bool:
+        return self._workers[job.number].poll() is None
+
+
+_OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
+_POLL_SECONDS = 0.1
+
+
+class NemoRun:
+    """Imports NeMo-Run when it is made. Its own files lie in the run's folder, which is the working folder here."""
+
+    def __init__(self) -> None:
+        os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
+        without_torch()
+        import nemo_run
+
+        self._nemo_run: Any = nemo_run
+        self._threads: dict[int, Thread] = {}
+        self._over: set[int] = set()
+
+    def start(self, jobs: Sequence[JobFolder]) -> None:
+        # NeMo-Run knows which experiment it is in by a context variable, and each thread has its own.
+        thread = Thread(target=self._carry, args=(list(jobs),), daemon=True)
+        self._threads.update(dict.fromkeys((job.number for job in jobs), thread))
+        thread.start()
+
+    def alive(self, job: JobFolder) -> bool:
+        return job.number not in self._over and self._threads[job.number].is_alive()
+
+    def _carry(self, jobs: list[JobFolder]) -> None:
+        """Run the jobs' workers as one experiment, and stay until NeMo-Run says that all are over."""
+        run = self._nemo_run
+        experiment = run.Experiment(
+            "sweep",
+            id=f"from-{jobs[0].number}",
+            log_level="WARNING",
+            clean_mode=True,
+            enable_goodbye_message=False,
+            skip_status_at_exit=True,
+            serialize_metadata_for_scripts=False,
+        )
+        with experiment:
+            for job in jobs:
+                experiment.add(_worker(run, job), executor=run.LocalExecutor(), name=f"job-{job.number}")
+            experiment.run()
+            numbers = {f"job-{job.number}": job.number for job in jobs}
+            # Leaving the block with a job still running would wait in steps of two seconds.
+            while not self._over.issuperset(numbers.values()):
+                for name, task in experiment.status(return_dict=True).items():
+                    if task["status"].name in _OVER:
+                        self._over.add(numbers[name])
+                time.sleep(_POLL_SECONDS)
+
+
+def _worker(run: Any, job: JobFolder) -> Any:
+    """The constant command. The folder is named relative to the working folder: TorchX expands `$` in arguments."""
+    words = ["-m", f"{__package__}.task", f"jobs/{job.number}"]
+    return run.Script(path="-P", args=words, entrypoint=sys.executable)
+
+
+_FASTEST, _SLOWEST = 0.01, 0.2
+
+
+class Starter(Protocol):
+    """What makes processes of jobs."""
+
+    def start(self, jobs: Sequence[JobFolder]) -> None:
+        """Start a worker for each."""
+
+    def alive(self, job: JobFolder) -> bool:
+        """Whether the process of a job that was started is still there."""
+
+
+class Carrier:
+    """A queue of jobs and those that run."""
+
+    def __init__(self, run: RunFolder, starter: Starter, say: IO[str]) -> None:
+        self.run, self.starter, self.say = run, starter, say
+        self.waiting: deque[int] = deque()
+        self.running: dict[int, JobFolder] = {}
+        self.parallel = 1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def take(self, batch: dict[str, Any]) -> None:
+        self.waiting.extend(int(number) for number in batch["jobs"])
+        self.parallel = int(batch["parallel"])
+
+    def turn(self) -> bool:
+        """Reap what has ended, start what there is room for; whether anything happened."""
+        over = [job for job in self.running.values() if self._is_over(job)]
+        for job in over:
+            del self.running[job.number]
+            self._tell(job.number)
+        room = min(self.parallel - len(self.running), len(self.waiting))
+        jobs = [self.run.job(self.waiting.popleft()) for _ in range(room)]
+        if jobs:
+            self.running.update({job.number: job for job in jobs})
+            self.starter.start(jobs)
+        return bool(over or jobs)
+
+    def stop(self) -> None:
+        """End what runs, and mark what waits as cancelled."""
+        waiting, running = [self.run.job(number) for number in self.waiting], list(self.running.values())
+        self.waiting.clear()
+        for job in waiting:
+            job.request_cancel()
+            job.finish(130, "cancelled", error="the sweep was stopped before it ran")
+        for job in running:
+            job.request_cancel()
+        deadline = time.monotonic() + 2.0  # one that is just being started has no process on record yet
+        while any(job.state().state == "pending" for job in running) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        cancel_jobs([job for job in running if job.state().state != "pending"])
+        for job in [*waiting, *running]:
+            self._tell(job.number)
+
+    def _is_over(self, job: JobFolder) -> bool:
+        """Ended, with a record. A process that is gone without one gets one here."""
+        if (job.path / "exit.json").exists():
+            return True
+        if self.starter.alive(job) or (job.path / "exit.json").exists():
+            return False
+        job.finish(1, "failed", error=f"its process ended without a record: see {job.log_path('worker')}")
+        return True
+
+    def _tell(self, number: int) -> None:
+        with suppress(BrokenPipeError):  # the launch may be gone
+            self.say.write(json.dumps({"ended": number}) + "\n")
+            self.say.flush()
+
+
+class Batches:
+    """The JSON lines of standard input, without waiting for them. `over` once there will be no more."""
+
+    def __init__(self, source: int) -> None:
+        self.source, self.over, self._rest = source, False, b""
+
+    def poll(self, seconds: float | None) -> list[dict[str, Any]]:
+        """What has come; waits for it for so many seconds, or (None) until something comes."""
+        if self.over:
+            time.sleep(seconds or 0)
+            return []
+        if not select.select([self.source], [], [], seconds)[0]:
+            return []
+        data = os.read(self.source, 1 << 16)
+        self.over = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry the batches of one launch."""
+    folder, kind, *flags = sys.argv[1:] if argv is None else argv
+    detached = "--detached" in flags
+    batches, say = _own_streams()
+    os.chdir(folder)
+    carrier = Carrier(RunFolder(Path(folder)), _starter(kind), say)
+    pause = _FASTEST
+    while True:
+        for batch in batches.poll(pause if carrier.busy else None):
+            carrier.take(batch)
+        if batches.over and not detached:
+            carrier.stop()
+            return 0
+        pause = _FASTEST if carrier.turn() else min(pause * 1.3, _SLOWEST)
+        if batches.over and not carrier.busy:
+            return 0
+
+
+def _own_streams() -> tuple[Batches, IO[str]]:
+    """The launch's ends; whoever else reads or prints in this process gets nothing, and carrier.log."""
+    source, say = os.dup(0), os.fdopen(os.dup(1), "w")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    os.close(nothing)
+    return Batches(source), say
+
+
+def _starter(kind: str) -> Starter:
+    if kind == "nemo_run":
+        return NemoRun()
+
+    return Processes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

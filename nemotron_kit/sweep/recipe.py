@@ -1,0 +1,157 @@
+"""Planning jobs of the kit's own recipes: config.yaml, and the command's script or handler. No Hydra, no pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.config.compose import Composed, find_command, from_hydra
+from nemotron_kit.config.limits import understanding
+from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.discovery import tree_in_use
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.launch.dependencies import SweepAfter
+from nemotron_kit.launch.launch import refuse_problems, run_planned
+from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
+from nemotron_kit.sweep.sweep_job import Point, Settings
+from nemotron_kit.worker import hydra as hydra_module
+from nemotron_kit.worker.hydra import hydra_files, mask_multirun
+from nemotron_kit.worker.result import JobFailed
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+# In an exit record: the job could not be planned.
+REFUSED = "refused"
+
+
+class RecipeTask:
+    """The task function of a sweep over a recipe: one job, called by whichever launcher Hydra was told to use.
+
+    Hydra's launchers call it in this process, or pickle it and call it elsewhere (submitit); this kit's own asks it
+    for the plan alone.
+    """
+
+    def __init__(self, folder: Path, argv: Sequence[str], after: Sequence[str] = ()) -> None:
+        """`after`: the runs that a detached sweep starts after."""
+        self.folder, self.argv = folder, tuple(argv)
+        self._after = SweepAfter(after) if after else None
+        self._masked = False
+        self._full_error = os.environ.get(FULL_ERROR)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.
+        self.__dict__.update(state)
+        set_run_dir(str(self.folder))
+        understanding().__enter__()  # for good: the process is that launcher's, and composes once more before each job
+
+    def __call__(self, config: Any) -> Any:
+        """Run the job that Hydra composed; what its handler returned goes back to the sweeper."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        try:
+            composed = composed_by_hydra(config, hydra)
+            plan = self.plan(composed, int(hydra.job.num))
+            refuse_problems(plan)
+            if plan.launch == DETACHED:
+                raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
+        except NemotronError as error:
+            # Hydra has made the job's folder, for its log: it says why nothing else is in it.
+            refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
+            refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
+            raise
+        job = RunFolder(self.folder).add_job(
+            plan.job, {**plan.files, **hydra_files(composed)}, attached=plan.launch == IN_PROCESS
+        )
+        with self.users_environment():
+            outcome = run_planned(plan, composed.command, job)
+        if outcome.state == "succeeded":
+            return outcome.value
+        if isinstance(outcome.exception, Exception):
+            raise outcome.exception
+        raise JobFailed(outcome.error or outcome.state, outcome.code)
+
+    @contextmanager
+    def users_environment(self) -> Iterator[None]:
+        """Within the block HYDRA_FULL_ERROR is as the user has it: the command line sets it, to get Hydra's errors as
+        exceptions."""
+        before = os.environ.get(FULL_ERROR)
+        _set(FULL_ERROR, self._full_error)
+        try:
+            yield
+        finally:
+            _set(FULL_ERROR, before)
+
+    def plan(self, composed: Composed, number: int) -> Plan:
+        if not self._masked:  # the sweeper has written it by now
+            mask_multirun(Path(composed.hydra.sweep.dir))
+            self._masked = True
+        plan = self._build(composed, number)
+        if self._after is None:
+            return plan
+        return self._after.apply(plan, composed.command, lambda: self._build(composed, number))
+
+    def _build(self, composed: Composed, number: int) -> Plan:
+        app = tree_in_use().apps[composed.command.recipe]
+        return build_plan(
+            composed, app, run_id=self.folder.name, argv=self.argv, job=number, reach=reach_for, alone=False
+        )
+
+
+class RecipePlanner:
+    """Makes the points of one launch over a recipe."""
+
+    def __init__(self, task: RecipeTask, settings: Settings) -> None:
+        self.task, self.settings = task, settings
+
+    def point(self, config: Any, hydra: Any, number: int) -> Point:
+        """The point of one composed job; `hydra` is Hydra's own node."""
+        from omegaconf import open_dict
+
+        with open_dict(config):
+            set_run(config.run, self.settings)
+        composed = composed_by_hydra(config, hydra)
+        plan = self.task.plan(composed, number)
+        if self.settings.max_parallel:
+            plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
+        return point_of(plan, composed, composed.overrides)
+
+
+def set_run(run: Any, settings: Settings) -> None:
+    """Put the launcher's settings into a job's `run` section. Raises UserError where the two differ."""
+    profile = settings.profile
+    if profile and run.profile and run.profile != profile:
+        raise UserError(
+            f"run.profile={run.profile} and hydra.launcher.profile={profile} differ.", hint="Give one of them."
+        )
+    run.profile = run.profile or profile
+    if run.profile:
+        run.mode = "batch" if settings.detach or run.mode == "batch" else "run"
+    if settings.env:
+        raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
+
+
+def point_of(plan: Plan, composed: Composed, words: Sequence[str]) -> Point:
+    """The point of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
+    texts = hydra_files(composed)
+    plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
+    return Point(plan, tuple(words), texts)
+
+
+def composed_by_hydra(config: Any, hydra: Any) -> Composed:
+    """What a launcher hands to a task function, as `compose` would have returned it."""
+    choices = hydra.runtime.choices
+    return from_hydra(find_command(tree_in_use(), choices.recipe, choices.stage), config, hydra)
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,125 @@
+"""One job of a sweep: the launcher's settings, its plan, and what Hydra is told of it in the end."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import Plan
+from nemotron_kit.worker.result import Answer, JobFailed, read_answer
+
+VIA = ("nemo_run", "kit")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a sweep may say about its launch; null where the profile, or the launcher, decides."""
+
+    profile: str | None = None
+    env: Mapping[str, Any] = field(default_factory=dict)
+    max_parallel: int | None = None
+    via: str | None = None
+    detach: bool = False
+    objective: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_parallel is not None and self.max_parallel < 1:
+            raise UserError(f"hydra.launcher.max_parallel: expected at least 1, got {self.max_parallel}.")
+        if self.via is not None and self.via not in VIA:
+            raise UserError(f"hydra.launcher.via: expected one of {', '.join(VIA)}, got {self.via!r}.")
+
+
+def carried_by(settings: Settings) -> str:
+    """What starts the jobs of this machine: NeMo-Run where it is installed, unless the settings name one."""
+    from importlib.util import find_spec
+
+    there = find_spec("nemo_run") is not None
+    if settings.via == "nemo_run" and not there:
+        raise UserError(
+            "hydra.launcher.via=nemo_run: NeMo-Run is not installed.", hint="pip install 'nemotron-kit[nemo-run]'"
+        )
+    return settings.via or ("nemo_run" if there else "kit")
+
+
+log = logging.getLogger("nemotron_kit.launcher")
+_OWN_CODE = re.compile(r"exit code (\d+)")
+
+# The job's config and Hydra's own node, which was a part of it.
+Composed = tuple[Any, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """`words` are the job's overrides. `texts` lie in its folder beside the plan's files."""
+
+    plan: Plan
+    words: tuple[str, ...]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return " ".join(self.words)
+
+
+def returned(
+    point: Point, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
+) -> Any:
+    """Hydra's JobReturn, whose configs are composed when they are asked for. A sweeper that asks for the value of a
+    failed job gets its exception; a detached job has no value yet."""
+    from nemotron_kit.sweep.launcher import Returned
+
+    if detached:
+        return Returned(point.words, compose, job, None, value=None)
+    answer = read_answer(job)
+    error = None if job.state().state == "succeeded" else _error(point, job, answer)
+    value = None
+    try:
+        value = _value(job, answer, objective) if error is None else None
+    except (JobFailed, ValueError) as missing:
+        error = missing
+    return Returned(point.words, compose, job, answer, value=value, error=error)
+
+
+def _value(job: JobFolder, answer: Answer | None, objective: str | None) -> Any:
+    if objective is not None:
+        return _metric(job, objective)
+    if answer is None:  # a recipe's
+        record = job.exit_record() or {}
+        answer = Answer(value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out"))
+    if answer.left_out:
+        log.warning("#%d %s: the sweep gets None.", job.number, answer.left_out)
+    return answer.result
+
+
+def _metric(job: JobFolder, name: str) -> Any:
+    """The last value of a metric that the job wrote."""
+    for record in reversed(job.metrics(100_000)):
+        if name in record:
+            return record[name]
+    raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
+
+
+def _error(point: Point, job: JobFolder, answer: Answer | None) -> Exception:
+    state = job.state()
+    # The record's code is that of the command line, 1 for any failure; the job's own is in words beside it.
+    said = _OWN_CODE.search(state.error or "")
+    code = (answer and answer.code) or int(said[1] if said else state.code or 1)
+    failure = answer.failure if answer else None
+    if failure is not None and failure.type != "builtins.SystemExit":
+        return failure.rebuild(code)
+    why = state.error or f"exit code {code}"
+    where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
+    return JobFailed(f"Job {job.number} ({point.label}) {state.state}: {why}; {where}", code)
+
+
+def overrides_of(hydra: Any, kind: str = "task") -> list[str]:
+    """The words of a composition as they were typed: `${…}` in them stays."""
+    from omegaconf import OmegaConf
+
+    words: list[str] = OmegaConf.to_container(hydra.overrides[kind], resolve=False)  # type: ignore[assignment]
+    return words

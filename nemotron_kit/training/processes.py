@@ -1,0 +1,121 @@
+"""The processes of one training run: their ranks as torchrun numbers them, and the signal to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import NemotronError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def rank() -> int:
+    """This process's number, 0 … world_size() - 1; only 0 writes and prints."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join() -> None:
+    """Open the process group, if torchrun started more than one process.
+
+    torchrun keeps one store for all its restarts, in which a process that comes up quickly can still find its peers'
+    addresses from before the restart, and wait for the dead. So a restart gets names of its own there; where more than
+    one node takes part, whose launchers count restarts each for themselves, the names are torch's.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    if world_size() == 1 or _joined():
+        return
+    store, number, size = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size)
+
+
+def _joined() -> bool:
+    import torch.distributed as dist
+
+    return bool(dist.is_available() and dist.is_initialized())
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all ranks, on every rank (in place)."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set on any rank: all ranks agree on the answer."""
+    if not _joined():
+        return flag
+    import torch
+
+    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device)).item())
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def leave() -> None:
+    """Close the process group, if there is one."""
+    if _joined():
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preempted(NemotronError):
+    """The run was told to stop and has saved a checkpoint, if it keeps any.
+
+    Exit code 75 (EX_TEMPFAIL of sysexits.h): not a failure, start it again.
+    """
+
+    exit_code = 75
+
+
+class StopRequest:
+    """`with StopRequest() as stop:` catches TERM (a scheduler's preemption) and USR1 (its time limit).
+
+    `stop.signal` is the signal's name once one came, else None. Handlers are put back on leaving. Off the main thread,
+    where Python allows no handlers, nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name

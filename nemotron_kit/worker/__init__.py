@@ -1,0 +1,1 @@
+"""What runs on the node: `python -P -m nemotron_kit.worker FOLDER`."""

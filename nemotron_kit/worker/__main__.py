@@ -1,0 +1,67 @@
+"""The door that every job comes in by: `python -P -m nemotron_kit.worker <job folder>`.
+
+It reads the job's folder, resolves its artifacts, sets its environment, starts the script (or calls the handler), under
+torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job;
+`--array` names the record of a submission instead, of which this is one task."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
+from nemotron_kit.masking import mask
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a job folder; the exit code is the job's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_rank = "--rank" in words
+    as_task = "--array" in words
+    folders = [word for word in words if word not in ("--rank", "--array")]
+    if len(folders) != 1:
+        print("usage: python -m nemotron_kit.worker [--rank | --array] JOB_FOLDER", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        return _run(_task(Path(folders[0])) if as_task else Path(folders[0]), as_rank)
+    except NemotronError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"error: {mask(str(error))}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+
+
+def _run(folder: Path, as_rank: bool) -> int:
+    from nemotron_kit.runs.folder import open_job
+    from nemotron_kit.spec.plan import read_spec
+    from nemotron_kit.worker.distributed import run_scheduled, this_node
+    from nemotron_kit.worker.run import run_job, run_rank
+
+    job = open_job(folder)
+    if as_rank:
+        return run_rank(job)
+    spec = read_spec(job.path)
+    if spec.scheduled:
+        return run_scheduled(job, spec, this_node()).recorded
+    spec.prepare_imports()
+    os.chdir(spec.cwd)
+    # What it prints is in its own log; whoever starts a job by hand sees it, too.
+    outcome = run_job(job, shown=os.isatty(1))
+    if outcome.error:
+        print(f"error: {mask(outcome.error)}", file=sys.stderr)  # noqa: T201
+    return outcome.code
+
+
+def _task(record: Path) -> Path:
+    """The job folder of one task of an array, from the record of its submission and the task's index."""
+    import json
+
+    jobs = json.loads(read_regular(record))["jobs"]
+    return record.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

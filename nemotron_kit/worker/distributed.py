@@ -1,0 +1,370 @@
+"""A job whose worker a scheduler starts on each node: where the nodes meet, and how they end together."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.config.freeze import environment, resolve, to_yaml
+from nemotron_kit.config.resolvers import pinned
+from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.masking import mask, masked, note_secrets
+from nemotron_kit.remote.agent.code import written_since
+from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
+from nemotron_kit.spec.plan import JobSpec, read_config
+from nemotron_kit.worker.elastic import rank_command
+from nemotron_kit.worker.handler import verified_inputs
+from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
+from nemotron_kit.worker.streams import Merged, captured, named_channels
+
+# Below the ports that Linux hands out by itself.
+_FIRST_PORT, _PORTS = 10_000, 20_000
+_FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
+
+
+@dataclass(frozen=True)
+class Node:
+    """Node `rank` of `count`. `head` is the address of node 0; `meeting` and `port` differ for any two jobs that can
+    run at once; `job` is the scheduler's id of the job, None without one. `step` is Slurm's own number for what started
+    this worker (`17.1`), also in an array."""
+
+    rank: int = 0
+    count: int = 1
+    head: str = "localhost"
+    port: int = 0
+    meeting: str = ""
+    job: str | None = None
+    name: str | None = None
+    step: str | None = None
+
+    @property
+    def is_head(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def log(self) -> str:
+        """The name of this node's log: each has one writer."""
+        return "job" if self.is_head else f"node-{self.rank}"
+
+
+def this_node(environ: Mapping[str, str] = os.environ) -> Node:
+    """The node that this worker of a Slurm job is on, from the environment that its srun set."""
+    if "SLURM_JOB_ID" not in environ:
+        return Node()
+    number = int(environ["SLURM_JOB_ID"])
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else str(number)
+    return Node(
+        rank=int(environ.get("SLURM_NODEID", "0")),
+        count=int(environ.get("SLURM_NNODES", "1")),
+        head=_head(environ),
+        # Each task of an array has a number of its own too, so jobs near one another never share a port.
+        port=_FIRST_PORT + number % _PORTS,
+        meeting=job,
+        job=job,
+        name=environ.get("SLURMD_NODENAME"),
+        step=f"{number}.{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else None,
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of Slurm's short form: `n[01-03],x` gives n01."""
+    match = _FIRST_HOST.match(nodelist)
+    if match is None:
+        return nodelist
+    return f"{match[1]}{match[2] or ''}{match[3] or ''}"
+
+
+def _head(environ: Mapping[str, str]) -> str:
+    """Node 0's name where it leads to an address that other nodes reach, else the address that its srun called from."""
+    name = first_host(environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", ""))
+    address = environ.get("SLURM_LAUNCH_NODE_IPADDR") or environ.get("NEMOTRON_HEAD_ADDRESS", "").split(" ")[0]
+    # A node's own name often means 127.0.1.1 to itself.
+    if name and not _is_loopback(name):
+        return name
+    return address or name or "localhost"
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        return True
+    return any(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+OTHERS_SECONDS = 20.0
+# In the job's folder: what its function returned, if a sweeper can use it.
+VALUE = "value.json"
+_LAST = "this was the last of its segments, max_segments"
+
+
+def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
+    """How this node ended, for the others; a job on one node has none."""
+    if node.count == 1:
+        return
+    place = _end_of(job, node.rank)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    end = {"code": outcome.recorded, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
+    files.write_json(place, masked({**end, "node": node.name}))
+
+
+def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
+    """Until these nodes have ended."""
+    places = [_end_of(job, rank) for rank in ranks]
+    deadline = time.monotonic() + seconds
+    while not all(place.exists() for place in places) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> Outcome:
+    """The outcome of all nodes. Node 0 waits for the others' last lines, but not where it is being stopped."""
+    others = range(1, node.count)
+    wait_for_nodes(job, others, OTHERS_SECONDS if not seen else 2.0)
+    for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
+        if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
+            error = f"node {end['node'] or end['host']}: {end['error']}"
+            return Outcome(1, "failed", error, own=int(end["code"]) or 1)
+    return outcome
+
+
+def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
+    """The exit record, or that the job runs again."""
+    # What a signal ended, only the scheduler can explain, unless it was asked to from here. USR1 ends nothing.
+    asked = not node.job or job.cancel_requested
+    explained = outcome.state == "succeeded" or asked or not ("TERM" in seen or outcome.signal)
+    signals = {} if explained else {UNEXPLAINED: sorted(seen)}
+    again = node.job is not None and not job.cancel_requested and _again(job, spec, outcome, seen)
+    if again:
+        files.write_text(again_file(job), "told" if seen == {"TERM"} else "always")
+    if again and outcome.state != "preempted":
+        reason = f"retry after {outcome.error}"
+        job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
+    elif outcome.state == "preempted" and job.cancel_requested:
+        job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
+    elif outcome.state == "preempted":
+        last = f"{_LAST}={spec.max_segments}" if node.job else None
+        then = "it goes on from there" if again else f"{last or 'nothing starts it again'}: {resume_line(job)}"
+        facts = {**signals, **({AGAIN: True} if again else {}), **_written(spec)}
+        state = "failed" if last and not again else "preempted"
+        job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
+    else:
+        value = _read(job.path / VALUE) or {}
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value, **_written(spec))
+
+
+def _written(spec: JobSpec) -> dict[str, Any]:
+    """What lies in the job's copy of the code that was not sent: it goes when the run's folder goes."""
+    found = written_since(Path(spec.code)) if spec.code else {}
+    return {"written": found} if found else {}
+
+
+def resume_line(job: JobFolder) -> str:
+    """What is typed to have a job go on that nothing starts again."""
+    return f"nemotron runs resume {job.reference}"
+
+
+def again_file(job: JobFolder) -> Path:
+    """What asks the job's script to have it queued again."""
+    return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
+
+
+def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
+    """Whether the job runs once more: after a checkpoint, or after a failure that was no signal's."""
+    history = job.history()
+    begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
+    history = history[begun:]  # whoever resumes it starts the count anew
+    if outcome.state == "preempted":
+        # Being preempted costs nobody a segment.
+        done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
+        return spec.max_segments is None or done + 1 < spec.max_segments or seen == {"TERM"}
+    if outcome.state == "failed" and not seen:
+        return sum(1 for entry in history if entry.get("retry")) < spec.retries
+    return False
+
+
+def _end_of(job: JobFolder, rank: int) -> Path:
+    return job.path / NODES / f"{os.environ.get('SLURM_RESTART_COUNT', '0')}-{rank}.json"
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(files.read_regular(path))
+    except FileNotFoundError:
+        return None
+    return files.decoded(value) if isinstance(value, dict) else None
+
+
+SAVING_SECONDS = 600.0
+# Names to a rank the folder of its node's channels.
+_CHANNELS = "NEMOTRON_RANK_CHANNELS"
+
+
+def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    """This node's part of the job, to its end; what it prints goes to the node's log."""
+    ignore_usr1()
+    with job.open_log(node.log) as log:
+        _print_to(log)  # what the worker itself has to say of its end, too
+        try:
+            place_code(job, spec)
+            os.chdir(spec.cwd)
+            note_secrets(spec.secrets)
+            read_config(job.path)  # which notes its secrets
+            with captured(log, shown=False):
+                return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
+        # Whatever keeps a worker from its work must be on record: nobody else sees it.
+        except Exception as error:
+            lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
+            if node.is_head:
+                what = f"the worker failed: {type(error).__name__}: {error}"
+                job.finish(1, "failed", error=lacking.message if lacking else what)
+            if lacking:
+                raise lacking from error
+            raise
+
+
+def _lacking(error: ModuleNotFoundError) -> NemotronError:
+    """What the worker needs of an environment that somebody else made: a container's, or another machine's."""
+    version = sys.version.split()[0]
+    return NemotronError(
+        f"{sys.executable} (Python {version}) has no module {error.name!r}, which the job's worker needs.",
+        hint="Where jobs run, an image's Python included, there must be omegaconf, and pydantic to save artifacts.",
+    )
+
+
+def place_code(job: JobFolder, spec: JobSpec) -> None:
+    """Unpack the launch's code as this job's own copy, unless another node was faster or it is there from before."""
+    if spec.code is None or Path(spec.code).is_dir():
+        return
+    from nemotron_kit.remote.agent.code import place_code as unpack
+    from nemotron_kit.remote.agent.operations import CODE
+
+    record = json.loads(files.read_regular(job.path.parent.parent / CODE))
+    unpack(b"", root=record["target_root"], digest=record["digest"], folders=[spec.code])
+
+
+def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    seen: set[str] = set()
+    scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
+    scheduler |= {"step": node.step} if node.step else {}
+    (job.path / VALUE).unlink(missing_ok=True)
+    if node.job:  # until now the script has asked for another try in the worker's place
+        again_file(job).unlink(missing_ok=True)
+    try:
+        # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
+        job.transition("running", process=None, scheduler=scheduler)
+    except Cancelled as error:
+        job.finish(error.exit_code, "cancelled", error=str(error))
+        return Outcome(error.exit_code, "cancelled", str(error))
+    outcome = _run(job, spec, node, seen)
+    write_end(job, node, outcome)
+    outcome = with_others(job, node, outcome, seen)
+    record(job, spec, node, outcome, seen)
+    return outcome
+
+
+def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
+    outcome = _run(job, spec, node, set())
+    write_end(job, node, outcome)
+    if outcome.state == "preempted":
+        # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
+        wait_for_nodes(job, [0], SAVING_SECONDS)
+    return outcome
+
+
+def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
+    try:
+        with environment(spec.environment, spec.expand), pinned(verified_inputs(job)):
+            if node.is_head and not spec.module:
+                files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
+            with _rank_logs(job, spec, node):
+                outcome = supervise(_command(job, spec, node), spec.cwd, seen, slurm=node.job is not None)
+    except NemotronError as error:
+        outcome = Outcome(error.exit_code, "failed", str(error))
+    if outcome.error:
+        print(f"error: {mask(outcome.error)}", file=sys.stderr, flush=True)  # noqa: T201
+    return outcome
+
+
+def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
+    if spec.torchrun:
+        start = [sys.executable, "-P", "-m", "nemotron_kit.worker.elastic"]
+        return [*start, *_rendezvous(spec, node), *rank_command(str(job.path))]
+    if spec.module:  # it reads the job's folder itself
+        return [sys.executable, "-P", "-m", spec.module, str(job.path)]
+    return [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
+
+
+def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
+    processes = f"--nproc-per-node={spec.nproc_per_node}"
+    if node.count == 1:
+        return ["--standalone", processes]
+    return [
+        *(f"--nnodes={node.count}", f"--node-rank={node.rank}", processes),
+        *(f"--master-addr={node.head}", f"--master-port={node.port}", f"--rdzv-id={node.meeting}"),
+    ]
+
+
+@contextmanager
+def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
+    """Within the block the ranks write to channels of their logs, each of which is a file of its own; what is in them
+    is in this node's log, too."""
+    if not spec.torchrun:
+        yield
+        return
+    first = node.rank * spec.nproc_per_node
+    ranks = range(first, first + spec.nproc_per_node)
+    with ExitStack() as stack:
+        logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
+        stack.enter_context(Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log))
+        folder = stack.enter_context(named_channels(logs))
+        stack.enter_context(environment({_CHANNELS: str(folder)}))
+        yield
+
+
+def _to_log(data: bytes) -> None:
+    os.write(1, data)
+
+
+def _print_to(log: FileIO) -> None:
+    """From here on what this process and its children print is in the log."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+
+
+@contextmanager
+def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
+    """One rank's output goes to its own log, where a scheduler's worker merges it."""
+    if spec.scheduled and spec.torchrun:
+        name = f"rank-{os.environ.get('RANK', '0')}"
+        with _channel(name) or job.open_log(name) as log:
+            _print_to(log)
+    yield
+
+
+def _channel(name: str) -> FileIO | None:
+    """The worker's channel of a name, None where there is none any more."""
+    folder = os.environ.pop(_CHANNELS, None)
+    if folder is None:
+        return None
+    try:
+        end = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_NONBLOCK)  # else it would wait for one who reads
+    except OSError:
+        return None
+    os.set_blocking(end, True)
+    return FileIO(end, "w")

@@ -1,0 +1,100 @@
+"""Calls a handler with its verified inputs and its typed config, and tells how that ended."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit import files
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.runs.job import PREEMPTED, JobFolder
+from nemotron_kit.spec.plan import read_spec
+from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, exit_code, term_raises
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+
+
+def verified_inputs(job: JobFolder) -> dict[str, Pin]:
+    """The pins of a job by slot; what another run had not saved at launch is pinned now.
+
+    Raises UserError when one's files are no longer what its version says.
+    """
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.artifacts.registry import open_registry
+
+    registry = open_registry()
+    pins = {slot: Pin.from_dict(value) for slot, value in _inputs(job).items()}
+    for pin in pins.values():
+        registry.verify(pin)
+    late = {slot: text for slot, text in read_spec(job.path).late.items() if slot not in pins}
+    if late:
+        pins |= {slot: registry.resolve(reference) for slot, reference in late.items()}
+        record = {**job.artifacts(), "inputs": {slot: pin.to_dict() for slot, pin in pins.items()}}
+        files.write_json(job.path / "artifacts.json", record)
+    return pins
+
+
+def _inputs(job: JobFolder) -> Mapping[str, dict[str, object]]:
+    inputs = job.artifacts()["inputs"]
+    return inputs if isinstance(inputs, Mapping) else {}
+
+
+def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
+    """Run `handler(config)`. A non-zero int that it returns is the exit code, as is the code of a SystemExit."""
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    try:
+        with term_raises():
+            init_wandb_from_env()
+            value = handler(config)
+    except KeyboardInterrupt:
+        outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
+    except Terminated:
+        outcome = Outcome(TERMINATED, "cancelled", "terminated")
+    except SystemExit as error:
+        outcome = _from_code(error.code)
+    except NemotronError as error:
+        state = "preempted" if error.exit_code == PREEMPTED else "failed"
+        outcome = Outcome(error.exit_code, state, str(error), exception=error)
+    # Whatever a handler raises is the job's failure, never the launcher's.
+    except Exception as error:  # noqa: BLE001
+        _print_traceback(error)
+        outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
+    else:
+        outcome = _from_code(value) if isinstance(value, int) and not isinstance(value, bool) else _success(value)
+    _finish_wandb(outcome.code)
+    return outcome
+
+
+def _success(value: Any) -> Outcome:
+    return Outcome(0, "succeeded", value=value)
+
+
+def _from_code(code: Any) -> Outcome:
+    if code is None or (isinstance(code, int) and code == 0):
+        return Outcome(0, "succeeded", value=code)
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)  # noqa: T201 — what Python does with SystemExit("text")
+        return Outcome(1, "failed", str(code))
+    number = exit_code(code)
+    state = "preempted" if number == PREEMPTED else "failed"
+    asked = "" if number == code else f" (from {int(code)}: a process has one byte for it)"
+    return Outcome(number, state, f"exit code {number}{asked}", value=code)
+
+
+def _print_traceback(error: Exception) -> None:
+    """The traceback from the handler on: the launcher's own frames say nothing about the user's mistake."""
+    trace = error.__traceback__
+    with suppress(OSError):  # where it can't be printed, its record still says what it was
+        traceback.print_exception(type(error), error, trace.tb_next if trace else None)
+
+
+def _finish_wandb(code: int) -> None:
+    if "wandb" in sys.modules:
+        from nemotron_kit.artifacts import finish_wandb
+
+        finish_wandb(exit_code=code)

@@ -1,0 +1,310 @@
+"""What a job finds of Hydra: HydraConfig, its logging, and Hydra's own files with secrets masked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging.config
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
+from nemotron_kit.config.secrets import masked_by_name, masked_words
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import write_text
+from nemotron_kit.masking import mask_logging
+from nemotron_kit.spec.plan import rank, read_config
+from nemotron_kit.worker.process import Outcome
+
+# Hydra copies and sets environment variables by these; their values are nobody's business.
+_ENVIRONMENT = ("env_set", "env_copy")
+
+
+def hydra_files(composed: Composed) -> dict[str, str]:
+    """Name in the job folder → text, as Hydra would have written them."""
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
+    hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
+    words = masked_words(composed.overrides)
+    return {
+        ".hydra/config.yaml": to_yaml(masked_by_name(plain(config))),
+        ".hydra/hydra.yaml": to_yaml({"hydra": _masked_node(hydra)}),
+        ".hydra/overrides.yaml": json.dumps(words, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def mask_multirun(folder: Path) -> None:
+    """Mask what Hydra's sweeper itself has written into a sweep's folder: multirun.yaml, Hydra's node in clear."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = folder / "multirun.yaml"
+    if not path.is_file():
+        return
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    masked_text = to_yaml({**masked_by_name(plain(values)), "hydra": _masked_node(values.get("hydra") or {})})
+    write_text(path, masked_text)
+
+
+def _masked_node(hydra: dict[str, Any]) -> Any:
+    """Hydra's node without values of environment variables, as they stand in it and in the overrides that it lists."""
+    hydra = plain(hydra)
+    for name in _ENVIRONMENT:
+        variables = hydra.get("job", {}).get(name)
+        if isinstance(variables, Mapping):
+            hydra["job"][name] = dict.fromkeys(variables, "***")
+    overrides = hydra.get("overrides") or {}
+    hydra["overrides"] = {kind: masked_words(map(str, words or ())) for kind, words in overrides.items()}
+    return masked_by_name(hydra)
+
+
+def plain(value: Any) -> Any:
+    """Paths as strings: a YAML with a Python object in it is refused by every safe loader."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value) if hasattr(value, "__fspath__") else value
+
+
+# In the job's folder; its values of environment variables and secrets are masked.
+FILE = ".hydra/hydra.yaml"
+_FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
+
+
+def set_hydra_config(config: Any, node: Any, job_folder: str) -> None:
+    """Set HydraConfig in the process that composed: `config` is the job's, `node` Hydra's own."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import flag_override, open_dict
+
+    full = copy.deepcopy(config)
+    with flag_override(full, ["readonly", "allow_objects", "no_deepcopy_set_nodes"], [False, True, True]):
+        with open_dict(full):
+            full["hydra"] = node
+        _place(full.hydra, job_folder)
+        HydraConfig.instance().set_config(full)
+
+
+def enter_hydra(folder: Path) -> None:
+    """In the process that calls the job's handler, before it does: HydraConfig is set, where nobody has set it yet, and
+    logging is configured as the composed config says. Raises UserError where that can't be done here."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        node = _known() or _from_folder(folder)
+        if node is None:  # a record of an earlier version has none
+            _configure(None, verbose=False)
+        else:
+            _configure(node.job_logging, verbose=node.verbose)
+    except OmegaConfBaseException as error:
+        raise UserError(f"hydra.job_logging: {str(error).splitlines()[0]}") from error
+    mask_logging()
+
+
+def without_files(job_logging: Mapping[str, Any]) -> dict[str, Any]:
+    """A logging configuration without the handlers that write files: of a job's ranks one writes them."""
+    handlers = {name: handler for name, handler in (job_logging.get("handlers") or {}).items() if not _is_file(handler)}
+    kept: dict[str, Any] = {**job_logging, "handlers": handlers}
+    if isinstance(kept.get("root"), Mapping):
+        kept["root"] = _only(kept["root"], handlers)
+    if isinstance(kept.get("loggers"), Mapping):
+        kept["loggers"] = {name: _only(logger, handlers) for name, logger in kept["loggers"].items()}
+    return kept
+
+
+def _known() -> Any:
+    """Hydra's node in this process: a launcher of Hydra's, or the launch, has set it."""
+    module = sys.modules.get("hydra.core.hydra_config")
+    if module is None or not module.HydraConfig.initialized():
+        return None
+    return module.HydraConfig.get()
+
+
+def _from_folder(folder: Path) -> Any:
+    from omegaconf import OmegaConf, open_dict
+
+    if not (folder / FILE).is_file():
+        return None
+    node: Any = load_mapping(folder / FILE)["hydra"]
+    register_resolvers()
+    set_run_dir(str(folder.parent.parent))
+    full: Any = OmegaConf.create(dict(read_config(folder)))
+    if find_spec("hydra") is None:
+        full.hydra = node
+        _stand_in_resolvers(full)
+        _place(full.hydra, str(folder))
+        return full.hydra
+    from hydra.conf import HydraConf
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    typed = OmegaConf.structured(HydraConf)
+    with open_dict(typed):  # a config may add to it
+        full.hydra = OmegaConf.merge(typed, node)
+    _place(full.hydra, str(folder))
+    HydraConfig.instance().set_config(full)
+    return HydraConfig.get()
+
+
+def _place(node: Any, job_folder: str) -> None:
+    from omegaconf import open_dict, read_write
+
+    with read_write(node), open_dict(node):
+        node.runtime.output_dir = job_folder
+
+
+def _stand_in_resolvers(full: Any) -> None:
+    """What Hydra's own resolvers give."""
+    from datetime import datetime
+
+    from omegaconf import OmegaConf
+
+    resolvers = {
+        "hydra": lambda path: OmegaConf.select(full.hydra, path),
+        "now": lambda pattern: datetime.now().strftime(pattern),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=name == "now")
+
+
+def _configure(job_logging: Any, *, verbose: Any) -> None:
+    """Hydra's configure_log, which is the same with less."""
+    from omegaconf import OmegaConf
+
+    values: Any = None if job_logging is None else OmegaConf.to_container(job_logging, resolve=True)
+    if values is not None and rank() != 0:
+        values = without_files(values)
+    try:
+        if find_spec("hydra") is not None:
+            from hydra.core.utils import configure_log
+
+            configure_log(values if values is None else OmegaConf.create(values), verbose)
+            return
+        if values is None:
+            logging.basicConfig(level=logging.INFO, format=_FORMAT, stream=sys.stdout)
+        elif values.get("root") is not None:
+            logging.config.dictConfig(values)
+    # logging raises a ValueError that names the part, for whatever its class raised: a folder that can't be written, a
+    # package that is not here.
+    except Exception as error:
+        why = error.__cause__ or error
+        if isinstance(why, OSError) and why.filename:
+            said = f"{os.fsdecode(why.filename)}: {why.strerror}"
+        else:
+            said = f"{error}: {why}" if why is not error else str(error)
+        kind = NemotronError if isinstance(why, OSError) else UserError
+        raise kind(f"The job's logging can't be set up: {said}.", hint="See hydra.job_logging.") from error
+    if isinstance(verbose, bool):
+        verbose = [None] if verbose else []
+    for name in [verbose] if isinstance(verbose, str) else verbose:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+
+
+def _is_file(handler: Any) -> bool:
+    return isinstance(handler, Mapping) and "filename" in handler
+
+
+def _only(logger: Any, handlers: Mapping[str, Any]) -> Any:
+    if not isinstance(logger, Mapping) or not logger.get("handlers"):
+        return logger
+    return {**logger, "handlers": [name for name in logger["handlers"] if name in handlers]}
+
+
+_OURS = ".NemoRunLauncher"
+
+
+@dataclass
+class End:
+    """How the job within the block ended, once that is known."""
+
+    outcome: Outcome | None = None
+
+
+@contextmanager
+def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
+    """Around the block on_job_start and on_job_end are called, in a single job on_run_start and on_run_end, too. As in
+    Hydra, nothing hears of a job that was interrupted, and what a callback raises is a warning.
+
+    Raises UserError for callbacks that can't be made here.
+    """
+    end, hooks = End(), _hooks(folder)
+    if hooks is None:
+        yield end
+        return
+    hooks.start(task)
+    try:
+        yield end
+    except Exception as error:
+        hooks.end(None, error)
+        raise
+    outcome = end.outcome
+    if outcome is None:
+        hooks.end(None, None)
+    elif outcome.state not in ("cancelled", "preempted"):
+        hooks.end(outcome.value, outcome.exception)
+
+
+def _hooks(folder: Path) -> _Hooks | None:
+    """None where there are no callbacks, or somebody else calls them."""
+    module = sys.modules.get("hydra.core.hydra_config")
+    if module is None or not module.HydraConfig.initialized() or rank() != 0:
+        return None
+    node = module.HydraConfig.get()
+    single = not str(node.mode).endswith("MULTIRUN")
+    if not node.callbacks or not (single or str(node.launcher.get("_target_")).endswith(_OURS)):
+        return None
+    return _Hooks(folder, node, single=single)
+
+
+class _Hooks:
+    def __init__(self, folder: Path, node: Any, *, single: bool) -> None:
+        from hydra._internal.callbacks import Callbacks
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+
+        self.config: Any = OmegaConf.create({**read_config(folder), "hydra": node}, flags={"allow_objects": True})
+        self._node, self._single = node, single
+        try:
+            self._callbacks: Any = Callbacks(self.config)
+        except HydraException as error:
+            text = " ".join(str(error).split("\n")[:2])
+            raise UserError(
+                f"hydra.callbacks: {text}.", hint="Its class has to be importable where jobs run."
+            ) from error
+
+    def start(self, task: Callable[..., Any]) -> None:
+        if self._single:
+            self._callbacks.on_run_start(config=self.config, config_name=self._node.job.config_name)
+        self._callbacks.on_job_start(config=self.config, task_function=task)
+
+    def end(self, value: Any, error: BaseException | None) -> None:
+        from hydra.core.utils import JobReturn, JobStatus
+        from omegaconf import OmegaConf
+
+        returned = JobReturn(
+            overrides=list(self._node.overrides.task),
+            cfg=OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"]),
+            hydra_cfg=OmegaConf.masked_copy(self.config, ["hydra"]),
+            working_dir=str(self._node.runtime.output_dir),
+            task_name=str(self._node.job.name),
+            status=JobStatus.FAILED if error else JobStatus.COMPLETED,
+            _return_value=error or value,
+        )
+        self._callbacks.on_job_end(config=self.config, job_return=returned)
+        if self._single:
+            name = self._node.job.config_name
+            self._callbacks.on_run_end(config=self.config, config_name=name, job_return=returned)

@@ -1,0 +1,220 @@
+"""One job of somebody else's @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
+
+The composed config comes from the launch and is not composed again: files that were edited meanwhile change nothing.
+What the task function returned or raised is its answer (see answer.py)."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import runpy
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nemotron_kit.masking import mask_logging, note_secrets
+from nemotron_kit.spec.plan import SCHEDULED, rank, read_spec
+from nemotron_kit.worker.hydra import without_files
+from nemotron_kit.worker.payload import IMPORTED, PROGRAM, Packet, name_of, read_packet, task_of
+from nemotron_kit.worker.process import exit_code
+from nemotron_kit.worker.result import Answer, Failure, sendable
+from nemotron_kit.worker.streams import masked_streams
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job whose folder is named; the exit code that its task asked for."""
+    (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
+    packet = read_packet(folder)
+    note_secrets(read_spec(folder).secrets)
+    masked_streams()
+    sys.argv = list(packet.argv)
+    # The launch's way of finding modules, then this environment's own.
+    sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path if entry not in packet.sys_path)]
+    run = Job(packet, folder)
+    try:
+        packet.check_versions()
+        if packet.kind == PROGRAM:
+            _program_again(packet, run)
+        else:
+            run(_found(packet) if packet.kind == IMPORTED else None)
+    # Also before the task function is reached a program may raise anything.
+    except Exception as error:  # noqa: BLE001
+        print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
+        run.end(Answer(1, failure=Failure.of(error)))
+    return run.answer.code if run.answer else _never_arrived(packet, run)
+
+
+class Job:
+    """The task's one run. Called with its function (None: the one that was sent), it leaves an answer."""
+
+    def __init__(self, packet: Packet, folder: Path) -> None:
+        self.packet, self.folder = packet, folder
+        self.answer: Answer | None = None
+
+    def __call__(self, task: Callable[..., Any] | None) -> None:
+        """Go through Hydra's own run_job with the config that the launch composed."""
+        from hydra.core.utils import setup_globals
+
+        loaded = self.packet.load()
+        _restore(loaded["state"])
+        setup_globals()
+        config = loaded["config"]
+        _for_this_process(config)
+        try:
+            self.end(_run(task or loaded["task"], config, loaded["callbacks"]))
+        except SystemExit as error:  # run_job lets it pass
+            self.end(_exit(error, config))
+        except KeyboardInterrupt:
+            self.end(Answer(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
+
+    def end(self, answer: Answer) -> None:
+        """The first answer counts; rank 0 alone writes it."""
+        if self.answer is None:
+            self.answer = answer
+            if rank() == 0:
+                answer.write(self.folder, scheduled=os.environ.get("NEMOTRON_EXECUTOR") in SCHEDULED)
+
+
+def _found(packet: Packet) -> Callable[..., Any]:
+    module, _, name = packet.function.partition(":")
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    task: Callable[..., Any] = task_of(found)
+    return task
+
+
+def _program_again(packet: Packet, run: Job) -> None:
+    """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
+    import hydra  # noqa: F401 — hydra.main below is the module, not the function
+
+    launched_from, earlier = Path.cwd(), packet.earlier
+
+    def arrived(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
+        nonlocal earlier
+        # A program may have several @hydra.main functions, or run one of them several times: this job is of one.
+        if name_of(task_function) != packet.function:
+            return
+        if earlier:
+            earlier -= 1
+            return
+        os.chdir(launched_from)
+        run(task_function)
+        raise SystemExit(run.answer.code if run.answer else 1)
+
+    sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
+    program = str(packet.program)
+    if packet.started_in and os.path.isdir(packet.started_in):  # noqa: PTH112
+        os.chdir(packet.started_in)
+    # How the program ends is told by its answer; one that ends without an answer never came to its task.
+    with suppress(SystemExit):
+        if packet.module:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        elif _is_source(program):
+            run_file(program)
+        else:
+            runpy.run_path(packet.argv[0] if Path(packet.argv[0]).exists() else program, run_name="__main__")
+
+
+def _is_source(program: str) -> bool:
+    return os.path.isfile(program) and not zipfile.is_zipfile(program)  # noqa: PTH113
+
+
+def run_file(program: str) -> None:
+    """As Python runs a script: runpy would put the script's whole path into sys.argv, whatever was typed."""
+    main = ModuleType("__main__")
+    main.__file__ = program
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    with io.open_code(program) as source:
+        code = compile(source.read(), program, "exec", dont_inherit=True)
+    exec(code, vars(main))  # noqa: S102
+
+
+def _never_arrived(packet: Packet, run: Job) -> int:
+    text = f"{packet.program} ended without reaching its task function {packet.function}."
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201
+    run.end(Answer(1, failure=Failure("nemotron_kit.NeverArrived", text)))
+    return 1
+
+
+def _restore(state: dict[str, Any]) -> None:
+    """Hydra's singletons as the launch had them. Hydra's own set_state would scan all plugins for every job."""
+    from hydra.core.singleton import Singleton
+    from omegaconf.basecontainer import BaseContainer
+
+    Singleton._instances = state["instances"]
+    BaseContainer._resolvers.update(state.get("omegaconf_resolvers", {}))
+    # What Hydra's scan of its plugins would have registered.
+    import_module("hydra_plugins.nemotron_kit_launcher.config")
+
+
+def _for_this_process(config: Any) -> None:
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(config):
+        config.hydra.job.id = job_id(config.hydra.job.num)
+        if rank() != 0:
+            config.hydra.output_subdir = None
+            job_logging: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=False)
+            config.hydra.job_logging = without_files(job_logging or {})
+
+
+def job_id(number: int) -> str:
+    """Slurm's id where the launch says that Slurm runs the job: a launch from inside a job of Slurm's has one too."""
+    if os.environ.get("NEMOTRON_EXECUTOR") != "slurm":
+        return f"job_{number}"
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", f"job_{number}")
+
+
+def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
+    from hydra.core.utils import JobStatus, run_job
+    from hydra.types import HydraContext
+
+    context: Any = HydraContext(config_loader=None, callbacks=callbacks)  # run_job looks at the callbacks alone
+
+    @wraps(task)
+    def with_masked_log(task_config: Any) -> Any:
+        mask_logging()  # run_job has configured it by now
+        return task(task_config)
+
+    done = run_job(
+        task_function=with_masked_log,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+        hydra_context=context,
+    )
+    where: dict[str, Any] = {
+        "working_dir": str(Path(done.working_dir or ".").absolute()),
+        "output_dir": str(config.hydra.runtime.output_dir),
+        "job_id": str(config.hydra.job.id),
+    }
+    if done.status is JobStatus.COMPLETED:
+        return Answer(**sendable(done._return_value), **where)
+    error = done._return_value
+    print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
+    return Answer(1, failure=Failure.of(error), **where)
+
+
+def _exit(error: SystemExit, config: Any) -> Answer:
+    """`sys.exit(…)` in a task, with Python's own meaning of its argument."""
+    code = error.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)  # noqa: T201
+    number = code if isinstance(code, int) else 0 if code is None else 1
+    output = config.hydra.runtime.get("output_dir")
+    failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {code}")
+    return Answer(exit_code(number), failure=failure, output_dir=output, working_dir=output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

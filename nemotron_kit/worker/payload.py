@@ -1,0 +1,109 @@
+"""hydra.json: what a job of somebody else's @hydra.main app needs besides its folder. packing.py makes it.
+
+It holds the composed config as a pickle, because YAML would lose its types: the launch wrote it, and what somebody else
+could have written into is not read. The way back is answer.json, which holds none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.files import read_regular
+
+FILE = "hydra.json"
+# Run the program again until it arrives at its task function; or call a function that can be imported, or was sent.
+PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
+
+
+@dataclass(frozen=True)
+class Packet:
+    """`program` is a script's path, or a module's name with `module` set. `function` is its task's qualified name, with
+    the module in front (`module:name`) where it is imported; of a program's tasks with that name, it is the one after
+    `earlier` others that were swept. `started_in` is where the program started: it may have changed its folder.
+    `load()` gives the rest."""
+
+    kind: str
+    function: str
+    config: str
+    shared: str
+    argv: list[str]
+    sys_path: list[str]
+    versions: dict[str, str]
+    program: str | None = None
+    module: bool = False
+    earlier: int = 0
+    started_in: str | None = None
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    def load(self) -> dict[str, Any]:
+        """`callbacks`, `state` (Hydra's singletons, OmegaConf's resolvers), `config` with Hydra's node in it; `task`
+        where it was sent."""
+        from omegaconf import flag_override, open_dict
+
+        loaded: dict[str, Any] = _unpickled(self.shared)
+        config, hydra = _unpickled(self.config)
+        with flag_override(config, ["readonly", "no_deepcopy_set_nodes"], [False, True]), open_dict(config):
+            config.hydra = hydra
+        return {**loaded, "config": config}
+
+    def check_versions(self) -> None:
+        """Raises NemotronError when this process could not read the pickle faithfully."""
+        here = versions()
+        other = {name: text for name, text in self.versions.items() if here.get(name) != text}
+        if other:
+            told = ", ".join(f"{name} {text} (here {here.get(name)})" for name, text in other.items())
+            raise NemotronError(
+                f"The sweep was launched with {told}: a composed config can't be read by another version.",
+                hint="Name the same environment's Python in the profile: python = …",
+            )
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on both sides."""
+    import hydra
+    import omegaconf
+
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, "omegaconf": str(omegaconf.__version__), "hydra": str(hydra.__version__)}
+
+
+def read_packet(folder: Path) -> Packet:
+    """The packet in a job's folder. Raises NemotronError when it is missing, damaged, or not this user's alone."""
+    path = folder / FILE
+    try:
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise NemotronError(f"{path} can be written by others: it is not run.")
+        return Packet(**json.loads(read_regular(path, limit=1 << 30)))
+    except FileNotFoundError as error:
+        raise NemotronError(f"{path}: no such file.") from error
+    except (ValueError, TypeError) as error:
+        raise NemotronError(f"{path}: damaged: {error}.") from error
+
+
+def name_of(task: Any) -> str:
+    """A task function's qualified name; what has none (a partial, an instance) is named by what it is made of."""
+    name = getattr(task, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    inner = getattr(task, "func", None)
+    kind = type(task).__qualname__
+    return f"{kind}({name_of(inner)})" if callable(inner) else kind
+
+
+def task_of(found: Any) -> Any:
+    """The function that @hydra.main wrapped, or the function itself."""
+    return getattr(found, "__wrapped__", found)
+
+
+def _unpickled(text: str) -> Any:
+    return pickle.loads(base64.b64decode(text))  # noqa: S301 — see above

@@ -1,0 +1,243 @@
+"""Processes of a job: signals that end it in order, and a child with its output in the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from nemotron_kit.runs.job import PREEMPTED, JobFolder, descendants
+from nemotron_kit.worker.streams import logging_to
+
+INTERRUPTED = 130
+# What a shell says of a process that TERM ended.
+TERMINATED = 128 + 15
+
+
+def exit_code(number: int) -> int:
+    """What a process exits with that asks for `number`: the system keeps its last eight bits, and a failure must not
+    become 0 by that."""
+    return number & 0xFF or 1 if number else 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`code` is what the command line exits with, `state` what the ledger says, `value` what the handler returned.
+
+    `own` is the exit code of the job's own process, where that was another process; killed by signal N it is 128+N.
+    `signal` is the signal that ended a child that nobody here had sent one.
+    """
+
+    code: int
+    state: str
+    error: str | None = None
+    value: Any = None
+    exception: BaseException | None = None
+    signal: int | None = None
+    own: int | None = None
+
+    @property
+    def recorded(self) -> int:
+        """The exit code that is put on record: the job's own, where it had one."""
+        return self.code if self.own is None else self.own
+
+
+GRACE_SECONDS = 10.0
+_SUBREAPER = 36  # prctl: PR_SET_CHILD_SUBREAPER
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception: not an Exception, so that no handler's `except Exception` swallows it."""
+
+
+@contextlib.contextmanager
+def term_raises() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated in the main thread, unless the job sets a handler of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_terminated(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def forwarded(
+    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], seen: set[str] | None = None
+) -> Iterator[None]:
+    """Within the block the named signals go to the child's process group, and appear in `seen` (`TERM`)."""
+
+    def forward(number: int, _: FrameType | None) -> None:
+        if seen is not None:
+            seen.add(_short(number))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+
+    with _handled(names, forward):
+        yield
+
+
+@contextlib.contextmanager
+def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
+    """Within the block the named signals do nothing but appear in `seen` (`TERM`)."""
+    with _handled(names, lambda number, _: seen.add(_short(number))):
+        yield
+
+
+@contextlib.contextmanager
+def hangup_ignored() -> Iterator[None]:
+    """Within the block a terminal that closes (SIGHUP) ends neither this process nor what it starts, as with nohup.
+    Whoever has said otherwise is heard."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _short(number: int) -> str:
+    return signal.Signals(number).name.removeprefix("SIG")
+
+
+@contextlib.contextmanager
+def _handled(names: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            signal.signal(name, old)
+
+
+def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
+    """TERM to the child's process group, KILL after a grace, to all below it, too; its exit code."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        return child.wait(grace)
+    except subprocess.TimeoutExpired:
+        below = descendants(child.pid)  # torchrun's ranks lead groups of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        _send(below, signal.SIGKILL)
+        return child.wait()
+
+
+def adopt_orphans() -> None:
+    """From here on what a child of this process leaves behind becomes this process's own child (on Linux)."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def stop_orphans(grace: float = GRACE_SECONDS) -> None:
+    """TERM to every process below this one, KILL after a grace: ranks whose torchrun was killed would run on."""
+    _send(descendants(os.getpid()), signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while _left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _send(descendants(os.getpid()), signal.SIGKILL)
+
+
+def _left() -> bool:
+    """Whether a child is there that has not ended; those that have are taken off the system's list."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _send(processes: list[int], number: signal.Signals) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(pid, number)
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
+    """Run `command` in a process group of its own until it ends, and what it leaves behind when it is killed.
+
+    What it prints goes into the job's log without passing through this process, which it may outlive; its record then
+    says so. Ctrl-C: TERM, then KILL after a grace.
+    """
+    seen: set[str] = set()
+    adopt_orphans()
+    with job.open_log() as log, logging_to(log) as channels:
+        child = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=channels.ends[0],
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        channels.close_ends()
+        try:
+            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+                job.note_child(child.pid)
+                outcome = from_exit_code(child.wait())
+        except KeyboardInterrupt:
+            stop(child)
+            return Outcome(INTERRUPTED, "cancelled", "interrupted")
+        except BaseException:
+            stop(child)
+            raise
+    if outcome.signal is not None:
+        stop_orphans()
+    if "TERM" in seen and outcome.state == "failed":
+        return Outcome(TERMINATED, "cancelled", "terminated", own=outcome.own)
+    return outcome
+
+
+def supervise(command: Sequence[str], cwd: str, seen: set[str], *, slurm: bool) -> Outcome:
+    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are noted in `seen`.
+
+    They are passed on, but not where Slurm sends them to every process: a second one would kill a program
+    that has saved and is on its way out. USR1 (the time limit is near) means nothing to a program without a handler.
+    """
+    child = subprocess.Popen(
+        list(command), cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ignore_usr1
+    )
+    names = (signal.SIGTERM, signal.SIGUSR1)
+    with noted(names, seen) if slurm else forwarded(child, names, seen):
+        return from_exit_code(child.wait())
+
+
+def ignore_usr1() -> None:
+    """A program that is started from here does not end at USR1, unless it chooses to."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def from_exit_code(code: int) -> Outcome:
+    """The outcome of a process's exit code: a launch exits with 1 for any failure, and the record says which it was."""
+    if code == 0:
+        return Outcome(0, "succeeded")
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code, own=128 - code)
+    if code == PREEMPTED:
+        return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
+    return Outcome(1, "failed", f"exit code {code}", own=code)

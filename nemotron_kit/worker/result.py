@@ -1,0 +1,300 @@
+"""The result of a job on its way back to the sweeper: JSON; nothing from the job's side is unpickled."""
+
+from __future__ import annotations
+
+import base64
+import builtins
+import datetime
+import json
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.masking import masked
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+
+_DEPTH = 32
+# Type → (what JSON has of it, and what makes it again of that). A subclass goes as the type that it stands under.
+_SIMPLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    complex: (lambda value: [repr(value.real), repr(value.imag)], lambda data: complex(*map(float, data))),
+    bytes: (lambda value: base64.b64encode(value).decode("ascii"), base64.b64decode),
+    Decimal: (str, Decimal),
+    Fraction: (str, Fraction),
+    Path: (str, Path),
+    datetime.datetime: (datetime.datetime.isoformat, datetime.datetime.fromisoformat),
+    datetime.date: (datetime.date.isoformat, datetime.date.fromisoformat),
+    datetime.time: (datetime.time.isoformat, datetime.time.fromisoformat),
+    datetime.timedelta: (
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda data: datetime.timedelta(*data),
+    ),
+}
+_NAMES = {kind.__name__: make for kind, (_, make) in _SIMPLE.items()}
+_GROUPS: dict[str, type] = {kind.__name__: kind for kind in (tuple, set, frozenset)}
+
+
+def carried(value: Any) -> tuple[Any, dict[str, str]]:
+    """(the value as JSON has it, the types of what JSON has no type for: JSON pointer → name). Raises TypeError, which
+    names what can't be carried."""
+    types: dict[str, str] = {}
+    return _plain(value, "", types, 0), types
+
+
+def restored(value: Any, types: Mapping[str, str]) -> Any:
+    """What `carried` was given. Raises ValueError for what it did not write."""
+    try:
+        return _typed(value, "", types)
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"a value of a job that can't be read: {error}") from error
+
+
+def _plain(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enum that is a string, its value
+    if type(value).__module__.partition(".")[0] in _ARRAYS and hasattr(value, "dtype"):
+        return _plain_array(value, at, types)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):  # JSON has none of these
+            types[at] = "float"
+            return repr(float(value))
+        return float(value)
+    if depth >= _DEPTH:
+        raise TypeError(f"something more than {_DEPTH} levels deep")
+    for kind, (write, _) in _SIMPLE.items():
+        if isinstance(value, kind):
+            types[at] = kind.__name__
+            return write(value)
+    return _plain_group(value, at, types, depth)
+
+
+def _plain_group(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
+    if type(value).__module__.startswith("omegaconf."):
+        from omegaconf import OmegaConf
+
+        if OmegaConf.is_config(value):
+            values = OmegaConf.to_container(value, resolve=False)
+            plain = _plain(values, f"{at}/{_INSIDE}", types, depth + 1)
+            types[at] = "config"
+            return plain
+    if isinstance(value, Mapping):
+        if all(type(key) is str for key in value):
+            return {key: _plain(item, f"{at}/{_escaped(key)}", types, depth + 1) for key, item in value.items()}
+        types[at] = "dict"
+        pairs = [[*pair] for pair in value.items()]
+        return [_plain(pair, f"{at}/{number}", types, depth + 1) for number, pair in enumerate(pairs)]
+    if isinstance(value, list | tuple | set | frozenset):
+        if not isinstance(value, list):
+            types[at] = next(name for name, kind in _GROUPS.items() if isinstance(value, kind))
+        return [_plain(item, f"{at}/{number}", types, depth + 1) for number, item in enumerate(value)]
+    # A scalar of yet another library says so by having exactly one item.
+    if callable(getattr(value, "item", None)) and not getattr(value, "shape", ()):
+        return _plain(value.item(), at, types, _DEPTH)
+    kind = type(value)
+    raise TypeError(f"a {kind.__module__}.{kind.__qualname__}")
+
+
+def _typed(value: Any, at: str, types: Mapping[str, str]) -> Any:
+    kind = types.get(at, "")
+    if kind == "float":
+        return float(value)
+    if kind in _NAMES:
+        return _NAMES[kind](value)
+    if kind.partition(".")[0] in _ARRAYS:
+        return _typed_array(value, kind)
+    if kind == "config":
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(_typed(value, f"{at}/{_INSIDE}", types))
+    if isinstance(value, dict):
+        return {key: _typed(item, f"{at}/{_escaped(key)}", types) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    items = [_typed(item, f"{at}/{number}", types) for number, item in enumerate(value)]
+    if kind == "dict":
+        return dict(items)
+    return _GROUPS[kind](items) if kind else items
+
+
+# A config's own content, in a pointer: no key of JSON's is empty there.
+_INSIDE = "~2"
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+# --- arrays: `numpy.array.float32`, `numpy.scalar.int64`, `torch.tensor.bfloat16`
+
+_ARRAYS = ("numpy", "torch")
+_NUMBERS = ("int", "uint", "float", "bfloat", "bool")
+
+
+def _plain_array(value: Any, at: str, types: dict[str, str]) -> Any:
+    library, name = type(value).__module__.partition(".")[0], type(value).__qualname__
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype.rstrip("0123456789") not in _NUMBERS or name == "MaskedArray":
+        raise TypeError(f"a {library}.{name} of {dtype}")
+    form = "tensor" if library == "torch" else "array" if value.shape or name == "ndarray" else "scalar"
+    try:
+        numbers = (value.detach().cpu() if form == "tensor" else value).tolist()
+    except (RuntimeError, NotImplementedError) as error:  # such as one on the meta device
+        raise TypeError(f"a {library}.{name} without numbers ({error})") from error
+    types[at] = f"{library}.{form}.{dtype}"
+    return _finite(numbers)
+
+
+def _typed_array(value: Any, kind: str) -> Any:
+    library, form, dtype = kind.split(".")
+    numbers = _numbers(value)
+    if dtype.rstrip("0123456789") not in _NUMBERS:
+        raise ValueError(f"no type of numbers: {dtype}")
+    try:
+        module: Any = import_module(library)
+    except ImportError:
+        return numbers
+    if form == "tensor":
+        return module.tensor(numbers, dtype=getattr(module, dtype))
+    array = module.array(numbers, dtype=dtype)
+    return array if form == "array" else array[()]
+
+
+def _finite(numbers: Any) -> Any:
+    if isinstance(numbers, list):
+        return [_finite(item) for item in numbers]
+    return numbers if not isinstance(numbers, float) or math.isfinite(numbers) else repr(numbers)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) else value
+
+
+FILE = "answer.json"
+
+
+class JobFailed(RuntimeError):
+    """A job failed in its own process. `exit_code` is that process's: 137 for one that SIGKILL ended."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as data: its type's name, its arguments where JSON has them, and what its traceback looked like."""
+
+    type: str
+    text: str
+    args: list[Any] | None = None
+    traceback: str = ""
+    types: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        kind = type(error)
+        args, types = None, dict[str, str]()
+        with suppress(TypeError):
+            args, types = carried(list(error.args))
+        shown = "".join(traceback.format_exception(kind, error, _from_the_task_on(error.__traceback__)))
+        return cls(f"{kind.__module__}.{kind.__qualname__}", f"{kind.__name__}: {error}", args, shown, types)
+
+    def rebuild(self, exit_code: int) -> Exception:
+        """A built-in exception as it was raised, any other as JobFailed; the job's traceback is a note on both."""
+        error = self._built_in() or JobFailed(self.text, exit_code)
+        if self.traceback:
+            error.add_note(f"In the job:\n{self.traceback.rstrip()}")
+        return error
+
+    def _built_in(self) -> Exception | None:
+        module, _, name = self.type.rpartition(".")
+        kind = getattr(builtins, name, None) if module == "builtins" else None
+        # Exception alone: SystemExit and KeyboardInterrupt would end the sweep, and no sweeper expects them.
+        if self.args is None or not (isinstance(kind, type) and issubclass(kind, Exception)):
+            return None
+        try:
+            made = kind(*restored(self.args, self.types))
+        except Exception:  # noqa: BLE001 — such as UnicodeDecodeError, whose bytes JSON doesn't have
+            return None
+        return made if isinstance(made, Exception) else None
+
+
+def _from_the_task_on(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the launcher's and Hydra's frames, which say nothing about the mistake."""
+    at = trace
+    while at is not None:
+        if at.tb_frame.f_code.co_name == "run_job":
+            return at.tb_next or trace
+        at = at.tb_next
+    return trace
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a task function ended: the exit code of its process, what it returned or raised, and Hydra's folders there.
+
+    `value` is as JSON carries it, `types` what its parts were; `left_out` says why it could not come along.
+    """
+
+    code: int = 0
+    value: Any = None
+    types: dict[str, str] = field(default_factory=dict)
+    left_out: str | None = None
+    failure: Failure | None = None
+    working_dir: str | None = None
+    output_dir: str | None = None
+    job_id: str | None = None
+
+    @property
+    def result(self) -> Any:
+        """What the function returned, in its own types."""
+        return restored(self.value, self.types)
+
+    def write(self, folder: Path, *, scheduled: bool = False) -> None:
+        """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
+        machine too, and drops that of an earlier attempt."""
+        if not scheduled:
+            files.write_text(folder / FILE, json.dumps(files.encoded(masked(asdict(self)))) + "\n")
+            return
+        from nemotron_kit.worker.distributed import VALUE
+
+        files.write_text(folder / VALUE, json.dumps(files.encoded({"answer": masked(asdict(self))})) + "\n")
+
+
+def read_answer(job: JobFolder) -> Answer | None:
+    """The answer of a job; None where there is none. Raises DamagedRecord."""
+    try:
+        record = read_object(job.path / FILE)
+    except FileNotFoundError:
+        record = (job.exit_record() or {}).get("answer") or {}
+    try:
+        failure = record.get("failure")
+        return Answer(**{**record, "failure": Failure(**failure) if failure else None}) if record else None
+    except TypeError as error:
+        raise DamagedRecord(f"{job.path / FILE}: {error}.") from error
+
+
+def sendable(value: Any) -> dict[str, Any]:
+    """`value` and `types` as a record holds them, or `left_out`: why the value can't come along."""
+    try:
+        plain, types = carried(value)
+    except TypeError as error:
+        return {"left_out": f"it returned {error}, which JSON can't carry"}
+    return {"value": plain, "types": types} if types else {"value": plain}

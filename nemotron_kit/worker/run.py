@@ -1,0 +1,163 @@
+"""Runs one job folder on this machine to its end, calls its handler, and records how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nemotron_kit import files
+from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
+from nemotron_kit.config.resolvers import pinned
+from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.masking import mask, note_secrets
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
+from nemotron_kit.worker.distributed import VALUE, rank_log
+from nemotron_kit.worker.elastic import torchrun_command
+from nemotron_kit.worker.handler import call_handler, verified_inputs
+from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
+from nemotron_kit.worker.process import (
+    INTERRUPTED,
+    TERMINATED,
+    Outcome,
+    Terminated,
+    hangup_ignored,
+    ignore_usr1,
+    run_child,
+    term_raises,
+)
+from nemotron_kit.worker.result import sendable
+from nemotron_kit.worker.streams import captured, masked_streams
+
+Handler = Callable[[Any], Any]
+
+
+def run_job(
+    job: JobFolder, handler: Handler | None = None, config_cls: type | None = None, *, shown: bool = True
+) -> Outcome:
+    """Run the job in `job`: in this process when `handler` is given, else as its spec says.
+
+    What its handler prints in this process is in its log, and where it is `shown` on this process's own streams. The
+    outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
+    """
+    spec = read_spec(job.path)
+    note_secrets(spec.secrets)
+    with hangup_ignored():
+        try:
+            with term_raises():
+                if spec.after and all(entry["state"] != "running" for entry in job.history()):
+                    from nemotron_kit.launch.dependencies import wait_for
+
+                    wait_for(job, spec.after)
+                job.transition("running", pgid=os.getpgid(0))
+                with environment(spec.environment, spec.expand):
+                    outcome = _run(job, spec, handler, config_cls, shown=shown)
+        except Cancelled as error:
+            outcome = Outcome(error.exit_code, "cancelled", str(error))
+        except NemotronError as error:
+            outcome = Outcome(error.exit_code, "failed", str(error), exception=error)
+        except KeyboardInterrupt:
+            outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
+        except Terminated:
+            outcome = Outcome(TERMINATED, "cancelled", "terminated")
+        except OSError as error:  # the job's own are its handler's; this machine would not keep the record
+            what = os.fsdecode(error.filename) if error.filename is not None else str(job.path)
+            outcome = Outcome(1, "failed", f"{what}: {error.strerror}")
+        return _put_on_record(job, outcome)
+
+
+def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
+    """Write the exit record; the outcome as it stands there, so that the command exits with what the record says."""
+    if job.cancel_requested and outcome.state in ("failed", "preempted"):
+        error = f"cancelled: {outcome.error}" if outcome.state == "preempted" else "cancelled"
+        outcome = Outcome(Cancelled.exit_code, "cancelled", error, own=outcome.recorded)
+    try:
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
+    except OSError as error:
+        # Its last step may be what failed: the record is there, and will be read.
+        if job.state().state != outcome.state:
+            said = (
+                f"the job {outcome.state}, and its record can't be written: {job.path / 'exit.json'}: {error.strerror}"
+            )
+            return Outcome(outcome.code or 1, "failed", said, exception=outcome.exception)
+    return outcome
+
+
+def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
+    pins = verified_inputs(job)
+    if spec.module:
+        read_config(job.path)  # it notes the secrets
+        alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
+        command = torchrun_command(spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
+        return run_child(command, {}, spec.cwd, job)
+    with pinned(pins):
+        values = resolve(read_config(job.path), keep_secrets=True)
+        files.write_text(job.path / "resolved.yaml", to_yaml(values))
+        if spec.nproc_per_node > 1:
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
+        if handler is None and spec.script:
+            script = [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
+            return run_child(script, {}, spec.cwd, job)
+        return _call(job, spec, handler, config_cls, shown=shown)
+
+
+def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
+    values = resolve(read_config(job.path))  # it notes the secrets that what is printed must not show
+    with job.open_log() as log:
+        with captured(log, shown=shown):
+            enter_hydra(job.path)
+            config: Any = typed(values, config_cls or spec.load_config_cls())
+            call = handler or spec.load_handler()
+            with hydra_callbacks(job.path, call) as end:
+                end.outcome = outcome = call_handler(call, config)
+        if outcome.error and outcome.state == "failed" and outcome.exception is None:
+            log.write(f"error: {mask(outcome.error)}\n".encode())
+    return outcome
+
+
+def run_rank(job: JobFolder) -> int:
+    """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
+    spec = read_spec(job.path)
+    note_secrets(spec.secrets)
+    # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ignore_usr1()
+    with rank_log(job, spec):
+        if spec.module:
+            os.execv(sys.executable, [sys.executable, "-P", "-m", spec.module, str(job.path)])  # noqa: S606
+        masked_streams()
+        spec.prepare_imports()
+        enter_hydra(job.path)
+        if spec.script:
+            with hydra_callbacks(job.path, spec.script):
+                return _run_script(spec.script, job)
+        config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
+        handler = spec.load_handler()
+        with hydra_callbacks(job.path, handler) as end:
+            end.outcome = outcome = call_handler(handler, config)
+        if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
+            print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
+    if rank() == 0 and (value := _value(outcome)):
+        files.write_json(job.path / VALUE, value)
+    return outcome.code
+
+
+def _run_script(script: str, job: JobFolder) -> int:
+    """As `python SCRIPT --config …` does, in this process, which has the launch's modules. Its folder comes first, as
+    Python has it."""
+    from nemotron_kit.worker.hydra_job import run_file
+
+    sys.argv = [script, "--config", str(job.config_path)]
+    sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
+    run_file(script)
+    return 0
+
+
+def _value(outcome: Outcome) -> dict[str, Any]:
+    """What a handler returned, as the record has it for a sweeper. An artifact stands in artifacts.json."""
+    if outcome.value is None or hasattr(outcome.value, "art_path"):
+        return {}
+    return sendable(outcome.value)

@@ -1,0 +1,469 @@
+"""What a job's processes write: to the log without secrets, and to the terminal as before."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from fcntl import ioctl
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from nemotron_kit.files import open_regular
+from nemotron_kit.masking import mask, noted_secrets
+
+if TYPE_CHECKING:
+    from nemotron_kit.masking import MaskedStream
+
+
+POLL_SECONDS = 0.2
+CHUNK = 1 << 16
+# A line without an end is not waited for beyond this.
+LONGEST = 1 << 20
+
+
+class Merged:
+    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files from then on, to the last byte
+    that is there when the block ends."""
+
+    def __init__(self, logs: Mapping[str, Path], write: Callable[[bytes], object]) -> None:
+        self._sources = [_Source(label, path) for label, path in logs.items()]
+        self._write = write
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="merge-logs", daemon=True)
+
+    def __enter__(self) -> Merged:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._pump()
+        self._pump()
+        for source in self._sources:
+            self._write(source.rest())
+
+    def _pump(self) -> None:
+        for source in self._sources:
+            while piece := source.lines():
+                self._write(piece)
+
+
+class _Source:
+    def __init__(self, label: str, path: Path) -> None:
+        self._mark = f"[{label}] ".encode()
+        self._path = path
+        # What an earlier attempt wrote was passed on then.
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._held = b""
+
+    def lines(self) -> bytes:
+        """The whole lines that have come since, marked; b"" when nothing has."""
+        while True:
+            try:
+                with open_regular(self._path) as file:
+                    file.seek(self._offset)
+                    data = file.read(CHUNK)
+            except FileNotFoundError:
+                return b""
+            if not data:
+                return b""
+            self._offset += len(data)
+            whole, end, self._held = (self._held + data).rpartition(b"\n")
+            if not end and len(self._held) > LONGEST:
+                whole, end, self._held = self._held, b"\n", b""
+            if end:
+                return self._marked(whole)
+
+    def rest(self) -> bytes:
+        held, self._held = self._held, b""
+        return self._marked(held) if held else b""
+
+    def _marked(self, lines: bytes) -> bytes:
+        return b"".join(self._mark + line + b"\n" for line in lines.split(b"\n"))
+
+
+PUMP_CHUNK = 1 << 16
+# What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
+# from ending.
+HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
+# What the job's own process sends once it has ended, and the answer.
+END, DRAINED = b"e", b"d"
+
+
+class Source:
+    """One channel's reading end, and where it goes: into a log and to `target`, both descriptors, either None."""
+
+    def __init__(self, fd: int, log: int | None, target: int | None, masks: MaskedStream) -> None:
+        self.fd, self.log, self.target, self.masks = fd, log, target, masks
+        self.held = False
+
+    def read(self) -> bytes:
+        """b"" at the end: of a terminal's side, an error says so."""
+        try:
+            return os.read(self.fd, PUMP_CHUNK)
+        except OSError:
+            return b""
+
+    def resize(self) -> None:
+        """Where both are terminals, let this one be as large as the real one."""
+        if self.target is not None:
+            with suppress(OSError):
+                ioctl(self.fd, termios.TIOCSWINSZ, ioctl(self.target, termios.TIOCGWINSZ, b"\0" * 8))
+
+
+class Pump:
+    """Reads from the sources until nobody can write to them any more."""
+
+    def __init__(self, sources: list[Source], control: int) -> None:
+        self.sources = {source.fd: source for source in sources}
+        self.control = control
+        self.ending: float | None = None
+        self.poller = select.poll()
+        for fd in (control, *self.sources):
+            self.poller.register(fd, select.POLLIN)
+
+    def run(self) -> None:
+        while self.sources:
+            ready = {fd for fd, _ in self.poller.poll(self._patience())}
+            if self.control in ready:
+                self._told()
+            for source in [self.sources[fd] for fd in self.sources if fd in ready]:
+                self._move(source)
+            if not ready:
+                for source in self.sources.values():
+                    self._write(source, source.masks.rest())
+                    source.held = False
+            if self.ending is not None and (not ready or time.monotonic() > self.ending):
+                self.ending = None
+                with suppress(OSError):
+                    os.write(self.control, DRAINED)
+
+    def _patience(self) -> float | None:
+        if self.ending is not None:
+            return SETTLE_SECONDS * 1000
+        return HELD_SECONDS * 1000 if any(source.held for source in self.sources.values()) else None
+
+    def _told(self) -> None:
+        """The job has ended; or its process is gone, and only its children are left."""
+        said = b""
+        with suppress(OSError):
+            said = os.read(self.control, 1)
+        if said == END:
+            self.ending = time.monotonic() + ENDING_SECONDS
+        else:
+            self.poller.unregister(self.control)
+
+    def _move(self, source: Source) -> None:
+        source.resize()
+        data = source.read()
+        if data:
+            shown = source.masks.feed(data)
+            source.held = len(shown) != len(data)
+            self._write(source, shown)
+            return
+        self._write(source, source.masks.rest())
+        self.poller.unregister(source.fd)
+        os.close(source.fd)
+        del self.sources[source.fd]
+
+    def _write(self, source: Source, data: bytes) -> None:
+        if source.log is not None and (error := _write_all(source.log, data)):
+            source.log = None
+            _write_all(source.target, f"error: the log can't be written: {error.strerror}\n".encode())
+        # A terminal that was closed, or a reader that has gone, is no reason to stop a job.
+        if source.target is not None and _write_all(source.target, data):
+            source.target = None
+
+
+def _write_all(fd: int | None, data: bytes) -> OSError | None:
+    """Write all of it; what kept us from it."""
+    view = memoryview(data)
+    while view and fd is not None:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except OSError as error:
+            return error
+    return None
+
+
+def main() -> None:
+    """Pump until the last writing end is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
+    asked = json.loads(sys.argv[1])
+    sys.path.insert(0, asked["path"])
+    from nemotron_kit.masking import MaskedStream, note_secrets
+
+    note_secrets(asked["secrets"])
+    sources = [Source(fd, log, target, MaskedStream()) for fd, log, target in asked["sources"]]
+    Pump(sources, asked["control"]).run()
+
+
+if __name__ == "__main__":
+    main()
+
+
+_OUT, _ERR = 1, 2
+_WAIT_SECONDS = 5.0
+# Of a job's time, for keeping what Python writes in front of what a program writes next to the other stream.
+_SHARE, _FREE_SECONDS = 0.1, 0.5
+
+
+class Channels:
+    """Channels, and the process that moves what is written to them. Each is (reading end, writing end, its log, where
+    it is shown besides), as descriptors; None is nowhere. `ends` are for writing."""
+
+    def __init__(self, channels: Sequence[tuple[int, int, int, int | None]]) -> None:
+        self.ends = [end for _, end, _, _ in channels]
+        ours, theirs = socket.socketpair()
+        self._control = ours
+        sources = [[source, log, target] for source, _, log, target in channels]
+        asked = {"path": str(Path(__file__).parents[2]), "secrets": sorted(noted_secrets()), "sources": sources,
+                 "control": theirs.fileno()}  # fmt: skip
+        passed = {theirs.fileno(), *(fd for source in sources for fd in source if fd is not None)}
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", __file__, json.dumps(asked)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=sorted(passed),
+                cwd="/",
+                start_new_session=True,  # Ctrl-C, and a terminal that closes, are not for it
+            )
+        finally:
+            theirs.close()
+            for source, *_ in channels:
+                os.close(source)
+
+    def close_ends(self) -> None:
+        """This process writes no more, but for what it has duplicated."""
+        ends, self.ends = self.ends, []
+        for end in ends:
+            os.close(end)
+
+    def finish(self) -> None:
+        """Until what was written so far is in the log. Children that outlive the job are not waited for."""
+        self.close_ends()
+        with self._control, contextlib.suppress(OSError):  # it may have ended by itself
+            self._control.sendall(END)
+            if self._control.recv(1) != DRAINED:
+                self._process.wait()
+
+    def waiting(self, end: int) -> bool:
+        """Whether something that was written to a pipe is still to be read."""
+        unread = int.from_bytes(ioctl(end, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+        return unread > 0 and self._process.poll() is None
+
+
+@contextlib.contextmanager
+def logging_to(log: io.FileIO) -> Iterator[Channels]:
+    """A channel for both streams of a child, which leads to the log alone: the child is given `ends[0]`, and then this
+    process closes it. When the block ends, what was written until then is in the log."""
+    made = Channels([(*os.pipe(), log.fileno(), None)])
+    try:
+        yield made
+    finally:
+        made.finish()
+
+
+@contextlib.contextmanager
+def named_channels(logs: Mapping[str, io.FileIO]) -> Iterator[Path]:
+    """A folder with a channel of each name, which leads to its log: processes that this one does not start itself open
+    it by its name. When the block ends, what was written until then is in the logs."""
+    with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
+        made = Channels([(*_named(Path(folder, name)), log.fileno(), None) for name, log in logs.items()])
+        try:
+            yield Path(folder)
+        finally:
+            made.finish()
+
+
+@contextlib.contextmanager
+def captured(log: io.FileIO, *, shown: bool = True) -> Iterator[None]:
+    """Within the block, what is written to this process's two streams, here and by what it starts, is logged.
+
+    `shown`: and goes where it went before.
+    """
+    before = sys.stdout, sys.stderr
+    _flush()
+    saved = [_saved(fd) for fd in (_OUT, _ERR)]
+    targets = [None] if not shown else saved[:1] if _same(*saved) else saved
+    channels = Channels([(*_channel(target), log.fileno(), target) for target in targets])
+    ends = [channels.ends[0], channels.ends[-1]]
+    several = len(targets) > 1 and not any(map(os.isatty, ends))
+    for end, fd in zip(ends, (_OUT, _ERR), strict=True):
+        os.dup2(end, fd)
+    channels.close_ends()
+    sys.stdout = _python_stream(before[0], _OUT, log, channels if several else None)
+    sys.stderr = _python_stream(before[1], _ERR, log, channels if several else None)
+    try:
+        yield
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = before
+        for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
+            os.dup2(kept, fd)
+            os.close(kept)
+        channels.finish()
+
+
+def masked_streams() -> None:
+    """From here on what Python prints in this process, whose streams are its job's log, is masked, a line at a time."""
+    sys.stdout = _python_stream(sys.stdout, _OUT, None, None)
+    sys.stderr = _python_stream(sys.stderr, _ERR, None, None)
+
+
+class Stream(io.TextIOWrapper):
+    """Python's own view of a stream: masked, since what a job looks up as it goes is known to its own process alone."""
+
+    def write(self, text: str) -> int:
+        super().write(mask(text))
+        return len(text)
+
+
+@contextlib.contextmanager
+def unless_gone(stream: TextIO) -> Iterator[None]:
+    """Within the block a terminal or a reader that has gone ends nothing: from then on what is printed goes nowhere."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+class Tee:
+    """A stream that is no descriptor of this process (a notebook's, a test's): what is printed goes there and to a log.
+    Everything else (isatty, fileno, encoding) is the stream's own."""
+
+    def __init__(self, stream: TextIO, log: io.FileIO) -> None:
+        self._stream = stream
+        self._log = log
+
+    def write(self, text: str) -> int:
+        shown = mask(text)
+        self._log.write(shown.encode("utf-8", "replace"))
+        with unless_gone(self._stream):
+            self._stream.write(shown)
+        return len(text)
+
+    def flush(self) -> None:
+        with unless_gone(self._stream):
+            self._stream.flush()
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _InOrder(io.FileIO):
+    """Writes once what was written to the other stream has been read, and goes on once this has been."""
+
+    def __init__(self, fd: int, channels: Channels) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._fd, self._other, self._channels = fd, _ERR if fd == _OUT else _OUT, channels
+        self._begun, self._waited = time.monotonic(), 0.0
+
+    def write(self, data: Any) -> int:
+        self._until_read(self._other)
+        written = super().write(data) or 0
+        before = time.monotonic()
+        if self._waited < _FREE_SECONDS + _SHARE * (before - self._begun):
+            self._until_read(self._fd)
+            self._waited += time.monotonic() - before
+        return written
+
+    def _until_read(self, fd: int) -> None:
+        begun, pause = time.monotonic(), 0.0
+        with contextlib.suppress(OSError):  # it is no pipe any more
+            while self._channels.waiting(fd) and time.monotonic() < begun + _WAIT_SECONDS:
+                time.sleep(pause)
+                pause = min(pause + 0.00001, 0.01)
+
+
+def _python_stream(stream: TextIO | None, fd: int, log: io.FileIO | None, channels: Channels | None) -> TextIO:
+    """What stands in for sys.stdout or sys.stderr: a line of it is written as soon as it is one."""
+    try:
+        is_ours = stream is None or stream.fileno() == fd
+    except (OSError, ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        return cast("TextIO", Tee(cast("TextIO", stream), log)) if log is not None else cast("TextIO", stream)
+    raw = _InOrder(fd, channels) if channels else io.FileIO(fd, "w", closefd=False)
+    encoding, errors = getattr(stream, "encoding", "utf-8"), getattr(stream, "errors", "backslashreplace")
+    return Stream(io.BufferedWriter(raw), encoding, errors, line_buffering=True)
+
+
+def _channel(target: int | None) -> tuple[int, int]:
+    """(what the pump reads, what is written to): a terminal where the target is one."""
+    if target is None or not os.isatty(target):
+        return os.pipe()
+    try:
+        source, end = os.openpty()
+    except OSError:  # a machine without /dev/pts
+        return os.pipe()
+    modes = termios.tcgetattr(end)
+    modes[1] &= ~termios.OPOST  # the real terminal does that
+    modes[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(end, termios.TCSANOW, modes)
+    with contextlib.suppress(OSError):
+        ioctl(end, termios.TIOCSWINSZ, ioctl(target, termios.TIOCGWINSZ, b"\0" * 8))
+    return source, end
+
+
+def _named(path: Path) -> tuple[int, int]:
+    os.mkfifo(path, 0o600)
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for somebody who writes
+    end = os.open(path, os.O_WRONLY)
+    os.set_blocking(source, True)
+    return source, end
+
+
+def _saved(fd: int) -> int:
+    """A descriptor for what `fd` was; one that is closed (`>&-`) leads nowhere."""
+    try:
+        return os.dup(fd)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, fd)
+        return nowhere
+
+
+def _same(first: int, second: int) -> bool:
+    return os.path.sameopenfile(first, second)
+
+
+def _flush() -> None:
+    """What Python and C code hold back is written now."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)

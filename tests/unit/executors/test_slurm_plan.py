@@ -1,0 +1,242 @@
+"""What a profile means on Slurm, and what may stand in a batch script's header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.errors import UserError
+from nemotron_kit.executors.slurm import script as script_module
+from nemotron_kit.executors.slurm.script import sbatch_for
+from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.resources import Resources, resources_of
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
+
+
+def config(**fields: Any) -> RunConfig:
+    return RunConfig(executor="slurm", account="a", partition="p", **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "torchrun", "nodes", "processes", "cpus"),
+    [
+        ({}, None, 1, 1, None),
+        ({"nproc_per_node": 4}, None, 1, 4, None),
+        ({"ntasks_per_node": 8}, None, 1, 8, 8),
+        ({"ntasks_per_node": 8, "cpus_per_task": 4}, None, 1, 8, 32),
+        ({"ntasks_per_node": 8, "gpus_per_node": 8, "nodes": 2}, None, 2, 8, 8),
+        ({"gpus_per_node": 8, "nodes": 2}, None, 2, 8, 8),
+        ({"gpus_per_node": 8, "cpus_per_gpu": 12}, None, 1, 8, None),
+        ({"ntasks_per_node": 8, "exclusive": True}, None, 1, 8, None),
+        ({"nproc_per_node": 4, "cpus_per_task": 16}, None, 1, 4, 16),
+        ({"nodes": 2}, None, 2, 1, None),
+        ({"nodes": 2, "ntasks_per_node": 8, "gpus_per_node": 8}, False, 1, 1, 8),
+        ({"nproc_per_node": 4}, False, 1, 1, None),
+    ],
+)
+def test_one_worker_a_node_with_all_that_the_tasks_would_have_had(
+    fields: dict[str, Any], torchrun: bool | None, nodes: int, processes: int, cpus: int | None
+) -> None:
+    found = resources_of(config(**fields), torchrun)
+    assert (found.nodes, found.processes, found.cpus_per_task) == (nodes, processes, cpus)
+    assert found.torchrun is (torchrun is not False and (nodes > 1 or processes > 1))
+
+
+def test_what_was_understood_is_said() -> None:
+    assert "8 processes" in resources_of(config(ntasks_per_node=8), None).notes[0]
+    assert "one process on one node" in resources_of(config(nodes=2), False).notes[0]
+    document = resources_of(config(nodes=2, gpus_per_node=8), False)
+    assert document.notes == ("nodes=2, gpus_per_node=8: this command is one process on one node.",)
+    assert resources_of(config(), False).notes == ()
+    assert resources_of(config(nproc_per_node=8, nodes=2), None).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("04:00:00", 14400), ("90", 5400), ("10:30", 630), ("1-12", 129600), ("2-01:30", 178200),
+        ("1-00:00:01", 86401), ("UNLIMITED", None), ("infinite", None), ("x-1", None), ("", None),
+    ],
+)  # fmt: skip
+def test_times_as_slurm_writes_them(text: str, seconds: int | None) -> None:
+    assert script_module.time_seconds(text) == seconds
+
+
+def test_a_short_job_is_told_a_short_time_before_its_end() -> None:
+    assert [script_module.lead_seconds(limit) for limit in (None, 14400, 600, 60, 10)] == [300, 300, 150, 15, 10]
+
+
+def test_an_intent_stands_for_the_same_jobs_only() -> None:
+    one = script_module.intent_of("run", [0])
+    assert one == script_module.intent_of("run", [0]) and len(one) == 12 and int(one, 16) >= 0
+    others = [
+        script_module.intent_of("run", [1]),
+        script_module.intent_of("run", [0, 1]),
+        script_module.intent_of("other", [0]),
+    ]
+    assert len({one, *others, script_module.intent_of("run", [0], attempt=1)}) == 5
+
+
+@pytest.mark.parametrize("label", ["nano3-data/prep/pretrain", "x" * 200, "$(touch x)", "a..b", "-", "ünï", ""])
+def test_a_job_name_is_a_slug(label: str) -> None:
+    name = script_module.job_name("0123456789ab", label)
+    check_header(f"#!/bin/bash\n#SBATCH --job-name={name}\n\nset -e")
+    assert name.startswith("nk-0123456789ab") and len(name) <= 64
+
+
+GOOD = [
+    "--time=1-04:00:00", "--nodes=2", "--mem=0", "--mem=16G", "--gres=gpu:h100:8", "--exclusive", "--exclusive=user",
+    "--constraint='a&b|c'", "--exclude='n[1-3],n7'", "--signal=USR1@300", "--signal=B:USR1@300", "--array=0-199%32",
+    "--comment='a job, of mine (really)'", "--output=/home/me/x_%j.out", "--dependency=afterok:12:13",
+    "--mail-user=me@example.com", "--requeue", "--open-mode=append", "--gpus-per-node=a100:4",
+]  # fmt: skip
+BAD = [
+    "--time='4; rm -rf /'", "--nodes=2-4x", "--mem='$(reboot)'", "--account='a b'", "--job-name='../x'",
+    "--constraint='$(x)'", "--comment='`x`'", "--output=relative", "--mail-user='$(x)'", "--exclude=';'",
+    "--array='0-1;2'", "--signal='USR1 @3'", "--partition='p\"'", "--job-name=", "--x='unfinished", "-p x", "--Time=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_values_that_slurm_takes_pass(flag: str) -> None:
+    check_header(f"#!/bin/bash\n# words\n#SBATCH {flag}\n\nset -evx\n$(anything)")
+
+
+@pytest.mark.parametrize("flag", BAD)
+def test_values_that_no_flag_takes_are_refused(flag: str) -> None:
+    with pytest.raises(ProfileError):
+        check_header(f"#!/bin/bash\n#SBATCH {flag}\n\nset -evx\n")
+
+
+@pytest.mark.parametrize(
+    "lines", ["#SBATCH --comment='x\ntouch y #'", "touch y", "#SBATCH --comment='x\nset -evx\ntouch y'"]
+)
+def test_a_newline_in_a_value_does_not_hide_a_command(lines: str) -> None:
+    with pytest.raises(ProfileError):
+        check_header(f"#!/bin/bash\n{lines}\n\nset -evx\n")
+
+
+@pytest.mark.parametrize(
+    "image", ["nvcr.io/nvidia/nemo:25.11", "/images/nemo.sqsh", "nvcr.io#nvidia/nemo:25.11", "me@sha256:ab"]
+)
+def test_images_as_pyxis_wants_them(image: str) -> None:
+    check_words([], config(container_image=image, mounts=["/lustre:/lustre", "/data:/data:ro", "/home/me"]))
+
+
+@pytest.mark.parametrize("word", ["--mpi=pmix", "--container-writable", "-v", "--overlap", "--export=ALL,X=1"])
+def test_srun_words_that_are_plain_pass(word: str) -> None:
+    check_words([word], config())
+
+
+@pytest.mark.parametrize("word", ["$(x)", "a b", "--x=`y`", ";", "&", "--x='y'", "", 5, "a\nb"])
+def test_srun_words_that_a_shell_would_read_are_refused(word: object) -> None:
+    with pytest.raises(ProfileError, match="srun"):
+        check_words([word], config())
+
+
+def script(**changes: Any) -> script_module.Script:
+    given = {
+        "name": "nk-0123456789ab-x",
+        "folder": "/h/runs/r",
+        "command": script_module.command_of("/py", None, "/h/runs/r/jobs/0"),
+    }
+    return script_module.Script(**{**given, **changes})
+
+
+def rendered(found: script_module.Script, resources: Resources | None = None, **fields: Any) -> str:
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    return script_module.render(config(**fields), resources or resources_of(config(**fields), None), found, batch=True)
+
+
+def test_the_script_is_nemo_runs_with_the_constant_command() -> None:
+    text = rendered(script(), time="00:10:00")
+    assert "# Generated by NeMo Run" in text
+    assert " /py -P -m nemotron_kit.worker /h/runs/r/jobs/0 || nemotron_end $?\n" in text
+    for line in ("--job-name=nk-0123456789ab-x", "--signal=USR1@150", "--requeue", "--time=00:10:00", "--partition=p"):
+        assert f"#SBATCH {line}\n" in text
+    assert "--cpu-bind=none" in text and "--wait=0" in text
+    script_module.check_syntax(text)
+
+
+def test_until_the_worker_has_begun_the_script_asks_to_be_queued_again_when_preempted() -> None:
+    text = rendered(script())
+    asked = '\necho told >"/h/runs/r/slurm/again-$SLURM_JOB_ID"\n'
+    assert text.index("nemotron_end() {") < text.index(asked) < text.index("\nsrun ")
+
+
+def test_eight_tasks_are_one_with_eight_cpus() -> None:
+    text = rendered(script(), ntasks_per_node=8, nodes=2)
+    assert "#SBATCH --ntasks-per-node=1\n" in text and "#SBATCH --cpus-per-task=8\n" in text
+    assert "#SBATCH --nodes=2\n" in text
+
+
+def test_a_container_gets_the_jobs_folders_at_the_same_paths() -> None:
+    text = rendered(script(mounts=("/h/runs/r", "/h/artifacts")), container_image="nvcr.io/x:1", mounts=["/data:/data"])
+    assert "--container-image nvcr.io/x:1 " in text
+    assert "--container-mounts /data:/data,/h/runs/r:/h/runs/r,/h/artifacts:/h/artifacts," in text
+    script_module.check_syntax(text)
+
+
+def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> None:
+    image = {"container_image": "nvcr.io/x:1"}
+    text = rendered(script(), secrets=["A_TOKEN", "B_KEY"], extra={"container_env": ["MINE"]}, **image)
+    assert " --container-env MINE,A_TOKEN,B_KEY " in text
+    assert "--container-env" not in rendered(script(), secrets=["A_TOKEN"])
+    assert "--container-env" not in rendered(script(), **image)
+
+
+def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path) -> None:
+    file, folder = tmp_path / "one" / "x.bin", tmp_path / "two"
+    file.parent.mkdir()
+    folder.mkdir()
+    file.touch()
+    place = Place("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
+    pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
+    mounted = sbatch_for(
+        config(container_image="i"), resources_of(config(), None), place, pins,
+        run_id="r", job=0, label="l", mode="batch", alone=False,
+    ).extra["mounts"]  # fmt: skip
+    assert mounted == ["/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder)]
+
+
+def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:
+    with pytest.raises(UserError, match="separated by commas"):
+        rendered(script(mounts=("/h/ru,ns/r",)), container_image="nvcr.io/x:1")
+
+
+@pytest.mark.parametrize("fields", [{"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}])
+def test_a_name_that_a_shell_would_read_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError, match="srun"):
+        rendered(script(), container_image="nvcr.io/x:1", **fields)
+
+
+def test_setup_is_shell_by_intent_and_must_be_shell() -> None:
+    text = rendered(script(), setup="module load cuda", startup_commands=["ulimit -n 4096"])
+    assert "\nulimit -n 4096\nmodule load cuda\n" in text
+    with pytest.raises(Exception, match="no valid bash"):
+        script_module.check_syntax(rendered(script(), setup="if true; then"))
+
+
+def test_environment_values_are_not_in_it() -> None:
+    assert "FINDME" not in rendered(script(), env_vars=["A=FINDME"], secrets=["FINDME_TOO"])
+
+
+@pytest.mark.parametrize("folder", ["/home/a b/runs/r", "/home/$(x)/r", "/h/'q/r", "/h/new\nline"])
+def test_a_folder_that_a_shell_would_read_is_refused(folder: str) -> None:
+    with pytest.raises(Exception, match="takes paths of"):
+        rendered(script(folder=folder))
+
+
+def test_nemo_runs_own_replacement_does_not_reach_the_command() -> None:
+    with pytest.raises(Exception, match="/nemo_run can't be part"):
+        rendered(script(command=("/opt/nemo_run/bin/python", "-P", "-m", "nemotron_kit.worker", "/h/jobs/0")))
+
+
+def test_jobs_of_a_sweep_differ_in_two_words() -> None:
+    other = script(name="nk-ba9876543210-y", command=script_module.command_of("/py", None, "/h/runs/r/jobs/7"))
+    one, two = rendered(script()), rendered(other)
+    assert one != two
+    assert one.replace("nk-0123456789ab-x", "nk-ba9876543210-y").replace("jobs/0", "jobs/7") == two

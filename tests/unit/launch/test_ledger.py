@@ -1,0 +1,187 @@
+"""The record brought up to date from a back end: one question for many runs, losing sight, what is remembered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.executors.base import BACKENDS, Observation
+from nemotron_kit.launch.attach import Shown
+from nemotron_kit.launch.dependencies import wait_for
+from nemotron_kit.launch.status import Seen, refresh, run_standing, standing
+from nemotron_kit.runs import JobFolder, RunFolder, create_run, new_run_id
+
+
+class Cluster:
+    """A back end whose answers are set here; it counts how often it is asked, and by whom."""
+
+    def __init__(self) -> None:
+        self.says: dict[str, Observation] = {}
+        self.error: NemotronError | None = None
+        self.asked: list[list[str]] = []
+
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        self.asked.append([run.id for run, _ in runs])
+        if self.error:
+            raise self.error
+        return {run.id: {job.number: self.says[run.id] for job in jobs} for run, jobs in runs}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    made, module = Cluster(), ModuleType("a_cluster")
+    module.make = lambda settings: made  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_cluster", module)
+    monkeypatch.setitem(BACKENDS, "fake", "a_cluster")
+    yield made
+
+
+def make(cluster: Cluster, state: str = "pending", *, jobs: int = 1, host: str | None = None, **says: Any) -> RunFolder:
+    plan = {"recipe": "r", "stage": "s", "executor": "fake", "settings": {"host": host, "nodes": 3}}
+    run = create_run(new_run_id("r", "s"), plan, [{"config.yaml": ""}] * jobs)
+    cluster.says[run.id] = Observation(state, **says)
+    return run
+
+
+def forget(run: RunFolder) -> None:
+    for path in (run.path.parent / ".seen").glob("*"):
+        path.unlink()
+
+
+def test_one_question_for_many_runs(cluster: Cluster) -> None:
+    runs = [make(cluster, "running", jobs=3), make(cluster, "failed", code=7, error="it broke"), make(cluster)]
+    local = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
+    sights = refresh([*runs, local])
+    assert cluster.asked == [[run.id for run in runs]] and set(sights) == {run.id for run in runs}
+    assert [run.state() for run in runs] == ["running", "failed", "pending"]
+    assert runs[1].job().state().code == 7 and runs[1].job().state().error == "it broke"
+    assert len(runs[0].job(2).history()) == 2
+    assert len(runs[2].job().history()) == 1  # nothing changed, so nothing was written
+
+
+def test_another_target_is_another_question(cluster: Cluster) -> None:
+    refresh([make(cluster, host="a"), make(cluster, host="b"), make(cluster, host="a")])
+    assert sorted(map(len, cluster.asked)) == [1, 2]
+
+
+def test_what_was_said_a_moment_ago_is_not_asked_again(cluster: Cluster) -> None:
+    run = make(cluster, reason="Resources", estimated_start="soon")
+    first, second = refresh([run]), refresh([run])
+    assert len(cluster.asked) == 1 and second[run.id].observed == first[run.id].observed
+    assert second[run.id].observed[0].estimated_start == "soon"
+    other = make(cluster)
+    refresh([run, other])
+    assert len(cluster.asked) == 2
+    refresh([run])
+    assert len(cluster.asked) == 2
+    run.job().finish(0)
+    assert run.id not in refresh([run, other])  # it is over: nobody is asked
+
+
+def test_a_slow_target_is_asked_less_often(cluster: Cluster) -> None:
+    make(cluster)
+    seen, now = Seen("slow"), time.time()
+    seen.keep(now, 8.0, {"a": {0: Observation("running")}}, None, ["a"])
+    seen.keep(now, 0.001, {"b": {0: Observation("running")}}, None, ["b"])
+    until = {run_id: entry["until"] - now for run_id, entry in json.loads(seen.path.read_text())["runs"].items()}
+    assert 39 < until["a"] < 42 and 2.5 < until["b"] < 4
+    assert seen.fresh({"a": [0, 1]}) is None and seen.fresh({"a": [0], "b": [0]}) is not None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": 3}', '{"runs": {"a": {"at": 0}}}', '{"runs": {"a": [1]}}'])
+def test_a_damaged_memory_is_none(cluster: Cluster, text: str) -> None:
+    run = make(cluster, "running")
+    refresh([run])
+    (path,) = (run.path.parent / ".seen").iterdir()
+    path.write_text(text)
+    refresh([run])
+    assert len(cluster.asked) == 2 and run.state() == "running"
+
+
+def test_out_of_sight_changes_no_record(cluster: Cluster) -> None:
+    run = make(cluster, "running")
+    refresh([run])
+    forget(run)
+    cluster.error = Unreachable("the cluster does not answer.")
+    sight = refresh([run])[run.id]
+    state = standing(run.job(), sight)
+    assert (state.state, state.error, state.facts["known"]) == (
+        "unreachable",
+        "the cluster does not answer.",
+        "running",
+    )
+    assert run_standing(run, sight) == "unreachable" and run.state() == "running"
+    refresh([run])
+    assert len(cluster.asked) == 2  # nor is it asked again at once
+    cluster.error = None
+    forget(run)
+    assert run_standing(run, refresh([run])[run.id]) == "running"
+
+
+def test_unknown_is_recorded_and_taken_back(cluster: Cluster) -> None:
+    run = make(cluster, "unknown", error="Slurm has forgotten the job")
+    assert run_standing(run, refresh([run])[run.id]) == "unknown"
+    forget(run)
+    cluster.says[run.id] = Observation("succeeded", 0)
+    assert refresh([run]) and run.state() == "succeeded"
+
+
+def test_one_job_out_of_sight_among_others(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(cluster, "running", jobs=2)
+    refresh([run])
+    forget(run)
+    mixed: Mapping[int, Observation] = {
+        0: Observation("unreachable", error="sacct is silent"),
+        1: Observation("failed", 2),
+    }
+    monkeypatch.setattr(cluster, "observe_many", lambda runs: {run.id: mixed})
+    sight = refresh([run])[run.id]
+    assert [standing(job, sight).state for job in run.jobs()] == ["unreachable", "failed"]
+    assert run.job(0).state().state == "running" and run.job(1).state().code == 2
+
+
+def test_waiting_for_another_run(cluster: Cluster) -> None:
+    first, job = make(cluster, "succeeded", code=0), make(cluster).job()
+    wait_for(job, [first.id])
+    failed = make(cluster, "failed", code=1)
+    with pytest.raises(NemotronError, match=f"it did not start: {failed.id}, which it was to start after, failed"):
+        wait_for(job, [failed.id])
+
+
+def test_waiting_for_a_run_that_is_removed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has succeeded before may go; of one that has not, nobody will ever hear."""
+    first, second, job = make(cluster, "succeeded", code=0), make(cluster, "running"), make(cluster).job()
+    unlucky = make(cluster, "running")
+
+    def later(_: float) -> None:
+        for run in (first, unlucky):
+            shutil.rmtree(run.path, ignore_errors=True)
+        forget(second)
+        cluster.says[second.id] = Observation("succeeded", 0)
+
+    monkeypatch.setattr(time, "sleep", later)
+    wait_for(job, [first.id, second.id])
+    unlucky = make(cluster, "running")
+    with pytest.raises(NemotronError, match=f"{unlucky.id}, which it was to start after, was removed"):
+        wait_for(job, [unlucky.id])
+
+
+def test_how_far_a_log_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    run = create_run(new_run_id("r", "s"), {}, [{"config.yaml": ""}])
+    shown = Shown(run)
+    shown.keep({0: {"job": 12, "node-1": 3}, 4: {}})
+    assert Shown(run).of(0) == {"job": 12, "node-1": 3} and Shown(run).of(4) == {}
+    for damaged in ("{", "[]", '{"0": {"job": -1}}', '{"0": {"job": "x"}}'):
+        (run.path / "attached.json").write_text(damaged)
+        assert Shown(run).of(0) == {}

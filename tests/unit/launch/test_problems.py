@@ -1,0 +1,154 @@
+"""What a plan lists as problems before anything is started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.app import App, ArtifactInput
+from nemotron_kit.artifacts import Artifact
+from nemotron_kit.config.compose import compose
+from nemotron_kit.discovery import Tree
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import Note
+from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.spec.plan import Plan
+
+PROFILES = """
+[here]
+executor = "local"
+env_vars = ["FROM_PROFILE=1"]
+[C]
+executor = "slurm"
+account = "a"
+partition = "p"
+[document]
+extends = "C"
+nodes = 2
+gpus_per_node = 8
+[several]
+executor = "local"
+nproc_per_node = 4
+nodes = 2
+[named]
+extends = "C"
+secrets = ["HUB_KEY"]
+[far]
+extends = "C"
+tunnel = "ssh"
+host = "h"
+user = "u"
+remote_job_dir = "/lustre/me"
+"""
+
+
+@dataclass
+class Config:
+    key: str = ""
+    size: int = 0
+
+
+def check(config: Config, *, connect: bool, here: bool = True) -> list[str]:
+    return [f"{type(config.size).__name__} {config.size} {config.key} here={here}", Note("not judged")]
+
+
+def check_here(config: Config, *, connect: bool) -> list[str]:
+    return [f"only {config.key}"]
+
+
+def problems(folder: Path, value: str, profile: str) -> tuple[str, ...]:
+    app = App("demo")
+    app.command("go", Config, print)
+    return planned(folder, app, profile, f"key='{value}'").problems
+
+
+@pytest.mark.parametrize(
+    ("value", "profile", "exported", "said"),
+    [
+        ("${secret:HUB_KEY}", "here", False, "key: ${secret:HUB_KEY} is not set in this environment. export HUB_KEY=…"),
+        ("${secret:HUB_KEY}", "here", True, None),
+        ("${secret:FROM_PROFILE}", "here", False, None),
+        ("\\${secret:HUB_KEY}", "here", False, None),
+        ("${secret:HUB_KEY}", "C", True, 'Name it in the profile: secrets = ["HUB_KEY"].'),
+        ("${secret:HUB_KEY}", "named", True, None),
+        ("${secret:HUB_KEY}", "named", False, "secrets: HUB_KEY is not set in this environment. export HUB_KEY=…"),
+        ("${secret:HUB_KEY}", "far", False, None),
+    ],
+)
+def test_a_secret_that_the_job_would_look_for_in_vain(
+    value: str, profile: str, exported: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HUB_KEY", raising=False)
+    if exported:
+        monkeypatch.setenv("HUB_KEY", "x")
+    found = problems(tmp_path, value, profile)
+    assert any(said in problem for problem in found) if said else not any("HUB_KEY" in problem for problem in found)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registered artifact, `D:v0`, in whose registry a job of this file system looks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    (tmp_path / "env.toml").write_text(PROFILES)
+    folder = tmp_path / "d"
+    folder.mkdir()
+    Artifact(path=folder, metadata={"rows": 7}).save(name="D")
+    return folder
+
+
+@pytest.mark.parametrize("profile", ["here", "C"])
+def test_a_field_that_an_artifact_lacks_is_found_for_every_executor(data: Path, profile: str) -> None:
+    app = App("demo")
+    app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest")}, preflight=check)
+    plan = planned(data.parent, app, profile, "key='${art:data,rowz}'")
+    (problem,) = [problem for problem in plan.problems if "D:v0" in problem]
+    assert problem.startswith("key: ${art:data,rowz}: D:v0 (Artifact) has no field 'rowz'. Did you mean rows?")
+    plan = planned(data.parent, app, profile, "key='${art:data}/x'", "size='${art:data,rows}'")
+    assert f"int 7 {data}/x here={profile == 'here'}" in plan.problems
+    assert "not judged" in plan.notes and "not judged" not in plan.problems
+
+
+def test_what_lies_elsewhere_is_left_to_the_job(data: Path) -> None:
+    app = App("demo")
+    app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest")}, preflight=check)
+    assert "int 0 ${art:data,rowz} here=False" in planned(data.parent, app, "far", "key='${art:data,rowz}'").problems
+    own = App("demo")
+    own.command("go", Config, print, preflight=check_here)
+    assert [planned(data.parent, own, name, "key=x").problems for name in ("here", "C")] == [("only x",), ()]
+
+
+def planned(folder: Path, app: App, profile: str, *words: str) -> Plan:
+    (folder / "env.toml").write_text(PROFILES)
+    line = ["recipe=demo", "stage=go", f"run.profile={profile}", "run.mode=run", *words]
+    composed = compose(Tree(apps={"demo": app}), line, read_env_file(folder / "env.toml"))
+    return build_plan(composed, app, run_id="20261124-171204-r-s-1f03a7", argv=["x"], connect=False)
+
+
+@pytest.mark.parametrize(
+    ("profile", "mode", "nodes", "note"),
+    [
+        ("several", "in-process", None, "nodes=2, nproc_per_node=4: this command is one process on one node."),
+        ("document", "detached", "--nodes=1", "nodes=2, gpus_per_node=8: this command is one process on one node."),
+        ("here", "in-process", None, None),
+    ],
+)
+def test_a_command_that_is_not_distributed_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, mode: str, nodes: str | None, note: str | None
+) -> None:
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    app = App("demo")
+    app.command("go", Config, print, distributed=False)
+    plan = planned(tmp_path, app, profile, "size=1")
+    spec = json.loads(plan.files["job.json"])
+    assert (plan.launch, spec["nproc_per_node"], spec["torchrun"], plan.problems) == (mode, 1, False, ())
+    assert [text for text in plan.notes if "one process" in text] == ([note] if note else [])
+    if nodes:
+        assert any(f"#SBATCH {nodes}\n" in text for text in plan.files.values())

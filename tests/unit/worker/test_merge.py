@@ -1,0 +1,56 @@
+"""Many ranks' logs as one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from nemotron_kit.worker.streams import Merged
+
+
+def test_every_line_once_with_its_rank_in_front_to_the_last_byte(tmp_path: Path) -> None:
+    out: list[bytes] = []
+    logs = {f"rank {n}": tmp_path / f"rank-{n}.log" for n in range(4)}
+
+    def rank(path: Path) -> None:
+        with path.open("ab", buffering=0) as file:
+            for n in range(300):
+                file.write(b"line ")
+                file.write(b"%d\n" % n)
+            file.write(b"no newline")
+
+    with Merged(logs, out.append):
+        threads = [threading.Thread(target=rank, args=(path,)) for path in logs.values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = b"".join(out).splitlines()
+    for label in logs:
+        own = [line for line in lines if line.startswith(f"[{label}] ".encode())]
+        assert own == [f"[{label}] line {n}".encode() for n in range(300)] + [f"[{label}] no newline".encode()]
+    assert len(lines) == 4 * 301
+
+
+def test_lines_come_while_they_are_written_and_half_ones_wait(tmp_path: Path) -> None:
+    out: list[bytes] = []
+    path = tmp_path / "rank-0.log"
+    with Merged({"rank 0": path}, out.append):
+        path.write_bytes(b"whole\nhal")
+        deadline = time.monotonic() + 5
+        while not out and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert b"".join(out) == b"[rank 0] whole\n"
+        with path.open("ab") as file:
+            file.write(b"f\n")
+    assert b"".join(out) == b"[rank 0] whole\n[rank 0] half\n"
+
+
+def test_what_an_earlier_attempt_wrote_is_not_shown_again(tmp_path: Path) -> None:
+    out: list[bytes] = []
+    path = tmp_path / "rank-0.log"
+    path.write_bytes(b"before\n")
+    with Merged({"rank 0": path, "rank 1": tmp_path / "never"}, out.append), path.open("ab") as file:
+        file.write(b"after\n")
+    assert b"".join(out) == b"[rank 0] after\n"

@@ -1,0 +1,55 @@
+"""Which node a worker is on, and where nodes meet."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemotron_kit.worker.distributed import Node, first_host, this_node
+
+TWO = {
+    "SLURM_JOB_ID": "1234567", "SLURM_NODEID": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[01-02]",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURMD_NODENAME": "n02",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("n1", "n1"), ("n[1-2]", "n1"), ("n[01-10,12]", "n01"), ("a,b", "a"), ("gpu-[7,9]-x", "gpu-7-x"),
+        ("rack1-n[003]", "rack1-n003"), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_first_of_a_node_list(nodelist: str, first: str) -> None:
+    assert first_host(nodelist) == first
+
+
+def test_a_node_of_two() -> None:
+    node = this_node(TWO)
+    assert (node.rank, node.count, node.head, node.name) == (1, 2, "10.0.0.1", "n02")
+    assert node.log == "node-1" and not node.is_head
+    assert this_node({**TWO, "SLURM_NODEID": "0"}).log == "job"
+
+
+def test_jobs_that_can_run_at_once_do_not_meet() -> None:
+    jobs = [
+        this_node({**TWO, "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_JOB_ID": str(number)})
+        for number in range(5000, 5400)
+    ]
+    assert len({node.port for node in jobs}) == len({node.meeting for node in jobs}) == 400
+    assert all(1024 < node.port < 32768 for node in jobs)
+
+
+def test_a_task_of_an_array_says_which() -> None:
+    node = this_node({**TWO, "SLURM_ARRAY_JOB_ID": "1234500", "SLURM_ARRAY_TASK_ID": "67"})
+    assert node.job == node.meeting == "1234500_67"
+    assert node.port == this_node(TWO).port
+
+
+def test_a_step_has_the_number_that_slurm_gives_it() -> None:
+    assert this_node(TWO).step is None
+    array = {**TWO, "SLURM_ARRAY_JOB_ID": "1234500", "SLURM_ARRAY_TASK_ID": "67", "SLURM_STEP_ID": "1"}
+    assert this_node(array).step == "1234567.1"
+
+
+def test_without_slurm_there_is_one_node() -> None:
+    assert this_node({}) == Node()

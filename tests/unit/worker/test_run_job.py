@@ -1,0 +1,85 @@
+"""What `run_job` says of a job and what its record says are one thing, also where the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit import files
+from nemotron_kit.runs.folder import create_run, new_run_id
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.worker.run import run_job
+
+SPEC = {
+    "kit": "0",
+    "command": "x y",
+    "handler": "nowhere:nothing",
+    "config_cls": "builtins:dict",
+    "script": None,
+    "nproc_per_node": 1,
+    "cwd": "/",
+    "sys_path": [],
+    "environment": {},
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobFolder:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    texts = {"config.yaml": "{}\n", "job.json": json.dumps(SPEC)}
+    return create_run(new_run_id("x", "y"), {}, [texts], attached=True).job()
+
+
+def ends(job: JobFolder, code: Any = 0) -> tuple[int, str, str]:
+    """(the command's exit code, how it says that the job ended, what the record says)."""
+    outcome = run_job(job, lambda _: code() if callable(code) else code, dict)
+    return outcome.code, outcome.state, job.state().state
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, refused: Callable[[Path], bool]) -> None:
+    real: Any = getattr(files, name)
+
+    def maybe(path: Path, *args: Any, **more: Any) -> Any:
+        if refused(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(files, name, maybe)
+
+
+def test_the_record_is_there_though_its_last_step_failed(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "fsync_dir", lambda path: (path / "exit.json").exists())
+    assert ends(job) == (0, "succeeded", "succeeded")
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_record_that_cannot_be_written_is_no_success(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refuse(monkeypatch, "write_json", lambda path: path.name == "exit.json")
+    said, state, recorded = ends(job, code)
+    assert (said, state) == (code or 1, "failed") and recorded != "succeeded"
+
+
+def test_a_folder_that_refuses_what_the_job_needs_is_the_jobs_failure(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "write_text", lambda path: path.name == "resolved.yaml")
+    assert ends(job) == (1, "failed", "failed")
+    assert "resolved.yaml: No space left on device" in str(job.state().error)
+
+
+@pytest.mark.parametrize(("code", "own"), [(75, 75), (1, 1), (256, 1)])
+def test_one_that_ends_after_it_was_cancelled_is_cancelled(job: JobFolder, code: int, own: int) -> None:
+    def cancelled() -> int:
+        job.request_cancel()
+        return code
+
+    assert ends(job, cancelled) == (4, "cancelled", "cancelled")
+    assert job.state().code == own
