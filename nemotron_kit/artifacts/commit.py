@@ -139,7 +139,7 @@ _COMPLETE, _NEWEST = "complete", "newest"
 _FAR = 64
 
 
-class Contents:
+class ContentIndex:
     """The index of one name."""
 
     def __init__(self, store: Store, name: str) -> None:
@@ -293,7 +293,7 @@ class _Commit:
 
     def run(self) -> ArtifactVersion:
         mark, folder = secrets.token_hex(16), self.store.folder(self.draft.name)
-        contents = Contents(self.store, self.draft.name)
+        contents = ContentIndex(self.store, self.draft.name)
         number = contents.next_number()  # before the look at the contents: every lower one is seen then
         candidates: Iterable[int] = contents.versions_of(self.digest)
         with staged(folder, self.store.modes) as stage:

@@ -29,7 +29,7 @@ Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Found:
+class FileInfo:
     """A file from outside: bytes, mtime and ctime in ns; `link` is the target of a link to nothing or to a circle."""
 
     size: int
@@ -42,10 +42,10 @@ class Found:
         return (self.size, self.mtime_ns, self.ctime_ns)
 
 
-_SPECIAL = Found(-1, 0, 0)
+_SPECIAL = FileInfo(-1, 0, 0)
 
 
-def walk(root: Path) -> dict[str, Found]:
+def walk(root: Path) -> dict[str, FileInfo]:
     """Every regular file below `root` by its relative path, sorted, the top metadata.json left out.
 
     Links are followed, except in circles; sockets, pipes and writers' debris are left out. FileNotFoundError without
@@ -54,20 +54,20 @@ def walk(root: Path) -> dict[str, Found]:
     return dict(sorted(_walk_folder(str(root), "", ()), key=lambda item: item[0]))
 
 
-def look(path: str) -> Found | None:
+def look(path: str) -> FileInfo | None:
     """One file from outside; None for a folder."""
     try:
         info = os.stat(path)  # noqa: PTH116
     except OSError as error:
         if os.path.islink(path):  # noqa: PTH114
-            return Found(0, 0, 0, os.readlink(path))  # noqa: PTH115
+            return FileInfo(0, 0, 0, os.readlink(path))  # noqa: PTH115
         raise ArtifactChangedError(f"{path} can't be read: {error.strerror}.") from error
     if stat.S_ISDIR(info.st_mode):
         return None
-    return Found(info.st_size, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISREG(info.st_mode) else _SPECIAL
+    return FileInfo(info.st_size, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISREG(info.st_mode) else _SPECIAL
 
 
-def settle(files: Iterable[Found]) -> None:
+def settle(files: Iterable[FileInfo]) -> None:
     """Wait (20 ms at most) until whatever changes a file from now on also changes its stamp."""
     youngest = max((max(found.mtime_ns, found.ctime_ns) for found in files), default=0)
     if time.time_ns() - youngest < _SETTLE_NS:
@@ -93,7 +93,7 @@ def sha256_files(paths: Sequence[Path], total_bytes: int) -> list[str]:
         return list(pool.map(sha256_file, paths))
 
 
-def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Found]]:
+def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, FileInfo]]:
     here = _inode(folder)
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -102,7 +102,7 @@ def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -
                 continue
             found = look(entry.path)
             if found is None and _inode(entry.path) in (*above, here):
-                yield path, Found(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
+                yield path, FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
             elif found is None:
                 yield from _walk_folder(entry.path, path + "/", (*above, here))
             elif found is not _SPECIAL:
@@ -244,7 +244,7 @@ def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
     meanwhile are read again, a few times: another rank of the job may be writing the same. Should they go on changing,
     it is an ArtifactChangedError.
     """
-    known: dict[str, tuple[Found, str | None]] = {}
+    known: dict[str, tuple[FileInfo, str | None]] = {}
     for pause in (*_PAUSES, None):
         found = _walked(root)
         settle(found.values())
@@ -263,7 +263,7 @@ def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
     )
 
 
-def _walked(root: Path) -> dict[str, Found]:
+def _walked(root: Path) -> dict[str, FileInfo]:
     try:
         return walk(root)
     except FileNotFoundError as error:
@@ -273,8 +273,8 @@ def _walked(root: Path) -> dict[str, Found]:
 
 
 def _hashed(
-    root: Path, found: Mapping[str, Found], known: Mapping[str, tuple[Found, str | None]], limit: int | None
-) -> dict[str, tuple[Found, str | None]]:
+    root: Path, found: Mapping[str, FileInfo], known: Mapping[str, tuple[FileInfo, str | None]], limit: int | None
+) -> dict[str, tuple[FileInfo, str | None]]:
     """Each file that was found, with its digest: the known one where it is as it was then."""
     fresh = {name: file for name, file in found.items() if name not in known or known[name][0] != file}
     read = [name for name, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
@@ -316,7 +316,7 @@ def first_change(
 
 
 def _difference(
-    file: Path, name: str, entry: FileEntry | None, now: Found | None, trusted: tuple[Stamp | None, ...]
+    file: Path, name: str, entry: FileEntry | None, now: FileInfo | None, trusted: tuple[Stamp | None, ...]
 ) -> str | None:
     if entry is None:
         hidden = any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))

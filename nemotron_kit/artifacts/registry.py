@@ -28,7 +28,7 @@ from nemotron_kit.files import DAY_S
 from nemotron_kit.home import nemotron_home
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.repair import Finding
+    from nemotron_kit.artifacts.repair import DamageFinding
 
 
 def find_version(store: Store, ref: Reference) -> int:
@@ -190,12 +190,12 @@ class LocalRegistry(Store):
         with writing_to(self.root):
             return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
 
-    def mend(self, *, dry_run: bool = False) -> list[Finding]:
+    def mend(self, *, dry_run: bool = False) -> list[DamageFinding]:
         """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
         from nemotron_kit.artifacts.repair import findings
         from nemotron_kit.artifacts.store import writing_to
 
-        done: list[Finding] = []
+        done: list[DamageFinding] = []
         with writing_to(self.root):
             while True:  # what is wrong with the versions is known once the registry's own record is whole
                 found = [each for each in findings(self) if each.file not in {known.file for known in done}]

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.manifest import SEAL, read_sealed, render_sealed, sha256_of
 from nemotron_kit.artifacts.reference import DamagedRecordError
-from nemotron_kit.artifacts.store import DROPPED, RECORD, Damaged, Store, write_sealed
+from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_sealed
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import decoded, fsync_dir
 
@@ -23,7 +23,7 @@ _TRIED = 8192
 
 
 @dataclass(frozen=True)
-class Finding:
+class DamageFinding:
     """A damaged record: what it is of, why it can't be read, what is to be done (`repaired`, `dropped`, `removed`)."""
 
     what: str
@@ -33,13 +33,13 @@ class Finding:
     apply: Callable[[], None]
 
 
-def findings(store: Store) -> Iterator[Finding]:
+def findings(store: Store) -> Iterator[DamageFinding]:
     """Every damaged record. Those of versions can only be judged once the registry's own record is whole."""
     if broken := list(_own_record(store)):
         yield from broken
         return
     for record in store.everything():
-        if isinstance(record, Damaged) and isinstance(record.error, DamagedRecordError):
+        if isinstance(record, DamagedVersion) and isinstance(record.error, DamagedRecordError):
             yield _version(store, record)
     for name in store.entries():
         for kind in ("aliases", "runs"):
@@ -47,7 +47,7 @@ def findings(store: Store) -> Iterator[Finding]:
                 yield from _pointer(store, name, kind, word)
 
 
-def _own_record(store: Store) -> Iterator[Finding]:
+def _own_record(store: Store) -> Iterator[DamageFinding]:
     file = store.identity_folder / "registry.json"
     try:
         _ = store.uuid
@@ -59,7 +59,7 @@ def _own_record(store: Store) -> Iterator[Finding]:
                 hint="Restore it from a backup, or begin another registry: [artifacts] root in env.toml.",
             ) from error
         document, what = {"format": 1, "uuid": uuid}, "the registry's own record"
-        yield Finding(what, file, error.message, "repaired", lambda: write_sealed(file, document, store.modes))
+        yield DamageFinding(what, file, error.message, "repaired", lambda: write_sealed(file, document, store.modes))
 
 
 def _common_uuid(store: Store) -> str | None:
@@ -71,27 +71,27 @@ def _common_uuid(store: Store) -> str | None:
     return str(found.pop()) if len(found) == 1 else None
 
 
-def _version(store: Store, record: Damaged) -> Finding:
+def _version(store: Store, record: DamagedVersion) -> DamageFinding:
     document = _recovered(record.text)
     if document is not None and (document.get("name"), document.get("version")) == (record.name, record.version):
-        return Finding(
+        return DamageFinding(
             record.label,
             record.file,
             record.error.message,
             "repaired",
             lambda: write_sealed(record.file, document, store.modes),
         )
-    return Finding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
+    return DamageFinding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
 
 
-def _pointer(store: Store, name: str, kind: str, word: str) -> Iterator[Finding]:
+def _pointer(store: Store, name: str, kind: str, word: str) -> Iterator[DamageFinding]:
     file = store.folder(name) / kind / word
     try:
         store.pointer(name, kind, word)
     except DamagedRecordError as error:
         what = f"{name}:{word}" if kind == "aliases" else f"{name}@run:{word}"
         # A run that has none is looked for in the versions' records.
-        yield Finding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
+        yield DamageFinding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
     except FileNotFoundError:
         return
 
@@ -116,7 +116,7 @@ def _recovered(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _drop(store: Store, record: Damaged) -> None:
+def _drop(store: Store, record: DamagedVersion) -> None:
     folder = store.folder(record.name)
     (folder / f"v{record.version}").rename(folder / f"{DROPPED}v{record.version}")
     fsync_dir(folder)

@@ -119,7 +119,7 @@ MEND = "`nemotron artifacts gc` repairs it, if its own sha256 proves what it was
 
 
 @dataclass(frozen=True)
-class Modes:
+class FileModes:
     """Permissions of a registry's folders and files; `exact` ones are set whatever the umask says."""
 
     folder: int = 0o700
@@ -129,11 +129,11 @@ class Modes:
 
 # The folders of a name beside its versions.
 KINDS = ("aliases", "runs", "stamps", "index")
-MODES = {"private": Modes(), "group": Modes(0o2770, 0o660, exact=True)}
+MODES = {"private": FileModes(), "group": FileModes(0o2770, 0o660, exact=True)}
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedVersion:
     """A version whose record can't be read as what it was."""
 
     name: str
@@ -167,7 +167,7 @@ class Damaged:
 class Store:
     """Reads a registry's files. Reading never writes: a registry that isn't there is an empty one."""
 
-    def __init__(self, root: Path, modes: Modes) -> None:
+    def __init__(self, root: Path, modes: FileModes) -> None:
         self.root = root
         self.modes = modes
         self._uuid = ""
@@ -233,16 +233,16 @@ class Store:
             )
         return record
 
-    def look(self, name: str, version: int) -> ArtifactVersion | Damaged:
+    def look(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
         """A version's record, or that it is damaged: for who shows or judges many, of which one must not stop it."""
         try:
             return self.record(name, version)
         except ArtifactVersionNotFoundError:
             raise
         except NemotronError as error:
-            return Damaged(name, version, self.folder(name) / f"v{version}" / RECORD, error)
+            return DamagedVersion(name, version, self.folder(name) / f"v{version}" / RECORD, error)
 
-    def everything(self) -> Iterator[ArtifactVersion | Damaged]:
+    def everything(self) -> Iterator[ArtifactVersion | DamagedVersion]:
         """Every version of every name."""
         for name in self.names():
             for version in self.versions(name):
@@ -305,7 +305,7 @@ STAGE = ".tmp-"
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 
 
-def make_folder(folder: Path, modes: Modes) -> None:
+def make_folder(folder: Path, modes: FileModes) -> None:
     """Make `folder` and its missing parents, and make their names durable. An existing folder is left as it is."""
     if folder.is_dir():
         return
@@ -315,7 +315,7 @@ def make_folder(folder: Path, modes: Modes) -> None:
         fsync_dir(folder.parent)
 
 
-def make_below(top: Path, folder: Path, modes: Modes) -> None:
+def make_below(top: Path, folder: Path, modes: FileModes) -> None:
     """Make `folder` and its missing parents below `top`, durably. FileNotFoundError where `top` itself is gone: a
     registry that was moved away meanwhile is not begun anew in its old place."""
     if folder.is_dir():
@@ -327,7 +327,7 @@ def make_below(top: Path, folder: Path, modes: Modes) -> None:
         fsync_dir(folder.parent)
 
 
-def touch(path: Path, modes: Modes, text: str = "") -> None:
+def touch(path: Path, modes: FileModes, text: str = "") -> None:
     """Make a small file that readers do not rely on to be whole."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, modes.file), "w", encoding="ascii") as file:  # noqa: PTH123
         file.write(text)
@@ -336,7 +336,7 @@ def touch(path: Path, modes: Modes, text: str = "") -> None:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, modes: Modes) -> Iterator[Path]:
+def staged(folder: Path, modes: FileModes) -> Iterator[Path]:
     """A new hidden folder inside `folder`, so on its file system. What is left in it at the end is removed."""
     stage = folder / f"{STAGE}{secrets.token_hex(8)}"
     _mkdir(stage, modes)
@@ -346,7 +346,7 @@ def staged(folder: Path, modes: Modes) -> Iterator[Path]:
         discard(stage)
 
 
-def write_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
+def write_sealed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
     """Write a sealed JSON document, durably."""
     write_text(path, render_sealed(document), mode=modes.file)
     if modes.exact:
@@ -368,7 +368,7 @@ def publish(stage: Path, target: Path) -> bool:
     return True
 
 
-def replace_sealed(path: Path, document: dict[str, Any], modes: Modes) -> None:
+def replace_sealed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
     """Put a small document in place of the one at `path`, whole at any moment and with its final permissions."""
     make_below(path.parent.parent, path.parent, modes)
     with staged(path.parent, modes) as stage:
@@ -415,7 +415,7 @@ def writing_to(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _mkdir(folder: Path, modes: Modes) -> None:
+def _mkdir(folder: Path, modes: FileModes) -> None:
     folder.mkdir(mode=modes.folder)
     if modes.exact:
         folder.chmod(modes.folder)

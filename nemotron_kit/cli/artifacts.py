@@ -13,7 +13,7 @@ from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import LocalRegistry
-    from nemotron_kit.artifacts.store import Damaged
+    from nemotron_kit.artifacts.store import DamagedVersion
 
 SUMMARY = "list artifacts, versions and lineage"
 HELP = """\
@@ -148,7 +148,7 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     return 0
 
 
-def _condition(registry: LocalRegistry, version: ArtifactVersion | Damaged) -> tuple[str, str]:
+def _condition(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) -> tuple[str, str]:
     """(what is wrong with a version's files or record, "" for nothing; its path, or the reason)."""
     if not isinstance(version, ArtifactVersion):
         return "damaged", version.error.message
@@ -163,7 +163,7 @@ def _print_marked(header: list[str], rows: list[list[str]]) -> None:
     print_table(header, rows, styles={"damaged": "bold red", "gone": "bold red", "changed": "bold red"})
 
 
-def _advise(versions: Sequence[ArtifactVersion | Damaged]) -> None:
+def _advise(versions: Sequence[ArtifactVersion | DamagedVersion]) -> None:
     if any(not isinstance(version, ArtifactVersion) for version in versions):
         write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run says which."])
 
@@ -201,7 +201,7 @@ def _facts(version: ArtifactVersion) -> Iterator[tuple[str, object]]:
             yield key, value
 
 
-def _summary(registry: LocalRegistry, version: ArtifactVersion | Damaged) -> dict[str, Any]:
+def _summary(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) -> dict[str, Any]:
     if not isinstance(version, ArtifactVersion):
         return {"name": version.name, "version": version.version, "files": "damaged", "error": version.error.message}
     return {

@@ -19,7 +19,7 @@ from nemotron_kit.cli import index as index_module
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.cli.options import NEMOTRON
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, Given, input_fields, type_hints
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
@@ -37,8 +37,10 @@ def rows(cls: type) -> list[Row]:
     return found
 
 
-def _rows(cls: Any, prefix: str, above: tuple[type, ...], instance: Any, given: Given | None = None) -> Iterator[Row]:
-    hints, given = type_hints(cls), given or Given()
+def _rows(
+    cls: Any, prefix: str, above: tuple[type, ...], instance: Any, given: RecordedDefaults | None = None
+) -> Iterator[Row]:
+    hints, given = type_hints(cls), given or RecordedDefaults()
     held = given.values(instance) if instance is not None else {}
     for field in input_fields(cls).values():
         annotation, optional = _bare(hints[field.name])

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from nemotron_kit.app import shadows_library
 from nemotron_kit.cli.launch import print_end, say_commands
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
-from nemotron_kit.config.compose import CHOICES, Prepared, bare, chosen, compose, prepare, search_path, stages_of
+from nemotron_kit.config.compose import CHOICES, PreparedCommand, bare, chosen, compose, prepare, search_path, stages_of
 from nemotron_kit.config.errors import translated, unreadable
 from nemotron_kit.config.files import config_files
 from nemotron_kit.config.limits import bounded_interpolations, understanding
@@ -106,7 +106,7 @@ def _with_choices(words: Sequence[str]) -> list[str]:
     return [*chosen, *words]
 
 
-def _asked(request: Job, words: list[str], prepared: Prepared | None) -> int:
+def _asked(request: Job, words: list[str], prepared: PreparedCommand | None) -> int:
     """A question that Hydra answers (--cfg, --info, --hydra-help). What it prints is printed by us, at once: Hydra logs
     it, and logging complains at length about a reader that has gone (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
@@ -168,7 +168,7 @@ def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree:
         names["config"] = list(dict.fromkeys(name for found in files for name in found))
 
 
-def _prepared(words: list[str], tree: Tree, env: EnvFile) -> Prepared | None:
+def _prepared(words: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
     """The one command of the words, registered; None where a sweep or nothing stands in its place: then all are."""
     choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
@@ -178,7 +178,7 @@ def _prepared(words: list[str], tree: Tree, env: EnvFile) -> Prepared | None:
 
 
 @contextmanager
-def _translated(prepared: Prepared | None) -> Iterator[None]:
+def _translated(prepared: PreparedCommand | None) -> Iterator[None]:
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -219,7 +219,7 @@ def _set(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: Prepared | None) -> int:
+def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: PreparedCommand | None) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     folder = nemotron_home() / "runs" / run_id
     detached = request.mode == "batch"
@@ -266,7 +266,7 @@ def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
 
 
 def _dry_sweep(
-    prepared: Prepared | None,
+    prepared: PreparedCommand | None,
     words: tuple[list[str], list[str]],
     argv: Sequence[str],
     tree: Tree,

@@ -14,7 +14,7 @@ from nemotron_kit.app import Command
 from nemotron_kit.config.files import config_files, find_config_file
 from nemotron_kit.config.limits import quick_omegaconf
 from nemotron_kit.config.secrets import refuse_literal_secrets
-from nemotron_kit.config.store import Registered, add_file, conf_dir, register
+from nemotron_kit.config.store import RegisteredCommand, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -39,7 +39,7 @@ class Composed:
 
 
 @dataclass
-class Prepared:
+class PreparedCommand:
     """A command line made ready for Hydra: its command registered, a config file given by path made an option.
 
     `typed` is what was given, `overrides` what Hydra is given.
@@ -48,7 +48,7 @@ class Prepared:
     command: Command
     typed: list[str]
     overrides: list[str]
-    registered: Registered
+    registered: RegisteredCommand
     config_name: str
 
 
@@ -107,7 +107,7 @@ def hydra_visible(node: Any) -> Iterator[None]:
         instance.cfg = before
 
 
-def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> Prepared:
+def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> PreparedCommand:
     """Find the command that `recipe=` and `stage=` name, register it, and turn `config=PATH` into an option's name."""
     from nemotron_kit.config.resolvers import register_resolvers
 
@@ -126,7 +126,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(bare, names))}" if o.startswith("config=") else o for o in overrides]
-    return Prepared(command, list(overrides), rewritten, registered, ",".join(names) or "default")
+    return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
 def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
@@ -212,14 +212,16 @@ def bare(name: str) -> str:
     return name if plain else "'" + name.replace("'", "\\'") + "'"
 
 
-def _config_option(command: Command, stage: str, value: str, registered: Registered, siblings: list[Command]) -> str:
+def _config_option(
+    command: Command, stage: str, value: str, registered: RegisteredCommand, siblings: list[Command]
+) -> str:
     if value == "default" and "default" not in config_files(command):
         return value
     path = find_config_file(command, value)
     return value if registered.files.get(value) == path else add_file(command, stage, path, registered, siblings)
 
 
-def _split(prepared: Prepared, config: Any) -> Composed:
+def _split(prepared: PreparedCommand, config: Any) -> Composed:
     """Take Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
     from hydra.types import RunMode
     from omegaconf import flag_override, open_dict, read_write

@@ -44,7 +44,7 @@ def computed_fields(cls: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(cls) if not field.init}
 
 
-class Given:
+class RecordedDefaults:
     """The defaults of dataclass fields, and what each object among them was constructed with: a `__post_init__` may
     have changed it since, and would change it again when the object is built anew from those values."""
 
@@ -245,7 +245,7 @@ def _construct(cls: Any, known: dict[str, Any], where: str, default: dataclasses
         if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__()):
             # An object that was made before anybody looked can't be built again from what it holds; and the default
             # may be of a subclass.
-            given = Given()
+            given = RecordedDefaults()
             made = given.default(default, cls)
             if isinstance(made, cls):
                 before = given.values(made)

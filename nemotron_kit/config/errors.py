@@ -19,14 +19,14 @@ from nemotron_kit.config.store import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:
-    from nemotron_kit.config.compose import Prepared
+    from nemotron_kit.config.compose import PreparedCommand
 
 
 UNIONS = (Union, types.UnionType)
 
 
 @contextmanager
-def translated(prepared: Prepared) -> Iterator[None]:
+def translated(prepared: PreparedCommand) -> Iterator[None]:
     """Turn what Hydra raises while composing `prepared` into a UserError; the original stays as its cause."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

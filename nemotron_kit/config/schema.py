@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, Given, input_fields, type_hints, type_name
+from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints, type_name
 from nemotron_kit.config.limits import open_dicts
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import plain
@@ -95,7 +95,7 @@ def _translate(cls: type, where: str) -> type:
 
 def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:
     """The fields of `cls` for make_dataclass; one without a default gets '???'. `mapped` is given for the root only."""
-    hints, given = type_hints(cls), Given()
+    hints, given = type_hints(cls), RecordedDefaults()
     fields: list[tuple[str, Any, Any]] = []
     for f in input_fields(cls).values():
         if mapped is not None and f.name in SINGLE_VALUE_CLASHES and hints[f.name] in PRIMITIVES:
@@ -107,7 +107,7 @@ def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list
     return fields
 
 
-def _default(value: Any, annotation: Any, given: Given) -> Any:
+def _default(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
     if value is dataclasses.MISSING:
         return dataclasses.field(default="???")
     if isinstance(value, str):
@@ -116,7 +116,7 @@ def _default(value: Any, annotation: Any, given: Given) -> Any:
     return dataclasses.field(default_factory=lambda: value)
 
 
-def _convert(value: Any, annotation: Any, given: Given) -> Any:
+def _convert(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
     """A default of the user's classes as one of the translated classes."""
     members = [a for a in get_args(annotation) if a is not type(None)]
     is_union = get_origin(annotation) in (Union, types.UnionType)

@@ -38,7 +38,7 @@ _broken: list[UserError] = []
 
 
 @dataclass
-class Registered:
+class RegisteredCommand:
     """What was put into the ConfigStore for one command: its files by option name, those of the groups that these name
     by group and option (`optimizer/adam`), and notes for the user."""
 
@@ -111,13 +111,13 @@ def register(
     only: dict[str, Path] | None = None,
     stages: Sequence[str] = (),
     asked: str | None = None,
-) -> Registered:
+) -> RegisteredCommand:
     """Register one command and its config files.
 
     `only` these files, when given (option name → file), and under these spellings of its stage: aliases cost time too.
     One that can't be read is an error at once where it is the one that is `asked` for, else when it is chosen.
     """
-    result = Registered()
+    result = RegisteredCommand()
     wandb = env.table("wandb")
     for stage in stages or (command.stage, *_alias_stages(command)):
         group = f"{command.recipe}/{stage}"
@@ -151,7 +151,7 @@ def _standing_on(error: UserError) -> dict[str, Any]:
     return {"defaults": [{f"/{BROKEN}": str(len(_broken) - 1)}]}
 
 
-def add_file(command: Command, stage: str, path: Path, result: Registered, siblings: list[Command]) -> str:
+def add_file(command: Command, stage: str, path: Path, result: RegisteredCommand, siblings: list[Command]) -> str:
     """Register a config file from anywhere as a further option of the command; returns the option's name."""
     name = option_name(command, path)
     _store("config", name, {})
@@ -160,7 +160,7 @@ def add_file(command: Command, stage: str, path: Path, result: Registered, sibli
 
 
 def _register_file(
-    group: str, name: str, path: Path, command: Command, siblings: list[Command], result: Registered
+    group: str, name: str, path: Path, command: Command, siblings: list[Command], result: RegisteredCommand
 ) -> None:
     from omegaconf.errors import OmegaConfBaseException
 

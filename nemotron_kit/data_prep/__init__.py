@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, PerSplitConfig, TokenizerConfig
-    from nemotron_kit.data_prep.plan import Plan
+    from nemotron_kit.data_prep.plan import ShardPlan
+    from nemotron_kit.data_prep.plan import ShardPlan as Plan
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.run import run_data_prep
     from nemotron_kit.data_prep.shard import make_shard
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("DataBlend", "DataPrepConfig", "Dataset", "PerSplitConfig", "TokenizerConfig"),
-    "plan": ("Plan",),
+    "plan": ("Plan", "ShardPlan"),
     "planning": ("freeze_plan",),
     "run": ("run_data_prep",),
     "shard": ("make_shard",),
@@ -58,6 +59,7 @@ __all__ = [
     "PerSplitConfig",
     "Plan",
     "SftRecord",
+    "ShardPlan",
     "ShareGPTRecord",
     "TokenizerConfig",
     "Transform",

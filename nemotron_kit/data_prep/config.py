@@ -45,7 +45,7 @@ LARGER = "Set max_doc_size higher if this is meant, or on_bad_row=skip to leave 
 
 
 @dataclass
-class Rows:
+class RowCounts:
     """The rows of one shard: how many were read, were empty, and could not be used.
 
     `refuse` raises what is wrong with a row, or with `skip` counts it; `bad_rows` names the first of them.

@@ -13,7 +13,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from nemotron_kit.data_prep.plan import PLAN_FILE, Plan
+from nemotron_kit.data_prep.plan import PLAN_FILE, ShardPlan
 from nemotron_kit.data_prep.shard import ensure_shard
 from nemotron_kit.errors import UserError
 
@@ -34,7 +34,7 @@ class MegatronShards(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Make this task's shards; documents of an earlier step pass through untouched."""
         folder = Path(self.output_dir)
-        plan = Plan.load(folder)
+        plan = ShardPlan.load(folder)
         if plan is None:
             raise UserError(f"{folder} holds no {PLAN_FILE}.", hint="Call freeze_plan(config) before the executor.")
         for number in range(rank, len(plan.shards), world_size):

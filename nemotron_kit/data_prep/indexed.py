@@ -28,7 +28,7 @@ TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenShard:
     """A file that lies whole and synced under a temporary name."""
 
     temporary: Path
@@ -67,7 +67,7 @@ class ShardWriter:
         self._bin.write(np.fromiter(ids, dtype=self.dtype, count=len(ids)).tobytes())
         self.lengths.extend(lengths)
 
-    def publish(self) -> tuple[Written, Written]:
+    def publish(self) -> tuple[WrittenShard, WrittenShard]:
         """Write the index, sync both files, give them their names and return (.bin, .idx)."""
         for part in _index(np.frombuffer(self.lengths, dtype=np.int32), self.dtype):
             self._idx.write(part)
@@ -105,12 +105,12 @@ class _HashedFile:
         self._digest.update(data)
         self.size += len(data)
 
-    def finish(self) -> Written:
+    def finish(self) -> WrittenShard:
         with _told(self.final):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        return Written(self.path, self.final, self.size, self._digest.hexdigest())
+        return WrittenShard(self.path, self.final, self.size, self._digest.hexdigest())
 
     def discard(self) -> None:
         with suppress(OSError):  # closing flushes, and what could not be written before still can't

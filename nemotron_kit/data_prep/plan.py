@@ -38,7 +38,7 @@ class Omission:
 
 
 @dataclass(frozen=True)
-class Source:
+class PlannedSource:
     """One dataset of the blend. `split` is the blend's: "all" when train, valid and test are cut from it."""
 
     name: str
@@ -53,7 +53,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePart:
     """The parts `parts` out of `of` equal ones of a source's file number `file`."""
 
     file: int
@@ -62,13 +62,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Shard:
+class PlannedShard:
     """What goes into `<split>/shard_<index>`: pieces of one source, in this order."""
 
     split: str
     index: int
     source: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePart, ...]
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizerRecord:
     """How text becomes token ids. `sha256` is that of `file`, the tokenizer.json; `bos`, `eos`: ids to add, or None.
     `number_type` is the .bin's where it was asked for."""
 
@@ -95,15 +95,15 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardPlan:
     """A whole data preparation; `shards` are numbered by their place in the list.
 
     `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped says so in its record.
     """
 
-    sources: tuple[Source, ...]
-    tokens: Tokens
-    shards: tuple[Shard, ...]
+    sources: tuple[PlannedSource, ...]
+    tokens: TokenizerRecord
+    shards: tuple[PlannedShard, ...]
     min_doc_chars: int | None = None
     max_doc_tokens: int | None = None
     max_doc_size: int = DEFAULT_MAX_DOC_SIZE
@@ -115,7 +115,7 @@ class Plan:
         """sha256 over all that decides the shards' bytes. Where files lie and what sources weigh does not."""
         return hashlib.sha256(json.dumps(self._matter(), sort_keys=True).encode("utf-8")).hexdigest()
 
-    def differences(self, other: Plan) -> list[str]:
+    def differences(self, other: ShardPlan) -> list[str]:
         """What in `other` would give other shards, in words; empty when the digests are equal."""
         mine, theirs = self._matter(), other._matter()
         changed = [key for key in mine if mine[key] != theirs[key]]
@@ -129,14 +129,14 @@ class Plan:
         write_text(folder / PLAN_FILE, json.dumps(self.to_dict(), indent=2) + "\n", mode=0o666)
 
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
+    def load(cls, folder: Path) -> ShardPlan | None:
         """The plan of an output folder, None where there is none. Raises UserError for one that was tampered with."""
         path = folder / PLAN_FILE
         try:
             raw = json.loads(read_regular(path, limit=PLAN_LIMIT))
             plan = cls(
                 sources=tuple(_source(entry) for entry in raw["sources"]),
-                tokens=Tokens(**raw["tokens"]),
+                tokens=TokenizerRecord(**raw["tokens"]),
                 shards=tuple(_shard(entry) for entry in raw["shards"]),
                 min_doc_chars=raw["min_doc_chars"],
                 max_doc_tokens=raw["max_doc_tokens"],
@@ -168,6 +168,9 @@ class Plan:
         }
 
 
+# The name that nemotron.data_prep has always exported.
+Plan = ShardPlan
+
 _FORCE = "Use --force to start afresh, or another output_dir."
 _WORDS = {
     "format": "the plan's format",
@@ -182,11 +185,11 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _source(raw: dict[str, Any]) -> Source:
+def _source(raw: dict[str, Any]) -> PlannedSource:
     left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in raw.get("left_out", ()))
-    return Source(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"]), "left_out": left_out})
+    return PlannedSource(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"]), "left_out": left_out})
 
 
-def _shard(raw: dict[str, Any]) -> Shard:
-    pieces = tuple(Piece(p["file"], tuple(p["parts"]), p["of"]) for p in raw["pieces"])
-    return Shard(raw["split"], raw["index"], raw["source"], pieces)
+def _shard(raw: dict[str, Any]) -> PlannedShard:
+    pieces = tuple(FilePart(p["file"], tuple(p["parts"]), p["of"]) for p in raw["pieces"])
+    return PlannedShard(raw["split"], raw["index"], raw["source"], pieces)

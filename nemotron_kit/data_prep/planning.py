@@ -12,8 +12,17 @@ from pathlib import Path
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep import sources as sources_module
 from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, parse_size
-from nemotron_kit.data_prep.plan import PLAN_FILE, Omission, Piece, Plan, Shard, Source, SourceFile, Tokens
-from nemotron_kit.data_prep.sources import LeftOut, compression_of, kind_of, list_files
+from nemotron_kit.data_prep.plan import (
+    PLAN_FILE,
+    FilePart,
+    Omission,
+    PlannedShard,
+    PlannedSource,
+    ShardPlan,
+    SourceFile,
+    TokenizerRecord,
+)
+from nemotron_kit.data_prep.sources import Omissions, compression_of, kind_of, list_files
 from nemotron_kit.errors import UserError
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
@@ -50,7 +59,7 @@ def apportion(count: int, sizes: Sequence[float]) -> list[int]:
     return shares
 
 
-def deal(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[Piece, ...]]:
+def deal(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[FilePart, ...]]:
     """For each share (its part of the source, adding up to 1), the pieces that make it up."""
     cells = [cell for number, file in enumerate(files) for cell in _cut(number, file, _cell_size(files, shares, file))]
     dealt: list[list[_Cell]] = [[] for _ in shares]
@@ -76,11 +85,11 @@ def _cut(number: int, file: SourceFile, cell_size: float) -> list[_Cell]:
     return [_Cell(number, part, count, size / count) for part in range(count)]
 
 
-def _pieces(cells: Sequence[_Cell]) -> tuple[Piece, ...]:
+def _pieces(cells: Sequence[_Cell]) -> tuple[FilePart, ...]:
     parts: dict[tuple[int, int], list[int]] = {}
     for cell in cells:
         parts.setdefault((cell.file, cell.of), []).append(cell.part)
-    return tuple(Piece(file, tuple(sorted(parts[file, of])), of) for file, of in sorted(parts))
+    return tuple(FilePart(file, tuple(sorted(parts[file, of])), of) for file, of in sorted(parts))
 
 
 def _shuffled(*key: object) -> bytes:
@@ -92,7 +101,7 @@ READ_WHOLE = 1 << 30
 _OURS = ("train", "valid", "test")
 
 
-def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> Plan:
+def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> ShardPlan:
     """Make the plan, or find that the output folder has this very plan, and write it there with the tokenizer.
 
     `blend` stands for `config.blend_path`'s, `number_type` for the .bin's own. Raises UserError for bad input, and a
@@ -105,7 +114,7 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     tokens = tokenizer.describe(found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos)
     tokens = _typed(tokens, number_type)
     sources = _sources(blend, config, output / "sources")
-    plan = Plan(
+    plan = ShardPlan(
         sources,
         tokens,
         _shards(sources, config),
@@ -137,9 +146,9 @@ def _shard_files(output: Path) -> list[Path]:
     return [p for s in _OURS for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
 
 
-def _check_folder(output: Path, plan: Plan) -> None:
+def _check_folder(output: Path, plan: ShardPlan) -> None:
     hint = "Use --force to replace them, or another output_dir."
-    there = Plan.load(output)
+    there = ShardPlan.load(output)
     if there is None:
         shards = [path for path in _shard_files(output) if path.suffix == ".bin"]
         if shards:
@@ -149,10 +158,10 @@ def _check_folder(output: Path, plan: Plan) -> None:
         raise UserError(f"output_dir: {output} holds another plan's shards. What differs: {changed}.", hint=hint)
 
 
-def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[Source, ...]:
+def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[PlannedSource, ...]:
     """The blend's datasets with their files; one of weight 0 is left out."""
     chosen = [(split, d) for split, datasets in blend.splits.items() for d in datasets if d.weight]
-    omitted = [LeftOut() for _ in chosen]
+    omitted = [Omissions() for _ in chosen]
     listed = [
         list_files(dataset, folder=blend.folder, corpora=corpora, left=left)
         for (_, dataset), left in zip(chosen, omitted, strict=True)
@@ -161,7 +170,7 @@ def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[S
         sum(file.size for files in listed for file in files if not sources_module.is_remote(file.path)) <= READ_WHOLE
     )
     return tuple(
-        Source(
+        PlannedSource(
             name=dataset.name,
             uri=dataset.path,
             split=split,
@@ -176,13 +185,13 @@ def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[S
     )
 
 
-def _typed(tokens: Tokens, number_type: str | None) -> Tokens:
+def _typed(tokens: TokenizerRecord, number_type: str | None) -> TokenizerRecord:
     if number_type == "uint16" and tokens.vocab_size > 1 << 16:
         raise UserError(f"dtype=uint16 is too small for a vocabulary of {tokens.vocab_size:,}.", hint="Use int32.")
     return replace(tokens, number_type=number_type)
 
 
-def _identified(file: sources_module.Found, whole: bool) -> SourceFile:
+def _identified(file: sources_module.FoundFile, whole: bool) -> SourceFile:
     identity = file.identity or (
         "unknown"
         if sources_module.is_remote(file.path)
@@ -207,14 +216,14 @@ def _sampled(files: list[SourceFile], config: DataPrepConfig) -> tuple[SourceFil
     return tuple(taken)
 
 
-def _shards(sources: Sequence[Source], config: DataPrepConfig) -> tuple[Shard, ...]:
+def _shards(sources: Sequence[PlannedSource], config: DataPrepConfig) -> tuple[PlannedShard, ...]:
     held_out = config.held_out
     wholes = [(number, s) for number, s in enumerate(sources) if s.split == "all"]
     if wholes:
         train = _train_shards([s for _, s in wholes], config, held_out=sum(held_out))
         return _cut_shards(wholes, {"train": train, "valid": held_out[0], "test": held_out[1]})
     counts = {"train": 0, "valid": max(1, held_out[0]), "test": max(1, held_out[1])}
-    shards: list[Shard] = []
+    shards: list[PlannedShard] = []
     for split in _OURS:
         named = [(number, s) for number, s in enumerate(sources) if s.split == split]
         if named:
@@ -223,7 +232,7 @@ def _shards(sources: Sequence[Source], config: DataPrepConfig) -> tuple[Shard, .
     return tuple(shards)
 
 
-def _train_shards(sources: Sequence[Source], config: DataPrepConfig, *, held_out: int = 0) -> int:
+def _train_shards(sources: Sequence[PlannedSource], config: DataPrepConfig, *, held_out: int = 0) -> int:
     """Under `shard_size`, as many shards as make each about that large, less those held out."""
     if config.shard_size is None:
         return config.num_shards or DEFAULT_SHARDS
@@ -231,19 +240,19 @@ def _train_shards(sources: Sequence[Source], config: DataPrepConfig, *, held_out
     return max(1, math.ceil(total / parse_size(config.shard_size)) - held_out)
 
 
-def _size(source: Source, *, rows_count: bool = True) -> float:
+def _size(source: PlannedSource, *, rows_count: bool = True) -> float:
     return sum(text_size(file if rows_count else replace(file, rows=None)) for file in source.files)
 
 
-def _cut_shards(sources: Sequence[tuple[int, Source]], counts: dict[str, int]) -> tuple[Shard, ...]:
+def _cut_shards(sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, int]) -> tuple[PlannedShard, ...]:
     """Every source gives each split the same part of itself: `counts[split]` shards out of the sum."""
     splits = [split for split in _OURS if counts.get(split)]
     total = sum(counts.values())
     per_source = {split: apportion(counts[split], [_size(s) for _, s in sources]) for split in splits}
-    shards: dict[str, list[Shard]] = {split: [] for split in splits}
+    shards: dict[str, list[PlannedShard]] = {split: [] for split in splits}
     for place, (number, source) in enumerate(sources):
         owners = [split for split in splits for _ in range(per_source[split][place])]
         shares = [counts[split] / total / per_source[split][place] for split in owners]
         for split, pieces in zip(owners, deal(source.files, shares), strict=True):
-            shards[split].append(Shard(split, len(shards[split]), number, pieces))
+            shards[split].append(PlannedShard(split, len(shards[split]), number, pieces))
     return tuple(shard for split in splits for shard in shards[split])

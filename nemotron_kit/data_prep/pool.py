@@ -16,7 +16,7 @@ from typing import Any
 
 from nemotron_kit.data_prep.config import NAMED, check_bad_rows
 from nemotron_kit.data_prep.indexed import TEMPORARY
-from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.plan import ShardPlan
 from nemotron_kit.data_prep.shard import ShardRecord, ensure_shard
 from nemotron_kit.errors import NemotronError, UserError
 
@@ -24,7 +24,7 @@ THREADS = 2  # a process: measured best; more threads wait for Python, fewer was
 
 
 @dataclass(frozen=True)
-class Event:
+class ShardEvent:
     """Something a shard's maker tells: progress (`characters`, `tokens`) or, at the end, `record` and how it came."""
 
     number: int
@@ -35,11 +35,11 @@ class Event:
 
 
 def run_shards(
-    plan: Plan,
+    plan: ShardPlan,
     folder: Path,
     *,
     workers: int,
-    tell: Callable[[Event], None],
+    tell: Callable[[ShardEvent], None],
     numbers: Sequence[int] | None = None,
 ) -> dict[int, ShardRecord]:
     """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs; `tell` hears each event, never two
@@ -50,7 +50,7 @@ def run_shards(
     records: dict[int, ShardRecord] = {}
     numbers = range(len(plan.shards)) if numbers is None else numbers
 
-    def hear(event: Event) -> None:
+    def hear(event: ShardEvent) -> None:
         if event.record is not None:
             records[event.number] = event.record
             if event.record.bad:
@@ -66,29 +66,29 @@ def run_shards(
     return records
 
 
-def check_all(plan: Plan, records: Mapping[int, ShardRecord]) -> None:
+def check_all(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> None:
     """Raise UserError when more rows of these shards were bad than may be."""
     named = [row for record in records.values() for row in record.bad_rows]
     check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
 
 
-def make_one(plan: Plan, number: int, folder: Path, tell: Callable[[Event], None]) -> None:
+def make_one(plan: ShardPlan, number: int, folder: Path, tell: Callable[[ShardEvent], None]) -> None:
     """Make one shard here, telling of its progress and of its end."""
-    record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(Event(number, chars, tokens)))
-    tell(Event(number, record=record, how=how))
+    record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(ShardEvent(number, chars, tokens)))
+    tell(ShardEvent(number, record=record, how=how))
 
 
 class _Pool:
     """Worker processes that are fed shard numbers one by one; a thread for each listens to it."""
 
-    def __init__(self, folder: Path, numbers: Sequence[int], workers: int, tell: Callable[[Event], None]) -> None:
+    def __init__(self, folder: Path, numbers: Sequence[int], workers: int, tell: Callable[[ShardEvent], None]) -> None:
         self.folder, self.tell = folder, tell
         self.count = max(1, min(-(-workers // THREADS), len(numbers)))
         self.threads = -(-workers // self.count)
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in numbers:
             self.todo.put(number)
-        self.events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[ShardEvent | BaseException | None] = queue.SimpleQueue()
         self.processes: list[subprocess.Popen[str]] = []
 
     def run(self) -> None:
@@ -170,11 +170,11 @@ class _Pool:
                 left.unlink(missing_ok=True)
 
 
-def _event(message: dict[str, Any]) -> Event:
+def _event(message: dict[str, Any]) -> ShardEvent:
     record = message.pop("record", None)
     if record is not None:
         record = ShardRecord.from_dict(record)
-    return Event(**message, record=record)
+    return ShardEvent(**message, record=record)
 
 
 def _error(message: dict[str, Any]) -> NemotronError:

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
-from nemotron_kit.data_prep.plan import Plan
-from nemotron_kit.data_prep.pool import Event, make_one
+from nemotron_kit.data_prep.plan import ShardPlan
+from nemotron_kit.data_prep.pool import ShardEvent, make_one
 from nemotron_kit.errors import NemotronError, UserError
 
 
@@ -20,7 +20,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = _claim_stdout()
     folder = Path(sys.argv[1])
-    plan = Plan.load(folder)
+    plan = ShardPlan.load(folder)
     for line in sys.stdin:
         try:
             if plan is None:
@@ -41,7 +41,7 @@ def _claim_stdout() -> TextIO:
     return out
 
 
-def _say(out: TextIO, event: Event) -> None:
+def _say(out: TextIO, event: ShardEvent) -> None:
     print(json.dumps(asdict(event)), file=out, flush=True)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, parse_size, show_size
 from nemotron_kit.data_prep.run import check_packages
-from nemotron_kit.data_prep.sources import LeftOut, find_local, is_remote, kind_of, local_files_below, matching
+from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file
@@ -137,7 +137,7 @@ def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
 def _local_size(dataset: Dataset, folder: Path) -> int:
     path = Path(find_local(dataset.path, folder))
     files = (
-        local_files_below(path, LeftOut()).values() if path.is_dir() else [path] if path.is_file() else matching(path)
+        local_files_below(path, Omissions()).values() if path.is_dir() else [path] if path.is_file() else matching(path)
     )
     return sum(file.stat().st_size for file in files if kind_of(file.name))
 

@@ -38,7 +38,7 @@ PLANNING, WORKING, DONE, FINISHED, FAILED, LEFT = "planning", "working", "done",
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankLayout:
     """This process among those of a launch. `local` of them are on this machine; `launch` is the same for all."""
 
     rank: int
@@ -51,7 +51,7 @@ class Ranks:
         return self.rank == 0
 
 
-def ranks_here(environment: Mapping[str, str] | None = None) -> Ranks | None:
+def ranks_here(environment: Mapping[str, str] | None = None) -> RankLayout | None:
     """The ranks that torchrun (or whoever sets RANK and WORLD_SIZE) or srun started; None for a process by itself."""
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -64,14 +64,14 @@ def ranks_here(environment: Mapping[str, str] | None = None) -> Ranks | None:
     else:
         return None
     launch = hashlib.sha256("\n".join([count, *(env.get(name, "") for name in same)]).encode()).hexdigest()[:12]
-    ranks = Ranks(int(rank), int(count), max(1, int(local)), launch)
+    ranks = RankLayout(int(rank), int(count), max(1, int(local)), launch)
     return ranks if ranks.count > 1 else None
 
 
-class Meeting:
+class RankSync:
     """A context manager around one rank's work. Leaving it by an error tells the others; `check` raises theirs."""
 
-    def __init__(self, output: Path, ranks: Ranks) -> None:
+    def __init__(self, output: Path, ranks: RankLayout) -> None:
         self.ranks, self.output = ranks, output
         self.folder = output / f"{FOLDER}{ranks.launch}"
         self._nonce = secrets.token_hex(8)
@@ -84,7 +84,7 @@ class Meeting:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._go_on, daemon=True)
 
-    def __enter__(self) -> Meeting:
+    def __enter__(self) -> RankSync:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write()

@@ -11,8 +11,8 @@ from operator import itemgetter
 from typing import Any, BinaryIO
 
 from nemotron_kit.data_prep import sources, streams
-from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, Rows, show_size
-from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
+from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, RowCounts, show_size
+from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.sources import compression_of, kind_of
 from nemotron_kit.data_prep.streams import MAX_EXPANSION
 from nemotron_kit.errors import NemotronError, UserError
@@ -23,7 +23,7 @@ SMALL = 1 << 20
 _COUNTED = 1 << 30
 
 
-def jsonlines_texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
+def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
     """The texts of a piece. A row whose text is null or empty is left out; one that has none is refused."""
     import orjson
 
@@ -63,14 +63,14 @@ def _rows(path: str, compression: str, max_size: int) -> Iterator[tuple[int, byt
     return ((number, line) for number, line in numbered if line and not line.isspace())
 
 
-def _dealt(file: SourceFile, piece: Piece, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
+def _dealt(file: SourceFile, piece: FilePart, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
     parts = frozenset(piece.parts)
     for row, found in enumerate(itertools.islice(_rows(file.path, compression, max_size), file.rows)):
         if row % piece.of in parts:
             yield found
 
 
-def _ranges(file: SourceFile, piece: Piece, max_size: int) -> Iterator[tuple[int, bytes]]:
+def _ranges(file: SourceFile, piece: FilePart, max_size: int) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line) of each line that is not blank in the piece's byte ranges."""
     for part in piece.parts:
         start, end = file.size * part // piece.of, file.size * (part + 1) // piece.of
@@ -97,7 +97,7 @@ def _picker(field: str) -> Callable[[Any], Any]:
     return pick
 
 
-def _careful(line: bytes, pick: Callable[[Any], Any], rows: Rows) -> Any:
+def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts) -> Any:
     """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass."""
     if isinstance(line, streams.TooLong):
         raise rows.too_large("a line")
@@ -145,7 +145,7 @@ class _TooLarge(Exception):
     """A row that is larger than may be."""
 
 
-def csv_texts(file: SourceFile, piece: Piece, compression: str, field: str, rows: Rows) -> Iterator[str]:
+def csv_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
     """The texts of a piece. A row whose text is empty is left out."""
     parts = frozenset(piece.parts)
     reader = _Reader(file.path, compression, rows.max_size)
@@ -237,7 +237,7 @@ _Texts = tuple[Sequence[int], Sequence[str | None]]
 _Column = Callable[[Any], Any]
 
 
-def parquet_texts(file: SourceFile, piece: Piece, field: str, rows: Rows) -> Iterator[str]:
+def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts) -> Iterator[str]:
     """The texts of a piece. A row whose text is null or empty is left out. Raises UserError for what is no parquet."""
     wanted = _by_number(file, piece) if file.rows is not None or file.size <= SMALL else _by_range(piece)
     with sources.open_binary(file.path) as stream:
@@ -261,7 +261,7 @@ def count_parquet_rows(file: SourceFile, limit: int) -> int:
         return min(limit, int(_opened(stream, file.path).metadata.num_rows))
 
 
-def _by_number(file: SourceFile, piece: Piece) -> Any:
+def _by_number(file: SourceFile, piece: FilePart) -> Any:
     def read(table: Any, field: str, column: _Column) -> Iterator[_Texts]:
         parts, row = frozenset(piece.parts), 0
         for batch in table.iter_batches(_BATCH, columns=[field], use_threads=False):
@@ -276,7 +276,7 @@ def _by_number(file: SourceFile, piece: Piece) -> Any:
     return read
 
 
-def _by_range(piece: Piece) -> Any:
+def _by_range(piece: FilePart) -> Any:
     """Rows [n·part/of, n·(part+1)/of): only the row groups that hold some of them are read."""
 
     def read(table: Any, field: str, column: _Column) -> Iterator[_Texts]:
@@ -361,7 +361,7 @@ _DOCUMENT = 1 << 18
 _SEARCH = 1 << 16
 
 
-def plaintext_texts(file: SourceFile, piece: Piece, compression: str, rows: Rows) -> Iterator[str]:
+def plaintext_texts(file: SourceFile, piece: FilePart, compression: str, rows: RowCounts) -> Iterator[str]:
     """The documents of a piece; one that is not UTF-8 text is refused with the byte that is not."""
     parts = frozenset(piece.parts)
     documents = _unpacked(file, compression) if compression else _cut_out(file, piece.of, parts)
@@ -440,7 +440,7 @@ def _decoded(data: bytes, path: str, start: int) -> str:
         raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}).") from error
 
 
-def texts(source: Source, piece: Piece, rows: Rows) -> Iterator[str]:
+def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[str]:
     """Every text of a piece, never empty, in an order that is always the same; `rows` counts, and says what happens to
     a row that can't be used."""
     file = source.files[piece.file]

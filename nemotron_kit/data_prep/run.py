@@ -16,28 +16,28 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
-from nemotron_kit.data_prep.plan import Omission, Plan, Source
-from nemotron_kit.data_prep.pool import Event
+from nemotron_kit.data_prep.plan import Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
-    from nemotron_kit.data_prep.ranks import Meeting, Ranks
+    from nemotron_kit.data_prep.pool import ShardEvent
+    from nemotron_kit.data_prep.ranks import RankLayout, RankSync
     from nemotron_kit.data_prep.shard import ShardRecord
 
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-class Progress:
+class PrepProgress:
     """A context manager; call `hear` with each event.
 
     `total` shards are made here. Of several ranks the first speaks for all; the others tell of damaged shards only.
     """
 
-    def __init__(self, plan: Plan, *, total: int | None = None, ranks: Ranks | None = None) -> None:
+    def __init__(self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None) -> None:
         self.plan, self.ranks = plan, ranks
         self.total = len(plan.shards) if total is None else total
         self._quiet = ranks is not None and not ranks.leads
@@ -47,7 +47,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> PrepProgress:
         if sys.stderr.isatty() and not self._quiet:
             self._bar, self._task = _bar(self.total)
             self._bar.start()
@@ -61,7 +61,7 @@ class Progress:
             of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
             self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: ShardEvent) -> None:
         """Take in one event and show it."""
         self.characters += event.characters
         self.tokens += event.tokens
@@ -122,7 +122,7 @@ _WHY = {
 }
 
 
-def report(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
+def report(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
     """Per dataset and in all: files and their bytes, rows, documents, characters, tokens, rows skipped by reason, the
     first bad ones, and the files left out. It depends on plan and sources alone, so that equal data is equal."""
     datasets = []
@@ -157,7 +157,7 @@ def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
     }
 
 
-def tell_left_out(plan: Plan, say: Say) -> None:
+def tell_left_out(plan: ShardPlan, say: Say) -> None:
     """A line for each dataset of which some files are not read."""
     for source in plan.sources:
         if source.left_out:
@@ -166,7 +166,7 @@ def tell_left_out(plan: Plan, say: Say) -> None:
             say(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
 
 
-def tell_read(plan: Plan, records: Mapping[int, ShardRecord], say: Say) -> None:
+def tell_read(plan: ShardPlan, records: Mapping[int, ShardRecord], say: Say) -> None:
     """What was read and what was skipped, in a few lines."""
     found = report(plan, records)
     total = found["total"]
@@ -202,7 +202,7 @@ def _omission(omission: Omission) -> str:
 BLEND_FILE = "blend.json"
 
 
-def blend_lists(plan: Plan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
+def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
     """Megatron's form, per split: weight, prefix, weight, prefix, …; null for a split without documents.
 
     A source's weight is spread over its shards by their tokens, so that it is honoured however many they are. Shards
@@ -226,7 +226,9 @@ def blend_lists(plan: Plan, records: dict[int, ShardRecord], output: Path) -> di
     return {split: pairs or None for split, pairs in blend.items()}
 
 
-def make_artifact(plan: Plan, records: dict[int, ShardRecord], output: Path, elapsed: float) -> PretrainBlendsArtifact:
+def make_artifact(
+    plan: ShardPlan, records: dict[int, ShardRecord], output: Path, elapsed: float
+) -> PretrainBlendsArtifact:
     """The output folder as an artifact, not saved yet. `metadata` also says what a trainer must know of the tokens."""
     from nemotron_kit.artifacts import PretrainBlendsArtifact
 
@@ -260,7 +262,7 @@ def make_artifact(plan: Plan, records: dict[int, ShardRecord], output: Path, ela
 
 
 def total(
-    plan: Plan, records: dict[int, ShardRecord], what: str, *, split: str | None = None, source: int | None = None
+    plan: ShardPlan, records: dict[int, ShardRecord], what: str, *, split: str | None = None, source: int | None = None
 ) -> int:
     """The sum of one of the records' fields, over all shards or those of a split or source."""
     chosen = (
@@ -271,7 +273,7 @@ def total(
     return sum(getattr(records[number], what) for number in chosen)
 
 
-def _source_info(plan: Plan, records: dict[int, ShardRecord], number: int) -> Any:
+def _source_info(plan: ShardPlan, records: dict[int, ShardRecord], number: int) -> Any:
     from nemotron_kit.artifacts import InputDatasetInfo
 
     source = plan.sources[number]
@@ -287,11 +289,11 @@ def _source_info(plan: Plan, records: dict[int, ShardRecord], number: int) -> An
     )
 
 
-def _source_uri(source: Source) -> str:
+def _source_uri(source: PlannedSource) -> str:
     return source.uri if "://" in source.uri else str(Path(source.uri).expanduser().absolute())
 
 
-def _tokenizer_uri(plan: Plan, output: Path) -> str:
+def _tokenizer_uri(plan: ShardPlan, output: Path) -> str:
     """A hub name by its page; any other tokenizer by the copy beside the shards."""
     from nemotron_kit.artifacts import tokenizer_to_uri
 
@@ -317,35 +319,35 @@ def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """A finished data preparation; `kept` shards were there already."""
 
-    plan: Plan
+    plan: ShardPlan
     records: dict[int, ShardRecord]
     artifact: PretrainBlendsArtifact
     elapsed: float
     kept: int
 
 
-def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> Prepared:
+def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> PreparedData:
     """`run_data_prep`, for a blend and a number type of the .bin that need not be those of the config."""
     check_packages()
     config.check()
     from nemotron_kit.data_prep.planning import freeze_plan
-    from nemotron_kit.data_prep.ranks import Meeting, ranks_here
+    from nemotron_kit.data_prep.ranks import RankSync, ranks_here
 
     began = time.monotonic()
     output = Path(config.output_dir).expanduser().absolute()
     ranks = ranks_here()
 
-    def plan_here() -> Plan:
+    def plan_here() -> ShardPlan:
         try:
             return freeze_plan(config, blend, number_type=number_type)
         except OSError as error:  # a source that can't be opened, an output folder that can't be written
             raise UserError(f"{error.filename or config.output_dir}: {error.strerror or error}.") from error
 
     leads = ranks is None or ranks.leads
-    with Meeting(output, ranks) if ranks else nullcontext() as meeting:
+    with RankSync(output, ranks) if ranks else nullcontext() as meeting:
         plan = _shared_plan(meeting, plan_here) if meeting else plan_here()
         records, kept = _make(plan, config, output, meeting)
         if leads:
@@ -356,17 +358,17 @@ def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_ty
     if leads:
         _sweep(output)
         artifact.save(name=config.artifact_name)
-    return Prepared(plan, records, artifact, time.monotonic() - began, kept)
+    return PreparedData(plan, records, artifact, time.monotonic() - began, kept)
 
 
-def _shared_plan(meeting: Meeting, plan_here: Callable[[], Plan]) -> Plan:
+def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> ShardPlan:
     """The plan that rank 0 makes and the others load."""
     if meeting.ranks.leads:
         plan = plan_here()
         meeting.begin(plan.digest)
         return plan
     digest = meeting.wait_for_plan()
-    found = Plan.load(meeting.output)
+    found = ShardPlan.load(meeting.output)
     if found is None or found.digest != digest:
         hint = "Do all nodes see one and the same folder?"
         raise NemotronError(f"{meeting.output}: not the plan that rank 0 has written.", hint=hint)
@@ -374,7 +376,7 @@ def _shared_plan(meeting: Meeting, plan_here: Callable[[], Plan]) -> Plan:
 
 
 def _make(
-    plan: Plan, config: DataPrepConfig, output: Path, meeting: Meeting | None = None
+    plan: ShardPlan, config: DataPrepConfig, output: Path, meeting: RankSync | None = None
 ) -> tuple[dict[int, ShardRecord], int]:
     """Every shard's record, and how many were there already: made here, and by the other ranks."""
     from nemotron_kit.data_prep.pool import check_all, run_shards
@@ -382,10 +384,10 @@ def _make(
     ranks = meeting.ranks if meeting else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))
     mine = range(len(plan.shards))[ranks.rank :: ranks.count] if ranks else range(len(plan.shards))
-    with Progress(plan, total=len(mine), ranks=ranks) as progress:
+    with PrepProgress(plan, total=len(mine), ranks=ranks) as progress:
         _tell_plan(plan, config, progress)
 
-        def hear(event: Event) -> None:
+        def hear(event: ShardEvent) -> None:
             progress.hear(event)
             if meeting is not None:
                 meeting.check()
@@ -400,7 +402,7 @@ def _make(
     return records, progress.kept
 
 
-def _all_records(plan: Plan, output: Path, mine: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
+def _all_records(plan: ShardPlan, output: Path, mine: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
     from nemotron_kit.data_prep.shard import ShardRecord, record_path
 
     records = {}
@@ -417,7 +419,7 @@ def _all_records(plan: Plan, output: Path, mine: dict[int, ShardRecord]) -> dict
     return records
 
 
-def _write_outputs(plan: Plan, records: dict[int, ShardRecord], output: Path) -> None:
+def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> None:
     blend = blend_lists(plan, records, output)
     write_text(output / REPORT_FILE, json.dumps(report(plan, records), indent=2) + "\n", mode=0o666)
     write_json(output / BLEND_FILE, blend, mode=0o666)
@@ -436,7 +438,7 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tell_plan(plan: Plan, config: DataPrepConfig, progress: Progress) -> None:
+def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) -> None:
     asked = config.num_shards
     made = sum(shard.split == "train" for shard in plan.shards)
     if asked is not None and made > asked:

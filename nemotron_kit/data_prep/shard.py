@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.data_prep import readers, tokenizer
-from nemotron_kit.data_prep.config import SKIP, Rows
-from nemotron_kit.data_prep.indexed import ShardWriter, Written
-from nemotron_kit.data_prep.plan import Plan
+from nemotron_kit.data_prep.config import SKIP, RowCounts
+from nemotron_kit.data_prep.indexed import ShardWriter, WrittenShard
+from nemotron_kit.data_prep.plan import ShardPlan
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular, write_text
 
@@ -66,7 +66,7 @@ class ShardRecord:
             return None
 
 
-def make_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = None) -> ShardRecord:
+def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> ShardRecord:
     """Make shard `number` of `plan` in the output folder: `.bin`, `.idx`, then the record that says they are whole.
 
     The bytes depend on the plan alone. `tick(characters, tokens)` hears of progress. Raises UserError for bad input.
@@ -74,7 +74,7 @@ def make_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = Non
     shard = plan.shards[number]
     prefix = folder / shard.name
     source = plan.sources[shard.source]
-    rows = Rows(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
+    rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
     texts = chain.from_iterable(readers.texts(source, piece, rows) for piece in shard.pieces)
     counts = _Counts()
     characters = 0
@@ -105,7 +105,7 @@ def make_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = Non
     return record
 
 
-def ensure_shard(plan: Plan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[ShardRecord, str]:
+def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[ShardRecord, str]:
     """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
     shard = plan.shards[number].name
     record = ShardRecord.load(record_path(folder / shard))
@@ -164,7 +164,7 @@ def _encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[
             yield done, future.result()
 
 
-def _document(plan: Plan, ids: list[int], counts: _Counts) -> list[int]:
+def _document(plan: ShardPlan, ids: list[int], counts: _Counts) -> list[int]:
     """A document's tokens with BOS and EOS, cut to max_doc_tokens in all; the EOS is kept."""
     bos, eos = plan.tokens.bos, plan.tokens.eos
     if bos is not None:
@@ -186,7 +186,7 @@ def _encoder(folder: Path, sha256: str) -> Any:
     return tokenizer.load(path).encode_batch_fast
 
 
-def _seal(file: Written) -> tuple[int, str]:
+def _seal(file: WrittenShard) -> tuple[int, str]:
     return file.size, file.sha256
 
 

@@ -27,7 +27,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass
-class LeftOut:
+class Omissions:
     """What of a source is not read: reason → how many, and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,7 +44,7 @@ def is_pattern(text: str) -> bool:
     return bool(_MAGIC.search(text))
 
 
-def local_files_below(root: Path, left: LeftOut) -> dict[str, Path]:
+def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
     """Relative path → path, of every regular file below `root`, links followed; hidden ones are left out."""
     found: dict[str, Path] = {}
     for folder in _folders(root, left):
@@ -66,13 +66,13 @@ def local_files_below(root: Path, left: LeftOut) -> dict[str, Path]:
     return found
 
 
-def matching(path: Path, left: LeftOut | None = None) -> list[Path]:
+def matching(path: Path, left: Omissions | None = None) -> list[Path]:
     """The regular files that a path stands for, sorted.
 
     Component by component: one that exists is taken as it is, whatever letters it has; any other is a pattern, in which
     `**` goes down any number of folders. Patterns match no hidden names unless they begin with a dot.
     """
-    left = LeftOut() if left is None else left
+    left = Omissions() if left is None else left
     first, *rest = path.parts
     places = [Path(first)]
     for number, part in enumerate(rest, 1):
@@ -90,7 +90,7 @@ def matching(path: Path, left: LeftOut | None = None) -> list[Path]:
     return files
 
 
-def _step(place: Path, part: str, last: bool, left: LeftOut) -> Iterator[Path]:
+def _step(place: Path, part: str, last: bool, left: Omissions) -> Iterator[Path]:
     if os.path.lexists(place / part):
         yield place / part
     elif part == "**":
@@ -105,7 +105,7 @@ def _step(place: Path, part: str, last: bool, left: LeftOut) -> Iterator[Path]:
                 yield place / entry.name
 
 
-def _folders(root: Path, left: LeftOut) -> Iterator[Path]:
+def _folders(root: Path, left: Omissions) -> Iterator[Path]:
     """`root` and every folder below it that is not hidden, each real one once: those that lie there before links."""
     above = {_identity(parent) for parent in root.resolve().parents}
     seen: dict[tuple[int, int], Path] = {}
@@ -162,7 +162,7 @@ _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A file that a listing found: `path` opens it, `identity` is what a remote store said about its content."""
 
     path: str
@@ -205,7 +205,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, str(inner)
 
 
-def files_below(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
+def files_below(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
     """Relative path → file, of every file below `inner` (or `inner` itself); hidden ones are left out."""
     below = {}
     for path, info in fs.find(inner, detail=True).items():
@@ -219,8 +219,8 @@ def files_below(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
     return below
 
 
-def found_at(fs: Any, path: str, info: dict[str, Any]) -> Found:
-    return Found(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
+def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
+    return FoundFile(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
 
 
 def content_identity(path: str, size: int, *, whole: bool) -> str:
@@ -298,14 +298,14 @@ def compression_of(kind: str) -> str:
     return name if name in _COMPRESSIONS.values() else ""
 
 
-def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: LeftOut | None = None) -> list[Found]:
+def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions | None = None) -> list[FoundFile]:
     """The dataset's files, in an order that depends on their names only; `left` hears of what is not among them.
 
     Relative paths are looked for in the working folder, then in `folder` (the blend file's). `corpora` is where
     generated text goes. Raises UserError when there is nothing to read.
     """
     where = f"dataset {dataset.name!r}"
-    left = LeftOut() if left is None else left
+    left = Omissions() if left is None else left
     if dataset.path.startswith(CPYTHON):
         return _local(str(write_corpus(dataset.path, corpora)), dataset, where, left)
     if dataset.path.startswith("hf://"):
@@ -322,7 +322,7 @@ def find_local(path: str, folder: Path) -> str:
     return str(next((place for place in places if place.exists() or matching(place)), places[-1]))
 
 
-def _local(path: str, dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+def _local(path: str, dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
     root = Path(path)
     if root.is_dir():
         if dataset.subset:
@@ -340,7 +340,7 @@ def _local(path: str, dataset: Dataset, where: str, left: LeftOut) -> list[Found
     return _readable([Path(name).absolute() for name in main_files(map(str, found), left)], where, root)
 
 
-def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> list[Found]:
+def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> list[FoundFile]:
     if not paths:
         raise UserError(f"{where}: no file with a known ending in {root}.", hint=f"Known: {_KNOWN}.")
     for path in paths:
@@ -349,10 +349,10 @@ def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> li
             raise UserError(f"{where}: {path} is {kind_of_file(mode)}, not a regular file.")
         if kind_of(path.name) is None:
             raise UserError(f"{where}: {path} has no known ending.", hint=f"Known: {_KNOWN}.")
-    return [Found(str(path), path.stat().st_size) for path in paths]
+    return [FoundFile(str(path), path.stat().st_size) for path in paths]
 
 
-def _remote(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
     fs, inner = filesystem(dataset.path)
     try:
         below = remote_files(fs, inner, left)
@@ -361,7 +361,7 @@ def _remote(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
     return chosen(below, dataset, where, left)
 
 
-def remote_files(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
+def remote_files(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
     """Relative path → file, of what lies below a path of a remote store, or matches it where it does not exist."""
     if not is_pattern(inner) or fs.exists(inner):
         below = files_below(fs, inner, left)
@@ -379,7 +379,7 @@ def remote_files(fs: Any, inner: str, left: LeftOut) -> dict[str, Found]:
     return {p: found_at(fs, p, i) for p, i in matches.items() if "/." not in p}
 
 
-def chosen(below: dict[str, Found], dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+def chosen(below: dict[str, FoundFile], dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
     """Of a remote folder's files (relative path → file), those of the dataset's split that can be read."""
     names = main_files(below, left)
     if not names:
@@ -390,7 +390,7 @@ def chosen(below: dict[str, Found], dataset: Dataset, where: str, left: LeftOut)
 _TIERS = ("files with rows", ".json files", "plain text")
 
 
-def main_files(names: Iterable[str], left: LeftOut) -> list[str]:
+def main_files(names: Iterable[str], left: Omissions) -> list[str]:
     """Of a folder's files those with rows; without any the .json ones (else: metadata); without any plain text (else:
     a README)."""
     tiers: dict[int, list[str]] = {}
@@ -409,7 +409,7 @@ def main_files(names: Iterable[str], left: LeftOut) -> list[str]:
     return tiers[best]
 
 
-def by_split(paths: list[str], split: str | None, where: str, left: LeftOut) -> list[str]:
+def by_split(paths: list[str], split: str | None, where: str, left: Omissions) -> list[str]:
     """The paths of a split, told by the words in their names; where no name has such a word, all are "train"."""
     words = {path: _split_word(path) for path in paths}
     if split is None or len(paths) <= 1 or (split == "train" and not any(words.values())):
@@ -429,7 +429,7 @@ def _split_word(path: str) -> str | None:
     return next((_SPLIT_WORDS[w] for w in re.split(r"[^a-z]+", path.lower()) if w in _SPLIT_WORDS), None)
 
 
-def list_hub(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
+def list_hub(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
     """hf://owner/name[@revision][/path], with or without `datasets/` before it."""
     parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) < 2:
@@ -448,12 +448,12 @@ def list_hub(dataset: Dataset, where: str, left: LeftOut) -> list[Found]:
 
 
 def hub_files(
-    below: dict[str, Found],
+    below: dict[str, FoundFile],
     configs: dict[str, list[tuple[str, str]]],
     dataset: Dataset,
     where: str,
-    left: LeftOut,
-) -> list[Found]:
+    left: Omissions,
+) -> list[FoundFile]:
     """The files of a subset and split of a Hugging Face repository.
 
     `below` maps paths in the repository to files; `configs` is its card's: subset → (split, pattern) pairs. Without
@@ -476,7 +476,7 @@ def hub_files(
     return chosen(inside, dataset, where, left)
 
 
-def _leave(below: dict[str, Found], taken: dict[str, Found], why: str, left: LeftOut) -> None:
+def _leave(below: dict[str, FoundFile], taken: dict[str, FoundFile], why: str, left: Omissions) -> None:
     for name in below:
         if name not in taken:
             left.add(name, why)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep.plan import Tokens
+from nemotron_kit.data_prep.plan import TokenizerRecord
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file, read_regular, write_bytes
 
@@ -86,7 +86,7 @@ def _sentencepiece(path: Path) -> UserError:
     )
 
 
-def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokens:
+def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> TokenizerRecord:
     """What a plan keeps about a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
     content = read_regular(file, limit=1 << 30)
     vocabulary = load(file).get_vocab(with_added_tokens=True)
@@ -99,7 +99,7 @@ def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokens:
             raise UserError(f"tokenizer {model} names no {kind.upper()} token.", hint=hint)
         return int(vocabulary[known[0]])
 
-    return Tokens(
+    return TokenizerRecord(
         model=model,
         file=f"{FOLDER}/{MAIN}",
         sha256=hashlib.sha256(content).hexdigest(),

@@ -36,7 +36,7 @@ _RECIPE, _STAGE, _STATE, _JOBS = map(_COLUMNS.index, ("recipe", "stage", "state"
 Named = Callable[[str | None, str | None], bool]
 
 
-class Index:
+class RunIndex:
     """Run id → [what its plan.json was, what its exit records were, its summary's values]."""
 
     def __init__(self, root: Path, run_ids: Collection[str]) -> None:
@@ -46,7 +46,7 @@ class Index:
         self._entries: dict[str, Any] = {}
         self._new = 0
 
-    def __enter__(self) -> Index:
+    def __enter__(self) -> RunIndex:
         # No cache, or a damaged one: the folders are asked.
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
             head, _, body = read_regular(self._path, limit=1 << 30).partition(b"\n")
@@ -165,7 +165,7 @@ def list_runs(
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
     if not (recipe or stage or states):
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
-    with Index(root, everything) as index:
+    with RunIndex(root, everything) as index:
         found = index.search(ids, _named(recipe, stage), states)
         if not states:
             return list(update(list(islice(found, limit))))

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
         SchedulerConfig,
         TrainConfig,
     )
-    from nemotron_kit.training.data import BlendSamples, Shard
-    from nemotron_kit.training.engine import Outcome, pretrain
+    from nemotron_kit.training.data import BlendSamples, TokenShard
+    from nemotron_kit.training.engine import TrainingOutcome, pretrain
     from nemotron_kit.training.processes import Preempted
 
 _HOMES = {
     "BlendSamples": "data",
     "CheckpointConfig": "config",
     "LoggerConfig": "config",
-    "Outcome": "engine",
+    "TrainingOutcome": "engine",
     "Preempted": "processes",
     "PretrainConfig": "config",
     "SchedulerConfig": "config",
-    "Shard": "data",
+    "TokenShard": "data",
     "TrainConfig": "config",
     "pretrain": "engine",
 }
@@ -32,12 +32,12 @@ __all__ = [
     "BlendSamples",
     "CheckpointConfig",
     "LoggerConfig",
-    "Outcome",
     "Preempted",
     "PretrainConfig",
     "SchedulerConfig",
-    "Shard",
+    "TokenShard",
     "TrainConfig",
+    "TrainingOutcome",
     "pretrain",
 ]
 

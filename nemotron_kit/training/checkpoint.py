@@ -29,7 +29,7 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run has come; saved with each checkpoint.
 
     Random numbers need no place here: they, like the order of the data and the learning rate, are functions of the

@@ -22,14 +22,14 @@ _SUFFIXES = ("bin", "idx")
 
 
 @dataclass(frozen=True)
-class Contents:
+class ShardContents:
     """`digests`: for each prefix, what stands for its two files' content. `says`: what was checked, in a sentence."""
 
     digests: Mapping[str, str]
     says: str
 
 
-def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str | None = None) -> Contents:
+def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str | None = None) -> ShardContents:
     """The content of shards, compared with the records that data prep left beside them (`<prefix>.json`).
 
     `verify`: read every recorded shard and compare its sha256 (None: where they take READ_LIMIT bytes at most).
@@ -43,7 +43,7 @@ def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str
     if read:
         _compare(records, size)
     digests = {prefix: sha256_of(_digests(prefix, records.get(prefix))) for prefix in prefixes}
-    return Contents(digests, _says(len(prefixes), len(records), size, read, registered))
+    return ShardContents(digests, _says(len(prefixes), len(records), size, read, registered))
 
 
 def _record(prefix: str) -> dict[str, tuple[int, str]] | None:

@@ -24,14 +24,14 @@ _FORM = '{"train": ["0.7", "/data/a", "0.3", "/data/b"], "valid": ["1.0", "/data
 
 
 @dataclass(frozen=True)
-class Source:
+class BlendSource:
     """A shard prefix and its share of the split; `weight` None: in proportion to the shard's size."""
 
     weight: float | None
     prefix: str
 
 
-def read_blend(path: str | Path) -> dict[str, list[Source]]:
+def read_blend(path: str | Path) -> dict[str, list[BlendSource]]:
     """The sources of each split that the file names; relative prefixes count from the file's folder.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
@@ -58,7 +58,7 @@ def _load(path: Path) -> dict[str, Any]:
     return splits
 
 
-def _sources(path: Path, split: str, entries: list[Any]) -> list[Source]:
+def _sources(path: Path, split: str, entries: list[Any]) -> list[BlendSource]:
     weights = [_number(entry) for entry in entries[::2]]
     if len(entries) % 2 == 0 and all(weight is not None for weight in weights):
         pairs = list(zip(weights, entries[1::2], strict=True))
@@ -69,7 +69,7 @@ def _sources(path: Path, split: str, entries: list[Any]) -> list[Source]:
     for weight, prefix in pairs:
         if not isinstance(prefix, str) or (weight is not None and not 0 <= weight < math.inf):
             raise UserError(f"{path}: {split} has the weight {weight!r} for {prefix!r}; it must be 0 or more.")
-    return [Source(weight, str(path.parent / prefix)) for weight, prefix in pairs if weight != 0]
+    return [BlendSource(weight, str(path.parent / prefix)) for weight, prefix in pairs if weight != 0]
 
 
 def _number(entry: Any) -> float | None:
@@ -177,7 +177,7 @@ _DTYPES: dict[int, type[np.integer[Any]]] = {
 _MADE_BY = "Make the shard again (nemotron nano3 data prep pretrain)."
 
 
-class Shard:
+class TokenShard:
     """One shard, `<prefix>.bin` and `<prefix>.idx`: documents of token ids.
 
     `tokens` is the whole stream: 1-D, read-only, in the shard's own integer type. `shard[i]` is document i, a view of
@@ -285,8 +285,8 @@ class BlendSamples:
     Raises UserError when no shard holds a single window.
     """
 
-    def __init__(self, sources: Sequence[Source], seq_length: int, seed: int) -> None:
-        shards = [Shard(source.prefix) for source in sources]
+    def __init__(self, sources: Sequence[BlendSource], seq_length: int, seed: int) -> None:
+        shards = [TokenShard(source.prefix) for source in sources]
         counts = [window_count(shard, seq_length) for shard in shards]
         self.seq_length = seq_length
         # A shard's number in the blend, not its path, enters the shuffle: moving the data changes nothing.
@@ -332,9 +332,9 @@ class BlendSamples:
 class HeldOutSamples:
     """Every window of the given shards once, in order; at most `limit` of them, evenly spread."""
 
-    def __init__(self, sources: Sequence[Source], seq_length: int, limit: int | None) -> None:
+    def __init__(self, sources: Sequence[BlendSource], seq_length: int, limit: int | None) -> None:
         self.seq_length = seq_length
-        self.shards = [Shard(source.prefix) for source in sources]
+        self.shards = [TokenShard(source.prefix) for source in sources]
         self._ends = np.cumsum([window_count(shard, seq_length) for shard in self.shards])
         total = int(self._ends[-1])
         kept = total if limit is None else min(limit, total)
@@ -350,17 +350,17 @@ class HeldOutSamples:
         return self.shards[source].tokens[start : start + self.seq_length + 1]
 
 
-def window_count(shard: Shard, seq_length: int) -> int:
+def window_count(shard: TokenShard, seq_length: int) -> int:
     """How many windows of seq_length + 1 tokens the shard holds; what is left at its end is not used."""
     return max(0, (shard.token_count - 1) // seq_length)
 
 
-def _weights(sources: Iterable[Source], counts: Sequence[int]) -> NDArray[np.float64]:
+def _weights(sources: Iterable[BlendSource], counts: Sequence[int]) -> NDArray[np.float64]:
     pairs = zip(sources, counts, strict=True)
     return np.array([source.weight if source.weight is not None else count for source, count in pairs], np.float64)
 
 
-def _require_windows(counts: Sequence[int], sources: Sequence[Source], seq_length: int) -> None:
+def _require_windows(counts: Sequence[int], sources: Sequence[BlendSource], seq_length: int) -> None:
     if not counts:
         names = ", ".join(source.prefix for source in sources[:3]) or "no shards"
         raise UserError(
@@ -378,7 +378,7 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchSampler:
     """This rank's micro-batches of the steps first_step, first_step + 1, … last_step (counted from 1).
 
     Step s takes samples (s − 1)·global_batch_size … s·global_batch_size − 1, dealt to the ranks micro-batch by

@@ -12,20 +12,20 @@ from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import processes
-from nemotron_kit.training.checkpoint import Progress, load_optimizer
+from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config import PretrainConfig
-from nemotron_kit.training.content import Contents, registered_as, shard_contents
-from nemotron_kit.training.data import Batches, BlendSamples, HeldOutSamples, read_blend
+from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
+from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
 from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
-from nemotron_kit.training.loop import Run, build_optimizer, build_schedule, trainer_arguments, use_bf16
+from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, trainer_arguments, use_bf16
 from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data
 from nemotron_kit.training.processes import Preempted, StopRequest
-from nemotron_kit.training.start import Start, find_start, identity, portable, start_model
+from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """A finished run: the model's folder (transformers' format), its step and losses, the tokens it has seen.
 
     `changes`: what was other than before where it was resumed ({step, name, there, here}).
@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Data:
+class TrainingData:
     """What a run reads: the endless blend and the held-out windows (None without a valid split).
 
     `model` is the config's model block, with what the data decides of it.
@@ -51,7 +51,7 @@ class Data:
     model: dict[str, Any]
 
 
-def pretrain(config: PretrainConfig) -> Outcome:
+def pretrain(config: PretrainConfig) -> TrainingOutcome:
     """Train as `config` says, from where the run stands, and return where the model lies.
 
     Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         processes.leave()
 
 
-def open_data(config: PretrainConfig) -> Data:
+def open_data(config: PretrainConfig) -> TrainingData:
     """Open and check every shard of the blend. UserError for data that is missing, damaged or too little."""
     path = config.blend_path
     blend = read_blend(path)
@@ -89,10 +89,10 @@ def open_data(config: PretrainConfig) -> Data:
             hint="Prepare more held-out data, set a smaller dataset.seq_length, or leave the split out of the file.",
         )
     train = BlendSamples(blend["train"], config.seq_length, config.data_seed)
-    return Data(train, held_out, with_data(config.model, path.parent))
+    return TrainingData(train, held_out, with_data(config.model, path.parent))
 
 
-def _start(config: PretrainConfig, data: Data, folder: Path) -> Start:
+def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> StartingPoint:
     """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
     if processes.rank() != 0:
         return find_start(config, {})
@@ -107,16 +107,18 @@ def _start(config: PretrainConfig, data: Data, folder: Path) -> Start:
     return replace(start, notes=(contents.says, *start.notes), valid_on=_held_out_content(data.held_out, contents))
 
 
-def _held_out_content(held_out: HeldOutSamples | None, contents: Contents) -> str | None:
+def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) -> str | None:
     if held_out is None:
         return None
     digests = [contents.digests[shard.prefix] for shard in held_out.shards]
     return sha256_of([digests, held_out.seq_length, len(held_out)])
 
 
-def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop: StopRequest) -> Outcome:
+def _train(
+    config: PretrainConfig, data: TrainingData, start: StartingPoint, folder: Path, stop: StopRequest
+) -> TrainingOutcome:
     _quiet()
-    progress = start.progress or Progress()
+    progress = start.progress or TrainingProgress()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     model = start_model(start, data.model, config.train.seed).to(args.device)
     optimizer = build_optimizer(config.train, model)
@@ -127,7 +129,7 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
     for line in (*start.notes, start.describe()):
         reporter.say(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
-    run = Run(
+    run = TrainingRun(
         config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop, start.valid_on
     )
     try:
@@ -140,10 +142,10 @@ def _train(config: PretrainConfig, data: Data, start: Start, folder: Path, stop:
     return _finish(config, run, folder)
 
 
-def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
+def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: Any) -> None:
     from nemotron_kit.training.loop import build_trainer
 
-    batches = Batches(
+    batches = BatchSampler(
         data.train,
         first_step=run.first_step,
         last_step=config.train.train_iters,
@@ -157,7 +159,7 @@ def _loop(config: PretrainConfig, data: Data, run: Run, args: Any) -> None:
     build_trainer(run.model, args, (run.optimizer, schedule), batches, run).train()
 
 
-def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
+def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
         stopped = f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}"
@@ -171,7 +173,7 @@ def _finish(config: PretrainConfig, run: Run, folder: Path) -> Outcome:
         export(run.model, path, config.blend_path.parent, record)
     processes.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
-    return Outcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
+    return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 
 
 def _how_it_goes_on() -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training import checkpoint, processes
-from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, Progress, export_model, save_optimizer
+from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
 from nemotron_kit.training.config import PretrainConfig, SchedulerConfig, TrainConfig
-from nemotron_kit.training.data import Batches, HeldOutSamples, collate
+from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.processes import StopRequest, rank, sum_over_ranks, world_size
@@ -76,7 +76,7 @@ def build_trainer(
     model: torch.nn.Module,
     args: TrainingArguments,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
-    batches: Batches,
+    batches: BatchSampler,
     hooks: Hooks,
 ) -> Trainer:
     """A Trainer that takes its micro-batches from `batches` and does nothing between steps but call `hooks`."""
@@ -86,7 +86,7 @@ def build_trainer(
     class PretrainTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         loss_is_scaled_for_ga = True
 
-        def get_train_dataloader(self) -> Batches:
+        def get_train_dataloader(self) -> BatchSampler:
             return batches
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
@@ -215,7 +215,7 @@ def build_schedule(
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """The state and the duties of a run between its steps (the Trainer's `Hooks`).
 
     `valid_on` stands for the content of `held_out`, on rank 0.
@@ -226,7 +226,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     balance: ExpertBalance
     held_out: HeldOutSamples | None
-    progress: Progress
+    progress: TrainingProgress
     identity: dict[str, Any]
     reporter: Reporter
     stop: StopRequest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
-from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, Progress
+from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import recorded_digest, weights_digest
 from nemotron_kit.training.loop import learning_rate
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
 
 
-class Difference(NamedTuple):
+class SettingDifference(NamedTuple):
     """A setting by its dotted name, as it is in a checkpoint and as it is in this run."""
 
     name: str
@@ -94,15 +94,15 @@ def portable(same: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], config: PretrainConfig, done: int
-) -> list[Difference]:
+) -> list[SettingDifference]:
     """What differs between the run that did `done` steps and this one, as far as it decides the weights."""
-    found = [Difference(*found) for found in _differing(there, here)]
+    found = [SettingDifference(*found) for found in _differing(there, here)]
     if "checkpoint" not in here:
         found = [difference for difference in found if not difference.name.startswith("checkpoint")]
     return [difference for difference in found if not _changes_nothing(difference, config, done)]
 
 
-def _changes_nothing(difference: Difference, config: PretrainConfig, done: int) -> bool:
+def _changes_nothing(difference: SettingDifference, config: PretrainConfig, done: int) -> bool:
     if difference.name != "train.train_iters" or not isinstance(difference.there, int):
         return False
     # How long a run goes on is free, as long as the steps that are done would have been the same.
@@ -111,7 +111,9 @@ def _changes_nothing(difference: Difference, config: PretrainConfig, done: int) 
     return all(learning_rate(block, lr, step, before) == learning_rate(block, lr, step, now) for step in range(done))
 
 
-def require_same(path: Path, different: Sequence[Difference], may_differ: Sequence[str]) -> list[Difference]:
+def require_same(
+    path: Path, different: Sequence[SettingDifference], may_differ: Sequence[str]
+) -> list[SettingDifference]:
     """The differences, all of which `may_differ` names; UserError for any other: the checkpoint is another run's."""
     refused = [difference for difference in different if not _named(difference.name, may_differ)]
     if not refused:
@@ -165,7 +167,7 @@ def _short(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """`weights`: a model's folder, None for fresh ones. `optimizer`: its state, None for a fresh one.
 
     `identity`: what the run is from here on (the other processes than rank 0 don't know all of it). `notes`: what a
@@ -174,7 +176,7 @@ class Start:
 
     weights: Path | None = None
     optimizer: Path | None = None
-    progress: Progress | None = None
+    progress: TrainingProgress | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     valid_on: str | None = None
@@ -185,7 +187,7 @@ class Start:
         return f"Starting from the weights in {self.weights}." if self.weights else "Starting with fresh weights."
 
 
-def find_start(config: PretrainConfig, identity: dict[str, Any]) -> Start:
+def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoint:
     """Where this run starts. UserError for a damaged checkpoint, another run's, or one that isn't there."""
     block = config.checkpoint
     own = checkpoint.latest(Path(block.save)) if block.save else None
@@ -200,29 +202,29 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> Start:
         if not block.finetune:
             return _resume(loaded, config, identity)
         checkpoint.read(loaded, verify=processes.rank() == 0, unsealed=_takes_unsealed(config))
-        return Start(weights=loaded / MODEL, identity=identity)
+        return StartingPoint(weights=loaded / MODEL, identity=identity)
     if block.pretrained_checkpoint:
         require_model(Path(block.pretrained_checkpoint))
-        return Start(weights=Path(block.pretrained_checkpoint), identity=identity)
-    return Start(identity=identity)
+        return StartingPoint(weights=Path(block.pretrained_checkpoint), identity=identity)
+    return StartingPoint(identity=identity)
 
 
 def _takes_unsealed(config: PretrainConfig) -> bool:
     return checkpoint.UNSEALED in config.checkpoint.may_differ
 
 
-def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Start:
+def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> StartingPoint:
     first = processes.rank() == 0  # one process reads the bytes and compares, not each
     record = checkpoint.read(path, verify=first, unsealed=_takes_unsealed(config))
     try:
-        progress = Progress(**record["progress"])
+        progress = TrainingProgress(**record["progress"])
         there = dict(record["identity"])
         if progress.step != record["step"] or record["step"] < 1:
             raise ValueError(f"step {progress.step} in the checkpoint of step {record['step']}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / checkpoint.RECORD}: not a record of pretraining ({error}).") from error
     if not first:
-        return Start(path / MODEL, path / OPTIMIZER, progress)
+        return StartingPoint(path / MODEL, path / OPTIMIZER, progress)
     different = differences(there, here, config, progress.step)
     notes = []
     if record.get("unsealed"):
@@ -233,10 +235,10 @@ def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Start:
         different = [one for one in different if one.there is not None and one.name != "train.precision"]
     changes = require_same(path, different, config.checkpoint.may_differ)
     if record.get("unsealed"):
-        changes.append(Difference(checkpoint.UNSEALED, "without a seal", "sealed"))
+        changes.append(SettingDifference(checkpoint.UNSEALED, "without a seal", "sealed"))
     notes += [f"Going on although {change} (checkpoint.may_differ)." for change in changes]
     progress.changes = [*progress.changes, *({"step": progress.step, **change._asdict()} for change in changes)]
-    return Start(
+    return StartingPoint(
         path / MODEL,
         path / OPTIMIZER,
         progress,
@@ -251,7 +253,7 @@ def _require_files(path: Path, files: Mapping[str, Any]) -> None:
             raise UserError(f"{path / checkpoint.RECORD}: it doesn't list {name}: the checkpoint is not whole.")
 
 
-def start_model(start: Start, model: Mapping[str, Any], seed: int) -> NemotronHForCausalLM:
+def start_model(start: StartingPoint, model: Mapping[str, Any], seed: int) -> NemotronHForCausalLM:
     """The model that the run starts with: given weights, or those of `model` (the block) and `seed`.
 
     What the block sets holds for given weights too. UserError when they are of another shape.

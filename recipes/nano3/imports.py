@@ -126,11 +126,13 @@ def _opened(folder: Path) -> str:
     if find_spec("numpy") is None:
         return "The shards were not opened: numpy is not installed."
     from nemotron_kit.training.content import shard_contents
-    from nemotron_kit.training.data import Shard, read_blend
+    from nemotron_kit.training.data import TokenShard, read_blend
 
     named = [source.prefix for sources in read_blend(folder / "blend.json").values() for source in sources]
     there = [
-        Shard(prefix).prefix for prefix in named if Path(f"{prefix}.idx").exists() or Path(f"{prefix}.bin").exists()
+        TokenShard(prefix).prefix
+        for prefix in named
+        if Path(f"{prefix}.idx").exists() or Path(f"{prefix}.bin").exists()
     ]
     says = [shard_contents(there, verify=None).says] if there else []
     missing = [prefix for prefix in named if prefix not in there]

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from nemotron_kit.training import BlendSamples, Shard
-from nemotron_kit.training.data import Source
+from nemotron_kit.training import BlendSamples, TokenShard
+from nemotron_kit.training.data import BlendSource
 
 SEQ_LENGTH = 1024
 
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "shard")
         write(prefix, args.documents)
-        ours, theirs = Shard(prefix), IndexedDataset(prefix)
+        ours, theirs = TokenShard(prefix), IndexedDataset(prefix)
         check(ours, theirs)
         documents = [(documents_per_second(ours), documents_per_second(theirs)) for _ in range(args.rounds)]
         show("documents", documents)
@@ -52,13 +52,13 @@ def write(prefix: str, count: int) -> None:
     builder.finalize(f"{prefix}.idx")
 
 
-def check(ours: Shard, theirs: IndexedDataset) -> None:
+def check(ours: TokenShard, theirs: IndexedDataset) -> None:
     assert len(ours) == len(theirs)
     assert all(np.array_equal(mine, theirs[n]) for n, mine in enumerate(ours)), "the documents differ"
     print(f"{len(ours):,} documents, {ours.token_count:,} tokens: identical")
 
 
-def documents_per_second(dataset: Shard | IndexedDataset) -> float:
+def documents_per_second(dataset: TokenShard | IndexedDataset) -> float:
     def read() -> None:
         for index in range(len(dataset)):
             dataset[index]
@@ -67,7 +67,7 @@ def documents_per_second(dataset: Shard | IndexedDataset) -> float:
 
 
 def sample_rates(prefix: str, theirs: IndexedDataset, count: int) -> tuple[float, float]:
-    ours = BlendSamples([Source(1.0, prefix)], SEQ_LENGTH, seed=1)
+    ours = BlendSamples([BlendSource(1.0, prefix)], SEQ_LENGTH, seed=1)
     order = [int(ours[n].ctypes.data - ours.shards[0].tokens.ctypes.data) // 2 for n in range(count)]
 
     def read_ours() -> None:

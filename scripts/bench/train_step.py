@@ -23,9 +23,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from nemotron_kit.training import BlendSamples, LoggerConfig, PretrainConfig, SchedulerConfig, TrainConfig
-from nemotron_kit.training.checkpoint import Progress
-from nemotron_kit.training.data import Batches, Source
-from nemotron_kit.training.loop import Run, build_optimizer, build_schedule, build_trainer, trainer_arguments
+from nemotron_kit.training.checkpoint import TrainingProgress
+from nemotron_kit.training.data import BatchSampler, BlendSource
+from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, build_trainer, trainer_arguments
 from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance, model_config, new_model
 from nemotron_kit.training.processes import StopRequest
@@ -88,7 +88,7 @@ def data(folder: Path) -> BlendSamples:
     header = b"MMIDIDX\x00\x00" + np.array([1], "<u8").tobytes() + b"\x08" + np.array([1, 2], "<u8").tobytes()
     arrays = np.array([len(tokens)], "<i4").tobytes() + np.array([0, 0, 1], "<i8").tobytes()
     (folder / "a.idx").write_bytes(header + arrays)
-    return BlendSamples([Source(1.0, str(folder / "a"))], SEQ_LENGTH, seed=1)
+    return BlendSamples([BlendSource(1.0, str(folder / "a"))], SEQ_LENGTH, seed=1)
 
 
 def config(steps: int) -> PretrainConfig:
@@ -106,8 +106,10 @@ def ours(folder: Path, samples: BlendSamples, steps: int) -> float:
     reporter = Reporter(folder / "metrics.jsonl", 0, steps)
     reporter.say = lambda text: None  # type: ignore[method-assign]
     with StopRequest() as stop:
-        run = Run(cfg, model, optimizer, ExpertBalance(model, 1e-3), None, Progress(), {}, reporter, stop)
-        batches = Batches(samples, 1, steps, 8, 8, 4096)
+        run = TrainingRun(
+            cfg, model, optimizer, ExpertBalance(model, 1e-3), None, TrainingProgress(), {}, reporter, stop
+        )
+        batches = BatchSampler(samples, 1, steps, 8, 8, 4096)
         schedule = build_schedule(cfg.train, cfg.scheduler, optimizer, 0)
         trainer = build_trainer(model, trainer_arguments(cfg.train, folder, steps), (optimizer, schedule), batches, run)
         trainer.add_callback(clock)

@@ -16,11 +16,11 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training import (
     CheckpointConfig,
     LoggerConfig,
-    Outcome,
     Preempted,
     PretrainConfig,
     SchedulerConfig,
     TrainConfig,
+    TrainingOutcome,
     checkpoint,
     pretrain,
 )
@@ -49,7 +49,7 @@ def into(config: PretrainConfig, folder: str, **train: Any) -> PretrainConfig:
     return replace(config, checkpoint=CheckpointConfig(save=save), train=replace(config.train, **train))
 
 
-def weights(outcome: Outcome) -> dict[str, Any]:
+def weights(outcome: TrainingOutcome) -> dict[str, Any]:
     return load_file(outcome.path / "model.safetensors")
 
 

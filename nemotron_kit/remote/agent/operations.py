@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 from nemotron_kit import errors, files
 from nemotron_kit.artifacts.reference import parse_override
 from nemotron_kit.artifacts.registry import LocalRegistry
-from nemotron_kit.artifacts.store import MODES, Damaged, make_folder
+from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import open_regular
 from nemotron_kit.runs.folder import RunFolder, is_run_id
@@ -196,7 +196,7 @@ def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
     place, found = folder.resolve(), []
     saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
     for record in registry.everything():
-        if isinstance(record, Damaged):
+        if isinstance(record, DamagedVersion):
             if folder.name in record.text or record.label in saved:
                 found.append(f"{record.label} (its record is damaged)")
         elif any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):

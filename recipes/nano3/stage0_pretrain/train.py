@@ -17,7 +17,7 @@ from nemotron_kit.training.config import PretrainConfig
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
-    from nemotron_kit.training import Outcome
+    from nemotron_kit.training import TrainingOutcome
 
 __all__ = ["PretrainConfig", "main", "preflight"]
 
@@ -80,7 +80,7 @@ def _start_tracking(cfg: PretrainConfig) -> None:
     init_wandb_from_env()
 
 
-def _artifact(cfg: PretrainConfig, outcome: Outcome) -> ModelArtifact:
+def _artifact(cfg: PretrainConfig, outcome: TrainingOutcome) -> ModelArtifact:
     """The model as an artifact; its loss is the held-out one where there is a valid split."""
     from nemotron_kit.artifacts import ModelArtifact
 

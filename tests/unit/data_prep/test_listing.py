@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.data_prep import Dataset
-from nemotron_kit.data_prep.sources import Found, LeftOut, hub_files, kind_of, list_files
+from nemotron_kit.data_prep.sources import FoundFile, Omissions, hub_files, kind_of, list_files
 from nemotron_kit.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_splits_are_told_by_the_words_in_names(tmp_path: Path) -> None:
 
 
 REPOSITORY = {
-    name: Found(f"hf://datasets/o/n/{name}", 1)
+    name: FoundFile(f"hf://datasets/o/n/{name}", 1)
     for name in ("README.md", "High/part-1.parquet", "High/part-0.parquet", "Low/part-0.parquet", "High/test.parquet")
 }
 CARD = {"high": [("train", "High/part-*.parquet"), ("test", "High/test.parquet")], "low": [("train", "Low/*")]}
@@ -114,7 +114,7 @@ def hub(subset: str | None, split: str | None, card: dict[str, list[tuple[str, s
     dataset = Dataset("d", "hf://o/n", subset=subset, split=split)
     return [
         file.path.removeprefix("hf://datasets/o/n/")
-        for file in hub_files(REPOSITORY, card, dataset, "dataset 'd'", LeftOut())
+        for file in hub_files(REPOSITORY, card, dataset, "dataset 'd'", Omissions())
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig, Dataset, run_data_prep
-from nemotron_kit.data_prep.sources import LeftOut, kind_of, list_files, matching
+from nemotron_kit.data_prep.sources import Omissions, kind_of, list_files, matching
 from nemotron_kit.errors import UserError
 
 ROW = '{"text": "a text"}\n'
@@ -24,7 +24,7 @@ def write(path: Path, text: str = ROW) -> Path:
 
 def listed(tmp_path: Path, path: str | Path) -> tuple[list[str], dict[str, list[str]]]:
     """(files below tmp_path, reason → names left out)."""
-    left = LeftOut()
+    left = Omissions()
     files = list_files(Dataset("d", str(path)), folder=tmp_path, corpora=tmp_path / "c", left=left)
     return [str(Path(file.path).relative_to(tmp_path)) for file in files], left.names
 

@@ -8,21 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.data_prep.plan import PLAN_FILE, Piece, Plan, Shard, Source, SourceFile, Tokens
+from nemotron_kit.data_prep.plan import (
+    PLAN_FILE,
+    FilePart,
+    PlannedShard,
+    PlannedSource,
+    ShardPlan,
+    SourceFile,
+    TokenizerRecord,
+)
 from nemotron_kit.errors import UserError
 
 FILE = SourceFile("/data/a.jsonl", 100, "sha256:ab")
-SOURCE = Source("a", "/data", "all", 1.0, "text", (FILE,))
-TOKENS = Tokens("m", "tokenizer/tokenizer.json", "cd", 4096, None, 2)
-PLAN = Plan(
-    (SOURCE,), TOKENS, (Shard("train", 0, 0, (Piece(0, (0, 2), 3),)), Shard("valid", 0, 0, (Piece(0, (1,), 3),)))
+SOURCE = PlannedSource("a", "/data", "all", 1.0, "text", (FILE,))
+TOKENS = TokenizerRecord("m", "tokenizer/tokenizer.json", "cd", 4096, None, 2)
+PLAN = ShardPlan(
+    (SOURCE,),
+    TOKENS,
+    (PlannedShard("train", 0, 0, (FilePart(0, (0, 2), 3),)), PlannedShard("valid", 0, 0, (FilePart(0, (1,), 3),))),
 )
 
 
 def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
-    assert Plan.load(tmp_path) is None
+    assert ShardPlan.load(tmp_path) is None
     PLAN.save(tmp_path)
-    assert Plan.load(tmp_path) == PLAN
+    assert ShardPlan.load(tmp_path) == PLAN
 
 
 SAME = [
@@ -42,13 +52,13 @@ OTHER = [
 
 
 @pytest.mark.parametrize("plan", SAME)
-def test_place_and_weight_do_not_change_the_digest(plan: Plan) -> None:
+def test_place_and_weight_do_not_change_the_digest(plan: ShardPlan) -> None:
     assert plan.digest == PLAN.digest
     assert PLAN.differences(plan) == []
 
 
 @pytest.mark.parametrize(("plan", "says"), OTHER)
-def test_what_decides_the_bytes_changes_the_digest(plan: Plan, says: str) -> None:
+def test_what_decides_the_bytes_changes_the_digest(plan: ShardPlan, says: str) -> None:
     assert plan.digest != PLAN.digest
     assert any(says in difference for difference in PLAN.differences(plan))
 
@@ -60,12 +70,12 @@ def test_a_damaged_plan_is_named(tmp_path: Path) -> None:
     for keep in range(0, len(whole) - 2, 37):
         path.write_text(whole[:keep])
         with pytest.raises(UserError, match=PLAN_FILE):
-            Plan.load(tmp_path)
+            ShardPlan.load(tmp_path)
     changed = json.loads(whole)
     changed["shards"][0]["pieces"][0]["parts"] = [0]
     path.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="does not match its digest"):
-        Plan.load(tmp_path)
+        ShardPlan.load(tmp_path)
 
 
 def test_number_type_is_chosen_by_megatrons_rule() -> None:

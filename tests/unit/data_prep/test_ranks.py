@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.data_prep import ranks
-from nemotron_kit.data_prep.ranks import Meeting, Ranks, ranks_here
+from nemotron_kit.data_prep.ranks import RankLayout, RankSync, ranks_here
 from nemotron_kit.errors import NemotronError, UserError
 
 SRUN = {
@@ -54,13 +54,13 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def together(folder: Path, works: list[Callable[[Meeting], Any]]) -> list[Any]:
+def together(folder: Path, works: list[Callable[[RankSync], Any]]) -> list[Any]:
     """What each rank's work gives, or the error that it ends with."""
     outcomes: list[Any] = [None] * len(works)
 
     def run(rank: int) -> None:
         try:
-            with Meeting(folder, Ranks(rank, len(works), 1, "launch")) as meeting:
+            with RankSync(folder, RankLayout(rank, len(works), 1, "launch")) as meeting:
                 outcomes[rank] = works[rank](meeting)
         except NemotronError as error:
             outcomes[rank] = error
@@ -74,7 +74,7 @@ def together(folder: Path, works: list[Callable[[Meeting], Any]]) -> list[Any]:
     return outcomes
 
 
-def lead(meeting: Meeting) -> str:
+def lead(meeting: RankSync) -> str:
     (meeting.output / "plan").write_text("mine")
     meeting.begin("digest")
     meeting.wait_for_all()
@@ -83,7 +83,7 @@ def lead(meeting: Meeting) -> str:
     return "led"
 
 
-def follow(meeting: Meeting) -> tuple[str, str, str]:
+def follow(meeting: RankSync) -> tuple[str, str, str]:
     digest = meeting.wait_for_plan()
     plan = (meeting.output / "plan").read_text()
     meeting.wait_for_all()
@@ -102,7 +102,7 @@ def test_all_work_by_one_plan_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_one_ranks_error_is_every_ranks(tmp_path: Path) -> None:
-    def fail(meeting: Meeting) -> None:
+    def fail(meeting: RankSync) -> None:
         meeting.wait_for_plan()
         raise UserError("a.jsonl, line 3: malformed JSON.")
 
@@ -115,7 +115,7 @@ def test_one_ranks_error_is_every_ranks(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
-    def refuse(meeting: Meeting) -> None:
+    def refuse(meeting: RankSync) -> None:
         raise UserError("no such tokenizer")
 
     found = together(tmp_path / "out", [refuse, follow])
@@ -130,7 +130,7 @@ def test_a_rank_that_died_is_not_waited_for(
     monkeypatch.setattr(ranks, "DEAD_AFTER", 60.0 if same_machine else 1.5)
     monkeypatch.setattr(ranks, "_FAREWELL", 0.1)
 
-    def die(meeting: Meeting) -> None:
+    def die(meeting: RankSync) -> None:
         meeting.wait_for_plan()
         meeting._stop.set()
         meeting._thread.join()
@@ -139,7 +139,7 @@ def test_a_rank_that_died_is_not_waited_for(
         else:
             meeting._mine["process"] = {"pid": 5, "host": "another"}
         meeting._say()
-        monkeypatch.setattr(Meeting, "_part", lambda self: None)
+        monkeypatch.setattr(RankSync, "_part", lambda self: None)
 
     began = time.monotonic()
     found = together(tmp_path, [lead, die])
@@ -153,11 +153,11 @@ def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path, monk
     monkeypatch.setattr(ranks, "_FAREWELL", 0.1)
     with (
         pytest.raises(NemotronError, match=r"Rank 1 of 2 did not appear within 0 s\.\nDo all nodes see one"),
-        Meeting(tmp_path, Ranks(0, 2, 1, "launch")) as meeting,
+        RankSync(tmp_path, RankLayout(0, 2, 1, "launch")) as meeting,
     ):
         lead(meeting)
     with (
         pytest.raises(NemotronError, match="Rank 0 of 2 did not appear"),
-        Meeting(tmp_path, Ranks(1, 2, 1, "launch")) as meeting,
+        RankSync(tmp_path, RankLayout(1, 2, 1, "launch")) as meeting,
     ):
         follow(meeting)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.data_prep import readers
-from nemotron_kit.data_prep.config import Rows
-from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
+from nemotron_kit.data_prep.config import RowCounts
+from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.readers import SMALL
 from nemotron_kit.errors import UserError
 
@@ -45,8 +45,8 @@ WRITERS: dict[str, Callable[[Path, Sequence[str]], object]] = {
 
 def read(path: Path, of: int, parts: Sequence[int], rows: int | None = None, field: str = "text") -> list[str]:
     file = SourceFile(str(path), path.stat().st_size, "x", rows)
-    source = Source("s", str(path), "all", 1.0, field, (file,))
-    return list(readers.texts(source, Piece(0, tuple(parts), of), Rows()))
+    source = PlannedSource("s", str(path), "all", 1.0, field, (file,))
+    return list(readers.texts(source, FilePart(0, tuple(parts), of), RowCounts()))
 
 
 @pytest.mark.parametrize("name", WRITERS)

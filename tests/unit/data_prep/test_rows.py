@@ -15,19 +15,19 @@ import pytest
 import zstandard
 
 from nemotron_kit.data_prep import DataPrepConfig, readers, run_data_prep, streams
-from nemotron_kit.data_prep.config import Rows
-from nemotron_kit.data_prep.plan import Piece, Source, SourceFile
+from nemotron_kit.data_prep.config import RowCounts
+from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.readers import SMALL
 from nemotron_kit.errors import UserError
 
 Config = Callable[..., DataPrepConfig]
 
 
-def read(path: Path, rows: Rows | None = None, *, field: str = "text", of: int = 3) -> list[str]:
+def read(path: Path, rows: RowCounts | None = None, *, field: str = "text", of: int = 3) -> list[str]:
     """All texts of a file, in the order of its parts."""
     file = SourceFile(str(path), path.stat().st_size, "x")
-    source, rows = Source("s", str(path), "all", 1.0, field, (file,)), rows or Rows()
-    return [text for part in range(of) for text in readers.texts(source, Piece(0, (part,), of), rows)]
+    source, rows = PlannedSource("s", str(path), "all", 1.0, field, (file,)), rows or RowCounts()
+    return [text for part in range(of) for text in readers.texts(source, FilePart(0, (part,), of), rows)]
 
 
 def jsonl(rows: Sequence[Any]) -> bytes:
@@ -48,7 +48,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def test_csv_and_every_compression(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.csv{ending}"
     path.write_bytes(COMPRESSORS[ending](b"\xef\xbb\xbf" + CSV.encode()))
-    rows = Rows()
+    rows = RowCounts()
     # The text keeps its line ends as they are, but that a compressed file's \r\n may not lose its \r either.
     assert sorted(read(path, rows)) == sorted(['two\r\nlines, "quoted"', "plain é", "last"])
     assert (rows.rows, rows.empty) == (4, 1)
@@ -67,7 +67,7 @@ def test_tsv_and_what_is_wrong_in_csv(tmp_path: Path) -> None:
     path.write_bytes(
         b'id\ttext\n1\tx\ty\n2\tok\n3\t"open"x\n4\t\xff\n5\t"' + b"z" * 300 + b'"\n6\tok\n7\t"never closed\n'
     )
-    rows = Rows(skip=True, max_size=100)
+    rows = RowCounts(skip=True, max_size=100)
     assert read(path, rows, of=1) == ["ok", "ok"]
     assert [row.partition(", ")[2].partition(":")[0] for row in rows.bad_rows] == [f"line {n}" for n in (2, 4, 5, 6, 8)]
     assert "3 fields, where the header has 2" in rows.bad_rows[0]
@@ -92,7 +92,7 @@ def test_compressed_plain_text_is_cut_as_other_text_is(tmp_path: Path) -> None:
 def test_a_text_inside_other_objects(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([{"doc": {"body": {"text": "deep"}}}, {"doc.body.text": "flat"}, {"doc": None}]))
-    rows = Rows()
+    rows = RowCounts()
     assert sorted(read(path, rows, field="doc.body.text")) == ["deep", "flat"]
     assert rows.empty == 1
     path.write_bytes(jsonl([{"doc": {"body": {"title": "x"}}}]))
@@ -110,8 +110,8 @@ def test_a_text_inside_structs_of_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows = [{"body": {"text": f"row {n}", "n": n}} if n else None for n in range(600)]
     pq.write_table(pa.table({"doc": rows, "n": range(600)}), path)
-    counted = Rows(max_size=6)
-    assert sorted(read(path, Rows(), field="doc.body.text")) == sorted(f"row {n}" for n in range(1, 600))
+    counted = RowCounts(max_size=6)
+    assert sorted(read(path, RowCounts(), field="doc.body.text")) == sorted(f"row {n}" for n in range(1, 600))
     with pytest.raises(UserError, match=r"a\.parquet: there is no column 'doc\.body\.txt': 'txt' is not in struct"):
         read(path, field="doc.body.txt")
     counted.skip = True
@@ -128,8 +128,8 @@ def test_a_line_that_is_too_long_is_named_and_passed_over(tmp_path: Path, ending
     path = tmp_path / f"a.jsonl{ending}"
     path.write_bytes(COMPRESSORS[ending](lines))
     with pytest.raises(UserError, match=r"a\.jsonl.*, line 6: a line of more than 20\.0 kB \(max_doc_size\)"):
-        read(path, Rows(max_size=20_000), of=7)
-    rows = Rows(max_size=20_000, skip=True)
+        read(path, RowCounts(max_size=20_000), of=7)
+    rows = RowCounts(max_size=20_000, skip=True)
     assert sorted(read(path, rows, of=7)) == sorted(row["text"] for row in good)
     assert (rows.rows, rows.bad) == (len(good) + 1, 1)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import Batches, BlendSamples, read_blend
+from nemotron_kit.training.data import BatchSampler, BlendSamples, read_blend
 
 
-def batches(samples: BlendSamples, **changes: int) -> Batches:
+def batches(samples: BlendSamples, **changes: int) -> BatchSampler:
     fields = {"first_step": 1, "last_step": 5, "global_batch_size": 8, "micro_batch_size": 2, "vocab_size": 64}
-    return Batches(samples, **{**fields, **changes})
+    return BatchSampler(samples, **{**fields, **changes})
 
 
 @pytest.fixture

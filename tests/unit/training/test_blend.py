@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import Source, read_blend
+from nemotron_kit.training.data import BlendSource, read_blend
 
 
 def blend(tmp_path: Path, value: Any) -> Path:
@@ -19,13 +19,13 @@ def blend(tmp_path: Path, value: Any) -> Path:
 def test_a_flat_list_of_weights_and_prefixes(tmp_path: Path) -> None:
     path = blend(tmp_path, {"train": ["0.7", "/d/a", 0.3, "/d/b"], "valid": ["1", "v"], "test": None})
     assert read_blend(path) == {
-        "train": [Source(0.7, "/d/a"), Source(0.3, "/d/b")],
-        "valid": [Source(1.0, str(tmp_path / "v"))],
+        "train": [BlendSource(0.7, "/d/a"), BlendSource(0.3, "/d/b")],
+        "valid": [BlendSource(1.0, str(tmp_path / "v"))],
     }
 
 
 def test_a_source_of_weight_zero_is_left_out(tmp_path: Path) -> None:
-    assert read_blend(blend(tmp_path, {"train": ["0", "/d/a", "1", "/d/b"]}))["train"] == [Source(1.0, "/d/b")]
+    assert read_blend(blend(tmp_path, {"train": ["0", "/d/a", "1", "/d/b"]}))["train"] == [BlendSource(1.0, "/d/b")]
 
 
 @pytest.mark.parametrize("entries", [["0.3", "/d/a", "0.7", "/d/b"], ["/d/a", "/d/b"], ["/d/a"], ["1", "/d/a"]])

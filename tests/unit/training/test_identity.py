@@ -11,7 +11,7 @@ import pytest
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import PretrainConfig, SchedulerConfig, TrainConfig
 from nemotron_kit.training.content import shard_contents
-from nemotron_kit.training.data import BlendSamples, Source
+from nemotron_kit.training.data import BlendSamples, BlendSource
 from nemotron_kit.training.start import differences, identity, portable, require_same
 
 
@@ -26,7 +26,7 @@ def config(tmp_path: Path, write_shard) -> PretrainConfig:
 
 
 def same(config: PretrainConfig, folder: Path, **model: Any) -> dict[str, Any]:
-    samples = BlendSamples([Source(1.0, str(folder / "a"))], config.seq_length, config.data_seed)
+    samples = BlendSamples([BlendSource(1.0, str(folder / "a"))], config.seq_length, config.data_seed)
     digests = shard_contents([str(folder / "a")], None).digests
     return identity(config, {"hybrid_override_pattern": "M", **model}, samples, digests, "fp32")
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import BlendSamples, HeldOutSamples, Source, read_blend
+from nemotron_kit.training.data import BlendSamples, BlendSource, HeldOutSamples, read_blend
 
 
-def source(write_shard, path: Path, first: int, tokens: int, weight: float | None = 1.0) -> Source:
+def source(write_shard, path: Path, first: int, tokens: int, weight: float | None = 1.0) -> BlendSource:
     """A shard of documents of 7 tokens that counts up from `first`."""
     stream = list(range(first, first + tokens))
-    return Source(weight, write_shard(path, [stream[n : n + 7] for n in range(0, tokens, 7)], np.int32))
+    return BlendSource(weight, write_shard(path, [stream[n : n + 7] for n in range(0, tokens, 7)], np.int32))
 
 
 def test_an_epoch_reads_every_window_once(tmp_path: Path, write_shard) -> None:

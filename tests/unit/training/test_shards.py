@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import Shard
+from nemotron_kit.training.data import TokenShard
 
 DOCUMENTS = [[1, 2, 3], [], [65000], list(range(500, 700))]
 
 
 def test_documents_are_what_was_written(tmp_path: Path, write_shard) -> None:
-    shard = Shard(write_shard(tmp_path / "a", DOCUMENTS))
+    shard = TokenShard(write_shard(tmp_path / "a", DOCUMENTS))
     assert [list(document) for document in shard] == DOCUMENTS
     assert len(shard) == 4
     assert shard.token_count == 204
@@ -24,18 +24,18 @@ def test_documents_are_what_was_written(tmp_path: Path, write_shard) -> None:
 
 def test_a_view_can_not_be_written_to(tmp_path: Path, write_shard) -> None:
     with pytest.raises(ValueError, match="read-only"):
-        Shard(write_shard(tmp_path / "a", DOCUMENTS))[0][0] = 7
+        TokenShard(write_shard(tmp_path / "a", DOCUMENTS))[0][0] = 7
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.uint16])
 def test_every_integer_type(tmp_path: Path, write_shard, dtype) -> None:
-    shard = Shard(write_shard(tmp_path / "a", [[1, 2], [100]], dtype))
+    shard = TokenShard(write_shard(tmp_path / "a", [[1, 2], [100]], dtype))
     assert shard[1].dtype == dtype
     assert list(shard[1]) == [100]
 
 
 def test_an_empty_shard_reads_as_empty(tmp_path: Path, write_shard) -> None:
-    shard = Shard(write_shard(tmp_path / "a", []))
+    shard = TokenShard(write_shard(tmp_path / "a", []))
     assert (len(shard), shard.token_count) == (0, 0)
 
 
@@ -48,7 +48,7 @@ def test_megatron_core_reads_the_same_documents(tmp_path: Path) -> None:
     for document in documents:
         builder.add_document(torch.tensor(document), [len(document)])
     builder.finalize(str(tmp_path / "a.idx"))
-    shard, theirs = Shard(tmp_path / "a"), judge.IndexedDataset(str(tmp_path / "a"))
+    shard, theirs = TokenShard(tmp_path / "a"), judge.IndexedDataset(str(tmp_path / "a"))
     assert len(shard) == len(theirs) == 200
     for mine, other, document in zip(shard, theirs, documents, strict=True):
         assert np.array_equal(mine, other) and np.array_equal(mine, document)
@@ -61,7 +61,7 @@ def test_a_megatron_document_may_hold_several_sequences(tmp_path: Path) -> None:
     builder = judge.IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.int32)
     builder.add_document(torch.arange(10), [4, 6])
     builder.finalize(str(tmp_path / "a.idx"))
-    assert [list(part) for part in Shard(tmp_path / "a")] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
+    assert [list(part) for part in TokenShard(tmp_path / "a")] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
 
 
 def test_an_index_cut_anywhere_is_refused(tmp_path: Path, write_shard) -> None:
@@ -71,10 +71,10 @@ def test_an_index_cut_anywhere_is_refused(tmp_path: Path, write_shard) -> None:
     for length in range(len(whole)):
         idx.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"a\.idx"):
-            Shard(prefix)
+            TokenShard(prefix)
     idx.write_bytes(whole + b"\x00")
     with pytest.raises(UserError, match=r"a\.idx"):
-        Shard(prefix)
+        TokenShard(prefix)
 
 
 def test_any_flipped_bit_of_an_index_is_refused(tmp_path: Path, write_shard) -> None:
@@ -88,7 +88,7 @@ def test_any_flipped_bit_of_an_index_is_refused(tmp_path: Path, write_shard) -> 
         idx.write_bytes(changed)
         if bit // 8 not in unread:
             with pytest.raises(UserError, match=r"a\.(idx|bin)"):
-                Shard(prefix)
+                TokenShard(prefix)
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\x00", lambda data: b""])
@@ -97,7 +97,7 @@ def test_a_bin_of_another_length_is_refused(tmp_path: Path, write_shard, change)
     bin_ = Path(f"{prefix}.bin")
     bin_.write_bytes(change(bin_.read_bytes()))
     with pytest.raises(UserError, match=r"a\.bin: .* bytes, but its index says 408"):
-        Shard(prefix)
+        TokenShard(prefix)
 
 
 @pytest.mark.parametrize("ending", ["idx", "bin"])
@@ -105,4 +105,4 @@ def test_a_missing_file_is_named(tmp_path: Path, write_shard, ending) -> None:
     prefix = write_shard(tmp_path / "a", DOCUMENTS)
     Path(f"{prefix}.{ending}").unlink()
     with pytest.raises(UserError, match=rf"a\.{ending}: No such file"):
-        Shard(prefix)
+        TokenShard(prefix)
