@@ -1,3 +1,143 @@
-"""nemotron_kit: a Hydra-native launcher for LLM training recipes."""
+"""nemotron_kit: a Hydra-native launcher for LLM training recipes.
+
+The names that recipes and programs are written against. Each is loaded on first use, and is the very object of its
+home; `nemotron.kit` lends the same ones. Importing this imports nothing else: help and the worker pay for it, too.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from nemotron_kit.app import App, ArtifactInput, Command, Group
+    from nemotron_kit.artifacts import (
+        Artifact,
+        ArtifactEntry,
+        ArtifactNotFoundError,
+        ArtifactRegistry,
+        ArtifactVersion,
+        ArtifactVersionNotFoundError,
+        DataBlendsArtifact,
+        FileTracker,
+        InputDatasetInfo,
+        LineageTracker,
+        ModelArtifact,
+        NoOpTracker,
+        PretrainBlendsArtifact,
+        PretrainDataArtifact,
+        SFTDataArtifact,
+        SplitJsonlDataArtifact,
+        TrackingInfo,
+        WandbConfig,
+        WandbTracker,
+        add_run_tags,
+        add_wandb_tags,
+        apply_scale,
+        finish_wandb,
+        get_config,
+        get_lineage_tracker,
+        init,
+        init_wandb_if_configured,
+        is_initialized,
+        print_step_complete,
+        set_lineage_tracker,
+        to_wandb_uri,
+        tokenizer_to_uri,
+    )
+    from nemotron_kit.config.store import register_recipes
+    from nemotron_kit.config_manager import ConfigManager, cli
+    from nemotron_kit.executors.nemo_run import build_executor
+    from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile, load_wandb_config, resolve_partition
+    from nemotron_kit.spec.runconfig import RunConfig
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        init_wandb_from_env,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
 
 __version__ = "0.1.0"
+
+# Home module → its names. All others in __all__ are of nemotron_kit.artifacts.
+_HOMES = {
+    "app": "App ArtifactInput Command Group",
+    "config.store": "register_recipes",
+    "config_manager": "ConfigManager",
+    "executors.nemo_run": "build_executor",
+    "spec.profiles": "list_run_profiles load_run_profile load_wandb_config resolve_partition",
+    "spec.runconfig": "RunConfig",
+    "train_script": (
+        "apply_hydra_overrides init_wandb_from_env load_omegaconf_yaml omegaconf_to_dataclass "
+        "parse_config_and_overrides"
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "App",
+    "Artifact",
+    "ArtifactEntry",
+    "ArtifactInput",
+    "ArtifactNotFoundError",
+    "ArtifactRegistry",
+    "ArtifactVersion",
+    "ArtifactVersionNotFoundError",
+    "Command",
+    "ConfigManager",
+    "DataBlendsArtifact",
+    "FileTracker",
+    "Group",
+    "InputDatasetInfo",
+    "LineageTracker",
+    "ModelArtifact",
+    "NoOpTracker",
+    "PretrainBlendsArtifact",
+    "PretrainDataArtifact",
+    "RunConfig",
+    "SFTDataArtifact",
+    "SplitJsonlDataArtifact",
+    "TrackingInfo",
+    "WandbConfig",
+    "WandbTracker",
+    "add_run_tags",
+    "add_wandb_tags",
+    "apply_hydra_overrides",
+    "apply_scale",
+    "build_executor",
+    "cli",
+    "finish_wandb",
+    "get_config",
+    "get_lineage_tracker",
+    "init",
+    "init_wandb_from_env",
+    "init_wandb_if_configured",
+    "is_initialized",
+    "list_run_profiles",
+    "load_omegaconf_yaml",
+    "load_run_profile",
+    "load_wandb_config",
+    "omegaconf_to_dataclass",
+    "parse_config_and_overrides",
+    "print_step_complete",
+    "register_recipes",
+    "resolve_partition",
+    "set_lineage_tracker",
+    "to_wandb_uri",
+    "tokenizer_to_uri",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if name == "cli":  # this package's own command line, which is callable: it is found so once it is imported, too
+        return import_module("nemotron_kit.cli")
+    return getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'artifacts')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

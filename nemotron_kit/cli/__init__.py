@@ -1,1 +1,22 @@
-"""cli"""
+"""The command line. `from nemotron_kit import cli` gives this package; called, it is `cli(…)` of config_manager."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class CallableModule(ModuleType):
+    """A package that has the name of a function, and can be called as that function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from nemotron_kit.config_manager import cli
+
+        return cli(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = CallableModule

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -54,18 +57,54 @@ def test_wandb_registry_without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_import_paths_lend_the_very_objects() -> None:
     import nemotron.kit.artifact
+    import nemotron.kit.run
     import nemotron.kit.trackers
 
-    for module in (nemotron.kit.artifact, nemotron.kit.trackers):
-        for name in module.__all__:
-            if name != "ArtifactInput":
-                assert getattr(module, name) is getattr(artifacts, name)
+    import nemotron_kit
+
+    assert nemotron.kit.__all__ == sorted(nemotron_kit.__all__) and nemotron_kit.__version__
+    for module in (nemotron_kit, nemotron.kit, nemotron.kit.artifact, nemotron.kit.run, nemotron.kit.trackers):
+        for name in set(module.__all__) - {"cli"}:  # two packages, each callable as the function
+            assert getattr(module, name) is getattr(nemotron_kit, name)
+            assert name not in artifacts.__all__ or getattr(module, name) is getattr(artifacts, name)
         with pytest.raises(AttributeError, match="nothing"):
             module.nothing  # noqa: B018
     for name in artifacts.__all__:
         assert getattr(artifacts, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         artifacts.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_packages_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
+    """Each name that nemotron_kit looks up stands, with its home, among the imports that a type checker reads."""
+    import nemotron_kit
+
+    tree = ast.parse(Path(nemotron_kit.__file__).read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
+    homes = {name: home for name, home in homes.items() if home.startswith("nemotron_kit.")}
+    assert sorted(homes) == sorted(nemotron_kit.__all__)
+    for name, home in homes.items():
+        assert name == "cli" or getattr(nemotron_kit, name) is getattr(import_module(home), name)
+
+
+def test_importing_the_package_imports_nothing_else_and_cli_can_be_called(tmp_path: Path) -> None:
+    program = """
+import ast
+import subprocess
+import sys
+from importlib import import_module
+before = set(sys.modules)
+import nemotron_kit
+assert set(sys.modules) - before <= {"nemotron_kit", "__future__"}, set(sys.modules) - before
+from nemotron_kit import cli, app
+import nemotron.kit, nemotron_kit.cli.main
+assert cli is nemotron_kit.cli and app.App is nemotron_kit.App
+from dataclasses import make_dataclass
+Config = make_dataclass("Config", [("a", int, 1)])
+assert cli(Config, argv=["--a", "3"]) == nemotron.kit.cli(Config, argv=["a=3"]) == Config(3)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
 
 
 def test_large_content_is_hashed_in_threads_to_the_same_digest(

@@ -1,12 +1,13 @@
 """Artifact classes and what goes with them, under the name that scripts import. Each is loaded on first use."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import nemotron_kit
+
 if TYPE_CHECKING:
-    from nemotron_kit.app import ArtifactInput
-    from nemotron_kit.artifacts import (
+    from nemotron_kit import (
         Artifact,
+        ArtifactInput,
         DataBlendsArtifact,
         ModelArtifact,
         PretrainBlendsArtifact,
@@ -36,5 +37,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "nemotron_kit.app" if name == "ArtifactInput" else "nemotron_kit.artifacts"
-    return getattr(import_module(home), name)
+    return getattr(nemotron_kit, name)

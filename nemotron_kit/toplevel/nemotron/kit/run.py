@@ -1,23 +1,33 @@
-"""nemotron.kit.run: profiles and executors. Each name is loaded from nemotron_kit on first use."""
+"""Profiles and executors, under the name that scripts import. Each is loaded on first use."""
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "RunConfig": "nemotron_kit.spec.runconfig",
-    "build_executor": "nemotron_kit.executors.nemo_run",
-    "list_run_profiles": "nemotron_kit.spec.profiles",
-    "load_run_profile": "nemotron_kit.spec.profiles",
-    "load_wandb_config": "nemotron_kit.spec.profiles",
-    "resolve_partition": "nemotron_kit.spec.runconfig",
-}
-__all__ = sorted(_HOMES)
+import nemotron_kit
+
+if TYPE_CHECKING:
+    from nemotron_kit import (
+        RunConfig,
+        build_executor,
+        list_run_profiles,
+        load_run_profile,
+        load_wandb_config,
+        resolve_partition,
+    )
+
+__all__ = [
+    "RunConfig",
+    "build_executor",
+    "list_run_profiles",
+    "load_run_profile",
+    "load_wandb_config",
+    "resolve_partition",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(nemotron_kit, name)
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,11 @@
 """Trackers, under the name that scripts import. Each is loaded on first use."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import nemotron_kit
+
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts import (
+    from nemotron_kit import (
         FileTracker,
         InputDatasetInfo,
         LineageTracker,
@@ -32,4 +33,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("nemotron_kit.artifacts"), name)
+    return getattr(nemotron_kit, name)
