@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from nemotron_kit.errors import printable
-from nemotron_kit.files import finite
 
 TYPE_CHECKING = False
-
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import TextIO
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any, TextIO
 
     Rows = Iterable[tuple[str, str]]
 
@@ -153,11 +147,15 @@ def write_lines(lines: Sequence[str]) -> None:
 
 
 def print_json(value: Any) -> None:
+    from nemotron_kit.files import finite  # help reads this file, and needs no pathlib
+
     sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
 def terminal_width() -> int:
     """Columns of the terminal; a great many where standard output is none, so that nothing is left out."""
+    import shutil
+
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
 
 
