@@ -6,7 +6,7 @@ import os
 import re
 import sys
 
-from nemotron_kit.cli import index as index_module
+from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
@@ -138,20 +138,20 @@ def _tool_values(option: str, index: Index) -> ToolAnswers:
 
 def runs() -> ToolAnswers:
     """The runs' ids, the newest first, and the word for it."""
-    yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_module.home(), "runs")))))
+    yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_files.home(), "runs")))))
 
 
 def profiles() -> ToolAnswers:
     """The profiles of env.toml."""
-    for name, table in index_module.tables().items():
-        if name not in index_module.RESERVED and isinstance(table, dict):
+    for name, table in index_files.tables().items():
+        if name not in index_files.RESERVED and isinstance(table, dict):
             yield name, str(table.get("executor", "local"))
 
 
 def artifacts(current: str) -> ToolAnswers:
     """Names; after `Name:`, its versions and aliases. Read off the folders of the registry on this machine."""
     name, colon, _ = current.partition(":")
-    root = index_module.artifacts_root()
+    root = index_files.artifacts_root()
     if not colon:
         yield from ((each, "") for each in listing(root))
         return
@@ -174,7 +174,7 @@ if TYPE_CHECKING:
 
     from nemotron_kit.cli.index import Index, Node
 
-    Answers = Iterator[tuple[str, str]]
+    Candidates = Iterator[tuple[str, str]]
 
 _EMPTY: Node = {"fields": [], "artifacts": [], "configs": []}
 _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOTALL)
@@ -218,14 +218,14 @@ def split_line(line: str) -> list[str]:
     return [*words, ""] if not line or line[-1].isspace() else words
 
 
-def complete(words: Sequence[str], current: str, index: Index) -> Answers:
+def complete(words: Sequence[str], current: str, index: Index) -> Candidates:
     """(what may stand in place of `current`, what it means), given the finished words before it."""
     first = tree.first_word(words)
-    answers = after_tool(first, words, current, index) if first in tree.TOOLS else _recipe(words, current, index)
-    return ((text, meaning) for text, meaning in answers if text.startswith(current))
+    candidates = after_tool(first, words, current, index) if first in tree.TOOLS else _recipe(words, current, index)
+    return ((text, meaning) for text, meaning in candidates if text.startswith(current))
 
 
-def _recipe(words: Sequence[str], current: str, index: Index) -> Answers:
+def _recipe(words: Sequence[str], current: str, index: Index) -> Candidates:
     reached = tree.walk(words, index)
     if reached.unknown is not None:
         return iter(())
@@ -243,7 +243,7 @@ def _recipe(words: Sequence[str], current: str, index: Index) -> Answers:
     return _fields(detail, words[-1], current) if leaf else _words(reached.node)
 
 
-def _fields(detail: Node, before: str, current: str) -> Answers:
+def _fields(detail: Node, before: str, current: str) -> Candidates:
     option = options.known(before) if options.is_option(before) else None
     if option is not None and option.takes == MAYBE:
         yield from ((choice, "") for choice in option.choices)
@@ -252,14 +252,14 @@ def _fields(detail: Node, before: str, current: str) -> Answers:
         yield from ((f"run.{slot['slot']}=", f"instead of {slot['default']}") for slot in detail["artifacts"])
 
 
-def _words(node: Node) -> Answers:
+def _words(node: Node) -> Candidates:
     for child in node["children"].values():
         yield child["name"], child["description"]
     if not node["path"]:
         yield from ((name, summary) for name, (_, summary, _) in tree.TOOLS.items())
 
 
-def _flags(detail: Node) -> Answers:
+def _flags(detail: Node) -> Candidates:
     for option in NEMOTRON.options:
         yield option.flag, option.help
     for slot in detail["artifacts"]:
@@ -290,11 +290,11 @@ def _option_of(name: str) -> str:
     return {"config": "--config", "run.profile": "--run"}.get(name, name)
 
 
-def _joined(name: str, answers: Answers) -> Answers:
-    return ((f"{name}={text}", meaning) for text, meaning in answers)
+def _joined(name: str, candidates: Candidates) -> Candidates:
+    return ((f"{name}={text}", meaning) for text, meaning in candidates)
 
 
-def _values(name: str, current: str, detail: Node) -> Answers:
+def _values(name: str, current: str, detail: Node) -> Candidates:
     """The values that an option, or an override's key, can have as far as that is known."""
     option = options.known(name) if name.startswith("-") else None
     slots = [f"{prefix}.{slot['slot']}" for slot in detail["artifacts"] for prefix in ("--art", "run")]

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import App, Command, Group
-from nemotron_kit.cli import index as index_module
+from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.cli.options import NEMOTRON
@@ -202,7 +202,7 @@ def rebuild() -> Index:
     """Import every recipe, write the cache, and return what is in it. A home that can't be written is no obstacle."""
     key, path = cache_key(), cache_file()
     with recording() as recorder:
-        for place in (index_module.find(), *import_path()):
+        for place in (index_files.find(), *import_path()):
             recorder.add(place)
         found = _discover()
         for folder in _folders():

@@ -172,7 +172,7 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     from nemotron_kit.config.compose import compose, find_command
     from nemotron_kit.launch.inputs import piped_overrides
     from nemotron_kit.launch.plan import build_plan
-    from nemotron_kit.remote.ssh import reach_for
+    from nemotron_kit.remote.ssh import transport_for
 
     command = find_command(tree, request.recipe, request.stage)
     words = hydra_words(request)
@@ -184,7 +184,9 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
         refuse_settings_in_files(composed.hydra)
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
-    plan = build_plan(composed, app, run_id=run_id, argv=argv, connect=connect, reach=reach_for if connect else None)
+    plan = build_plan(
+        composed, app, run_id=run_id, argv=argv, connect=connect, transports=transport_for if connect else None
+    )
     return carry_out(plan, composed, request, env)
 
 

@@ -11,7 +11,7 @@ from nemotron_kit.cli import tree
 from nemotron_kit.cli.help import program
 from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
-from nemotron_kit.cli.reader import Elsewhere, Reader
+from nemotron_kit.cli.reader import NotThisCommand, Reader
 from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near, single
 from nemotron_kit.errors import UserError
 
@@ -116,7 +116,7 @@ def _folder_of_that_name(word: str) -> str:
 __all__ = ["parse", "parse_hydra"]
 
 
-class Speaker(NamedTuple):
+class ProgramName(NamedTuple):
     """How the program is called (`prog`), and the words that are taken as said already (`root`)."""
 
     prog: str
@@ -138,36 +138,38 @@ class _Failure(NamedTuple):
 def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
     """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, where nemotron's
     own commands don't exist. `prog` is how hints call the program. Raises UserError."""
-    argv, speaker = list(argv), Speaker(prog or program(root), root)
+    argv, program_name = list(argv), ProgramName(prog or program(root), root)
     first = tree.first_word(argv)
     if not root and argv[:1] == ["--version"]:
         return Version()
     if not root and first in tree.TOOLS:
         return Tool(first, tuple(_without(argv, first)))
     if not root and first == "help":
-        return _asked(_without(argv, first), index, speaker)
+        return _asked(_without(argv, first), index, program_name)
     if not argv or tree.wants_help(argv):
-        return help_request(argv, index, speaker)
-    return _job(argv, index, speaker)
+        return help_request(argv, index, program_name)
+    return _job(argv, index, program_name)
 
 
-def _asked(argv: Sequence[str], index: Index, speaker: Speaker) -> Request:
+def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
     """`nemotron help WORDS`"""
     first = tree.first_word(argv)
-    return Tool(first, ("--help",)) if first in tree.TOOLS else help_request(argv, index, speaker)
+    return Tool(first, ("--help",)) if first in tree.TOOLS else help_request(argv, index, program_name)
 
 
-def help_request(argv: Sequence[str], index: Index, speaker: Speaker) -> Help:
+def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
     """Help for the node that the words of `argv` lead to. Raises UserError for a word that leads nowhere."""
-    reached = tree.walk(argv, index, speaker.root)
+    reached = tree.walk(argv, index, program_name.root)
     if reached.unknown is not None:
-        raise _lost(reached, index, speaker)
+        raise _lost(reached, index, program_name)
     return Help(reached.path)
 
 
-def _job(argv: list[str], index: Index, speaker: Speaker) -> Request:
-    reached = tree.walk(argv, index, speaker.root)
-    tried = [_attempt(argv, *each, index, speaker, reached) for each in _candidates(argv, index, speaker.root)]
+def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
+    reached = tree.walk(argv, index, program_name.root)
+    tried = [
+        _attempt(argv, *each, index, program_name, reached) for each in _candidates(argv, index, program_name.root)
+    ]
     jobs = [each for each in tried if isinstance(each, Job)]
     if len(jobs) == 1:
         return jobs[0]
@@ -179,8 +181,8 @@ def _job(argv: list[str], index: Index, speaker: Speaker) -> Request:
     if best is not None and (best.meant or not tree.is_group(reached.node)):
         raise best.error
     if reached.unknown is not None:
-        raise _lost(reached, index, speaker)
-    return _unfinished(argv, reached, speaker)
+        raise _lost(reached, index, program_name)
+    return _unfinished(argv, reached, program_name)
 
 
 def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
@@ -192,16 +194,16 @@ def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterato
 
 
 def _attempt(
-    argv: list[str], leaf: Node, words: tuple[str, ...], index: Index, speaker: Speaker, reached: tree.Walk
+    argv: list[str], leaf: Node, words: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
 ) -> Job | _Failure:
     """The line read as this command."""
     reader, named = None, tuple(leaf["path"]) == reached.path
     try:
         detail = _detail(index, leaf)
-        reader = Reader(argv, NEMOTRON, detail, " ".join((*speaker.root, *words)), speaker.help_line(words))
+        reader = Reader(argv, NEMOTRON, detail, " ".join((*program_name.root, *words)), program_name.help_line(words))
         return _named(reader.read(words), leaf)
     except UserError as error:
-        return _Failure(not isinstance(error, Elsewhere), reader.at if reader else 0, named, error)
+        return _Failure(not isinstance(error, NotThisCommand), reader.at if reader else 0, named, error)
 
 
 def _detail(index: Index, leaf: Node) -> Node:
@@ -221,18 +223,18 @@ def _named(job: Job, leaf: Node) -> Job:
     return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
 
 
-def _unfinished(argv: Sequence[str], reached: tree.Walk, speaker: Speaker) -> Request:
+def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramName) -> Request:
     """A group without a command: its help. Hydra can be asked about itself without one. Raises UserError for an option
     that, if anything, only a command has."""
-    words = reached.path[len(speaker.root) :]
-    name, hint = " ".join((speaker.prog, *words)), speaker.help_line(words)
+    words = reached.path[len(program_name.root) :]
+    name, hint = " ".join((program_name.prog, *words)), program_name.help_line(words)
     job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(words)
     return job if not words and asks_hydra(job) else Help(reached.path, asked=False)
 
 
-def _lost(reached: tree.Walk, index: Index, speaker: Speaker) -> UserError:
+def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
     """The error for a word that names nothing where it stands."""
-    word, words = reached.unknown or "", reached.path[len(speaker.root) :]
+    word, words = reached.unknown or "", reached.path[len(program_name.root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:
             what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
@@ -240,10 +242,10 @@ def _lost(reached: tree.Walk, index: Index, speaker: Speaker) -> UserError:
                 f"{option} needs a {what}, and {taken!r} stands in its place.", hint=f"Write {option} {what}."
             )
     if not reached.path:
-        return no_recipe(word, index, speaker.prog)
+        return no_recipe(word, index, program_name.prog)
     children = reached.node["children"].values()
     known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
-    hint = f"{near(word, known)} `{speaker.help_line(words)}` tells more."
+    hint = f"{near(word, known)} `{program_name.help_line(words)}` tells more."
     return UserError(f"{' '.join(reached.path)} has no command {word!r}.", hint=hint.strip())
 
 

@@ -64,11 +64,11 @@ def clean_main(argv: Sequence[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    from nemotron_kit.remote.ssh import reach_for
+    from nemotron_kit.remote.ssh import transport_for
 
-    reach = reach_for(vars(effective_profile(options.name).config))
+    transport = transport_for(vars(effective_profile(options.name).config))
     unused = options.unused.total_seconds()
-    found, _ = reach.call("clean", root=reach.root, unused_seconds=unused, remove=not options.dry_run)
+    found, _ = transport.call("clean", root=transport.root, unused_seconds=unused, remove=not options.dry_run)
     kept = [entry for entry in found if "error" in entry]
     if options.json:
         print_json(found)

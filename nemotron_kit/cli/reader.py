@@ -17,7 +17,7 @@ _SENDING = ("run", "batch")
 _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
 
 
-class Elsewhere(UserError):
+class NotThisCommand(UserError):
     """A bare word is not this command's next word: the line may be another command's."""
 
 
@@ -52,7 +52,7 @@ class Reader:
             else:
                 self._short(word)
         if self.words:
-            raise Elsewhere(f"{self.where}: the word {self.words[0]!r} is missing.")
+            raise NotThisCommand(f"{self.where}: the word {self.words[0]!r} is missing.")
         if "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides:
             self.assigned.sweep_artifacts()
         else:
@@ -78,7 +78,7 @@ class Reader:
             self._override(word)
         elif self.words:
             if word != self.words[0]:
-                raise Elsewhere(f"{self.where}: {word!r} stands where {self.words[0]!r} should.")
+                raise NotThisCommand(f"{self.where}: {word!r} stands where {self.words[0]!r} should.")
             self.words.pop(0)
         elif row is not None:
             self.assigned.field(row, word)

@@ -10,23 +10,23 @@ from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.remote.agent.operations import Piece
-from nemotron_kit.remote.ssh import Reach
+from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
 
 
-def fetch_repositories(reach: Reach, plans: Iterable[Plan]) -> None:
+def fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
     """Each repository once; nothing where it is there already."""
     wanted = {record["folder"]: record for plan in plans for record in plan.extra.get("repositories", ())}
     for record in wanted.values():
-        reach.call("fetch_repository", **record)
+        transport.call("fetch_repository", **record)
 
 
-def make_mounted(reach: Reach, place: Mapping[str, Any]) -> None:
+def make_mounted(transport: Transport, place: Mapping[str, Any]) -> None:
     """The code's folder and the registry, which every container is given: on a first launch they aren't there yet."""
     mode = artifact_settings(read_env_file())["mode"]
-    reach.call("make_mounted", root=place["root"], registry=place["artifacts"], mode=mode)
+    transport.call("make_mounted", root=place["root"], registry=place["artifacts"], mode=mode)
 
 
 @dataclass(frozen=True)

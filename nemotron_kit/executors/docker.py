@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import Observation, fetch_repositories, make_mounted
-from nemotron_kit.executors.slurm.script import Sbatch, folder_of
+from nemotron_kit.executors.slurm.script import ExecutorPlan, folder_of
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.snapshot import code_there, place_kit
-from nemotron_kit.remote.ssh import Reach, reach_for
+from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.paths import Place
@@ -53,7 +53,7 @@ def docker_for(
     run_id: str,
     job: int,
     mode: str,
-) -> Sbatch:
+) -> ExecutorPlan:
     """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
     from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
 
@@ -63,11 +63,11 @@ def docker_for(
         notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
     extra: dict[str, Any] = {"resources": asdict(resources)}
     if problems:
-        return Sbatch({}, tuple(problems), tuple(notes), extra)
+        return ExecutorPlan({}, tuple(problems), tuple(notes), extra)
     try:
         executor = build_executor(config)
     except MissingExtra as error:
-        return Sbatch({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
+        return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
     name = container_name(run_id, job)
     words = [
         *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
@@ -82,7 +82,7 @@ def docker_for(
         *(place.python, str(place.kit), place.job),
     ]
     extra["container"] = {"name": name, "image": executor.container_image, "words": words}
-    return Sbatch({}, (), tuple(notes), extra)
+    return ExecutorPlan({}, (), tuple(notes), extra)
 
 
 def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
@@ -176,8 +176,8 @@ _NOT_STARTED = (125, 126, 127)
 class Docker:
     """Containers of the engine that the docker command reaches."""
 
-    def __init__(self, reach: Reach, settings: Mapping[str, Any]) -> None:
-        self.reach, self.settings = reach, settings
+    def __init__(self, transport: Transport, settings: Mapping[str, Any]) -> None:
+        self.transport, self.settings = transport, settings
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         self._send(run, plans, plans[0].place)
@@ -225,18 +225,18 @@ class Docker:
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[operations.Piece]:
         asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
-        return operations.pieces(*self.reach.call("read_logs", **asked, only=only, skip=list(skip)))
+        return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, kit, and the jobs' folders where they are not the record's own; then all that is mounted is there."""
-        texts = code_there(self.reach, place, self.settings)
+        texts = code_there(self.transport, place, self.settings)
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
-        fetch_repositories(self.reach, plans)
-        self.reach.call("make_run", packed(texts), folder=place["run"])
+        fetch_repositories(self.transport, plans)
+        self.transport.call("make_run", packed(texts), folder=place["run"])
         place_kit(place["kit"])
-        make_mounted(self.reach, place)
+        make_mounted(self.transport, place)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
@@ -252,7 +252,7 @@ class Docker:
 
 def make(settings: Mapping[str, Any]) -> Docker:
     """The back end of executor "docker"."""
-    return Docker(reach_for(settings), settings)
+    return Docker(transport_for(settings), settings)
 
 
 def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:

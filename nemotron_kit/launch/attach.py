@@ -31,7 +31,7 @@ from nemotron_kit.worker.streams import unless_gone
 _NAME = "attached.json"
 
 
-class Shown:
+class LogOffsets:
     """Job number → log → bytes that were shown, kept in the run's folder. Damaged, it is as if nothing had been."""
 
     def __init__(self, run: RunFolder) -> None:
@@ -102,7 +102,7 @@ class Follower:
             write(self._marked(name, clean.feed(b"", final=True)))
 
     @property
-    def shown(self) -> dict[str, int]:
+    def written(self) -> dict[str, int]:
         """Log → the bytes of it that have been written; what waits for its other half has not."""
         return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
 
@@ -124,39 +124,39 @@ def attach(
     backend: Backend,
     jobs: Sequence[JobFolder],
     *,
-    shown: Shown | None = None,
+    offsets: LogOffsets | None = None,
     cancel_on_interrupt: bool = False,
 ) -> Outcome:
     """Follow the jobs to their end. Losing sight of them never cancels them and never counts as success.
 
-    What `shown` says was shown before is not shown again; how far this goes is on record in the run's folder.
+    What `offsets` says was shown before is not shown again; how far this goes is on record in the run's folder.
 
     Ctrl-C leaves them alone; with `cancel_on_interrupt` it cancels them and stays to see it (a second one leaves).
     """
-    shown = shown or Shown(run)
+    offsets = offsets or LogOffsets(run)
     many = len(jobs) > 1
-    followers = [Follower(backend, j, shown.of(j.number), f"job {j.number}" if many else None) for j in jobs]
+    followers = [Follower(backend, j, offsets.of(j.number), f"job {j.number}" if many else None) for j in jobs]
     try:
-        return _follow(run, backend, jobs, followers, shown)
+        return _follow(run, backend, jobs, followers, offsets)
     except KeyboardInterrupt:
         if not cancel_on_interrupt:
             return DETACHED
     _say(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
     try:
         backend.cancel(run, jobs)
-        outcome = _follow(run, backend, jobs, followers, shown)
+        outcome = _follow(run, backend, jobs, followers, offsets)
     except KeyboardInterrupt:
         return DETACHED
     return replace(outcome, code=INTERRUPTED)
 
 
 def _follow(
-    run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], shown: Shown
+    run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], offsets: LogOffsets
 ) -> Outcome:
     def keep() -> None:
         with unless_gone(sys.stdout):
             sys.stdout.flush()
-        shown.keep({follower.job.number: follower.shown for follower in followers})
+        offsets.keep({follower.job.number: follower.written for follower in followers})
 
     # A back end that is a folder of this machine is asked more often than one that many ask.
     fastest, slowest = getattr(backend, "pace", (FASTEST, SLOWEST))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.remote.ssh import Reach, reach_for
+from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import Place, place_of, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
@@ -34,10 +34,10 @@ class Target:
 
     config: RunConfig
     place: Place
-    reach: Reach
+    transport: Transport
 
     def ask(self, op: str, **args: Any) -> Any:
-        return self.reach.call(op, **args)[0]
+        return self.transport.call(op, **args)[0]
 
 
 def connection(target: Target) -> Iterator[Finding]:
@@ -199,11 +199,11 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 def check_profile(config: RunConfig) -> Iterator[Finding]:
     """Look at the target of a profile. A machine that can't be reached ends it; nothing is submitted or left behind."""
     try:
-        config, _ = with_folder(config, lambda: reach_for(vars(config)).root)
+        config, _ = with_folder(config, lambda: transport_for(vars(config)).root)
     except NemotronError as error:
         yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
-    target = Target(config, place_of(config, _ANY_RUN, 0), reach_for(vars(config)))
+    target = Target(config, place_of(config, _ANY_RUN, 0), transport_for(vars(config)))
     for check in CHECKS.get(config.executor, (elsewhere, secrets)):
         try:
             yield from check(target)

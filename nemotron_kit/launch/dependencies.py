@@ -12,7 +12,16 @@ from typing import Any
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError, printable
 from nemotron_kit.launch.mounts import with_folders
-from nemotron_kit.launch.status import ENDED, HERE, Sight, folder_there, refresh, run_standing, standing, target_of
+from nemotron_kit.launch.status import (
+    ENDED,
+    HERE,
+    StatusSnapshot,
+    effective_run_state,
+    effective_state,
+    folder_there,
+    refresh,
+    target_of,
+)
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
 from nemotron_kit.runs.ledger import open_run
@@ -29,16 +38,19 @@ class After:
 
     runs: Sequence[RunFolder]
     states: Mapping[str, str]
-    sights: Mapping[str, Sight]
+    snapshots: Mapping[str, StatusSnapshot]
     connect: bool = True
 
     @classmethod
     def of(cls, references: Sequence[str], *, connect: bool = True) -> After:
         """UserError for a run that isn't there. `connect=False` (a dry-run) asks nobody: what is on record counts."""
         runs = list({run.id: run for run in map(open_run, references)}.values())
-        sights = refresh(runs) if connect else {}
-        states = {run.id: run_standing(run, sights.get(run.id)) if run.jobs() else run.summary().state for run in runs}
-        return cls(runs, states, sights, connect)
+        snapshots = refresh(runs) if connect else {}
+        states = {
+            run.id: effective_run_state(run, snapshots.get(run.id)) if run.jobs() else run.summary().state
+            for run in runs
+        }
+        return cls(runs, states, snapshots, connect)
 
     @property
     def left(self) -> list[RunFolder]:
@@ -48,7 +60,7 @@ class After:
         """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
         if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in self.left):
             return None
-        found = [_scheduler_ids(run, self.sights.get(run.id)) for run in self.left if self.connect]
+        found = [_scheduler_ids(run, self.snapshots.get(run.id)) for run in self.left if self.connect]
         return sorted(set().union(*found)) if all(found) else None
 
     def apply(self, plan: Plan, command: Command) -> Plan:
@@ -65,12 +77,12 @@ class After:
             extra[WAIT_FIRST] = [run.id for run in self.left]
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
         # One may have ended between the look into the registry and this one: the job will find what it saved.
-        late, kept = _late(plan, {run.id for run in self.runs}, command)
-        read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in late.values())]
+        deferred, kept = _late(plan, {run.id for run in self.runs}, command)
+        read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in deferred.values())]
         plan = with_folders(replace(plan, problems=tuple(kept)), [folder_there(run, run.plan()) for run in read])
-        if late:
-            spec["late"] = late
-            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in late.items()]
+        if deferred:
+            spec["late"] = deferred
+            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in deferred.items()]
         return replace(
             plan,
             files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
@@ -108,8 +120,10 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     runs = [open_run(run_id) for run_id in run_ids]
     pause, told = _FASTEST, False
     while True:
-        sights = refresh(runs)
-        states = {run.id: run_standing(run, sights.get(run.id)) if run.path.is_dir() else _GONE for run in runs}
+        snapshots = refresh(runs)
+        states = {
+            run.id: effective_run_state(run, snapshots.get(run.id)) if run.path.is_dir() else _GONE for run in runs
+        }
         for run_id, state in states.items():
             if state in _NEVER:
                 how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}")
@@ -124,7 +138,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
         if job is not None and (job.cancel_requested or not job.path.is_dir()):
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
         time.sleep(pause)
-        pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if sights else _SLOWEST)
+        pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if snapshots else _SLOWEST)
 
 
 def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
@@ -134,14 +148,14 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
         job.transition("pending", process=process_facts(), reason=reason)
 
 
-def _scheduler_ids(run: RunFolder, sight: Sight | None) -> set[str]:
+def _scheduler_ids(run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:
     """The scheduler's numbers of a run's jobs that are not over; of an array's tasks, the array's."""
     found = set()
     for job in run.jobs():
-        state = standing(job, sight)
+        state = effective_state(job, snapshot)
         if state.terminal:
             continue
-        seen = sight.observed.get(job.number) if sight else None
+        seen = snapshot.observed.get(job.number) if snapshot else None
         facts = {**state.facts, **(seen.facts if seen else {})}
         number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
         if not number.isdecimal():
@@ -154,13 +168,13 @@ def _late(plan: Plan, run_ids: set[str], command: Command) -> tuple[dict[str, st
     """(slot → reference to what the runs have not saved yet, the plan's problems without those)."""
     from nemotron_kit.artifacts.reference import parse_override
 
-    late: dict[str, str] = {}
+    deferred: dict[str, str] = {}
     for slot, text in plan.references.items():
         if plan.inputs.get(slot) is not None:
             continue
         declared = command.artifacts.get(slot)
         reference = parse_override(text, declared.default_name if declared else None, aliases=lambda _: ())
         if reference.run in run_ids:
-            late[slot] = str(reference)
-    kept = [problem for problem in plan.problems if problem.partition(": ")[0] not in late]
-    return late, kept
+            deferred[slot] = str(reference)
+    kept = [problem for problem in plan.problems if problem.partition(": ")[0] not in deferred]
+    return deferred, kept

@@ -13,7 +13,7 @@ from nemotron_kit.artifacts import pipe
 from nemotron_kit.config.files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
-from nemotron_kit.launch.placing import Placed, Reach
+from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.spec.paths import Place
 
 if TYPE_CHECKING:
@@ -236,9 +236,9 @@ _launch: list[str] = []
 _answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
 
 
-def look_up_for(placed: Placed, run_id: str, reach: Reach | None) -> LookUp | None:
-    """What asks the registry of `placed`; None when it is on another machine and `reach` is None (a dry-run)."""
-    if placed.place.apart and reach is None:
+def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
+    """What asks the registry of `placed`; None when it is on another machine and `transports` is None (a dry-run)."""
+    if placed.place.apart and transports is None:
         return None
     if _launch != [run_id]:
         _launch[:] = [run_id]
@@ -248,14 +248,16 @@ def look_up_for(placed: Placed, run_id: str, reach: Reach | None) -> LookUp | No
         root = placed.place.artifacts
         new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
         if new:
-            found = _there(placed, new, reach) if placed.place.apart and reach else _here(placed.place, new)
+            found = _there(placed, new, transports) if placed.place.apart and transports else _here(placed.place, new)
             _answers.update({(root, *asked[slot]): answer for slot, answer in found.items()})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
     return look_up
 
 
-def pin_slots(config: Mapping[str, Any], placed: Placed, run_id: str, reach: Reach | None) -> dict[str, Pin]:
+def pin_slots(
+    config: Mapping[str, Any], placed: ResolvedJob, run_id: str, transports: TransportFactory | None
+) -> dict[str, Pin]:
     """The pins of a config of somebody else's program: of what `${art:slot}` refers to through `run.<slot>`.
 
     Raises UserError for an artifact that is not there.
@@ -263,7 +265,7 @@ def pin_slots(config: Mapping[str, Any], placed: Placed, run_id: str, reach: Rea
     run: Any = config.get("run")
     used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
     asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
-    look_up = look_up_for(placed, run_id, reach)
+    look_up = look_up_for(placed, run_id, transports)
     found = look_up(asked) if look_up and asked else {}
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
@@ -285,7 +287,7 @@ def _here(place: Place, asked: Asked) -> dict[str, Pin | NemotronError | None]:
     return found
 
 
-def _there(placed: Placed, asked: Asked, reach: Reach) -> dict[str, Pin | NemotronError | None]:
+def _there(placed: ResolvedJob, asked: Asked, transports: TransportFactory) -> dict[str, Pin | NemotronError | None]:
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.remote.agent.operations import error_from_dict
 
@@ -296,7 +298,7 @@ def _there(placed: Placed, asked: Asked, reach: Reach) -> dict[str, Pin | Nemotr
                 f"{slot}: {text} is a path on this machine, but the job runs on {place.host}.",
                 hint=f"Name an artifact of its registry ({place.artifacts}), or an absolute path there.",
             )
-    answers, _ = reach({**vars(placed.settings)}).call(
+    answers, _ = transports({**vars(placed.settings)}).call(
         "resolve", root=place.artifacts, references={slot: list(pair) for slot, pair in asked.items()}
     )
     found: dict[str, Pin | NemotronError | None] = {}

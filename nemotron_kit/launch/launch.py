@@ -17,7 +17,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
-from nemotron_kit.launch.attach import Shown, attach
+from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.cancel import terminate
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -133,21 +133,21 @@ def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
 
 
 def followed(
-    run: RunFolder, backend: Backend, job: JobFolder, start: Callable[[], None], shown: Shown | None = None
+    run: RunFolder, backend: Backend, job: JobFolder, start: Callable[[], None], offsets: LogOffsets | None = None
 ) -> Outcome:
     """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
     ends this process leaves it running."""
     try:
         with term_raises():
             start()
-            outcome = attach(run, backend, [job], shown=shown, cancel_on_interrupt=True)
+            outcome = attach(run, backend, [job], offsets=offsets, cancel_on_interrupt=True)
     except Terminated:
         deadline = time.monotonic() + _START_SECONDS  # its worker may be about to begin
         while not (terminate(job) or job.state().terminal):
             if time.monotonic() > deadline:
                 job.finish(TERMINATED, "cancelled", error="terminated before it ran")
             time.sleep(0.05)
-        outcome = attach(run, backend, [job], shown=shown)
+        outcome = attach(run, backend, [job], offsets=offsets)
         if outcome.state == "cancelled":
             outcome = replace(outcome, code=TERMINATED)
     return replace(outcome, own=job.state().code) if outcome.state != "detached" else outcome

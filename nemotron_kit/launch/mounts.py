@@ -24,7 +24,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 # (where it is asked from, URL, ref) → commit: a sweep's jobs all mean the same one.
 _commits: dict[tuple[Any, str, str], str] = {}
 
-Reach = Callable[[Mapping[str, Any]], Any]
+TransportFactory = Callable[[Mapping[str, Any]], Any]
 
 
 class Mounted(NamedTuple):
@@ -35,10 +35,10 @@ class Mounted(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def with_repositories(settings: RunConfig, root: str, reach: Reach | None) -> Mounted:
+def with_repositories(settings: RunConfig, root: str, transports: TransportFactory | None) -> Mounted:
     """The settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`.
 
-    Without `reach` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
+    Without `transports` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
     UserError for a mount that can't be read and for a ref that the repository doesn't have.
     """
     found, cache = Mounted(settings), f"{root}/repositories"
@@ -48,14 +48,14 @@ def with_repositories(settings: RunConfig, root: str, reach: Reach | None) -> Mo
     for mount in settings.mounts or ():
         match = _AUTO.match(mount)
         if match:
-            found = _replaced(found, mount, match[1], cache, reach)
+            found = _replaced(found, mount, match[1], cache, transports)
     return found
 
 
-def _replaced(found: Mounted, mount: str, text: str, cache: str, reach: Reach | None) -> Mounted:
+def _replaced(found: Mounted, mount: str, text: str, cache: str, transports: TransportFactory | None) -> Mounted:
     url, ref, target = _parts(mount, text)
     name = re.sub(r"[^A-Za-z0-9._-]|\A\.+", "-", url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:64]
-    commit = ref if _COMMIT.match(ref) else _commit(found.settings, url, ref, reach)
+    commit = ref if _COMMIT.match(ref) else _commit(found.settings, url, ref, transports)
     folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
     mounted = f"{cache}/{folder}:{target or f'/opt/{name}'}"
     mounts = [mounted if each == mount else each for each in found.settings.mounts or ()]
@@ -82,12 +82,12 @@ def _parts(mount: str, text: str) -> tuple[str, str, str | None]:
     return match[1], match[2], match[3]
 
 
-def _commit(settings: RunConfig, url: str, ref: str, reach: Reach | None) -> str:
-    if reach is None:
+def _commit(settings: RunConfig, url: str, ref: str, transports: TransportFactory | None) -> str:
+    if transports is None:
         return ""
     key = ((settings.tunnel, settings.host), url, ref)
     if key not in _commits:
-        _commits[key] = reach({**vars(settings)}).call("commit_of", url=url, ref=ref)[0]
+        _commits[key] = transports({**vars(settings)}).call("commit_of", url=url, ref=ref)[0]
     return _commits[key]
 
 
@@ -111,21 +111,21 @@ def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
 
 
 def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
-    from nemotron_kit.executors.slurm import script as script_module
+    from nemotron_kit.executors.slurm import script as slurm_script
     from nemotron_kit.spec.resources import Resources, label_of
     from nemotron_kit.spec.runconfig import RunConfig
 
     mounts = [*plan.extra["mounts"], *folders]
     extra = {**plan.extra, "mounts": mounts}
-    if script_module.FILE not in plan.files:
+    if slurm_script.FILE not in plan.files:
         return replace(plan, extra=extra)
-    intent, place = script_module.intent_of(plan.run_id, [plan.job]), plan.place
-    script = script_module.Script(
-        script_module.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
+    intent, place = slurm_script.intent_of(plan.run_id, [plan.job]), plan.place
+    script = slurm_script.Script(
+        slurm_script.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
         place["run"],
-        script_module.command_of(place["python"], place["kit"], place["job"]),
+        slurm_script.command_of(place["python"], place["kit"], place["job"]),
         mounts=tuple(mounts),
     )
     resources = Resources(**plan.extra["resources"])
-    text = script_module.render(RunConfig(**plan.settings), resources, script, batch=plan.mode == "batch")
-    return replace(plan, extra=extra, files={**plan.files, script_module.FILE: text})
+    text = slurm_script.render(RunConfig(**plan.settings), resources, script, batch=plan.mode == "batch")
+    return replace(plan, extra=extra, files={**plan.files, slurm_script.FILE: text})

@@ -27,7 +27,7 @@ from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
 
 
-def anchored(values: Mapping[str, Any], cls: type, folder: str) -> dict[str, Any]:
+def absolutized(values: Mapping[str, Any], cls: type, folder: str) -> dict[str, Any]:
     """`values`, a frozen config of the dataclass `cls`, with each relative path that is there in the working folder
     as one below `folder`, which the working folder is called where the job runs.
 
@@ -46,7 +46,7 @@ def _anchored(value: Any, annotation: Any, folder: str) -> Any:
         return _anchored(value, members[0], folder) if len(members) == 1 else value
     if isinstance(value, Mapping):
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-            return anchored(value, annotation, folder)
+            return absolutized(value, annotation, folder)
         return {key: _anchored(item, args[1], folder) for key, item in value.items()} if len(args) == 2 else value
     if isinstance(value, list):
         return [_anchored(item, args[0], folder) for item in value] if args else value
@@ -108,13 +108,13 @@ def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
         yield here
 
 
-# What asks another machine: `call(op, payload, **args)`, as execution.reach.Reach has it.
-Reach = Callable[[Mapping[str, Any]], Any]
+# A profile's settings → the Transport to the machine that they name.
+TransportFactory = Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """`behind`: field → path that exists here and that nothing takes along (see plan.left_behind). `fetch`: the
+class ResolvedJob:
+    """`behind`: field → path that exists here and that nothing takes along (see unshipped_paths). `fetch`: the
     repositories that its mounts need (see plan.auto_mounts)."""
 
     config: dict[str, Any]
@@ -126,14 +126,18 @@ class Placed:
 
 
 def place_job(
-    composed: Composed, run_id: str, job: int, recorded: RunConfig | None = None, reach: Reach | None = None
-) -> Placed:
+    composed: Composed,
+    run_id: str,
+    job: int,
+    recorded: RunConfig | None = None,
+    transports: TransportFactory | None = None,
+) -> ResolvedJob:
     """Freeze a composed job for the place that its profile names. UserError for a path that can't be right there.
 
     `recorded`: the settings of an earlier launch, in the profile's place.
     """
     with hydra_visible(composed.hydra):
-        placed = _placed(composed, run_id, job, recorded, reach)
+        placed = _placed(composed, run_id, job, recorded, transports)
     check_targets(placed.config, composed.command, composed.config_name, " ".join(composed.overrides))
     refuse_secrets(placed.config, lambda key: _place_in(composed.config_file, key))
     return placed
@@ -144,29 +148,31 @@ def _place_in(file: Path | None, key: str) -> str:
     return f"{place}: " if place != str(file or "") else ""
 
 
-def _placed(composed: Composed, run_id: str, job: int, recorded: RunConfig | None, reach: Reach | None) -> Placed:
+def _placed(
+    composed: Composed, run_id: str, job: int, recorded: RunConfig | None, transports: TransportFactory | None
+) -> ResolvedJob:
     from nemotron_kit.home import nemotron_home
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
     settings = effective_settings(frozen["run"], composed.overrides, recorded)
-    settings, where = with_folder(settings, (lambda: str(reach(vars(settings)).root)) if reach else None)
+    settings, where = with_folder(settings, (lambda: str(transports(vars(settings)).root)) if transports else None)
     place = place_of(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
-        return Placed(frozen, settings, place)
+        return ResolvedJob(frozen, settings, place)
 
     fetch: tuple[dict[str, str], ...] = ()
     notes = where
     if any("auto_mount:" in mount for mount in settings.mounts or ()):
         from nemotron_kit.launch.mounts import with_repositories
 
-        settings, fetch, more = with_repositories(settings, place.root, reach)
+        settings, fetch, more = with_repositories(settings, place.root, transports)
         notes += more
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
     behind = check_paths(there, place, settings)
-    there = anchored(there, composed.command.load_config_cls(), place.environment["PWD"])
+    there = absolutized(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     config = {**moved(there, place), "run": frozen["run"]}
-    return Placed(config, settings, place, behind, fetch, notes)
+    return ResolvedJob(config, settings, place, behind, fetch, notes)
 
 
 def registry_here(settings: RunConfig) -> str | None:
@@ -209,12 +215,12 @@ def left_out(place: Place) -> list[str]:
     ]
 
 
-def still_behind(placed: Placed, reach: Reach | None) -> list[str]:
-    """A sentence for each field whose path the job will not find. With `reach` the target is asked."""
-    return [*_ignored(placed), *_elsewhere(placed, reach)]
+def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> list[str]:
+    """A sentence for each field whose path the job will not find. With `transports` the target is asked."""
+    return [*_ignored(placed), *_elsewhere(placed, transports)]
 
 
-def _ignored(placed: Placed) -> list[str]:
+def _ignored(placed: ResolvedJob) -> list[str]:
     """Files in the code's own folder that git ignores, so that they are not sent."""
     place = placed.place
     if place.code is None or place.tree is None:
@@ -234,13 +240,13 @@ def _ignored(placed: Placed) -> list[str]:
     ]
 
 
-def _elsewhere(placed: Placed, reach: Reach | None) -> list[str]:
+def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list[str]:
     if not placed.behind:
         return []
     place, missing = placed.place, dict(placed.behind)
-    if reach is not None and place.apart:
+    if transports is not None and place.apart:
         paths = list(missing.values())
-        there, _ = reach({**vars(placed.settings)}).call("exist", paths=paths)
+        there, _ = transports({**vars(placed.settings)}).call("exist", paths=paths)
         missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
     where = f"is on this machine and not {f'on {place.host}' if place.apart else 'in the container'}"
     sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"

@@ -16,10 +16,10 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, refers, secrets_used, to_yaml
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, UserError
-from nemotron_kit.executors.slurm.script import Sbatch, sbatch_for
+from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import Inputs, look_up_for, resolve_inputs
-from nemotron_kit.launch.placing import Reach, import_path, left_out, place_job, registry_table, still_behind
+from nemotron_kit.launch.placing import TransportFactory, import_path, left_out, place_job, registry_table, still_behind
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.spec.paths import Place
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
@@ -294,23 +294,23 @@ def build_plan(
     argv: Sequence[str],
     job: int = 0,
     connect: bool = True,
-    reach: Reach | None = None,
+    transports: TransportFactory | None = None,
     recorded: RunConfig | None = None,
     alone: bool = True,
 ) -> Plan:
     """The plan of one composed job.
 
-    `reach` gives the way to another machine (execution.reach.reach_for), whose registry is then asked; without it, and
-    with `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what
-    makes the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, which stand in
-    the profile's place. `alone`: not one of a sweep's jobs, which share a script.
+    `transports` (remote.ssh.transport_for) connects to the target, whose registry is then read; without it, and with
+    `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what makes
+    the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, used in place of the
+    profile's. `alone`: false for the jobs of a sweep, which share a script.
     """
     command = composed.command
-    reach = reach if connect else None
-    placed = place_job(composed, run_id, job, recorded, reach)
+    transports = transports if connect else None
+    placed = place_job(composed, run_id, job, recorded, transports)
     frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
-    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, reach))
+    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
     detached = list(_detached(frozen, settings, alone))
     resources = resources_of(settings, command.torchrun)
     launch = launch_kind(frozen["run"]["mode"], settings, resources)
@@ -319,7 +319,7 @@ def build_plan(
     problems = [
         *(missing_value(key, command) for key in missing),
         *inputs.problems,
-        *still_behind(placed, reach),
+        *still_behind(placed, transports),
         *sbatch.problems,
         *([_PREVIEW] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
@@ -394,9 +394,9 @@ def _of_executor(
     job: int,
     mode: str,
     alone: bool,
-) -> Sbatch:
+) -> ExecutorPlan:
     if settings.executor == "local":
-        return Sbatch(notes=resources.notes)
+        return ExecutorPlan(notes=resources.notes)
     if settings.executor == "docker":
         from nemotron_kit.executors.docker import docker_for
 

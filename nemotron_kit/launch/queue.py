@@ -18,7 +18,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
-FILE = "launch.json"
+LAUNCH_FILE = "launch.json"
 # What a plan on record says in fields of its own; the rest is its `extra`.
 _PLANS = frozenset(f.name for f in dataclasses.fields(Plan)) | {
     "command_line",
@@ -62,7 +62,7 @@ def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
 def load_plan(run: RunFolder, job: JobFolder) -> Plan:
     """The plan of one job of a run, whichever way it was launched. Raises DamagedRecord."""
     shared = run.plan()
-    if (job.path / FILE).exists():
+    if (job.path / LAUNCH_FILE).exists():
         return _load(run, shared, job.number)
     own: dict[str, Any] = {"mode": "local", "executor": "local", "settings": {}, "place": {}, "secrets": []}
     own |= {name: shared[name] for name in own if shared.get(name)}
@@ -73,7 +73,7 @@ def load_plan(run: RunFolder, job: JobFolder) -> Plan:
 
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
     job = run.job(number)
-    return _made(run, shared, job, read_object(job.path / FILE))
+    return _made(run, shared, job, read_object(job.path / LAUNCH_FILE))
 
 
 def _made(run: RunFolder, shared: Mapping[str, Any], job: JobFolder, own: Mapping[str, Any]) -> Plan:
@@ -163,7 +163,7 @@ class Busy(UserError):
 
 
 @contextmanager
-def alone(run: RunFolder, what: str = "sweep") -> Iterator[None]:
+def run_lock(run: RunFolder, what: str = "sweep") -> Iterator[None]:
     """Within the block no other process does this with the run; "sweep" is handing over jobs of it. Busy when one
     does now."""
     lock = os.open(run.path / f".{what}.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -10,12 +10,12 @@ from dataclasses import replace
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import backend_for
 from nemotron_kit.executors.docker import missing_secrets
-from nemotron_kit.launch.attach import Shown, attach
+from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.launch import followed, submitted
-from nemotron_kit.launch.queue import alone, load_plan
-from nemotron_kit.launch.status import ENDED, HERE, folder_there, is_apart, is_elsewhere, refresh, standing
-from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.launch.queue import load_plan, run_lock
+from nemotron_kit.launch.status import ENDED, HERE, effective_state, folder_there, is_apart, is_elsewhere, refresh
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import RESUMED, JobFolder, JobState
 from nemotron_kit.spec.plan import WAIT_FIRST, Plan
@@ -30,30 +30,30 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
     UserError, and nothing is touched, for one that has succeeded, that is not over, or that can't begin.
     """
     _state(run, job)  # the lock is held for as long as the job is followed: who comes second hears that it runs
-    with alone(run, _LOCK):
+    with run_lock(run, _LOCK):
         state = _state(run, job)
         plan = _held(job, load_plan(run, job))
         for said in missing_secrets(plan.secrets):
             raise UserError(f"{job.reference}: {said}")
         backend = backend_for(plan)
-        shown = _shown(run, job)
+        offsets = _printed_before(run, job)
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:
             _begin_again(run, job, plan)
         attempt = sum(1 for entry in job.history() if entry.get(RESUMED))
         plan = replace(plan, extra={**plan.extra, "attempt": attempt})
         if plan.executor == HERE and plan.mode != "batch":
-            return followed(run, backend, job, lambda: submitted(run, job, backend, plan), shown)
+            return followed(run, backend, job, lambda: submitted(run, job, backend, plan), offsets)
         submitted(run, job, backend, plan)
     if plan.mode == "batch":
         return Outcome(0, "pending")
     cancels = bool(plan.settings.get("cancel_on_interrupt"))
-    return attach(run, backend, [job], shown=shown, cancel_on_interrupt=cancels)
+    return attach(run, backend, [job], offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def _state(run: RunFolder, job: JobFolder) -> JobState:
     """How the job stands now, if another attempt of it may begin."""
-    state = standing(job, refresh([run]).get(run.id))
+    state = effective_state(job, refresh([run]).get(run.id))
     _refuse(job, state, is_elsewhere(run.plan()))
     return state
 
@@ -93,13 +93,15 @@ def _begin_again(run: RunFolder, job: JobFolder, plan: Plan) -> None:
     record = run.plan()
     if is_apart(run, record):
         folder = f"{folder_there(run, record)}/jobs/{job.number}"
-        reach_for(plan.settings).call("begin_again", jobs=[folder])
+        transport_for(plan.settings).call("begin_again", jobs=[folder])
     job.begin_again()
 
 
-def _shown(run: RunFolder, job: JobFolder) -> Shown:
+def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:
     """What the earlier attempts printed counts as shown."""
-    shown = Shown(run)
+    offsets = LogOffsets(run)
     logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
-    shown.keep({job.number: {**logs, **{name: at for name, at in shown.of(job.number).items() if name not in logs}}})
-    return shown
+    offsets.keep(
+        {job.number: {**logs, **{name: at for name, at in offsets.of(job.number).items() if name not in logs}}}
+    )
+    return offsets

@@ -16,7 +16,7 @@ from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Backend, Observation, backend_for
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import (
     DAMAGED,
@@ -38,7 +38,7 @@ _FIELDS = tuple(field.name for field in fields(Observation))
 Known = tuple[float, dict[int, Observation], str | None]
 
 
-class Seen:
+class StatusCache:
     """The file of the target that `key` names. Damaged, unreadable or unwritable, it is as if there were none."""
 
     def __init__(self, key: str) -> None:
@@ -109,7 +109,7 @@ def mirror(run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder]) -
     if not jobs or not is_apart(run, plan):
         return
     there = [f"{folder_there(run, plan)}/jobs/{job.number}" for job in jobs]
-    records, _ = reach_for(plan.get("settings") or {}).call("job_records", jobs=there)
+    records, _ = transport_for(plan.get("settings") or {}).call("job_records", jobs=there)
     for job, found in zip(jobs, records, strict=True):
         _write(job, found)
 
@@ -151,7 +151,7 @@ Asked = tuple[RunFolder, Mapping[str, Any], Sequence[JobFolder]]
 
 
 @dataclass(frozen=True)
-class Sight:
+class StatusSnapshot:
     """One run as its back end saw it at `at` (seconds since the epoch). `lost`: why nobody could be asked."""
 
     at: float
@@ -159,7 +159,7 @@ class Sight:
     lost: str | None = None
 
 
-def refresh(runs: Iterable[RunFolder]) -> dict[str, Sight]:
+def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     """Run id → how its jobs are seen now, for each of `runs` that something elsewhere has still to tell about.
 
     Runs of this machine, and those that are over, are left out: their folders say all. Raises nothing of a back end's.
@@ -170,26 +170,26 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, Sight]:
         if asked is not None:
             groups.setdefault(target_of(asked[1]), []).append(asked)
     if len(groups) < 2:
-        return {run_id: sight for key, group in groups.items() for run_id, sight in _refresh(key, group).items()}
+        return {run_id: snapshot for key, group in groups.items() for run_id, snapshot in _refresh(key, group).items()}
     from concurrent.futures import ThreadPoolExecutor
 
     # A target that does not answer keeps nobody from hearing of the others.
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = pool.map(_refresh, groups.keys(), groups.values())
-        return {run_id: sight for answer in answers for run_id, sight in answer.items()}
+        return {run_id: snapshot for answer in answers for run_id, snapshot in answer.items()}
 
 
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
     """The summaries as they are once their back ends have been asked. `runs`: run id → folder of those to ask about."""
-    sights = refresh(runs.values())
-    return [_updated(runs[s.id], sights[s.id]) if s.id in sights else s for s in summaries]
+    snapshots = refresh(runs.values())
+    return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
 
 
-def standing(job: JobFolder, sight: Sight | None) -> JobState:
+def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:
     """Where a job stands: what its record says, or `unreachable` with the last known state in `facts["known"]`."""
     state = job.state()
-    seen = sight.observed.get(job.number) if sight else None
-    lost = sight.lost if sight and sight.lost else seen.error if seen and seen.state == LOST else None
+    seen = snapshot.observed.get(job.number) if snapshot else None
+    lost = snapshot.lost if snapshot and snapshot.lost else seen.error if seen and seen.state == LOST else None
     if state.terminal or (lost is None and state.state != LOST):
         return state
     known = last_known(job)
@@ -197,9 +197,9 @@ def standing(job: JobFolder, sight: Sight | None) -> JobState:
     return replace(state, state=LOST, error=lost or state.error, facts=facts)
 
 
-def run_standing(run: RunFolder, sight: Sight | None) -> str:
+def effective_run_state(run: RunFolder, snapshot: StatusSnapshot | None) -> str:
     """The state of a run, in one word."""
-    return run_state(standing(job, sight).state for job in run.jobs())
+    return run_state(effective_state(job, snapshot).state for job in run.jobs())
 
 
 def last_known(job: JobFolder) -> Mapping[str, Any] | None:
@@ -237,12 +237,12 @@ def _open(run: RunFolder) -> Asked | None:
     return (run, plan, left) if left else None
 
 
-def _refresh(key: str, group: Sequence[Asked]) -> dict[str, Sight]:
+def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
     """The runs of one target: from what was seen a moment ago, else asked."""
-    seen = Seen(key)
-    known = seen.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
+    cache = StatusCache(key)
+    known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
     if known is not None:
-        return {run_id: Sight(at, observed, lost) for run_id, (at, observed, lost) in known.items()}
+        return {run_id: StatusSnapshot(at, observed, lost) for run_id, (at, observed, lost) in known.items()}
     asked = time.time()
     found: dict[str, dict[int, Observation]] = {}
     lost = None
@@ -252,8 +252,8 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, Sight]:
             _record(run, plan, jobs, found.get(run.id, {}), asked)
     except NemotronError as error:
         lost = error.message
-    seen.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
-    return {run.id: Sight(asked, found.get(run.id, {}), lost) for run, _, _ in group}
+    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
+    return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost) for run, _, _ in group}
 
 
 def ask(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder]) -> None:
@@ -302,15 +302,15 @@ def _explained(plan: Mapping[str, Any], seen: Observation) -> Observation:
     return seen
 
 
-def _updated(run: RunFolder, sight: Sight) -> RunSummary:
+def _updated(run: RunFolder, snapshot: StatusSnapshot) -> RunSummary:
     summary = run.summary()
-    state = run_standing(run, sight)
+    state = effective_run_state(run, snapshot)
     if summary.state == "pending" and state == "pending":
-        reasons = [o.reason for o in sight.observed.values() if o.state == "pending" and o.reason]
+        reasons = [o.reason for o in snapshot.observed.values() if o.state == "pending" and o.reason]
         return replace(summary, reason=next(iter(reasons), summary.reason))
     if summary.state == DAMAGED or state != LOST:
         return summary
-    known = next((s for s in (standing(job, sight) for job in run.jobs()) if s.state == LOST), None)
+    known = next((s for s in (effective_state(job, snapshot) for job in run.jobs()) if s.state == LOST), None)
     return replace(summary, state=LOST, error=why_lost(known) if known else summary.error)
 
 

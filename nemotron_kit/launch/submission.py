@@ -18,10 +18,9 @@ from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import Backend, Observation, backend_for
 from nemotron_kit.executors.docker import missing_secrets
-from nemotron_kit.launch import queue as queue_module
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
-from nemotron_kit.launch.queue import SWEEP_FILE, Busy, SweepQueue, alone, load_plans
+from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text
 from nemotron_kit.launch.status import mirror
 from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.folder import RunFolder
@@ -44,7 +43,7 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
     """
     plan = run.plan()
     backend, given = backend_for(plan), list[int]()
-    with alone(run):
+    with run_lock(run):
         queue = SweepQueue(run)
         while numbers := queue.unfinished or _fitting(queue, backend, plan, running + len(given)):
             queue.begin(numbers)
@@ -80,7 +79,7 @@ def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
     """Cancel those of `jobs` that were never handed over; the others. UserError while another process hands over."""
     if not (run.path / SWEEP_FILE).exists():
         return list(jobs)
-    with alone(run):
+    with run_lock(run):
         queue = SweepQueue(run)
         waiting = set(queue.waiting)
         dropped = [job for job in jobs if job.number in waiting]
@@ -185,7 +184,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
 def defer(plan: Plan, run: RunFolder) -> None:
     """Send what the job needs, and leave the rest to a process of this machine."""
     backend_for(plan).prepare(run, [plan])
-    files.write_text(run.job(plan.job).path / queue_module.FILE, queue_module.to_text(plan))
+    files.write_text(run.job(plan.job).path / LAUNCH_FILE, to_text(plan))
     SweepQueue(run).add([plan.job])
     start(run)
 
@@ -215,14 +214,14 @@ def resume(run: RunFolder) -> bool:
     (job,) = run.jobs()
     queue = SweepQueue(run)
     try:
-        with alone(run, _WAITER):
+        with run_lock(run, _WAITER):
             pass
     except Busy as busy:
         reason = job.state().facts.get("reason")
         raise UserError(f"{run.id} waits for {reason}.", hint="It goes on by itself.") from busy
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False
-    (plan,) = queue_module.load_plans(run, [job.number])
+    (plan,) = load_plans(run, [job.number])
     for said in missing_secrets(plan.secrets):
         raise UserError(f"{run.id}: {said}")
     start(run)
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     run = RunFolder(folder)
     (job,) = run.jobs()
     try:
-        with alone(run, _WAITER):
+        with run_lock(run, _WAITER):
             return _wait(run, job)
     except Busy:  # two were started at once
         return 0

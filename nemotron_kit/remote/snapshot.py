@@ -282,22 +282,22 @@ def take_snapshot(
     return Snapshot(str(root), sizes, hashlib.sha256(archive).hexdigest(), archive, commit, dirty)
 
 
-def send_snapshot(reach: Any, snapshot: Snapshot, root: str, folders: Sequence[str]) -> None:
+def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequence[str]) -> None:
     """Have the snapshot unpacked as each of `folders` on the target; it is sent only where it isn't there already."""
-    known, _ = reach.call("has_code", root=root, digest=snapshot.digest)
+    known, _ = transport.call("has_code", root=root, digest=snapshot.digest)
     if not known:
-        reach.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
+        transport.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
     if folders:
-        reach.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
+        transport.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
 
 
-def code_there(reach: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+def code_there(transport: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
     its launch has sent the code, and the tree may be another by now, or none."""
     tree = place.get("tree")
     if not tree:
         return {}
-    kept: Mapping[str, Any] = reach.call("code_of", root=place["root"], run=place["run"])[0]
+    kept: Mapping[str, Any] = transport.call("code_of", root=place["root"], run=place["run"])[0]
     if kept.get("there"):
         return {}
     snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree["root"]))
@@ -307,7 +307,7 @@ def code_there(reach: Any, place: Mapping[str, Any], settings: Mapping[str, Any]
             f"{tree['root']} holds another by now.",
             hint="Launch it again: nemotron runs rerun.",
         )
-    send_snapshot(reach, snapshot, place["root"], [])
+    send_snapshot(transport, snapshot, place["root"], [])
     return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
 
 

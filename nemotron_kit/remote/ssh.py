@@ -322,7 +322,7 @@ class Ssh:
         return f"{self.user}@{self.host}" if self.user else self.host
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        """See Reach. NotSent (an Unreachable) when the connection failed before anything was asked for."""
+        """See Transport. NotSent (an Unreachable) when the connection failed before anything was asked for."""
         with self._lock:
             try:
                 pipe = self._connected()
@@ -420,7 +420,7 @@ def _last_line(text: str) -> str | None:
     return lines[-1] if lines else None
 
 
-class Reach(Protocol):
+class Transport(Protocol):
     """The way to one machine."""
 
     @property
@@ -435,7 +435,7 @@ class Reach(Protocol):
         """
 
 
-class Here:
+class LocalTransport:
     """This machine: the operation runs in this process."""
 
     def __init__(self, root: str | None = None) -> None:
@@ -453,8 +453,8 @@ class Here:
         return json.loads(json.dumps(result)), data
 
 
-def reach_for(settings: Mapping[str, Any]) -> Reach:
+def transport_for(settings: Mapping[str, Any]) -> Transport:
     """The way to the machine that a profile's settings name: `tunnel = "ssh"`, else this one. Connects to nothing."""
     if settings.get("tunnel") == "ssh":
         return ssh_from(settings)
-    return Here(settings.get("remote_job_dir"))
+    return LocalTransport(settings.get("remote_job_dir"))

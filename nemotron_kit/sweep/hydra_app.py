@@ -19,23 +19,23 @@ from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_by_name
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.slurm.script import Sbatch, command_of, sbatch_for
+from nemotron_kit.executors.slurm.script import ExecutorPlan, command_of, sbatch_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
 from nemotron_kit.launch.mounts import with_repositories
-from nemotron_kit.launch.placing import Placed, import_path, left_out, registry_here, registry_table
+from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, registry_here, registry_table
 from nemotron_kit.launch.plan import job_environment, references
 from nemotron_kit.masking import is_secret_name
-from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, Place, place_of, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan
 from nemotron_kit.spec.resources import resources_of, settings_dict
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose import uninstall
-from nemotron_kit.sweep.sweep_job import Point, Settings, overrides_of
+from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
 from nemotron_kit.worker import payload
 from nemotron_kit.worker.hydra import plain
-from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, Packet, name_of, task_of, versions
+from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, name_of, task_of, versions
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 PLUGINS = "hydra_plugins."
 
 
-class Packer:
+class PayloadBuilder:
     """Makes the packets of one launch."""
 
     def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str], earlier: int = 0) -> None:
@@ -60,13 +60,13 @@ class Packer:
             del content["state"]["omegaconf_resolvers"]  # the program registers them again
         self._shared = self._pickled(content)
 
-    def pack(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> Packet:
-        """The packet of one composed job. `move` gives a path of this machine as it is called over there, `import_path`
-        is this process's as the job's."""
+    def build(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> JobPayload:
+        """The payload of one composed job. `move` translates a path of this machine to the target's; `import_path` is
+        sys.path as the job has it."""
         with self._without_plugins(hydra):
             pickled = self._pickled((config, hydra))
         program = self._program
-        return Packet(
+        return JobPayload(
             kind=self.kind,
             function=self.function,
             config=pickled,
@@ -232,12 +232,12 @@ MODULE = "nemotron_kit.worker.hydra_job"
 
 
 class ProgramPlanner:
-    """Makes the points of one launch of an app that is not the kit's."""
+    """Makes the SweepJobs of one launch of an app that is not the kit's."""
 
     def __init__(
         self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0
     ) -> None:
-        """`earlier`: as Packer has it."""
+        """`earlier`: as PayloadBuilder has it."""
         from nemotron_kit.spec.profiles import effective_profile
 
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
@@ -248,23 +248,23 @@ class ProgramPlanner:
                 f"dry_run is set in the profile {settings.profile}, and a sweep of this program can't be previewed.",
                 hint="hydra.launcher.env.dry_run=false starts it.",
             )
-        self.run, _ = with_folder(self.run, lambda: reach_for(vars(self.run)).root)
+        self.run, _ = with_folder(self.run, lambda: transport_for(vars(self.run)).root)
         if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
         if self.run.executor != "local":
             root = place_of(self.run, run_id, 0, registry=self.registry).root
-            self.run, self.fetch, _ = with_repositories(self.run, root, reach_for)
+            self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
         self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = resources_of(self.run, None if several else False)
-        self.packer = Packer(task, callbacks, list(sys.argv), earlier)
+        self.payloads = PayloadBuilder(task, callbacks, list(sys.argv), earlier)
 
-    def point(self, config: Any, hydra: Any, number: int) -> Point:
-        """The point of one composed job; `hydra` is Hydra's own node."""
+    def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
+        """The SweepJob of one composed job; `hydra` is Hydra's own node."""
         place = place_of(self.run, self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
         apart = place.apart or self.run.executor == "docker" or bool(self.run.container_image)
@@ -274,9 +274,9 @@ class ProgramPlanner:
         drop_copied(hydra)
         if apart:
             _send_outputs_home(hydra, place)
-        packed = self.packer.pack(config, hydra, place.move, import_path(place))
+        packed = self.payloads.build(config, hydra, place.move, import_path(place))
         shown = _shown(config)
-        pins = pin_slots(shown, Placed(shown, self.run, place), self.run_id, reach_for)
+        pins = pin_slots(shown, ResolvedJob(shown, self.run, place), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         added = self._added(place, pins, number, label)
         spec = self._spec(place, place.cwd if apart else str(Path.cwd()), environment, secrets)
@@ -314,12 +314,12 @@ class ProgramPlanner:
             place=place.to_dict(),
             extra={**added.extra, **({"repositories": list(self.fetch)} if self.fetch else {})},
         )
-        return Point(plan, tuple(overrides))
+        return SweepJob(plan, tuple(overrides))
 
     def _spec(self, place: Place, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
         return {
             "kit": __version__,
-            "command": self.packer.function,
+            "command": self.payloads.function,
             "handler": "",
             "config_cls": "",
             "script": None,
@@ -338,7 +338,7 @@ class ProgramPlanner:
             "expand": references(self.run),
         }
 
-    def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> Sbatch:
+    def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> ExecutorPlan:
         """What the executor adds to the plan."""
         if self.run.executor == "docker":
             from nemotron_kit.executors.docker import docker_for
@@ -347,7 +347,7 @@ class ProgramPlanner:
         if self.run.executor == "slurm":
             asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
             return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)
-        return Sbatch()
+        return ExecutorPlan()
 
     def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""

@@ -29,12 +29,12 @@ from nemotron_kit.launch.submission import run_elsewhere
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.sweep.hydra_app import ProgramPlanner
-from nemotron_kit.sweep.local import Carried
+from nemotron_kit.sweep.local import LocalSchedulerClient
 from nemotron_kit.sweep.recipe import RecipePlanner, RecipeTask
-from nemotron_kit.sweep.sweep_job import Composed, Point, Settings, carried_by, overrides_of, returned
+from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, returned, starter_kind
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
-from nemotron_kit.worker.result import Answer, read_answer
+from nemotron_kit.worker.result import TaskResult, read_task_result
 
 # What a plan says of one job alone.
 _ONE_JOBS = frozenset(
@@ -60,9 +60,9 @@ def _command_line() -> list[str]:
     return ["python", *program, *sys.argv[1:]]
 
 
-def write_plan(run: RunFolder, point: Point, hydra: Sequence[str]) -> None:
+def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
-    shared = {key: value for key, value in point.plan.to_dict().items() if key not in _ONE_JOBS}
+    shared = {key: value for key, value in sweep_job.plan.to_dict().items() if key not in _ONE_JOBS}
     own = {"kind": "sweep", "hydra": ["-m", *masked_words(hydra)], "launcher": process_facts()}
     files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
 
@@ -76,20 +76,20 @@ class JobWriter:
         self.run = run
         # A sync of the whole file system waits for everybody's data: worth it where each job's own would take longer.
         self._pool = ThreadPoolExecutor(_WRITERS) if count <= _MANY else None
-        self._futures: list[Future[tuple[Point, JobFolder]]] = []
-        self._made: list[tuple[Point, JobFolder]] = []
+        self._futures: list[Future[tuple[SweepJob, JobFolder]]] = []
+        self._made: list[tuple[SweepJob, JobFolder]] = []
 
     def __enter__(self) -> JobWriter:
         return self
 
-    def add(self, point: Point, *, attached: bool) -> None:
+    def add(self, sweep_job: SweepJob, *, attached: bool) -> None:
         if self._pool:
-            self._futures.append(self._pool.submit(self._write, point, attached))
+            self._futures.append(self._pool.submit(self._write, sweep_job, attached))
             return
         with files.synced_later():
-            self._made.append(self._write(point, attached))
+            self._made.append(self._write(sweep_job, attached))
 
-    def done(self) -> list[tuple[Point, JobFolder]]:
+    def done(self) -> list[tuple[SweepJob, JobFolder]]:
         """Every job, in the order that they were added, once all are there."""
         if self._pool:
             return [future.result() for future in self._futures]
@@ -104,11 +104,11 @@ class JobWriter:
             for _, job in [*self._made, *(future.result() for future in ended)]:
                 shutil.rmtree(job.path, ignore_errors=True)
 
-    def _write(self, point: Point, attached: bool) -> tuple[Point, JobFolder]:
-        texts = {**point.plan.files, **point.texts, queue.FILE: queue.to_text(point.plan)}
-        job = self.run.add_job(point.plan.job, texts, attached=attached)
+    def _write(self, sweep_job: SweepJob, attached: bool) -> tuple[SweepJob, JobFolder]:
+        texts = {**sweep_job.plan.files, **sweep_job.texts, queue.LAUNCH_FILE: queue.to_text(sweep_job.plan)}
+        job = self.run.add_job(sweep_job.plan.job, texts, attached=attached)
         # What is on disk by now need not stay in memory: a sweep may have very many jobs.
-        return Point(replace(point.plan, files={}, config={}, place={}), point.words), job
+        return SweepJob(replace(sweep_job.plan, files={}, config={}, place={}), sweep_job.words), job
 
 
 class _Asked:
@@ -137,15 +137,15 @@ class Returned(JobReturn):  # type: ignore[misc]
         words: Sequence[str],
         compose: Callable[[], Composed],
         job: JobFolder,
-        answer: Answer | None,
+        task_result: TaskResult | None,
         *,
         value: Any,
         error: Exception | None = None,
     ) -> None:
-        self._compose, self._job, self._answer = compose, job, answer
+        self._compose, self._job, self._task_result = compose, job, task_result
         super().__init__(
             overrides=list(words),
-            working_dir=(answer and answer.working_dir) or str(job.path),
+            working_dir=(task_result and task_result.working_dir) or str(job.path),
             status=JobStatus.COMPLETED if error is None else JobStatus.FAILED,
             _return_value=value if error is None else error,
         )
@@ -159,16 +159,16 @@ class Returned(JobReturn):  # type: ignore[misc]
         from omegaconf import OmegaConf, open_dict, read_write
 
         config = OmegaConf.create({"hydra": self._composed[1]}, flags={"allow_objects": True})
-        answer, hydra = self._answer, config.hydra
+        task_result, hydra = self._task_result, config.hydra
         with read_write(hydra), open_dict(hydra):
-            hydra.runtime.output_dir = (answer and answer.output_dir) or str(self._job.path)
-            hydra.job.id = (answer and answer.job_id) or hydra.job.id
+            hydra.runtime.output_dir = (task_result and task_result.output_dir) or str(self._job.path)
+            hydra.job.id = (task_result and task_result.job_id) or hydra.job.id
         return config
 
 
 log = logging.getLogger("nemotron_kit.launcher")
 
-Made = tuple[Point, JobFolder]
+Made = tuple[SweepJob, JobFolder]
 
 
 class Jobs:
@@ -178,15 +178,15 @@ class Jobs:
         """`hydra` is the sweep's command line in Hydra's words. `ours`: the kit's own command line launches it, which
         removes the record of a sweep that could not be planned, and says how to follow a detached one."""
         self.run, self.settings, self._hydra, self._ours = run, settings, hydra, ours
-        self._kind = carried_by(settings)
-        self._carried: Carried | None = None
+        self._kind = starter_kind(settings)
+        self._scheduler: LocalSchedulerClient | None = None
 
-    def carry_out(self, points: Iterable[Point], count: int) -> list[Made]:
+    def run_all(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
         """Run so many jobs to their ends, or submit them and leave them alone, as the first one's plan says. A plan
         with problems stops all of them."""
         try:
             with term_raises():
-                made = self._planned(points, count)
+                made = self._planned(sweep_jobs, count)
                 self._launch(made)
                 return made
         except Terminated:
@@ -195,43 +195,43 @@ class Jobs:
             self._drop_if_empty()
             raise
 
-    def detached(self, point: Point) -> bool:
+    def detached(self, sweep_job: SweepJob) -> bool:
         """Whether such a job is left alone once it is submitted."""
-        return self.settings.detach or point.plan.mode == "batch"
+        return self.settings.detach or sweep_job.plan.mode == "batch"
 
-    def carrier(self, detached: bool = False) -> Carried:
+    def scheduler(self, detached: bool = False) -> LocalSchedulerClient:
         """What starts the jobs of this machine. It imports NeMo-Run while the jobs are composed here."""
         if detached:
             self.close()
-            return Carried(self.run, self._kind, detached=True)
-        if self._carried is None:
-            self._carried = Carried(self.run, self._kind)
-        return self._carried
+            return LocalSchedulerClient(self.run, self._kind, detached=True)
+        if self._scheduler is None:
+            self._scheduler = LocalSchedulerClient(self.run, self._kind)
+        return self._scheduler
 
     def close(self) -> None:
         """End what this sweep still has running here."""
-        if self._carried is not None:
-            self._carried.stop()
-            self._carried = None
+        if self._scheduler is not None:
+            self._scheduler.stop()
+            self._scheduler = None
 
-    def _planned(self, points: Iterable[Point], count: int) -> list[Made]:
+    def _planned(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
         """The jobs and their folders. Nothing is left of them when one of them can't be."""
         executor = None
         with JobWriter(self.run, count) as writer:
-            for point in points:
-                refuse_problems(point.plan)
+            for sweep_job in sweep_jobs:
+                refuse_problems(sweep_job.plan)
                 if executor is None:
-                    executor, detached = point.plan.executor, self.detached(point)
-                    write_plan(self.run, point, self._hydra)
-                if point.plan.executor != executor:
-                    raise UserError(f"One sweep goes to one executor: not to {executor} and {point.plan.executor}.")
-                writer.add(point, attached=executor == "local" and not detached)
+                    executor, detached = sweep_job.plan.executor, self.detached(sweep_job)
+                    write_plan(self.run, sweep_job, self._hydra)
+                if sweep_job.plan.executor != executor:
+                    raise UserError(f"One sweep goes to one executor: not to {executor} and {sweep_job.plan.executor}.")
+                writer.add(sweep_job, attached=executor == "local" and not detached)
             return writer.done()
 
     def _launch(self, made: Sequence[Made]) -> None:
         first = made[0][0]
         plan, detached = first.plan, self.detached(first)
-        labels = {point.plan.job: point.label for point, _ in made}
+        labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in made}
         if plan.executor == "local":
             self._run_here(first, labels, detached)
         else:
@@ -242,17 +242,17 @@ class Jobs:
         if detached and not self._ours:
             log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
 
-    def _run_here(self, first: Point, labels: Mapping[int, str], detached: bool) -> None:
+    def _run_here(self, first: SweepJob, labels: Mapping[int, str], detached: bool) -> None:
         asked = first.plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
         parallel = max(1, min(len(labels), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
         log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
-        carrier = self.carrier(detached)
-        carrier.submit(list(labels), parallel)
+        scheduler = self.scheduler(detached)
+        scheduler.submit(list(labels), parallel)
         if detached:
-            carrier.leave()
+            scheduler.leave()
         else:
-            carrier.wait(list(labels), lambda job: _tell(job, labels))
+            scheduler.wait(list(labels), lambda job: _tell(job, labels))
 
     def _drop_if_empty(self) -> None:
         """A sweep that could not be planned leaves no record."""
@@ -268,8 +268,8 @@ def _tell(job: JobFolder, labels: Mapping[int, str]) -> None:
     if state.state == "succeeded":
         log.info(text)
     else:
-        answer = read_answer(job)
-        why = answer.failure.text if answer and answer.failure else state.error
+        task_result = read_task_result(job)
+        why = task_result.failure.text if task_result and task_result.failure else state.error
         log.warning("%s (%s)", text, why or state.state)
 
 
@@ -278,9 +278,9 @@ _sweeps: Counter[str] = Counter()
 
 
 class Planner(Protocol):
-    """Makes the point of one composed job."""
+    """Makes the SweepJob of one composed job."""
 
-    def point(self, config: Any, hydra: Any, number: int) -> Point:
+    def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """`hydra` is Hydra's own node. Raises UserError for what can't be launched."""
 
 
@@ -305,7 +305,7 @@ class Sweep:
         """Nothing is written before the first batch. Raises UserError for what is not installed, or a profile that
         isn't there."""
         self.config, self.context, self.task, self.settings = config, context, task, settings
-        carried_by(settings)
+        starter_kind(settings)
         self._expected = _expected_executor(config, settings)
         self._jobs: Jobs | None = None
         name = name_of(task)
@@ -322,20 +322,20 @@ class Sweep:
             run = sweep_record(self.config, self.task)
             self._jobs = Jobs(run, self.settings, words, ours=ours)
             if self._expected == "local":
-                self._jobs.carrier()
+                self._jobs.scheduler()
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         """Run a batch; Hydra's JobReturn for each of its jobs, in order."""
         with self._environment():
-            made = self.jobs.carry_out(self._points(job_overrides, first), len(job_overrides))
+            made = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
         return [
             returned(
-                *(point, job, partial(self._composed, words, job.number)),
+                *(sweep_job, job, partial(self._composed, words, job.number)),
                 objective=self.settings.objective,
                 detached=self.jobs.detached(made[0][0]),
             )
-            for (point, job), words in zip(made, job_overrides, strict=True)
+            for (sweep_job, job), words in zip(made, job_overrides, strict=True)
         ]
 
     def close(self) -> None:
@@ -343,10 +343,10 @@ class Sweep:
         if self._jobs is not None:
             self._jobs.close()
 
-    def _points(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[Point]:
+    def _sweep_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[SweepJob]:
         planner = self._planner()
         for number, words in enumerate(job_overrides, first):
-            yield planner.point(*self._composed(words, number), number)
+            yield planner.plan_job(*self._composed(words, number), number)
 
     def _planner(self) -> Planner:
         if isinstance(self.task, RecipeTask):

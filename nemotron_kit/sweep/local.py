@@ -1,4 +1,4 @@
-"""A sweep's jobs on this machine, seen from the launch: a carrier process starts them, and says which have ended."""
+"""The launch's client of the local scheduler, the process that runs a sweep's jobs on this machine."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
-LOG = "carrier.log"
+LOG = "local_scheduler.log"
 # The longest that a job gets to end by itself, KILL included, when the sweep is stopped.
 _GRACE_SECONDS = 20.0
 
 
-class Carried:
-    """The carrier of one sweep. It imports NeMo-Run while the launch composes, and serves every batch of the sweep."""
+class LocalSchedulerClient:
+    """Starts the local scheduler of one sweep and talks to it over pipes, in JSON lines.
+
+    The scheduler imports NeMo-Run while the launch composes, and runs every batch of the sweep. Its errors go to
+    `local_scheduler.log` in the run's folder. `kind` is "nemo_run" or "kit" (see sweep_job.VIA).
+    """
 
     def __init__(self, run: RunFolder, kind: str, *, detached: bool = False) -> None:
         self.run, self._idle = run, True
         flags = ["--detached"] if detached else []
         log = os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with FileIO(log, "ab") as said:
+        with FileIO(log, "ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"{__package__}.carrier", str(run.path), kind, *flags],
+                [sys.executable, "-P", "-m", f"{__package__}.local_scheduler", str(run.path), kind, *flags],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL if detached else subprocess.PIPE,
-                stderr=said,
+                stderr=errors,
                 start_new_session=True,  # Ctrl-C is for the launch, which then ends this in order
                 text=True,
             )
 
     def submit(self, jobs: Sequence[int], parallel: int) -> None:
-        """Have the jobs run, so many at a time. Raises NemotronError when the carrier is gone."""
+        """Queue the jobs, `parallel` of them at a time. Raises NemotronError when the scheduler has ended."""
         assert self._process.stdin is not None  # noqa: S101 — Popen was given a pipe
         self._idle = False
         try:
@@ -46,7 +50,9 @@ class Carried:
             raise self._gone() from error
 
     def wait(self, jobs: Sequence[int], ended: Callable[[JobFolder], None]) -> None:
-        """Until the jobs have ended; `ended` hears of each as it does. Interrupted, it stops them all first."""
+        """Wait until the jobs have ended, and call `ended` with each. An interrupt stops all of them first.
+
+        Raises NemotronError when the scheduler has ended before its jobs."""
         assert self._process.stdout is not None  # noqa: S101
         left = set(jobs)
         try:
@@ -62,12 +68,12 @@ class Carried:
             raise
 
     def leave(self) -> None:
-        """Let a detached carrier go on by itself."""
+        """Leave a detached scheduler to run on without this process."""
         assert self._process.stdin is not None  # noqa: S101
         self._process.stdin.close()
 
     def stop(self) -> None:
-        """End the carrier, and with it every job that has not ended."""
+        """End the scheduler, and with it every job that has not ended."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         if self._idle:  # it may still be importing, and has nothing to put in order
@@ -79,4 +85,4 @@ class Carried:
             self._process.wait()
 
     def _gone(self) -> NemotronError:
-        return NemotronError(f"{self.run.id}: what starts its jobs has ended: see {self.run.path / LOG}")
+        return NemotronError(f"{self.run.id}: the scheduler of its jobs has ended: see {self.run.path / LOG}")

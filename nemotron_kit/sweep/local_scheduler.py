@@ -60,14 +60,14 @@ class NemoRun:
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
         # NeMo-Run knows which experiment it is in by a context variable, and each thread has its own.
-        thread = Thread(target=self._carry, args=(list(jobs),), daemon=True)
+        thread = Thread(target=self._run_experiment, args=(list(jobs),), daemon=True)
         self._threads.update(dict.fromkeys((job.number for job in jobs), thread))
         thread.start()
 
     def alive(self, job: JobFolder) -> bool:
         return job.number not in self._over and self._threads[job.number].is_alive()
 
-    def _carry(self, jobs: list[JobFolder]) -> None:
+    def _run_experiment(self, jobs: list[JobFolder]) -> None:
         """Run the jobs' workers as one experiment, and stay until NeMo-Run says that all are over."""
         run = self._nemo_run
         experiment = run.Experiment(
@@ -94,8 +94,8 @@ class NemoRun:
 
 def _worker(run: Any, job: JobFolder) -> Any:
     """The constant command. The folder is named relative to the working folder: TorchX expands `$` in arguments."""
-    words = ["-m", f"{__package__}.task", f"jobs/{job.number}"]
-    return run.Script(path="-P", args=words, entrypoint=sys.executable)
+    arguments = ["-m", f"{__package__}.nemo_run_task", f"jobs/{job.number}"]
+    return run.Script(path="-P", args=arguments, entrypoint=sys.executable)
 
 
 _FASTEST, _SLOWEST = 0.01, 0.2
@@ -111,7 +111,7 @@ class Starter(Protocol):
         """Whether the process of a job that was started is still there."""
 
 
-class Carrier:
+class LocalScheduler:
     """A queue of jobs and those that run."""
 
     def __init__(self, run: RunFolder, starter: Starter, say: IO[str]) -> None:
@@ -192,26 +192,26 @@ class Batches:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry the batches of one launch."""
+    """Run the batches of one launch: `python -m nemotron_kit.sweep.local_scheduler RUN_FOLDER KIND [--detached]`."""
     folder, kind, *flags = sys.argv[1:] if argv is None else argv
     detached = "--detached" in flags
     batches, say = _own_streams()
     os.chdir(folder)
-    carrier = Carrier(RunFolder(Path(folder)), _starter(kind), say)
+    scheduler = LocalScheduler(RunFolder(Path(folder)), _starter(kind), say)
     pause = _FASTEST
     while True:
-        for batch in batches.poll(pause if carrier.busy else None):
-            carrier.take(batch)
+        for batch in batches.poll(pause if scheduler.busy else None):
+            scheduler.take(batch)
         if batches.over and not detached:
-            carrier.stop()
+            scheduler.stop()
             return 0
-        pause = _FASTEST if carrier.turn() else min(pause * 1.3, _SLOWEST)
-        if batches.over and not carrier.busy:
+        pause = _FASTEST if scheduler.turn() else min(pause * 1.3, _SLOWEST)
+        if batches.over and not scheduler.busy:
             return 0
 
 
 def _own_streams() -> tuple[Batches, IO[str]]:
-    """The launch's ends; whoever else reads or prints in this process gets nothing, and carrier.log."""
+    """The launch's ends; whoever else reads or prints in this process gets nothing; their output goes to the log."""
     source, say = os.dup(0), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

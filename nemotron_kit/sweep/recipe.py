@@ -17,10 +17,10 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
-from nemotron_kit.sweep.sweep_job import Point, Settings
+from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module
 from nemotron_kit.worker.hydra import hydra_files, mask_multirun
 from nemotron_kit.worker.result import JobFailed
@@ -100,18 +100,18 @@ class RecipeTask:
     def _build(self, composed: Composed, number: int) -> Plan:
         app = tree_in_use().apps[composed.command.recipe]
         return build_plan(
-            composed, app, run_id=self.folder.name, argv=self.argv, job=number, reach=reach_for, alone=False
+            composed, app, run_id=self.folder.name, argv=self.argv, job=number, transports=transport_for, alone=False
         )
 
 
 class RecipePlanner:
-    """Makes the points of one launch over a recipe."""
+    """Makes the SweepJobs of one launch over a recipe."""
 
     def __init__(self, task: RecipeTask, settings: Settings) -> None:
         self.task, self.settings = task, settings
 
-    def point(self, config: Any, hydra: Any, number: int) -> Point:
-        """The point of one composed job; `hydra` is Hydra's own node."""
+    def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
+        """The SweepJob of one composed job; `hydra` is Hydra's own node."""
         from omegaconf import open_dict
 
         with open_dict(config):
@@ -120,7 +120,7 @@ class RecipePlanner:
         plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
             plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
-        return point_of(plan, composed, composed.overrides)
+        return sweep_job_of(plan, composed, composed.overrides)
 
 
 def set_run(run: Any, settings: Settings) -> None:
@@ -137,11 +137,11 @@ def set_run(run: Any, settings: Settings) -> None:
         raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
 
 
-def point_of(plan: Plan, composed: Composed, words: Sequence[str]) -> Point:
-    """The point of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
+def sweep_job_of(plan: Plan, composed: Composed, words: Sequence[str]) -> SweepJob:
+    """The SweepJob of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
     texts = hydra_files(composed)
     plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
-    return Point(plan, tuple(words), texts)
+    return SweepJob(plan, tuple(words), texts)
 
 
 def composed_by_hydra(config: Any, hydra: Any) -> Composed:

@@ -11,7 +11,7 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
-from nemotron_kit.worker.result import Answer, JobFailed, read_answer
+from nemotron_kit.worker.result import JobFailed, TaskResult, read_task_result
 
 VIA = ("nemo_run", "kit")
 
@@ -34,7 +34,7 @@ class Settings:
             raise UserError(f"hydra.launcher.via: expected one of {', '.join(VIA)}, got {self.via!r}.")
 
 
-def carried_by(settings: Settings) -> str:
+def starter_kind(settings: Settings) -> str:
     """What starts the jobs of this machine: NeMo-Run where it is installed, unless the settings name one."""
     from importlib.util import find_spec
 
@@ -54,7 +54,7 @@ Composed = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepJob:
     """`words` are the job's overrides. `texts` lie in its folder beside the plan's files."""
 
     plan: Plan
@@ -67,33 +67,35 @@ class Point:
 
 
 def returned(
-    point: Point, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
+    sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
 ) -> Any:
     """Hydra's JobReturn, whose configs are composed when they are asked for. A sweeper that asks for the value of a
     failed job gets its exception; a detached job has no value yet."""
     from nemotron_kit.sweep.launcher import Returned
 
     if detached:
-        return Returned(point.words, compose, job, None, value=None)
-    answer = read_answer(job)
-    error = None if job.state().state == "succeeded" else _error(point, job, answer)
+        return Returned(sweep_job.words, compose, job, None, value=None)
+    task_result = read_task_result(job)
+    error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
     value = None
     try:
-        value = _value(job, answer, objective) if error is None else None
+        value = _value(job, task_result, objective) if error is None else None
     except (JobFailed, ValueError) as missing:
         error = missing
-    return Returned(point.words, compose, job, answer, value=value, error=error)
+    return Returned(sweep_job.words, compose, job, task_result, value=value, error=error)
 
 
-def _value(job: JobFolder, answer: Answer | None, objective: str | None) -> Any:
+def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None) -> Any:
     if objective is not None:
         return _metric(job, objective)
-    if answer is None:  # a recipe's
+    if task_result is None:  # a recipe's
         record = job.exit_record() or {}
-        answer = Answer(value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out"))
-    if answer.left_out:
-        log.warning("#%d %s: the sweep gets None.", job.number, answer.left_out)
-    return answer.result
+        task_result = TaskResult(
+            value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out")
+        )
+    if task_result.left_out:
+        log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
+    return task_result.result
 
 
 def _metric(job: JobFolder, name: str) -> Any:
@@ -104,17 +106,17 @@ def _metric(job: JobFolder, name: str) -> Any:
     raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
 
 
-def _error(point: Point, job: JobFolder, answer: Answer | None) -> Exception:
+def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
     state = job.state()
     # The record's code is that of the command line, 1 for any failure; the job's own is in words beside it.
     said = _OWN_CODE.search(state.error or "")
-    code = (answer and answer.code) or int(said[1] if said else state.code or 1)
-    failure = answer.failure if answer else None
+    code = (task_result and task_result.code) or int(said[1] if said else state.code or 1)
+    failure = task_result.failure if task_result else None
     if failure is not None and failure.type != "builtins.SystemExit":
         return failure.rebuild(code)
     why = state.error or f"exit code {code}"
     where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
-    return JobFailed(f"Job {job.number} ({point.label}) {state.state}: {why}; {where}", code)
+    return JobFailed(f"Job {job.number} ({sweep_job.label}) {state.state}: {why}; {where}", code)
 
 
 def overrides_of(hydra: Any, kind: str = "task") -> list[str]:

@@ -37,7 +37,7 @@ _FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
 
 @dataclass(frozen=True)
 class Node:
-    """Node `rank` of `count`. `head` is the address of node 0; `meeting` and `port` differ for any two jobs that can
+    """Node `rank` of `count`. `head` is the address of node 0; `rdzv_id` and `port` differ for any two jobs that can
     run at once; `job` is the scheduler's id of the job, None without one. `step` is Slurm's own number for what started
     this worker (`17.1`), also in an array."""
 
@@ -45,7 +45,7 @@ class Node:
     count: int = 1
     head: str = "localhost"
     port: int = 0
-    meeting: str = ""
+    rdzv_id: str = ""
     job: str | None = None
     name: str | None = None
     step: str | None = None
@@ -73,7 +73,7 @@ def this_node(environ: Mapping[str, str] = os.environ) -> Node:
         head=_head(environ),
         # Each task of an array has a number of its own too, so jobs near one another never share a port.
         port=_FIRST_PORT + number % _PORTS,
-        meeting=job,
+        rdzv_id=job,
         job=job,
         name=environ.get("SLURMD_NODENAME"),
         step=f"{number}.{environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in environ else None,
@@ -149,7 +149,7 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
     signals = {} if explained else {UNEXPLAINED: sorted(seen)}
     again = node.job is not None and not job.cancel_requested and _again(job, spec, outcome, seen)
     if again:
-        files.write_text(again_file(job), "told" if seen == {"TERM"} else "always")
+        files.write_text(requeue_marker(job), "told" if seen == {"TERM"} else "always")
     if again and outcome.state != "preempted":
         reason = f"retry after {outcome.error}"
         job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
@@ -177,7 +177,7 @@ def resume_line(job: JobFolder) -> str:
     return f"nemotron runs resume {job.reference}"
 
 
-def again_file(job: JobFolder) -> Path:
+def requeue_marker(job: JobFolder) -> Path:
     """What asks the job's script to have it queued again."""
     return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
 
@@ -262,7 +262,7 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
     if node.job:  # until now the script has asked for another try in the worker's place
-        again_file(job).unlink(missing_ok=True)
+        requeue_marker(job).unlink(missing_ok=True)
     try:
         # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
         job.transition("running", process=None, scheduler=scheduler)
@@ -314,7 +314,7 @@ def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
         return ["--standalone", processes]
     return [
         *(f"--nnodes={node.count}", f"--node-rank={node.rank}", processes),
-        *(f"--master-addr={node.head}", f"--master-port={node.port}", f"--rdzv-id={node.meeting}"),
+        *(f"--master-addr={node.head}", f"--master-port={node.port}", f"--rdzv-id={node.rdzv_id}"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""torchrun, started by a worker: `python -m nemotron_kit.execution.elastic <torchrun's words>`.
+"""torchrun, started by a worker: `python -m nemotron_kit.worker.elastic <torchrun's arguments>`.
 
 It is torch.distributed.run itself. What it adds: TERM and USR1 are for its ranks, which save and end by themselves
 (torchrun would end at USR1, and at TERM forget how its ranks ended); and its exit code is that of the first rank that

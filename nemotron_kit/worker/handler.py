@@ -30,9 +30,9 @@ def verified_inputs(job: JobFolder) -> dict[str, Pin]:
     pins = {slot: Pin.from_dict(value) for slot, value in _inputs(job).items()}
     for pin in pins.values():
         registry.verify(pin)
-    late = {slot: text for slot, text in read_spec(job.path).late.items() if slot not in pins}
-    if late:
-        pins |= {slot: registry.resolve(reference) for slot, reference in late.items()}
+    deferred = {slot: text for slot, text in read_spec(job.path).late.items() if slot not in pins}
+    if deferred:
+        pins |= {slot: registry.resolve(reference) for slot, reference in deferred.items()}
         record = {**job.artifacts(), "inputs": {slot: pin.to_dict() for slot, pin in pins.items()}}
         files.write_json(job.path / "artifacts.json", record)
     return pins

@@ -22,47 +22,47 @@ from typing import Any
 from nemotron_kit.masking import mask_logging, note_secrets
 from nemotron_kit.spec.plan import SCHEDULED, rank, read_spec
 from nemotron_kit.worker.hydra import without_files
-from nemotron_kit.worker.payload import IMPORTED, PROGRAM, Packet, name_of, read_packet, task_of
+from nemotron_kit.worker.payload import IMPORTED, PROGRAM, JobPayload, name_of, read_payload, task_of
 from nemotron_kit.worker.process import exit_code
-from nemotron_kit.worker.result import Answer, Failure, sendable
+from nemotron_kit.worker.result import Failure, TaskResult, sendable
 from nemotron_kit.worker.streams import masked_streams
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job whose folder is named; the exit code that its task asked for."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
-    packet = read_packet(folder)
+    payload = read_payload(folder)
     note_secrets(read_spec(folder).secrets)
     masked_streams()
-    sys.argv = list(packet.argv)
+    sys.argv = list(payload.argv)
     # The launch's way of finding modules, then this environment's own.
-    sys.path[:] = [*packet.sys_path, *(entry for entry in sys.path if entry not in packet.sys_path)]
-    run = Job(packet, folder)
+    sys.path[:] = [*payload.sys_path, *(entry for entry in sys.path if entry not in payload.sys_path)]
+    run = Job(payload, folder)
     try:
-        packet.check_versions()
-        if packet.kind == PROGRAM:
-            _program_again(packet, run)
+        payload.check_versions()
+        if payload.kind == PROGRAM:
+            _program_again(payload, run)
         else:
-            run(_found(packet) if packet.kind == IMPORTED else None)
+            run(_found(payload) if payload.kind == IMPORTED else None)
     # Also before the task function is reached a program may raise anything.
     except Exception as error:  # noqa: BLE001
         print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
-        run.end(Answer(1, failure=Failure.of(error)))
-    return run.answer.code if run.answer else _never_arrived(packet, run)
+        run.end(TaskResult(1, failure=Failure.of(error)))
+    return run.task_result.code if run.task_result else _never_arrived(payload, run)
 
 
 class Job:
     """The task's one run. Called with its function (None: the one that was sent), it leaves an answer."""
 
-    def __init__(self, packet: Packet, folder: Path) -> None:
-        self.packet, self.folder = packet, folder
-        self.answer: Answer | None = None
+    def __init__(self, payload: JobPayload, folder: Path) -> None:
+        self.payload, self.folder = payload, folder
+        self.task_result: TaskResult | None = None
 
     def __call__(self, task: Callable[..., Any] | None) -> None:
         """Go through Hydra's own run_job with the config that the launch composed."""
         from hydra.core.utils import setup_globals
 
-        loaded = self.packet.load()
+        loaded = self.payload.load()
         _restore(loaded["state"])
         setup_globals()
         config = loaded["config"]
@@ -72,18 +72,18 @@ class Job:
         except SystemExit as error:  # run_job lets it pass
             self.end(_exit(error, config))
         except KeyboardInterrupt:
-            self.end(Answer(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
+            self.end(TaskResult(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
 
-    def end(self, answer: Answer) -> None:
+    def end(self, task_result: TaskResult) -> None:
         """The first answer counts; rank 0 alone writes it."""
-        if self.answer is None:
-            self.answer = answer
+        if self.task_result is None:
+            self.task_result = task_result
             if rank() == 0:
-                answer.write(self.folder, scheduled=os.environ.get("NEMOTRON_EXECUTOR") in SCHEDULED)
+                task_result.write(self.folder, scheduled=os.environ.get("NEMOTRON_EXECUTOR") in SCHEDULED)
 
 
-def _found(packet: Packet) -> Callable[..., Any]:
-    module, _, name = packet.function.partition(":")
+def _found(payload: JobPayload) -> Callable[..., Any]:
+    module, _, name = payload.function.partition(":")
     found: Any = import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
@@ -91,36 +91,36 @@ def _found(packet: Packet) -> Callable[..., Any]:
     return task
 
 
-def _program_again(packet: Packet, run: Job) -> None:
+def _program_again(payload: JobPayload, run: Job) -> None:
     """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
     import hydra  # noqa: F401 — hydra.main below is the module, not the function
 
-    launched_from, earlier = Path.cwd(), packet.earlier
+    launched_from, earlier = Path.cwd(), payload.earlier
 
     def arrived(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
         nonlocal earlier
         # A program may have several @hydra.main functions, or run one of them several times: this job is of one.
-        if name_of(task_function) != packet.function:
+        if name_of(task_function) != payload.function:
             return
         if earlier:
             earlier -= 1
             return
         os.chdir(launched_from)
         run(task_function)
-        raise SystemExit(run.answer.code if run.answer else 1)
+        raise SystemExit(run.task_result.code if run.task_result else 1)
 
     sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
-    program = str(packet.program)
-    if packet.started_in and os.path.isdir(packet.started_in):  # noqa: PTH112
-        os.chdir(packet.started_in)
+    program = str(payload.program)
+    if payload.started_in and os.path.isdir(payload.started_in):  # noqa: PTH112
+        os.chdir(payload.started_in)
     # How the program ends is told by its answer; one that ends without an answer never came to its task.
     with suppress(SystemExit):
-        if packet.module:
+        if payload.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
         elif _is_source(program):
             run_file(program)
         else:
-            runpy.run_path(packet.argv[0] if Path(packet.argv[0]).exists() else program, run_name="__main__")
+            runpy.run_path(payload.argv[0] if Path(payload.argv[0]).exists() else program, run_name="__main__")
 
 
 def _is_source(program: str) -> bool:
@@ -138,10 +138,10 @@ def run_file(program: str) -> None:
     exec(code, vars(main))  # noqa: S102
 
 
-def _never_arrived(packet: Packet, run: Job) -> int:
-    text = f"{packet.program} ended without reaching its task function {packet.function}."
+def _never_arrived(payload: JobPayload, run: Job) -> int:
+    text = f"{payload.program} ended without reaching its task function {payload.function}."
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
-    run.end(Answer(1, failure=Failure("nemotron_kit.NeverArrived", text)))
+    run.end(TaskResult(1, failure=Failure("nemotron_kit.NeverArrived", text)))
     return 1
 
 
@@ -175,7 +175,7 @@ def job_id(number: int) -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", f"job_{number}")
 
 
-def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
+def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> TaskResult:
     from hydra.core.utils import JobStatus, run_job
     from hydra.types import HydraContext
 
@@ -199,13 +199,13 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> Answer:
         "job_id": str(config.hydra.job.id),
     }
     if done.status is JobStatus.COMPLETED:
-        return Answer(**sendable(done._return_value), **where)
+        return TaskResult(**sendable(done._return_value), **where)
     error = done._return_value
     print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
-    return Answer(1, failure=Failure.of(error), **where)
+    return TaskResult(1, failure=Failure.of(error), **where)
 
 
-def _exit(error: SystemExit, config: Any) -> Answer:
+def _exit(error: SystemExit, config: Any) -> TaskResult:
     """`sys.exit(…)` in a task, with Python's own meaning of its argument."""
     code = error.code
     if isinstance(code, str):
@@ -213,7 +213,7 @@ def _exit(error: SystemExit, config: Any) -> Answer:
     number = code if isinstance(code, int) else 0 if code is None else 1
     output = config.hydra.runtime.get("output_dir")
     failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {code}")
-    return Answer(exit_code(number), failure=failure, output_dir=output, working_dir=output)
+    return TaskResult(exit_code(number), failure=failure, output_dir=output, working_dir=output)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
 
 
 @dataclass(frozen=True)
-class Packet:
+class JobPayload:
     """`program` is a script's path, or a module's name with `module` set. `function` is its task's qualified name, with
     the module in front (`module:name`) where it is imported; of a program's tasks with that name, it is the one after
     `earlier` others that were swept. `started_in` is where the program started: it may have changed its folder.
@@ -76,14 +76,14 @@ def versions() -> dict[str, str]:
     return {"python": python, "omegaconf": str(omegaconf.__version__), "hydra": str(hydra.__version__)}
 
 
-def read_packet(folder: Path) -> Packet:
-    """The packet in a job's folder. Raises NemotronError when it is missing, damaged, or not this user's alone."""
+def read_payload(folder: Path) -> JobPayload:
+    """The payload in a job's folder. Raises NemotronError when it is missing, damaged, or not this user's alone."""
     path = folder / FILE
     try:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise NemotronError(f"{path} can be written by others: it is not run.")
-        return Packet(**json.loads(read_regular(path, limit=1 << 30)))
+        return JobPayload(**json.loads(read_regular(path, limit=1 << 30)))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file.") from error
     except (ValueError, TypeError) as error:

@@ -247,7 +247,7 @@ def _from_the_task_on(trace: TracebackType | None) -> TracebackType | None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskResult:
     """How a task function ended: the exit code of its process, what it returned or raised, and Hydra's folders there.
 
     `value` is as JSON carries it, `types` what its parts were; `left_out` says why it could not come along.
@@ -278,7 +278,7 @@ class Answer:
         files.write_text(folder / VALUE, json.dumps(files.encoded({"answer": masked(asdict(self))})) + "\n")
 
 
-def read_answer(job: JobFolder) -> Answer | None:
+def read_task_result(job: JobFolder) -> TaskResult | None:
     """The answer of a job; None where there is none. Raises DamagedRecord."""
     try:
         record = read_object(job.path / FILE)
@@ -286,7 +286,7 @@ def read_answer(job: JobFolder) -> Answer | None:
         record = (job.exit_record() or {}).get("answer") or {}
     try:
         failure = record.get("failure")
-        return Answer(**{**record, "failure": Failure(**failure) if failure else None}) if record else None
+        return TaskResult(**{**record, "failure": Failure(**failure) if failure else None}) if record else None
     except TypeError as error:
         raise DamagedRecord(f"{job.path / FILE}: {error}.") from error
 

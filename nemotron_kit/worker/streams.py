@@ -103,7 +103,7 @@ class _Source:
         return b"".join(self._mark + line + b"\n" for line in lines.split(b"\n"))
 
 
-PUMP_CHUNK = 1 << 16
+READ_BYTES = 1 << 16
 # What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
 # from ending.
 HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
@@ -121,7 +121,7 @@ class Source:
     def read(self) -> bytes:
         """b"" at the end: of a terminal's side, an error says so."""
         try:
-            return os.read(self.fd, PUMP_CHUNK)
+            return os.read(self.fd, READ_BYTES)
         except OSError:
             return b""
 

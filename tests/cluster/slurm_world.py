@@ -21,7 +21,7 @@ from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.plan import Plan
@@ -204,7 +204,7 @@ class World:
         )
 
     def slurm_ids(self, run: RunFolder) -> list[str]:
-        return [found.job for found in slurm_module.read_all(run.path) if found.job]
+        return [found.job for found in slurm_agent.read_all(run.path) if found.job]
 
     def planned(self, *words: str, profile: str = "C", run_id: str | None = None) -> tuple[RunFolder, list[Plan]]:
         """The run's folder and the plan of `python work.py <words> --batch C`, made in this process, not submitted."""
@@ -291,7 +291,7 @@ def made_world(slurm: Any, place: Path) -> Iterator[World]:
     made = World(folder, home, slurm)
     yield made
     for run in (home / "runs").glob("2*"):
-        for record in slurm_module.read_all(run):
+        for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
 
 

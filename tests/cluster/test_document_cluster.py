@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm as slurm_agent
 
 from ..integration.document.extract import Snippet, find_document, snippets
 from ..integration.document.on_cluster import ON_CLUSTER
@@ -116,7 +116,7 @@ def test_stopped_near_a_time_limit_it_goes_on_to_its_last_step(world: World, slu
     world.run_line(BATCH[0], " -c tiny --run.nodes 1 train.train_iters=80")
     job = world.runs()[0]
     until(lambda: (job / "metrics.jsonl").exists(), 90)
-    (record,) = slurm_module.read_all(job.parents[1])
+    (record,) = slurm_agent.read_all(job.parents[1])
     slurm.run("scancel", "--signal=USR1", str(record.job))
     assert "succeeded" in world.run("nemotron runs wait latest").out
     (shown,) = json.loads(world.run("nemotron runs show latest --json").out)["job_records"]

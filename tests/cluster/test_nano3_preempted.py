@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
@@ -86,7 +86,7 @@ def lab(slurm: Any, tmp_path: Path) -> Iterator[Lab]:
     made.nemotron("nano3", "data", "prep", "pretrain", "-c", "tiny")
     yield made
     for run in (tmp_path / "home" / "runs").glob("2*"):
-        for record in slurm_module.read_all(run):
+        for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
 
 
@@ -120,7 +120,7 @@ def test_nano3_goes_on_where_it_was_pushed_out(lab: Lab, tmp_path: Path) -> None
     assert curve(job) == curve(calm)
     assert model(job) == model(calm)
     assert [entry["state"] for entry in job.history()].count("running") == 3
-    assert len(slurm_module.read_all(job.path.parent.parent)) == 1
+    assert len(slurm_agent.read_all(job.path.parent.parent)) == 1
     assert log(job).count(SAVED) == 2
 
 

@@ -146,7 +146,7 @@ def test_the_connection_is_cut(world: World, sshd: Any, tmp_path: Path) -> None:
         for run, plans in each_round(world, "far"):
             backend: Any = backend_for(plans[0])
             cutter = threading.Timer(source.choice([0, 0.002, 0.005, 0.01, 0.02]), _cut)
-            backend.reach = Starting(backend.reach, "slurm_submit", cutter.start)
+            backend.transport = Starting(backend.transport, "slurm_submit", cutter.start)
             try:
                 backend.submit(run, plans)
             except NemotronError:
@@ -160,13 +160,13 @@ def test_the_connection_is_cut(world: World, sshd: Any, tmp_path: Path) -> None:
 class Starting:
     """A way to a machine that begins something when an operation is asked for."""
 
-    def __init__(self, reach: Any, op: str, begin: Callable[[], None]) -> None:
-        self.reach, self.op, self.begin = reach, op, begin
+    def __init__(self, transport: Any, op: str, begin: Callable[[], None]) -> None:
+        self.transport, self.op, self.begin = transport, op, begin
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> Any:
         if op == self.op:
             self.begin()
-        return self.reach.call(op, payload, **args)
+        return self.transport.call(op, payload, **args)
 
 
 def _tried(run: RunFolder, plans: list[Plan]) -> bool:

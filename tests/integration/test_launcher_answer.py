@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
-from nemotron_kit.worker.result import Answer, Failure, JobFailed, read_answer, restored, sendable
+from nemotron_kit.worker.result import Failure, JobFailed, TaskResult, read_task_result, restored, sendable
 
 
 class Own(Exception):
@@ -172,10 +172,10 @@ def test_a_name_in_an_answer_is_never_looked_up_elsewhere(tmp_path: Path) -> Non
 def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
     job = JobFolder(tmp_path / "0")
     job.path.mkdir()
-    assert read_answer(job) is None
-    Answer(value=3, failure=Failure("a.B", "t")).write(job.path)
-    assert read_answer(job) == Answer(value=3, failure=Failure("a.B", "t"))
+    assert read_task_result(job) is None
+    TaskResult(value=3, failure=Failure("a.B", "t")).write(job.path)
+    assert read_task_result(job) == TaskResult(value=3, failure=Failure("a.B", "t"))
     for text in ('{"code": 0, "other": 1}', '{"failure": 3}', "[]", '{"code"'):
         (job.path / "answer.json").write_text(text)
         with pytest.raises(DamagedRecord, match=r"answer\.json"):
-            read_answer(job)
+            read_task_result(job)

@@ -25,7 +25,7 @@ from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run,
 from nemotron_kit.spec.plan import WAIT_FIRST
 
 if TYPE_CHECKING:
-    from nemotron_kit.launch.status import Sight
+    from nemotron_kit.launch.status import StatusSnapshot
 
 
 _HERE = (0.1, 1.2, 2.0)
@@ -68,8 +68,8 @@ class _Wait:
         self.state, self.over = "pending", False
         self._unsure_since: float | None = None
 
-    def look(self, sight: Sight | None) -> None:
-        self.state = self._state(sight)
+    def look(self, snapshot: StatusSnapshot | None) -> None:
+        self.state = self._state(snapshot)
         if self.state not in _UNSURE:
             self._unsure_since = None
             self.over = self.state in (*TERMINAL, DAMAGED)
@@ -79,14 +79,14 @@ class _Wait:
         # What a folder of this machine doesn't say nobody will add to it.
         self.over = not self.elsewhere or now - self._unsure_since >= self.patience
 
-    def _state(self, sight: Sight | None) -> str:
+    def _state(self, snapshot: StatusSnapshot | None) -> str:
         if not self.run.jobs():
             return self.run.summary().state
         if not self.elsewhere:
             return self.run.state()
-        from nemotron_kit.launch.status import run_standing
+        from nemotron_kit.launch.status import effective_run_state
 
-        return run_standing(self.run, sight)
+        return effective_run_state(self.run, snapshot)
 
 
 def until_over(waits: Sequence[_Wait]) -> None:
@@ -95,12 +95,12 @@ def until_over(waits: Sequence[_Wait]) -> None:
     pause, told = first, False
     while True:
         left = [each for each in waits if not each.over]
-        sights = _ask(each.run for each in left if each.elsewhere)
+        snapshots = _ask(each.run for each in left if each.elsewhere)
         for each in left:
-            each.look(sights.get(each.run.id))
+            each.look(snapshots.get(each.run.id))
         if all(each.over for each in waits):
             return
-        lost = next((s.lost for s in sights.values() if s.lost), None)
+        lost = next((s.lost for s in snapshots.values() if s.lost), None)
         if lost and not told:
             sys.stderr.write(f"out of sight, still trying: {clean(lost)}\n")
         told = lost is not None
@@ -108,7 +108,7 @@ def until_over(waits: Sequence[_Wait]) -> None:
         pause = min(pause * factor, slowest)
 
 
-def _ask(runs: Iterable[RunFolder]) -> dict[str, Sight]:
+def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     asked = list(runs)
     if not asked:
         return {}
@@ -239,13 +239,13 @@ def _refuse_written(run: RunFolder) -> None:
 def _remove_there(run: RunFolder) -> None:
     """The run's folder on its target. Raises Unreachable: the record stays, so that it can be tried again."""
     from nemotron_kit.launch.status import folder_there, is_apart
-    from nemotron_kit.remote.ssh import reach_for
+    from nemotron_kit.remote.ssh import transport_for
 
     plan = run.plan()
     if is_apart(run, plan):
-        reach = reach_for(plan.get("settings") or {})
-        registry = (plan.get("place") or {}).get("artifacts") or f"{reach.root}/artifacts"
-        reach.call("remove_run", folder=folder_there(run, plan), registry=registry)
+        transport = transport_for(plan.get("settings") or {})
+        registry = (plan.get("place") or {}).get("artifacts") or f"{transport.root}/artifacts"
+        transport.call("remove_run", folder=folder_there(run, plan), registry=registry)
 
 
 def artifacts_in(run: RunFolder) -> list[str]:
@@ -407,11 +407,11 @@ def _here(job: JobFolder, command: list[str]) -> list[str]:
 
 def _running(run: RunFolder, job: JobFolder) -> JobState:
     """The job's state as it is now; UserError for one that holds no allocation."""
-    from nemotron_kit.launch.status import refresh, standing
+    from nemotron_kit.launch.status import effective_state, refresh
 
-    sight = refresh([run]).get(run.id)
-    state = standing(job, sight)
-    seen = sight.observed.get(job.number) if sight else None
+    snapshot = refresh([run]).get(run.id)
+    state = effective_state(job, snapshot)
+    seen = snapshot.observed.get(job.number) if snapshot else None
     if state.state != "running":
         why = f": {state.error}" if state.error else ""
         where = f" Its folder: {job.path}" if state.terminal else ""
@@ -457,9 +457,9 @@ def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
 
 def _step(settings: Mapping[str, Any], folder: str) -> str:
     """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
-    from nemotron_kit.remote.ssh import reach_for
+    from nemotron_kit.remote.ssh import transport_for
 
-    (record,), _ = reach_for(settings).call("job_records", jobs=[folder])
+    (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
     schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
     steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
     if not steps or not steps[-1].replace(".", "").isdecimal():

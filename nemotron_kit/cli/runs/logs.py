@@ -15,7 +15,7 @@ from nemotron_kit.executors.base import Backend, backend_for
 from nemotron_kit.launch.attach import CHUNK
 from nemotron_kit.launch.status import folder_there
 from nemotron_kit.remote.agent.operations import Piece
-from nemotron_kit.remote.ssh import reach_for
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import open_run
@@ -31,17 +31,17 @@ class RemoteLog:
     def __init__(self, run: RunFolder, plan: Mapping[str, Any], job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
         self._backend: Backend = backend_for(plan)
-        self._reach = reach_for(plan.get("settings") or {})
+        self._transport = transport_for(plan.get("settings") or {})
         self._folder = f"{folder_there(run, plan)}/jobs/{job.number}"
 
     def names(self) -> list[str]:
         """The logs that there are: `job`, `rank-0`, …"""
-        found, _ = self._reach.call("log_names", job=self._folder)
+        found, _ = self._transport.call("log_names", job=self._folder)
         return [str(name) for name in found]
 
     def tail(self, lines: int) -> int:
         """The offset at which the last `lines` lines begin."""
-        offset, _ = self._reach.call("log_offset", job=self._folder, name=self.name, lines=lines)
+        offset, _ = self._transport.call("log_offset", job=self._folder, name=self.name, lines=lines)
         return int(offset)
 
     def read(self, offset: int) -> Iterator[bytes]:
@@ -217,14 +217,14 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
 
 def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:
     from nemotron_kit.executors.base import backend_for
-    from nemotron_kit.launch.attach import Shown
+    from nemotron_kit.launch.attach import LogOffsets
     from nemotron_kit.launch.attach import attach as follow
 
-    plan, shown = run.plan(), Shown(run)
+    plan, offsets = run.plan(), LogOffsets(run)
     if from_start:
-        shown.forget()
+        offsets.forget()
     cancels = bool((plan.get("settings") or {}).get("cancel_on_interrupt"))
-    return follow(run, backend_for(plan), jobs, shown=shown, cancel_on_interrupt=cancels)
+    return follow(run, backend_for(plan), jobs, offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:

@@ -31,8 +31,8 @@ from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.sweep.launcher import Jobs
-from nemotron_kit.sweep.recipe import point_of
-from nemotron_kit.sweep.sweep_job import Point, Settings
+from nemotron_kit.sweep.recipe import sweep_job_of
+from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -203,9 +203,9 @@ class Recorded:
 
 def _place(job: JobFolder) -> Mapping[str, Any] | None:
     """A sweep's plan has its first job's place."""
-    from nemotron_kit.launch.queue import FILE
+    from nemotron_kit.launch.queue import LAUNCH_FILE
 
-    return read_object(job.path / FILE)["place"] if (job.path / FILE).exists() else None
+    return read_object(job.path / LAUNCH_FILE)["place"] if (job.path / LAUNCH_FILE).exists() else None
 
 
 def enter(folder: str) -> None:
@@ -245,7 +245,7 @@ def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[b
 
 
 @dataclass(frozen=True)
-class Scene:
+class RerunContext:
     """Where a recorded run was launched, and what is found from there now."""
 
     tree: Tree
@@ -253,7 +253,7 @@ class Scene:
     env: EnvFile
 
     @classmethod
-    def of(cls, recorded: Recorded) -> Scene:
+    def of(cls, recorded: Recorded) -> RerunContext:
         """Goes there: this process's folder and import path become the launch's."""
         enter(recorded.folder)
         from nemotron_kit.app import add_import_folders
@@ -363,7 +363,7 @@ def plan_again(
 ) -> Plan:
     """Its plan, in the run and under the number that it gets. UserError where a pinned input is not what it was."""
     from nemotron_kit.launch.plan import build_plan
-    from nemotron_kit.remote.ssh import reach_for
+    from nemotron_kit.remote.ssh import transport_for
 
     connect = not request.dry_run
     plan = build_plan(
@@ -374,7 +374,7 @@ def plan_again(
         job=job,
         alone=alone,
         connect=connect,
-        reach=reach_for if connect else None,
+        transports=transport_for if connect else None,
         recorded=None if request.profile else recorded.settings,
     )
     check_pins(recorded, request, plan)
@@ -417,16 +417,16 @@ def _quoted(text: str) -> str:
 _QUIET_SECONDS = 10.0
 
 
-def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str]) -> int:
+def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Sequence[str]) -> int:
     """Launch all jobs of a sweep again, as one sweep; the exit code."""
     old = run.plan()
     run_id = new_run_id(str(old.get("recipe") or "sweep"), str(old.get("stage") or "jobs"))
-    points = partial(_points, run, request, scene, argv, run_id)
+    sweep_jobs = partial(_sweep_jobs, run, request, context, argv, run_id)
     if request.dry_run:
-        return _shown(points(), request, scene)
+        return _shown(sweep_jobs(), request, context)
     if request.after and (request.mode or old.get("mode")) != "batch":
         wait_for(None, request.after)
-        points = partial(_points, run, replace(request, after=()), scene, argv, run_id)
+        sweep_jobs = partial(_sweep_jobs, run, replace(request, after=()), context, argv, run_id)
     words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
     plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(["-m", *words]),
@@ -434,7 +434,7 @@ def rerun_sweep(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str])
     again = create_run(run_id, plan, [])
     print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
-    return _carried_out(again, points(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
+    return _run_again(again, sweep_jobs(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
                         words, as_json=request.json)  # fmt: skip
 
 
@@ -444,13 +444,19 @@ def _typed(request: Job) -> list[str]:
     return [*profile, *request.overrides]
 
 
-def _carried_out(
-    run: RunFolder, points: Iterator[Point], count: int, settings: Settings, words: Sequence[str], *, as_json: bool
+def _run_again(
+    run: RunFolder,
+    sweep_jobs: Iterator[SweepJob],
+    count: int,
+    settings: Settings,
+    words: Sequence[str],
+    *,
+    as_json: bool,
 ) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     jobs = Jobs(run, settings, words, ours=True)
     try:
-        (first, _), *_ = jobs.carry_out(points, count)
+        (first, _), *_ = jobs.run_all(sweep_jobs, count)
     except BaseException:
         if not run.jobs():
             shutil.rmtree(run.path)
@@ -465,7 +471,9 @@ def _carried_out(
     return sweep.told(run, as_json)
 
 
-def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run_id: str) -> Iterator[Point]:
+def _sweep_jobs(
+    run: RunFolder, request: Job, context: RerunContext, argv: Sequence[str], run_id: str
+) -> Iterator[SweepJob]:
     jobs, said = run.jobs(), time.monotonic()
     after = SweepAfter(request.after) if request.after and not request.dry_run else None
     for done, job in enumerate(jobs):
@@ -474,23 +482,25 @@ def _points(run: RunFolder, request: Job, scene: Scene, argv: Sequence[str], run
             print(f"{run_id}: {done} of {len(jobs)} jobs composed", file=sys.stderr)  # noqa: T201
         recorded = Recorded(run, job)
         asked = replace(request, recipe=recorded.recipe, stage=recorded.stage)
-        composed = compose_again(recorded, asked, scene.tree, scene.env)
-        planned = partial(_plan, recorded, asked, scene, composed, argv, run_id)
+        composed = compose_again(recorded, asked, context.tree, context.env)
+        planned = partial(_plan, recorded, asked, context, composed, argv, run_id)
         plan = after.apply(planned(), composed.command, planned) if after else planned()
-        yield point_of(plan, composed, (*recorded.overrides, *request.overrides))
+        yield sweep_job_of(plan, composed, (*recorded.overrides, *request.overrides))
 
 
-def _plan(recorded: Recorded, asked: Job, scene: Scene, composed: Composed, argv: Sequence[str], run_id: str) -> Plan:
-    app = scene.tree.apps[asked.recipe]
+def _plan(
+    recorded: Recorded, asked: Job, context: RerunContext, composed: Composed, argv: Sequence[str], run_id: str
+) -> Plan:
+    app = context.tree.apps[asked.recipe]
     plan = plan_again(recorded, asked, composed, app, argv, run_id=run_id, job=recorded.job.number, alone=False)
     return replace(plan, extra={**plan.extra, "rerun_of": recorded.run.id})
 
 
-def _shown(points: Iterator[Point], request: Job, scene: Scene) -> int:
+def _shown(sweep_jobs: Iterator[SweepJob], request: Job, context: RerunContext) -> int:
     from nemotron_kit.cli.launch import show_plan
 
-    for point in points:
-        show_plan(point.plan, as_json=request.json, theme=scene.env.table("cli").get("theme"))
+    for sweep_job in sweep_jobs:
+        show_plan(sweep_job.plan, as_json=request.json, theme=context.env.table("cli").get("theme"))
     return 0
 
 
@@ -522,21 +532,21 @@ def rerun(argv: list[str]) -> int:
 
     run, jobs = open_jobs(reference)
     recorded = Recorded(run, jobs[0])
-    scene = Scene.of(recorded)
-    request = request_of(words, recorded, scene.tree)
+    context = RerunContext.of(recorded)
+    request = request_of(words, recorded, context.tree)
     label = recorded.label if len(jobs) == 1 else run.id
     line = ["nemotron", "runs", "rerun", label, *words]
     if len(jobs) > 1:
-        return rerun_sweep(run, request, scene, line)
+        return rerun_sweep(run, request, context, line)
     from nemotron_kit.cli.launch import carry_out
     from nemotron_kit.runs.folder import new_run_id
 
-    composed = compose_again(recorded, request, scene.tree, scene.env)
+    composed = compose_again(recorded, request, context.tree, context.env)
     run_id = new_run_id(request.recipe, request.stage)
-    plan = plan_again(recorded, request, composed, scene.app, line, run_id=run_id)
+    plan = plan_again(recorded, request, composed, context.app, line, run_id=run_id)
     plan = replace(plan, extra={**plan.extra, "rerun_of": label})
     state = jobs[0].state()
     if state.terminal and state.state != "succeeded":
         note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"
         plan = replace(plan, notes=(*plan.notes, note))
-    return carry_out(plan, composed, request, scene.env)
+    return carry_out(plan, composed, request, context.env)

@@ -21,10 +21,10 @@ from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder,
 from nemotron_kit.runs.ledger import open_run
 
 if TYPE_CHECKING:
-    from nemotron_kit.launch.status import Sight
+    from nemotron_kit.launch.status import StatusSnapshot
 
 
-class Look:
+class RunView:
     """A run and some of its jobs as they stand now: one question to its back end, if it has one."""
 
     def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
@@ -33,7 +33,7 @@ class Look:
         with suppress(DamagedRecord):
             self.plan = run.plan()
         self._asked = is_asked((self.plan or {}).get("executor"))
-        self.sight: Sight | None = None
+        self.snapshot: StatusSnapshot | None = None
         if self._asked:
             self._ask()
         self.states = {job.number: self._standing(job) for job in jobs}
@@ -50,8 +50,8 @@ class Look:
     def _ask(self) -> None:
         from nemotron_kit.launch.status import is_mirrored, mirror, refresh
 
-        self.sight = refresh([self.run]).get(self.run.id)
-        if len(self.jobs) != 1 or (self.sight and self.sight.lost):
+        self.snapshot = refresh([self.run]).get(self.run.id)
+        if len(self.jobs) != 1 or (self.snapshot and self.snapshot.lost):
             return
         try:
             mirror(self.run, self.plan or {}, [job for job in self.jobs if not is_mirrored(job)])
@@ -61,9 +61,9 @@ class Look:
     def _standing(self, job: JobFolder) -> JobState:
         if not self._asked:
             return job.state()
-        from nemotron_kit.launch.status import standing
+        from nemotron_kit.launch.status import effective_state
 
-        return standing(job, self.sight)
+        return effective_state(job, self.snapshot)
 
     @property
     def unsubmitted(self) -> int:
@@ -76,7 +76,7 @@ class Look:
 
     def waiting(self, number: int) -> tuple[str | None, str | None]:
         """Why a pending job waits, and when it may start, by its scheduler's word."""
-        seen = self.sight.observed.get(number) if self.sight else None
+        seen = self.snapshot.observed.get(number) if self.snapshot else None
         if self.states[number].state != "pending":
             return None, None
         said = self.states[number].facts.get("reason")
@@ -120,23 +120,23 @@ def show(argv: list[str]) -> int:
         return 0
     run = open_run(options.id)
     jobs = run.jobs() if options.job is None else [run.job(options.job)]
-    look = Look(run, jobs)
+    view = RunView(run, jobs)
     if options.json:
-        print_json(_json(look))
+        print_json(_json(view))
     else:
-        print_facts(list(_facts(look)))
-    return 3 if EXIT_CODES.get(look.state) == 3 else 0
+        print_facts(list(_facts(view)))
+    return 3 if EXIT_CODES.get(view.state) == 3 else 0
 
 
-def _json(look: Look) -> dict[str, Any]:
-    facts = {**as_json(look.summary), "state": look.state}
-    records = [_job_json(job, look) for job in look.jobs]
-    return {**facts, "plan": look.plan, "job_records": records}
+def _json(view: RunView) -> dict[str, Any]:
+    facts = {**as_json(view.summary), "state": view.state}
+    records = [_job_json(job, view) for job in view.jobs]
+    return {**facts, "plan": view.plan, "job_records": records}
 
 
-def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
-    state = look.states[job.number]
-    reason, start = look.waiting(job.number)
+def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
+    state = view.states[job.number]
+    reason, start = view.waiting(job.number)
     return {
         "number": job.number,
         "state": state.state,
@@ -158,33 +158,33 @@ def _job_json(job: JobFolder, look: Look) -> dict[str, Any]:
     }
 
 
-def _facts(look: Look) -> Iterator[Fact]:
-    run, plan = look.run, look.plan or {}
+def _facts(view: RunView) -> Iterator[Fact]:
+    run, plan = view.run, view.plan or {}
     yield "run", run.id
-    yield "state", look.state
-    yield from _why(look)
+    yield "state", view.state
+    yield from _why(view)
     yield "command", plan.get("command_line")
     yield "hydra", _line(plan.get("hydra"))
     yield "profile", _profile(plan)
     yield from _links(plan)
     yield "folder", run.path
-    if len(look.jobs) == 1:
-        if (look.plan or {}).get("kind") == "sweep" and (said := _overrides(look.jobs[0])):
+    if len(view.jobs) == 1:
+        if (view.plan or {}).get("kind") == "sweep" and (said := _overrides(view.jobs[0])):
             yield "overrides", " ".join(said)
-        yield from _job_facts(look.jobs[0], look)
+        yield from _job_facts(view.jobs[0], view)
     else:
-        yield from _sweep_facts(look)
+        yield from _sweep_facts(view)
 
 
-def _why(look: Look) -> Iterator[Fact]:
-    lost = next((s for s in look.states.values() if s.state == "unreachable"), None)
-    if lost is not None and look.state == "unreachable":
+def _why(view: RunView) -> Iterator[Fact]:
+    lost = next((s for s in view.states.values() if s.state == "unreachable"), None)
+    if lost is not None and view.state == "unreachable":
         yield "why", lost.error
         yield "last known", _known(lost)
-    elif look.summary.error:
-        yield "why", look.summary.error
-    if len(look.jobs) == 1:
-        reason, start = look.waiting(look.jobs[0].number)
+    elif view.summary.error:
+        yield "why", view.summary.error
+    if len(view.jobs) == 1:
+        reason, start = view.waiting(view.jobs[0].number)
         yield from [("waits for", reason)] if reason else []
         yield from [("may start", start)] if start else []
 
@@ -214,20 +214,20 @@ def _profile(plan: Mapping[str, Any]) -> str:
     return f"{name} ({executor})" if name and executor else str(name or "none: this machine")
 
 
-def _sweep_facts(look: Look) -> Iterator[Fact]:
-    counts = Counter(state.state for state in look.states.values())
+def _sweep_facts(view: RunView) -> Iterator[Fact]:
+    counts = Counter(state.state for state in view.states.values())
     yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
-    if look.unsubmitted:
-        yield "waiting", f"{look.unsubmitted} for room: nemotron runs resume {look.run.id} submits what fits"
-    shown = look.jobs[:_MANY]
+    if view.unsubmitted:
+        yield "waiting", f"{view.unsubmitted} for room: nemotron runs resume {view.run.id} submits what fits"
+    shown = view.jobs[:_MANY]
     words = [_overrides(job) for job in shown]
     common = set.intersection(*map(set, words)) if words else set()
     for job, said in zip(shown, words, strict=True):
         own = " ".join(word for word in said if word not in common)
-        yield "jobs", f"{job.number}  {_outcome(look.states[job.number])}{f'  {own}' if own else ''}"
-    if len(look.jobs) > _MANY:
-        yield "jobs", f"and {len(look.jobs) - _MANY} more"
-    yield "next", f"nemotron runs show {look.run.id} --job N"
+        yield "jobs", f"{job.number}  {_outcome(view.states[job.number])}{f'  {own}' if own else ''}"
+    if len(view.jobs) > _MANY:
+        yield "jobs", f"and {len(view.jobs) - _MANY} more"
+    yield "next", f"nemotron runs show {view.run.id} --job N"
 
 
 def _overrides(job: JobFolder) -> list[str]:
@@ -239,8 +239,8 @@ def _overrides(job: JobFolder) -> list[str]:
     return [str(word) for word in found] if isinstance(found, list) else []
 
 
-def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
-    state, plan = look.states[job.number], look.plan or {}
+def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
+    state, plan = view.states[job.number], view.plan or {}
     if state.code is not None:
         yield "exit code", state.code
     took = duration(state.started, state.finished, state.state)
@@ -263,7 +263,7 @@ def _job_facts(job: JobFolder, look: Look) -> Iterator[Fact]:
         yield "history", f"{_clock(state.finished)}  {_outcome(state)}"
     for row in job.metrics(_METRICS):
         yield "metrics", "  ".join(f"{key}={_number(value)}" for key, value in row.items())
-    if state.state == "failed" and look.unsubmitted:
+    if state.state == "failed" and view.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
     elif state.terminal and state.state != "succeeded":
         yield "next", f"nemotron runs resume {job.reference} goes on with it"

@@ -12,13 +12,13 @@ from typing import Any
 
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Observation, fetch_repositories, make_mounted
-from nemotron_kit.executors.slurm import script as script_module
 from nemotron_kit.executors.slurm import script as scripts
+from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.snapshot import code_there, place_kit
-from nemotron_kit.remote.ssh import NotSent, Reach, reach_for
+from nemotron_kit.remote.ssh import NotSent, Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
@@ -44,10 +44,10 @@ class Call:
 
 
 class Slurm:
-    """`submit`, `observe`, `cancel` and logs through one Reach; the target's own operations do the work."""
+    """`submit`, `observe`, `cancel` and logs through one Transport; the target's own operations do the work."""
 
-    def __init__(self, reach: Reach, settings: Mapping[str, Any]) -> None:
-        self.reach, self.settings = reach, settings
+    def __init__(self, transport: Transport, settings: Mapping[str, Any]) -> None:
+        self.transport, self.settings = transport, settings
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         with _nothing_sent():
@@ -57,7 +57,7 @@ class Slurm:
         place = plans[0].place
         self.prepare(run, plans)
         with _nothing_sent():
-            limits, _ = self.reach.call("slurm_limits", partition=_partition(plans[0]))
+            limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]))
         most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
@@ -65,7 +65,7 @@ class Slurm:
 
     def room(self) -> int:
         """How many more jobs the controller takes now, a twentieth left for others."""
-        limits, _ = self.reach.call("slurm_limits", count=True)
+        limits, _ = self.transport.call("slurm_limits", count=True)
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
@@ -80,33 +80,33 @@ class Slurm:
         able to say anything of is `unreachable`. Raises Unreachable when the target does not answer."""
         places = {run.id: _target(run) for run, _ in runs}
         asked = {places[run.id]: [job.number for job in jobs] for run, jobs in runs}
-        found, _ = self.reach.call("slurm_observe", runs=asked)
+        found, _ = self.transport.call("slurm_observe", runs=asked)
         return {
             run_id: {int(number): _observation(values) for number, values in found[place].items()}
             for run_id, place in places.items()
         }
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        self.reach.call("slurm_cancel", folder=_target(run), jobs=[job.number for job in jobs])
+        self.transport.call("slurm_cancel", folder=_target(run), jobs=[job.number for job in jobs])
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[operations.Piece]:
         asked: dict[str, Any] = {"job": _job(job), "offsets": dict(offsets), "limit": limit}
-        return operations.pieces(*self.reach.call("read_logs", **asked, only=only, skip=list(skip)))
+        return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
         """Code, and the jobs' folders where the target's are not the record's own."""
-        texts = code_there(self.reach, place, self.settings)
+        texts = code_there(self.transport, place, self.settings)
         if place.get("kit") and not place.get("apart"):  # over ssh it is sent with the first question
             place_kit(place["kit"])
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
-        fetch_repositories(self.reach, plans)
-        self.reach.call("make_run", packed(texts), folder=place["run"])
+        fetch_repositories(self.transport, plans)
+        self.transport.call("make_run", packed(texts), folder=place["run"])
         if self.settings.get("container_image"):
-            make_mounted(self.reach, place)
+            make_mounted(self.transport, place)
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
@@ -114,7 +114,7 @@ class Slurm:
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
         hidden += _OF_THIS_PYTHON if self.settings.get("container_image") else []
         payload = {"script": None if call.sent else call.text, "secrets": secrets}
-        self.reach.call(
+        self.transport.call(
             "slurm_submit",
             json.dumps(payload).encode(),
             folder=folder,
@@ -139,11 +139,11 @@ def _nothing_sent() -> Iterator[None]:
 
 def make(settings: Mapping[str, Any]) -> Slurm:
     """The back end of executor "slurm"."""
-    return Slurm(reach_for(settings), settings)
+    return Slurm(transport_for(settings), settings)
 
 
 def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
-    if len(plans) == 1 and script_module.FILE in plans[0].files:
+    if len(plans) == 1 and slurm_script.FILE in plans[0].files:
         yield _single(plans[0])
         return
     alike: dict[str, list[Plan]] = {}
@@ -157,10 +157,10 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
 
 def _single(plan: Plan) -> Call:
     """The plan's own script. Another attempt has another intent, so another name, and is a script of its own."""
-    text, first = plan.files[script_module.FILE], scripts.intent_of(plan.run_id, [plan.job])
+    text, first = plan.files[slurm_script.FILE], scripts.intent_of(plan.run_id, [plan.job])
     attempt = _attempt(plan)
     if not attempt:
-        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{script_module.FILE}", text)
+        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{slurm_script.FILE}", text)
     intent = scripts.intent_of(plan.run_id, [plan.job], attempt)
     name = _name(intent, plan)
     text = text.replace(_name(first, plan), name)

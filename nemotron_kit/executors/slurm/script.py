@@ -173,7 +173,7 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
                 f"{path!r}: a container's mounts are separated by commas, so none of its folders can have one.",
                 hint="That is NEMOTRON_HOME, remote_job_dir, the registry, or an input: give it another name.",
             )
-    text = _slurm_rendered(config, resources, script, batch)
+    text = _render_with_nemo_run(config, resources, script, batch)
     if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
         raise UserError(
             "/nemo_run can't be part of a path of this job: NeMo-Run puts another in its place.",
@@ -224,7 +224,7 @@ _NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
 _cache: dict[str, str] = {}
 
 
-def _slurm_rendered(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
     alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
     key = repr((config, resources, alike, batch))
     if key not in _cache:
@@ -303,7 +303,7 @@ FILE = "sbatch.sh"
 
 
 @dataclass(frozen=True)
-class Sbatch:
+class ExecutorPlan:
     """`files` join the job folder's; `extra` the plan's."""
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -323,13 +323,13 @@ def sbatch_for(
     label: str,
     mode: str,
     alone: bool,
-) -> Sbatch:
+) -> ExecutorPlan:
     """The script of a job that is submitted `alone` (the jobs of a sweep share one, which is rendered for them all)."""
     problems = list(_problems(config, mode))
     mounts = _mounts(place, inputs) if config.container_image else []
     extra = {"resources": asdict(resources), "mounts": mounts}
     if problems or not alone:
-        return Sbatch({}, tuple(problems), resources.notes, extra)
+        return ExecutorPlan({}, tuple(problems), resources.notes, extra)
     from nemotron_kit.executors.nemo_run import MissingExtra
 
     intent = intent_of(run_id, [job])
@@ -338,8 +338,8 @@ def sbatch_for(
     try:
         text = render(config, resources, script, batch=mode == "batch")
     except MissingExtra as error:
-        return Sbatch({}, (f"{error.message} {error.hint or ''}".strip(),), resources.notes, extra)
-    return Sbatch({FILE: text}, (), resources.notes, extra)
+        return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), resources.notes, extra)
+    return ExecutorPlan({FILE: text}, (), resources.notes, extra)
 
 
 def _problems(config: RunConfig, mode: str) -> Iterator[str]:

@@ -230,7 +230,7 @@ def _record(job: JobFolder) -> dict[str, Any]:
     return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": job.metrics(_METRICS)}
 
 
-Answer = tuple[Any, bytes]
+Response = tuple[Any, bytes]
 
 # name → "module:function"; a function takes the payload first, then the request's args by name, and gives JSON data
 # and bytes. A new operation is one function and a line here.
@@ -268,12 +268,12 @@ OPS: dict[str, str] = {
 }
 
 
-def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Answer:
+def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
     """Do one operation in this process. Raises NemotronError for whatever the machine refuses."""
     if op not in OPS:
         raise NemotronError(f"No operation {op!r} on the target.", hint=errors.nearest(op, OPS).capitalize())
     module, _, name = OPS[op].partition(":")
-    function: Callable[..., Answer] = getattr(import_module(module), name)
+    function: Callable[..., Response] = getattr(import_module(module), name)
     try:
         return function(payload, **args)
     except OSError as error:

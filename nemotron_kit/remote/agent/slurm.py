@@ -116,7 +116,7 @@ def locked(run: Path, intent: str) -> Iterator[int]:
         os.close(fd)
 
 
-Answer = tuple[Any, bytes]
+Response = tuple[Any, bytes]
 
 # A request that the controller has not read yet becomes a job after we gave up on it: absent is looked for twice.
 _SETTLE_SECONDS = 2.0
@@ -143,7 +143,7 @@ def submit(
     script: str,
     options: list[str] | None = None,
     hidden: list[str] | None = None,
-) -> Answer:
+) -> Response:
     """Submit `script` (a path below the run's `folder`) unless that was done before; the submission's record.
 
     The payload is JSON: `script` (its text, where the file isn't there yet) and `secrets` (name → value, for the job's
@@ -193,7 +193,7 @@ def adopt(run: Path, record: Submission, job: str) -> Submission:
     return found
 
 
-def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Answer:
+def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
     """Cancel jobs of a run. Each is told first, so that its own record says cancelled, and that it must not come back.
 
     One that may or may not be queued is cancelled by its name.
@@ -231,7 +231,7 @@ def _tell(job: Path) -> None:
         files.write_json(job / "cancel.json", {"at": time.time()})
 
 
-def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Answer:
+def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
     """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
     one), and the partition's time limit as Slurm writes it (None: no limit, or not known).
 

@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.files import read_regular
 from nemotron_kit.remote.agent import slurm
-from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.remote.agent.slurm import FOLDER, Submission
 from nemotron_kit.remote.agent.slurm_commands import Entry
@@ -105,7 +105,7 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     """
     del payload
     jobs = [_Job(Path(folder), number) for folder, numbers in runs.items() for number in numbers]
-    by_run = {folder: slurm_module.submissions_by_job(slurm_module.read_all(Path(folder))) for folder in runs}
+    by_run = {folder: slurm_agent.submissions_by_job(slurm_agent.read_all(Path(folder))) for folder in runs}
     for job in jobs:
         job.submission = by_run[str(job.run)].get(job.number)
     by_cluster: dict[str | None, list[_Job]] = {}
@@ -195,7 +195,7 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
         record = job.submission
         if record is None or record.job:
             continue
-        if record.refused and not slurm_module.has_begun(job.run, record):
+        if record.refused and not slurm_agent.has_begun(job.run, record):
             job.set("failed", 1, record.refused)
         elif record.name in ids:
             job.submission = slurm.adopt(job.run, record, ids[record.name])
@@ -207,7 +207,7 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
 
 def _absent(job: _Job, record: Submission) -> None:
     """squeue and sacct have both answered, and neither has a job of that name."""
-    if slurm_module.has_begun(job.run, record):
+    if slurm_agent.has_begun(job.run, record):
         _unless_recorded(job, "unknown", _FORGOTTEN)
     elif time.time() - record.at < _LAG_SECONDS:
         job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.remote.ssh import NotSent, reach_for
+from nemotron_kit.remote.ssh import NotSent, transport_for
 
 # What a server's debug log says once a client has offered a user name, let alone a key or a password.
 AUTHENTICATION = ("userauth-request", "userauth_", "publickey", "password")
@@ -20,7 +20,7 @@ def refused(settings: dict[str, object]) -> NotSent:
     """The error of a call that must fail, having taken less than five seconds."""
     began = time.monotonic()
     with pytest.raises(NotSent) as caught:
-        reach_for(settings).call("ping")
+        transport_for(settings).call("ping")
     assert time.monotonic() - began < 5.0
     assert caught.value.exit_code == 3
     return caught.value
@@ -75,7 +75,7 @@ def test_a_jump_host_must_be_known_too(client: Any, server: Any, make_server: Ca
     refused(client.profile(server))
     assert saw_no_credential(jump)
     client.writes(server, known=server.knows() + jump.knows(), extra=extra)
-    assert reach_for(client.profile(server)).call("ping") == (None, b"")
+    assert transport_for(client.profile(server)).call("ping") == (None, b"")
     assert "direct-tcpip" in jump.log()
 
 
@@ -124,6 +124,6 @@ def test_a_socket_folder_that_others_can_enter_is_refused(client: Any, server: A
     folder.chmod(0o755)
     try:
         with pytest.raises(UserError, match="nobody else can enter"):
-            reach_for(client.profile(server)).call("ping")
+            transport_for(client.profile(server)).call("ping")
     finally:
         folder.chmod(0o700)

@@ -9,7 +9,7 @@ import pytest
 
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.slurm import script as script_module
+from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.executors.slurm.script import sbatch_for
 from nemotron_kit.spec.paths import Place
 from nemotron_kit.spec.resources import Resources, resources_of
@@ -62,27 +62,27 @@ def test_what_was_understood_is_said() -> None:
     ],
 )  # fmt: skip
 def test_times_as_slurm_writes_them(text: str, seconds: int | None) -> None:
-    assert script_module.time_seconds(text) == seconds
+    assert slurm_script.time_seconds(text) == seconds
 
 
 def test_a_short_job_is_told_a_short_time_before_its_end() -> None:
-    assert [script_module.lead_seconds(limit) for limit in (None, 14400, 600, 60, 10)] == [300, 300, 150, 15, 10]
+    assert [slurm_script.lead_seconds(limit) for limit in (None, 14400, 600, 60, 10)] == [300, 300, 150, 15, 10]
 
 
 def test_an_intent_stands_for_the_same_jobs_only() -> None:
-    one = script_module.intent_of("run", [0])
-    assert one == script_module.intent_of("run", [0]) and len(one) == 12 and int(one, 16) >= 0
+    one = slurm_script.intent_of("run", [0])
+    assert one == slurm_script.intent_of("run", [0]) and len(one) == 12 and int(one, 16) >= 0
     others = [
-        script_module.intent_of("run", [1]),
-        script_module.intent_of("run", [0, 1]),
-        script_module.intent_of("other", [0]),
+        slurm_script.intent_of("run", [1]),
+        slurm_script.intent_of("run", [0, 1]),
+        slurm_script.intent_of("other", [0]),
     ]
-    assert len({one, *others, script_module.intent_of("run", [0], attempt=1)}) == 5
+    assert len({one, *others, slurm_script.intent_of("run", [0], attempt=1)}) == 5
 
 
 @pytest.mark.parametrize("label", ["nano3-data/prep/pretrain", "x" * 200, "$(touch x)", "a..b", "-", "ünï", ""])
 def test_a_job_name_is_a_slug(label: str) -> None:
-    name = script_module.job_name("0123456789ab", label)
+    name = slurm_script.job_name("0123456789ab", label)
     check_header(f"#!/bin/bash\n#SBATCH --job-name={name}\n\nset -e")
     assert name.startswith("nk-0123456789ab") and len(name) <= 64
 
@@ -137,18 +137,18 @@ def test_srun_words_that_a_shell_would_read_are_refused(word: object) -> None:
         check_words([word], config())
 
 
-def script(**changes: Any) -> script_module.Script:
+def script(**changes: Any) -> slurm_script.Script:
     given = {
         "name": "nk-0123456789ab-x",
         "folder": "/h/runs/r",
-        "command": script_module.command_of("/py", None, "/h/runs/r/jobs/0"),
+        "command": slurm_script.command_of("/py", None, "/h/runs/r/jobs/0"),
     }
-    return script_module.Script(**{**given, **changes})
+    return slurm_script.Script(**{**given, **changes})
 
 
-def rendered(found: script_module.Script, resources: Resources | None = None, **fields: Any) -> str:
+def rendered(found: slurm_script.Script, resources: Resources | None = None, **fields: Any) -> str:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    return script_module.render(config(**fields), resources or resources_of(config(**fields), None), found, batch=True)
+    return slurm_script.render(config(**fields), resources or resources_of(config(**fields), None), found, batch=True)
 
 
 def test_the_script_is_nemo_runs_with_the_constant_command() -> None:
@@ -158,7 +158,7 @@ def test_the_script_is_nemo_runs_with_the_constant_command() -> None:
     for line in ("--job-name=nk-0123456789ab-x", "--signal=USR1@150", "--requeue", "--time=00:10:00", "--partition=p"):
         assert f"#SBATCH {line}\n" in text
     assert "--cpu-bind=none" in text and "--wait=0" in text
-    script_module.check_syntax(text)
+    slurm_script.check_syntax(text)
 
 
 def test_until_the_worker_has_begun_the_script_asks_to_be_queued_again_when_preempted() -> None:
@@ -177,7 +177,7 @@ def test_a_container_gets_the_jobs_folders_at_the_same_paths() -> None:
     text = rendered(script(mounts=("/h/runs/r", "/h/artifacts")), container_image="nvcr.io/x:1", mounts=["/data:/data"])
     assert "--container-image nvcr.io/x:1 " in text
     assert "--container-mounts /data:/data,/h/runs/r:/h/runs/r,/h/artifacts:/h/artifacts," in text
-    script_module.check_syntax(text)
+    slurm_script.check_syntax(text)
 
 
 def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> None:
@@ -217,7 +217,7 @@ def test_setup_is_shell_by_intent_and_must_be_shell() -> None:
     text = rendered(script(), setup="module load cuda", startup_commands=["ulimit -n 4096"])
     assert "\nulimit -n 4096\nmodule load cuda\n" in text
     with pytest.raises(Exception, match="no valid bash"):
-        script_module.check_syntax(rendered(script(), setup="if true; then"))
+        slurm_script.check_syntax(rendered(script(), setup="if true; then"))
 
 
 def test_environment_values_are_not_in_it() -> None:
@@ -236,7 +236,7 @@ def test_nemo_runs_own_replacement_does_not_reach_the_command() -> None:
 
 
 def test_jobs_of_a_sweep_differ_in_two_words() -> None:
-    other = script(name="nk-ba9876543210-y", command=script_module.command_of("/py", None, "/h/runs/r/jobs/7"))
+    other = script(name="nk-ba9876543210-y", command=slurm_script.command_of("/py", None, "/h/runs/r/jobs/7"))
     one, two = rendered(script()), rendered(other)
     assert one != two
     assert one.replace("nk-0123456789ab-x", "nk-ba9876543210-y").replace("jobs/0", "jobs/7") == two

@@ -15,9 +15,9 @@ import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import BACKENDS, Observation
-from nemotron_kit.launch.attach import Shown
+from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
-from nemotron_kit.launch.status import Seen, refresh, run_standing, standing
+from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
 from nemotron_kit.runs import JobFolder, RunFolder, create_run, new_run_id
 
 
@@ -61,8 +61,8 @@ def forget(run: RunFolder) -> None:
 def test_one_question_for_many_runs(cluster: Cluster) -> None:
     runs = [make(cluster, "running", jobs=3), make(cluster, "failed", code=7, error="it broke"), make(cluster)]
     local = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
-    sights = refresh([*runs, local])
-    assert cluster.asked == [[run.id for run in runs]] and set(sights) == {run.id for run in runs}
+    snapshots = refresh([*runs, local])
+    assert cluster.asked == [[run.id for run in runs]] and set(snapshots) == {run.id for run in runs}
     assert [run.state() for run in runs] == ["running", "failed", "pending"]
     assert runs[1].job().state().code == 7 and runs[1].job().state().error == "it broke"
     assert len(runs[0].job(2).history()) == 2
@@ -90,7 +90,7 @@ def test_what_was_said_a_moment_ago_is_not_asked_again(cluster: Cluster) -> None
 
 def test_a_slow_target_is_asked_less_often(cluster: Cluster) -> None:
     make(cluster)
-    seen, now = Seen("slow"), time.time()
+    seen, now = StatusCache("slow"), time.time()
     seen.keep(now, 8.0, {"a": {0: Observation("running")}}, None, ["a"])
     seen.keep(now, 0.001, {"b": {0: Observation("running")}}, None, ["b"])
     until = {run_id: entry["until"] - now for run_id, entry in json.loads(seen.path.read_text())["runs"].items()}
@@ -113,24 +113,24 @@ def test_out_of_sight_changes_no_record(cluster: Cluster) -> None:
     refresh([run])
     forget(run)
     cluster.error = Unreachable("the cluster does not answer.")
-    sight = refresh([run])[run.id]
-    state = standing(run.job(), sight)
+    snapshot = refresh([run])[run.id]
+    state = effective_state(run.job(), snapshot)
     assert (state.state, state.error, state.facts["known"]) == (
         "unreachable",
         "the cluster does not answer.",
         "running",
     )
-    assert run_standing(run, sight) == "unreachable" and run.state() == "running"
+    assert effective_run_state(run, snapshot) == "unreachable" and run.state() == "running"
     refresh([run])
     assert len(cluster.asked) == 2  # nor is it asked again at once
     cluster.error = None
     forget(run)
-    assert run_standing(run, refresh([run])[run.id]) == "running"
+    assert effective_run_state(run, refresh([run])[run.id]) == "running"
 
 
 def test_unknown_is_recorded_and_taken_back(cluster: Cluster) -> None:
     run = make(cluster, "unknown", error="Slurm has forgotten the job")
-    assert run_standing(run, refresh([run])[run.id]) == "unknown"
+    assert effective_run_state(run, refresh([run])[run.id]) == "unknown"
     forget(run)
     cluster.says[run.id] = Observation("succeeded", 0)
     assert refresh([run]) and run.state() == "succeeded"
@@ -145,8 +145,8 @@ def test_one_job_out_of_sight_among_others(cluster: Cluster, monkeypatch: pytest
         1: Observation("failed", 2),
     }
     monkeypatch.setattr(cluster, "observe_many", lambda runs: {run.id: mixed})
-    sight = refresh([run])[run.id]
-    assert [standing(job, sight).state for job in run.jobs()] == ["unreachable", "failed"]
+    snapshot = refresh([run])[run.id]
+    assert [effective_state(job, snapshot).state for job in run.jobs()] == ["unreachable", "failed"]
     assert run.job(0).state().state == "running" and run.job(1).state().code == 2
 
 
@@ -179,9 +179,9 @@ def test_waiting_for_a_run_that_is_removed(cluster: Cluster, monkeypatch: pytest
 def test_how_far_a_log_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
     run = create_run(new_run_id("r", "s"), {}, [{"config.yaml": ""}])
-    shown = Shown(run)
+    shown = LogOffsets(run)
     shown.keep({0: {"job": 12, "node-1": 3}, 4: {}})
-    assert Shown(run).of(0) == {"job": 12, "node-1": 3} and Shown(run).of(4) == {}
+    assert LogOffsets(run).of(0) == {"job": 12, "node-1": 3} and LogOffsets(run).of(4) == {}
     for damaged in ("{", "[]", '{"0": {"job": -1}}', '{"0": {"job": "x"}}'):
         (run.path / "attached.json").write_text(damaged)
-        assert Shown(run).of(0) == {}
+        assert LogOffsets(run).of(0) == {}

@@ -13,7 +13,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.remote.agent.code import unpack, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.snapshot import code_there
-from nemotron_kit.remote.ssh import Here
+from nemotron_kit.remote.ssh import LocalTransport
 
 
 def packed(*members: tuple[str, bytes, bytes | str]) -> bytes:
@@ -70,7 +70,7 @@ def test_an_archive_that_was_cut_leaves_nothing(tmp_path: Path) -> None:
 def test_an_archive_that_was_changed_is_refused(tmp_path: Path) -> None:
     data = packed(("a", FILE, b"x"))
     digest = hashlib.sha256(data).hexdigest()
-    here, root = Here(), str(tmp_path)
+    here, root = LocalTransport(), str(tmp_path)
     here.call("put_code", data, root=root, digest=digest)
     assert here.call("has_code", root=root, digest=digest) == (True, b"")
     (tmp_path / "code" / f"{digest}.tar.gz").write_bytes(packed(("a", FILE, b"y")))
@@ -81,7 +81,7 @@ def test_an_archive_that_was_changed_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("digest", ["../x", "x" * 64, ""])
 def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
     with pytest.raises(NemotronError, match="no digest"):
-        Here().call("has_code", root=str(tmp_path), digest=digest)
+        LocalTransport().call("has_code", root=str(tmp_path), digest=digest)
 
 
 def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypa
     place = {"root": str(tmp_path / "root"), "run": str(run), "tree": tree}
 
     def there() -> dict[str, str]:
-        return code_there(Here(), place, {})
+        return code_there(LocalTransport(), place, {})
 
     (run / CODE).write_text(there()[CODE])
     (archive,) = (tmp_path / "root" / "code").iterdir()

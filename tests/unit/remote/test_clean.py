@@ -11,7 +11,7 @@ import pytest
 from nemotron_kit.cli import profiles
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.remote.agent.code import used
-from nemotron_kit.remote.ssh import Here
+from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder, JobState
 
@@ -38,7 +38,7 @@ def things(root: Path) -> list[Path]:
 
 
 def clean(root: Path, seconds: float = 60.0, *, remove: bool = True) -> list[str]:
-    found, _ = Here(str(root)).call("clean", root=str(root), unused_seconds=seconds, remove=remove)
+    found, _ = LocalTransport(str(root)).call("clean", root=str(root), unused_seconds=seconds, remove=remove)
     return [Path(entry["path"]).name for entry in found]
 
 

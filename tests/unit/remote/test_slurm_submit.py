@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.remote.agent import slurm, slurm_status
-from nemotron_kit.remote.agent import slurm as slurm_module
+from nemotron_kit.remote.agent import slurm as slurm_agent
 
 INTENT = "0123456789ab"
 Program = Callable[[str, str], None]
@@ -136,7 +136,7 @@ def test_one_task_of_an_array_is_cancelled_alone(run: Path, program: Program) ->
 
 def test_a_job_in_doubt_is_cancelled_by_its_name(run: Path, program: Program) -> None:
     (run / "slurm").mkdir()
-    slurm_module.write(run, slurm_module.Submission(INTENT, "nk-name", [0], False, 0.0))
+    slurm_agent.write(run, slurm_agent.Submission(INTENT, "nk-name", [0], False, 0.0))
     program("squeue", "exit 1")
     slurm.cancel(b"", folder=str(run), jobs=[0])
     assert any("--name=nk-name" in line for line in (run.parents[1] / "calls").read_text().splitlines())
@@ -246,9 +246,9 @@ def test_a_sites_queue_without_accounting_still_tells_ends(submitted: Path, prog
 
 def test_a_job_that_nobody_knows_is_unknown(submitted: Path, program: Program) -> None:
     assert observe(submitted, 0)[0]["state"] == "running", "Slurm may lag behind at first"
-    record = slurm_module.read(submitted, INTENT)
+    record = slurm_agent.read(submitted, INTENT)
     assert record is not None
-    slurm_module.write(submitted, slurm_module.Submission(**{**vars(record), "at": record.at - 3600}))
+    slurm_agent.write(submitted, slurm_agent.Submission(**{**vars(record), "at": record.at - 3600}))
     assert observe(submitted, 0)[0]["state"] == "unknown"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.remote.snapshot import artifact_folders, send_snapshot, take_snapshot
-from nemotron_kit.remote.ssh import Here
+from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.spec.paths import CodeTree, repositories_left_out
 
 
@@ -216,10 +216,10 @@ def test_each_job_has_its_own_copy(repository: Path, tmp_path: Path) -> None:
     jobs = [tmp_path / "jobs" / str(n) / "code" for n in range(3)]
     for job in jobs:
         job.parent.mkdir(parents=True)
-    send_snapshot(Here(), snapshot, str(root), [str(job) for job in jobs[:2]])
+    send_snapshot(LocalTransport(), snapshot, str(root), [str(job) for job in jobs[:2]])
     (jobs[0] / "output").mkdir()
     (jobs[0] / "pkg" / "train.py").write_text("changed by the job\n")
-    send_snapshot(Here(), snapshot, str(root), [str(job) for job in jobs])
+    send_snapshot(LocalTransport(), snapshot, str(root), [str(job) for job in jobs])
     assert (jobs[0] / "pkg" / "train.py").read_text() == "changed by the job\n", "a requeued job keeps what it wrote"
     assert (jobs[1] / "pkg" / "train.py").read_text() == "print('committed')\n"
     assert sorted(p.name for p in jobs[2].iterdir()) == [".gitignore", "pkg"]

@@ -17,7 +17,7 @@ from nemotron_kit.config.freeze import freeze
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.launch.placing import Placed, check_paths, still_behind
+from nemotron_kit.launch.placing import ResolvedJob, check_paths, still_behind
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.spec.paths import Place, moved, place_of, with_folder
 from nemotron_kit.spec.plan import Plan
@@ -229,7 +229,7 @@ def test_a_file_that_git_ignores_is_named_before_the_job_misses_it(launch: Path)
     subprocess.run(["git", "-C", launch.parent, "add", "-f", "sub/tracked.json"], check=True)
     there = place(**SSH)
     values = {name: f"{there.code}/sub/{name}" for name in ("ignored.json", "tracked.json", "sent.txt", "new.json")}
-    problems = still_behind(Placed({"run": {}, "data": values}, RunConfig(**SSH), there), None)  # type: ignore[arg-type]
+    problems = still_behind(ResolvedJob({"run": {}, "data": values}, RunConfig(**SSH), there), None)  # type: ignore[arg-type]
     assert len(problems) == 1
     assert problems[0].startswith("data.ignored.json: sub/ignored.json is ignored by git")
 

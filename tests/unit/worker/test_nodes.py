@@ -35,13 +35,13 @@ def test_jobs_that_can_run_at_once_do_not_meet() -> None:
         this_node({**TWO, "SLURM_JOB_NODELIST": "127.0.0.1", "SLURM_JOB_ID": str(number)})
         for number in range(5000, 5400)
     ]
-    assert len({node.port for node in jobs}) == len({node.meeting for node in jobs}) == 400
+    assert len({node.port for node in jobs}) == len({node.rdzv_id for node in jobs}) == 400
     assert all(1024 < node.port < 32768 for node in jobs)
 
 
 def test_a_task_of_an_array_says_which() -> None:
     node = this_node({**TWO, "SLURM_ARRAY_JOB_ID": "1234500", "SLURM_ARRAY_TASK_ID": "67"})
-    assert node.job == node.meeting == "1234500_67"
+    assert node.job == node.rdzv_id == "1234500_67"
     assert node.port == this_node(TWO).port
 
 
