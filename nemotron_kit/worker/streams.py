@@ -7,8 +7,6 @@ import ctypes
 import io
 import json
 import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -17,18 +15,15 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from fcntl import ioctl
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 from nemotron_kit.files import open_regular
 from nemotron_kit.masking import mask, noted_secrets
-
-if TYPE_CHECKING:
-    from nemotron_kit.masking import MaskedStream
-
+from nemotron_kit.worker import pump
+from nemotron_kit.worker.pump import DRAINED, END
 
 POLL_SECONDS = 0.2
 CHUNK = 1 << 16
@@ -103,129 +98,6 @@ class _Source:
         return b"".join(self._mark + line + b"\n" for line in lines.split(b"\n"))
 
 
-READ_BYTES = 1 << 16
-# What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
-# from ending.
-HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
-# What the job's own process sends once it has ended, and the answer.
-END, DRAINED = b"e", b"d"
-
-
-class Source:
-    """One channel's reading end, and where it goes: into a log and to `target`, both descriptors, either None."""
-
-    def __init__(self, fd: int, log: int | None, target: int | None, masks: MaskedStream) -> None:
-        self.fd, self.log, self.target, self.masks = fd, log, target, masks
-        self.held = False
-
-    def read(self) -> bytes:
-        """b"" at the end: of a terminal's side, an error says so."""
-        try:
-            return os.read(self.fd, READ_BYTES)
-        except OSError:
-            return b""
-
-    def resize(self) -> None:
-        """Where both are terminals, let this one be as large as the real one."""
-        if self.target is not None:
-            with suppress(OSError):
-                ioctl(self.fd, termios.TIOCSWINSZ, ioctl(self.target, termios.TIOCGWINSZ, b"\0" * 8))
-
-
-class Pump:
-    """Reads from the sources until nobody can write to them any more."""
-
-    def __init__(self, sources: list[Source], control: int) -> None:
-        self.sources = {source.fd: source for source in sources}
-        self.control = control
-        self.ending: float | None = None
-        self.poller = select.poll()
-        for fd in (control, *self.sources):
-            self.poller.register(fd, select.POLLIN)
-
-    def run(self) -> None:
-        while self.sources:
-            ready = {fd for fd, _ in self.poller.poll(self._patience())}
-            if self.control in ready:
-                self._told()
-            for source in [self.sources[fd] for fd in self.sources if fd in ready]:
-                self._move(source)
-            if not ready:
-                for source in self.sources.values():
-                    self._write(source, source.masks.rest())
-                    source.held = False
-            if self.ending is not None and (not ready or time.monotonic() > self.ending):
-                self.ending = None
-                with suppress(OSError):
-                    os.write(self.control, DRAINED)
-
-    def _patience(self) -> float | None:
-        if self.ending is not None:
-            return SETTLE_SECONDS * 1000
-        return HELD_SECONDS * 1000 if any(source.held for source in self.sources.values()) else None
-
-    def _told(self) -> None:
-        """The job has ended; or its process is gone, and only its children are left."""
-        said = b""
-        with suppress(OSError):
-            said = os.read(self.control, 1)
-        if said == END:
-            self.ending = time.monotonic() + ENDING_SECONDS
-        else:
-            self.poller.unregister(self.control)
-
-    def _move(self, source: Source) -> None:
-        source.resize()
-        data = source.read()
-        if data:
-            shown = source.masks.feed(data)
-            source.held = len(shown) != len(data)
-            self._write(source, shown)
-            return
-        self._write(source, source.masks.rest())
-        self.poller.unregister(source.fd)
-        os.close(source.fd)
-        del self.sources[source.fd]
-
-    def _write(self, source: Source, data: bytes) -> None:
-        if source.log is not None and (error := _write_all(source.log, data)):
-            source.log = None
-            _write_all(source.target, f"error: the log can't be written: {error.strerror}\n".encode())
-        # A terminal that was closed, or a reader that has gone, is no reason to stop a job.
-        if source.target is not None and _write_all(source.target, data):
-            source.target = None
-
-
-def _write_all(fd: int | None, data: bytes) -> OSError | None:
-    """Write all of it; what kept us from it."""
-    view = memoryview(data)
-    while view and fd is not None:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-        except OSError as error:
-            return error
-    return None
-
-
-def main() -> None:
-    """Pump until the last writing end is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGTSTP, signal.SIGTTOU):
-        signal.signal(number, signal.SIG_IGN)
-    asked = json.loads(sys.argv[1])
-    sys.path.insert(0, asked["path"])
-    from nemotron_kit.masking import MaskedStream, note_secrets
-
-    note_secrets(asked["secrets"])
-    sources = [Source(fd, log, target, MaskedStream()) for fd, log, target in asked["sources"]]
-    Pump(sources, asked["control"]).run()
-
-
-if __name__ == "__main__":
-    main()
-
-
 _OUT, _ERR = 1, 2
 _WAIT_SECONDS = 5.0
 # Of a job's time, for keeping what Python writes in front of what a program writes next to the other stream.
@@ -246,7 +118,7 @@ class Channels:
         passed = {theirs.fileno(), *(fd for source in sources for fd in source if fd is not None)}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, json.dumps(asked)],
+                [sys.executable, "-I", "-S", pump.__file__, json.dumps(asked)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
