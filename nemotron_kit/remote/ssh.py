@@ -381,7 +381,7 @@ class Ssh:
         return pipe
 
     def _start_agent(self, pipe: Pipe) -> None:
-        source = resources("nemotron_kit.target").joinpath("bootstrap.py").read_text(encoding="utf-8")
+        source = resources("nemotron_kit.remote.agent").joinpath("bootstrap.py").read_text(encoding="utf-8")
         head = json.dumps({"mark": self._mark, "root": self._root, "kit": kit_hash()})
         pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
         answer = pipe.answer(self._mark, READY_SECONDS)
@@ -428,7 +428,7 @@ class Transport(Protocol):
         """The folder there, absolute, below which the kit's runs/ stands."""
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        """Do an operation of `target.agent.OPS` there; its result (JSON data) and bytes.
+        """Do an operation of `remote.agent.operations.OPS` on that machine; its result (JSON data) and bytes.
 
         Raises what the operation raised (UserError, NemotronError, …), and Unreachable when the machine did not answer:
         whether the operation took place is then not known.

@@ -38,7 +38,7 @@ def start() -> None:
             say(need="kit")
             unpack(source.read(int(source.readline())), kit)
         check(kit)
-        os.utime(kit)  # it is in use: see target/clean.py
+        os.utime(kit)  # it is in use: see code.clean
         sys.path.insert(0, str(kit))
         from nemotron_kit.remote.agent.operations import serve
     # Whatever it is, whoever launched must read it.

@@ -1,1 +1,1 @@
-"""Hydra finds `hydra/launcher=nemo_run` here; its engine is nemotron_kit.execution.hydra_launcher."""
+"""Hydra finds `hydra/launcher=nemo_run` here; its engine is nemotron_kit.sweep.launcher."""
