@@ -221,7 +221,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
     with suppress(OSError):
         report(plan, outcome, seconds)
         if request.json:
-            said = {"job_exit_code": outcome.own, "error": outcome.error, "folder": plan.folder}
+            said = {"job_exit_code": outcome.job_exit_code, "error": outcome.error, "folder": plan.folder}
             print_end(plan.run_id, outcome.state, outcome.code, **said)
     return outcome.code
 

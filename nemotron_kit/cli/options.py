@@ -59,11 +59,11 @@ _HYDRA_SHORT = {"cfg": "-c", "package": "-p", "info": "-i", "config_dir": "-cd",
 REFUSED = {
     "config_name": (
         "-cn",
-        "The primary config is the kit's own. A job's config is chosen by config=NAME, in `nemotron` by -c.",
+        "The primary config is nemotron_kit's own. A job's config is chosen by config=NAME, in `nemotron` by -c.",
     ),
     "config_path": (
         "-cp",
-        "The primary config is the kit's own. --config-dir DIR adds a folder to look for configs in.",
+        "The primary config is nemotron_kit's own. --config-dir DIR adds a folder to look for configs in.",
     ),
     "shell_completion": (
         "-sc",

@@ -19,11 +19,11 @@ from nemotron_kit.executors.base import Observation, fetch_repositories, make_mo
 from nemotron_kit.executors.slurm.script import ExecutorPlan, folder_of
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
-from nemotron_kit.remote.snapshot import code_there, place_kit
+from nemotron_kit.remote.snapshot import code_there, place_package
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
-from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig
@@ -47,7 +47,7 @@ def container_name(run_id: str, job: int) -> str:
 def docker_for(
     config: RunConfig,
     resources: Resources,
-    place: Place,
+    place: RemotePaths,
     inputs: Mapping[str, Pin | None],
     *,
     run_id: str,
@@ -79,16 +79,16 @@ def docker_for(
         *(f"--env={secret}" for secret in config.secrets or ()),
         "--entrypoint=",
         executor.container_image,
-        *(place.python, str(place.kit), place.job),
+        *(place.python, str(place.package), place.job),
     ]
     extra["container"] = {"name": name, "image": executor.container_image, "words": words}
     return ExecutorPlan({}, (), tuple(notes), extra)
 
 
-def mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
+def mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
     """(folder, whether the job may write there), none of them inside another that it may write to."""
     found = {place.run: True, place.artifacts: True, f"{place.root}/code": False}
-    for path in (place.kit, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
+    for path in (place.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
             found.setdefault(path, False)
     open_ones = [path for path, writable in found.items() if writable]
@@ -117,7 +117,7 @@ def _options(executor: Any) -> Iterator[str]:
     for name in _UNTRANSLATED:
         if getattr(executor, name):
             raise UserError(
-                f"extra: {name} is not passed on: the kit starts the container itself.", hint="Leave it out."
+                f"extra: {name} is not passed on: nemotron starts the container itself.", hint="Leave it out."
             )
     if executor.network != _NEMO_RUN_NETWORK:
         yield f"--network={executor.network}"
@@ -141,7 +141,7 @@ def _limit(text: str) -> str:
     return f"{name}={rest}"
 
 
-def _problems(config: RunConfig, resources: Resources, mode: str, place: Place) -> Iterator[str]:
+def _problems(config: RunConfig, resources: Resources, mode: str, place: RemotePaths) -> Iterator[str]:
     if mode == "local":
         yield "this profile's executor is docker: launch with --run or --batch."
     if not config.container_image:
@@ -228,14 +228,15 @@ class Docker:
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
-        """Code, kit, and the jobs' folders where they are not the record's own; then all that is mounted is there."""
+        """Bring to the engine's machine what the containers mount: code, package and, where they are not the record's
+        own, the jobs' folders."""
         texts = code_there(self.transport, place, self.settings)
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.transport, plans)
         self.transport.call("make_run", packed(texts), folder=place["run"])
-        place_kit(place["kit"])
+        place_package(place["kit"])
         make_mounted(self.transport, place)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:

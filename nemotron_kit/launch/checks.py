@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.remote.ssh import Transport, transport_for
-from nemotron_kit.spec.paths import Place, place_of, with_folder
+from nemotron_kit.spec.paths import RemotePaths, remote_paths, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
 OK, WARNING, WRONG, UNREACHABLE = "ok", "warning", "wrong", "unreachable"
@@ -33,7 +33,7 @@ class Target:
     """A profile, its place and the way there."""
 
     config: RunConfig
-    place: Place
+    place: RemotePaths
     transport: Transport
 
     def ask(self, op: str, **args: Any) -> Any:
@@ -49,8 +49,8 @@ def connection(target: Target) -> Iterator[Finding]:
     there = target.ask("hello")["time"]
     skew = there - (asked + time.time()) / 2
     where = f"{facts['user']} on {facts['host']}"
-    yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.place.apart else f"this machine: {where}")
-    if target.place.apart:
+    yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.place.is_remote else f"this machine: {where}")
+    if target.place.is_remote:
         state = WRONG if abs(skew) > _SKEW_WRONG else WARNING if abs(skew) > _SKEW_WARNING else OK
         yield Finding("clock", state, f"{'the same' if state == OK else f'differs by {skew:+.1f} s'}")
 
@@ -203,7 +203,7 @@ def check_profile(config: RunConfig) -> Iterator[Finding]:
     except NemotronError as error:
         yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
-    target = Target(config, place_of(config, _ANY_RUN, 0), transport_for(vars(config)))
+    target = Target(config, remote_paths(config, _ANY_RUN, 0), transport_for(vars(config)))
     for check in CHECKS.get(config.executor, (elsewhere, secrets)):
         try:
             yield from check(target)

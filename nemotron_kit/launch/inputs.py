@@ -14,7 +14,7 @@ from nemotron_kit.config.files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
-from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.paths import RemotePaths
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -238,7 +238,7 @@ _answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
 
 def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
     """What asks the registry of `placed`; None when it is on another machine and `transports` is None (a dry-run)."""
-    if placed.place.apart and transports is None:
+    if placed.place.is_remote and transports is None:
         return None
     if _launch != [run_id]:
         _launch[:] = [run_id]
@@ -248,7 +248,9 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
         root = placed.place.artifacts
         new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
         if new:
-            found = _there(placed, new, transports) if placed.place.apart and transports else _here(placed.place, new)
+            found = (
+                _there(placed, new, transports) if placed.place.is_remote and transports else _here(placed.place, new)
+            )
             _answers.update({(root, *asked[slot]): answer for slot, answer in found.items()})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
@@ -273,7 +275,7 @@ def pin_slots(
     return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
 
 
-def _here(place: Place, asked: Asked) -> dict[str, Pin | NemotronError | None]:
+def _here(place: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
     from nemotron_kit.artifacts.reference import parse_override
     from nemotron_kit.artifacts.registry import open_registry
 

@@ -150,7 +150,7 @@ def followed(
         outcome = attach(run, backend, [job], offsets=offsets)
         if outcome.state == "cancelled":
             outcome = replace(outcome, code=TERMINATED)
-    return replace(outcome, own=job.state().code) if outcome.state != "detached" else outcome
+    return replace(outcome, job_exit_code=job.state().code) if outcome.state != "detached" else outcome
 
 
 def refuse_problems(plan: Plan) -> None:

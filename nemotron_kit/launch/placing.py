@@ -22,7 +22,7 @@ from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.spec.paths import Place, below, moved, place_of, with_folder
+from nemotron_kit.spec.paths import RemotePaths, below, moved, remote_paths, with_folder
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -62,7 +62,7 @@ def _is_here(text: str) -> bool:
 _SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/var", "/run")
 
 
-def check_paths(values: Mapping[str, Any], place: Place, settings: RunConfig) -> dict[str, str]:
+def check_paths(values: Mapping[str, Any], place: RemotePaths, settings: RunConfig) -> dict[str, str]:
     """Field → path of this machine that nothing takes along: over there it is only if it happens to be there too.
 
     `values` is the frozen config before it is moved. Raises UserError for a relative path that leads out of the code.
@@ -79,7 +79,7 @@ def check_paths(values: Mapping[str, Any], place: Place, settings: RunConfig) ->
     return left
 
 
-def _check_relative(key: str, text: str, place: Place) -> None:
+def _check_relative(key: str, text: str, place: RemotePaths) -> None:
     base = place.tree.inside if place.tree else "."
     if posixpath.normpath(posixpath.join(base, text)).startswith(".."):
         what = f"the code that is sent ({place.tree.root})" if place.tree else "the job's folder"
@@ -89,10 +89,10 @@ def _check_relative(key: str, text: str, place: Place) -> None:
         )
 
 
-def _stays_behind(text: str, place: Place, mounted: list[str], settings: RunConfig) -> bool:
+def _stays_behind(text: str, place: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
     if place.move(text) != text or place.is_there(text) or any(below(text, folder) for folder in mounted):
         return False
-    if not place.apart and not settings.container_image:
+    if not place.is_remote and not settings.container_image:
         return False  # the same files are there
     system = any(below(text, folder) for folder in _SYSTEM)
     return not system and text not in ("/", "/tmp") and os.path.exists(text)  # noqa: S108, PTH110 — any text
@@ -119,13 +119,13 @@ class ResolvedJob:
 
     config: dict[str, Any]
     settings: RunConfig
-    place: Place
+    place: RemotePaths
     behind: Mapping[str, str] = field(default_factory=dict)
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def place_job(
+def resolve_job(
     composed: Composed,
     run_id: str,
     job: int,
@@ -156,7 +156,7 @@ def _placed(
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
     settings = effective_settings(frozen["run"], composed.overrides, recorded)
     settings, where = with_folder(settings, (lambda: str(transports(vars(settings)).root)) if transports else None)
-    place = place_of(settings, run_id, job, registry=registry_here(settings))
+    place = remote_paths(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return ResolvedJob(frozen, settings, place)
 
@@ -184,25 +184,26 @@ def registry_here(settings: RunConfig) -> str | None:
     return str(open_registry().root)
 
 
-def import_path(place: Place, *, harmless: bool = False) -> list[str]:
-    """This process's import path as the job's: what lies in the code that is sent moves with it; on another machine
-    the rest is not there, and the kit comes first. `harmless`: without folders that would hide the standard library."""
+def import_path(place: RemotePaths, *, harmless: bool = False) -> list[str]:
+    """sys.path of this process as the job has it: folders in the code that is sent are translated; on another machine
+    the others are dropped, and the package comes first. `harmless`: without folders that would hide the standard
+    library."""
     here = [str(Path(entry).absolute()) for entry in sys.path]
     here = [entry for entry in here if not (harmless and shadows_library(entry))]
-    entries = [place.move(entry) for entry in here if place.kit is None or place.move(entry) != entry]
-    # The kit's own folders (a checkout's) are found through the kit.
-    inside = [entry for entry in entries if not (place.kit and entry.startswith(place.kit))]
-    return list(dict.fromkeys([*filter(None, [place.kit]), *inside]))
+    entries = [place.move(entry) for entry in here if place.package is None or place.move(entry) != entry]
+    # nemotron_kit's own folders (a checkout's) are found through the package.
+    inside = [entry for entry in entries if not (place.package and entry.startswith(place.package))]
+    return list(dict.fromkeys([*filter(None, [place.package]), *inside]))
 
 
-def registry_table(place: Place) -> str:
+def registry_table(place: RemotePaths) -> str:
     """env.toml for the job: [artifacts] as it is here, its root as it is there."""
     table = {**read_env_file().table("artifacts"), "root": place.artifacts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
     return "\n".join(["[artifacts]", *lines]) + "\n"
 
 
-def left_out(place: Place) -> list[str]:
+def left_out(place: RemotePaths) -> list[str]:
     """A sentence on code in the tree that is not sent, and of which git says nothing."""
     from nemotron_kit.spec.paths import repositories_left_out
 
@@ -244,11 +245,11 @@ def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list
     if not placed.behind:
         return []
     place, missing = placed.place, dict(placed.behind)
-    if transports is not None and place.apart:
+    if transports is not None and place.is_remote:
         paths = list(missing.values())
         there, _ = transports({**vars(placed.settings)}).call("exist", paths=paths)
         missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
-    where = f"is on this machine and not {f'on {place.host}' if place.apart else 'in the container'}"
+    where = f"is on this machine and not {f'on {place.host}' if place.is_remote else 'in the container'}"
     sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"
-    fix = "mount it (mounts = …)" if place.code and not place.apart else f"name a path on {place.host}, or mount it"
+    fix = "mount it (mounts = …)" if place.code and not place.is_remote else f"name a path on {place.host}, or mount it"
     return [f"{key}: {path} {where}: {sent}. Move it there, or {fix}." for key, path in missing.items()]

@@ -19,9 +19,16 @@ from nemotron_kit.errors import NemotronError, Note, UserError
 from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import Inputs, look_up_for, resolve_inputs
-from nemotron_kit.launch.placing import TransportFactory, import_path, left_out, place_job, registry_table, still_behind
+from nemotron_kit.launch.placing import (
+    TransportFactory,
+    import_path,
+    left_out,
+    registry_table,
+    resolve_job,
+    still_behind,
+)
 from nemotron_kit.masking import is_secret_name, secret_in
-from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, label_of, resources_of, settings_dict, without_effect
@@ -41,7 +48,7 @@ WANDB_VARIABLES = {
 
 def job_environment(
     run_id: str,
-    place: Place,
+    place: RemotePaths,
     run: Mapping[str, Any],
     settings: RunConfig,
     overrides: Sequence[str],
@@ -59,9 +66,9 @@ def job_environment(
     if env_file:
         # A job in another working folder must find the same registry.
         variables["NEMOTRON_ENV_FILE"] = str(env_file)
-    if place.kit:
+    if place.package:
         variables["NEMOTRON_HOME"] = place.root
-    if place.code or place.kit:
+    if place.code or place.package:
         # For whatever the job starts; its own processes find the rest by job.json's sys_path, behind the library.
         paths = [entry for entry in import_path(place, harmless=True) if place.is_there(entry)]
         variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
@@ -101,10 +108,12 @@ def launch_kind(mode: str, settings: RunConfig, resources: Resources) -> str:
     return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
-def launch_command(command: Command, launch: str, settings: RunConfig, place: Place, resources: Resources) -> list[str]:
+def launch_command(
+    command: Command, launch: str, settings: RunConfig, place: RemotePaths, resources: Resources
+) -> list[str]:
     folder = place.job
-    if place.kit:  # a folder with a __main__.py, which is the worker
-        return [place.python, place.kit, folder]
+    if place.package:  # a folder with a __main__.py, which is the worker
+        return [place.python, place.package, folder]
     if launch == DETACHED or settings.executor != "local":
         return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
     if launch == IN_PROCESS:
@@ -112,7 +121,7 @@ def launch_command(command: Command, launch: str, settings: RunConfig, place: Pl
     return torchrun_command(resources.processes, folder)
 
 
-def job_spec(command: Command, settings: RunConfig, place: Place, resources: Resources) -> dict[str, Any]:
+def job_spec(command: Command, settings: RunConfig, place: RemotePaths, resources: Resources) -> dict[str, Any]:
     """job.json: all that the worker needs besides the config."""
     cls = command.config_cls
     return {
@@ -144,7 +153,11 @@ def _importable(module: str) -> str:
 
 
 def job_files(
-    frozen: Mapping[str, Any], spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str], place: Place
+    frozen: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    inputs: Inputs,
+    environment: Mapping[str, str],
+    place: RemotePaths,
 ) -> dict[str, str]:
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
@@ -205,7 +218,7 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[str]:
 
 
 def preflight(
-    command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: Place, connect: bool, here: bool
+    command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths, connect: bool, here: bool
 ) -> list[str]:
     """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
     not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
@@ -233,7 +246,7 @@ def _takes_here(check: Callable[..., Any]) -> bool:
     return any(parameter.name == "here" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: Place) -> tuple[dict[str, Any], list[str]]:
+def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths) -> tuple[dict[str, Any], list[str]]:
     """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
     problems: list[str] = []
 
@@ -259,13 +272,13 @@ def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: Place) -> tup
     return at({key: value for key, value in frozen.items() if key != "run"}, ""), problems
 
 
-def _field(found: re.Match[str], inputs: Inputs, place: Place) -> Any:
+def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
     """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
     from nemotron_kit.artifacts.registry import open_registry
     from nemotron_kit.artifacts.saving import artifact_field
 
     pin, name = inputs.pins.get(found["slot"]), (found["field"] or "path").strip("'\" ")
-    if pin is None or (place.apart and name not in _OF_PIN):
+    if pin is None or (place.is_remote and name not in _OF_PIN):
         return None
     return artifact_field(pin, name, registry=open_registry(place.artifacts))
 
@@ -307,7 +320,7 @@ def build_plan(
     """
     command = composed.command
     transports = transports if connect else None
-    placed = place_job(composed, run_id, job, recorded, transports)
+    placed = resolve_job(composed, run_id, job, recorded, transports)
     frozen, settings, place = placed.config, placed.settings, placed.place
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
@@ -378,7 +391,7 @@ def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Itera
     yield "detach is set in the profile: the job is submitted and left to itself, as with --batch."
 
 
-def _captured(composed: Composed, place: Place) -> dict[str, str]:
+def _captured(composed: Composed, place: RemotePaths) -> dict[str, str]:
     """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
     found = launch_environment(composed.config)
     return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
@@ -388,7 +401,7 @@ def _of_executor(
     command: Command,
     settings: RunConfig,
     resources: Resources,
-    place: Place,
+    place: RemotePaths,
     inputs: Inputs,
     run_id: str,
     job: int,

@@ -19,7 +19,7 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.bootstrap import unpack
 from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.spec.package import kit_zip
+from nemotron_kit.spec.package import package_zip
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
 # fsmonitor is a program that a repository's own config names.
@@ -203,7 +203,7 @@ def _left_out(choice: Choice, name: str) -> bool:
 
 
 def _is_debris(folder: Path) -> bool:
-    """A cache (its CACHEDIR.TAG says so), an environment of Python's, or the kit's own records."""
+    """A cache (its CACHEDIR.TAG says so), an environment of Python's, or nemotron's own records."""
     if folder.name in _CACHES or folder.name.endswith(".egg-info"):
         return True
     if (folder / "pyvenv.cfg").exists() or (folder / "CACHEDIR.TAG").exists():
@@ -311,13 +311,13 @@ def code_there(transport: Any, place: Mapping[str, Any], settings: Mapping[str, 
     return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
 
 
-def place_kit(folder: str) -> None:
-    """Have this kit in a folder of this machine, for a container."""
-    kit = Path(folder)
-    if kit.is_dir():
-        used(kit)
+def place_package(folder: str) -> None:
+    """Put nemotron_kit into a folder of this machine, for a container, unless it is there."""
+    package = Path(folder)
+    if package.is_dir():
+        used(package)
     else:
-        unpack(kit_zip(), kit)
+        unpack(package_zip(), package)
 
 
 def artifact_folders(root: str) -> list[str]:

@@ -26,7 +26,7 @@ from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.operations import error_from_dict
 from nemotron_kit.runs.logs import neutralise
-from nemotron_kit.spec.package import kit_hash, kit_zip
+from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
 
 # A socket's path has 108 bytes at most; ssh adds a slash, 40 hex digits and a suffix of 17 while it makes it.
@@ -382,15 +382,15 @@ class Ssh:
 
     def _start_agent(self, pipe: Pipe) -> None:
         source = resources("nemotron_kit.remote.agent").joinpath("bootstrap.py").read_text(encoding="utf-8")
-        head = json.dumps({"mark": self._mark, "root": self._root, "kit": kit_hash()})
+        head = json.dumps({"mark": self._mark, "root": self._root, "kit": package_hash()})
         pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
         answer = pipe.answer(self._mark, READY_SECONDS)
         if answer.get("need") == "kit":
-            kit = kit_zip()
-            pipe.send(b"%d\n%s" % (len(kit), kit), STALL_SECONDS)
+            package = package_zip()
+            pipe.send(b"%d\n%s" % (len(package), package), STALL_SECONDS)
             answer = pipe.answer(self._mark, STALL_SECONDS)
         if "error" in answer:
-            raise NemotronError(f"{self.place}: the kit can't start there: {neutralise(str(answer['error']))}.")
+            raise NemotronError(f"{self.place}: nemotron_kit can't start there: {neutralise(str(answer['error']))}.")
 
 
 _open: dict[tuple[str | None, ...], Ssh] = {}
@@ -421,14 +421,14 @@ def _last_line(text: str) -> str | None:
 
 
 class Transport(Protocol):
-    """The way to one machine."""
+    """Runs operations of the agent on one machine."""
 
     @property
     def root(self) -> str:
-        """The folder there, absolute, below which the kit's runs/ stands."""
+        """The folder on that machine, absolute, that holds runs/."""
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        """Do an operation of `remote.agent.operations.OPS` on that machine; its result (JSON data) and bytes.
+        """Run an operation of `remote.agent.operations.OPS` on that machine; its result (JSON data) and bytes.
 
         Raises what the operation raised (UserError, NemotronError, …), and Unreachable when the machine did not answer:
         whether the operation took place is then not known.
@@ -436,7 +436,7 @@ class Transport(Protocol):
 
 
 class LocalTransport:
-    """This machine: the operation runs in this process."""
+    """The transport to this machine: the operation runs in this process."""
 
     def __init__(self, root: str | None = None) -> None:
         self._root = root
@@ -449,12 +449,13 @@ class LocalTransport:
         from nemotron_kit.remote.agent.operations import perform
 
         result, data = perform(op, payload, args)
-        # As JSON carries it: what works here works over there.
+        # The same round trip through JSON as over ssh.
         return json.loads(json.dumps(result)), data
 
 
 def transport_for(settings: Mapping[str, Any]) -> Transport:
-    """The way to the machine that a profile's settings name: `tunnel = "ssh"`, else this one. Connects to nothing."""
+    """The transport to the machine of a profile's settings: over ssh with `tunnel = "ssh"`, else this machine. It does
+    not connect yet."""
     if settings.get("tunnel") == "ssh":
         return ssh_from(settings)
     return LocalTransport(settings.get("remote_job_dir"))

@@ -1,6 +1,6 @@
-"""The kit itself as a folder tree that another machine can run: nemotron_kit, nemotron with its recipes, the plugins.
+"""The package that is sent to targets: nemotron_kit, nemotron with its recipes, and the Hydra plugins, as one folder.
 
-`python <folder>` is the worker: a job there runs the same version of the kit as the launch did."""
+`python <folder>` is the worker, so a job there runs the same version of nemotron_kit as the launch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SKIP = frozenset({"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def kit_roots() -> list[tuple[Path, str]]:
-    """(folder on this machine, what it is called in the kit); of two that hold a path, the longer one is meant."""
+def package_roots() -> list[tuple[Path, str]]:
+    """Pairs (folder on this machine, its path in the package); of two that hold a path, the longer one counts."""
     package = Path(__file__).resolve().parents[1]
     checkout, toplevel = package.parent, package / "toplevel"
     if toplevel.is_dir():  # a checkout, installed as it stands
@@ -41,8 +41,8 @@ def kit_roots() -> list[tuple[Path, str]]:
 
 
 @cache
-def kit_hash() -> str:
-    """The content of the kit, as 32 hex digits: another edit is another kit."""
+def package_hash() -> str:
+    """The hash of the package's content, 32 hex digits: it changes with every edit."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -51,8 +51,8 @@ def kit_hash() -> str:
     return digest.hexdigest()[:32]
 
 
-def kit_zip() -> bytes:
-    """The kit as a zip; equal content gives equal bytes."""
+def package_zip() -> bytes:
+    """The package as a zip; equal content gives equal bytes."""
     import io
     import zipfile
 
@@ -67,8 +67,8 @@ def kit_zip() -> bytes:
 
 def _files() -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", MAIN
-    for root, name in kit_roots():
-        inner = {other for other, _ in kit_roots() if other != root} | {root / "toplevel"}
+    for root, name in package_roots():
+        inner = {other for other, _ in package_roots() if other != root} | {root / "toplevel"}
         for path in _walk(root, inner):
             yield f"{name}/{path.relative_to(root).as_posix()}", path.read_bytes()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import check_text, nemotron_home
-from nemotron_kit.spec.package import kit_hash, kit_roots
+from nemotron_kit.spec.package import package_hash, package_roots
 from nemotron_kit.spec.runconfig import RunConfig
 
 WORKTREE, NONE = "worktree", "none"
@@ -92,16 +92,23 @@ if TYPE_CHECKING:
     pass
 
 IN_A_CLOUD = "/nemo_run"
-# Where jobs lie in the home over there, unless the profile says where.
+# The folder for runs in the target's home, unless the profile names one.
 REMOTE_FOLDER = ".nemotron"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Absolute paths over there. `code` is the job's own copy of `tree` (None: nothing is sent), `cwd` where it starts,
-    `kit` the kit's folder (None: the one installed there is used), `artifacts` the registry's root.
+# Fields of RemotePaths → their names in plan.json.
+_STORED_AS = {"package": "kit", "is_remote": "apart"}
 
-    `moves` are (prefix here, prefix there), the longest first. `apart`: another machine.
+
+@dataclass(frozen=True)
+class RemotePaths:
+    """Where a job's files lie on its target: absolute paths there, which may be another machine, a container or here.
+
+    `root` is the folder that holds runs/ and code/, `run` and `job` the run's and the job's folders, `code` the job's
+    own copy of `tree` (None: no code is sent), `cwd` the folder that the job starts in, `package` the folder with
+    nemotron_kit (None: the installed one is used), `artifacts` the registry's root. `moves` are pairs (prefix on this
+    machine, prefix on the target), the longest first. `is_remote`: the target is another machine, reached by ssh.
+    `host` names the target in messages. `own_registry`: the registry is not the one that a launch there would use.
     """
 
     root: str
@@ -110,16 +117,16 @@ class Place:
     code: str | None
     cwd: str
     python: str
-    kit: str | None
+    package: str | None
     artifacts: str
     tree: CodeTree | None = None
     moves: tuple[tuple[str, str], ...] = ()
-    apart: bool = False
+    is_remote: bool = False
     host: str = "this machine"
     own_registry: bool = False
 
     def move(self, text: str) -> str:
-        """A path of this machine as it is called over there; what doesn't go along stays as it is."""
+        """The path on the target of a path of this machine; one that is not sent stays as it is."""
         if self.is_there(text) or below(text, sys.prefix):
             return text
         for here, there in self.moves:
@@ -128,7 +135,7 @@ class Place:
         return text
 
     def is_there(self, text: str) -> bool:
-        """Whether a path is one of the kit's own places over there."""
+        """Whether a path lies in the target's run root or registry."""
         return any(below(text, root) for root in (self.root, self.artifacts))
 
     def move_name(self, name: str) -> str:
@@ -137,14 +144,14 @@ class Place:
         return f"{self.move(path)}{colon}{rest}" if path.endswith(".py") else name
 
     def script(self, path: Path | None, handler: str) -> str | None:
-        """A command's script over there. One of an installed package is `@module`: found where the package is there.
+        """A command's script on the target. That of an installed package is `@module`, which the worker looks up.
 
         Raises UserError for one that is neither sent nor of the handler's module.
         """
         if path is None:
             return None
         text = str(path.absolute())
-        if self.kit is None or self.move(text) != text:
+        if self.package is None or self.move(text) != text:
             return self.move(text)
         module = handler.partition(":")[0]
         file = getattr(find_spec(module), "origin", None) if module and not module.endswith(".py") else None
@@ -159,11 +166,12 @@ class Place:
     @property
     def names_registry(self) -> bool:
         """Whether the job has to be told its registry: it isn't the one that a launch on its machine would find."""
-        return self.apart or self.own_registry
+        return self.is_remote or self.own_registry
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, for plan.json."""
-        return {**vars(self), "tree": vars(self.tree) if self.tree else None, "moves": dict(self.moves)}
+        stored = {_STORED_AS.get(name, name): value for name, value in vars(self).items()}
+        return {**stored, "tree": vars(self.tree) if self.tree else None, "moves": dict(self.moves)}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -186,62 +194,62 @@ def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[Ru
     )
 
 
-def place_of(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> Place:
+def remote_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
     """The place of a job. Connects to nothing and looks at nothing but this machine's folders.
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
     """
     check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
-    apart = settings.tunnel == "ssh"
-    root = _root(settings, apart)
+    is_remote = settings.tunnel == "ssh"
+    root = _root(settings, is_remote)
     run = f"{root}/runs/{run_id}"
     folder = f"{run}/jobs/{job}"
-    artifacts = settings.artifacts_root or (f"{root}/artifacts" if apart else registry or f"{root}/artifacts")
+    artifacts = settings.artifacts_root or (f"{root}/artifacts" if is_remote else registry or f"{root}/artifacts")
     here = str(Path.cwd())
     if settings.executor == "local":
         python = settings.python or sys.executable
         own = settings.artifacts_root is not None
-        return Place(root, run, folder, None, here, python, None, artifacts, own_registry=own)
+        return RemotePaths(root, run, folder, None, here, python, None, artifacts, own_registry=own)
 
     tree = code_tree(settings)
     if settings.executor not in ("slurm", "docker"):
         return _in_a_cloud(settings, tree, artifacts)
     code = f"{folder}/code" if tree else None
-    # A container has another Python, and no kit.
+    # A container has another Python, without nemotron_kit.
     image = settings.executor != "slurm" or settings.container_image is not None
-    kit = f"{root}/kit/{kit_hash()}" if apart or image else None
+    package = f"{root}/kit/{package_hash()}" if is_remote or image else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
     # Over ssh the profile's is the login node's, which no image has at that path.
-    named = None if apart and image else settings.python
-    return Place(
+    named = None if is_remote and image else settings.python
+    return RemotePaths(
         root=root,
         run=run,
         job=folder,
         code=code,
-        cwd=settings.workdir or inside or (folder if kit else here),
-        python=named or ("python3" if kit else sys.executable),
-        kit=kit,
+        cwd=settings.workdir or inside or (folder if package else here),
+        python=named or ("python3" if package else sys.executable),
+        package=package,
         artifacts=artifacts,
         tree=tree,
-        moves=tuple(_moves(tree, code, kit)),
-        apart=apart,
-        host=(settings.host if apart else None) or ("the container" if image else "this machine"),
+        moves=tuple(_moves(tree, code, package)),
+        is_remote=is_remote,
+        host=(settings.host if is_remote else None) or ("the container" if image else "this machine"),
         own_registry=image or settings.artifacts_root is not None,
     )
 
 
-def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> Place:
-    """Where NeMo-Run puts a job's folder in all of the clouds. The image brings its own Python, with the kit in it."""
+def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> RemotePaths:
+    """Where NeMo-Run puts a job's folder in all of the clouds. The image's own Python has nemotron_kit installed."""
     job, code = f"{IN_A_CLOUD}/job", f"{IN_A_CLOUD}/code" if tree else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else job
-    return Place(
+    return RemotePaths(
         root=IN_A_CLOUD,
         run=IN_A_CLOUD,
         job=job,
         code=code,
         cwd=settings.workdir or inside,
         python=settings.python or "python3",
-        kit=None,
+        package=None,
         artifacts=artifacts,
         tree=tree,
         moves=tuple(_moves(tree, code, None)),
@@ -250,8 +258,8 @@ def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> P
     )
 
 
-def moved(values: Mapping[str, Any], place: Place) -> dict[str, Any]:
-    """A frozen config with its paths as they are called over there; the `run` section is the launcher's own."""
+def moved(values: Mapping[str, Any], place: RemotePaths) -> dict[str, Any]:
+    """A frozen config with its paths translated to the target's; the section `run` is not touched."""
     return {key: value if key == "run" else _moved(value, place) for key, value in values.items()}
 
 
@@ -260,16 +268,16 @@ def below(text: str, folder: str) -> bool:
     return text == folder or text.startswith(folder.rstrip("/") + "/")
 
 
-def _root(settings: RunConfig, apart: bool) -> str:
+def _root(settings: RunConfig, is_remote: bool) -> str:
     named = settings.remote_job_dir
-    if apart and settings.executor != "slurm":
+    if is_remote and settings.executor != "slurm":
         raise UserError(
             f"tunnel 'ssh' leads to a Slurm cluster; executor {settings.executor!r} has its own way.",
             hint='Set executor = "slurm", or leave tunnel out.',
         )
     if settings.executor == "local":
         return str(nemotron_home())
-    if not apart:
+    if not is_remote:
         return str(Path(named).expanduser().absolute()) if named else str(nemotron_home())
     for field in ("host", "user"):
         if not getattr(settings, field):
@@ -287,14 +295,14 @@ def _root(settings: RunConfig, apart: bool) -> str:
     return posixpath.normpath(named)
 
 
-def _moves(tree: CodeTree | None, code: str | None, kit: str | None) -> Iterator[tuple[str, str]]:
+def _moves(tree: CodeTree | None, code: str | None, package: str | None) -> Iterator[tuple[str, str]]:
     found: dict[str, str] = {}
     if tree and code:
         for here in _spellings(tree.root):
             found[here] = code
-    for root, name in kit_roots() if kit else ():
+    for root, name in package_roots() if package else ():
         for here in _spellings(str(root)):
-            found[here] = f"{kit}/{name}"
+            found[here] = f"{package}/{name}"
     yield from sorted(found.items(), key=lambda pair: -len(pair[0]))
 
 
@@ -311,7 +319,7 @@ def _spellings(path: str) -> Iterator[str]:
         yield logical
 
 
-def _moved(value: Any, place: Place) -> Any:
+def _moved(value: Any, place: RemotePaths) -> Any:
     if isinstance(value, Mapping):
         return {key: _moved(item, place) for key, item in value.items()}
     if isinstance(value, list):

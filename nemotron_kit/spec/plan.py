@@ -32,7 +32,7 @@ IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
 class Plan:
     """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it.
 
-    `folder` is the launch's record on this machine; `place` (plan.paths.Place) says where the job's own files lie.
+    `folder` is the launch's record on this machine; `place` (paths.RemotePaths): where the job's files lie.
     """
 
     run_id: str

@@ -27,7 +27,7 @@ from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, regi
 from nemotron_kit.launch.plan import job_environment, references
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
-from nemotron_kit.spec.paths import NONE, Place, place_of, with_folder
+from nemotron_kit.spec.paths import NONE, RemotePaths, remote_paths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan
 from nemotron_kit.spec.resources import resources_of, settings_dict
 from nemotron_kit.spec.runconfig import RunConfig
@@ -254,7 +254,7 @@ class ProgramPlanner:
         self.registry = registry_here(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
         if self.run.executor != "local":
-            root = place_of(self.run, run_id, 0, registry=self.registry).root
+            root = remote_paths(self.run, run_id, 0, registry=self.registry).root
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
         self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
@@ -265,21 +265,21 @@ class ProgramPlanner:
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """The SweepJob of one composed job; `hydra` is Hydra's own node."""
-        place = place_of(self.run, self.run_id, number, registry=self.registry)
+        place = remote_paths(self.run, self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
-        apart = place.apart or self.run.executor == "docker" or bool(self.run.container_image)
-        place = place if apart else _shared_code(place)
+        is_remote = place.is_remote or self.run.executor == "docker" or bool(self.run.container_image)
+        place = place if is_remote else _shared_code(place)
         label, overrides = str(hydra.job.name), overrides_of(hydra)
         environment, secrets = self._environment(hydra, place)
         drop_copied(hydra)
-        if apart:
+        if is_remote:
             _send_outputs_home(hydra, place)
         packed = self.payloads.build(config, hydra, place.move, import_path(place))
         shown = _shown(config)
         pins = pin_slots(shown, ResolvedJob(shown, self.run, place), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         added = self._added(place, pins, number, label)
-        spec = self._spec(place, place.cwd if apart else str(Path.cwd()), environment, secrets)
+        spec = self._spec(place, place.cwd if is_remote else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
             recipe=label,
@@ -297,7 +297,7 @@ class ProgramPlanner:
             config=shown,
             inputs=pins,
             references={slot: str(shown["run"][slot]) for slot in pins},
-            launch_command=command_of(place.python, place.kit, place.job),
+            launch_command=command_of(place.python, place.package, place.job),
             environment=environment,
             secrets=secrets,
             captured={},
@@ -316,7 +316,9 @@ class ProgramPlanner:
         )
         return SweepJob(plan, tuple(overrides))
 
-    def _spec(self, place: Place, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]) -> dict[str, Any]:
+    def _spec(
+        self, place: RemotePaths, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]
+    ) -> dict[str, Any]:
         return {
             "kit": __version__,
             "command": self.payloads.function,
@@ -338,7 +340,7 @@ class ProgramPlanner:
             "expand": references(self.run),
         }
 
-    def _added(self, place: Place, pins: Mapping[str, Pin], number: int, label: str) -> ExecutorPlan:
+    def _added(self, place: RemotePaths, pins: Mapping[str, Pin], number: int, label: str) -> ExecutorPlan:
         """What the executor adds to the plan."""
         if self.run.executor == "docker":
             from nemotron_kit.executors.docker import docker_for
@@ -349,7 +351,7 @@ class ProgramPlanner:
             return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)
         return ExecutorPlan()
 
-    def _environment(self, hydra: Any, place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
+    def _environment(self, hydra: Any, place: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""
         copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
         secret = [name for name in copied if is_secret_name(name)]
@@ -366,17 +368,17 @@ def _sees_this_tree(run: RunConfig) -> bool:
     return run.tunnel != "ssh" and run.container_image is None
 
 
-def _shared_code(place: Place) -> Place:
+def _shared_code(place: RemotePaths) -> RemotePaths:
     """The sweep's jobs on this machine's file system share one copy of the code: they start where they were launched,
     and so write nothing into it."""
-    if place.apart or not place.code:
+    if place.is_remote or not place.code:
         return place
     code = f"{place.run}/code"
     moves = tuple((here, code + there[len(place.code) :]) for here, there in place.moves)
     return replace(place, code=code, moves=moves)
 
 
-def _send_outputs_home(hydra: Any, place: Place) -> None:
+def _send_outputs_home(hydra: Any, place: RemotePaths) -> None:
     """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
     from omegaconf import open_dict, read_write
 

@@ -137,7 +137,7 @@ def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) ->
     for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
             error = f"node {end['node'] or end['host']}: {end['error']}"
-            return Outcome(1, "failed", error, own=int(end["code"]) or 1)
+            return Outcome(1, "failed", error, job_exit_code=int(end["code"]) or 1)
     return outcome
 
 

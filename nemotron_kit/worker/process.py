@@ -29,10 +29,11 @@ def exit_code(number: int) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`code` is what the command line exits with, `state` what the ledger says, `value` what the handler returned.
+    """How a job ended. `code` is the command line's exit code, `state` one of runs.states, `value` what the handler
+    returned.
 
-    `own` is the exit code of the job's own process, where that was another process; killed by signal N it is 128+N.
-    `signal` is the signal that ended a child that nobody here had sent one.
+    `job_exit_code` is the exit code of the job's process, where that was another process: 128+N if signal N killed it.
+    `signal` is the signal that ended a child to which the worker had sent none.
     """
 
     code: int
@@ -41,12 +42,12 @@ class Outcome:
     value: Any = None
     exception: BaseException | None = None
     signal: int | None = None
-    own: int | None = None
+    job_exit_code: int | None = None
 
     @property
     def recorded(self) -> int:
         """The exit code that is put on record: the job's own, where it had one."""
-        return self.code if self.own is None else self.own
+        return self.code if self.job_exit_code is None else self.job_exit_code
 
 
 GRACE_SECONDS = 10.0
@@ -208,7 +209,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
     if outcome.signal is not None:
         stop_orphans()
     if "TERM" in seen and outcome.state == "failed":
-        return Outcome(TERMINATED, "cancelled", "terminated", own=outcome.own)
+        return Outcome(TERMINATED, "cancelled", "terminated", job_exit_code=outcome.job_exit_code)
     return outcome
 
 
@@ -237,7 +238,9 @@ def from_exit_code(code: int) -> Outcome:
         return Outcome(0, "succeeded")
     if code < 0:
         name = signal.Signals(-code).name
-        return Outcome(1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code, own=128 - code)
+        return Outcome(
+            1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code, job_exit_code=128 - code
+        )
     if code == PREEMPTED:
         return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
-    return Outcome(1, "failed", f"exit code {code}", own=code)
+    return Outcome(1, "failed", f"exit code {code}", job_exit_code=code)

@@ -73,7 +73,7 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
     """Write the exit record; the outcome as it stands there, so that the command exits with what the record says."""
     if job.cancel_requested and outcome.state in ("failed", "preempted"):
         error = f"cancelled: {outcome.error}" if outcome.state == "preempted" else "cancelled"
-        outcome = Outcome(Cancelled.exit_code, "cancelled", error, own=outcome.recorded)
+        outcome = Outcome(Cancelled.exit_code, "cancelled", error, job_exit_code=outcome.recorded)
     try:
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
     except OSError as error:

@@ -14,7 +14,7 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.spec.paths import place_of
+from nemotron_kit.spec.paths import remote_paths
 from nemotron_kit.spec.profiles import check_reserved_tables, load_run_profile
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -155,7 +155,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monke
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(odd)
     with pytest.raises(UserError, match=r"The working folder, b'.*/b\\xffd', has a name that is not UTF-8 text"):
-        place_of(RunConfig(), "run", 0)
+        remote_paths(RunConfig(), "run", 0)
     with pytest.raises(OSError, match=r"udcffd.* is not UTF-8 text, so no record can hold it: .*x.json"):
         write_json(tmp_path / "x.json", {"path": odd})
     assert not (tmp_path / "x.json").exists()

@@ -395,7 +395,7 @@ def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) 
         folder = f"{folder_there(run, plan)}/jobs/{job.number}"
         inside = ["docker", "exec", "--interactive", *_terminal("--tty"), f"--workdir={folder}", str(container)]
         return [*inside, *(command or ["/bin/sh"])]
-    raise UserError(f"{run.id} runs through {executor}, into which the kit knows no way.")
+    raise UserError(f"{run.id} runs through {executor}, for which there is no shell.")
 
 
 def _here(job: JobFolder, command: list[str]) -> list[str]:

@@ -290,7 +290,8 @@ def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
     for word in job.overrides:
         if _key(word).startswith(("hydra.", "hydra/")):
             raise UserError(
-                f"{word} has no meaning for a rerun.", hint="The kit itself runs its jobs; give the profile's fields."
+                f"{word} has no meaning for a rerun.",
+                hint="A rerun does not go through Hydra's launcher; give the profile's fields.",
             )
     return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
 

@@ -17,7 +17,7 @@ from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
-from nemotron_kit.remote.snapshot import code_there, place_kit
+from nemotron_kit.remote.snapshot import code_there, place_package
 from nemotron_kit.remote.ssh import NotSent, Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -99,7 +99,7 @@ class Slurm:
         """Code, and the jobs' folders where the target's are not the record's own."""
         texts = code_there(self.transport, place, self.settings)
         if place.get("kit") and not place.get("apart"):  # over ssh it is sent with the first question
-            place_kit(place["kit"])
+            place_package(place["kit"])
         if place["run"] != str(run.path):
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.nemo_run import build_executor
-from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words, resolve_partition
 
@@ -315,7 +315,7 @@ class ExecutorPlan:
 def sbatch_for(
     config: RunConfig,
     resources: Resources,
-    place: Place,
+    place: RemotePaths,
     inputs: Mapping[str, Pin | None],
     *,
     run_id: str,
@@ -333,7 +333,7 @@ def sbatch_for(
     from nemotron_kit.executors.nemo_run import MissingExtra
 
     intent = intent_of(run_id, [job])
-    command = command_of(place.python, place.kit, place.job)
+    command = command_of(place.python, place.package, place.job)
     script = Script(job_name(intent, label), place.run, command, mounts=tuple(mounts))
     try:
         text = render(config, resources, script, batch=mode == "batch")
@@ -351,16 +351,16 @@ def _problems(config: RunConfig, mode: str) -> Iterator[str]:
         lines = "\n".join(f'{name} = "…"' for name in missing)
         yield f"executor 'slurm' needs {' and '.join(missing)}. Add to the profile in env.toml:\n{lines}"
     if config.array:
-        yield "array: many jobs are a sweep (-m key=1,2,3); the kit makes the array itself."
+        yield "array: many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself."
     for name in config.secrets or ():
         if name not in os.environ:
             yield f"secrets: {name} is not set in this environment. export {name}=…"
 
 
-def _mounts(place: Place, inputs: Mapping[str, Pin | None]) -> list[str]:
-    """Folders that the job finds at the same path in its container: its run, the registry, the kit, its inputs."""
-    found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.kit])]
-    found += [pin.path if place.apart else folder_of(pin.path) for pin in inputs.values() if pin is not None]
+def _mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
+    """Folders that the job finds at the same path in its container: its run, the registry, the package, its inputs."""
+    found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.package])]
+    found += [pin.path if place.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
     return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]
 
 

@@ -1,7 +1,11 @@
-"""The first lines that run on a target, before it has the kit. Its text travels over the connection and is executed
-there by `python -I -c 'import sys;exec(sys.stdin.buffer.readline())'`: the standard library only, no import of ours.
+"""Starts the agent on a target that may not have nemotron_kit yet.
 
-Then comes one JSON line `{"mark", "root", "kit"}`. Where `<root>/kit/<kit>/` is missing, the zip of it is asked for."""
+The text of this file is sent over the connection and executed there by
+`python -I -c 'import sys;exec(sys.stdin.buffer.readline())'`, so it imports the standard library only.
+
+Then one JSON line follows: `{"mark", "root", "kit"}`, where `kit` is the hash of the package that the launch runs. If
+the folder `<root>/kit/<kit>/` is missing, the launch is asked for its zip.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ OLDEST = (3, 11)
 
 
 def start() -> None:
-    """Find or take the kit, say `ready`, and go on as its agent. Standard output is kept for answers alone."""
+    """Find or receive the package, answer `ready`, and serve operations. Standard output carries responses alone."""
     head = json.loads(sys.stdin.buffer.readline())
     # The launch sends no more until it is told `ready` or `need`, so nothing is left behind in that buffer.
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -33,13 +37,13 @@ def start() -> None:
     try:
         if sys.version_info < OLDEST:
             raise RuntimeError(f"Python is {sys.version.split()[0]} there, 3.11 or newer is needed")
-        kit = Path(head["root"], "kit", head["kit"]).expanduser()
-        if not kit.is_dir():
+        package = Path(head["root"], "kit", head["kit"]).expanduser()
+        if not package.is_dir():
             say(need="kit")
-            unpack(source.read(int(source.readline())), kit)
-        check(kit)
-        os.utime(kit)  # it is in use: see code.clean
-        sys.path.insert(0, str(kit))
+            unpack(source.read(int(source.readline())), package)
+        check(package)
+        os.utime(package)  # it is in use: see code.clean
+        sys.path.insert(0, str(package))
         from nemotron_kit.remote.agent.operations import serve
     # Whatever it is, whoever launched must read it.
     except Exception as error:  # noqa: BLE001
@@ -49,25 +53,25 @@ def start() -> None:
     serve(source, sink, head["mark"])
 
 
-def unpack(data: bytes, kit: Path) -> None:
-    """Make the folder `kit` from its zip: it appears whole. Another launch may do the same at the same time."""
-    kit.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".kit-", dir=kit.parent))
+def unpack(data: bytes, package: Path) -> None:
+    """Unpack the zip into the folder `package`, by a rename. Another launch may do the same at the same time."""
+    package.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".kit-", dir=package.parent))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         archive.extractall(building)
     try:
-        building.rename(kit)
+        building.rename(package)
     except OSError:
-        if not kit.is_dir():
+        if not package.is_dir():
             raise
         shutil.rmtree(building)
 
 
-def check(kit: Path) -> None:
-    """What somebody else may write to is not run."""
-    status = kit.stat()
+def check(package: Path) -> None:
+    """Raise RuntimeError for a folder that another user owns or may write to: its code is not run."""
+    status = package.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise RuntimeError(f"{kit} can be written by others")
+        raise RuntimeError(f"{package} can be written by others")
 
 
 if __name__ == "__main__":

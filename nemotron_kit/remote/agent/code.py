@@ -25,7 +25,7 @@ from nemotron_kit.runs.folder import RunFolder, is_run_id
 from nemotron_kit.runs.job import read_object
 
 # Folder below the root → what one thing in it is called.
-KINDS = {"code": "the code of a launch", "kit": "the kit", "repositories": "a repository"}
+KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
 # What launches call them. Anything else is somebody else's: the root may be a home.
 _OURS = {
     "code": re.compile(r"[0-9a-f]{64}\.tar\.gz"),
@@ -71,7 +71,7 @@ def _old(root: Path, before: float) -> Iterator[Path]:
         folder = root / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             ours = _OURS[kind].fullmatch(path.name) and not path.is_symlink()
-            if ours and _last_used(path) < before and path not in Path(__file__).parents:  # the kit that runs here
+            if ours and _last_used(path) < before and path not in Path(__file__).parents:  # the package that runs here
                 yield path
 
 

@@ -31,7 +31,7 @@ from nemotron_kit.runs.logs import last_lines, neutralise
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
-    """Nothing: somebody is there."""
+    """Do nothing: an answer shows that the agent runs."""
     del payload
     return None, b""
 

@@ -15,7 +15,7 @@ from nemotron_kit.config.foreign import is_own, taken
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.launch.placing import place_job
+from nemotron_kit.launch.placing import resolve_job
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
 
@@ -45,7 +45,7 @@ class World:
     def compose(self, path: Path, *words: str) -> Any:
         tree = Tree(apps={"demo": self.app})
         composed = compose(tree, ["recipe=demo", "stage=go", f"config='{path}'", *words], EnvFile())
-        return composed, place_job(composed, "demo-go-20260101-000000-abcd", 0)
+        return composed, resolve_job(composed, "demo-go-20260101-000000-abcd", 0)
 
 
 @pytest.fixture

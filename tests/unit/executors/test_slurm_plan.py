@@ -11,7 +11,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.executors.slurm.script import sbatch_for
-from nemotron_kit.spec.paths import Place
+from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
 
@@ -193,7 +193,7 @@ def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path)
     file.parent.mkdir()
     folder.mkdir()
     file.touch()
-    place = Place("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
+    place = RemotePaths("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
     pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
     mounted = sbatch_for(
         config(container_image="i"), resources_of(config(), None), place, pins,

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.spec.package import MAIN, kit_hash, kit_roots, kit_zip
+from nemotron_kit.spec.package import MAIN, package_hash, package_roots, package_zip
 
 
 def test_the_zip_depends_on_content_alone() -> None:
-    assert kit_zip() == kit_zip()
-    assert kit_hash() == kit_hash()
-    assert len(kit_hash()) == 32
+    assert package_zip() == package_zip()
+    assert package_hash() == package_hash()
+    assert len(package_hash()) == 32
 
 
 def test_it_holds_the_packages_and_no_debris() -> None:
-    names = zipfile.ZipFile(io.BytesIO(kit_zip())).namelist()
+    names = zipfile.ZipFile(io.BytesIO(package_zip())).namelist()
     assert len(names) == len(set(names))
     for wanted in (
         "__main__.py",
@@ -31,7 +31,7 @@ def test_it_holds_the_packages_and_no_debris() -> None:
     ):
         assert wanted in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc") or "/toplevel/" in name]
-    assert all(root.exists() for root, _ in kit_roots())
+    assert all(root.exists() for root, _ in package_roots())
 
 
 def test_an_older_python_than_it_needs_is_told_so_before_anything_is_imported() -> None:
@@ -41,7 +41,7 @@ def test_an_older_python_than_it_needs_is_told_so_before_anything_is_imported() 
 
 
 def test_python_runs_its_folder_as_the_worker(tmp_path: Path) -> None:
-    zipfile.ZipFile(io.BytesIO(kit_zip())).extractall(tmp_path)
+    zipfile.ZipFile(io.BytesIO(package_zip())).extractall(tmp_path)
     done = subprocess.run(["python3", "-I", tmp_path], capture_output=True, text=True, check=False)
     if "No module named" in done.stderr:
         pytest.skip(f"python3 here lacks what the worker needs: {done.stderr.strip()[-80:]}")

@@ -19,7 +19,7 @@ from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.launch.placing import ResolvedJob, check_paths, still_behind
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.spec.paths import Place, moved, place_of, with_folder
+from nemotron_kit.spec.paths import RemotePaths, moved, remote_paths, with_folder
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -41,11 +41,11 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def place(**settings: object) -> Place:
-    return place_of(RunConfig(**settings), RUN, 0)  # type: ignore[arg-type]
+def place(**settings: object) -> RemotePaths:
+    return remote_paths(RunConfig(**settings), RUN, 0)  # type: ignore[arg-type]
 
 
-def frozen(where: Place, **values: object) -> dict[str, object]:
+def frozen(where: RemotePaths, **values: object) -> dict[str, object]:
     config = OmegaConf.create({"run": {}, **values})
     return moved(freeze(config, where.job, pwd=where.environment["PWD"]), where)
 
@@ -53,7 +53,7 @@ def frozen(where: Place, **values: object) -> dict[str, object]:
 def test_in_a_cloud_all_lies_where_nemo_run_puts_it(launch: Path) -> None:
     there = place(executor="kubeflow", container_image="nemo:1")
     assert (there.job, there.code, there.cwd) == ("/nemo_run/job", "/nemo_run/code", "/nemo_run/code/sub")
-    assert (there.python, there.kit) == ("python3", None)
+    assert (there.python, there.package) == ("python3", None)
     assert there.move(str(launch.parent / "data.yaml")) == "/nemo_run/code/data.yaml"
 
 
@@ -63,8 +63,8 @@ def test_on_another_machine_all_lies_below_its_root(launch: Path) -> None:
     assert there.code == f"{JOB}/code"
     assert there.cwd == f"{JOB}/code/sub"
     assert there.artifacts == f"{ROOT}/artifacts"
-    assert str(there.kit).startswith(f"{ROOT}/kit/")
-    assert (there.python, there.apart) == ("python3", True)
+    assert str(there.package).startswith(f"{ROOT}/kit/")
+    assert (there.python, there.is_remote) == ("python3", True)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_link_to_the_launch_folder_is_the_launch_folder(
 def test_on_this_machine_slurm_has_its_copy_and_all_else_stays(launch: Path, tmp_path: Path) -> None:
     here = place(executor="slurm", account="a", partition="p")
     job = f"{tmp_path}/home/runs/{RUN}/jobs/0"
-    assert (here.job, here.code, here.kit, here.python) == (job, f"{job}/code", None, sys.executable)
+    assert (here.job, here.code, here.package, here.python) == (job, f"{job}/code", None, sys.executable)
     values = frozen(
         here, out="${oc.env:PWD}/out", data=f"{launch}/x", far=f"{tmp_path}/far", home=f"{tmp_path}/home/artifacts/X"
     )
@@ -118,7 +118,7 @@ def test_on_this_machine_slurm_has_its_copy_and_all_else_stays(launch: Path, tmp
 
 def test_a_job_in_this_folder_moves_nothing(launch: Path) -> None:
     here = place(executor="local")
-    assert (here.code, here.cwd, here.kit) == (None, str(launch), None)
+    assert (here.code, here.cwd, here.package) == (None, str(launch), None)
     assert frozen(here, path=f"{launch}/x")["path"] == f"{launch}/x"
 
 
@@ -133,7 +133,7 @@ def test_a_profile_names_its_places(launch: Path) -> None:
 def test_the_kits_own_files_are_found_in_the_kit(launch: Path) -> None:
     there = place(**SSH)
     package = Path(str(nemotron_kit.__file__)).parent
-    assert there.move(f"{package}/errors.py") == f"{there.kit}/nemotron_kit/errors.py"
+    assert there.move(f"{package}/errors.py") == f"{there.package}/nemotron_kit/errors.py"
     assert there.move_name(f"{launch}/recipe.py:main") == f"{JOB}/code/sub/recipe.py:main"
     assert there.move_name("recipe.app:main") == "recipe.app:main"
 
@@ -184,7 +184,7 @@ def test_only_a_cluster_is_reached_over_ssh(launch: Path) -> None:
 
 def behind(settings: dict[str, object], **values: object) -> dict[str, str]:
     config = RunConfig(**settings)  # type: ignore[arg-type]
-    return check_paths({"run": {}, **values}, place_of(config, RUN, 0), config)
+    return check_paths({"run": {}, **values}, remote_paths(config, RUN, 0), config)
 
 
 def test_a_path_that_only_this_machine_has_is_named_with_its_field(launch: Path, tmp_path: Path) -> None:
