@@ -12,7 +12,7 @@ from types import ModuleType
 from nemotron_kit.app import App, add_import_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.ownership import strange_code
+from nemotron_kit.ownership import untrusted_code_reason
 
 ENTRY_POINTS = "nemotron_kit.recipes"
 BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
@@ -81,7 +81,7 @@ def _add_folder(tree: Tree, folder: Path) -> None:
         tree.broken[folder.name] = f"{folder} is no folder (named in env.toml, [cli] recipes)"
         return
     # Importing a folder runs its code, and its parent is then on the import path.
-    if strange := strange_code(folder):
+    if strange := untrusted_code_reason(folder):
         tree.broken[folder.name] = f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"
         return
     add_import_folders([str(folder.parent)])

@@ -10,7 +10,7 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import user_folder
-from nemotron_kit.ownership import strangers
+from nemotron_kit.ownership import untrusted_reason
 
 RESERVED = frozenset({"wandb", "artifacts", "cache", "cli"})
 
@@ -70,7 +70,7 @@ def read_env_file(path: Path | None = None) -> EnvFile:
     import tomllib
 
     try:
-        why = None if _is_of_this_job(found) else strangers(found)
+        why = None if _is_of_this_job(found) else untrusted_reason(found)
         if why:
             raise UserError(
                 f"{found} {why}, and it decides what is run: it is not read.",

@@ -11,7 +11,7 @@ import os
 import stat
 
 
-def strangers(path: str | os.PathLike[str]) -> str | None:
+def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
     """Why what lies at `path` can't be trusted ("belongs to another user (uid 12)"), None where it can.
 
     Of a link, both the link and what it leads to are judged. OSError where there is nothing.
@@ -25,18 +25,18 @@ def strangers(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
-def strange_code(folder: str | os.PathLike[str]) -> str | None:
+def untrusted_code_reason(folder: str | os.PathLike[str]) -> str | None:
     """The same of a folder of Python code that is to be imported from its parent: a sentence that names the first path
     in it that can't be trusted."""
     folder = os.path.abspath(folder)  # noqa: PTH100
     for path in (os.path.dirname(folder), folder):  # noqa: PTH120
-        if why := strangers(path):
+        if why := untrusted_reason(path):
             return f"{path} {why}"
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (*folders, *(name for name in files if name.endswith((".py", ".pyc", ".so")))):
             path = os.path.join(place, name)
-            if os.path.exists(path) and (why := strangers(path)):  # noqa: PTH110
+            if os.path.exists(path) and (why := untrusted_reason(path)):  # noqa: PTH110
                 return f"{path} {why}"
     return None
 

@@ -92,13 +92,13 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     from omegaconf import OmegaConf
 
     from nemotron_kit.config.convert import means_text, to_dataclass
-    from nemotron_kit.config.files import as_written
+    from nemotron_kit.config.files import keep_text_spelling
     from nemotron_kit.config.freeze import resolve
     from nemotron_kit.config.resolvers import pinned
 
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
     if spelled := getattr(config, "__dict__", {}).get("_spelled"):
-        raw = as_written(raw, spelled, partial(means_text, cls))
+        raw = keep_text_spelling(raw, spelled, partial(means_text, cls))
     raw = _without_wandb(raw, cls)
     piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
     with pinned(piped) if piped else nullcontext():
@@ -131,10 +131,10 @@ def init_wandb_from_env() -> Any:
 def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
     """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
     may be text."""
-    from nemotron_kit.config.files import load_spelled
+    from nemotron_kit.config.files import load_with_spelling
     from nemotron_kit.config.scripts import compose_file
 
-    values, spelled = load_spelled(path)
+    values, spelled = load_with_spelling(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
     return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import METADATA, FileEntry, canonical, first_change, identity, look, scan
+from nemotron_kit.artifacts.manifest import METADATA, FileEntry, canonical, file_info, first_change, identity, scan
 from nemotron_kit.artifacts.metadata import read_document
 from nemotron_kit.artifacts.reference import (
     SLUG,
@@ -32,10 +32,10 @@ from nemotron_kit.artifacts.store import (
     make_folder,
     pointer_document,
     publish,
-    replace_sealed,
+    replace_checksummed,
     staged,
     touch,
-    write_sealed,
+    write_checksummed,
     writing_to,
 )
 from nemotron_kit.errors import NemotronError, UserError
@@ -61,7 +61,7 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
         raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
 
 
-def condition(store: Store, record: ArtifactVersion) -> str:
+def files_status(store: Store, record: ArtifactVersion) -> str:
     """What a list says of a version's files: "" while they are as saved, else `gone`, `changed`, or `other times` where
     a large file has its size and another time, and only reading it (`--verify`) would tell."""
     root = Path(record.root)
@@ -76,7 +76,7 @@ def condition(store: Store, record: ArtifactVersion) -> str:
             return "changed"
     except DamagedRecordError:
         return "changed"
-    found = {path: look(str(root / path)) for path in large}
+    found = {path: file_info(str(root / path)) for path in large}
     return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
 
 
@@ -221,7 +221,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
         record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), place).run()
         if SLUG.match(draft.producer) and draft.producer != "local":
             document = pointer_document(draft.name, draft.producer, record.version)
-            replace_sealed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
+            replace_checksummed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
         _require_registered(store, record)
         _collect(store, draft.name)
     return record
@@ -268,7 +268,7 @@ def ensure_registry(store: Store) -> None:
 
     make_folder(store.root, store.modes)
     with staged(store.root, store.modes) as stage:
-        write_sealed(stage / "registry.json", {"format": 1, "uuid": str(uuid.uuid4())}, store.modes)
+        write_checksummed(stage / "registry.json", {"format": 1, "uuid": str(uuid.uuid4())}, store.modes)
         publish(stage, store.identity_folder)
 
 
@@ -304,7 +304,7 @@ class _Commit:
                     return existing
                 contents.announce(self.digest, number)
                 record = self._record(number, mark)
-                write_sealed(stage / RECORD, record.to_dict(), self.store.modes)
+                write_checksummed(stage / RECORD, record.to_dict(), self.store.modes)
                 self._require_in_place(None)
                 if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
                     contents.note_newest(number)
@@ -358,7 +358,7 @@ class _Commit:
         now = {entry.path: entry.stamp for entry in self.files}
         if now != {**{entry.path: entry.stamp for entry in record.files}, **stamps}:
             file = self.store.folder(record.name) / "stamps" / f"v{record.version}"
-            replace_sealed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
+            replace_checksummed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
         return True
 
     def _require_in_place(self, record: ArtifactVersion | None) -> None:

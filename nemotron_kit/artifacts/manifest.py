@@ -54,7 +54,7 @@ def walk(root: Path) -> dict[str, FileInfo]:
     return dict(sorted(_walk_folder(str(root), "", ()), key=lambda item: item[0]))
 
 
-def look(path: str) -> FileInfo | None:
+def file_info(path: str) -> FileInfo | None:
     """One file from outside; None for a folder."""
     try:
         info = os.stat(path)  # noqa: PTH116
@@ -67,7 +67,7 @@ def look(path: str) -> FileInfo | None:
     return FileInfo(info.st_size, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISREG(info.st_mode) else _SPECIAL
 
 
-def settle(files: Iterable[FileInfo]) -> None:
+def wait_for_fresh_stamps(files: Iterable[FileInfo]) -> None:
     """Wait (20 ms at most) until whatever changes a file from now on also changes its stamp."""
     youngest = max((max(found.mtime_ns, found.ctime_ns) for found in files), default=0)
     if time.time_ns() - youngest < _SETTLE_NS:
@@ -100,7 +100,7 @@ def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -
             path = prefix + entry.name
             if path == METADATA or _DEBRIS.match(entry.name):
                 continue
-            found = look(entry.path)
+            found = file_info(entry.path)
             if found is None and _inode(entry.path) in (*above, here):
                 yield path, FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
             elif found is None:
@@ -114,9 +114,9 @@ def _inode(folder: str) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-SEAL = "sha256"
+CHECKSUM = "sha256"
 # Where documents of other tools are read too: a document that says this and has no seal has lost it.
-MARK = {"sealed_by": "nemotron_kit"}
+WRITER = {"sealed_by": "nemotron_kit"}
 
 
 def canonical(value: Any) -> bytes:
@@ -129,13 +129,13 @@ def sha256_of(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def render_sealed(document: dict[str, Any]) -> str:
+def render_checksummed(document: dict[str, Any]) -> str:
     """The file's text. It ends with its last brace, so that no cut-off file is still a document."""
-    return _text(encoded({key: value for key, value in document.items() if key != SEAL}))
+    return _text(encoded({key: value for key, value in document.items() if key != CHECKSUM}))
 
 
 def _text(body: dict[str, Any]) -> str:
-    return json.dumps({**body, SEAL: sha256_of(body)}, indent=1)
+    return json.dumps({**body, CHECKSUM: sha256_of(body)}, indent=1)
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -144,7 +144,7 @@ def read_json(path: Path, what: str) -> Any:
     return decoded(found) if isinstance(found, dict) else found
 
 
-def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
+def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
     """A document without its seal, or a DamagedRecordError that names the file.
 
     `strict` also refuses a file whose text is not the very one that was written. Without it, a document with neither
@@ -154,12 +154,12 @@ def read_sealed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]
     document = _parse(text, path, what)
     if not isinstance(document, dict):
         raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
-    seal = document.pop(SEAL, None)
-    if seal is None and not strict and not MARK.keys() & document.keys():
+    seal = document.pop(CHECKSUM, None)
+    if seal is None and not strict and not WRITER.keys() & document.keys():
         return decoded(document)
     if seal != sha256_of(document) or (strict and text != _text(document)):
         raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
-    return decoded({key: value for key, value in document.items() if key not in MARK})
+    return decoded({key: value for key, value in document.items() if key not in WRITER})
 
 
 def _read(path: Path, what: str) -> str:
@@ -247,9 +247,11 @@ def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
     known: dict[str, tuple[FileInfo, str | None]] = {}
     for pause in (*_PAUSES, None):
         found = _walked(root)
-        settle(found.values())
+        wait_for_fresh_stamps(found.values())
         known = _hashed(root, found, known, hash_limit)
-        changed = next((name for name, file in found.items() if not file.link and look(str(root / name)) != file), None)
+        changed = next(
+            (name for name, file in found.items() if not file.link and file_info(str(root / name)) != file), None
+        )
         if changed is None:
             break
         if pause is None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import MARK, METADATA, read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import METADATA, WRITER, read_checksummed, render_checksummed
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import collect_leftovers, read_regular, write_text
@@ -25,7 +25,7 @@ def folder_of(path: Path) -> Path:
 def read_document(folder: Path) -> dict[str, Any] | None:
     """The metadata.json in `folder`, None without one; DamagedRecordError if it is cut off or was changed."""
     try:
-        document = read_sealed(folder / METADATA, METADATA, strict=False)
+        document = read_checksummed(folder / METADATA, METADATA, strict=False)
     except FileNotFoundError:
         return None
     for key, kind in _KINDS.items():
@@ -49,7 +49,7 @@ def write_document(folder: Path, document: dict[str, Any]) -> None:
     """Write metadata.json whole, with the permissions that the user's own files there get."""
     try:
         collect_leftovers(folder)
-        write_text(folder / METADATA, render_sealed({**document, **MARK}), mode=0o666)
+        write_text(folder / METADATA, render_checksummed({**document, **WRITER}), mode=0o666)
     except OSError as error:
         raise NemotronError(f"{folder / METADATA} can't be written: {error.strerror or error}.") from error
 

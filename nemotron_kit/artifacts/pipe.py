@@ -32,7 +32,7 @@ _TOGETHER_SECONDS = 10.0
 _LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "hatch", "pixi", "conda", "mamba", "env")
 
 
-def say_step() -> None:
+def announce_step() -> None:
     """Say on standard output, where it is a pipe, that a step writes to it: the next one waits for its artifacts."""
     if _said or not is_pipe(1):
         return
@@ -41,13 +41,13 @@ def say_step() -> None:
 
         fcntl.fcntl(1, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
         _said.append(os.getpid())
-        atexit.register(unsay_step)
+        atexit.register(withdraw_step)
 
 
 _said: list[int] = []
 
 
-def unsay_step() -> None:
+def withdraw_step() -> None:
     """Others may go on with the same pipe: `{ nemotron …; cat list; } | while read …`."""
     if _said == [os.getpid()]:
         with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def is_pipe(descriptor: int) -> bool:
 def from_step() -> str | None:
     """All that the step at the other end of standard input writes, once it has ended; None where no step says that it
     is there, and then nothing is read."""
-    if not is_pipe(0) or not _wait_for_word():
+    if not is_pipe(0) or not _wait_for_step():
         return None
     return read_all()
 
@@ -80,7 +80,7 @@ def read_all() -> str:
     return b"".join(chunks).decode(errors="replace")
 
 
-def there_now() -> tuple[bytes, bool]:
+def peek_input() -> tuple[bytes, bool]:
     """(what lies in standard input, a pipe, and is left there; whether nothing more will come)."""
     import select
 
@@ -89,11 +89,11 @@ def there_now() -> tuple[bytes, bool]:
     events = dict(poll.poll(0)).get(0, 0)
     if not events & select.POLLIN:
         return b"", bool(events & select.POLLHUP)
-    return _looked_at(), bool(events & select.POLLHUP)
+    return _peek_bytes(), bool(events & select.POLLHUP)
 
 
 def take(left: int) -> None:
-    """Take as many bytes from standard input as `there_now` has shown."""
+    """Take as many bytes from standard input as `peek_input` has shown."""
     while left > 0 and (chunk := os.read(0, left)):
         left -= len(chunk)
 
@@ -108,11 +108,11 @@ def step_writes() -> bool:
     return False
 
 
-def _wait_for_word() -> bool:
+def _wait_for_step() -> bool:
     """Whether a step says so, now or as soon as one that was started together with this process has come that far."""
     began = time.monotonic()
     while not step_writes():
-        if time.monotonic() > began + _APART_SECONDS or any(there_now()) or not _may_be_starting():
+        if time.monotonic() > began + _APART_SECONDS or any(peek_input()) or not _may_be_starting():
             return step_writes()
         time.sleep(0.02)
     return True
@@ -122,7 +122,7 @@ def _flock(kind: int) -> bytes:
     return struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCK_AT, _LOCK_BYTES, 0)
 
 
-def _looked_at() -> bytes:
+def _peek_bytes() -> bytes:
     """The bytes that lie in standard input: tee(2) copies them into a pipe of our own."""
     import ctypes
     import fcntl
@@ -262,7 +262,7 @@ def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **a
 
     Stdout gets `{"data": {"path": …, "type": …, "name": …}}` unless it is a terminal. On rank 0 only.
     """
-    say_step()
+    announce_step()
     named = {name: artifact for given in (*args, artifacts) for name, artifact in given.items()}
     if os.environ.get("RANK", "0") != "0":
         return

@@ -162,14 +162,14 @@ class LocalRegistry(Store):
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
-        from nemotron_kit.artifacts.store import replace_sealed, writing_to
+        from nemotron_kit.artifacts.store import replace_checksummed, writing_to
 
         if check_alias(alias) == LATEST:
             raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
         with writing_to(self.root):
             file = self.folder(record.name) / "aliases" / alias
-            replace_sealed(file, pointer_document(record.name, alias, version), self.modes)
+            replace_checksummed(file, pointer_document(record.name, alias, version), self.modes)
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Take an alias away; ArtifactVersionNotFoundError if there is none."""

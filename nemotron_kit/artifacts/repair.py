@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import SEAL, read_sealed, render_sealed, sha256_of
+from nemotron_kit.artifacts.manifest import CHECKSUM, read_checksummed, render_checksummed, sha256_of
 from nemotron_kit.artifacts.reference import DamagedRecordError
-from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_sealed
+from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_checksummed
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import decoded, fsync_dir
 
@@ -59,7 +59,9 @@ def _own_record(store: Store) -> Iterator[DamageFinding]:
                 hint="Restore it from a backup, or begin another registry: [artifacts] root in env.toml.",
             ) from error
         document, what = {"format": 1, "uuid": uuid}, "the registry's own record"
-        yield DamageFinding(what, file, error.message, "repaired", lambda: write_sealed(file, document, store.modes))
+        yield DamageFinding(
+            what, file, error.message, "repaired", lambda: write_checksummed(file, document, store.modes)
+        )
 
 
 def _common_uuid(store: Store) -> str | None:
@@ -67,7 +69,7 @@ def _common_uuid(store: Store) -> str | None:
     for name in store.names():
         for version in store.versions(name):
             with contextlib.suppress(NemotronError, FileNotFoundError):
-                found.add(read_sealed(store.folder(name) / f"v{version}" / RECORD, "record").get("registry"))
+                found.add(read_checksummed(store.folder(name) / f"v{version}" / RECORD, "record").get("registry"))
     return str(found.pop()) if len(found) == 1 else None
 
 
@@ -79,7 +81,7 @@ def _version(store: Store, record: DamagedVersion) -> DamageFinding:
             record.file,
             record.error.message,
             "repaired",
-            lambda: write_sealed(record.file, document, store.modes),
+            lambda: write_checksummed(record.file, document, store.modes),
         )
     return DamageFinding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
 
@@ -109,9 +111,9 @@ def _recovered(text: str) -> dict[str, Any] | None:
             body = json.loads(candidate)
         except (ValueError, RecursionError):
             continue
-        if isinstance(body, dict) and body.pop(SEAL, None) == sha256_of(body):
+        if isinstance(body, dict) and body.pop(CHECKSUM, None) == sha256_of(body):
             document = decoded(body)
-            if render_sealed(document) == candidate:
+            if render_checksummed(document) == candidate:
                 return document
     return None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.metadata import absolute, folder_of, is_ours, read_document, write_document
-from nemotron_kit.artifacts.pipe import parse_piped, pick, piped_pin, say_step
+from nemotron_kit.artifacts.pipe import announce_step, parse_piped, pick, piped_pin
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin, Reference, registry_name
 from nemotron_kit.artifacts.registry import Registry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, Draft
@@ -80,7 +80,7 @@ logger = logging.getLogger(__name__)
 
 def save(artifact: Artifact, name: str | None) -> None:
     """See `Artifact.save`."""
-    say_step()  # what a script saves it is about to print, and saving may take long
+    announce_step()  # what a script saves it is about to print, and saving may take long
     lineage.require_job_folder()
     stored = _stored_name(artifact, name)
     registry = open_registry() if stored is not None else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_checksummed, render_checksummed
 from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir, read_regular, write_text
@@ -216,7 +216,7 @@ class Store:
         """A version's record; DamagedRecordError if it is cut off, changed, or another version's."""
         folder = self.folder(name) / f"v{version}"
         try:
-            data = read_sealed(folder / RECORD, "version record")
+            data = read_checksummed(folder / RECORD, "version record")
         except FileNotFoundError:
             if not folder.exists():
                 raise ArtifactVersionNotFoundError(name, f"v{version}") from None
@@ -260,7 +260,7 @@ class Store:
     def pointer(self, name: str, kind: str, word: str) -> int:
         """The version that an alias or a run id stands for; FileNotFoundError if there is none."""
         file = self.folder(name) / kind / word
-        data = read_sealed(file, kind)
+        data = read_checksummed(file, kind)
         version = data.get("version")
         if not isinstance(version, int) or data.get("name") != f"{name}/{word}":
             raise DamagedRecordError(f"{file}: this record is damaged: {data!r}.")
@@ -269,7 +269,7 @@ class Store:
     def stamps(self, name: str, version: int) -> dict[str, Stamp]:
         """How the version's unchanged files looked when they were saved once more; {} if they never were."""
         try:
-            data = read_sealed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
+            data = read_checksummed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
             return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
         except FileNotFoundError:
             return {}
@@ -288,7 +288,7 @@ def pointer_document(name: str, word: str, version: int) -> dict[str, Any]:
 
 def read_text_field(file: Path, what: str, key: str) -> str:
     """One text field of a sealed document."""
-    value = read_sealed(file, what).get(key)
+    value = read_checksummed(file, what).get(key)
     if not isinstance(value, str) or not value:
         raise DamagedRecordError(f"{file}: this {what} is damaged: no {key}.")
     return value
@@ -346,9 +346,9 @@ def staged(folder: Path, modes: FileModes) -> Iterator[Path]:
         discard(stage)
 
 
-def write_sealed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
+def write_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
     """Write a sealed JSON document, durably."""
-    write_text(path, render_sealed(document), mode=modes.file)
+    write_text(path, render_checksummed(document), mode=modes.file)
     if modes.exact:
         path.chmod(modes.file)
 
@@ -368,11 +368,11 @@ def publish(stage: Path, target: Path) -> bool:
     return True
 
 
-def replace_sealed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
+def replace_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
     """Put a small document in place of the one at `path`, whole at any moment and with its final permissions."""
     make_below(path.parent.parent, path.parent, modes)
     with staged(path.parent, modes) as stage:
-        write_sealed(stage / path.name, document, modes)
+        write_checksummed(stage / path.name, document, modes)
         os.replace(stage / path.name, path)  # noqa: PTH105
         fsync_dir(path.parent)
 

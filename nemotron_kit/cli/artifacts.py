@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.commit import condition
+from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
@@ -116,8 +116,8 @@ def _names(registry: LocalRegistry, as_json: bool) -> int:
         for version in found:
             saved = version.created_at[:16] if isinstance(version, ArtifactVersion) else ""
             kind = version.type if isinstance(version, ArtifactVersion) else ""
-            condition, path = _condition(registry, version)
-            rows.append([version.name, f"v{version.version}", kind, saved, condition, path])
+            status, path = _condition(registry, version)
+            rows.append([version.name, f"v{version.version}", kind, saved, status, path])
         _print_marked(["NAME", "LATEST", "TYPE", "SAVED", "FILES", "PATH"], rows)
         _advise(found)
     return 0
@@ -135,11 +135,11 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     words = {v.version: " ".join(a for a, number in aliases.items() if number == v.version) for v in versions}
     rows = []
     for version in versions:
-        condition, path = _condition(registry, version)
+        status, path = _condition(registry, version)
         facts = ["", "", ""]
         if isinstance(version, ArtifactVersion):
             facts = [version.digest[:12], version.created_at[:16], version.producer]
-        rows.append([f"v{version.version}", words[version.version], *facts, condition, path])
+        rows.append([f"v{version.version}", words[version.version], *facts, status, path])
     _print_marked(["VERSION", "ALIASES", "DIGEST", "SAVED", "RUN", "FILES", "PATH"], rows[::-1])
     _advise(versions)
     for alias in registry.pointers(name, "aliases"):
@@ -152,7 +152,7 @@ def _condition(registry: LocalRegistry, version: ArtifactVersion | DamagedVersio
     """(what is wrong with a version's files or record, "" for nothing; its path, or the reason)."""
     if not isinstance(version, ArtifactVersion):
         return "damaged", version.error.message
-    return condition(registry, version), version.path
+    return files_status(registry, version), version.path
 
 
 def _print_marked(header: list[str], rows: list[list[str]]) -> None:
@@ -209,5 +209,5 @@ def _summary(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion)
         "created_at": version.created_at,
         "producer": version.producer,
         "inputs": [pin.label for pin in version.inputs],
-        "files": condition(registry, version) or "whole",
+        "files": files_status(registry, version) or "whole",
     }

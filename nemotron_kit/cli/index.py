@@ -74,10 +74,10 @@ def tables() -> dict[str, Any]:
         return {}
     import tomllib
 
-    from nemotron_kit.ownership import strangers
+    from nemotron_kit.ownership import untrusted_reason
 
     try:
-        if strangers(path):
+        if untrusted_reason(path):
             return {}
         with open(path, encoding="utf-8-sig") as file:
             return tomllib.loads(file.read())

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def leave(code: int) -> NoReturn:
         sys.exit(code)
     code = guarded(_flushed) or code
     if "nemotron_kit.artifacts.pipe" in sys.modules:
-        from nemotron_kit.artifacts.pipe import unsay_step
+        from nemotron_kit.artifacts.pipe import withdraw_step
 
-        unsay_step()
+        withdraw_step()
     os._exit(code)
 
 
@@ -146,9 +146,8 @@ def print_error(error: NemotronError) -> None:
 def _shown(text: str) -> str:
     """A message as a terminal may have it: names of files and what other machines say can hold anything."""
     from nemotron_kit.masking import mask
-    from nemotron_kit.runs.logs import neutralise
 
-    return neutralise(mask(text))
+    return printable(mask(text))
 
 
 def _nemotron(words: list[str]) -> int:
@@ -172,9 +171,9 @@ def _say_step(words: Sequence[str]) -> None:
     """A job whose output is piped says so at once: the step that reads it may be starting at the same time."""
     # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(words):
-        from nemotron_kit.artifacts.pipe import say_step
+        from nemotron_kit.artifacts.pipe import announce_step
 
-        say_step()
+        announce_step()
 
 
 def _tool(name: str, argv: Sequence[str]) -> int:

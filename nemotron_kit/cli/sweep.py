@@ -17,12 +17,21 @@ from typing import Any, NoReturn
 from nemotron_kit.app import shadows_library
 from nemotron_kit.cli.launch import print_end, say_commands
 from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
-from nemotron_kit.config.compose import CHOICES, PreparedCommand, bare, chosen, compose, prepare, search_path, stages_of
+from nemotron_kit.config.compose import (
+    CHOICES,
+    PreparedCommand,
+    compose,
+    expand_choice,
+    prepare,
+    quoted_name,
+    search_path,
+    stages_of,
+)
 from nemotron_kit.config.errors import translated, unreadable
 from nemotron_kit.config.files import config_files
-from nemotron_kit.config.limits import bounded_interpolations, understanding
+from nemotron_kit.config.limits import bounded_interpolations, hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
-from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.config.store import broken_choice, conf_dir, register_recipes
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
@@ -98,12 +107,12 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
 def _with_choices(words: Sequence[str]) -> list[str]:
     """The words with a choice of what is swept over in front: Hydra composes the sweep's own config without the sweep,
     and what stands in a list of defaults has to be known then."""
-    chosen = []
+    expand_choice = []
     for name in ("recipe", "stage"):
         given = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
         if given and all("," in value and "(" not in value for value in given):
-            chosen.append(f"{name}={given[0].partition(',')[0]}")
-    return [*chosen, *words]
+            expand_choice.append(f"{name}={given[0].partition(',')[0]}")
+    return [*expand_choice, *words]
 
 
 def _asked(request: Job, words: list[str], prepared: PreparedCommand | None) -> int:
@@ -149,8 +158,8 @@ def _expanded(words: Sequence[str], tree: Tree) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         if key in CHOICES:
-            options = chosen(key, value, names.get(key, []))
-            word = f"{key}={','.join(map(bare, options))}"
+            options = expand_choice(key, value, names.get(key, []))
+            word = f"{key}={','.join(map(quoted_name, options))}"
             _narrow(names, key, options, tree)
         result.append(word)
     return result
@@ -205,7 +214,7 @@ def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
     sys.argv = ["nemotron", *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with understanding():
+        with hydra_reading_fixes():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = before[0]
@@ -226,7 +235,7 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
     if request.after and not detached:
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
-            "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(hydra_spelling(request)),
+            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra_spelling(request)),
             "code": code_facts()}  # fmt: skip
     run = create_run(run_id, plan, [])
     set_run_dir(str(folder))
@@ -282,7 +291,7 @@ def _dry_sweep(
 
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
-    with _translated(prepared), understanding():
+    with _translated(prepared), hydra_reading_fixes():
         hydra, points, notes = _points(*words, request)
     launcher: Any = OmegaConf.to_container(hydra.launcher)
     settings = Settings(**launcher) if launcher.pop("_target_", "").endswith(".NemoRunLauncher") else Settings()

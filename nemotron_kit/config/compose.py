@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.files import config_files, find_config_file
-from nemotron_kit.config.limits import quick_omegaconf
+from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.store import RegisteredCommand, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree
@@ -63,7 +63,7 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     prepared = prepare(tree, overrides, env)
     where = search_path(config_dir)
     GlobalHydra.instance().clear()
-    with translated(prepared), quick_omegaconf():
+    with translated(prepared), faster_omegaconf():
         hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
         try:
             full = hydra.compose_config(
@@ -118,14 +118,14 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     siblings = list(tree.apps[command.recipe].commands())
     files = config_files(command)
     value = _choice(overrides, "config", quoted=True)
-    several = chosen("config", value, files)
+    several = expand_choice("config", value, files)
     needed = files if sweep or len(several) > 1 else {k: v for k, v in files.items() if k == _plain(value or "default")}
     registered = register(
         command, siblings, env, only=needed, stages=[str(stage)], asked=several[0] if len(several) == 1 else None
     )
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
-    rewritten = [f"config={','.join(map(bare, names))}" if o.startswith("config=") else o for o in overrides]
+    rewritten = [f"config={','.join(map(quoted_name, names))}" if o.startswith("config=") else o for o in overrides]
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -160,7 +160,7 @@ def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str
     return None if not found else found[-1] if quoted else _plain(found[-1])
 
 
-def chosen(key: str, value: str | None, names: Collection[str]) -> list[str]:
+def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[str]:
     """The options that a choice stands for: `tiny,default`, `choice(tiny,default)`, `glob(t*)` out of `names`. A comma
     inside of quotes belongs to a file's name. Raises UserError for what is none."""
     if not re.match(r"[a-z]+\(", value or ""):
@@ -200,7 +200,7 @@ def _plain(value: str) -> str:
     return value
 
 
-def bare(name: str) -> str:
+def quoted_name(name: str) -> str:
     """A name as a value of Hydra's: in quotes where it would be read as a number, as null or as more than one."""
     plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
         "null",

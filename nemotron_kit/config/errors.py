@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
-from nemotron_kit.config.files import key_place, load_mapping
-from nemotron_kit.config.freeze import in_plain_words
+from nemotron_kit.config.files import key_location, load_mapping
+from nemotron_kit.config.freeze import omegaconf_message
 from nemotron_kit.config.store import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
@@ -97,7 +97,7 @@ def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> 
     given = _given(whole, key or "", files)
     expected = _expected(command, key) if key else ""
     return UserError(
-        f"{key or 'config'}: {in_plain_words(text).rstrip('.')}{f' (given in {given})' if given else ''}.",
+        f"{key or 'config'}: {omegaconf_message(text).rstrip('.')}{f' (given in {given})' if given else ''}.",
         hint=f"Expected is {expected}." if expected else None,
     )
 
@@ -184,7 +184,7 @@ def _given(text: str, key: str, files: dict[str, Path]) -> str:
         return ""
     # A group's file holds the keys below its package.
     parts = key.split(".")
-    places = [key_place(path, ".".join(parts[at:])) for at in range(len(parts) if group and not job else 1)]
+    places = [key_location(path, ".".join(parts[at:])) for at in range(len(parts) if group and not job else 1)]
     return next((place for place in places if place != str(path)), str(path))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import input_fields
-from nemotron_kit.config.limits import plain_times, refuse_bombs, with_libyaml
+from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, without_sexagesimal
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 
@@ -36,11 +36,11 @@ def is_path(value: str) -> bool:
 
 def load_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a config file, interpolations unresolved. Every mistake is a UserError with file, line, column."""
-    return load_spelled(path)[0]
+    return load_with_spelling(path)[0]
 
 
-def load_spelled(path: Path) -> tuple[dict[str, Any], Spelled]:
-    """`load_mapping`, and how values were written that a text field takes as text (see `as_written`)."""
+def load_with_spelling(path: Path) -> tuple[dict[str, Any], Spelled]:
+    """`load_mapping`, and how values were written that a text field takes as text (see `keep_text_spelling`)."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file." if not path.exists() else f"{path} is not a file.")
     if path.suffix not in ENDINGS:
@@ -63,7 +63,7 @@ def load_spelled(path: Path) -> tuple[dict[str, Any], Spelled]:
     return value or {}, spelled
 
 
-def as_written(values: dict[str, Any], spelled: Spelled, means_text: Callable[[Spot], bool]) -> dict[str, Any]:
+def keep_text_spelling(values: dict[str, Any], spelled: Spelled, means_text: Callable[[Spot], bool]) -> dict[str, Any]:
     """`values` with what was written in the file wherever the field is a text: `version: 1.10` is not "1.1"."""
     wanted = {spot: pair for spot, pair in spelled.items() if means_text(spot)}
     result = copy.deepcopy(values) if wanted else values
@@ -90,7 +90,7 @@ def with_wandb(values: dict[str, Any], cls: type) -> dict[str, Any]:
 def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
     import yaml
 
-    refuse_bombs(path, text)
+    check_yaml_limits(path, text)
     try:
         with contextlib.suppress(yaml.YAMLError):  # read again, by the one whose messages people know
             return _constructed(path, with_libyaml(_loader())(text), spelled)
@@ -107,7 +107,7 @@ def _loader() -> Any:
     """OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text."""
     from omegaconf._utils import get_yaml_loader
 
-    return plain_times(get_yaml_loader())
+    return without_sexagesimal(get_yaml_loader())
 
 
 def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:
@@ -195,7 +195,7 @@ def _load_json(path: Path, text: str) -> Any:
         raise UserError(f"{path}: not valid JSON: {error}.") from error
 
 
-def key_place(path: Path, dotted: str) -> str:
+def key_location(path: Path, dotted: str) -> str:
     """`file:line` of a dotted key in a YAML file; `file` where the line can't be told."""
     if path.suffix not in (".yaml", ".yml"):
         return str(path)
@@ -252,7 +252,7 @@ def fits(values: dict[str, Any], command: Command) -> bool:
     return set(values) <= known
 
 
-def belongs_to_another(values: dict[str, Any], command: Command, others: list[Command]) -> Command | None:
+def other_command_of(values: dict[str, Any], command: Command, others: list[Command]) -> Command | None:
     """The other command of a shared folder whose config this file is, if it doesn't fit `command`."""
     if fits(values, command):
         return None
@@ -299,7 +299,7 @@ def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None)
 
     Raises UserError for what is no mapping or has no list of defaults.
     """
-    result = JobFile(*load_spelled(path))
+    result = JobFile(*load_with_spelling(path))
     defaults = result.values.get("defaults")
     if defaults is None:
         return result

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.files import config_files, key_place, load_mapping
+from nemotron_kit.config.files import config_files, key_location, load_mapping
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.ownership import strangers
+from nemotron_kit.ownership import untrusted_reason
 
 TARGET = "_target_"
 # What Hydra's node may be told by anybody: a name, how much is logged, what is swept over.
@@ -60,35 +60,35 @@ _RUN_ENV = frozenset(
 _HEADS = ("hydra", "run")
 
 # (command's path, config's name) of the configs from elsewhere that this process has read.
-_read: set[tuple[tuple[str, ...], str]] = set()
-_taken: list[Path] = []
+_foreign: set[tuple[tuple[str, ...], str]] = set()
+_trusted_folders: list[Path] = []
 
 
 @contextmanager
-def taken(folder: Path) -> Iterator[None]:
+def trusting(folder: Path) -> Iterator[None]:
     """Within the block what lies in `folder` is as good as this user's own: it was written from a record."""
-    _taken.append(folder)
+    _trusted_folders.append(folder)
     try:
         yield
     finally:
-        _taken.remove(folder)
+        _trusted_folders.remove(folder)
 
 
-def is_own(path: Path, command: Command) -> bool:
+def is_trusted(path: Path, command: Command) -> bool:
     """Whether a config file is the recipe's, or this user's own."""
     real = path.resolve()
     folder = command.config_folder
     # Whoever installed the recipe owns its code as well.
     if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
         return True
-    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", *_taken, _project()]
+    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", *_trusted_folders, _project()]
     inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
-    return inside and strangers(path) is None
+    return inside and untrusted_reason(path) is None
 
 
 def check_file(path: Path, values: Mapping[str, Any], command: Command, package: str = "") -> None:
     """Raise UserError for what a config file from elsewhere may not say. `package` is where its content goes."""
-    if is_own(path, command):
+    if is_trusted(path, command):
         return
     _check_package(path, package, "the file's package")
     for entry in values.get("defaults") or ():
@@ -110,16 +110,16 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
 
 def note_file(path: Path, command: Command, name: str) -> None:
     """Remember whether the config that the command has under this name is from elsewhere."""
-    if is_own(path, command):
-        _read.discard((command.path, name))
+    if is_trusted(path, command):
+        _foreign.discard((command.path, name))
     else:
-        _read.add((command.path, name))
+        _foreign.add((command.path, name))
 
 
 def check_targets(values: Mapping[str, Any], command: Command, name: str, typed: str) -> None:
     """Raise UserError where a frozen config with a part from elsewhere has a `_target_` that neither the recipe nor
     the command line (`typed`) names: a value from there can be put into one by an interpolation."""
-    if (command.path, name) not in _read:
+    if (command.path, name) not in _foreign:
         return
     named = [(key, str(value)) for key, value in _leaves(values, "") if key.rpartition(".")[2] == TARGET]
     allowed = allowed_targets(command) if named else ()
@@ -161,7 +161,7 @@ def _project() -> Path | None:
     for folder in (here, *here.parents):
         for mark in (folder / "pyproject.toml", folder / ".git"):
             if mark.exists():
-                return folder if strangers(mark) is None else None
+                return folder if untrusted_reason(mark) is None else None
     return None
 
 
@@ -177,7 +177,7 @@ def _check_package(path: Path, package: str, what: str, only: tuple[str, ...] = 
 
 
 def _refused(path: Path, key: str, why: str) -> UserError:
-    place = key_place(path, key)
+    place = key_location(path, key)
     return UserError(
         f"{place}: {key} may not be set by a config file from elsewhere: {why}.",
         hint="Give it on the command line; or put the file into your project (a folder with a pyproject.toml or .git, "

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from nemotron_kit.config.convert import Deferred, to_dataclass
-from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, quick_omegaconf
+from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, faster_omegaconf
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import is_secret_name
@@ -84,7 +84,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
     kept: list[str] = []
     there = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
-    with deferring(kept, DEFERRED), without_secrets(), environment(there), quick_omegaconf(), bounded:
+    with deferring(kept, DEFERRED), without_secrets(), environment(there), faster_omegaconf(), bounded:
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
@@ -92,7 +92,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
             key = getattr(error, "full_key", None) or "config"
             if own := user_error(error):
                 raise UserError(f"{key}: {own.message}", hint=own.hint) from error
-            raise UserError(f"{key}: {in_plain_words(error)}", hint=what_to_add(str(error))) from error
+            raise UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error))) from error
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
@@ -126,13 +126,13 @@ def user_error(error: BaseException) -> UserError | None:
     return cause
 
 
-def in_plain_words(error: Exception | str) -> str:
+def omegaconf_message(error: Exception | str) -> str:
     """OmegaConf's first line, without the name of the exception that it met."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"\A\w+ raised while resolving interpolation: ", "", line).strip('"')
 
 
-def what_to_add(text: str) -> str | None:
+def missing_table_hint(text: str) -> str | None:
     """What an interpolation that OmegaConf does not find lacks, where that is a table of env.toml."""
     match = re.search(r"Interpolation key 'run\.wandb(?:\.([a-z_]+))?' not found", text)
     if match is None:
@@ -303,7 +303,7 @@ def _worded(error: Any) -> UserError:
     if own := user_error(error):
         return own
     key = getattr(error, "full_key", None) or "config"
-    return UserError(f"{key}: {in_plain_words(error)}", hint=what_to_add(str(error)))
+    return UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error)))
 
 
 class _Everything:

@@ -19,7 +19,7 @@ MAX_INTERPOLATIONS, MAX_IN_CONFIG = 5_000, 50_000
 MAX_TEXT = 4 << 20
 
 
-def refuse_bombs(path: Path, text: str) -> None:
+def check_yaml_limits(path: Path, text: str) -> None:
     """Raise UserError, with the line, for YAML nested too deeply, with an alias inside of what it stands for, or with
     aliases of aliases that unfold to more than anybody wrote."""
     import yaml
@@ -112,8 +112,8 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def quick_omegaconf() -> Iterator[None]:
-    """Within the block OmegaConf, and so Hydra, does what it does anyway, only sooner, and `understanding`."""
+def faster_omegaconf() -> Iterator[None]:
+    """Within the block OmegaConf, and so Hydra, does what it does anyway, only sooner, and `hydra_reading_fixes`."""
     import omegaconf
 
     utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
@@ -121,14 +121,14 @@ def quick_omegaconf() -> Iterator[None]:
     utils.get_yaml_loader = lambda: with_libyaml(loader())
     utils.parse = base.parse = functools.cache(parse)
     try:
-        with understanding(), bounded_interpolations():
+        with hydra_reading_fixes(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
 
 
 @contextmanager
-def understanding() -> Iterator[None]:
+def hydra_reading_fixes() -> Iterator[None]:
     """Within the block, files that Hydra itself reads have no sexagesimal numbers either, and `block.key=value` or
     `block={key: value}` fills an optional block that is null."""
     import omegaconf
@@ -136,12 +136,12 @@ def understanding() -> Iterator[None]:
     utils = vars(omegaconf)["_utils"]
     loader, update = utils.get_yaml_loader, omegaconf.OmegaConf.update
 
-    def filling(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
+    def fill_and_update(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
         _fill(cfg, utils.split_key(key), merge and isinstance(value, Mapping))
         update(cfg, key, value, merge=merge, force_add=force_add)
 
-    utils.get_yaml_loader = lambda: plain_times(loader())
-    omegaconf.OmegaConf.update = staticmethod(filling)  # type: ignore[method-assign]
+    utils.get_yaml_loader = lambda: without_sexagesimal(loader())
+    omegaconf.OmegaConf.update = staticmethod(fill_and_update)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -185,7 +185,7 @@ def open_dicts(node: Any) -> None:
             open_dicts(child)
 
 
-def plain_times(loader: Any) -> Any:
+def without_sexagesimal(loader: Any) -> Any:
     """The same YAML loader without YAML 1.1's numbers to the base of sixty: 12:00:00 is what it says, not 43200."""
 
     class Loader(loader):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemotron_kit.artifacts.pipe import say_step
+from nemotron_kit.artifacts.pipe import announce_step
 from nemotron_kit.config.files import Spelled, read_job_file
 from nemotron_kit.config.store import conf_dir, register_group
 from nemotron_kit.errors import NemotronError, UserError
@@ -36,7 +36,7 @@ def parse_config_and_overrides(
     if argv is None:
         argv = sys.argv[1:]
         _print_errors_plainly()
-        say_step()
+        announce_step()
     default = Path(default_config)
     config: str | None = None
     overrides: list[str] = []

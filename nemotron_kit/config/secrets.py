@@ -68,10 +68,10 @@ def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> No
             )
 
 
-def masked_words(words: Iterable[str]) -> list[str]:
+def masked_overrides(words: Iterable[str]) -> list[str]:
     """Overrides as they may be recorded: without secrets, by name and by value, and without the values that Hydra's
     env_set gives to environment variables."""
-    return [mask(_masked_word(_ENV_SET.sub(rf"\1{MASK}", word))) for word in words]
+    return [mask(_masked_override(_ENV_SET.sub(rf"\1{MASK}", word))) for word in words]
 
 
 def masked_by_name(value: Any, key: str = "") -> Any:
@@ -132,7 +132,7 @@ def _is_harmless(key: str, value: Any) -> bool:
     return bool(weak) and not _RANDOM.fullmatch(text)
 
 
-def _masked_word(word: str) -> str:
+def _masked_override(word: str) -> str:
     match = _OVERRIDE.match(word)
     if match and is_secret_name(match[1]) and _is_literal(match[2]):
         return f"{word[: match.start(2)]}{MASK}"

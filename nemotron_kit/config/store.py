@@ -15,13 +15,13 @@ from nemotron_kit.config import foreign
 from nemotron_kit.config.convert import means_text
 from nemotron_kit.config.files import (
     Spot,
-    as_written,
-    belongs_to_another,
     config_files,
     group_files,
-    key_place,
-    load_spelled,
+    keep_text_spelling,
+    key_location,
+    load_with_spelling,
     option_name,
+    other_command_of,
     package_of,
     read_job_file,
     with_wandb,
@@ -166,7 +166,7 @@ def _register_file(
 
     found = read_job_file(path, group, config_files(command))
     found.values = with_wandb(found.values, command.load_config_cls())
-    if name == "default" and (other := belongs_to_another(found.values, command, siblings)):
+    if name == "default" and (other := other_command_of(found.values, command, siblings)):
         note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
         if note not in result.notes:
             result.notes.append(note)
@@ -176,10 +176,10 @@ def _register_file(
     foreign.check_file(path, found.values, command)
     foreign.note_file(path, command, name)
     try:
-        _store(group, name, as_written(found.values, found.spelled, partial(_means_text, command)))
+        _store(group, name, keep_text_spelling(found.values, found.spelled, partial(_means_text, command)))
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
-        raise UserError(f"{key_place(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{key_location(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
     for each, folder in found.groups.items():
         result.groups.update(register_group(each, folder, command))
     for sibling in found.siblings:
@@ -204,14 +204,14 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
     files = {}
     for group, option, path in group_files(name, folder):
         try:
-            (values, spelled), package = load_spelled(path), package_of(path)
+            (values, spelled), package = load_with_spelling(path), package_of(path)
             if command is not None:
                 foreign.check_file(path, values, command, package or group.replace("/", "."))
         except UserError as error:
             values, package, spelled = _standing_on(error), None, None
         if command is not None and spelled is not None:
             names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
-            values = as_written(values, spelled, partial(_means_text, command, above=names))
+            values = keep_text_spelling(values, spelled, partial(_means_text, command, above=names))
         ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)
         files[f"{group}/{option}"] = path
     return files

@@ -59,7 +59,7 @@ def apportion(count: int, sizes: Sequence[float]) -> list[int]:
     return shares
 
 
-def deal(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[FilePart, ...]]:
+def assign_shards(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[FilePart, ...]]:
     """For each share (its part of the source, adding up to 1), the pieces that make it up."""
     cells = [cell for number, file in enumerate(files) for cell in _cut(number, file, _cell_size(files, shares, file))]
     dealt: list[list[_Cell]] = [[] for _ in shares]
@@ -253,6 +253,6 @@ def _cut_shards(sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, 
     for place, (number, source) in enumerate(sources):
         owners = [split for split in splits for _ in range(per_source[split][place])]
         shares = [counts[split] / total / per_source[split][place] for split in owners]
-        for split, pieces in zip(owners, deal(source.files, shares), strict=True):
+        for split, pieces in zip(owners, assign_shards(source.files, shares), strict=True):
             shards[split].append(PlannedShard(split, len(shards[split]), number, pieces))
     return tuple(shard for split in splits for shard in shards[split])

@@ -60,7 +60,7 @@ def run_shards(
     if workers == 1 or not numbers:
         with _quiet_tokenizer():
             for number in numbers:
-                make_one(plan, number, folder, hear)
+                make_numbered_shard(plan, number, folder, hear)
     else:
         _Pool(folder, numbers, workers, hear).run()
     return records
@@ -72,7 +72,7 @@ def check_all(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> None:
     check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
 
 
-def make_one(plan: ShardPlan, number: int, folder: Path, tell: Callable[[ShardEvent], None]) -> None:
+def make_numbered_shard(plan: ShardPlan, number: int, folder: Path, tell: Callable[[ShardEvent], None]) -> None:
     """Make one shard here, telling of its progress and of its end."""
     record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(ShardEvent(number, chars, tokens)))
     tell(ShardEvent(number, record=record, how=how))

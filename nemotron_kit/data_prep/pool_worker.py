@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from nemotron_kit.data_prep.plan import ShardPlan
-from nemotron_kit.data_prep.pool import ShardEvent, make_one
+from nemotron_kit.data_prep.pool import ShardEvent, make_numbered_shard
 from nemotron_kit.errors import NemotronError, UserError
 
 
@@ -25,7 +25,7 @@ def main() -> int:
         try:
             if plan is None:
                 raise UserError(f"{folder}: the plan is gone.")
-            make_one(plan, int(line), folder, lambda event: _say(out, event))
+            make_numbered_shard(plan, int(line), folder, lambda event: _say(out, event))
         except BrokenPipeError:
             return 1  # the parent is gone, and with it whoever wanted this
         except NemotronError as error:

@@ -157,7 +157,7 @@ def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
     }
 
 
-def tell_left_out(plan: ShardPlan, say: Say) -> None:
+def print_left_out(plan: ShardPlan, say: Say) -> None:
     """A line for each dataset of which some files are not read."""
     for source in plan.sources:
         if source.left_out:
@@ -166,7 +166,7 @@ def tell_left_out(plan: ShardPlan, say: Say) -> None:
             say(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
 
 
-def tell_read(plan: ShardPlan, records: Mapping[int, ShardRecord], say: Say) -> None:
+def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], say: Say) -> None:
     """What was read and what was skipped, in a few lines."""
     found = report(plan, records)
     total = found["total"]
@@ -398,7 +398,7 @@ def _make(
         records = _all_records(plan, output, records)
         check_all(plan, records)
     if ranks is None or ranks.leads:
-        tell_read(plan, records, progress.say)
+        print_summary(plan, records, progress.say)
     return records, progress.kept
 
 
@@ -443,7 +443,7 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
     made = sum(shard.split == "train" for shard in plan.shards)
     if asked is not None and made > asked:
         progress.say(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
-    tell_left_out(plan, progress.say)
+    print_left_out(plan, progress.say)
 
 
 def _sweep(output: Path) -> None:

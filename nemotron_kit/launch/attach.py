@@ -21,10 +21,10 @@ from nemotron_kit.runs.job import (
     UNEXPLAINED,
     DamagedRecord,
     JobFolder,
-    is_last_word,
+    is_final_end,
     read_object,
 )
-from nemotron_kit.runs.logs import Neutraliser, encodable
+from nemotron_kit.runs.logs import TerminalSanitizer, encodable
 from nemotron_kit.worker.process import INTERRUPTED, Outcome
 from nemotron_kit.worker.streams import unless_gone
 
@@ -80,7 +80,7 @@ class Follower:
     ) -> None:
         self.backend, self.job, self.label = backend, job, label
         self.offsets = dict(offsets or {})
-        self._clean: dict[str, Neutraliser] = {}
+        self._clean: dict[str, TerminalSanitizer] = {}
         self._at_start: dict[str, bool] = {}
 
     def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
@@ -88,7 +88,7 @@ class Follower:
         moved = False
         while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
             for name, offset, data in pieces:
-                text = self._marked(name, self._clean.setdefault(name, Neutraliser()).feed(data))
+                text = self._marked(name, self._clean.setdefault(name, TerminalSanitizer()).feed(data))
                 with _uninterrupted():  # what is written counts as shown, and nothing else
                     write(text)
                     self.offsets[name] = offset + len(data)
@@ -210,7 +210,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         own = job.exit_record()
         if seen.state in TERMINAL:
-            if own is None or not is_last_word(own):
+            if own is None or not is_final_end(own):
                 kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
                 code = seen.code if seen.code is not None else 1
                 job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})

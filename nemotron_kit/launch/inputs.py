@@ -65,7 +65,7 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
             # The step before may have failed: then what is read in its place is an older version.
             notes.append("Nothing came through the pipe; inputs are read as without one.")
         return _parsed(text)
-    shown, ended = pipe.there_now()
+    shown, ended = pipe.peek_input()
     if not shown and ended:
         notes.append("Nothing came through the pipe; inputs are read as without one.")
         return {}

@@ -24,8 +24,8 @@ from nemotron_kit.runs.job import (
     DamagedRecord,
     JobFolder,
     JobState,
+    is_final_end,
     is_gone,
-    is_last_word,
     read_object,
     run_state,
 )
@@ -125,7 +125,7 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
     if found["metrics"]:
         files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
     end, own = found["exit"], job.exit_record()
-    if end is not None and is_last_word(end):
+    if end is not None and is_final_end(end):
         _began(job, found["history"])
         own = end  # else the scheduler has the last word: a job that was stopped does not know why
     if own is not None:

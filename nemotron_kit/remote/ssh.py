@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError, printable
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.operations import error_from_dict
-from nemotron_kit.runs.logs import neutralise
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
 
@@ -149,7 +148,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 
 def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError:
     """The error for an ssh that ended with `code` before the agent was ready (None: it had to be ended)."""
-    words = neutralise(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
+    words = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
     if code is None:
         return NotSent(f"{to.place} does not answer.", hint=words or "Its login may be very slow. Try again.")
     if code == _NO_COMMAND:
@@ -331,7 +330,7 @@ class Ssh:
                 self._pipe = None
                 raise Unreachable(
                     f"{self.place}: the connection was lost during {op}; whether it was done is not known.",
-                    hint=_last_line(neutralise(lost.stderr)),
+                    hint=_last_line(printable(lost.stderr)),
                 ) from lost
             except BaseException:  # Ctrl-C in the middle of an answer: the next one must not begin there
                 self._close()
@@ -390,7 +389,7 @@ class Ssh:
             pipe.send(b"%d\n%s" % (len(package), package), STALL_SECONDS)
             answer = pipe.answer(self._mark, STALL_SECONDS)
         if "error" in answer:
-            raise NemotronError(f"{self.place}: nemotron_kit can't start there: {neutralise(str(answer['error']))}.")
+            raise NemotronError(f"{self.place}: nemotron_kit can't start there: {printable(str(answer['error']))}.")
 
 
 _open: dict[tuple[str | None, ...], Ssh] = {}

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from nemotron_kit.runs.folder import RunFolder, RunSummary, create_run, new_run_id, open_job, runs_root
     from nemotron_kit.runs.job import EXIT_CODES, STATES, TERMINAL, JobFolder, JobState, process_facts
     from nemotron_kit.runs.ledger import list_runs, open_run, remove_run, run_ids
-    from nemotron_kit.runs.logs import Neutraliser, follow, log_file, neutralise
+    from nemotron_kit.runs.logs import TerminalSanitizer, follow, log_file
 
 _HOMES = {
     "cancel": ("cancel_jobs",),
     "folder": ("create_run", "new_run_id", "open_job", "RunFolder", "runs_root", "RunSummary"),
     "job": ("EXIT_CODES", "JobFolder", "JobState", "process_facts", "STATES", "TERMINAL"),
     "ledger": ("list_runs", "open_run", "remove_run", "run_ids"),
-    "logs": ("follow", "log_file", "neutralise", "Neutraliser"),
+    "logs": ("follow", "log_file", "TerminalSanitizer"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -26,15 +26,14 @@ __all__ = [
     "TERMINAL",
     "JobFolder",
     "JobState",
-    "Neutraliser",
     "RunFolder",
     "RunSummary",
+    "TerminalSanitizer",
     "cancel_jobs",
     "create_run",
     "follow",
     "list_runs",
     "log_file",
-    "neutralise",
     "new_run_id",
     "open_job",
     "open_run",

@@ -280,7 +280,7 @@ UNEXPLAINED = "signalled"
 AGAIN = "again"
 
 
-def is_last_word(record: Mapping[str, Any]) -> bool:
+def is_final_end(record: Mapping[str, Any]) -> bool:
     """Whether nothing but a new attempt follows an exit record."""
     return record.get("state") in TERMINAL and UNEXPLAINED not in record and not record.get(AGAIN)
 
@@ -352,7 +352,7 @@ class JobFolder:
         record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
 
-    def note_child(self, pid: int) -> None:
+    def record_child(self, pid: int) -> None:
         """Write down which process does the work for the one on record: it may outlive that one."""
         files.write_json(self.path / _CHILD, process_facts(pid))
 

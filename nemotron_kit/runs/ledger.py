@@ -199,10 +199,10 @@ def remove_run(
 ) -> None:
     """Delete a run's folder. Refused as `check_removable` says."""
     check_removable(run, referenced_by=referenced_by, force=force)
-    take_away(run.path, lambda: referenced_by(run))
+    remove_unreferenced(run.path, lambda: referenced_by(run))
 
 
-def take_away(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
+def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
     """Delete a run's folder, unless artifacts lie in it (`referenced()` names them), also those that were saved while
     this went on: it is out of the way before it is asked for the last time, and a save looks for its files afterwards.
 

@@ -17,7 +17,7 @@ CHUNK = 64 * 1024
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 
 
-class Neutraliser:
+class TerminalSanitizer:
     """Turns a log's bytes into text that moves no cursor, sets no title, answers no query and reorders nothing.
 
     Fed piece by piece, it gives the same text as for the whole: a sequence cut in two is held back until its end is
@@ -39,10 +39,6 @@ class Neutraliser:
         self._held = text[cut.start() :] if cut else ""
         text = text[: cut.start()] if cut else text
         return printable(text)
-
-
-# A log's text, or what another machine says, is neutralised as everything that is printed is.
-neutralise = printable
 
 
 def encodable(text: str, encoding: str | None) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import add_import_folders, load_object
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
-from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import note_secrets
@@ -79,7 +79,7 @@ class Plan:
     @property
     def hydra_command(self) -> str:
         """The same job in Hydra's own words, ready to be typed into a shell."""
-        return shlex.join(["python", "-m", "nemotron_kit", *masked_words(self.hydra)])
+        return shlex.join(["python", "-m", "nemotron_kit", *masked_overrides(self.hydra)])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data: what `--dry-run --json` prints and plan.json holds."""
@@ -87,7 +87,7 @@ class Plan:
             "run_id": self.run_id,
             "recipe": self.recipe,
             "stage": self.stage,
-            "command_line": shlex.join(masked_words(self.argv)),
+            "command_line": shlex.join(masked_overrides(self.argv)),
             "hydra": self.hydra_command,
             "mode": self.mode,
             "profile": self.profile,

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from hydra.core.utils import JobReturn, JobStatus
 
 from nemotron_kit import files
-from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.executors.slurm import script
 from nemotron_kit.launch import queue
@@ -49,7 +49,7 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_words(_command_line()))}
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
     return create_run(new_run_id(name, ""), plan, [])
 
 
@@ -63,7 +63,7 @@ def _command_line() -> list[str]:
 def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
     """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
     shared = {key: value for key, value in sweep_job.plan.to_dict().items() if key not in _ONE_JOBS}
-    own = {"kind": "sweep", "hydra": ["-m", *masked_words(hydra)], "launcher": process_facts()}
+    own = {"kind": "sweep", "hydra": ["-m", *masked_overrides(hydra)], "launcher": process_facts()}
     files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.config.compose import Composed, find_command, from_hydra
-from nemotron_kit.config.limits import understanding
+from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import tree_in_use
 from nemotron_kit.errors import NemotronError, UserError
@@ -48,7 +48,7 @@ class RecipeTask:
         # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.
         self.__dict__.update(state)
         set_run_dir(str(self.folder))
-        understanding().__enter__()  # for good: the process is that launcher's, and composes once more before each job
+        hydra_reading_fixes().__enter__()  # never left: each job composes again
 
     def __call__(self, config: Any) -> Any:
         """Run the job that Hydra composed; what its handler returned goes back to the sweeper."""

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.manifest import MARK, SEAL, read_json, read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import CHECKSUM, WRITER, read_checksummed, read_json, render_checksummed
 from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
@@ -109,7 +109,7 @@ def _disk_errors() -> Iterator[None]:
 
 RECORD = "checkpoint.json"
 # How checkpoint.may_differ names a record that has no seal.
-UNSEALED = "checkpoint.record"
+UNCHECKED_RECORD = "checkpoint.record"
 _NAME = re.compile(r"step-(\d{8})\Z")
 # Debris of a killed writer is removed only when no living one can own it any more.
 _LEASE_SECONDS = 3600
@@ -132,9 +132,9 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     try:
         aside.mkdir()
         record = {"step": step, **fill(aside)}
-        record["files"] = seal(aside)
+        record["files"] = sync_and_hash(aside)
         # As JSON reads it back (a number as a key is a text then): that is what the seal is of.
-        write_text(aside / RECORD, render_sealed({**json.loads(json.dumps(record)), **MARK}))
+        write_text(aside / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
         aside.rename(final)
         fsync_dir(folder)
     except OSError as error:
@@ -152,7 +152,7 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def seal(folder: Path) -> dict[str, dict[str, Any]]:
+def sync_and_hash(folder: Path) -> dict[str, dict[str, Any]]:
     """Make every file below `folder` durable; {relative path: {size, sha256}} of them all."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -177,16 +177,16 @@ def read(path: Path, *, verify: bool, unsealed: bool = False) -> dict[str, Any]:
     Nothing tells whether it is what was written.
     """
     try:
-        record = _sealed(path / RECORD, unsealed)
+        record = _read_record(path / RECORD, unsealed)
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
             raise ValueError(f"it speaks of step {record['step']}")
         damaged = [name for name, entry in files.items() if not _intact(path / name, entry, verify)]
-    except _Unsealed:
+    except _NoChecksum:
         raise UserError(
             f"{path / RECORD}: the checkpoint's record has no seal: it is of an earlier version, or was changed. What "
             "data and which settings it was trained with can't be told for certain.",
-            hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNSEALED}]'. {_around(path)}",
+            hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNCHECKED_RECORD}]'. {_around(path)}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
         why = error.message.removeprefix(f"{path / RECORD}: ") if isinstance(error, NemotronError) else error
@@ -198,19 +198,19 @@ def read(path: Path, *, verify: bool, unsealed: bool = False) -> dict[str, Any]:
     return record
 
 
-class _Unsealed(Exception):
+class _NoChecksum(Exception):
     pass
 
 
-def _sealed(file: Path, unsealed: bool) -> dict[str, Any]:
+def _read_record(file: Path, unsealed: bool) -> dict[str, Any]:
     try:
-        return read_sealed(file, "record")
+        return read_checksummed(file, "record")
     except DamagedRecordError:
         record = read_json(file, "record")
-        if not isinstance(record, dict) or not record.get("files") or {SEAL, *MARK} & record.keys():
+        if not isinstance(record, dict) or not record.get("files") or {CHECKSUM, *WRITER} & record.keys():
             raise
         if not unsealed:
-            raise _Unsealed from None
+            raise _NoChecksum from None
         return {**record, "unsealed": True}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest, sentence
-from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, layer_types, with_data
+from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, layer_types, with_data_settings
 
 PRECISIONS = ("auto", "bf16", "fp32")
 DECAY_STYLES = ("WSD", "constant", "linear", "cosine")
@@ -501,7 +501,7 @@ def memory_problems(config: PretrainConfig) -> list[str]:
 def _vocab_size(config: PretrainConfig) -> int:
     """The model's vocabulary if the config or the data tell it by now, else the largest that is common."""
     try:
-        return int(with_data(config.model, config.blend_path.parent)["vocab_size"])
+        return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
     except UserError:  # the data need not be there yet, and says so itself
         return int(_DEFAULTS["vocab_size"])
 

@@ -19,7 +19,7 @@ from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSample
 from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
 from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, trainer_arguments, use_bf16
 from nemotron_kit.training.metrics import Reporter, metrics_path
-from nemotron_kit.training.model import ExpertBalance, model_config, with_data
+from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
 
@@ -89,7 +89,7 @@ def open_data(config: PretrainConfig) -> TrainingData:
             hint="Prepare more held-out data, set a smaller dataset.seq_length, or leave the split out of the file.",
         )
     train = BlendSamples(blend["train"], config.seq_length, config.data_seed)
-    return TrainingData(train, held_out, with_data(config.model, path.parent))
+    return TrainingData(train, held_out, with_data_settings(config.model, path.parent))
 
 
 def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> StartingPoint:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import METADATA, read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import METADATA, read_checksummed, render_checksummed
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
-from nemotron_kit.training.checkpoint import export_model, remove, seal
+from nemotron_kit.training.checkpoint import export_model, remove, sync_and_hash
 from nemotron_kit.training.config import PretrainConfig
 
 # In a model's folder: the run that made it.
@@ -59,7 +59,7 @@ def require_place(path: Path, identity: Mapping[str, Any]) -> None:
         return
     hint = f"Remove {path} if nobody needs that model, or set another checkpoint.save for this run."
     try:
-        made_by = read_sealed(path / RECORD, "record")["identity"]
+        made_by = read_checksummed(path / RECORD, "record")["identity"]
     except (OSError, KeyError, NemotronError):
         raise UserError(
             f"{path} is there already, and no {RECORD} in it says which run made it: this run would replace it.",
@@ -92,8 +92,8 @@ def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> Non
         export_model(model, aside)
         _copy_tokenizer(data, aside)
         check_weights(aside)
-        write_text(aside / RECORD, render_sealed(json.loads(json.dumps(record, sort_keys=True))), mode=0o666)
-        files = seal(aside)
+        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(record, sort_keys=True))), mode=0o666)
+        files = sync_and_hash(aside)
         if path.exists():
             if _is_same(path, files):
                 return
@@ -113,8 +113,8 @@ def _is_same(path: Path, files: Mapping[str, Any]) -> bool:
     beside = {RECORD, METADATA}  # registering adds the latter
     try:
         if (path / RECORD).exists():
-            read_sealed(path / RECORD, "record")
-        there = seal(path)
+            read_checksummed(path / RECORD, "record")
+        there = sync_and_hash(path)
     except (OSError, NemotronError):
         return False
     return {k: v for k, v in there.items() if k not in beside} == {k: v for k, v in files.items() if k not in beside}

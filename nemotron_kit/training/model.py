@@ -231,7 +231,7 @@ def _require_all_tensors(folder: Path, told: Mapping[str, Any]) -> None:
         )
 
 
-def with_data(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
+def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
     """The `model` block, with what the data in the folder `data` decides where the block is silent.
 
     That is vocab_size, of metadata.json or else of the tokenizer.json there, and the ids of the special tokens.

@@ -210,7 +210,7 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoin
 
 
 def _takes_unsealed(config: PretrainConfig) -> bool:
-    return checkpoint.UNSEALED in config.checkpoint.may_differ
+    return checkpoint.UNCHECKED_RECORD in config.checkpoint.may_differ
 
 
 def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> StartingPoint:
@@ -235,7 +235,7 @@ def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Startin
         different = [one for one in different if one.there is not None and one.name != "train.precision"]
     changes = require_same(path, different, config.checkpoint.may_differ)
     if record.get("unsealed"):
-        changes.append(SettingDifference(checkpoint.UNSEALED, "without a seal", "sealed"))
+        changes.append(SettingDifference(checkpoint.UNCHECKED_RECORD, "without a seal", "sealed"))
     notes += [f"Going on although {change} (checkpoint.may_differ)." for change in changes]
     progress.changes = [*progress.changes, *({"step": progress.step, **change._asdict()} for change in changes)]
     return StartingPoint(

@@ -18,7 +18,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
-from nemotron_kit.config.secrets import masked_by_name, masked_words
+from nemotron_kit.config.secrets import masked_by_name, masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_text
 from nemotron_kit.masking import mask_logging
@@ -35,7 +35,7 @@ def hydra_files(composed: Composed) -> dict[str, str]:
 
     config: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
     hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
-    words = masked_words(composed.overrides)
+    words = masked_overrides(composed.overrides)
     return {
         ".hydra/config.yaml": to_yaml(masked_by_name(plain(config))),
         ".hydra/hydra.yaml": to_yaml({"hydra": _masked_node(hydra)}),
@@ -67,7 +67,7 @@ def _masked_node(hydra: dict[str, Any]) -> Any:
         if isinstance(variables, Mapping):
             hydra["job"][name] = dict.fromkeys(variables, "***")
     overrides = hydra.get("overrides") or {}
-    hydra["overrides"] = {kind: masked_words(map(str, words or ())) for kind, words in overrides.items()}
+    hydra["overrides"] = {kind: masked_overrides(map(str, words or ())) for kind, words in overrides.items()}
     return masked_by_name(hydra)
 
 

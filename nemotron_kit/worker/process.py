@@ -198,7 +198,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
         channels.close_ends()
         try:
             with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
-                job.note_child(child.pid)
+                job.record_child(child.pid)
                 outcome = from_exit_code(child.wait())
         except KeyboardInterrupt:
             stop(child)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from _pairs import load
 
-from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import RECORD, Draft
 
@@ -75,12 +75,12 @@ def growth(folder: Path, many: int, rounds: int) -> None:
 
 def fill(registry: LocalRegistry, count: int) -> None:
     """More versions, as copies of the first under their own numbers."""
-    record = read_sealed(registry.folder("Data") / "v0" / RECORD, "record")
+    record = read_checksummed(registry.folder("Data") / "v0" / RECORD, "record")
     for version in range(1, count):
         folder = registry.folder("Data") / f"v{version}"
         folder.mkdir()
         mark = f"{version:064x}"
-        (folder / RECORD).write_text(render_sealed({**record, "version": version, "digest": mark, "commit": mark}))
+        (folder / RECORD).write_text(render_checksummed({**record, "version": version, "digest": mark, "commit": mark}))
     for file in (registry.folder("Data") / "index").glob("[cn]*e*t*"):
         if file.is_file():
             file.unlink()

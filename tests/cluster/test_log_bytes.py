@@ -16,7 +16,7 @@ import pytest
 
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.logs import Neutraliser
+from nemotron_kit.runs.logs import TerminalSanitizer
 
 from .follower import Cost, Follower, Meter
 from .slurm_world import until
@@ -156,7 +156,7 @@ def test_junk_and_escapes_are_moved_as_they_are_and_shown_harmless(watch: Watch,
     assert raw.to_the_end().code == shown.to_the_end().code == 0, raw.said() + shown.said()
     log = watch.log(job).read_bytes()
     assert raw.out.read_bytes() == log
-    assert shown.out.read_bytes() == Neutraliser().feed(log, final=True).encode()
+    assert shown.out.read_bytes() == TerminalSanitizer().feed(log, final=True).encode()
     assert b"\x1b" not in shown.out.read_bytes()
     plain, _ = watch.follow(job, "attach", "--all", PYTHONIOENCODING="ascii")
     assert plain.to_the_end().code == 0 and plain.out.read_bytes().isascii(), plain.said()

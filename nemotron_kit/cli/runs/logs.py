@@ -19,7 +19,7 @@ from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import open_run
-from nemotron_kit.runs.logs import Neutraliser, encodable, follow, last_lines, log_file, log_names, read_from
+from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
 from nemotron_kit.worker.process import Outcome
 
 _FASTEST, _SLOWEST = 0.5, 10.0
@@ -165,7 +165,7 @@ def _write(pieces: Iterable[bytes]) -> None:
 
 
 def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
-    neutraliser = Neutraliser()
+    neutraliser = TerminalSanitizer()
     for piece in pieces:
         yield encodable(neutraliser.feed(piece), sys.stdout.encoding)
     yield encodable(neutraliser.feed(b"", final=True), sys.stdout.encoding)

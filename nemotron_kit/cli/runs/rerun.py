@@ -22,7 +22,7 @@ from nemotron_kit.cli import sweep
 from nemotron_kit.cli.output import write_lines
 from nemotron_kit.cli.request import Job, quoted
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.secrets import masked_words
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
@@ -299,7 +299,7 @@ def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
 def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
     """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
     from nemotron_kit.config.compose import compose
-    from nemotron_kit.config.foreign import taken
+    from nemotron_kit.config.foreign import trusting
     from nemotron_kit.config.freeze import to_yaml
 
     values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
@@ -314,7 +314,7 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
         try:
-            with taken(path.parent):
+            with trusting(path.parent):
                 composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
         except UserError as error:  # the file is gone in a moment; what it was made of is not
             kept_file = str(recorded.job.config_path)
@@ -430,7 +430,7 @@ def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Seque
         sweep_jobs = partial(_sweep_jobs, run, replace(request, after=()), context, argv, run_id)
     words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
     plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
-            "command_line": shlex.join(masked_words(argv)), "hydra": masked_words(["-m", *words]),
+            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *words]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
     again = create_run(run_id, plan, [])
     print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201

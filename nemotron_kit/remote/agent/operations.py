@@ -22,12 +22,12 @@ from nemotron_kit import errors, files
 from nemotron_kit.artifacts.reference import parse_override
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.files import open_regular
 from nemotron_kit.runs.folder import RunFolder, is_run_id
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
-from nemotron_kit.runs.ledger import take_away
-from nemotron_kit.runs.logs import last_lines, neutralise
+from nemotron_kit.runs.ledger import remove_unreferenced
+from nemotron_kit.runs.logs import last_lines
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
@@ -218,7 +218,7 @@ def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, byt
     store = LocalRegistry(registry)
     if not run.is_dir():
         return False, b""
-    take_away(run, lambda: versions_in(store, run))
+    remove_unreferenced(run, lambda: versions_in(store, run))
     return True, b""
 
 
@@ -318,7 +318,7 @@ def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
     cls = vars(errors).get(str(data.get("type")))
     made = cls if isinstance(cls, type) and issubclass(cls, NemotronError) else NemotronError
     hint = data.get("hint")
-    return made(neutralise(str(data.get("message"))), hint=neutralise(str(hint)) if hint else None)
+    return made(printable(str(data.get("message"))), hint=printable(str(hint)) if hint else None)
 
 
 def resolve(

@@ -18,7 +18,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.remote.agent import slurm_commands as commands
-from nemotron_kit.runs.job import is_last_word
+from nemotron_kit.runs.job import is_final_end
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
@@ -224,7 +224,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
 
 def _tell(job: Path) -> None:
     try:
-        over = is_last_word(json.loads(read_regular(job / "exit.json")))
+        over = is_final_end(json.loads(read_regular(job / "exit.json")))
     except (FileNotFoundError, ValueError):
         over = False
     if job.is_dir() and not over:

@@ -9,15 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.errors import NemotronError, Unreachable, printable
 from nemotron_kit.files import read_regular
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.remote.agent.slurm import FOLDER, Submission
 from nemotron_kit.remote.agent.slurm_commands import Entry
-from nemotron_kit.runs.job import AGAIN, is_last_word
-from nemotron_kit.runs.logs import neutralise
+from nemotron_kit.runs.job import AGAIN, is_final_end
 
 _READ = 20_000
 _LONGEST = 300
@@ -52,7 +51,7 @@ def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
 def telling(text: str, *, slurm_only: bool = False) -> list[str]:
     """The first two lines of Slurm's that say why, the node in front; without such, the program's last error, unless
     `slurm_only`."""
-    lines = [neutralise(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
+    lines = [printable(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
     found: dict[str, str] = {}
     for match in filter(None, map(_SLURM.match, lines)):
         word = match.string[match.end() :].strip()
@@ -141,7 +140,7 @@ class _Job:
             self.set("pending", reason=self.record.get("error"))
         else:
             self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
-        return is_last_word(self.record)
+        return is_final_end(self.record)
 
     def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
         self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}

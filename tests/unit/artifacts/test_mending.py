@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
+from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
 from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.cli.artifacts import main
@@ -208,7 +208,7 @@ def test_whole_records_with_values_of_other_types(
     filled.commit(make.draft("Data", "b"))
     file = filled.root / "Data" / name
     before = file.read_text()
-    document = read_sealed(file, "record")
+    document = read_checksummed(file, "record")
     places = [(key,) for key in document]
     places += [(key, inner) for key, value in document.items() if isinstance(value, dict) for inner in value]
     lines = ([], ["Data"], ["Data", "--json"], ["Data:v1"], ["Data:good"], ["Data@run:run-1"], ["Data:v1", "--verify"])
@@ -218,7 +218,7 @@ def test_whole_records_with_values_of_other_types(
             changed = json.loads(json.dumps(document))
             block = changed if len(place) == 1 else changed[place[0]]
             block[place[-1]] = odd
-            file.write_text(render_sealed(changed))
+            file.write_text(render_checksummed(changed))
             for line in (*lines, ["gc", "--dry-run"]):
                 try:
                     main([*line])

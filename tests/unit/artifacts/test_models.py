@@ -25,7 +25,7 @@ from nemotron_kit.artifacts import (
     lineage,
     open_registry,
 )
-from nemotron_kit.artifacts.manifest import MARK, read_sealed, sha256_of
+from nemotron_kit.artifacts.manifest import WRITER, read_checksummed, sha256_of
 from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
 from nemotron_kit.errors import NemotronError, UserError
 
@@ -168,8 +168,8 @@ def test_records_with_pythons_nan_are_still_read(tmp_path: Path) -> None:
     Scored(path=made(tmp_path / "m"), score=math.nan).save(name="M")
     registry = open_registry()
     for file in (tmp_path / "m" / "metadata.json", registry.root / "M" / "v0" / "version.json"):
-        body = read_sealed(file, "record", strict=False)
-        marked = {**body, **MARK} if file.name == "metadata.json" else body
+        body = read_checksummed(file, "record", strict=False)
+        marked = {**body, **WRITER} if file.name == "metadata.json" else body
         file.write_text(json.dumps({**marked, "sha256": sha256_of(marked)}, indent=1))
         assert ": NaN" in file.read_text()
     again = Scored.from_uri("art://M:v0")

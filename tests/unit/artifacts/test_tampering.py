@@ -89,16 +89,16 @@ def test_a_damaged_version_blocks_no_save(
 
 
 def test_a_record_that_leads_out_of_its_folder(registry: LocalRegistry, pin: Pin) -> None:
-    from nemotron_kit.artifacts.manifest import read_sealed, render_sealed
+    from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
 
     file = registry.root / "Data" / "v0" / "version.json"
-    document = read_sealed(file, "record")
+    document = read_checksummed(file, "record")
     for path in ("/etc/passwd", "../x", "a/../../x"):
         document["files"][0][0] = path
-        file.write_text(render_sealed(document))
+        file.write_text(render_checksummed(document))
         with pytest.raises(DamagedRecordError, match="leads out of its folder"):
             registry.resolve("Data")
-    file.write_text(render_sealed({**document, "format": 2}))
+    file.write_text(render_checksummed({**document, "format": 2}))
     with pytest.raises(DamagedRecordError, match="has format 2, not 1"):
         registry.resolve("Data")
 

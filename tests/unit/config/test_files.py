@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.config.files import key_place, load_mapping
+from nemotron_kit.config.files import key_location, load_mapping
 from nemotron_kit.errors import UserError
 
 
@@ -86,7 +86,7 @@ def test_what_a_parser_chokes_on(name: str, text: str, said: str, tmp_path: Path
 
 def test_the_line_of_a_nested_key(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "a: 1\nb:\n  c: 2\n  d:\n    e: 3\n")
-    assert key_place(path, "b.d.e") == f"{path}:5"
+    assert key_location(path, "b.d.e") == f"{path}:5"
 
 
 @given(text=st.text(max_size=200))

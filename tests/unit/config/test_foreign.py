@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config.compose import compose
-from nemotron_kit.config.foreign import is_own, taken
+from nemotron_kit.config.foreign import is_trusted, trusting
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -142,20 +142,20 @@ def test_whose_a_file_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.touch()
     other = world.elsewhere / "x.yaml"
     other.touch()
-    assert is_own(world.recipe / "config/default.yaml", world.command)
-    assert is_own(mine, world.command)
-    assert not is_own(other, world.command)
+    assert is_trusted(world.recipe / "config/default.yaml", world.command)
+    assert is_trusted(mine, world.command)
+    assert not is_trusted(other, world.command)
     (world.project / "link.yaml").symlink_to(other)
-    assert not is_own(world.project / "link.yaml", world.command)
+    assert not is_trusted(world.project / "link.yaml", world.command)
     mine.chmod(0o666)
-    assert not is_own(mine, world.command)
+    assert not is_trusted(mine, world.command)
     (world.recipe / "config/default.yaml").chmod(0o666)
-    assert not is_own(world.recipe / "config/default.yaml", world.command)
+    assert not is_trusted(world.recipe / "config/default.yaml", world.command)
     monkeypatch.chdir(world.elsewhere)
-    assert not is_own(other, world.command)  # a folder that is no project
-    with taken(world.elsewhere):
-        assert is_own(other, world.command)
-    assert not is_own(other, world.command)
+    assert not is_trusted(other, world.command)  # a folder that is no project
+    with trusting(world.elsewhere):
+        assert is_trusted(other, world.command)
+    assert not is_trusted(other, world.command)
 
 
 @ROOT
@@ -163,7 +163,7 @@ def test_another_users_file_in_the_project_is_from_elsewhere(world: World) -> No
     mine = world.project / "mine.yaml"
     mine.touch()
     os.chown(mine, 12345, -1)
-    assert not is_own(mine, world.command)
+    assert not is_trusted(mine, world.command)
     os.chown(mine, os.getuid(), -1)
     os.chown(world.project / "pyproject.toml", 12345, -1)
-    assert not is_own(mine, world.command)
+    assert not is_trusted(mine, world.command)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from nemotron_kit import masking
 from nemotron_kit.config.freeze import freeze, launch_environment
-from nemotron_kit.config.secrets import masked_by_name, masked_words, refuse_literal_secrets, refuse_secrets
+from nemotron_kit.config.secrets import masked_by_name, masked_overrides, refuse_literal_secrets, refuse_secrets
 from nemotron_kit.errors import UserError
 
 VALUE = "hf_canary-0123456789"
@@ -106,7 +106,7 @@ def test_what_only_looks_like_a_secret_is_left_alone(values: dict[str, Any]) -> 
 def test_words_on_record() -> None:
     words = ["hf_token=abc", "+free={api_key: 'a b', n: 3}", f"x={VALUE}", "n=1", "t='${secret:HF_TOKEN}'",
              "hydra.job.env_set.X=5", "+f={hf_token: ${secret:HF_TOKEN}}"]  # fmt: skip
-    assert masked_words(words) == [
+    assert masked_overrides(words) == [
         "hf_token=***", "+free={api_key: ***, n: 3}", "x=***", "n=1", "t='${secret:HF_TOKEN}'",
         "hydra.job.env_set.X=***", "+f={hf_token: ${secret:HF_TOKEN}}",
     ]  # fmt: skip

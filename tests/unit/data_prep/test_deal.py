@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.data_prep.plan import SourceFile
-from nemotron_kit.data_prep.planning import apportion, deal
+from nemotron_kit.data_prep.planning import apportion, assign_shards
 
 MB = 1 << 20
 
@@ -26,7 +26,7 @@ def fractions(pieces: tuple, sizes: list[int]) -> float:
     ending=st.sampled_from([".jsonl", ".jsonl.gz", ".parquet", ".txt"]),
 )
 def test_each_part_of_each_file_is_dealt_once(sizes: list[int], shards: int, ending: str) -> None:
-    dealt = deal(files(*sizes, ending=ending), [1 / shards] * shards)
+    dealt = assign_shards(files(*sizes, ending=ending), [1 / shards] * shards)
     parts: dict[int, list[int]] = {}
     for pieces in dealt:
         for piece in pieces:
@@ -42,31 +42,31 @@ def test_each_part_of_each_file_is_dealt_once(sizes: list[int], shards: int, end
 def test_shards_are_even_and_shares_are_met() -> None:
     sizes = [60 * MB, 3 * MB, 17 * MB]
     shares = [0.3, 0.3, 0.3, 0.05, 0.05]
-    dealt = deal(files(*sizes), shares)
+    dealt = assign_shards(files(*sizes), shares)
     for pieces, share in zip(dealt, shares, strict=True):
         assert abs(fractions(pieces, sizes) / sum(sizes) - share) < 0.01
 
 
 def test_a_held_out_shard_comes_from_all_over_the_source() -> None:
-    held_out = deal(files(600 * MB), [0.49, 0.49, 0.02])[2]
+    held_out = assign_shards(files(600 * MB), [0.49, 0.49, 0.02])[2]
     parts = [part / piece.of for piece in held_out for part in piece.parts]
     assert min(parts) < 0.25
     assert max(parts) > 0.75
 
 
 def test_one_compressed_file_is_dealt_out_and_many_are_left_whole() -> None:
-    assert all(pieces for pieces in deal(files(50 * MB, ending=".jsonl.gz"), [0.125] * 8))
-    many = deal(files(*[50 * MB] * 64, ending=".jsonl.gz"), [0.125] * 8)
+    assert all(pieces for pieces in assign_shards(files(50 * MB, ending=".jsonl.gz"), [0.125] * 8))
+    many = assign_shards(files(*[50 * MB] * 64, ending=".jsonl.gz"), [0.125] * 8)
     assert all(piece.of == 1 for pieces in many for piece in pieces)
 
 
 def test_the_deal_depends_on_its_input_only() -> None:
-    assert deal(files(5 * MB, 9 * MB), [0.5, 0.5]) == deal(files(5 * MB, 9 * MB), [0.5, 0.5])
+    assert assign_shards(files(5 * MB, 9 * MB), [0.5, 0.5]) == assign_shards(files(5 * MB, 9 * MB), [0.5, 0.5])
 
 
 def test_no_bytes_no_pieces() -> None:
-    assert deal(files(0), [0.5, 0.5]) == [(), ()]
-    assert deal([], [1.0]) == [()]
+    assert assign_shards(files(0), [0.5, 0.5]) == [(), ()]
+    assert assign_shards([], [1.0]) == [()]
 
 
 @settings(deadline=None)

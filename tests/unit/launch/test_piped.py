@@ -192,9 +192,9 @@ def test_a_step_says_so_on_the_pipe_that_it_writes_to(pipe: Pipe, monkeypatch: p
     os.dup2(pipe.write, 1)
     try:
         assert not pipe_module.step_writes()
-        pipe_module.say_step()
+        pipe_module.announce_step()
         assert pipe_module.step_writes()
-        pipe_module.unsay_step()
+        pipe_module.withdraw_step()
         assert not pipe_module.step_writes()
     finally:
         os.dup2(before, 1)

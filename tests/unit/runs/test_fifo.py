@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts.manifest import read_json, read_sealed
+from nemotron_kit.artifacts.manifest import read_checksummed, read_json
 from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.envfile import read_env_file
@@ -27,7 +27,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a log's end": ("logs/job.log", lambda path: last_lines(path, 3)),
     "a log to write": ("logs/job.log", lambda path: JobFolder(path.parent.parent).open_log()),
     "a job's spec": ("job.json", lambda path: read_spec(path.parent)),
-    "a sealed document": ("version.json", lambda path: read_sealed(path, "record")),
+    "a sealed document": ("version.json", lambda path: read_checksummed(path, "record")),
     "a job's artifacts": ("artifacts.json", lambda path: read_json(path, "list")),
     "a config": ("x.yaml", load_mapping),
     "env.toml": ("env.toml", read_env_file),

@@ -10,24 +10,25 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.runs import Neutraliser, follow, neutralise
+from nemotron_kit.errors import printable
+from nemotron_kit.runs import TerminalSanitizer, follow
 from nemotron_kit.runs.job import tail
 from nemotron_kit.runs.logs import CHUNK, last_lines
 
 
 def test_what_a_terminal_would_obey_is_made_visible() -> None:
-    assert neutralise("\x1b]0;title\x07") == "^[]0;title^G"
-    assert neutralise("\x1b[2J\x1b[1;31mred\x1b[0m\x9b5n") == "^[[2Jred\\x9b5n"
-    assert neutralise("a\tb\r\nc\x7f\u202ed\x00") == "a\tb\r\nc^?\\u202ed^@"
-    assert neutralise("héllo 漢字 😀") == "héllo 漢字 😀"
+    assert printable("\x1b]0;title\x07") == "^[]0;title^G"
+    assert printable("\x1b[2J\x1b[1;31mred\x1b[0m\x9b5n") == "^[[2Jred\\x9b5n"
+    assert printable("a\tb\r\nc\x7f\u202ed\x00") == "a\tb\r\nc^?\\u202ed^@"
+    assert printable("héllo 漢字 😀") == "héllo 漢字 😀"
 
 
 @given(
     st.binary(max_size=300) | st.text("\x1b[]0;1m\x07é漢a\n\x9b\u202e").map(str.encode), st.lists(st.integers(0, 300))
 )
 def test_pieces_give_what_the_whole_gives(data: bytes, cuts: list[int]) -> None:
-    whole = Neutraliser().feed(data, final=True)
-    reader, text, start = Neutraliser(), "", 0
+    whole = TerminalSanitizer().feed(data, final=True)
+    reader, text, start = TerminalSanitizer(), "", 0
     for cut in [*sorted(min(cut, len(data)) for cut in cuts), len(data)]:
         text += reader.feed(data[start:cut])
         start = cut

@@ -7,7 +7,7 @@ import pytest
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.checkpoint import export_model
-from nemotron_kit.training.model import layer_types, load_model, model_config, new_model, with_data
+from nemotron_kit.training.model import layer_types, load_model, model_config, new_model, with_data_settings
 
 from .test_state import BLOCK
 
@@ -35,7 +35,7 @@ def test_a_wrong_model_block_is_named(block: dict, error: str) -> None:
 
 def test_the_data_says_what_the_block_does_not(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 77, "eos_id": 5, "bos_id": None}}))
-    filled = with_data({"hidden_size": 8}, tmp_path)
+    filled = with_data_settings({"hidden_size": 8}, tmp_path)
     assert filled == {
         "hidden_size": 8,
         "vocab_size": 77,
@@ -43,23 +43,23 @@ def test_the_data_says_what_the_block_does_not(tmp_path: Path) -> None:
         "bos_token_id": None,
         "pad_token_id": 5,
     }
-    assert with_data({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["vocab_size"] == 99
-    assert with_data({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["eos_token_id"] == 1
+    assert with_data_settings({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["vocab_size"] == 99
+    assert with_data_settings({"vocab_size": 99, "eos_token_id": 1}, tmp_path)["eos_token_id"] == 1
 
 
 def test_a_tokenizer_beside_the_data_says_it_too(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 9, "content": "<eos>"}]}
     (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
-    assert with_data({}, tmp_path) == {"vocab_size": 10}
+    assert with_data_settings({}, tmp_path) == {"vocab_size": 10}
 
 
 def test_no_vocabulary_and_broken_metadata_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"how large the vocabulary is[\s\S]*model\.vocab_size"):
-        with_data({}, tmp_path)
+        with_data_settings({}, tmp_path)
     (tmp_path / "metadata.json").write_text('{"vocab_size": ')
     with pytest.raises(UserError, match=r"metadata\.json: broken JSON"):
-        with_data({}, tmp_path)
+        with_data_settings({}, tmp_path)
 
 
 def test_weights_that_are_no_weights_are_an_error(tmp_path: Path) -> None:
