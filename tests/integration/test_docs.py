@@ -7,14 +7,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .document.extract import REPOSITORY
 from .document.pages import File, Line, anchors, links, make, steps
 from .document.world import World
 
-TOP = ("README.md", "CHANGELOG.md", "SECURITY.md")
+TOP = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "examples/README.md")
 PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GUIDE = REPOSITORY / "docs" / "guide.md"
+CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
 
 
 @pytest.mark.timeout(900)
@@ -46,6 +48,31 @@ def test_what_the_guide_claims_of_single_lines(tmp_path: Path) -> None:
     assert world.inputs() == {}
     assert world.run("python vocabulary.py").out == "2\n"
     assert world.run("python settings.py lr=0.5 --steps 30").out == "Settings(lr=0.5, steps=30)\n"
+
+
+@pytest.mark.parametrize(
+    "line", [step.text for step in steps(CONTRIBUTING) if isinstance(step, Line) and not step.skipped]
+)
+def test_what_contributors_type(tmp_path: Path, line: str) -> None:
+    World({}, REPOSITORY, tmp_path / "home").run(line)
+
+
+def test_contributors_are_sent_to_files_and_names_that_exist() -> None:
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)` in `([\w./]+)`", text)
+    assert len(named) >= 8
+    assert [pair for pair in named if not re.search(rf"\b{pair[0]}\b", (REPOSITORY / pair[1]).read_text())] == []
+    paths = re.findall(r"`((?:nemotron_kit|recipes|tests|scripts|\.ci)/[\w./]*)`", text)
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
+
+
+def test_pre_commit_has_the_ruff_of_ci_and_the_issue_forms_can_be_read() -> None:
+    (hooks,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    assert f"ruff=={hooks['rev'].removeprefix('v')}" in (REPOSITORY / "constraints.txt").read_text().splitlines()
+    for name in ("bug", "feature"):
+        form = yaml.safe_load((REPOSITORY / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
+        assert {"name", "description", "body"} <= set(form)
+        assert any(part.get("validations", {}).get("required") for part in form["body"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

@@ -49,9 +49,19 @@ class Line:
     skipped: str = ""
 
 
-def steps(page: Path) -> Iterator[File | Line]:
-    """What the reader of a page does, in order. ValueError for a fence that breaks the conventions."""
+def sections(page: Path) -> list[str]:
+    """The headings under which a page has fences."""
+    return list(dict.fromkeys(section for section, *_ in fences(page.read_text(encoding="utf-8"))))
+
+
+def steps(page: Path, only: str | None = None) -> Iterator[File | Line]:
+    """What the reader of a page, or of one section of it, does, in order.
+
+    ValueError for a fence that breaks the conventions.
+    """
     for section, number, language, text in fences(page.read_text(encoding="utf-8")):
+        if only not in (None, section):
+            continue
         where = f"{page.name}, {section}/{number}"
         if language == "bash":
             yield from map(_line, shell_lines(text))
