@@ -65,21 +65,21 @@ class Command:
         return "/".join(self.path[1:])
 
     @property
-    def words(self) -> str:
+    def full_name(self) -> str:
         return " ".join(self.path)
 
     def load_config_cls(self) -> type:
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
         if not (isinstance(cls, type) and is_dataclass(cls)):
             raise UserError(
-                f"{self.words}: config_cls must be a dataclass, got {cls!r}.", hint="Decorate it with @dataclass."
+                f"{self.full_name}: config_cls must be a dataclass, got {cls!r}.", hint="Decorate it with @dataclass."
             )
         return cls
 
     def load_handler(self) -> Callable[..., Any]:
         handler = load_object(self.handler) if isinstance(self.handler, str) else self.handler
         if not callable(handler):
-            raise UserError(f"{self.words}: handler {self.handler!r} is not callable.")
+            raise UserError(f"{self.full_name}: handler {self.handler!r} is not callable.")
         return handler
 
     def load_preflight(self) -> Callable[..., list[str]] | None:

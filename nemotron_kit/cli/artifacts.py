@@ -132,14 +132,14 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
         print_json([_summary(registry, version) for version in versions])
         return 0
     aliases = registry.aliases(name)
-    words = {v.version: " ".join(a for a, number in aliases.items() if number == v.version) for v in versions}
+    labels = {v.version: " ".join(a for a, number in aliases.items() if number == v.version) for v in versions}
     rows = []
     for version in versions:
         status, path = _condition(registry, version)
         facts = ["", "", ""]
         if isinstance(version, ArtifactVersion):
             facts = [version.digest[:12], version.created_at[:16], version.producer]
-        rows.append([f"v{version.version}", words[version.version], *facts, status, path])
+        rows.append([f"v{version.version}", labels[version.version], *facts, status, path])
     _print_marked(["VERSION", "ALIASES", "DIGEST", "SAVED", "RUN", "FILES", "PATH"], rows[::-1])
     _advise(versions)
     for alias in registry.pointers(name, "aliases"):

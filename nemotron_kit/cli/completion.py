@@ -107,11 +107,11 @@ STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted",
 _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run"}
 
 
-def after_tool(name: str, words: Sequence[str], current: str, index: Index) -> ToolAnswers:
+def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> ToolAnswers:
     """(what may stand in place of `current`, what it means), behind one of nemotron's own commands."""
-    bare = [word for word in words if not options.is_option(word)]
+    bare = [argument for argument in arguments if not options.is_option(argument)]
     page = " ".join(bare[:2]) if " ".join(bare[:2]) in OPTIONS else name
-    last = words[-1]
+    last = arguments[-1]
     if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:
         yield from _tool_values(last, index)
     elif current.startswith("-"):
@@ -198,12 +198,12 @@ def answer(argv: Sequence[str]) -> int:
     """`__complete bash LINE`, or `__complete zsh|fish WORD…` (the last one unfinished): one answer a line, in zsh and
     fish with a tab and what it means. Exit code 0, also when there is nothing to say: the shell offers files then."""
     shell = argv[0] if argv else ""
-    words = split_line(argv[1] if argv[1:] else "")[1:] if shell == "bash" else list(argv[1:])
-    words = words or [""]
-    found = list(dict(complete(words[:-1], words[-1], load_index())).items())
+    arguments = split_line(argv[1] if argv[1:] else "")[1:] if shell == "bash" else list(argv[1:])
+    arguments = arguments or [""]
+    found = list(dict(complete(arguments[:-1], arguments[-1], load_index())).items())
     if shell == "bash":
         # Readline replaces only what follows the last `=` or `:` of the word.
-        cut = max(words[-1].rfind(mark) for mark in "=:") + 1
+        cut = max(arguments[-1].rfind(mark) for mark in "=:") + 1
         lines = [text[cut:] for text, _ in found]
     else:
         lines = [f"{text}\t{meaning}".rstrip() for text, meaning in found]
@@ -214,25 +214,27 @@ def answer(argv: Sequence[str]) -> int:
 
 def split_line(line: str) -> list[str]:
     """The words of an unfinished shell line, the last one possibly empty or inside quotes."""
-    words = [re.sub(r"\\(.)|['\"]", r"\1", match[0]) for match in _WORD.finditer(line)]
-    return [*words, ""] if not line or line[-1].isspace() else words
+    arguments = [re.sub(r"\\(.)|['\"]", r"\1", match[0]) for match in _WORD.finditer(line)]
+    return [*arguments, ""] if not line or line[-1].isspace() else arguments
 
 
-def complete(words: Sequence[str], current: str, index: Index) -> Candidates:
+def complete(arguments: Sequence[str], current: str, index: Index) -> Candidates:
     """(what may stand in place of `current`, what it means), given the finished words before it."""
-    first = tree.first_word(words)
-    candidates = after_tool(first, words, current, index) if first in tree.TOOLS else _recipe(words, current, index)
+    first = tree.first_name(arguments)
+    candidates = (
+        after_tool(first, arguments, current, index) if first in tree.TOOLS else _recipe(arguments, current, index)
+    )
     return ((text, meaning) for text, meaning in candidates if text.startswith(current))
 
 
-def _recipe(words: Sequence[str], current: str, index: Index) -> Candidates:
-    reached = tree.walk(words, index)
+def _recipe(arguments: Sequence[str], current: str, index: Index) -> Candidates:
+    reached = tree.walk(arguments, index)
     if reached.unknown is not None:
         return iter(())
     leaf = not tree.is_group(reached.node)
     detail = index.detail(reached.node) if leaf and "broken" not in reached.node else _EMPTY
     name, equals, _ = current.partition("=")
-    waiting = words[-1] if words and _takes_value(words[-1], detail) else ""
+    waiting = arguments[-1] if arguments and _takes_value(arguments[-1], detail) else ""
     if waiting:
         return _values(waiting, current, detail)
     if equals:
@@ -240,7 +242,7 @@ def _recipe(words: Sequence[str], current: str, index: Index) -> Candidates:
         return _joined(name, _values(option, current[len(name) + 1 :], detail))
     if current.startswith("-"):
         return _flags(detail)
-    return _fields(detail, words[-1], current) if leaf else _words(reached.node)
+    return _fields(detail, arguments[-1], current) if leaf else _words(reached.node)
 
 
 def _fields(detail: Node, before: str, current: str) -> Candidates:

@@ -25,11 +25,11 @@ def handle(argv: Sequence[str], index: Index | None = None, root: tuple[str, ...
         return answer(argv[1:])
     if not root and argv[:1] == ["--version"]:
         return version()
-    words = _asked(argv, root)
-    if words is None:
+    names = _asked(argv, root)
+    if names is None:
         return None
     index = _index(index)
-    reached = tree.walk(words, index, root)
+    reached = tree.walk(names, index, root)
     if reached.unknown is not None:
         return None
     from nemotron_kit.cli import help as pages
@@ -57,11 +57,11 @@ def version() -> int:
 
 def _asked(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
     """The words that help is asked about: `X --help`, `help X`, or nothing at all. None when it isn't."""
-    first = tree.first_word(argv)
+    first = tree.first_name(argv)
     if not root and first == "help":
         at = list(argv).index(first)
         argv = [*argv[:at], *argv[at + 1 :]]
-        first = tree.first_word(argv)
+        first = tree.first_name(argv)
     elif argv and not tree.wants_help(argv):
         return None
     return None if not root and first in tree.TOOLS else argv

@@ -65,18 +65,18 @@ def program(root: tuple[str, ...] = ()) -> str:
 def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...], prog: str) -> None:
     """Write the page of the node at `path`, whose first words `root` the program's name says already."""
     node = tree.find(index, path) or index.root
-    words = " ".join((prog, *path[len(root) :]))
+    prefix = " ".join((prog, *path[len(root) :]))
     if not path:
-        _top(page, index, words)
+        _top(page, index, prefix)
     elif tree.is_group(node):
-        _group(page, node, words)
+        _group(page, node, prefix)
     else:
-        _command(page, node, index.detail(node), words)
+        _command(page, node, index.detail(node), prefix)
 
 
-def _top(page: Page, index: Index, words: str) -> None:
+def _top(page: Page, index: Index, prefix: str) -> None:
     recipes = index.root["children"]
-    page.text(f"usage: {words} RECIPE COMMAND [options] [key=value …]")
+    page.text(f"usage: {prefix} RECIPE COMMAND [options] [key=value …]")
     page.text("Launches training recipes: here, or on a cluster that env.toml describes.")
     page.section("recipes", [(name, node["description"]) for name, node in recipes.items()])
     page.section("broken", sorted(index.broken.items()))
@@ -84,18 +84,18 @@ def _top(page: Page, index: Index, words: str) -> None:
     page.section("options", _ROOT_OPTIONS)
     first = next((leaf for leaf in tree.leaves(index.root) if "broken" not in leaf), None)
     if first is not None:
-        command = " ".join((words, *first["path"]))
-        page.lines("next", [f"{words} {first['path'][0]} --help", f"{command} --help", f"{command} --dry-run"])
+        command = " ".join((prefix, *first["path"]))
+        page.lines("next", [f"{prefix} {first['path'][0]} --help", f"{command} --help", f"{command} --dry-run"])
 
 
-def _group(page: Page, node: Node, words: str) -> None:
-    page.text(f"usage: {words} COMMAND [options] [key=value …]")
+def _group(page: Page, node: Node, prefix: str) -> None:
+    page.text(f"usage: {prefix} COMMAND [options] [key=value …]")
     if node["description"]:
         page.text(node["description"])
     page.section("commands", [_listed(leaf, len(node["path"])) for leaf in tree.leaves(node)])
     first = next((leaf for leaf in tree.leaves(node) if "broken" not in leaf), None)
     if first is not None:
-        command = " ".join((words, *first["path"][len(node["path"]) :]))
+        command = " ".join((prefix, *first["path"][len(node["path"]) :]))
         page.lines("next", [f"{command} --help", f"{command} --dry-run"])
 
 
@@ -105,11 +105,11 @@ def _listed(leaf: Node, depth: int) -> tuple[str, str]:
     return " ".join(leaf["path"][depth:]), text
 
 
-def _command(page: Page, leaf: Node, detail: Node, words: str) -> None:
+def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     fields = detail["fields"]
     positional = [row["name"].upper() for row in fields if row.get("positional")]
     page.text(
-        " ".join(("usage:", words, *positional, "[-c NAME|PATH] [-r PROFILE | -b PROFILE] [options] [key=value …]"))
+        " ".join(("usage:", prefix, *positional, "[-c NAME|PATH] [-r PROFILE | -b PROFILE] [options] [key=value …]"))
     )
     if leaf["description"]:
         page.text(leaf["description"])
@@ -123,7 +123,7 @@ def _command(page: Page, leaf: Node, detail: Node, words: str) -> None:
         page.lines("configs for -c", [f"{', '.join(detail['configs'])}   ({detail['config_folder']})"])
     if detail["produces"]:
         page.text(f"It saves {', '.join(detail['produces'])}.")
-    page.lines("examples", _examples(detail, " ".join((words, *positional))))
+    page.lines("examples", _examples(detail, " ".join((prefix, *positional))))
     page.lines(
         "next",
         ["nemotron runs              what ran, and how it ended", "nemotron profiles          where else it can run"],
@@ -176,11 +176,11 @@ def _default(row: dict[str, Any], mapped: dict[str, str]) -> str:
     return f"[{row['default']}]" if row["default"] not in ("null", "") else ""
 
 
-def _examples(detail: Node, words: str) -> list[str]:
+def _examples(detail: Node, prefix: str) -> list[str]:
     """Three lines that work as they stand."""
     configs = detail["configs"]
     config = "tiny" if "tiny" in configs else next((name for name in configs if name != "default"), "")
-    start = f"{words} -c {config}" if config else words
+    start = f"{prefix} -c {config}" if config else prefix
     settable = [
         row for row in detail["fields"] if row["kind"] in ("int", "float") and row.get("default", "null") != "null"
     ]

@@ -172,7 +172,7 @@ def command_detail(command: Command) -> Node:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{command.words} can't be used: {type(error).__name__}: {error}.",
+            f"{command.full_name} can't be used: {type(error).__name__}: {error}.",
             hint="Its config does not import; the other commands are not touched by it.",
         ) from error
     slots = [
@@ -223,7 +223,7 @@ def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> No
     try:
         detail = index.detail(leaf)
     except UserError as error:
-        leaf["broken"], detail = error.message.removeprefix(f"{command.words} can't be used: "), EMPTY
+        leaf["broken"], detail = error.message.removeprefix(f"{command.full_name} can't be used: "), EMPTY
     leaf["description"] = summary(command)
     return detail
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.cli.request import Job, hydra_words
+from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError, printable
 from nemotron_kit.files import finite
@@ -175,10 +175,10 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     from nemotron_kit.remote.ssh import transport_for
 
     command = find_command(tree, request.recipe, request.stage)
-    words = hydra_words(request)
+    overrides = hydra_overrides(request)
     notes: list[str] = []
-    piped = piped_overrides(command, words, notes, dry_run=request.dry_run)
-    composed = compose(tree, [*words, *piped], env, request.flag("--config-dir"))
+    piped = piped_overrides(command, overrides, notes, dry_run=request.dry_run)
+    composed = compose(tree, [*overrides, *piped], env, request.flag("--config-dir"))
     composed.notes.extend(notes)
     if composed.config_file or request.flag("--config-dir"):
         refuse_settings_in_files(composed.hydra)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def nemotron(argv: Sequence[str] | None = None) -> int:
     """`nemotron …`: words, in the documented syntax."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _nemotron(_readable(words)))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _nemotron(_readable(arguments)))
 
 
 def console() -> NoReturn:
@@ -57,8 +57,8 @@ def _flushed() -> int:
 
 def hydra(argv: Sequence[str] | None = None) -> int:
     """`python -m nemotron_kit …`: the same, in Hydra's own words."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _hydra(_readable(words)))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _hydra(_readable(arguments)))
 
 
 def run_app(app: App, argv: Sequence[str]) -> int:
@@ -118,20 +118,20 @@ def _open_streams() -> None:
                 os.close(descriptor)
 
 
-def _readable(words: list[str]) -> list[str]:
+def _readable(arguments: list[str]) -> list[str]:
     """The words as text, also where the locale is not UTF-8. Raises UserError for bytes that are no text."""
-    return [word if word.isascii() else _text(word) for word in words]
+    return [argument if argument.isascii() else _text(argument) for argument in arguments]
 
 
-def _text(word: str) -> str:
+def _text(argument: str) -> str:
     try:
-        return os.fsencode(word).decode()
+        return os.fsencode(argument).decode()
     except UnicodeEncodeError:  # not from the shell, so text already
-        return word
+        return argument
     except UnicodeDecodeError:
         from nemotron_kit.errors import UserError
 
-        raise UserError(f"{os.fsencode(word)!r} on the command line is not UTF-8 text.") from None
+        raise UserError(f"{os.fsencode(argument)!r} on the command line is not UTF-8 text.") from None
 
 
 def print_error(error: NemotronError) -> None:
@@ -150,27 +150,27 @@ def _shown(text: str) -> str:
     return printable(mask(text))
 
 
-def _nemotron(words: list[str]) -> int:
+def _nemotron(arguments: list[str]) -> int:
     from nemotron_kit.cli import fast
 
-    code = fast.handle(words)
+    code = fast.handle(arguments)
     if code is not None:
         return code
     from nemotron_kit.cli.tree import TOOLS
 
-    if words and words[0] in TOOLS:
-        return _tool(words[0], words[1:])
+    if arguments and arguments[0] in TOOLS:
+        return _tool(arguments[0], arguments[1:])
     from nemotron_kit.cli.parse import parse
 
-    _say_step(words)
-    tree = _tree(_recipe_word(words))
-    return _dispatch(parse(words, _index(tree)), ["nemotron", *words], tree)
+    _say_step(arguments)
+    tree = _tree(_recipe_word(arguments))
+    return _dispatch(parse(arguments, _index(tree)), ["nemotron", *arguments], tree)
 
 
-def _say_step(words: Sequence[str]) -> None:
+def _say_step(arguments: Sequence[str]) -> None:
     """A job whose output is piped says so at once: the step that reads it may be starting at the same time."""
     # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
-    if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(words):
+    if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(arguments):
         from nemotron_kit.artifacts.pipe import announce_step
 
         announce_step()
@@ -184,35 +184,35 @@ def _tool(name: str, argv: Sequence[str]) -> int:
     return int(import_module(TOOLS[name][0]).main(list(argv)))
 
 
-def _hydra(words: list[str]) -> int:
+def _hydra(arguments: list[str]) -> int:
     from nemotron_kit.cli.parse import parse_hydra
 
-    _say_step(words)
-    tree = _tree([word.removeprefix("recipe=") for word in words if word.startswith("recipe=")])
-    return _dispatch(parse_hydra(words, _index(tree)), ["python", "-m", "nemotron_kit", *words], tree)
+    _say_step(arguments)
+    tree = _tree([argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")])
+    return _dispatch(parse_hydra(arguments, _index(tree)), ["python", "-m", "nemotron_kit", *arguments], tree)
 
 
-def _app(app: App, words: list[str]) -> int:
+def _app(app: App, arguments: list[str]) -> int:
     from nemotron_kit.cli import fast
     from nemotron_kit.cli.parse import parse
     from nemotron_kit.discovery import Tree
 
     tree, root = Tree(apps={app.name: app}), (app.name,)
     index = _index(tree)
-    code = fast.handle(words, index, root)
+    code = fast.handle(arguments, index, root)
     if code is not None:
         return code
-    _say_step(words)
-    return _dispatch(parse(words, index, root=root, prog=_program()), [*_program().split(), *words], tree, root)
+    _say_step(arguments)
+    return _dispatch(parse(arguments, index, root=root, prog=_program()), [*_program().split(), *arguments], tree, root)
 
 
-def _recipe_word(words: list[str]) -> list[str]:
+def _recipe_word(arguments: list[str]) -> list[str]:
     """The word that can only be the recipe's name: a bare one, and none of an option that may have taken it."""
     from nemotron_kit.cli import options, tree
 
-    first = tree.first_word(words)
-    before = words[: words.index(first)] if first is not None else []
-    doubtful = any(options.is_option(word) and options.takes_next(word) is None for word in before)
+    first = tree.first_name(arguments)
+    before = arguments[: arguments.index(first)] if first is not None else []
+    doubtful = any(options.is_option(argument) and options.takes_next(argument) is None for argument in before)
     return [first] if first is not None and not doubtful else []
 
 

@@ -49,7 +49,7 @@ def _node(recipe: str, stage: str, index: Index) -> Node:
 
 
 def _stages(recipe: Node) -> list[str]:
-    return ["/".join(words[1:]) for leaf in tree.leaves(recipe) for words in tree.spellings(leaf)]
+    return ["/".join(names[1:]) for leaf in tree.leaves(recipe) for names in tree.spellings(leaf)]
 
 
 def _choices(node: Node) -> list[str]:
@@ -80,7 +80,7 @@ def asks_hydra(job: Job) -> bool:
 
 def _last(argv: Sequence[str], choice: str) -> str:
     """The value that a plain `choice=value` gives, "" where there is none or a sweep."""
-    found = [single(word.partition("=")[2]) for word in argv if word.startswith(f"{choice}=")]
+    found = [single(argument.partition("=")[2]) for argument in argv if argument.startswith(f"{choice}=")]
     return (found[-1] or "") if found else ""
 
 
@@ -93,24 +93,26 @@ def check_launcher(job: Job) -> None:
         )
 
 
-def no_recipe(word: str, index: Index, prog: str) -> UserError:
+def no_recipe(argument: str, index: Index, prog: str) -> UserError:
     """The error for a name that no recipe has, or a broken one."""
-    if word in index.broken:
+    if argument in index.broken:
         return UserError(
-            f"The recipe {word!r} is broken: {index.broken[word]}.", hint="The others are not touched by it."
+            f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The others are not touched by it."
         )
     known = [*index.root["children"], *(tree.TOOLS if prog == "nemotron" else ())]
-    hint = _folder_of_that_name(word) or f"{near(word, known)} `{prog} --help` shows them all."
-    return UserError(f"There is no recipe {word!r}.", hint=hint.strip())
+    hint = _folder_of_that_name(argument) or f"{near(argument, known)} `{prog} --help` shows them all."
+    return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
 
 
-def _folder_of_that_name(word: str) -> str:
+def _folder_of_that_name(argument: str) -> str:
     """What to do with a recipe in the working folder that nobody has named yet."""
-    folder = Path(word)
-    if not word.isidentifier() or (not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()):
+    folder = Path(argument)
+    if not argument.isidentifier() or (
+        not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()
+    ):
         return ""
-    started = f"run it as `python -m {word} …`, or " if (folder / "__main__.py").is_file() else ""
-    return f'The folder {word}/ here is not named in env.toml: {started}add [cli] recipes = ["{word}"] to it.'
+    started = f"run it as `python -m {argument} …`, or " if (folder / "__main__.py").is_file() else ""
+    return f'The folder {argument}/ here is not named in env.toml: {started}add [cli] recipes = ["{argument}"] to it.'
 
 
 __all__ = ["parse", "parse_hydra"]
@@ -122,8 +124,8 @@ class ProgramName(NamedTuple):
     prog: str
     root: tuple[str, ...]
 
-    def help_line(self, words: Sequence[str]) -> str:
-        return " ".join((self.prog, *words, "--help"))
+    def help_line(self, names: Sequence[str]) -> str:
+        return " ".join((self.prog, *names, "--help"))
 
 
 class _Failure(NamedTuple):
@@ -139,7 +141,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
     """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, where nemotron's
     own commands don't exist. `prog` is how hints call the program. Raises UserError."""
     argv, program_name = list(argv), ProgramName(prog or program(root), root)
-    first = tree.first_word(argv)
+    first = tree.first_name(argv)
     if not root and argv[:1] == ["--version"]:
         return Version()
     if not root and first in tree.TOOLS:
@@ -153,7 +155,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
 
 def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
     """`nemotron help WORDS`"""
-    first = tree.first_word(argv)
+    first = tree.first_name(argv)
     return Tool(first, ("--help",)) if first in tree.TOOLS else help_request(argv, index, program_name)
 
 
@@ -188,20 +190,20 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
 def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
     """Each command that the line may name, with the words that name it; when the line begins with them, just that."""
     top = tree.find(index, root) or index.root
-    every = [(leaf, words[len(root) :]) for leaf in tree.leaves(top) for words in tree.spellings(leaf)]
-    exact = [(leaf, words) for leaf, words in every if tuple(argv[: len(words)]) == words]
+    every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
+    exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
     yield from exact or (each for each in every if tree.is_subsequence(each[1], argv))
 
 
 def _attempt(
-    argv: list[str], leaf: Node, words: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
+    argv: list[str], leaf: Node, names: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
 ) -> Job | _Failure:
     """The line read as this command."""
     reader, named = None, tuple(leaf["path"]) == reached.path
     try:
         detail = _detail(index, leaf)
-        reader = Reader(argv, NEMOTRON, detail, " ".join((*program_name.root, *words)), program_name.help_line(words))
-        return _named(reader.read(words), leaf)
+        reader = Reader(argv, NEMOTRON, detail, " ".join((*program_name.root, *names)), program_name.help_line(names))
+        return _named(reader.read(names), leaf)
     except UserError as error:
         return _Failure(not isinstance(error, NotThisCommand), reader.at if reader else 0, named, error)
 
@@ -226,15 +228,15 @@ def _named(job: Job, leaf: Node) -> Job:
 def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramName) -> Request:
     """A group without a command: its help. Hydra can be asked about itself without one. Raises UserError for an option
     that, if anything, only a command has."""
-    words = reached.path[len(program_name.root) :]
-    name, hint = " ".join((program_name.prog, *words)), program_name.help_line(words)
-    job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(words)
-    return job if not words and asks_hydra(job) else Help(reached.path, asked=False)
+    names = reached.path[len(program_name.root) :]
+    name, hint = " ".join((program_name.prog, *names)), program_name.help_line(names)
+    job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(names)
+    return job if not names and asks_hydra(job) else Help(reached.path, asked=False)
 
 
 def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
     """The error for a word that names nothing where it stands."""
-    word, words = reached.unknown or "", reached.path[len(program_name.root) :]
+    argument, names = reached.unknown or "", reached.path[len(program_name.root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:
             what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
@@ -242,13 +244,13 @@ def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserEr
                 f"{option} needs a {what}, and {taken!r} stands in its place.", hint=f"Write {option} {what}."
             )
     if not reached.path:
-        return no_recipe(word, index, program_name.prog)
+        return no_recipe(argument, index, program_name.prog)
     children = reached.node["children"].values()
     known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
-    hint = f"{near(word, known)} `{program_name.help_line(words)}` tells more."
-    return UserError(f"{' '.join(reached.path)} has no command {word!r}.", hint=hint.strip())
+    hint = f"{near(argument, known)} `{program_name.help_line(names)}` tells more."
+    return UserError(f"{' '.join(reached.path)} has no command {argument!r}.", hint=hint.strip())
 
 
-def _without(argv: Sequence[str], word: str) -> list[str]:
-    at = list(argv).index(word)
+def _without(argv: Sequence[str], argument: str) -> list[str]:
+    at = list(argv).index(argument)
     return [*argv[:at], *argv[at + 1 :]]

@@ -128,9 +128,9 @@ def _is_open(ssh: Sequence[str]) -> bool:
     return _control(ssh, "check") == 0
 
 
-def _control(ssh: Sequence[str], word: str) -> int:
+def _control(ssh: Sequence[str], argument: str) -> int:
     """What ssh's master answers to one of its control commands; not 0 when there is none."""
-    command = [*ssh[:1], "-O", word, *ssh[1:]]
+    command = [*ssh[:1], "-O", argument, *ssh[1:]]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
 
 
@@ -159,20 +159,22 @@ options
 
 def main(argv: Sequence[str]) -> int:
     """The words after `nemotron profiles`. Returns the exit code; raises UserError for wrong ones."""
-    words = list(argv)
-    if words[:1] in (["-h"], ["--help"], ["help"]) or (words[:1] == ["show"] and {"-h", "--help"} & set(words)):
+    arguments = list(argv)
+    if arguments[:1] in (["-h"], ["--help"], ["help"]) or (
+        arguments[:1] == ["show"] and {"-h", "--help"} & set(arguments)
+    ):
         write_lines(HELP.splitlines())
         return 0
-    if words[:1] == ["show"]:
-        return _show(words[1:])
-    if words[:1] in (["check"], ["login"], ["clean"]):
-        return {"check": check_main, "login": login_main, "clean": clean_main}[words[0]](words[1:])
-    if words and not words[0].startswith("-") and words[0] != "list":
+    if arguments[:1] == ["show"]:
+        return _show(arguments[1:])
+    if arguments[:1] in (["check"], ["login"], ["clean"]):
+        return {"check": check_main, "login": login_main, "clean": clean_main}[arguments[0]](arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] != "list":
         raise UserError(
-            f"nemotron profiles has no command {words[0]!r}.",
-            hint=f"{near(words[0], COMMANDS)} Of one profile: nemotron profiles show {words[0]}",
+            f"nemotron profiles has no command {arguments[0]!r}.",
+            hint=f"{near(arguments[0], COMMANDS)} Of one profile: nemotron profiles show {arguments[0]}",
         )
-    return _list(words[1:] if words[:1] == ["list"] else words)
+    return _list(arguments[1:] if arguments[:1] == ["list"] else arguments)
 
 
 def _list(argv: list[str]) -> int:

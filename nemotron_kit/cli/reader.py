@@ -30,29 +30,29 @@ class Reader:
         self.configs = detail["configs"]
         self.positionals: list[Row] = [row for row in detail["fields"] if row.get("positional") and table.fields]
         self.at = 0
-        self.words: list[str] = []
+        self.names: list[str] = []
         self.chosen: dict[str, tuple[str, str]] = {}  # choice → (its value, how that was spelled)
         self.flags: list[str] = []
         self.switches: set[str] = set()
         self.after: list[str] = []
 
-    def read(self, words: Sequence[str] = ()) -> Job:
-        """The job, once `words` and everything else on the line have found their place. Raises UserError."""
-        self.words = list(words)
+    def read(self, names: Sequence[str] = ()) -> Job:
+        """The job, once `names` and everything else on the line have found their place. Raises UserError."""
+        self.names = list(names)
         ended = False
         while self.at < len(self.argv):
-            word = self.argv[self.at]
+            argument = self.argv[self.at]
             self.at += 1
-            if word == "--" and not ended:
+            if argument == "--" and not ended:
                 ended = True
-            elif ended or not options.is_option(word):
-                self._bare(word)
-            elif word.startswith("--"):
-                self._long(word)
+            elif ended or not options.is_option(argument):
+                self._bare(argument)
+            elif argument.startswith("--"):
+                self._long(argument)
             else:
-                self._short(word)
-        if self.words:
-            raise NotThisCommand(f"{self.where}: the word {self.words[0]!r} is missing.")
+                self._short(argument)
+        if self.names:
+            raise NotThisCommand(f"{self.where}: the word {self.names[0]!r} is missing.")
         if "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides:
             self.assigned.sweep_artifacts()
         else:
@@ -71,40 +71,42 @@ class Reader:
             json="json" in self.switches,
         )
 
-    def _bare(self, word: str) -> None:
-        row = self.positionals[0] if self.positionals and not self.words else None
-        is_path = row is not None and word.startswith(("/", "./", "../", "~/"))
-        if options.is_override(word) and not is_path:
-            self._override(word)
-        elif self.words:
-            if word != self.words[0]:
-                raise NotThisCommand(f"{self.where}: {word!r} stands where {self.words[0]!r} should.")
-            self.words.pop(0)
+    def _bare(self, argument: str) -> None:
+        row = self.positionals[0] if self.positionals and not self.names else None
+        is_path = row is not None and argument.startswith(("/", "./", "../", "~/"))
+        if options.is_override(argument) and not is_path:
+            self._override(argument)
+        elif self.names:
+            if argument != self.names[0]:
+                raise NotThisCommand(f"{self.where}: {argument!r} stands where {self.names[0]!r} should.")
+            self.names.pop(0)
         elif row is not None:
-            self.assigned.field(row, word)
+            self.assigned.field(row, argument)
             if row["kind"] != "list":
                 self.positionals.pop(0)
         else:
-            raise UserError(f"{self.where} takes no further word, and {word!r} is one.", hint=self._word_hint(word))
+            raise UserError(
+                f"{self.where} takes no further word, and {argument!r} is one.", hint=self._argument_hint(argument)
+            )
 
-    def _override(self, word: str) -> None:
-        name, _, raw = word.partition("=")
+    def _override(self, argument: str) -> None:
+        name, _, raw = argument.partition("=")
         if not name.strip("+~"):
-            raise UserError(f"{word!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
+            raise UserError(f"{argument!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
         text = single(raw) if name in _CHOICES else None
         if text is None:
-            self.assigned.overrides.append(word)
+            self.assigned.overrides.append(argument)
         else:
             self._choose(_CHOICES[name], text, name)
 
-    def _word_hint(self, word: str) -> str:
-        if word in self.configs:
-            return f"Choose a config with `-c {word}`."
+    def _argument_hint(self, argument: str) -> str:
+        if argument in self.configs:
+            return f"Choose a config with `-c {argument}`."
         return f"A value of the config is given as key=value; see `{self.help_line}`."
 
-    def _long(self, word: str) -> None:
-        name, joined = options.split(word)
-        option = options.known(word, self.table)
+    def _long(self, argument: str) -> None:
+        name, joined = options.split(argument)
+        option = options.known(argument, self.table)
         prefix, dot, rest = name[2:].partition(".")
         if option is None:
             self._field(name, joined)
@@ -119,19 +121,19 @@ class Reader:
         else:
             self._global(option, name, joined)
 
-    def _short(self, word: str) -> None:
+    def _short(self, argument: str) -> None:
         """`-c tiny`, `-c=tiny`, `-ctiny`; but `-config` is a long option with a dash too few."""
-        name, joined = options.split(word)
-        option = options.known(word, self.table)
+        name, joined = options.split(argument)
+        option = options.known(argument, self.table)
         if not self.table.fields:
             self._refuse(name)
-        row = self.assigned.shorts.get(word[:2]) if self.table.fields else None
+        row = self.assigned.shorts.get(argument[:2]) if self.table.fields else None
         long_one = len(name) > 2 and name not in self.table.short
         if long_one and (key(name) in self.table.long or key(name) in self.assigned.fields):
             option = row = None
-        short = option.short if option else word[:2]
-        if len(word) > len(short):
-            joined = word[len(short) :].removeprefix("=")
+        short = option.short if option else argument[:2]
+        if len(argument) > len(short):
+            joined = argument[len(short) :].removeprefix("=")
         if option is not None:
             self._global(option, short, joined)
         elif row is not None:

@@ -117,18 +117,18 @@ class Job:
 Request = Help | Version | Tool | Job
 
 
-def hydra_words(job: Job) -> list[str]:
+def hydra_overrides(job: Job) -> list[str]:
     """The job as overrides of one composition: `recipe=nano3 stage=data/prep/pretrain config=tiny …`."""
     choices = {"recipe": job.recipe, "stage": job.stage, "config": job.config}
-    words = [f"{key}={string(text)}" for key, text in choices.items() if text]
-    words += [f"run.profile={string(job.profile)}"] if job.profile else []
-    words += [f"run.mode={job.mode}"] if job.mode else []
-    return words + _launcher(job) + list(job.overrides)
+    overrides = [f"{key}={string(text)}" for key, text in choices.items() if text]
+    overrides += [f"run.profile={string(job.profile)}"] if job.profile else []
+    overrides += [f"run.mode={job.mode}"] if job.mode else []
+    return overrides + _launcher(job) + list(job.overrides)
 
 
 def hydra_spelling(job: Job) -> list[str]:
     """The words that `python -m nemotron_kit` takes for the same job (--dry-run and --json are left out)."""
-    return hydra_words(job) + list(job.flags) + [f"--after={run}" for run in job.after]
+    return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after]
 
 
 def shell_line(job: Job) -> str:
@@ -147,16 +147,16 @@ def _launcher(job: Job) -> list[str]:
     return [f"{key}={text}" for key, text in wanted.items() if key not in given]
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def near(argument: str, known: Iterable[str]) -> str:
     """`Did you mean a, b?`, or `There is: a, b.`, or "" where there is nothing."""
-    text = nearest(word, known)
+    text = nearest(argument, known)
     ended = text if not text or text.endswith("?") else f"{text}."
     return ended[:1].upper() + ended[1:]
 
 
-def close(word: str, known: Iterable[str]) -> bool:
-    """Whether `word` looks like a misspelling of one of `known`."""
-    return nearest(word, known).startswith("did you mean")
+def close(argument: str, known: Iterable[str]) -> bool:
+    """Whether `argument` looks like a misspelling of one of `known`."""
+    return nearest(argument, known).startswith("did you mean")
 
 
 # `run.X` for these is the launcher's own key, not a field of the profile.

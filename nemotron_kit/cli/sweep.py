@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
 from nemotron_kit.cli.launch import print_end, say_commands
-from nemotron_kit.cli.request import Job, hydra_spelling, hydra_words
+from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
 from nemotron_kit.config.compose import (
     CHOICES,
     PreparedCommand,
@@ -94,34 +94,34 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     _check_composes(request)
     use(tree)
     gc.enable()
-    asked = _expanded(hydra_words(request), tree)
+    asked = _expanded(hydra_overrides(request), tree)
     prepared = _prepared(asked, tree, env)
-    words = prepared.overrides if prepared else _with_choices(asked)
+    overrides = prepared.overrides if prepared else _with_choices(asked)
     if request.multirun and request.dry_run:
-        return _dry_sweep(prepared, (words, asked), argv, tree, env, request)
+        return _dry_sweep(prepared, (overrides, asked), argv, tree, env, request)
     if not request.multirun:
-        return _asked(request, words, prepared)
-    return _sweep(request, words, argv, tree, prepared)
+        return _asked(request, overrides, prepared)
+    return _sweep(request, overrides, argv, tree, prepared)
 
 
-def _with_choices(words: Sequence[str]) -> list[str]:
+def _with_choices(overrides: Sequence[str]) -> list[str]:
     """The words with a choice of what is swept over in front: Hydra composes the sweep's own config without the sweep,
     and what stands in a list of defaults has to be known then."""
-    expand_choice = []
+    chosen = []
     for name in ("recipe", "stage"):
-        given = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+        given = [override.partition("=")[2] for override in overrides if override.startswith(f"{name}=")]
         if given and all("," in value and "(" not in value for value in given):
-            expand_choice.append(f"{name}={given[0].partition(',')[0]}")
-    return [*expand_choice, *words]
+            chosen.append(f"{name}={given[0].partition(',')[0]}")
+    return [*chosen, *overrides]
 
 
-def _asked(request: Job, words: list[str], prepared: PreparedCommand | None) -> int:
+def _asked(request: Job, overrides: list[str], prepared: PreparedCommand | None) -> int:
     """A question that Hydra answers (--cfg, --info, --hydra-help). What it prints is printed by us, at once: Hydra logs
     it, and logging complains at length about a reader that has gone (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
     try:
         with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
-            _hydra_main(lambda _: None, [*words, *request.flags])
+            _hydra_main(lambda _: None, [*overrides, *request.flags])
     except SystemExit as left:
         if left.code:
             raise _no_package(request, complaint.getvalue().strip()) from None
@@ -134,7 +134,7 @@ def _asked(request: Job, words: list[str], prepared: PreparedCommand | None) -> 
 def _check_composes(request: Job) -> None:
     """All of --info but the plugins is about a composed job. Raises UserError where no command is named."""
     topic = request.flag("--info")
-    swept = any(word.startswith(("recipe=", "stage=")) for word in request.overrides)
+    swept = any(override.startswith(("recipe=", "stage=")) for override in request.overrides)
     if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
         asked = f"--info {topic}" if topic else "--info"
         raise UserError(
@@ -150,18 +150,18 @@ def _no_package(request: Job, said: str) -> UserError:
     return UserError(f"--package: {said}.", hint=f"{example} Without --package all is shown.")
 
 
-def _expanded(words: Sequence[str], tree: Tree) -> list[str]:
+def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
     """The words with `glob(…)` and `choice(…)` of recipes, stages and configs written out: which there are, the trees
     know."""
     names: dict[str, list[str]] = {"recipe": list(tree.apps)}
     result = []
-    for word in words:
-        key, _, value = word.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         if key in CHOICES:
             options = expand_choice(key, value, names.get(key, []))
-            word = f"{key}={','.join(map(quoted_name, options))}"
+            override = f"{key}={','.join(map(quoted_name, options))}"
             _narrow(names, key, options, tree)
-        result.append(word)
+        result.append(override)
     return result
 
 
@@ -177,11 +177,11 @@ def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree:
         names["config"] = list(dict.fromkeys(name for found in files for name in found))
 
 
-def _prepared(words: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
+def _prepared(overrides: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
     """The one command of the words, registered; None where a sweep or nothing stands in its place: then all are."""
-    choices = [word.partition("=")[2] for word in words if word.startswith(("recipe=", "stage="))]
+    choices = [override.partition("=")[2] for override in overrides if override.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
-        return prepare(tree, words, env, sweep=True)
+        return prepare(tree, overrides, env, sweep=True)
     register_recipes(tree.apps.values(), env)
     return None
 
@@ -206,12 +206,12 @@ def _translated(prepared: PreparedCommand | None) -> Iterator[None]:
         raise UserError(first, hint="\n".join(more) or None) from error
 
 
-def _hydra_main(task: Callable[[Any], Any], words: Sequence[str]) -> None:
-    """Run @hydra.main on `words`. Its errors come as exceptions, so that they are worded and numbered as ours are."""
+def _hydra_main(task: Callable[[Any], Any], overrides: Sequence[str]) -> None:
+    """Run @hydra.main on `overrides`. Its errors are raised, so that they get our messages and exit codes."""
     import hydra
 
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["nemotron", *words]
+    sys.argv = ["nemotron", *overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         with hydra_reading_fixes():
@@ -228,7 +228,9 @@ def _set(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prepared: PreparedCommand | None) -> int:
+def _sweep(
+    request: Job, overrides: list[str], argv: Sequence[str], tree: Tree, prepared: PreparedCommand | None
+) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     folder = nemotron_home() / "runs" / run_id
     detached = request.mode == "batch"
@@ -243,7 +245,7 @@ def _sweep(request: Job, words: list[str], argv: Sequence[str], tree: Tree, prep
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
-            _hydra_main(task, [*words, *request.flags])
+            _hydra_main(task, [*overrides, *request.flags])
     except Exception as error:
         if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # nothing has begun
             shutil.rmtree(run.path)
@@ -276,7 +278,7 @@ def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
 
 def _dry_sweep(
     prepared: PreparedCommand | None,
-    words: tuple[list[str], list[str]],
+    overrides: tuple[list[str], list[str]],
     argv: Sequence[str],
     tree: Tree,
     env: EnvFile,
@@ -284,7 +286,7 @@ def _dry_sweep(
 ) -> int:
     """The plans of a sweep's jobs; none is started. Of a sweeper that decides as it goes: the plan that they share.
 
-    `words` are Hydra's, and those that a job of the kit's is composed of."""
+    `overrides` are those that Hydra gets for the sweep, and those as typed, of which a recipe's jobs are composed."""
     from omegaconf import OmegaConf
 
     from nemotron_kit.cli.launch import show_plan
@@ -292,7 +294,7 @@ def _dry_sweep(
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
     with _translated(prepared), hydra_reading_fixes():
-        hydra, points, notes = _points(*words, request)
+        hydra, points, notes = _points(*overrides, request)
     launcher: Any = OmegaConf.to_container(hydra.launcher)
     settings = Settings(**launcher) if launcher.pop("_target_", "").endswith(".NemoRunLauncher") else Settings()
     for number, point in enumerate(points):
@@ -306,7 +308,7 @@ def _dry_sweep(
     return 0
 
 
-def _points(words: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
+def _points(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
     """(Hydra's node as the sweep composes it, the words of each job, notes on them)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra._internal.hydra import Hydra
@@ -317,10 +319,10 @@ def _points(words: list[str], typed: list[str], request: Job) -> tuple[Any, list
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("nemotron", search_path(request.flag("--config-dir")))
     try:
-        node = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False).hydra
+        node = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False).hydra
         params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
         # What the sweep alone has; a single job's composition knows no params.
-        own = [word for word in typed if not word.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
+        own = [override for override in typed if not override.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *own])
         if node.sweeper._target_.endswith(".BasicSweeper"):
             points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]

@@ -32,9 +32,9 @@ class ToolParser(argparse.ArgumentParser):
             return None
         found, unknown = self.parse_known_args(list(argv))
         if unknown:
-            word = unknown[0].partition("=")[0]
+            argument = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            hint = near(word, known) if word.startswith("-") else f"See {self.prog} --help."
+            hint = near(argument, known) if argument.startswith("-") else f"See {self.prog} --help."
             raise UserError(f"{self.prog}: {unknown[0]!r} is not understood.", hint=hint)
         return found
 

@@ -34,19 +34,19 @@ def is_group(node: Node) -> bool:
     return "children" in node
 
 
-def child(node: Node, word: str) -> Node | None:
-    """The child called `word`, by name or by alias; None if there is none."""
+def child(node: Node, argument: str) -> Node | None:
+    """The child called `argument`, by name or by alias; None if there is none."""
     children: dict[str, Node] = node.get("children", {})
-    if word in children:
-        return children[word]
-    return next((each for each in children.values() if word in each.get("aliases", ())), None)
+    if argument in children:
+        return children[argument]
+    return next((each for each in children.values() if argument in each.get("aliases", ())), None)
 
 
-def find(index: Index, words: Sequence[str]) -> Node | None:
-    """The node that all of `words` name, from the top."""
+def find(index: Index, names: Sequence[str]) -> Node | None:
+    """The node that all of `names` name, from the top."""
     node: Node | None = index.root
-    for word in words:
-        node = child(node, word) if node else None
+    for argument in names:
+        node = child(node, argument) if node else None
     return node
 
 
@@ -66,9 +66,9 @@ def spellings(leaf: Node) -> Iterator[tuple[str, ...]]:
         yield (*above, last)
 
 
-def is_subsequence(words: Sequence[str], argv: Sequence[str]) -> bool:
+def is_subsequence(names: Sequence[str], argv: Sequence[str]) -> bool:
     rest = iter(argv)
-    return all(word in rest for word in words)
+    return all(argument in rest for argument in names)
 
 
 class Walk:
@@ -87,41 +87,41 @@ def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
     found = Walk(index.root if node is None else node, root)
     loose = False
     tokens = iter(argv)
-    for word in tokens:
-        if options.is_option(word):
-            loose = word != "--" and _step_over(word, tokens, found)
+    for argument in tokens:
+        if options.is_option(argument):
+            loose = argument != "--" and _step_over(argument, tokens, found)
             continue
-        below = child(found.node, word)
+        below = child(found.node, argument)
         if below is not None:
             found.node, found.path = below, tuple(below["path"])
-        elif not options.is_override(word) and not loose and is_group(found.node):
-            found.unknown = word
+        elif not options.is_override(argument) and not loose and is_group(found.node):
+            found.unknown = argument
             return found
         loose = False
     return found
 
 
-def _step_over(word: str, tokens: Iterator[str], found: Walk) -> bool:
+def _step_over(argument: str, tokens: Iterator[str], found: Walk) -> bool:
     """Pass an option and, where it takes one, its value. True: unknown here whether the next word is its value."""
-    takes = options.takes_next(word)
+    takes = options.takes_next(argument)
     if takes:
-        found.taken.append((word, next(tokens, "")))
-    return takes is None and "=" not in word
+        found.taken.append((argument, next(tokens, "")))
+    return takes is None and "=" not in argument
 
 
-def first_word(argv: Sequence[str]) -> str | None:
+def first_name(argv: Sequence[str]) -> str | None:
     """The first bare word of a command line, options and their values passed over."""
     tokens = iter(argv)
-    for word in tokens:
-        if not options.is_option(word):
-            if not options.is_override(word):
-                return word
-        elif options.takes_next(word):
+    for argument in tokens:
+        if not options.is_option(argument):
+            if not options.is_override(argument):
+                return argument
+        elif options.takes_next(argument):
             next(tokens, None)
     return None
 
 
 def wants_help(argv: Sequence[str]) -> bool:
     """Whether -h or --help stands before a `--`."""
-    words = argv[: argv.index("--")] if "--" in argv else argv
-    return "-h" in words or "--help" in words
+    names = argv[: argv.index("--")] if "--" in argv else argv
+    return "-h" in names or "--help" in names

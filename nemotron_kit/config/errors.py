@@ -196,7 +196,7 @@ def _unknown_key(key: str, given: str, command: Command) -> UserError:
     hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else nearest(leaf, local)
     place = f"in {given}" if given and given != key else "on the command line"
     return UserError(
-        f"{key}: `{command.words}` has no such field (given {place}).",
+        f"{key}: `{command.full_name}` has no such field (given {place}).",
         hint=f"{sentence(hint)} " * bool(hint) + f"Add a new one with +{key}=…",
     )
 

@@ -231,7 +231,7 @@ def find_config_file(command: Command, value: str) -> Path:
         if value in files:
             return files[value]
         raise UserError(
-            f"{command.words}: no config called {value!r} in {command.config_folder}.",
+            f"{command.full_name}: no config called {value!r} in {command.config_folder}.",
             hint=sentence(nearest(value, files) or "That folder holds none; -c also takes a path."),
         )
     folder = command.config_folder

@@ -46,7 +46,9 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
     try:
         root: DictConfig = OmegaConf.structured(_joined(command, cls, wandb))
     except OmegaConfBaseException as error:
-        raise UserError(f"{command.words}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{command.full_name}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}"
+        ) from error
     open_dicts(root)
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
     run: Any = root._get_node("run")
@@ -65,7 +67,7 @@ def mapped_fields(command: Command) -> dict[str, str]:
 
 def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     mapped = mapped_fields(command)
-    fields = _fields(cls, command.words, mapped)
+    fields = _fields(cls, command.full_name, mapped)
     _check_mappings(command, cls, mapped)
     identity = {"name": f"{command.recipe}/{command.stage}", "script": str(command.script_path or "")}
     inputs = [(slot, str, a.default_name) for slot, a in command.artifacts.items()]
@@ -79,7 +81,7 @@ def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None
     for target in mapped:
         if target.split(".")[0] not in names:
             raise UserError(
-                f"{command.words}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for."
+                f"{command.full_name}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for."
             )
 
 

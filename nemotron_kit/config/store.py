@@ -167,7 +167,9 @@ def _register_file(
     found = read_job_file(path, group, config_files(command))
     found.values = with_wandb(found.values, command.load_config_cls())
     if name == "default" and (other := other_command_of(found.values, command, siblings)):
-        note = f"{path} is the config of `{other.words}`; `{command.words}` starts from its dataclass's defaults."
+        note = (
+            f"{path} is the config of `{other.full_name}`; `{command.full_name}` starts from its dataclass's defaults."
+        )
         if note not in result.notes:
             result.notes.append(note)
         _store(group, name, {})

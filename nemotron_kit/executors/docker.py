@@ -69,19 +69,19 @@ def docker_for(
     except MissingExtra as error:
         return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
     name = container_name(run_id, job)
-    words = [
+    arguments = [
         *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
         *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
         *_user(os.getuid(), os.getgid()),
         *_options(executor),
-        *(word for path, writable in mounts(place, inputs) for word in mount(path, writable)),
+        *(argument for path, writable in mounts(place, inputs) for argument in mount(path, writable)),
         *(f"--volume={volume}" for volume in executor.volumes),
         *(f"--env={secret}" for secret in config.secrets or ()),
         "--entrypoint=",
         executor.container_image,
         *(place.python, str(place.package), place.job),
     ]
-    extra["container"] = {"name": name, "image": executor.container_image, "words": words}
+    extra["container"] = {"name": name, "image": executor.container_image, "words": arguments}
     return ExecutorPlan({}, (), tuple(notes), extra)
 
 
@@ -109,8 +109,8 @@ def mount(path: str, writable: bool) -> list[str]:
 def _user(uid: int, gid: int) -> list[str]:
     """Whoever launches, so that what the job writes is theirs. A user whom the image does not know gets a name and a
     home that can be written to."""
-    words = [f"--user={uid}:{gid}"]
-    return words if uid == 0 else [*words, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
+    arguments = [f"--user={uid}:{gid}"]
+    return arguments if uid == 0 else [*arguments, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
 
 
 def _options(executor: Any) -> Iterator[str]:
@@ -242,12 +242,12 @@ class Docker:
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
         container outlives it."""
-        words = plan.extra["container"]["words"]
+        arguments = plan.extra["container"]["words"]
         if rootless:  # whoever launches is the container's root
-            words = [word for word in words if not word.startswith("--user=")]
+            arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
             return subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
 
@@ -348,11 +348,11 @@ def _job(job: JobFolder) -> JobFolder:
     return JobFolder(Path(place["run"]) / "jobs" / str(job.number)) if place.get("run") else job
 
 
-def _docker(*words: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:
+def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:
     """What a docker command prints. Raises Unreachable when no engine answers."""
     try:
         done = subprocess.run(
-            ["docker", *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            ["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
         )
     except FileNotFoundError as error:
         raise UserError("There is no docker command on this machine.", hint="Install Docker's client.") from error
@@ -362,7 +362,7 @@ def _docker(*words: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = F
     if done.returncode != 0:
         _raise_if_lost(said)
         if not missing_is_fine or any("no such" not in line.lower() for line in _errors(said)):
-            raise Unreachable(f"docker {words[0]}: {said}", hint=_hint())
+            raise Unreachable(f"docker {arguments[0]}: {said}", hint=_hint())
     return done.stdout.decode(errors="replace")
 
 

@@ -182,8 +182,8 @@ def _options(config: RunConfig, partition: str) -> list[str]:
         "mem-per-cpu": config.mem_per_cpu,
         "cpus-per-task": config.cpus_per_task,
     }
-    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*words, *(["--exclusive"] if config.exclusive else [])]
+    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*arguments, *(["--exclusive"] if config.exclusive else [])]
 
 
 _ANY_RUN = "20000101-000000-check-000000"

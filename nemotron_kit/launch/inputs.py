@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 _UNREAD = "Standard input is a pipe that no nemotron step writes to: it is left unread. --art.{slot} - reads it."
 
 
-def piped_overrides(command: Command, words: Sequence[str], notes: list[str], *, dry_run: bool = False) -> list[str]:
-    """`run.<slot>=…` for each input that nothing on the command line (`words`) sets and that the piped JSON holds, and
-    for each that it sets to `-`; what became of a pipe is said in `notes`.
+def piped_overrides(
+    command: Command, overrides: Sequence[str], notes: list[str], *, dry_run: bool = False
+) -> list[str]:
+    """`run.<slot>=…` for each input that the piped JSON holds and that `overrides` (the command line) does not set, and
+    for each that it sets to `-`; `notes` gets what was done with the pipe.
 
     Matched by slot, else by the only artifact of the input's type. Standard input is the caller's: it is read where a
     step says that it writes there, where what lies in it is artifacts that fit, or where `-` asks for it, and never by
     a dry-run.
     """
-    pairs = (word.removeprefix("run.").partition("=") for word in words if word.startswith("run."))
+    pairs = (override.removeprefix("run.").partition("=") for override in overrides if override.startswith("run."))
     given = {key: value for key, _, value in pairs}
     asked = [slot for slot in command.artifacts if given.get(slot, "").strip("'\"") == "-"]
     open_slots = [slot for slot in command.artifacts if slot not in given]
@@ -221,8 +223,8 @@ def makers(reference: str, app: App, asking: Command) -> str:
                 if config and config not in config_files(command):
                     continue
                 option = f" -c {config}" if config and config != "default" else ""
-                return f"Make it with: nemotron {command.words}{option}"
-    unsure = [f"nemotron {c.words}" for c in app.commands() if c is not asking and _returns_artifact(c)]
+                return f"Make it with: nemotron {command.full_name}{option}"
+    unsure = [f"nemotron {c.full_name}" for c in app.commands() if c is not asking and _returns_artifact(c)]
     return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
 
 

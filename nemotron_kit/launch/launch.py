@@ -55,13 +55,13 @@ def _git(folder: Path) -> tuple[str | None, bool | None]:
     return None if oid == "(initial)" else oid, any(not line.startswith("#") for line in lines)
 
 
-def _ask(folder: Path, *words: str) -> str | None:
+def _ask(folder: Path, *arguments: str) -> str | None:
     """git's answer; None where it has none to give, or not in time."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         # fsmonitor is a program that a repository's own config names.
         done = subprocess.run(
-            ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words],
+            ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

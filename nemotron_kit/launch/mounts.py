@@ -104,10 +104,10 @@ def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
     from nemotron_kit.executors.docker import mount
 
     container = plan.extra["container"]
-    words = list(container["words"])
-    at = words.index("--entrypoint=")
-    words[at:at] = [word for folder in folders for word in mount(folder, writable=False)]
-    return replace(plan, extra={**plan.extra, "container": {**container, "words": words}})
+    arguments = list(container["words"])
+    at = arguments.index("--entrypoint=")
+    arguments[at:at] = [argument for folder in folders for argument in mount(folder, writable=False)]
+    return replace(plan, extra={**plan.extra, "container": {**container, "words": arguments}})
 
 
 def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:

@@ -126,7 +126,7 @@ def job_spec(command: Command, settings: RunConfig, place: RemotePaths, resource
     cls = command.config_cls
     return {
         "kit": __version__,
-        "command": command.words,
+        "command": command.full_name,
         "handler": place.move_name(command.handler_name),
         "config_cls": place.move_name(
             cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"

@@ -26,12 +26,12 @@ _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
 _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 
-def git(root: Path, *words: str) -> bytes:
-    """The output of `git words` in `root`; UserError with git's own words when it fails."""
+def git(root: Path, *arguments: str) -> bytes:
+    """The output of `git arguments` in `root`; UserError with git's own words when it fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *_QUIET, *words],
+            ["git", "-C", str(root), *_QUIET, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -44,7 +44,9 @@ def git(root: Path, *words: str) -> bytes:
         ) from error
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip()
-        raise UserError(f"git {words[0]} failed in {root}: {said}", hint='Or choose packager = "pattern" or "none".')
+        raise UserError(
+            f"git {arguments[0]} failed in {root}: {said}", hint='Or choose packager = "pattern" or "none".'
+        )
     return done.stdout
 
 

@@ -98,15 +98,15 @@ def ssh_folder() -> Path:
 
 def ssh_command(host: str, user: str | None, identity: str | None, *options: str, login: bool = False) -> list[str]:
     """`ssh … HOST`, ready for a remote command. UserError for an identity that isn't there."""
-    words = ["ssh", "-F", str(ssh_config(LOGIN if login else QUIET)), "-T", *options]
+    arguments = ["ssh", "-F", str(ssh_config(LOGIN if login else QUIET)), "-T", *options]
     if identity:
         path = Path(identity).expanduser()
         if not path.is_file():
             raise UserError(f"identity: {identity} is no file.", hint="Name your private key, as in ~/.ssh/id_ed25519.")
-        words += ["-i", str(path), "-o", "IdentitiesOnly=yes"]
+        arguments += ["-i", str(path), "-o", "IdentitiesOnly=yes"]
     if user:
-        words += ["-l", user]
-    return [*words, "--", host]
+        arguments += ["-l", user]
+    return [*arguments, "--", host]
 
 
 class NotSent(Unreachable):
@@ -148,18 +148,18 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 
 def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError:
     """The error for an ssh that ended with `code` before the agent was ready (None: it had to be ended)."""
-    words = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
+    output = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
     if code is None:
-        return NotSent(f"{to.place} does not answer.", hint=words or "Its login may be very slow. Try again.")
+        return NotSent(f"{to.place} does not answer.", hint=output or "Its login may be very slow. Try again.")
     if code == _NO_COMMAND:
         return NemotronError(f"{to.place}: there is no {to.python} there.", hint="Name it in the profile: python = …")
     if code != _SSH_FAILED:
-        return NemotronError(f"{to.place}: {to.python} ended with exit code {code}.", hint=words or None)
+        return NemotronError(f"{to.place}: {to.python} ended with exit code {code}.", hint=output or None)
     fill = {"place": to.place, "host": to.host, "login": _login(to)}
     for sign, what, hint in _REASONS:
         if sign.lower() in stderr.lower():
             return NotSent(what.format(**fill), hint=hint.format(**fill))
-    return NotSent(f"{to.place} can't be reached.", hint=words or None)
+    return NotSent(f"{to.place} can't be reached.", hint=output or None)
 
 
 def _login(to: Destination) -> str:

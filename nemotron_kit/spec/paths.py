@@ -75,13 +75,13 @@ def _repositories(root: str, folder: str) -> Iterator[str]:
             yield path.relative_to(root).as_posix()
 
 
-def _git(root: str, *words: str, text: str = "") -> list[str]:
+def _git(root: str, *arguments: str, text: str = "") -> list[str]:
     """Names that git prints; nothing where there is no git, as packing says."""
     import subprocess
 
     given = text.encode("utf-8", "surrogateescape")
     try:
-        line = ["git", "-C", root, "-c", "core.fsmonitor=false", *words]  # a program that the repository names
+        line = ["git", "-C", root, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
         done = subprocess.run(line, input=given, capture_output=True, check=False)
     except FileNotFoundError:
         return []

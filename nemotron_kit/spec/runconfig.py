@@ -230,10 +230,10 @@ def _check_flag(line: str) -> None:
     if quoted is None:
         return
     try:
-        words = shlex.split(quoted)
+        arguments = shlex.split(quoted)
     except ValueError:
-        words = []
-    if len(words) != 1 or not flag_fits(flag, words[0]):
+        arguments = []
+    if len(arguments) != 1 or not flag_fits(flag, arguments[0]):
         raise ProfileError(f"{flag.replace('-', '_')}: {quoted[:80]} is no value that sbatch --{flag} takes.")
 
 

@@ -90,11 +90,11 @@ class SweepComposer:
         except Exception:  # noqa: BLE001
             return self._slow(master_config, list(sweep_overrides))
 
-    def _quick(self, master: Any, words: list[str]) -> Any:
+    def _quick(self, master: Any, texts: list[str]) -> Any:
         from omegaconf import OmegaConf
 
         fixed: Any = OmegaConf.to_container(master.hydra.overrides.hydra)
-        overrides = [self._parse(word) for word in words]
+        overrides = [self._parse(text) for text in texts]
         if any(o.is_sweep_override() or o.is_hydra_override() for o in overrides):
             raise Unusual
         name = master.hydra.job.config_name
@@ -105,14 +105,14 @@ class SweepComposer:
         OmegaConf.copy_cache(from_config=master, to_config=config)
         return config
 
-    def _parse(self, word: str) -> Any:
+    def _parse(self, text: str) -> Any:
         """A word that many jobs have is parsed once."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self._parser = self._parser or OverridesParser.create()
-        if word not in self._parsed:
-            self._parsed[word] = self._parser.parse_override(word)
-        return self._parsed[word]
+        if text not in self._parsed:
+            self._parsed[text] = self._parser.parse_override(text)
+        return self._parsed[text]
 
     def _is_choice(self, override: Any) -> bool:
         """As Hydra tells a choice of a group's option from a value."""
@@ -125,7 +125,7 @@ class SweepComposer:
         """The config before any value of a job's own is overridden."""
         key = (name, *fixed, None, *(o.input_line for o in choices))
         if key not in self._trees:
-            known = [self._parse(word) for word in fixed]
+            known = [self._parse(text) for text in fixed]
             if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in known):
                 raise Unusual
             options = [o for o in known if self._is_choice(o)]

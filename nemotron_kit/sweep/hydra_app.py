@@ -200,25 +200,27 @@ def _program(main: ModuleType) -> _Program | None:
     elif main.__spec__ is not None:
         name = main.__spec__.name
         asked = name.removesuffix(".__main__")
-        at = next((i for i, word in enumerate(started) if _names_module(started[:i], word, asked)), None)
+        at = next((i for i, argument in enumerate(started) if _names_module(started[:i], argument, asked)), None)
         argv = [sys.argv[0], *(sys.argv[1:] if at is None else started[at + 1 :])]
         # `-m` has put the folder that it was started in in front.
         return _Program(name, True, argv, None)
     if not path or not os.path.exists(path):  # noqa: PTH110
         return None
     # Python has made the path that it was given absolute, and no more.
-    at = next((i for i, word in enumerate(started) if i and (path == word or path.endswith(f"/{word}"))), None)
+    at = next(
+        (i for i, argument in enumerate(started) if i and (path == argument or path.endswith(f"/{argument}"))), None
+    )
     if at is None:
         return _Program(str(Path(path).absolute()), False, list(sys.argv), None)
     inside = path.removesuffix(f"/{started[at]}") if path != started[at] else None
     return _Program(path, False, started[at:], inside or None)
 
 
-def _names_module(before: Sequence[str], word: str, name: str) -> bool:
-    """Whether `word` is where `-m name` ends, among the words that an interpreter was started with."""
-    if word == name:
+def _names_module(before: Sequence[str], argument: str, name: str) -> bool:
+    """Whether `argument`, behind the arguments `before`, ends an interpreter's option `-m name`."""
+    if argument == name:
         return bool(before) and before[-1].startswith("-") and before[-1].endswith("m")
-    return word.startswith("-") and not word.startswith("--") and word.endswith(f"m{name}")
+    return argument.startswith("-") and not argument.startswith("--") and argument.endswith(f"m{name}")
 
 
 def _is_importable(task: Callable[..., Any], module: str, name: str) -> bool:

@@ -108,7 +108,7 @@ class JobWriter:
         texts = {**sweep_job.plan.files, **sweep_job.texts, queue.LAUNCH_FILE: queue.to_text(sweep_job.plan)}
         job = self.run.add_job(sweep_job.plan.job, texts, attached=attached)
         # What is on disk by now need not stay in memory: a sweep may have very many jobs.
-        return SweepJob(replace(sweep_job.plan, files={}, config={}, place={}), sweep_job.words), job
+        return SweepJob(replace(sweep_job.plan, files={}, config={}, place={}), sweep_job.overrides), job
 
 
 class _Asked:
@@ -134,7 +134,7 @@ class Returned(JobReturn):  # type: ignore[misc]
 
     def __init__(
         self,
-        words: Sequence[str],
+        overrides: Sequence[str],
         compose: Callable[[], Composed],
         job: JobFolder,
         task_result: TaskResult | None,
@@ -144,7 +144,7 @@ class Returned(JobReturn):  # type: ignore[misc]
     ) -> None:
         self._compose, self._job, self._task_result = compose, job, task_result
         super().__init__(
-            overrides=list(words),
+            overrides=list(overrides),
             working_dir=(task_result and task_result.working_dir) or str(job.path),
             status=JobStatus.COMPLETED if error is None else JobStatus.FAILED,
             _return_value=value if error is None else error,
@@ -318,9 +318,9 @@ class Sweep:
     def jobs(self) -> Jobs:
         if self._jobs is None:
             ours = isinstance(self.task, RecipeTask)
-            words = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
+            overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
             run = sweep_record(self.config, self.task)
-            self._jobs = Jobs(run, self.settings, words, ours=ours)
+            self._jobs = Jobs(run, self.settings, overrides, ours=ours)
             if self._expected == "local":
                 self._jobs.scheduler()
         return self._jobs
@@ -331,11 +331,11 @@ class Sweep:
             made = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
         return [
             returned(
-                *(sweep_job, job, partial(self._composed, words, job.number)),
+                *(sweep_job, job, partial(self._composed, overrides, job.number)),
                 objective=self.settings.objective,
                 detached=self.jobs.detached(made[0][0]),
             )
-            for (sweep_job, job), words in zip(made, job_overrides, strict=True)
+            for (sweep_job, job), overrides in zip(made, job_overrides, strict=True)
         ]
 
     def close(self) -> None:
@@ -345,8 +345,8 @@ class Sweep:
 
     def _sweep_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[SweepJob]:
         planner = self._planner()
-        for number, words in enumerate(job_overrides, first):
-            yield planner.plan_job(*self._composed(words, number), number)
+        for number, overrides in enumerate(job_overrides, first):
+            yield planner.plan_job(*self._composed(overrides, number), number)
 
     def _planner(self) -> Planner:
         if isinstance(self.task, RecipeTask):

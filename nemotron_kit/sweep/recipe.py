@@ -137,11 +137,11 @@ def set_run(run: Any, settings: Settings) -> None:
         raise UserError("hydra.launcher.env is for other apps.", hint="In a recipe's sweep give run.env.KEY=VALUE.")
 
 
-def sweep_job_of(plan: Plan, composed: Composed, words: Sequence[str]) -> SweepJob:
+def sweep_job_of(plan: Plan, composed: Composed, overrides: Sequence[str]) -> SweepJob:
     """The SweepJob of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
     texts = hydra_files(composed)
     plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
-    return SweepJob(plan, tuple(words), texts)
+    return SweepJob(plan, tuple(overrides), texts)
 
 
 def composed_by_hydra(config: Any, hydra: Any) -> Composed:

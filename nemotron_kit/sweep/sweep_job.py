@@ -55,15 +55,16 @@ Composed = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class SweepJob:
-    """`words` are the job's overrides. `texts` lie in its folder beside the plan's files."""
+    """One job of a sweep: its plan, its overrides as Hydra has them, and `texts`, files of its folder besides the
+    plan's (name → content)."""
 
     plan: Plan
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return " ".join(self.words)
+        return " ".join(self.overrides)
 
 
 def returned(
@@ -74,7 +75,7 @@ def returned(
     from nemotron_kit.sweep.launcher import Returned
 
     if detached:
-        return Returned(sweep_job.words, compose, job, None, value=None)
+        return Returned(sweep_job.overrides, compose, job, None, value=None)
     task_result = read_task_result(job)
     error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
     value = None
@@ -82,7 +83,7 @@ def returned(
         value = _value(job, task_result, objective) if error is None else None
     except (JobFailed, ValueError) as missing:
         error = missing
-    return Returned(sweep_job.words, compose, job, task_result, value=value, error=error)
+    return Returned(sweep_job.overrides, compose, job, task_result, value=value, error=error)
 
 
 def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None) -> Any:
@@ -123,5 +124,5 @@ def overrides_of(hydra: Any, kind: str = "task") -> list[str]:
     """The words of a composition as they were typed: `${…}` in them stays."""
     from omegaconf import OmegaConf
 
-    words: list[str] = OmegaConf.to_container(hydra.overrides[kind], resolve=False)  # type: ignore[assignment]
-    return words
+    overrides: list[str] = OmegaConf.to_container(hydra.overrides[kind], resolve=False)  # type: ignore[assignment]
+    return overrides

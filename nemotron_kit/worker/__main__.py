@@ -18,10 +18,10 @@ from nemotron_kit.masking import mask
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a job folder; the exit code is the job's."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    as_rank = "--rank" in words
-    as_task = "--array" in words
-    folders = [word for word in words if word not in ("--rank", "--array")]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_rank = "--rank" in arguments
+    as_task = "--array" in arguments
+    folders = [argument for argument in arguments if argument not in ("--rank", "--array")]
     if len(folders) != 1:
         print("usage: python -m nemotron_kit.worker [--rank | --array] JOB_FOLDER", file=sys.stderr)  # noqa: T201
         return 2

@@ -30,7 +30,7 @@ def rank_command(folder: str) -> list[str]:
     return ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun; the exit code."""
     # What torchrun would set, with a banner of five lines.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    args: Any = parse_args(list(sys.argv[1:] if words is None else words))
+    args: Any = parse_args(list(sys.argv[1:] if arguments is None else arguments))
     args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     try:
         run(args)

@@ -35,11 +35,11 @@ def hydra_files(composed: Composed) -> dict[str, str]:
 
     config: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
     hydra: Any = OmegaConf.to_container(composed.hydra, resolve=False, enum_to_str=True)
-    words = masked_overrides(composed.overrides)
+    overrides = masked_overrides(composed.overrides)
     return {
         ".hydra/config.yaml": to_yaml(masked_by_name(plain(config))),
         ".hydra/hydra.yaml": to_yaml({"hydra": _masked_node(hydra)}),
-        ".hydra/overrides.yaml": json.dumps(words, indent=2, ensure_ascii=False) + "\n",
+        ".hydra/overrides.yaml": json.dumps(overrides, indent=2, ensure_ascii=False) + "\n",
     }
 
 
@@ -67,7 +67,7 @@ def _masked_node(hydra: dict[str, Any]) -> Any:
         if isinstance(variables, Mapping):
             hydra["job"][name] = dict.fromkeys(variables, "***")
     overrides = hydra.get("overrides") or {}
-    hydra["overrides"] = {kind: masked_overrides(map(str, words or ())) for kind, words in overrides.items()}
+    hydra["overrides"] = {kind: masked_overrides(map(str, values or ())) for kind, values in overrides.items()}
     return masked_by_name(hydra)
 
 

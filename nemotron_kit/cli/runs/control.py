@@ -355,12 +355,12 @@ def _go_on(run: RunFolder, job: JobFolder) -> int:
 
 def shell(argv: list[str]) -> int:
     """Become a shell, or the command behind `--`, beside a job. Raises UserError where there is nothing to enter."""
-    words, command = _split(argv)
+    arguments, command = _split(argv)
     parser = ToolParser("nemotron runs shell", "A shell where a run is, or the command behind --.")
     parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
     parser.add_argument("--job", type=at_least(0), default=0, metavar="N", help="of a run with many jobs: this one")
     parser.add_argument("--node", metavar="NAME", help="of a job on many nodes: this one")
-    options = parser.parse(words)
+    options = parser.parse(arguments)
     if options is None:
         return 0
     run = open_run(options.id)
@@ -449,8 +449,10 @@ def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
     """srun's words for a job's folder: in its container, where it has one."""
     if not settings.get("container_image"):
         return [f"--chdir={folder}"]
-    given = [str(word) for word in (settings.get("extra") or {}).get("srun_args") or ()]
-    named = [word.split("=", 1)[1].partition(":")[0] for word in given if word.startswith("--container-name=")]
+    given = [str(argument) for argument in (settings.get("extra") or {}).get("srun_args") or ()]
+    named = [
+        argument.split("=", 1)[1].partition(":")[0] for argument in given if argument.startswith("--container-name=")
+    ]
     name = named[-1] if named else _step(settings, folder)
     return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
 
@@ -467,9 +469,9 @@ def _step(settings: Mapping[str, Any], folder: str) -> str:
     return steps[-1]
 
 
-def _ssh(words: list[str]) -> list[str]:
+def _ssh(arguments: list[str]) -> list[str]:
     """With a terminal over there where there is one here."""
-    return [word for word in words if word != "-T"] if sys.stdin.isatty() else words
+    return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
 
 
 def _terminal(*options: str) -> list[str]:

@@ -88,20 +88,22 @@ _WIDE = 120
 
 def main(argv: Sequence[str]) -> int:
     """The words after `nemotron runs`. Returns the exit code; raises UserError for wrong ones."""
-    words = list(argv)
-    if words[:1] in (["-h"], ["--help"], ["help"]):
+    arguments = list(argv)
+    if arguments[:1] in (["-h"], ["--help"], ["help"]):
         write_lines(HELP.splitlines())
         return 0
-    if words and not words[0].startswith("-") and words[0] != "list":
-        return _command(words[0])(words[1:])
-    return _list(words[1:] if words[:1] == ["list"] else words)
+    if arguments and not arguments[0].startswith("-") and arguments[0] != "list":
+        return _command(arguments[0])(arguments[1:])
+    return _list(arguments[1:] if arguments[:1] == ["list"] else arguments)
 
 
-def _command(word: str) -> Callable[[list[str]], int]:
-    if word not in _COMMANDS:
-        hint = near(word, [*_COMMANDS, "list"])
-        raise UserError(f"nemotron runs has no command {word!r}.", hint=f"{hint} Of one run: nemotron runs show {word}")
-    module, _, name = _COMMANDS[word].partition(":")
+def _command(argument: str) -> Callable[[list[str]], int]:
+    if argument not in _COMMANDS:
+        hint = near(argument, [*_COMMANDS, "list"])
+        raise UserError(
+            f"nemotron runs has no command {argument!r}.", hint=f"{hint} Of one run: nemotron runs show {argument}"
+        )
+    module, _, name = _COMMANDS[argument].partition(":")
     found: Callable[[list[str]], int] = getattr(import_module(module), name)
     return found
 

@@ -124,12 +124,12 @@ class Recorded:
         """What was typed, in Hydra's words, without what chose the command and its config."""
         file = self.job.path / ".hydra" / "overrides.yaml"
         try:
-            words = json.loads(read_regular(file))
+            overrides = json.loads(read_regular(file))
         except (OSError, ValueError):
-            words = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            overrides = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
+        if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise UserError(f"{self.run.id}: its record is not whole: {file}: expected a list of texts.")
-        return list(words)
+        return list(overrides)
 
     def values(self, *, keep_env: bool, is_open: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
         """(the config for a file, the words that add to it what was added with `+` and delete what was deleted).
@@ -140,13 +140,15 @@ class Recorded:
         if not keep_env:
             run.pop("env", None)
         values = {key: self._back(value) for key, value in self.config.items() if key != "run"}
-        words = []
+        overrides = []
         added = str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")
         for key in filter(None, added):
             found, value = _take(values, key.split("."), keep=is_open(key))
-            words += [f"++{key}={hydra_value(value)}"] if found else []
-        words += [word for word in self.overrides if word.startswith("~") and not word.startswith("~/")]
-        return {**values, **({"run": run} if run else {})}, words
+            overrides += [f"++{key}={hydra_value(value)}"] if found else []
+        overrides += [
+            override for override in self.overrides if override.startswith("~") and not override.startswith("~/")
+        ]
+        return {**values, **({"run": run} if run else {})}, overrides
 
     def references(self) -> dict[str, str]:
         """Slot → the very version that was read."""
@@ -269,8 +271,8 @@ class RerunContext:
         return cls(tree, app, read_env_file())
 
 
-def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
-    """The words behind the run, read as those of its command."""
+def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
+    """The arguments behind the run's id, parsed as arguments of its command."""
     from nemotron_kit.cli import indexing
     from nemotron_kit.cli import tree as trees
     from nemotron_kit.cli.launch import spelled_out
@@ -282,15 +284,15 @@ def request_of(words: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
     index = indexing.live(tree)
     node = trees.find(index, command.path)
     where = f"nemotron runs rerun {recorded.label}"
-    job = Reader(words, NEMOTRON, index.detail(node) if node else {}, where, "nemotron runs rerun --help").read()
+    job = Reader(arguments, NEMOTRON, index.detail(node) if node else {}, where, "nemotron runs rerun --help").read()
     if job.config or job.recipe or job.stage:
         raise UserError("A rerun has the command and the config of its run.", hint="Override single values: KEY=VALUE.")
     if job.flags:
         raise UserError(f"{job.flags[0]} has no meaning for a rerun.", hint="See nemotron runs rerun --help.")
-    for word in job.overrides:
-        if _key(word).startswith(("hydra.", "hydra/")):
+    for override in job.overrides:
+        if _key(override).startswith(("hydra.", "hydra/")):
             raise UserError(
-                f"{word} has no meaning for a rerun.",
+                f"{override} has no meaning for a rerun.",
                 hint="A rerun does not go through Hydra's launcher; give the profile's fields.",
             )
     return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
@@ -302,14 +304,14 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
     from nemotron_kit.config.foreign import trusting
     from nemotron_kit.config.freeze import to_yaml
 
-    values, words = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
-    given = {_key(word) for word in request.overrides}
+    values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
+    given = {_key(override) for override in request.overrides}
     mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
     chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
     chosen += [f"run.profile={profile}"] if profile else []
     chosen += [f"run.mode={mode}"] if mode else []
     pins = [f"run.{slot}={_quoted(text)}" for slot, text in recorded.references().items() if f"run.{slot}" not in given]
-    kept = [word for word in words if _key(word) not in given]
+    kept = [override for override in overrides if _key(override) not in given]
     with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
@@ -321,13 +323,13 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
             hint = error.hint and error.hint.replace(str(path), kept_file)
             raise UserError(error.message.replace(str(path), kept_file), hint=hint) from error
     # On record it is what was typed, then and now: the file is gone in a moment.
-    typed = [word for word in recorded.overrides if _key(word) not in given]
+    typed = [override for override in recorded.overrides if _key(override) not in given]
     overrides = [*typed, *request.overrides]
     return replace(composed, overrides=overrides, config_name=recorded.config_name, config_file=None)
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
@@ -380,15 +382,15 @@ def plan_again(
     )
     check_pins(recorded, request, plan)
     typed = [f"run.profile={plan.profile}", f"run.mode={plan.mode}"] if request.profile else []
-    words = (*recorded.overrides, *typed, *request.overrides)
+    overrides = (*recorded.overrides, *typed, *request.overrides)
     # Its mounts are on record as folders; those of repositories may have been removed since.
     fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
-    return replace(plan, hydra=words, extra={**fetched, **plan.extra})
+    return replace(plan, hydra=overrides, extra={**fetched, **plan.extra})
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
     """UserError where an input that nobody has chosen anew is not what it was: another content, or another registry."""
-    given = {word.partition("=")[0] for word in request.overrides}
+    given = {override.partition("=")[0] for override in request.overrides}
     for slot, old in recorded.pins.items():
         new = plan.inputs.get(slot)
         if new is None or f"run.{slot}" in given:
@@ -428,15 +430,18 @@ def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Seque
     if request.after and (request.mode or old.get("mode")) != "batch":
         wait_for(None, request.after)
         sweep_jobs = partial(_sweep_jobs, run, replace(request, after=()), context, argv, run_id)
-    words = [*(word for word in old.get("hydra") or () if word not in ("-m", "--multirun")), *_typed(request)]
+    overrides = [
+        *(override for override in old.get("hydra") or () if override not in ("-m", "--multirun")),
+        *_typed(request),
+    ]
     plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
-            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *words]),
+            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *overrides]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
     again = create_run(run_id, plan, [])
     print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     return _run_again(again, sweep_jobs(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
-                        words, as_json=request.json)  # fmt: skip
+                        overrides, as_json=request.json)  # fmt: skip
 
 
 def _typed(request: Job) -> list[str]:
@@ -450,12 +455,12 @@ def _run_again(
     sweep_jobs: Iterator[SweepJob],
     count: int,
     settings: Settings,
-    words: Sequence[str],
+    overrides: Sequence[str],
     *,
     as_json: bool,
 ) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    jobs = Jobs(run, settings, words, ours=True)
+    jobs = Jobs(run, settings, overrides, ours=True)
     try:
         (first, _), *_ = jobs.run_all(sweep_jobs, count)
     except BaseException:
@@ -524,7 +529,7 @@ def rerun(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         write_lines(HELP.splitlines())
         return 0 if argv else 2
-    reference, *words = argv
+    reference, *arguments = argv
     if reference.startswith("-"):
         raise UserError(
             f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
@@ -534,9 +539,9 @@ def rerun(argv: list[str]) -> int:
     run, jobs = open_jobs(reference)
     recorded = Recorded(run, jobs[0])
     context = RerunContext.of(recorded)
-    request = request_of(words, recorded, context.tree)
+    request = request_of(arguments, recorded, context.tree)
     label = recorded.label if len(jobs) == 1 else run.id
-    line = ["nemotron", "runs", "rerun", label, *words]
+    line = ["nemotron", "runs", "rerun", label, *arguments]
     if len(jobs) > 1:
         return rerun_sweep(run, request, context, line)
     from nemotron_kit.cli.launch import carry_out

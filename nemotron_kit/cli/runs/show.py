@@ -204,9 +204,11 @@ def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
 
 
-def _line(words: object) -> object:
+def _line(overrides: object) -> object:
     """A sweep's words are on record one by one."""
-    return shlex.join(["python", "-m", "nemotron_kit", *map(str, words)]) if isinstance(words, list) else words
+    return (
+        shlex.join(["python", "-m", "nemotron_kit", *map(str, overrides)]) if isinstance(overrides, list) else overrides
+    )
 
 
 def _profile(plan: Mapping[str, Any]) -> str:
@@ -220,10 +222,10 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
     if view.unsubmitted:
         yield "waiting", f"{view.unsubmitted} for room: nemotron runs resume {view.run.id} submits what fits"
     shown = view.jobs[:_MANY]
-    words = [_overrides(job) for job in shown]
-    common = set.intersection(*map(set, words)) if words else set()
-    for job, said in zip(shown, words, strict=True):
-        own = " ".join(word for word in said if word not in common)
+    overrides = [_overrides(job) for job in shown]
+    common = set.intersection(*map(set, overrides)) if overrides else set()
+    for job, said in zip(shown, overrides, strict=True):
+        own = " ".join(override for override in said if override not in common)
         yield "jobs", f"{job.number}  {_outcome(view.states[job.number])}{f'  {own}' if own else ''}"
     if len(view.jobs) > _MANY:
         yield "jobs", f"and {len(view.jobs) - _MANY} more"
@@ -236,7 +238,7 @@ def _overrides(job: JobFolder) -> list[str]:
         found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError):
         return []
-    return [str(word) for word in found] if isinstance(found, list) else []
+    return [str(override) for override in found] if isinstance(found, list) else []
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:

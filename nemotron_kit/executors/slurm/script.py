@@ -234,8 +234,8 @@ def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Scrip
 
 def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
     extra = dict(config.extra or {})
-    words = [*(extra.pop("srun_args", None) or [])]
-    check_words(words, config)
+    arguments = [*(extra.pop("srun_args", None) or [])]
+    check_words(arguments, config)
     executor = build_executor(
         replace(
             config,
@@ -264,7 +264,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     executor.additional_parameters = flags
     # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
     # the one task that starts the others.
-    executor.srun_args = ["--wait=0", "--cpu-bind=none", *words]
+    executor.srun_args = ["--wait=0", "--cpu-bind=none", *arguments]
     # Pyxis gives an image's own variables the last word, but for these.
     executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
     again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"

@@ -297,17 +297,17 @@ def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
     _git(*inside, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
 
 
-def _git(*words: str, seconds: float) -> str:
+def _git(*arguments: str, seconds: float) -> str:
     """What git prints. It asks nobody for a password. UserError in git's own words, Unreachable when it hangs."""
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
     try:
         done = subprocess.run(
-            ["git", *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+            ["git", *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
         )
     except FileNotFoundError as error:
         raise UserError("There is no git where the job runs, for auto_mount.", hint="Mount a folder.") from error
     except subprocess.TimeoutExpired as error:
-        raise Unreachable(f"git {words[0]} has not ended for {seconds:.0f} s.") from error
+        raise Unreachable(f"git {arguments[0]} has not ended for {seconds:.0f} s.") from error
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise UserError(f"git could not fetch the repository: {said[-1] if said else f'exit code {done.returncode}'}")

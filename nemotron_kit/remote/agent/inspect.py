@@ -98,7 +98,7 @@ def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, An
     return {"version": out.strip(), "has_image": has}, b""
 
 
-def _said(words: list[str]) -> str | None:
+def _said(arguments: list[str]) -> str | None:
     """None for a command that works, else what it said."""
-    code, _, said = commands.run(words, seconds=_SECONDS)
+    code, _, said = commands.run(arguments, seconds=_SECONDS)
     return None if code == 0 else said or f"exit code {code}"

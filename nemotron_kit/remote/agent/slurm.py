@@ -257,8 +257,8 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
 
 def _queued() -> int:
     """Everybody's jobs, those that ended a moment ago among them; 0 where that can't be told."""
-    words = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
-    code, out, _ = commands.run(words, seconds=commands.ASK_SECONDS)
+    arguments = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
+    code, out, _ = commands.run(arguments, seconds=commands.ASK_SECONDS)
     return out.count("x") if code == 0 else 0
 
 
@@ -275,8 +275,8 @@ def _settled(run: Path, record: Submission) -> Submission:
     return record if record.refused else _found(run, record, "an earlier attempt has had no answer")
 
 
-def _sbatch(run: Path, record: Submission, words: list[str], env: dict[str, str], lock: int) -> Submission:
-    asked = ["sbatch", "--parsable", "--export=ALL", *words]
+def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, str], lock: int) -> Submission:
+    asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
     try:
         code, out, said = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
     except Unreachable as error:

@@ -41,13 +41,13 @@ class Entry:
 
 
 def run(
-    words: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None, hold: int | None = None
+    arguments: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None, hold: int | None = None
 ) -> tuple[int, str, str]:
     """Exit code, standard output and error of a command. Unreachable when it does not end in time; UserError when it
     isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
     try:
         child = subprocess.Popen(
-            list(words),
+            list(arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -58,14 +58,14 @@ def run(
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{words[0]} is not there: Slurm's commands are not installed on this machine, or not on its PATH.",
+            f"{arguments[0]} is not there: Slurm's commands are not installed on this machine, or not on its PATH.",
             hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
         ) from error
     try:
         out, said = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
         _kill(child)
-        raise Unreachable(f"{words[0]} has not answered for {seconds:.0f} s.") from error
+        raise Unreachable(f"{arguments[0]} has not answered for {seconds:.0f} s.") from error
     except BaseException:
         if hold is None:  # else what has been asked of Slurm is answered, and found again by its name
             _kill(child)
@@ -82,11 +82,11 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str | None = None) -> dict[str, Entry]:
     """The jobs of this user that slurmctld still knows (finished ones too, for a while), array tasks one by one; all of
     them, or those with a name, or a few by their ids."""
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
-    words += [f"--name={name}"] if name else []
-    words += [f"--jobs={','.join(sorted(ids))}"] if ids else []
-    words += [f"--clusters={clusters}"] if clusters else []
-    code, out, error = run(words, seconds=ASK_SECONDS)
+    arguments = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
+    arguments += [f"--name={name}"] if name else []
+    arguments += [f"--jobs={','.join(sorted(ids))}"] if ids else []
+    arguments += [f"--clusters={clusters}"] if clusters else []
+    code, out, error = run(arguments, seconds=ASK_SECONDS)
     if code != 0 and not (ids and "Invalid job id" in error):  # one that it has forgotten
         raise Unreachable(f"squeue: {error or f'exit code {code}'}")
     return _by_id(map(_queue_line, out.splitlines()))
@@ -96,14 +96,14 @@ def accounted(
     ids: Collection[str] = (), name: str | None = None, *, since: float | None = None, clusters: str | None = None
 ) -> dict[str, Entry]:
     """What accounting says of jobs, by id or by name; a job that it does not have is left out."""
-    words = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
+    arguments = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
     if name is not None:
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
-        words += [f"--name={name}", f"--starttime={start}", f"--user={_user()}"]
+        arguments += [f"--name={name}", f"--starttime={start}", f"--user={_user()}"]
     else:
-        words.append("--jobs=" + ",".join(sorted(ids)))
-    words += [f"--clusters={clusters}"] if clusters else []
-    code, out, error = run(words, seconds=ASK_SECONDS)
+        arguments.append("--jobs=" + ",".join(sorted(ids)))
+    arguments += [f"--clusters={clusters}"] if clusters else []
+    code, out, error = run(arguments, seconds=ASK_SECONDS)
     # sacct without slurmdbd says so on standard error, and may exit with 0 all the same.
     if code != 0 or (error and not out):
         raise Unreachable(f"sacct: {error or f'exit code {code}'}")
@@ -125,10 +125,10 @@ def job_id(output: str) -> tuple[str, str | None] | None:
 
 def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None = None) -> None:
     """Ask for the jobs to be stopped. Jobs that are over already are no error."""
-    words = ["scancel", "--quiet"]
-    words += [f"--clusters={clusters}"] if clusters else []
-    words += [f"--name={name}", f"--user={_user()}"] if name else sorted(ids)
-    code, _, error = run(words, seconds=ASK_SECONDS)
+    arguments = ["scancel", "--quiet"]
+    arguments += [f"--clusters={clusters}"] if clusters else []
+    arguments += [f"--name={name}", f"--user={_user()}"] if name else sorted(ids)
+    code, _, error = run(arguments, seconds=ASK_SECONDS)
     harmless = ("Invalid job id", "already completing or completed")
     if code != 0 and not any(text in error for text in harmless):
         raise Unreachable(f"scancel: {error or f'exit code {code}'}")
@@ -179,8 +179,8 @@ def _account_line(line: str) -> Entry | None:
     if len(parts) != 6 or not parts[0][:1].isdigit():
         return None
     number, state, start, name, code, derived = parts
-    word = state.split()[0] if state else ""
-    return Entry(number, word, name, None, None if start in _NO_TIME else start, _exit_code(code, derived))
+    argument = state.split()[0] if state else ""
+    return Entry(number, argument, name, None, None if start in _NO_TIME else start, _exit_code(code, derived))
 
 
 def _exit_code(code: str, derived: str) -> int | None:

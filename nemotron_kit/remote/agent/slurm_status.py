@@ -54,9 +54,9 @@ def telling(text: str, *, slurm_only: bool = False) -> list[str]:
     lines = [printable(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
     found: dict[str, str] = {}
     for match in filter(None, map(_SLURM.match, lines)):
-        word = match.string[match.end() :].strip()
-        if not _AROUND.match(word):
-            found.setdefault(word, f"{match[1]}: {word}" if match[1] and not found else word)
+        argument = match.string[match.end() :].strip()
+        if not _AROUND.match(argument):
+            found.setdefault(argument, f"{match[1]}: {argument}" if match[1] and not found else argument)
     others = [line for line in lines if not _SLURM.match(line)]
     errors = [line for line in others if "rror" in line] or others
     own = [line.removeprefix("error: ") for line in errors[-1:]]
