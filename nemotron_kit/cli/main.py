@@ -163,7 +163,7 @@ def _nemotron(arguments: list[str]) -> int:
     from nemotron_kit.cli.parse import parse
 
     _say_step(arguments)
-    tree = _tree(_recipe_word(arguments))
+    tree = _tree(_recipe_argument(arguments))
     return _dispatch(parse(arguments, _index(tree)), ["nemotron", *arguments], tree)
 
 
@@ -206,7 +206,7 @@ def _app(app: App, arguments: list[str]) -> int:
     return _dispatch(parse(arguments, index, root=root, prog=_program()), [*_program().split(), *arguments], tree, root)
 
 
-def _recipe_word(arguments: list[str]) -> list[str]:
+def _recipe_argument(arguments: list[str]) -> list[str]:
     """The word that can only be the recipe's name: a bare one, and none of an option that may have taken it."""
     from nemotron_kit.cli import options, tree
 

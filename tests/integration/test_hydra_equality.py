@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from nemotron_kit.cli.indexing import live
 from nemotron_kit.cli.parse import parse
-from nemotron_kit.cli.request import hydra_words
+from nemotron_kit.cli.request import hydra_overrides
 from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import EnvFile
@@ -86,7 +86,7 @@ def test_two_hundred_random_command_lines(tmp_path: Path) -> None:
     accepted = 0
     for (shim, hydra), judge in zip(lines, expected, strict=True):
         ours = composed_text(tree, hydra)
-        by_words = composed_text(tree, hydra_words(parse(shim, index)))
+        by_words = composed_text(tree, hydra_overrides(parse(shim, index)))
         assert by_words == ours, shim
         if judge.startswith("error"):
             assert ours == "error", hydra
