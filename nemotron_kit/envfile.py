@@ -1,4 +1,4 @@
-"""env.toml: found, read, and nothing more. What its tables mean is the business of the rooms above."""
+"""Finds and reads env.toml. The tables are interpreted by the packages that use them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Errors that a person at a prompt sees: what was wrong, where, and what would be right. Exit codes ride on them.
+"""Errors that are shown to the user: what was wrong, where, and what would be right, with an exit code.
 
-Paths, names and values in a message come from anywhere: `printable` takes what acts on a terminal out of them.
+Paths, names and values in a message may hold anything: `printable` makes terminal control characters visible.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-
 
 
 def printable(text: str) -> str:
-    """`text` that moves no cursor, sets no title, answers no query and reorders nothing where it is printed."""
+    """`text` with what controls a terminal (escapes, bidirectional overrides) made visible; colours are
+    removed."""
     if text.isprintable():
         return text
     import re  # which a help page has no use for
@@ -60,7 +61,7 @@ class Cancelled(NemotronError):
 
 
 class Note(str):
-    """Among the problems that a check lists: what it could not judge. A plan shows it as a note; it stops nothing."""
+    """An entry in a check's list of problems that could not be judged: shown as a note, it does not stop a launch."""
 
     __slots__ = ()
 

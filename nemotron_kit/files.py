@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written aside, synced, renamed. What is JSON in them is JSON to every reader."""
+"""Atomic and durable writes (a temporary file, synced and renamed), reads of regular files only, and strict JSON."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def fsync_dir(folder: Path) -> None:
 
 
 def aside(path: Path) -> Path:
-    """A hidden name beside `path`, on the same file system, for what is to get that name when it is whole."""
+    """A hidden temporary name beside `path`, on the same file system, for a file that is renamed to `path` when
+    complete."""
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 

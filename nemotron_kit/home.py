@@ -1,4 +1,4 @@
-"""Where the kit keeps its records on this machine."""
+"""The folder of nemotron_kit's records on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from nemotron_kit.errors import UserError
 
 
 def nemotron_home() -> Path:
-    """`$NEMOTRON_HOME`, or `~/.nemotron` when it is unset. Not created here. UserError where `~` means nothing."""
+    """`$NEMOTRON_HOME`, or `~/.nemotron` when it is unset. Does not create it. UserError where `~` can't be
+    resolved."""
     named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
     if named.startswith("~/") or named == "~":
         check_home()

@@ -1,10 +1,10 @@
-"""Secrets out of what is written: by their names where there are names, by their values everywhere else.
+"""Masks secrets in what is written: by name where values have names, else by value.
 
-Where to call what. `mask` for a text, `masked` for a JSON-like value, `MaskedStream` for bytes that arrive in parts (a
-pipe, a descriptor), `mask_logging` once after logging was configured. Whoever writes a log, a record or a message of a
-job calls one of them last, on what is really written. `note_secrets` first, in each process that writes for a job:
-with the names in the job's `secrets` and in its config's `${secret:NAME}`, whatever they are called; variables whose
-name says that they are secret need no note. Standard library alone: it also runs where jobs run.
+`mask` is for a text, `masked` for a JSON-like value, `MaskedStream` for bytes that arrive in parts (a pipe, a
+descriptor), and `mask_logging` is called after logging was configured. Whoever writes a log, a record or a message of a
+job calls one of them last, on the final text. Each process that writes for a job first calls `note_secrets` with the
+names in the job's `secrets` and in its config's `${secret:NAME}`; variables whose name marks them as secret need no
+note. Standard library alone, since it also runs on nodes.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class MaskedStream:
         return data
 
     def rest(self) -> bytes:
-        """What was held back, when no more comes."""
+        """The bytes that are held back, at the end of the stream."""
         held, self._held = self._held, b""
         return held
 

@@ -1,7 +1,7 @@
-"""Whose a file is: what another user owns, or anybody may write, decides nothing here and is not run.
+"""Checks who owns a file: what another user owns, or everybody may write, is neither obeyed nor run.
 
-root may do anything to this user anyhow, so its files are as good as one's own; under sudo those of the user who called
-it are, too. A group that may write is a team that shares a folder on purpose. Without pathlib: help asks as well.
+root, and under sudo the calling user, are trusted. A folder that a group may write is trusted: a team shares it on
+purpose. Does not import pathlib, since help uses it.
 """
 
 # ruff: noqa: PTH116, PTH118
@@ -12,9 +12,9 @@ import stat
 
 
 def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
-    """Why what lies at `path` can't be trusted ("belongs to another user (uid 12)"), None where it can.
+    """Why the file at `path` can't be trusted ("belongs to another user (uid 12)"); None where it can.
 
-    Of a link, both the link and what it leads to are judged. OSError where there is nothing.
+    Of a link, both the link and its target are checked. OSError where there is no file.
     """
     found = os.stat(path)
     for owner in (found.st_uid, os.lstat(path).st_uid):
@@ -26,8 +26,7 @@ def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
 
 
 def untrusted_code_reason(folder: str | os.PathLike[str]) -> str | None:
-    """The same of a folder of Python code that is to be imported from its parent: a sentence that names the first path
-    in it that can't be trusted."""
+    """Why a folder of Python code can't be trusted: a sentence that names the first such path; None where it can."""
     folder = os.path.abspath(folder)  # noqa: PTH100
     for path in (os.path.dirname(folder), folder):  # noqa: PTH120
         if why := untrusted_reason(path):

@@ -1,4 +1,4 @@
-"""What a script needs when it is started directly, by the worker or by torchrun: its config, its overrides, W&B.
+"""What a script needs that is started directly, by the worker or by torchrun: its config, its overrides, W&B.
 
 config_path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
 config = load_omegaconf_yaml(config_path)

@@ -1,4 +1,4 @@
-"""How a version comes to be, and whether its files are still those that were saved."""
+"""Commits versions to a registry, and verifies that a version's files are still those that were saved."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ _FAR = 64
 
 
 class ContentIndex:
-    """The index of one name."""
+    """The content index of one artifact name: `index/<digest>/v<N>`, an empty file for each version with that
+    digest. It finds an existing version of equal content without reading every record."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
@@ -160,7 +161,7 @@ class ContentIndex:
         return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
 
     def announce(self, digest: str, version: int) -> None:
-        """Write the line of a version that is about to get its name."""
+        """Add a version to the index; called before the version is published."""
         folder = self._folder / digest
         make_below(self._store.folder(self._name), folder, self._store.modes)
         touch(folder / f"v{version}", self._store.modes)
@@ -176,7 +177,7 @@ class ContentIndex:
         return max(self._store.numbers(self._name), default=-1) + 1
 
     def note_newest(self, version: int) -> None:
-        """Say where to begin to look for the next number. Not synced: it is a hint."""
+        """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
         file, aside = self._folder / _NEWEST, self._folder / f".tmp-{os.urandom(8).hex()}"
         with contextlib.suppress(OSError):  # the next save lists the versions then
             touch(aside, self._store.modes, f"{version}\n")

@@ -1,4 +1,7 @@
-"""The manifest of an artifact's files: what identifies it, and how a change is noticed."""
+"""The manifest of an artifact's files (path, size, sha256), and JSON documents that carry their own checksum.
+
+An artifact's digest is computed from its manifest; a changed file is found by its size, times and hash.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file from outside: bytes, mtime and ctime in ns; `link` is the target of a link to nothing or to a circle."""
+    """A file as stat shows it: size in bytes, mtime and ctime in ns. `link` is the target of a broken or circular
+    link."""
 
     size: int
     mtime_ns: int
@@ -55,7 +59,7 @@ def walk(root: Path) -> dict[str, FileInfo]:
 
 
 def file_info(path: str) -> FileInfo | None:
-    """One file from outside; None for a folder."""
+    """What stat shows of one file, links followed; None for a folder. ArtifactChangedError if it can't be read."""
     try:
         info = os.stat(path)  # noqa: PTH116
     except OSError as error:
@@ -68,7 +72,7 @@ def file_info(path: str) -> FileInfo | None:
 
 
 def wait_for_fresh_stamps(files: Iterable[FileInfo]) -> None:
-    """Wait (20 ms at most) until whatever changes a file from now on also changes its stamp."""
+    """Wait, 20 ms at most, until any later change to these files will also change their time stamps."""
     youngest = max((max(found.mtime_ns, found.ctime_ns) for found in files), default=0)
     if time.time_ns() - youngest < _SETTLE_NS:
         time.sleep(_SETTLE_NS / 1e9)
@@ -115,12 +119,12 @@ def _inode(folder: str) -> tuple[int, int]:
 
 
 CHECKSUM = "sha256"
-# Where documents of other tools are read too: a document that says this and has no seal has lost it.
+# Where documents of other tools are read too: a document that says this and has no checksum has lost it.
 WRITER = {"sealed_by": "nemotron_kit"}
 
 
 def canonical(value: Any) -> bytes:
-    """The one spelling of a JSON value that is hashed."""
+    """The canonical JSON encoding of a value, of which checksums are computed: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -130,7 +134,8 @@ def sha256_of(value: Any) -> str:
 
 
 def render_checksummed(document: dict[str, Any]) -> str:
-    """The file's text. It ends with its last brace, so that no cut-off file is still a document."""
+    """The document as JSON text with its sha256. The text ends with its last brace, so no truncated text is valid
+    JSON."""
     return _text(encoded({key: value for key, value in document.items() if key != CHECKSUM}))
 
 
@@ -145,19 +150,19 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
-    """A document without its seal, or a DamagedRecordError that names the file.
+    """A document without its checksum; DamagedRecordError, naming the file, where the checksum does not match.
 
-    `strict` also refuses a file whose text is not the very one that was written. Without it, a document with neither
-    seal nor MARK is taken as it is: another tool wrote it.
+    `strict` also refuses a file whose text is not exactly what `render_checksummed` writes. Without it, a document with
+    neither checksum nor WRITER is taken as it is: another tool wrote it.
     """
     text = _read(path, what)
     document = _parse(text, path, what)
     if not isinstance(document, dict):
         raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
-    seal = document.pop(CHECKSUM, None)
-    if seal is None and not strict and not WRITER.keys() & document.keys():
+    checksum = document.pop(CHECKSUM, None)
+    if checksum is None and not strict and not WRITER.keys() & document.keys():
         return decoded(document)
-    if seal != sha256_of(document) or (strict and text != _text(document)):
+    if checksum != sha256_of(document) or (strict and text != _text(document)):
         raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
     return decoded({key: value for key, value in document.items() if key not in WRITER})
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field, field_validator, model_validator
 
 from nemotron_kit.artifacts import saving
-from nemotron_kit.artifacts import saving as saving_module
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.metadata import folder_of
@@ -62,7 +61,7 @@ class Artifact(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: Any) -> Any:
-        return saving_module.prepare_fields(cls, data) if isinstance(data, dict) else data
+        return saving.prepare_fields(cls, data) if isinstance(data, dict) else data
 
     @field_validator("path", mode="after")
     @classmethod
@@ -135,12 +134,12 @@ class Artifact(BaseModel):
 
         Raises UserError where there is none, or where metadata.json is cut off, changed, or another class's.
         """
-        return saving_module.load(cls, path, tracked_artifact)
+        return saving.load(cls, path, tracked_artifact)
 
     @classmethod
     def from_uri(cls, uri: str) -> Self:
         """The artifact that a reference names (`art://Name[:version|alias]`), its files checked to be as saved."""
-        return saving_module.from_uri(cls, uri)
+        return saving.from_uri(cls, uri)
 
     def to_json(self) -> str:
         """One line of JSON by which another step finds it."""

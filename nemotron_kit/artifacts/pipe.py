@@ -33,23 +33,26 @@ _LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "
 
 
 def announce_step() -> None:
-    """Say on standard output, where it is a pipe, that a step writes to it: the next one waits for its artifacts."""
-    if _said or not is_pipe(1):
+    """Mark standard output, where it is a pipe, as written by a step, so that the next step waits for its artifacts.
+
+    The mark is a lock (F_OFD_SETLK) on the pipe. Where the system has no such locks, nothing is marked.
+    """
+    if _announced or not is_pipe(1):
         return
     with contextlib.suppress(OSError, ImportError, AttributeError):  # no such locks here: then nothing is said
         import fcntl
 
         fcntl.fcntl(1, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
-        _said.append(os.getpid())
+        _announced.append(os.getpid())
         atexit.register(withdraw_step)
 
 
-_said: list[int] = []
+_announced: list[int] = []
 
 
 def withdraw_step() -> None:
-    """Others may go on with the same pipe: `{ nemotron …; cat list; } | while read …`."""
-    if _said == [os.getpid()]:
+    """Remove the mark of `announce_step`: other programs may write to the same pipe afterwards."""
+    if _announced == [os.getpid()]:
         with contextlib.suppress(OSError):
             import fcntl
 
@@ -65,8 +68,8 @@ def is_pipe(descriptor: int) -> bool:
 
 
 def from_step() -> str | None:
-    """All that the step at the other end of standard input writes, once it has ended; None where no step says that it
-    is there, and then nothing is read."""
+    """All that the step at the other end of standard input writes, once it has ended. None, with nothing read, where
+    no step has marked the pipe."""
     if not is_pipe(0) or not _wait_for_step():
         return None
     return read_all()
@@ -81,7 +84,7 @@ def read_all() -> str:
 
 
 def peek_input() -> tuple[bytes, bool]:
-    """(what lies in standard input, a pipe, and is left there; whether nothing more will come)."""
+    """(the bytes that wait in standard input, a pipe, without consuming them; whether the writers have closed it)."""
     import select
 
     poll = select.poll()
@@ -93,13 +96,13 @@ def peek_input() -> tuple[bytes, bool]:
 
 
 def take(left: int) -> None:
-    """Take as many bytes from standard input as `peek_input` has shown."""
+    """Consume `left` bytes of standard input: those that `peek_input` showed."""
     while left > 0 and (chunk := os.read(0, left)):
         left -= len(chunk)
 
 
 def step_writes() -> bool:
-    """Whether a step has said that it writes to standard input."""
+    """Whether a step has marked standard input as its output (see `announce_step`)."""
     with contextlib.suppress(OSError, ImportError, AttributeError):
         import fcntl
 
@@ -109,7 +112,8 @@ def step_writes() -> bool:
 
 
 def _wait_for_step() -> bool:
-    """Whether a step says so, now or as soon as one that was started together with this process has come that far."""
+    """Whether a step marks the pipe, now or within the seconds in which one that was started together with this
+    process may still do so."""
     began = time.monotonic()
     while not step_writes():
         if time.monotonic() > began + _APART_SECONDS or any(peek_input()) or not _may_be_starting():

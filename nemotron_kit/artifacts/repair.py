@@ -1,7 +1,8 @@
-"""Records of a registry that are damaged: found, and repaired where what they were can be proved, else put aside.
+"""Finds damaged records of a registry and repairs those whose content can be proved by their sha256.
 
-Proof is the record's own sha256. A version whose record stays damaged becomes `dropped-v<N>`: readers pass over it, and
-its number is not given again. The artifact's files are never touched."""
+A version whose record can't be repaired is renamed to `dropped-v<N>`: readers skip it, and its number is not given
+again. The artifact's files are never touched.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _TRIED = 8192
 
 @dataclass(frozen=True)
 class DamageFinding:
-    """A damaged record: what it is of, why it can't be read, what is to be done (`repaired`, `dropped`, `removed`)."""
+    """A damaged record: `what` it describes, its `file`, `why` it can't be read, and the `remedy` (`repaired`,
+    `dropped` or `removed`) that `apply` carries out."""
 
     what: str
     file: Path

@@ -1,4 +1,4 @@
-"""The files of a local registry: where each stands, how it is read and written. Safe on a shared file system."""
+"""The files of a local registry: their layout, and how they are read and written, also on a shared file system."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ArtifactVersion:
         return "size+mtime" if unread else "sha256"
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON, without its seal."""
+        """The record as JSON data, without its checksum."""
         return {
             "format": FORMAT,
             **vars(self),
@@ -134,7 +134,7 @@ MODES = {"private": FileModes(), "group": FileModes(0o2770, 0o660, exact=True)}
 
 @dataclass(frozen=True)
 class DamagedVersion:
-    """A version whose record can't be read as what it was."""
+    """A version whose record can't be read; `error` says why."""
 
     name: str
     version: int
@@ -234,7 +234,7 @@ class Store:
         return record
 
     def look(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
-        """A version's record, or that it is damaged: for who shows or judges many, of which one must not stop it."""
+        """A version's record, or a DamagedVersion, so that one damaged record does not stop a listing."""
         try:
             return self.record(name, version)
         except ArtifactVersionNotFoundError:
@@ -287,7 +287,7 @@ def pointer_document(name: str, word: str, version: int) -> dict[str, Any]:
 
 
 def read_text_field(file: Path, what: str, key: str) -> str:
-    """One text field of a sealed document."""
+    """One text field of a JSON document with a checksum."""
     value = read_checksummed(file, what).get(key)
     if not isinstance(value, str) or not value:
         raise DamagedRecordError(f"{file}: this {what} is damaged: no {key}.")
@@ -347,16 +347,17 @@ def staged(folder: Path, modes: FileModes) -> Iterator[Path]:
 
 
 def write_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
-    """Write a sealed JSON document, durably."""
+    """Write a JSON document with its checksum, durably."""
     write_text(path, render_checksummed(document), mode=modes.file)
     if modes.exact:
         path.chmod(modes.file)
 
 
 def publish(stage: Path, target: Path) -> bool:
-    """Rename a staged folder to `target`, durably. False if `target` is there already.
+    """Rename a staged folder to `target`, durably. False if `target` exists already.
 
-    A file server that loses its answer can say no to a rename that it has done: after False, look whose `target` is.
+    A file server that loses its reply may report a rename as failed that has happened: after False, check who wrote
+    `target`.
     """
     try:
         os.rename(stage, target)  # noqa: PTH104
@@ -405,7 +406,7 @@ def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> l
 
 @contextlib.contextmanager
 def writing_to(root: Path) -> Iterator[None]:
-    """Turn the system's refusals into one sentence that names the registry."""
+    """Turn an OSError within the block into a NemotronError that names the registry."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Trackers: which other systems are told about artifacts; `init()` chooses the registry and the tracker from code."""
+"""Lineage trackers: the interface by which saves and loads are reported, and `init()`, which chooses one from code."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _tracker: LineageTracker = NoOpTracker()
 
 
 def set_lineage_tracker(tracker: LineageTracker | None) -> None:
-    """Choose the tracker that saves and loads are told to; None turns tracking off."""
+    """Choose the tracker to which saves and loads are reported; None turns tracking off."""
     global _tracker
     _tracker = tracker if tracker is not None else NoOpTracker()
 
@@ -134,7 +134,7 @@ _BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"
 
 @dataclass(frozen=True)
 class KitConfig:
-    """What `init()` was told; `root` is None where env.toml and $NEMOTRON_HOME decide."""
+    """The arguments of `init()`; `root` is None where env.toml and $NEMOTRON_HOME decide."""
 
     backend: str = "fsspec"
     root: Path | None = None
@@ -175,7 +175,7 @@ def init(
 
 
 def get_config() -> KitConfig | None:
-    """What `init()` was told; None before it was called."""
+    """The arguments of `init()`; None before it was called."""
     return _config
 
 

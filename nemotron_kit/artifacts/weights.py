@@ -1,4 +1,5 @@
-"""Whether the weights in a model's folder are whole, told by the files' own directories: without torch or a tensor."""
+"""Checks that the weight files of a model are complete, from their headers alone: reads no tensor and needs no
+torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config values to typed dataclasses, by the hints of their fields."""
+"""Converts config values to typed dataclasses, by the type hints of their fields."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def computed_fields(cls: Any) -> set[str]:
 
 
 class RecordedDefaults:
-    """The defaults of dataclass fields, and what each object among them was constructed with: a `__post_init__` may
-    have changed it since, and would change it again when the object is built anew from those values."""
+    """The defaults of dataclass fields, with the constructor arguments of each dataclass object among them.
+
+    An object is rebuilt from its arguments and not from its attributes, which a `__post_init__` may have changed.
+    """
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[Any, dict[str, Any]]] = {}  # the object itself is kept, so that its id is its own

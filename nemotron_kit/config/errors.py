@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's exceptions in our words: what was wrong, where, and what would be right."""
+"""Translates Hydra's and OmegaConf's exceptions to UserErrors: what was wrong, where, and what would be right."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A config file from elsewhere is data: what would decide which code runs, or which files are written, is refused in
-it.
+"""Restricts config files from untrusted places: they may hold data, but not decide which code runs or which files are
+written.
 
-From elsewhere is what is neither in the command's own config folder (or beside its script), nor in the project of the
-working folder, this user's and writable by nobody else. The project ends at the first folder above with a pyproject
-file or .git; without one there is none. What the person types on the command line may do all.
+Trusted are files in the command's own config folder (or beside its script), and files in the project of the working
+folder that belong to this user and that nobody else may write. The project is the nearest folder above with a pyproject
+file or .git. Overrides on the command line are not restricted.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _trusted_folders: list[Path] = []
 
 @contextmanager
 def trusting(folder: Path) -> Iterator[None]:
-    """Within the block what lies in `folder` is as good as this user's own: it was written from a record."""
+    """Within the block files in `folder` are trusted: they were written from a record."""
     _trusted_folders.append(folder)
     try:
         yield
@@ -75,7 +75,7 @@ def trusting(folder: Path) -> Iterator[None]:
 
 
 def is_trusted(path: Path, command: Command) -> bool:
-    """Whether a config file is the recipe's, or this user's own."""
+    """Whether a config file belongs to the recipe or to this user."""
     real = path.resolve()
     folder = command.config_folder
     # Whoever installed the recipe owns its code as well.

@@ -1,4 +1,5 @@
-"""What a job reads: everything resolved at launch except ${art:…} and ${secret:…}, which only the job resolves."""
+"""Freezes a composed config for a job: every interpolation is resolved but ${art:…} and ${secret:…}, which the job
+resolves."""
 
 from __future__ import annotations
 
@@ -119,7 +120,7 @@ def without_secrets() -> Iterator[None]:
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The kit's own error behind one of OmegaConf's."""
+    """The UserError that a resolver raised, where one is the cause of an OmegaConf error; else None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
@@ -127,13 +128,13 @@ def user_error(error: BaseException) -> UserError | None:
 
 
 def omegaconf_message(error: Exception | str) -> str:
-    """OmegaConf's first line, without the name of the exception that it met."""
+    """The first line of an OmegaConf error, without the name of the exception that it wraps."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"\A\w+ raised while resolving interpolation: ", "", line).strip('"')
 
 
 def missing_table_hint(text: str) -> str | None:
-    """What an interpolation that OmegaConf does not find lacks, where that is a table of env.toml."""
+    """A hint for an interpolation that was not found, where it refers to a table of env.toml; else None."""
     match = re.search(r"Interpolation key 'run\.wandb(?:\.([a-z_]+))?' not found", text)
     if match is None:
         return None
@@ -181,7 +182,8 @@ def walk_strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
-    """Within the block the resolvers called `names` give marks, which `restore` turns back into what was written."""
+    """Within the block the resolvers called `names` return placeholders, which `restore` turns back into the
+    interpolations."""
     from omegaconf import OmegaConf
 
     def mark(name: str) -> Any:

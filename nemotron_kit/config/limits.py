@@ -1,4 +1,4 @@
-"""YAML and OmegaConf, read faster and within limits: no alias or interpolation may multiply without bound."""
+"""Patches of YAML and OmegaConf: faster parsing, and limits on aliases, nesting and interpolations."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_TEXT = 4 << 20
 
 
 def check_yaml_limits(path: Path, text: str) -> None:
-    """Raise UserError, with the line, for YAML nested too deeply, with an alias inside of what it stands for, or with
-    aliases of aliases that unfold to more than anybody wrote."""
+    """Raise UserError, with the line, for YAML that is nested too deeply, has an alias inside of its own anchor, or
+    whose aliases expand to more than MAX_NODES values."""
     import yaml
 
     # Parsing twice would double the time of an ordinary config: only what could be one is looked at.
@@ -39,7 +39,7 @@ def check_yaml_limits(path: Path, text: str) -> None:
 
 
 class _Counter:
-    """How many nodes the document unfolds to, event by event."""
+    """Counts, event by event, the nodes that a document expands to."""
 
     def __init__(self) -> None:
         self.open: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, nodes so far) of each collection
@@ -80,8 +80,10 @@ def _indent(line: str) -> int:
 
 @contextmanager
 def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
-    """Within the block a value whose interpolations multiply (`${a}${a}`, line by line) is a UserError, not a day's
-    work: OmegaConf resolves each of them anew, wherever it is referred to. `total`: all of the block's together."""
+    """Within the block a value is a UserError whose interpolations multiply without bound (`${a}${a}`, line by line).
+
+    OmegaConf resolves each reference anew. `total` limits the number of all interpolations in the block together.
+    """
     import omegaconf
 
     container: Any = vars(omegaconf)["base"].Container
@@ -113,7 +115,8 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def faster_omegaconf() -> Iterator[None]:
-    """Within the block OmegaConf, and so Hydra, does what it does anyway, only sooner, and `hydra_reading_fixes`."""
+    """Within the block OmegaConf, and so Hydra, parses YAML with libyaml and caches parsed interpolations; includes
+    `hydra_reading_fixes`."""
     import omegaconf
 
     utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
@@ -186,7 +189,7 @@ def open_dicts(node: Any) -> None:
 
 
 def without_sexagesimal(loader: Any) -> Any:
-    """The same YAML loader without YAML 1.1's numbers to the base of sixty: 12:00:00 is what it says, not 43200."""
+    """The YAML loader without YAML 1.1's sexagesimal numbers: 12:00:00 is a string, not 43200."""
 
     class Loader(loader):  # type: ignore[misc]
         pass
@@ -205,7 +208,7 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def with_libyaml(loader: Any) -> Any:
-    """The same loader over libyaml's parser, which takes a twentieth of the time; `loader` where there is none."""
+    """The same loader over libyaml's parser, about 20 times as fast; `loader` itself where libyaml is missing."""
     import yaml
 
     if not yaml.__with_libyaml__:

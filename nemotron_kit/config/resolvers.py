@@ -1,4 +1,4 @@
-"""The kit's OmegaConf resolvers: ${art:slot,field}, ${secret:NAME}, ${auto_mount:…}, ${nemotron.run_dir:}."""
+"""OmegaConf resolvers of nemotron_kit: ${art:slot,field}, ${secret:NAME}, ${auto_mount:…}, ${nemotron.run_dir:}."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FOUND = "_nemotron_artifacts"
 
 
 def register_resolvers() -> None:
-    """Make the kit's resolvers known to OmegaConf. Calling it again changes nothing."""
+    """Register these resolvers with OmegaConf. Calling it again changes nothing."""
     from omegaconf import OmegaConf
 
     resolvers: dict[str, Callable[..., Any]] = {
@@ -42,7 +42,7 @@ def set_run_dir(folder: str) -> None:
 
 
 def run_dir() -> str:
-    """The folder of this launch; a new one when the process was not started by the kit."""
+    """The folder of this launch; a new one where the process was not started by a launch."""
     if not _run_dir:
         from nemotron_kit.home import nemotron_home
         from nemotron_kit.runs.folder import new_run_id

@@ -1,7 +1,7 @@
-"""What is refused because it is a secret: secrets are references, `${secret:NAME}`, which only the job itself resolves.
+"""Refuses secrets in overrides and configs: a secret is given as `${secret:NAME}`, which only the job resolves.
 
-Judged after parsing, at every depth, whatever it came from: by the names of keys and variables, and by the values that
-the environment's secrets have. How secrets are masked in what is written is masking.py's business.
+Checked after parsing, at every depth: by the names of keys and variables, and by the values of the environment's
+secrets. Masking of what is written is in masking.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Megatron's indexed dataset: `<prefix>.bin` holds all token ids, `<prefix>.idx` says where each document is.
+"""Writer of Megatron's indexed dataset: `<prefix>.bin` holds all token ids, `<prefix>.idx` where each document is.
 
-The .idx: 9 bytes of magic, version (u64), number type (u8), sequences n (u64), document marks n+1 (u64), then n lengths
-(i32), n byte offsets (i64), n+1 document marks (i64), all little-endian. A document is one sequence here.
+The format is that of megatron/core/datasets/indexed_dataset.py. The .idx, little-endian: 9 bytes of magic, version
+(u64), dtype code (u8), number of sequences n (u64), number of document boundaries n + 1 (u64); then n lengths in tokens
+(i32), n byte offsets into the .bin (i64), n + 1 document boundaries as sequence numbers (i64). Here a document is one
+sequence.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ TEMPORARY = ".tmp"
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A file that lies whole and synced under a temporary name."""
+    """A file that is complete and synced under a temporary name; `size` in bytes, `sha256` of its content."""
 
     temporary: Path
     final: Path
@@ -44,7 +46,7 @@ class ShardWriter:
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        with _told(prefix):
+        with _write_errors(prefix):
             prefix.parent.mkdir(parents=True, exist_ok=True)
         self.prefix, self.dtype = prefix, np.dtype(dtype).newbyteorder("<")
         self.lengths = array("i")
@@ -72,7 +74,7 @@ class ShardWriter:
         for part in _index(np.frombuffer(self.lengths, dtype=np.int32), self.dtype):
             self._idx.write(part)
         written = self._bin.finish(), self._idx.finish()
-        with _told(self.prefix):
+        with _write_errors(self.prefix):
             for file in written:
                 file.temporary.replace(file.final)
             fsync_dir(self.prefix.parent)
@@ -96,17 +98,17 @@ class _HashedFile:
         self.final, self.size = final, 0
         self.path = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
         self._digest = hashlib.sha256()
-        with _told(final):
+        with _write_errors(final):
             self._file = self.path.open("xb", buffering=1 << 20)
 
     def write(self, data: bytes) -> None:
-        with _told(self.final):
+        with _write_errors(self.final):
             self._file.write(data)
         self._digest.update(data)
         self.size += len(data)
 
     def finish(self) -> WrittenShard:
-        with _told(self.final):
+        with _write_errors(self.final):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -119,8 +121,8 @@ class _HashedFile:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A full or read-only disk is one clear error that names the file."""
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError (a full or read-only disk) into a NemotronError that names the file."""
     try:
         yield
     except OSError as error:

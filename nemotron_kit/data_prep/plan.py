@@ -1,4 +1,4 @@
-"""The frozen plan: which documents go to which shard. All that decides a shard's bytes is in it and its digest."""
+"""The plan of a data preparation: which documents go to which shard. It and its digest decide every byte of a shard."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PlannedSource:
 
 @dataclass(frozen=True)
 class FilePart:
-    """The parts `parts` out of `of` equal ones of a source's file number `file`."""
+    """Of a source's file number `file`, cut into `of` equal parts: the parts with the numbers `parts`."""
 
     file: int
     parts: tuple[int, ...]
@@ -77,8 +77,8 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """How text becomes token ids. `sha256` is that of `file`, the tokenizer.json; `bos`, `eos`: ids to add, or None.
-    `number_type` is the .bin's where it was asked for."""
+    """How text becomes token ids: the tokenizer.json `file` with its `sha256`, and the ids `bos`, `eos` to add (None:
+    none). `number_type` is the dtype of the .bin where it was asked for."""
 
     model: str
     file: str
@@ -177,7 +177,7 @@ _WORDS = {
     "sources": "the sources (their names, files, content or sample)",
     "tokens": "the tokenizer, BOS or EOS",
     "limits": "min_doc_chars, max_doc_tokens or max_doc_size",
-    "shards": "the number of shards, or how documents are dealt to them",
+    "shards": "the number of shards, or how documents are assigned to them",
 }
 
 

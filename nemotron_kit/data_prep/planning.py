@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemotron_kit.data_prep import readers, tokenizer
-from nemotron_kit.data_prep import sources as sources_module
 from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, parse_size
 from nemotron_kit.data_prep.plan import (
     PLAN_FILE,
@@ -22,7 +21,15 @@ from nemotron_kit.data_prep.plan import (
     SourceFile,
     TokenizerRecord,
 )
-from nemotron_kit.data_prep.sources import Omissions, compression_of, kind_of, list_files
+from nemotron_kit.data_prep.sources import (
+    FoundFile,
+    Omissions,
+    compression_of,
+    content_identity,
+    is_remote,
+    kind_of,
+    list_files,
+)
 from nemotron_kit.errors import UserError
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
@@ -50,7 +57,11 @@ def text_size(file: SourceFile) -> float:
 
 
 def apportion(count: int, sizes: Sequence[float]) -> list[int]:
-    """`count` shards over sources in proportion to their sizes, at least one each (so more than `count` if need be)."""
+    """How many of `count` shards each source gets, in proportion to its size, [sources]; at least one each.
+
+    Each next shard goes to the source that is furthest below its quota. The sum exceeds `count` if there are more
+    sources.
+    """
     total = sum(sizes) or 1.0
     shares = [1] * len(sizes)
     for _ in range(count - len(sizes)):
@@ -60,7 +71,11 @@ def apportion(count: int, sizes: Sequence[float]) -> list[int]:
 
 
 def assign_shards(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[FilePart, ...]]:
-    """For each share (its part of the source, adding up to 1), the pieces that make it up."""
+    """For each shard the parts of files that make it up; `shares` are the shards' parts of the source, summing to 1.
+
+    Files are cut into cells, and each cell goes to the shard that is least filled relative to its share (greedy list
+    scheduling, Graham 1969), in an order that hashes decide: the same on every machine.
+    """
     cells = [cell for number, file in enumerate(files) for cell in _cut(number, file, _cell_size(files, shares, file))]
     dealt: list[list[_Cell]] = [[] for _ in shares]
     # (how full for its share, tie-break, shard): the first is the one that is behind most
@@ -166,9 +181,7 @@ def _sources(blend: DataBlend, config: DataPrepConfig, corpora: Path) -> tuple[P
         list_files(dataset, folder=blend.folder, corpora=corpora, left=left)
         for (_, dataset), left in zip(chosen, omitted, strict=True)
     ]
-    whole = (
-        sum(file.size for files in listed for file in files if not sources_module.is_remote(file.path)) <= READ_WHOLE
-    )
+    whole = sum(file.size for files in listed for file in files if not is_remote(file.path)) <= READ_WHOLE
     return tuple(
         PlannedSource(
             name=dataset.name,
@@ -191,11 +204,9 @@ def _typed(tokens: TokenizerRecord, number_type: str | None) -> TokenizerRecord:
     return replace(tokens, number_type=number_type)
 
 
-def _identified(file: sources_module.FoundFile, whole: bool) -> SourceFile:
+def _identified(file: FoundFile, whole: bool) -> SourceFile:
     identity = file.identity or (
-        "unknown"
-        if sources_module.is_remote(file.path)
-        else sources_module.content_identity(file.path, file.size, whole=whole)
+        "unknown" if is_remote(file.path) else content_identity(file.path, file.size, whole=whole)
     )
     return SourceFile(file.path, file.size, identity)
 

@@ -25,7 +25,8 @@ THREADS = 2  # a process: measured best; more threads wait for Python, fewer was
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """Something a shard's maker tells: progress (`characters`, `tokens`) or, at the end, `record` and how it came."""
+    """A report on a shard being made: `characters` and `tokens` since the last one, or at the end its `record` and
+    `how` it came about (made, kept, remade: why)."""
 
     number: int
     characters: int = 0
@@ -73,13 +74,13 @@ def check_all(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> None:
 
 
 def make_numbered_shard(plan: ShardPlan, number: int, folder: Path, tell: Callable[[ShardEvent], None]) -> None:
-    """Make one shard here, telling of its progress and of its end."""
+    """Make shard `number` of the plan in this process; `tell` is called with its progress and its end."""
     record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(ShardEvent(number, chars, tokens)))
     tell(ShardEvent(number, record=record, how=how))
 
 
 class _Pool:
-    """Worker processes that are fed shard numbers one by one; a thread for each listens to it."""
+    """Worker processes that receive shard numbers one by one; a thread for each reads its events."""
 
     def __init__(self, folder: Path, numbers: Sequence[int], workers: int, tell: Callable[[ShardEvent], None]) -> None:
         self.folder, self.tell = folder, tell

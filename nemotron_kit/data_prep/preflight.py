@@ -1,4 +1,4 @@
-"""What would stop a data preparation on this machine, told before anything is read, fetched or written."""
+"""Checks before a data preparation: settings, missing files, network, disk space. Reads no data and writes nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Several processes that prepare one folder, started by torchrun or srun: each makes its share of the plan's shards.
+"""Data preparation by several ranks, started by torchrun or srun: each rank makes its share of the plan's shards.
 
-They talk by files in the output folder, which all of them see; nothing else is needed, torch least of all. Each writes
-one file, `rank-<n>.json`, again and again: who it is, how far it is, and a count that tells that it lives. Rank 0 makes
-the plan; the others begin when its file names them, and so is of this launch, not of an earlier one.
+The ranks coordinate by files in the output folder, which all of them see. Each rank keeps rewriting one file,
+`rank-<n>.json`, with its identity, its state and a heartbeat counter. Rank 0 makes the plan; the others start when rank
+0's file names them, which shows that it belongs to this launch and not to an earlier one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PLANNING, WORKING, DONE, FINISHED, FAILED, LEFT = "planning", "working", "done",
 
 @dataclass(frozen=True)
 class RankLayout:
-    """This process among those of a launch. `local` of them are on this machine; `launch` is the same for all."""
+    """This process among the ranks of a launch: `rank` of `count`; `local` ranks run on this machine; `launch` is an id
+    that all share."""
 
     rank: int
     count: int
@@ -69,7 +70,8 @@ def ranks_here(environment: Mapping[str, str] | None = None) -> RankLayout | Non
 
 
 class RankSync:
-    """A context manager around one rank's work. Leaving it by an error tells the others; `check` raises theirs."""
+    """Context manager that coordinates this rank with the others. An exception that leaves it is reported to the other
+    ranks, whose `check` raises it."""
 
     def __init__(self, output: Path, ranks: RankLayout) -> None:
         self.ranks, self.output = ranks, output
@@ -82,7 +84,7 @@ class RankSync:
         self._trouble: NemotronError | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat, daemon=True)
 
     def __enter__(self) -> RankSync:
         try:
@@ -95,9 +97,9 @@ class RankSync:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            said = error.message if isinstance(error, NemotronError) else f"{type(error).__name__}: {error}"
+            message = error.message if isinstance(error, NemotronError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError):  # a full disk: the error itself is what counts
-                self._say(FAILED, error=said)
+                self._announce(FAILED, error=message)
         with contextlib.suppress(OSError):  # rank 0 has gone, and taken the folder away
             self._part()
         self._stop.set()
@@ -108,8 +110,8 @@ class RankSync:
                 self.output.rmdir()
 
     def begin(self, digest: str) -> None:
-        """Rank 0 has written the plan: the others may load it."""
-        self._say(WORKING, digest=digest)
+        """Rank 0: announce that the plan with this digest is written and can be loaded."""
+        self._announce(WORKING, digest=digest)
 
     def wait_for_plan(self) -> str:
         """Wait until rank 0 has written the plan; its digest."""
@@ -124,12 +126,12 @@ class RankSync:
                 lambda: all(p.state in (DONE, LEFT) and self._is_ours(p) for p in self._peers.values()), PATIENCE
             )
         else:
-            self._say(DONE)
+            self._announce(DONE)
             self._wait(lambda: self._peers[0].state == FINISHED, PATIENCE)
 
     def finish(self) -> None:
-        """Rank 0 has written what the others wait for."""
-        self._say(FINISHED)
+        """Rank 0: announce that all outputs are written."""
+        self._announce(FINISHED)
 
     def check(self) -> None:
         """Raise the error of another rank that failed or died."""
@@ -150,10 +152,10 @@ class RankSync:
             self._stop.wait(BEAT / 4)
 
     def _part(self) -> None:
-        """Rank 0 stays until the others have seen how it ended; another says that it has."""
+        """Rank 0 waits until the others have read how it ended; another rank announces that it is leaving."""
         if not self.ranks.leads:
             if self._mine["state"] != FAILED:
-                self._say(LEFT)
+                self._announce(LEFT)
             return
         until = time.monotonic() + (_FAREWELL if self._mine["state"] == FAILED else _WELL)
         while time.monotonic() < until:
@@ -161,15 +163,15 @@ class RankSync:
                 return
             self._stop.wait(BEAT / 4)
 
-    def _go_on(self) -> None:
+    def _heartbeat(self) -> None:
         while not self._stop.wait(BEAT if self._mine["beat"] > _EAGER else BEAT / 10):
             try:
-                self._look()
-                self._say()
+                self._read_peers()
+                self._announce()
             except OSError as error:
                 self._trouble = NemotronError(f"{error.filename or self.folder}: {error.strerror}.")
 
-    def _look(self) -> None:
+    def _read_peers(self) -> None:
         for peer in self._peers.values():
             peer.read(self.folder)
             if self.ranks.leads:
@@ -178,9 +180,9 @@ class RankSync:
             elif peer.content.get("launch") not in (None, self._mine["launch"]):
                 self._mine["launch"] = peer.content["launch"]
             if self._is_ours(peer):
-                self._trouble = self._trouble or self._trouble_of(peer)
+                self._trouble = self._trouble or self._failure_of(peer)
 
-    def _trouble_of(self, peer: _Peer) -> NemotronError | None:
+    def _failure_of(self, peer: _Peer) -> NemotronError | None:
         if peer.state == FAILED:
             return NemotronError(f"Rank {peer.number} failed: {peer.content.get('error')}")
         if peer.state in (DONE, LEFT, FINISHED) or not peer.dead:
@@ -198,7 +200,7 @@ class RankSync:
         """Whether a peer's file is of this launch: it names what only this launch's rank knows."""
         return peer.content.get("launch") == self._nonce if self.ranks.leads else self._is_accepted()
 
-    def _say(self, state: str | None = None, **more: Any) -> None:
+    def _announce(self, state: str | None = None, **more: Any) -> None:
         with self._lock:
             if state is not None:
                 self._mine["state"] = state

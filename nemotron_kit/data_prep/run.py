@@ -1,4 +1,4 @@
-"""The whole of a data preparation: plan, shards, blend.json, artifact; with its progress and its report."""
+"""Runs a data preparation: plan, shards, blend.json, artifact; shows progress and writes report.json."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 class PrepProgress:
-    """A context manager; call `hear` with each event.
+    """Shows the progress of a data preparation: a bar on a terminal, else a line every 30 s. A context manager.
 
-    `total` shards are made here. Of several ranks the first speaks for all; the others tell of damaged shards only.
+    Call `hear` with each event; `total` is the number of shards made by this rank. Only rank 0 prints, but for damaged
+    shards.
     """
 
     def __init__(self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None) -> None:
@@ -356,7 +357,7 @@ def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_ty
             meeting.finish()
     artifact = make_artifact(plan, records, output, time.monotonic() - began)
     if leads:
-        _sweep(output)
+        _remove_temporary(output)
         artifact.save(name=config.artifact_name)
     return PreparedData(plan, records, artifact, time.monotonic() - began, kept)
 
@@ -446,8 +447,8 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
     print_left_out(plan, progress.say)
 
 
-def _sweep(output: Path) -> None:
-    """Remove what killed runs left: now that every shard is there, no one needs it."""
+def _remove_temporary(output: Path) -> None:
+    """Remove temporary files of killed runs: now that every shard is complete, none is needed."""
     from nemotron_kit.data_prep.indexed import TEMPORARY
     from nemotron_kit.data_prep.ranks import FOLDER
 

@@ -92,8 +92,8 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
             len(writer.lengths),
             writer.tokens,
             characters,
-            _seal(bin_file),
-            _seal(idx_file),
+            _size_and_hash(bin_file),
+            _size_and_hash(idx_file),
             rows=rows.rows,
             empty=rows.empty,
             short=counts.short,
@@ -113,8 +113,8 @@ def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | Non
         return make_shard(plan, number, folder, tick=tick), "made"
     if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
         return make_shard(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
-    seals = {f"{shard}.bin": record.bin, f"{shard}.idx": record.idx}
-    wrong = [name for name, seal in seals.items() if not _holds(folder / name, seal)]
+    recorded = {f"{shard}.bin": record.bin, f"{shard}.idx": record.idx}
+    wrong = [name for name, expected in recorded.items() if not _holds(folder / name, expected)]
     if not wrong:
         if tick:
             tick(record.characters, record.tokens)
@@ -186,13 +186,13 @@ def _encoder(folder: Path, sha256: str) -> Any:
     return tokenizer.load(path).encode_batch_fast
 
 
-def _seal(file: WrittenShard) -> tuple[int, str]:
+def _size_and_hash(file: WrittenShard) -> tuple[int, str]:
     return file.size, file.sha256
 
 
-def _holds(path: Path, seal: tuple[int, str]) -> bool:
-    """Whether a file has the size and content of its seal."""
-    if not path.is_file() or path.stat().st_size != seal[0]:
+def _holds(path: Path, expected: tuple[int, str]) -> bool:
+    """Whether a file has this size in bytes and this sha256."""
+    if not path.is_file() or path.stat().st_size != expected[0]:
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == seal[1]
+        return hashlib.file_digest(file, "sha256").hexdigest() == expected[1]

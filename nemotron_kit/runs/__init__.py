@@ -1,4 +1,4 @@
-"""The records of launches: one folder a run, one folder a job, one file a transition. Only stores; imports no room."""
+"""The records of launches: one folder a run, one folder a job, one file a state transition."""
 
 from __future__ import annotations
 

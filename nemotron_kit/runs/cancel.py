@@ -33,7 +33,7 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
 
 
 def terminate(job: JobFolder) -> bool:
-    """TERM to the process of a job that has one, without a word that it is not wanted any more; whether it has one."""
+    """Send TERM to the process of a job without marking the job cancelled; returns whether it has a process."""
     state = job.state()
     process = state.facts.get("process")
     if state.terminal or not isinstance(process, Mapping):

@@ -68,7 +68,7 @@ class JobState:
 
 
 def run_state(states: Iterable[str]) -> str:
-    """One word for all jobs of a run: still going before failed, failed before succeeded. No jobs yet: pending."""
+    """One state for all jobs of a run: unfinished before failed, failed before succeeded; pending without jobs."""
     present = set(states)
     return next((state for state in _PRECEDENCE if state in present), "pending")
 
@@ -281,7 +281,7 @@ AGAIN = "again"
 
 
 def is_final_end(record: Mapping[str, Any]) -> bool:
-    """Whether nothing but a new attempt follows an exit record."""
+    """Whether an exit record ends the job: False for one that is UNEXPLAINED, or after which it is requeued (AGAIN)."""
     return record.get("state") in TERMINAL and UNEXPLAINED not in record and not record.get(AGAIN)
 
 
@@ -336,7 +336,7 @@ class JobFolder:
             (self.path / "exit.json").unlink(missing_ok=True)
 
     def begin_again(self) -> None:
-        """Another attempt is to follow one that has ended: pending, and nobody has asked for its end any more."""
+        """Prepare for another attempt after one that has ended: state pending, a request to cancel is dropped."""
         (self.path / _CANCEL).unlink(missing_ok=True)
         shutil.rmtree(self.path / NODES, ignore_errors=True)
         self.transition("pending", resumed=True)
@@ -353,7 +353,7 @@ class JobFolder:
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
 
     def record_child(self, pid: int) -> None:
-        """Write down which process does the work for the one on record: it may outlive that one."""
+        """Record the process that does the work for the recorded one: it may outlive that one."""
         files.write_json(self.path / _CHILD, process_facts(pid))
 
     def request_cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""Queries over all runs on this machine, newest first. The folders hold the truth; the index is a cache."""
+"""Lists, opens and removes runs. The run folders are authoritative; the index of summaries is a cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Named = Callable[[str | None, str | None], bool]
 
 
 class RunIndex:
-    """Run id → [what its plan.json was, what its exit records were, its summary's values]."""
+    """A cache of run summaries: run id → [stamp of plan.json, stamps of the exit records, the summary's values]."""
 
     def __init__(self, root: Path, run_ids: Collection[str]) -> None:
         """`run_ids`: every run that there is; entries of others are dropped when the cache is next written."""
@@ -66,8 +66,8 @@ class RunIndex:
                 files.write_bytes(self._path, head + b"\n" + body)
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
-        """The summaries of the runs that are `named` so, and either in one of `states` (any, if empty) or not over: how
-        one of these stands now, others know better."""
+        """The summaries of the runs whose recipe and stage pass `named`, in one of `states` (empty: any) or not
+        finished: the current state of an unfinished run is found elsewhere."""
         for run_id in run_ids:
             try:
                 row = self._row(run_id, named, states)
@@ -83,9 +83,10 @@ class RunIndex:
                     yield summary
 
     def _row(self, run_id: str, named: Named, states: Collection[str]) -> list[Any] | None:
-        """The run's summary without its id; empty where it is not asked for, None where its folder has to be read.
+        """The run's summary without its id; [] where it does not match, None where its folder has to be read.
 
-        What a run is called never changes. Its state may, by another exit record: one look at that is spared nobody.
+        A run's recipe and stage never change; its state does with a new exit record, so the exit records' stamps are
+        always compared.
         """
         if run_id not in self._entries:
             return None
@@ -203,10 +204,10 @@ def remove_run(
 
 
 def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
-    """Delete a run's folder, unless artifacts lie in it (`referenced()` names them), also those that were saved while
-    this went on: it is out of the way before it is asked for the last time, and a save looks for its files afterwards.
+    """Delete a run's folder, unless artifacts lie in it (`referenced()` names them). UserError if it has to stay.
 
-    UserError for one that stays.
+    The folder is renamed first and `referenced()` asked again afterwards, so an artifact that was saved meanwhile is
+    seen; a save in turn checks that its files still exist.
     """
     # Gone at once under its name, so that no reader meets half of it.
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_REMOVED}")
@@ -226,8 +227,7 @@ def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]])
 
 
 def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root: Path | None = None) -> None:
-    """End the removals of processes that were killed meanwhile, more than a day ago: what artifacts refer to is put
-    back."""
+    """Complete the removals of processes that were killed more than a day ago; folders with artifacts are put back."""
     root = root or runs_root()
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
         left = [

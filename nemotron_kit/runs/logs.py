@@ -1,4 +1,4 @@
-"""Reading a job's logs: from an offset, in bounded memory, and harmless to the terminal that shows them."""
+"""Reads a job's logs: from an offset, in bounded memory, with terminal control sequences made visible."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 
 
 class TerminalSanitizer:
-    """Turns a log's bytes into text that moves no cursor, sets no title, answers no query and reorders nothing.
+    """Decodes a log's bytes to text that is safe to print: control and escape characters are shown, not obeyed.
 
-    Fed piece by piece, it gives the same text as for the whole: a sequence cut in two is held back until its end is
-    there. Invalid UTF-8 becomes U+FFFD; newline, tab and carriage return (progress bars) pass.
+    Fed in pieces, it gives the same text as for the whole: an incomplete sequence is held back until its end arrives.
+    Invalid UTF-8 becomes U+FFFD; newline, tab and carriage return (progress bars) pass.
     """
 
     def __init__(self) -> None:

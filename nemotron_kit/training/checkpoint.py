@@ -1,4 +1,5 @@
-"""Checkpoints: a folder a step that appears whole or not at all, and its state."""
+"""Training checkpoints: written, verified, read and pruned. One folder a step, `<folder>/step-<step>`, written
+atomically."""
 
 from __future__ import annotations
 
@@ -108,7 +109,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 RECORD = "checkpoint.json"
-# How checkpoint.may_differ names a record that has no seal.
+# How checkpoint.may_differ names a record that has no checksum.
 UNCHECKED_RECORD = "checkpoint.record"
 _NAME = re.compile(r"step-(\d{8})\Z")
 # Debris of a killed writer is removed only when no living one can own it any more.
@@ -133,7 +134,7 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
         aside.mkdir()
         record = {"step": step, **fill(aside)}
         record["files"] = sync_and_hash(aside)
-        # As JSON reads it back (a number as a key is a text then): that is what the seal is of.
+        # As JSON reads it back (a number as a key is a text then): that is what the checksum is of.
         write_text(aside / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
         aside.rename(final)
         fsync_dir(folder)
@@ -153,7 +154,7 @@ def name(step: int) -> str:
 
 
 def sync_and_hash(folder: Path) -> dict[str, dict[str, Any]]:
-    """Make every file below `folder` durable; {relative path: {size, sha256}} of them all."""
+    """Sync every file below `folder` to disk; returns {relative path: {"size": bytes, "sha256": hex}}."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -170,22 +171,22 @@ def latest(folder: Path) -> Path | None:
     return max(_all(folder), default=None, key=lambda path: path.name)
 
 
-def read(path: Path, *, verify: bool, unsealed: bool = False) -> dict[str, Any]:
+def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str, Any]:
     """The record of a checkpoint. UserError when it is damaged; `verify` reads every file and compares its sha256.
 
-    `unsealed` takes a record without a seal too, as earlier versions wrote it, and marks it: record["unsealed"].
-    Nothing tells whether it is what was written.
+    `allow_unchecked` also takes a record without a checksum, as earlier versions wrote it, and marks it with
+    record["unchecked"] = True: it can't be verified.
     """
     try:
-        record = _read_record(path / RECORD, unsealed)
+        record = _read_record(path / RECORD, allow_unchecked)
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
             raise ValueError(f"it speaks of step {record['step']}")
         damaged = [name for name, entry in files.items() if not _intact(path / name, entry, verify)]
     except _NoChecksum:
         raise UserError(
-            f"{path / RECORD}: the checkpoint's record has no seal: it is of an earlier version, or was changed. What "
-            "data and which settings it was trained with can't be told for certain.",
+            f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "
+            "What data and which settings it was trained with can't be told for certain.",
             hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNCHECKED_RECORD}]'. {_around(path)}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
@@ -202,16 +203,16 @@ class _NoChecksum(Exception):
     pass
 
 
-def _read_record(file: Path, unsealed: bool) -> dict[str, Any]:
+def _read_record(file: Path, allow_unchecked: bool) -> dict[str, Any]:
     try:
         return read_checksummed(file, "record")
     except DamagedRecordError:
         record = read_json(file, "record")
         if not isinstance(record, dict) or not record.get("files") or {CHECKSUM, *WRITER} & record.keys():
             raise
-        if not unsealed:
+        if not allow_unchecked:
             raise _NoChecksum from None
-        return {**record, "unsealed": True}
+        return {**record, "unchecked": True}
 
 
 def prune(folder: Path, keep: int) -> list[str]:

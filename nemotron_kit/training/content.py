@@ -1,4 +1,4 @@
-"""What files hold: digests of shards and weights, and whether shards are what data prep wrote."""
+"""Content digests of shards and weights, and the check of shards against the records that data prep wrote."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SUFFIXES = ("bin", "idx")
 
 @dataclass(frozen=True)
 class ShardContents:
-    """`digests`: for each prefix, what stands for its two files' content. `says`: what was checked, in a sentence."""
+    """`digests`: prefix → digest of the content of its two files. `summary`: a sentence on what was verified."""
 
     digests: Mapping[str, str]
-    says: str
+    summary: str
 
 
 def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str | None = None) -> ShardContents:
@@ -43,7 +43,7 @@ def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str
     if read:
         _compare(records, size)
     digests = {prefix: sha256_of(_digests(prefix, records.get(prefix))) for prefix in prefixes}
-    return ShardContents(digests, _says(len(prefixes), len(records), size, read, registered))
+    return ShardContents(digests, _summary(len(prefixes), len(records), size, read, registered))
 
 
 def _record(prefix: str) -> dict[str, tuple[int, str]] | None:
@@ -85,7 +85,7 @@ def _digests(prefix: str, record: Mapping[str, tuple[int, str]] | None) -> list[
     return [fingerprint(Path(f"{prefix}.{suffix}")) for suffix in _SUFFIXES]
 
 
-def _says(shards: int, recorded: int, size: int, read: bool, registered: str | None) -> str:
+def _summary(shards: int, recorded: int, size: int, read: bool, registered: str | None) -> str:
     where = f"as registered ({registered})" if registered else None
     if not recorded:
         missing = f"none of {shards} shards has a record of its content beside it: only sizes and indices were checked"
@@ -113,7 +113,7 @@ def fingerprint(path: Path) -> str:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """What stands for the content of a model's folder: its config and its weights. None where there is no model."""
+    """The digest of the config and the weights in a model's folder; None where there is no model."""
     if not (folder / "config.json").is_file():
         return None
     names = [path for pattern in ("config.json", "*.safetensors", "*.bin") for path in sorted(folder.glob(pattern))]
@@ -121,13 +121,15 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def recorded_digest(files: Mapping[str, Any], folder: str) -> str:
-    """The same for a model in a checkpoint whose record lists `files`: nothing is read again."""
+    """`weights_digest` of a model in a checkpoint, from the hashes in its record (`files`); reads no file."""
     return sha256_of([[name, files[name]["sha256"]] for name in sorted(files) if name.startswith(f"{folder}/")])
 
 
 def registered_as(folder: Path) -> str | None:
-    """The label of the registered artifact that this folder is, where it is an input of this process's job: whoever
-    started the job has found its files as they were saved."""
+    """The label of the registered artifact at `folder` where it is an input of this process's job, else None.
+
+    The launch verified the files of such an input, so they need no second check.
+    """
     for pin in job_inputs().values():
         if pin.version is not None and Path(pin.path).resolve() == folder.resolve():
             return pin.label

@@ -25,7 +25,8 @@ _FORM = '{"train": ["0.7", "/data/a", "0.3", "/data/b"], "valid": ["1.0", "/data
 
 @dataclass(frozen=True)
 class BlendSource:
-    """A shard prefix and its share of the split; `weight` None: in proportion to the shard's size."""
+    """One entry of a blend: a shard prefix and its weight in the split; `weight` None: in proportion to the shard's
+    tokens."""
 
     weight: float | None
     prefix: str
@@ -87,7 +88,8 @@ _ROUNDS = 4
 
 
 def mix(values: Uints | int) -> Uints:
-    """64-bit values, each bit scrambled (the finalizer of splitmix64)."""
+    """64-bit hashes of 64-bit values, elementwise: the output function of SplitMix64 (Steele, Lea and Flood, OOPSLA
+    2014)."""
     x = np.atleast_1d(np.asarray(values, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -103,10 +105,11 @@ def key(*parts: Uints | int) -> Uints:
 
 
 def permute(index: Uints, size: int, keys: Uints) -> Uints:
-    """Where a shuffle of range(size) puts each entry of `index`; one shuffle for each value of `keys`.
+    """Positions after a shuffle of range(size): for each entry of `index` ([n], each < size) its new position, [n].
 
-    A Feistel network permutes the next power of four, and what falls outside range(size) goes round again: any entry
-    of the shuffle is found by itself, without the memory or the time that a shuffled list of all of them takes.
+    `keys` (scalar or [n]) selects the shuffle. A Feistel network permutes the next power of four, and results outside
+    range(size) are permuted again ("cycle walking", Black and Rogaway, CT-RSA 2002). Each entry is computed by itself
+    in constant time and memory: no shuffled list is stored.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     out = index.astype(np.uint64)
@@ -127,10 +130,11 @@ def _feistel(x: Uints, keys: Uints, half: int) -> Uints:
 
 
 class Interleave:
-    """An endless sequence of source numbers in which source i has its share `weights[i]` of every stretch.
+    """An endless sequence of source numbers in which source i has the share `weights[i]` of every stretch.
 
-    Item j of source i stands at time (j + ½) / weights[i], and the sequence is all items in order of time (so the
-    order never depends on how long a run is). It is made in blocks, each by one sort.
+    `weights` is [sources], positive, and need not sum to 1. Item j of source i has the time (j + ½) / weights[i], and
+    the sequence is all items sorted by time, so the order does not depend on the length of a run. It is computed in
+    blocks of about `span` items, each by one sort.
     """
 
     def __init__(self, weights: NDArray[np.float64], span: int = 1 << 14) -> None:
@@ -178,10 +182,11 @@ _MADE_BY = "Make the shard again (nemotron nano3 data prep pretrain)."
 
 
 class TokenShard:
-    """One shard, `<prefix>.bin` and `<prefix>.idx`: documents of token ids.
+    """One shard in Megatron's indexed format, `<prefix>.bin` and `<prefix>.idx`: documents of token ids.
 
-    `tokens` is the whole stream: 1-D, read-only, in the shard's own integer type. `shard[i]` is document i, a view of
-    it without a copy. Raises UserError when a file is missing, or when the two do not fit each other byte for byte.
+    The format is that of megatron/core/datasets/indexed_dataset.py (see data_prep/indexed.py). `tokens` is the whole
+    stream: [tokens], read-only, in the shard's own integer type. `shard[i]` is document i, a view of it without a copy.
+    Raises UserError when a file is missing, or when the two files contradict each other.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -330,7 +335,7 @@ class BlendSamples:
 
 
 class HeldOutSamples:
-    """Every window of the given shards once, in order; at most `limit` of them, evenly spread."""
+    """Every window of seq_length + 1 tokens of the given shards once, in order; at most `limit`, evenly spread."""
 
     def __init__(self, sources: Sequence[BlendSource], seq_length: int, limit: int | None) -> None:
         self.seq_length = seq_length
@@ -370,7 +375,7 @@ def _require_windows(counts: Sequence[int], sources: Sequence[BlendSource], seq_
 
 
 class Samples(Protocol):
-    """Windows of seq_length + 1 tokens by number."""
+    """Random access to windows: `samples[n]` is [seq_length + 1] token ids."""
 
     seq_length: int
 
@@ -381,7 +386,7 @@ class Samples(Protocol):
 class BatchSampler:
     """This rank's micro-batches of the steps first_step, first_step + 1, … last_step (counted from 1).
 
-    Step s takes samples (s − 1)·global_batch_size … s·global_batch_size − 1, dealt to the ranks micro-batch by
+    Step s takes samples (s − 1)·global_batch_size … s·global_batch_size − 1, given to the ranks micro-batch by
     micro-batch. Yields {"input_ids", "labels"}, both int64 [micro_batch_size, seq_length]; labels are the next tokens.
     """
 

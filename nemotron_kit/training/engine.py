@@ -26,9 +26,10 @@ from nemotron_kit.training.start import StartingPoint, find_start, identity, por
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """A finished run: the model's folder (transformers' format), its step and losses, the tokens it has seen.
+    """A finished run: the model's folder (transformers' format), its last step, training and held-out loss (nats a
+    token) and the number of tokens trained on.
 
-    `changes`: what was other than before where it was resumed ({step, name, there, here}).
+    `changes`: settings that differed from the checkpoint's where the run was resumed ({step, name, there, here}).
     """
 
     path: Path
@@ -41,10 +42,8 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run reads: the endless blend and the held-out windows (None without a valid split).
-
-    `model` is the config's model block, with what the data decides of it.
-    """
+    """What a run reads: `train`, the endless blend, and `held_out`, the validation windows (None without a valid
+    split). `model` is the config's model block, completed by what the data decides."""
 
     train: BlendSamples
     held_out: HeldOutSamples | None
@@ -57,7 +56,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
     when a signal stopped the run (a checkpoint is saved by then).
     """
-    _calm_threads()
+    _passive_cpu_waits()
     config.check()
     config.train.check_split(processes.world_size())
     data = open_data(config)
@@ -104,7 +103,7 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     done = start.progress.step if start.progress else 0
     if done < config.train.train_iters:
         require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
-    return replace(start, notes=(contents.says, *start.notes), valid_on=_held_out_content(data.held_out, contents))
+    return replace(start, notes=(contents.summary, *start.notes), valid_on=_held_out_content(data.held_out, contents))
 
 
 def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) -> str | None:
@@ -165,7 +164,7 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
         stopped = f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}"
         if not config.checkpoint.save:
             raise Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
-        raise Preempted(f"{stopped}; saved in {config.checkpoint.save}.", hint=_how_it_goes_on())
+        raise Preempted(f"{stopped}; saved in {config.checkpoint.save}.", hint=_resume_hint())
     path = model_folder(folder, step)
     changes = [change for change in run.progress.changes if change["step"] < step]
     if processes.rank() == 0:
@@ -176,8 +175,8 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
     return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 
 
-def _how_it_goes_on() -> str:
-    """The line that continues this run, which is a job of a launch, or a script that somebody has started."""
+def _resume_hint() -> str:
+    """How to continue this run: the command that resumes its job, or, outside of a launch, the same command again."""
     try:
         line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
     except (KeyError, UserError):
@@ -185,7 +184,7 @@ def _how_it_goes_on() -> str:
     return f"If Slurm does not start it again: {line}" if "SLURM_JOB_ID" in os.environ else f"To go on: {line}"
 
 
-def _calm_threads() -> None:
+def _passive_cpu_waits() -> None:
     """Let torch's CPU threads sleep while they wait; it is read when torch is loaded.
 
     By default they spin, and where another process wants the same cores a step takes twenty times as long.

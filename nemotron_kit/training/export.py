@@ -54,7 +54,7 @@ def model_folder(folder: Path, step: int) -> Path:
 
 
 def require_place(path: Path, identity: Mapping[str, Any]) -> None:
-    """UserError when the model at `path`, which this run is going to make, is there already and another run's."""
+    """UserError when `path`, where this run will write its model, holds the model of another run."""
     if not path.exists():
         return
     hint = f"Remove {path} if nobody needs that model, or set another checkpoint.save for this run."

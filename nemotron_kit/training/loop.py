@@ -34,7 +34,12 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(config: SchedulerConfig, lr: float, step: int, train_iters: int) -> float:
-    """The learning rate of step `step` (the first is 0) of a run of `train_iters` with the peak `lr`."""
+    """The learning rate of step `step` (counted from 0) of a run of `train_iters` steps with the peak `lr`.
+
+    Linear warm-up, then the style's schedule. WSD is warm-up–stable–decay (MiniCPM, arXiv 2404.06395): the rate stays
+    at `lr` until the last `lr_wsd_decay_iters` steps. Styles, shapes and names are those of
+    megatron/core/optimizer_param_scheduler.py. After the decay the rate stays at min_lr.
+    """
     if step < config.lr_warmup_iters:
         return lr * (step + 1) / config.lr_warmup_iters
     if config.lr_decay_style == "constant":
@@ -47,7 +52,7 @@ def learning_rate(config: SchedulerConfig, lr: float, step: int, train_iters: in
 
 
 def _decay(config: SchedulerConfig, end: int) -> tuple[int, str]:
-    """(steps that the decay takes, its shape)."""
+    """(number of decay steps, name of the decay's shape in `_SHAPES`), for a decay that ends at step `end`."""
     whole = max(0, end - config.lr_warmup_iters)
     if config.lr_decay_style != "WSD":
         return whole, config.lr_decay_style
@@ -56,7 +61,8 @@ def _decay(config: SchedulerConfig, end: int) -> tuple[int, str]:
 
 
 class Hooks(Protocol):
-    """What a run does around its steps. Steps count from 1, over the whole run and not since the last resume."""
+    """What the training loop calls around each optimizer step. Steps count from 1 over the whole run, not since the
+    last resume."""
 
     first_step: int
 
@@ -216,9 +222,9 @@ def build_schedule(
 
 @dataclass
 class TrainingRun:
-    """The state and the duties of a run between its steps (the Trainer's `Hooks`).
+    """The `Hooks` of one run: seeds each step, collects the loss, logs, evaluates and saves checkpoints.
 
-    `valid_on` stands for the content of `held_out`, on rank 0.
+    `valid_on` is the digest of the content of `held_out`, on rank 0.
     """
 
     config: PretrainConfig

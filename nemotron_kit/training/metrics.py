@@ -1,4 +1,4 @@
-"""What a run says: rows in metrics.jsonl, a progress bar or plain lines, W&B when a run is open there."""
+"""A run's metrics: rows in metrics.jsonl, a progress bar or plain lines on stderr, and W&B when a W&B run is open."""
 
 import contextlib
 import json
@@ -14,9 +14,10 @@ from nemotron_kit.training.config import LoggerConfig
 
 
 class Reporter:
-    """Rows of numbers for people and programs; on any rank but 0, silent.
+    """Writes rows of numbers to a JSONL file, the terminal and W&B; with `silent` (any rank but 0) it does nothing.
 
-    `Reporter(path, done, total)` drops the rows after step `done`, which a run that is resumed there makes again.
+    `Reporter(path, done, total)` drops the rows after step `done` of `total`: a run that is resumed there makes them
+    again.
     """
 
     def __init__(self, path: Path, done: int, total: int, *, silent: bool = False) -> None:

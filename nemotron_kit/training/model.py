@@ -1,4 +1,4 @@
-"""The model: NemotronHConfig from the `model` block, and its experts balanced without an auxiliary loss."""
+"""The model: NemotronHConfig from the `model` block, and auxiliary-loss-free balancing of its experts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class ExpertBalance:
-    """Watches the routers of a model and moves their `e_score_correction_bias`.
+    """Auxiliary-loss-free load balancing of experts (Wang et al., arXiv 2408.15664): adjusts each router's
+    `e_score_correction_bias`, [experts].
 
-    `update()` after an optimizer step adds `rate` to the bias of every expert that got fewer tokens than the average
-    since the last update, over all ranks, and takes `rate` from those that got more. The bias decides who is chosen,
-    never how much a chosen expert counts, so no gradient is disturbed. Tokens seen in eval mode don't count.
+    `update()`, called after an optimizer step, adds `rate` to the bias of every expert that received fewer tokens than
+    the average since the last update, summed over all ranks, and subtracts `rate` where it received more. The bias only
+    takes part in the choice of the experts, not in their weights, so it has no gradient. Tokens of eval mode are not
+    counted.
     """
 
     def __init__(self, model: torch.nn.Module, rate: float) -> None:
@@ -44,7 +46,7 @@ class ExpertBalance:
         self.loads.append((router, load))
 
     def update(self) -> None:
-        """Move every bias by one step of size `rate`, and count anew."""
+        """Move every bias by one step of size `rate`, and reset the token counts."""
         import torch
 
         if not self.loads:
@@ -232,10 +234,10 @@ def _require_all_tensors(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
-    """The `model` block, with what the data in the folder `data` decides where the block is silent.
+    """The `model` block with the settings that the data in the folder `data` decides, where the block leaves them out.
 
-    That is vocab_size, of metadata.json or else of the tokenizer.json there, and the ids of the special tokens.
-    UserError when nothing says how large the vocabulary is.
+    These are vocab_size, from metadata.json or else the tokenizer.json there, and the ids of the special tokens.
+    UserError when neither gives the size of the vocabulary.
     """
     metadata = _read_json(data / "metadata.json")
     known = {**(metadata.get("metadata") or {}), **metadata}

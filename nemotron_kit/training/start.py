@@ -1,4 +1,7 @@
-"""Where a run starts from, and what makes two runs the same run: everything that decides the weights at a step."""
+"""How a run starts: fresh, from given weights or from a checkpoint, which must belong to a run of the same identity.
+
+The identity is everything that decides the weights at a step: model, data, seed, batch sizes, schedule, precision.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
 
 
 class SettingDifference(NamedTuple):
-    """A setting by its dotted name, as it is in a checkpoint and as it is in this run."""
+    """A setting, by its dotted name, with its value in the checkpoint (`there`) and in this run (`here`)."""
 
     name: str
     there: Any
@@ -148,8 +151,8 @@ def _differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any
 
 
 def _same_weights(there: Any, here: Any, *, moving: bool) -> bool:
-    """Given weights are told by their content; by their path where they are gone by now, or those of a run that may
-    have gone on (`moving`)."""
+    """Whether two records of given weights mean the same weights: compared by content digest; by path where a digest is
+    missing, or with `moving` (a run's folder whose newest checkpoint may have changed)."""
     if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
         return bool(there == here)
     if here.get("sha256") is not None and here["sha256"] == there.get("sha256"):
@@ -168,10 +171,11 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """`weights`: a model's folder, None for fresh ones. `optimizer`: its state, None for a fresh one.
+    """What a run starts from.
 
-    `identity`: what the run is from here on (the other processes than rank 0 don't know all of it). `notes`: what a
-    person should know of the start. `valid_on` stands for the content of the held-out data, on rank 0.
+    `weights`: a model's folder, None for random initialization. `optimizer`: the file of its state, None for a new one.
+    `progress`: that of the checkpoint, None for a new run. `identity`: the run's identity (complete on rank 0 only).
+    `notes`: sentences to print at the start. `valid_on`: digest of the held-out data, on rank 0.
     """
 
     weights: Path | None = None
@@ -188,7 +192,7 @@ class StartingPoint:
 
 
 def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoint:
-    """Where this run starts. UserError for a damaged checkpoint, another run's, or one that isn't there."""
+    """Where this run starts. UserError for a checkpoint that is damaged, belongs to another run, or does not exist."""
     block = config.checkpoint
     own = checkpoint.latest(Path(block.save)) if block.save else None
     if own is not None:
@@ -201,7 +205,7 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoin
             )
         if not block.finetune:
             return _resume(loaded, config, identity)
-        checkpoint.read(loaded, verify=processes.rank() == 0, unsealed=_takes_unsealed(config))
+        checkpoint.read(loaded, verify=processes.rank() == 0, allow_unchecked=_allows_unchecked(config))
         return StartingPoint(weights=loaded / MODEL, identity=identity)
     if block.pretrained_checkpoint:
         require_model(Path(block.pretrained_checkpoint))
@@ -209,13 +213,13 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoin
     return StartingPoint(identity=identity)
 
 
-def _takes_unsealed(config: PretrainConfig) -> bool:
+def _allows_unchecked(config: PretrainConfig) -> bool:
     return checkpoint.UNCHECKED_RECORD in config.checkpoint.may_differ
 
 
 def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> StartingPoint:
     first = processes.rank() == 0  # one process reads the bytes and compares, not each
-    record = checkpoint.read(path, verify=first, unsealed=_takes_unsealed(config))
+    record = checkpoint.read(path, verify=first, allow_unchecked=_allows_unchecked(config))
     try:
         progress = TrainingProgress(**record["progress"])
         there = dict(record["identity"])
@@ -227,15 +231,15 @@ def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Startin
         return StartingPoint(path / MODEL, path / OPTIMIZER, progress)
     different = differences(there, here, config, progress.step)
     notes = []
-    if record.get("unsealed"):
+    if record.get("unchecked"):
         _require_files(path, record["files"])
         notes.append(
-            f"{path / checkpoint.RECORD} has no seal: what it doesn't tell of its run is taken to be the same."
+            f"{path / checkpoint.RECORD} has no checksum: settings that it does not name are taken to be the same."
         )
         different = [one for one in different if one.there is not None and one.name != "train.precision"]
     changes = require_same(path, different, config.checkpoint.may_differ)
-    if record.get("unsealed"):
-        changes.append(SettingDifference(checkpoint.UNCHECKED_RECORD, "without a seal", "sealed"))
+    if record.get("unchecked"):
+        changes.append(SettingDifference(checkpoint.UNCHECKED_RECORD, "without a checksum", "with a checksum"))
     notes += [f"Going on although {change} (checkpoint.may_differ)." for change in changes]
     progress.changes = [*progress.changes, *({"step": progress.step, **change._asdict()} for change in changes)]
     return StartingPoint(

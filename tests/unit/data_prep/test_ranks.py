@@ -138,7 +138,7 @@ def test_a_rank_that_died_is_not_waited_for(
             meeting._mine["process"] = {**meeting._mine["process"], "pid": 2**22 + 1}  # no process has that number
         else:
             meeting._mine["process"] = {"pid": 5, "host": "another"}
-        meeting._say()
+        meeting._announce()
         monkeypatch.setattr(RankSync, "_part", lambda self: None)
 
     began = time.monotonic()

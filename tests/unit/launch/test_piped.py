@@ -186,7 +186,7 @@ def test_a_script_takes_what_a_step_pipes_and_nothing_else(pipe: Pipe) -> None:
 
 
 def test_a_step_says_so_on_the_pipe_that_it_writes_to(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipe_module, "_said", [])
+    monkeypatch.setattr(pipe_module, "_announced", [])
     sys.stdout.flush()
     before = os.dup(1)
     os.dup2(pipe.write, 1)

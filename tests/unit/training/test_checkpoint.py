@@ -115,9 +115,9 @@ def edited(path: Path, **changes: object) -> None:
 def test_a_record_that_was_changed_is_refused(tmp_path: Path, changes: dict) -> None:
     path = checkpoint.write(tmp_path, 6, fill)
     edited(path, **changes)
-    for unsealed in (False, True):
+    for unchecked in (False, True):
         with pytest.raises(UserError, match=r"the checkpoint's record can't be read \(this record is"):
-            checkpoint.read(path, verify=False, unsealed=unsealed)
+            checkpoint.read(path, verify=False, allow_unchecked=unchecked)
 
 
 def test_a_record_of_an_earlier_version_is_taken_when_asked_for(tmp_path: Path) -> None:
@@ -125,12 +125,14 @@ def test_a_record_of_an_earlier_version_is_taken_when_asked_for(tmp_path: Path) 
     record = json.loads((path / "checkpoint.json").read_text())
     old = {key: value for key, value in record.items() if key not in ("sha256", "sealed_by")}
     (path / "checkpoint.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match=r"has no seal: it is of an earlier[\s\S]*may_differ=\[checkpoint\.record\]"):
+    with pytest.raises(
+        UserError, match=r"has no checksum: it is of an earlier[\s\S]*may_differ=\[checkpoint\.record\]"
+    ):
         checkpoint.read(path, verify=True)
-    assert checkpoint.read(path, verify=True, unsealed=True) == {**old, "unsealed": True}
+    assert checkpoint.read(path, verify=True, allow_unchecked=True) == {**old, "unchecked": True}
     (path / "checkpoint.json").write_text(json.dumps({**old, "step": 2}))
     with pytest.raises(UserError, match="it speaks of step 2"):
-        checkpoint.read(path, verify=True, unsealed=True)
+        checkpoint.read(path, verify=True, allow_unchecked=True)
 
 
 def test_what_can_not_be_removed_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def record(prefix: str) -> None:
 def test_every_flipped_byte_is_found(prefix: str) -> None:
     record(prefix)
     whole = shard_contents([prefix], None)
-    assert whole.says == "Data: 1 of 1 shards read, their sha256 is that of their records."
+    assert whole.summary == "Data: 1 of 1 shards read, their sha256 is that of their records."
     for suffix in ("bin", "idx"):
         path = Path(f"{prefix}.{suffix}")
         data = path.read_bytes()
@@ -43,8 +43,8 @@ def test_every_flipped_byte_is_found(prefix: str) -> None:
 
 def test_without_a_record_it_says_that_nothing_was_checked(prefix: str) -> None:
     unrecorded = shard_contents([prefix], None)
-    assert "none of 1 shards has a record of its content beside it: only sizes and indices" in unrecorded.says
-    assert "as registered (D:v1)" in shard_contents([prefix], None, "D:v1").says
+    assert "none of 1 shards has a record of its content beside it: only sizes and indices" in unrecorded.summary
+    assert "as registered (D:v1)" in shard_contents([prefix], None, "D:v1").summary
     Path(f"{prefix}.json").write_text('{"another": "tool"}')
     assert shard_contents([prefix], None) == unrecorded
     record(prefix)
@@ -58,11 +58,11 @@ def test_what_is_large_is_read_when_asked_for(prefix: str, monkeypatch: pytest.M
     record(prefix)
     monkeypatch.setattr(content, "READ_LIMIT", 10)
     Path(f"{prefix}.bin").write_bytes(b"\x09" * 10)
-    assert "were not read through; dataset.verify=true does that" in shard_contents([prefix], None).says
+    assert "were not read through; dataset.verify=true does that" in shard_contents([prefix], None).summary
     with pytest.raises(UserError, match="not the content"):
         shard_contents([prefix], True)
     monkeypatch.setattr(content, "READ_LIMIT", 1 << 30)
-    assert "were not read through" in shard_contents([prefix], False).says
+    assert "were not read through" in shard_contents([prefix], False).summary
 
 
 def test_a_large_file_has_a_fingerprint_of_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
