@@ -216,6 +216,7 @@ class World:
         """The plan alone; inside `seen()`."""
         before = Path.cwd()
         os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))  # as `python work.py` has it, and so its jobs
         try:
             tree = Tree(apps={"work": load_object("work.py:app")})
             command = [f"recipe=work stage={words[0]}".split(), f"run.profile={profile} run.mode=batch".split()]
@@ -223,6 +224,7 @@ class World:
             run_id = run_id or new_run_id("work", words[0])
             return build_plan(composed, tree.apps["work"], run_id=run_id, argv=["work.py", *words], job=job)
         finally:
+            sys.path.remove(str(self.folder))
             os.chdir(before)
 
     @contextmanager
