@@ -134,11 +134,13 @@ def _opened(folder: Path) -> str:
         for prefix in named
         if Path(f"{prefix}.idx").exists() or Path(f"{prefix}.bin").exists()
     ]
-    says = [shard_contents(there, verify=None).says] if there else []
+    notes = [shard_contents(there, verify=None).summary] if there else []
     missing = [prefix for prefix in named if prefix not in there]
     if missing:
-        says.append(f"Warning: {len(missing)} of {len(named)} shards that blend.json names are not here: {missing[0]}.")
-    return "\n".join(says)
+        notes.append(
+            f"Warning: {len(missing)} of {len(named)} shards that blend.json names are not here: {missing[0]}."
+        )
+    return "\n".join(notes)
 
 
 def _tell(text: str) -> None:
