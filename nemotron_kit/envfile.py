@@ -62,7 +62,7 @@ def find_env_file(start: Path | None = None) -> Path | None:
 def read_env_file(path: Path | None = None) -> EnvFile:
     """The env.toml at `path`, or the one that `find_env_file` finds; an empty one when there is none.
 
-    Raises UserError for one that is no TOML, and for one that others decide about: it says what runs, and where.
+    Raises UserError for invalid TOML, and for a file that other users can write: it decides what runs, and where.
     """
     found = path or find_env_file()
     if found is None:

@@ -81,5 +81,5 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
 
 
 def sentence(text: str) -> str:
-    """What `nearest` says, or the like, as a sentence: its first letter in upper case, and an end. "" stays."""
+    """`text` (of `nearest`, say) as a sentence: first letter in upper case, a full stop at the end. "" stays ""."""
     return text[:1].upper() + text[1:] + ("" if text[-1:] in ("", ".", "?", "!", "…") else ".")

@@ -72,8 +72,8 @@ def aside(path: Path) -> Path:
 
 
 def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
-    """Remove what processes that were killed left in `folder` under the names of `aside`, if it is older than a day and
-    no process has the number of its writer. In a folder that is `ours` also what has no number. Returns what went."""
+    """Remove temporary files of killed processes (named by `aside`) from `folder` that are older than a day and
+    whose process id is not in use; returns what was removed. With `ours` also those without a process id."""
     gone = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         left = [entry for entry in entries if entry.name.startswith(".") and is_leftover(entry, ours=ours)]
@@ -86,7 +86,7 @@ def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
 
 
 def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = False) -> bool:
-    """Whether this is what a killed process left under a hidden name with its number, more than a day ago."""
+    """Whether the entry is a temporary file of a killed process, older than a day."""
     *_, number, mark = ("", "", *entry.name.removesuffix(ending).split("."))
     if not (entry.name.endswith(ending) and len(mark) == 8 and (number.isdecimal() or ours)):
         return False
@@ -119,7 +119,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write UTF-8 text durably into a folder that nobody looks into yet, since it has not got its name."""
+    """Write UTF-8 text durably into a folder that has not its final name yet, so that no reader sees it."""
     _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"), path)
     fsync_dir(path.parent)
 
@@ -249,6 +249,6 @@ def read_regular(path: str | Path, *, limit: int = 64 << 20) -> bytes:
 
 
 def kind_of_file(mode: int) -> str:
-    """What `st_mode` says a path is, in words: "a FIFO"."""
+    """The kind of file that `st_mode` means, as text: "a FIFO"."""
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     return kinds.get(stat.S_IFMT(mode), "a folder" if stat.S_ISDIR(mode) else "a regular file")

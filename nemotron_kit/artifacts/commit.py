@@ -57,13 +57,13 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
     if change is None and "type" in record.document:
         change = _metadata_change(root, record)
     if change is not None:
-        what, hint = _by_whom(store, root, record)
+        what, hint = _explain_change(store, root, record)
         raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
 
 
 def files_status(store: Store, record: ArtifactVersion) -> str:
-    """What a list says of a version's files: "" while they are as saved, else `gone`, `changed`, or `other times` where
-    a large file has its size and another time, and only reading it (`--verify`) would tell."""
+    """The state of a version's files for a listing: "" while they are as saved, else `gone`, `changed`, or `other
+    times` where a large file has its size but another time, so that only reading it (`--verify`) can decide."""
     root = Path(record.root)
     if not root.exists():
         return "gone"
@@ -99,8 +99,8 @@ def _metadata_change(root: Path, record: ArtifactVersion) -> str | None:
     return None
 
 
-def _by_whom(store: Store, root: Path, record: ArtifactVersion) -> tuple[str, str]:
-    """What happened to the files, as far as a later version in the same folder, or its metadata.json, can tell."""
+def _explain_change(store: Store, root: Path, record: ArtifactVersion) -> tuple[str, str]:
+    """(what happened to the files, hint): judged by a later version in the same folder, or by its metadata.json."""
     for version in reversed(store.versions(record.name)):
         if version > record.version and (later := _read(store, record.name, version)) and later.root == record.root:
             return (

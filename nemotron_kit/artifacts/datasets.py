@@ -1,4 +1,4 @@
-"""Where data came from: the sources of an artifact, and their addresses as W&B takes them."""
+"""The sources of a data artifact, and their addresses in the form that W&B takes."""
 
 from __future__ import annotations
 

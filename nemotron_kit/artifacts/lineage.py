@@ -1,7 +1,7 @@
-"""What a job read and wrote: the inputs that its outputs carry, and the `artifacts.json` in its folder.
+"""Lineage: what a job read and wrote, in its folder's `artifacts.json`.
 
-Each save is a file of its own in `artifacts.d`, since the processes of a job save at the same time; `artifacts.json` is
-brought up to date after each of them, and whoever reads joins the two.
+The processes of a job may save at the same time, so each save is a file of its own in `artifacts.d`. `artifacts.json`
+is updated after each save; readers join the two.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def job_folder() -> Path | None:
 
 
 def require_job_folder() -> None:
-    """NemotronError where this process belongs to a job whose folder is gone: what it saves would be on no record, and
-    a home that was moved away would be begun anew in its old place."""
+    """NemotronError where this process belongs to a job whose folder was moved or removed: what it saves would not
+    be recorded, and the folder would be made anew in its old place."""
     named = os.environ.get("NEMO_RUN_DIR")
     if named and run_id() and not Path(named).is_dir():
         raise NemotronError(
@@ -112,7 +112,8 @@ def _mark(pin: object) -> str:
 
 
 def _job() -> str:
-    """What tells this process's jobs apart: the job's folder, or the output folder of a Hydra job of anybody's."""
+    """The key of the current job in this process: the job's folder, or the output folder of another program's Hydra
+    job."""
     if named := os.environ.get("NEMO_RUN_DIR"):
         return named
     hydra_config: Any = getattr(sys.modules.get("hydra.core.hydra_config"), "HydraConfig", None)

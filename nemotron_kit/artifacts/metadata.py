@@ -35,8 +35,8 @@ def read_document(folder: Path) -> dict[str, Any] | None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether metadata.json in `folder`, if there is one, is an artifact's (this kit's, or the reference
-    implementation's), so that a save may put another in its place; also one of this kit's that was damaged."""
+    """Whether a save may replace metadata.json in `folder`: there is none, or it is an artifact's, written by
+    nemotron_kit (damaged, too) or by the reference implementation."""
     try:
         document = read_document(folder)
     except DamagedRecordError:

@@ -1,4 +1,4 @@
-"""What a caller says about a data preparation: its settings, and the blend of weighted sources."""
+"""The settings of a data preparation, and the blend of weighted sources."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ LARGER = "Set max_doc_size higher if this is meant, or on_bad_row=skip to leave 
 
 @dataclass
 class RowCounts:
-    """The rows of one shard: how many were read, were empty, and could not be used.
+    """Counts the rows of one shard (read, empty, bad), and decides about each bad row.
 
-    `refuse` raises what is wrong with a row, or with `skip` counts it; `bad_rows` names the first of them.
+    `refuse` raises the error for a bad row, or with `skip` counts it; `bad_rows` holds the messages of the first ones.
     """
 
     max_size: int = DEFAULT_MAX_DOC_SIZE

@@ -40,30 +40,30 @@ def run_shards(
     folder: Path,
     *,
     workers: int,
-    tell: Callable[[ShardEvent], None],
+    on_event: Callable[[ShardEvent], None],
     numbers: Sequence[int] | None = None,
 ) -> dict[int, ShardRecord]:
-    """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs; `tell` hears each event, never two
-    at once.
+    """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs. `on_event` receives
+    each event, never two at once.
 
     Raises the first error of any shard, after which no other is begun; too many bad rows in all are one.
     """
     records: dict[int, ShardRecord] = {}
     numbers = range(len(plan.shards)) if numbers is None else numbers
 
-    def hear(event: ShardEvent) -> None:
+    def recorded(event: ShardEvent) -> None:
         if event.record is not None:
             records[event.number] = event.record
             if event.record.bad:
                 check_all(plan, records)
-        tell(event)
+        on_event(event)
 
     if workers == 1 or not numbers:
         with _quiet_tokenizer():
             for number in numbers:
-                make_numbered_shard(plan, number, folder, hear)
+                make_numbered_shard(plan, number, folder, recorded)
     else:
-        _Pool(folder, numbers, workers, hear).run()
+        _Pool(folder, numbers, workers, recorded).run()
     return records
 
 
@@ -73,17 +73,21 @@ def check_all(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> None:
     check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
 
 
-def make_numbered_shard(plan: ShardPlan, number: int, folder: Path, tell: Callable[[ShardEvent], None]) -> None:
-    """Make shard `number` of the plan in this process; `tell` is called with its progress and its end."""
-    record, how = ensure_shard(plan, number, folder, tick=lambda chars, tokens: tell(ShardEvent(number, chars, tokens)))
-    tell(ShardEvent(number, record=record, how=how))
+def make_numbered_shard(plan: ShardPlan, number: int, folder: Path, on_event: Callable[[ShardEvent], None]) -> None:
+    """Make shard `number` of the plan in this process; `on_event` is called with its progress and its end."""
+    record, how = ensure_shard(
+        plan, number, folder, tick=lambda chars, tokens: on_event(ShardEvent(number, chars, tokens))
+    )
+    on_event(ShardEvent(number, record=record, how=how))
 
 
 class _Pool:
     """Worker processes that receive shard numbers one by one; a thread for each reads its events."""
 
-    def __init__(self, folder: Path, numbers: Sequence[int], workers: int, tell: Callable[[ShardEvent], None]) -> None:
-        self.folder, self.tell = folder, tell
+    def __init__(
+        self, folder: Path, numbers: Sequence[int], workers: int, on_event: Callable[[ShardEvent], None]
+    ) -> None:
+        self.folder, self.on_event = folder, on_event
         self.count = max(1, min(-(-workers // THREADS), len(numbers)))
         self.threads = -(-workers // self.count)
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -106,7 +110,7 @@ class _Pool:
                 if event is None:
                     running -= 1
                 else:
-                    self.tell(event)
+                    self.on_event(event)
         finally:
             self._stop()
 

@@ -34,8 +34,8 @@ _EVERY = 30.0  # seconds between lines where there is no terminal
 class PrepProgress:
     """Shows the progress of a data preparation: a bar on a terminal, else a line every 30 s. A context manager.
 
-    Call `hear` with each event; `total` is the number of shards made by this rank. Only rank 0 prints, but for damaged
-    shards.
+    Call `update` with each event; `total` is the number of shards made by this rank. Only rank 0 prints, but for
+    damaged shards.
     """
 
     def __init__(self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None) -> None:
@@ -62,7 +62,7 @@ class PrepProgress:
             of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
             self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
-    def hear(self, event: ShardEvent) -> None:
+    def update(self, event: ShardEvent) -> None:
         """Take in one event and show it."""
         self.characters += event.characters
         self.tokens += event.tokens
@@ -230,7 +230,7 @@ def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) 
 def make_artifact(
     plan: ShardPlan, records: dict[int, ShardRecord], output: Path, elapsed: float
 ) -> PretrainBlendsArtifact:
-    """The output folder as an artifact, not saved yet. `metadata` also says what a trainer must know of the tokens."""
+    """The output folder as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
     from nemotron_kit.artifacts import PretrainBlendsArtifact
 
     tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
@@ -388,12 +388,12 @@ def _make(
     with PrepProgress(plan, total=len(mine), ranks=ranks) as progress:
         _tell_plan(plan, config, progress)
 
-        def hear(event: ShardEvent) -> None:
-            progress.hear(event)
+        def on_event(event: ShardEvent) -> None:
+            progress.update(event)
             if meeting is not None:
                 meeting.check()
 
-        records = run_shards(plan, output, workers=workers, tell=hear, numbers=mine)
+        records = run_shards(plan, output, workers=workers, on_event=on_event, numbers=mine)
     if meeting is not None:
         meeting.wait_for_all()
         records = _all_records(plan, output, records)

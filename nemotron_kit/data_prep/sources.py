@@ -224,7 +224,7 @@ def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
 
 
 def content_identity(path: str, size: int, *, whole: bool) -> str:
-    """What tells this local file's content from another's: its sha256, or for a large one size, time and samples."""
+    """What identifies a local file's content: its sha256, or for a large file its size, time and samples."""
     digest = hashlib.sha256()
     with open_binary(path) as file:
         if whole:

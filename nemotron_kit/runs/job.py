@@ -287,7 +287,7 @@ def is_final_end(record: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """`runs/<run id>/jobs/<n>`: the job's NEMO_RUN_DIR. Nothing in it is written by two writers."""
+    """`runs/<run id>/jobs/<n>`: the job's NEMO_RUN_DIR. Each file in it has one writer only."""
 
     path: Path
 

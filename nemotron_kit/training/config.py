@@ -472,8 +472,8 @@ def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: 
 
 
 def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run, a sentence each. Opens no connection, whatever `connect` says. With `here=False` the
-    run is another machine's: its settings are judged, and nothing of this machine."""
+    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
+    the run is another machine's: only its settings are checked."""
     del connect
     try:
         config.check()
@@ -499,7 +499,7 @@ def memory_problems(config: PretrainConfig) -> list[str]:
 
 
 def _vocab_size(config: PretrainConfig) -> int:
-    """The model's vocabulary if the config or the data tell it by now, else the largest that is common."""
+    """The vocabulary size that the config or the data give; the largest common one where neither does yet."""
     try:
         return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
     except UserError:  # the data need not be there yet, and says so itself

@@ -51,7 +51,7 @@ class TrainingData:
 
 
 def pretrain(config: PretrainConfig) -> TrainingOutcome:
-    """Train as `config` says, from where the run stands, and return where the model lies.
+    """Train as `config` says, resuming where a checkpoint exists, and return where the model lies.
 
     Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
     when a signal stopped the run (a checkpoint is saved by then).

@@ -1,4 +1,4 @@
-"""The processes of one training run: their ranks as torchrun numbers them, and the signal to stop."""
+"""The processes of one training run: ranks as torchrun numbers them, collective operations, and the signal to stop."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(NemotronError):
-    """The run was told to stop and has saved a checkpoint, if it keeps any.
+    """A signal stopped the run; it has saved a checkpoint, if it keeps any.
 
     Exit code 75 (EX_TEMPFAIL of sysexits.h): not a failure, start it again.
     """

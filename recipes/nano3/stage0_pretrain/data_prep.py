@@ -72,7 +72,7 @@ class PretrainDataPrepConfig:
 
 
 def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
-    """Prepare the data and save it under its name; without `cfg`, as the command line says."""
+    """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
     from nemotron_kit.artifacts import print_step_complete
     from nemotron_kit.data_prep import run_data_prep
     from nemotron_kit.data_prep.ranks import ranks_here

@@ -25,7 +25,8 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 
 
 def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
-    """Train, and return the model; without `cfg`, as the command line says. Rank 0 alone saves and prints."""
+    """Train and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
+    prints."""
     from nemotron_kit.training import pretrain
     from nemotron_kit.training.processes import rank
 
