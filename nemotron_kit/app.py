@@ -40,7 +40,7 @@ class ArtifactInput:
 
 @dataclass
 class Command:
-    """One leaf of the tree. `path` is recipe and words: ("nano3", "data", "prep", "pretrain")."""
+    """One leaf of the tree. `path` is its names from the recipe on: ("nano3", "data", "prep", "pretrain")."""
 
     path: tuple[str, ...]
     config_cls: type | str
@@ -61,7 +61,7 @@ class Command:
 
     @property
     def stage(self) -> str:
-        """The words below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
+        """The names below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
         return "/".join(self.path[1:])
 
     @property

@@ -213,13 +213,13 @@ def answer(argv: Sequence[str]) -> int:
 
 
 def split_line(line: str) -> list[str]:
-    """The words of an unfinished shell line, the last one possibly empty or inside quotes."""
+    """The arguments of an unfinished shell line, the last one possibly empty or inside quotes."""
     arguments = [re.sub(r"\\(.)|['\"]", r"\1", match[0]) for match in _WORD.finditer(line)]
     return [*arguments, ""] if not line or line[-1].isspace() else arguments
 
 
 def complete(arguments: Sequence[str], current: str, index: Index) -> Candidates:
-    """(what may stand in place of `current`, what it means), given the finished words before it."""
+    """Pairs (candidate for `current`, its meaning), given the finished arguments before it."""
     first = tree.first_name(arguments)
     candidates = (
         after_tool(first, arguments, current, index) if first in tree.TOOLS else _recipe(arguments, current, index)

@@ -1,4 +1,4 @@
-"""What must come at once: help, version and completion. Answered from the index, before anything heavy is imported."""
+"""Help, version and completion, printed from the index before anything heavy is imported."""
 
 from __future__ import annotations
 

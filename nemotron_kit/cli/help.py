@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nemotron_kit.cli.index import Index, Node
     from nemotron_kit.cli.output import Rows
 
-_ROOT_OPTIONS = [("-h, --help", "show this help; behind any words, the help of what they name"), ("--version", "")]
+_ROOT_OPTIONS = [("-h, --help", "show this help; after a command or group, its help"), ("--version", "")]
 
 
 class Page:

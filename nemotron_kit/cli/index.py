@@ -1,4 +1,4 @@
-"""The command trees as plain data, cached: what help and completion read instead of importing recipes."""
+"""The command trees as plain data, cached: help and completion read it instead of importing recipes."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def _packages(index: Live) -> set[str]:
 
 
 class Recorder:
-    """Sees every import, failed ones too, and notes each file as it was before it was read."""
+    """An import hook that records every import, failed ones included, with each file's state before it was read."""
 
     def __init__(self) -> None:
         self.stamps: dict[str, Stamp] = {}

@@ -104,7 +104,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
         "Job",
         [
             f"{plan.recipe} {plan.stage.replace('/', ' ')}   (config {plan.config_name}: {source})",
-            f"in Hydra's words: {plan.hydra_command}",
+            f"in Hydra's syntax: {plan.hydra_command}",
         ],
     )
     yield "Config", plan.files["config.yaml"].splitlines()

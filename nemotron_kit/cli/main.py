@@ -1,4 +1,4 @@
-"""The doors of the command line: the `nemotron` console script, `python -m nemotron_kit`, and App.run()."""
+"""The entry points of the command line: the script `nemotron`, `python -m nemotron_kit`, and App.run()."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def nemotron(argv: Sequence[str] | None = None) -> int:
-    """`nemotron …`: words, in the documented syntax."""
+    """`nemotron …`: the documented syntax."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _nemotron(_readable(arguments)))
 
@@ -56,7 +56,7 @@ def _flushed() -> int:
 
 
 def hydra(argv: Sequence[str] | None = None) -> int:
-    """`python -m nemotron_kit …`: the same, in Hydra's own words."""
+    """`python -m nemotron_kit …`: the same, as Hydra's overrides and flags."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _hydra(_readable(arguments)))
 
@@ -119,7 +119,7 @@ def _open_streams() -> None:
 
 
 def _readable(arguments: list[str]) -> list[str]:
-    """The words as text, also where the locale is not UTF-8. Raises UserError for bytes that are no text."""
+    """The arguments as text, also where the locale is not UTF-8. Raises UserError for bytes that are no text."""
     return [argument if argument.isascii() else _text(argument) for argument in arguments]
 
 
@@ -207,7 +207,7 @@ def _app(app: App, arguments: list[str]) -> int:
 
 
 def _recipe_argument(arguments: list[str]) -> list[str]:
-    """The word that can only be the recipe's name: a bare one, and none of an option that may have taken it."""
+    """The argument that can only be the recipe's name: a bare one that no option may have taken as its value."""
     from nemotron_kit.cli import options, tree
 
     first = tree.first_name(arguments)

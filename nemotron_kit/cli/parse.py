@@ -53,7 +53,7 @@ def _stages(recipe: Node) -> list[str]:
 
 
 def _choices(node: Node) -> list[str]:
-    """A node's path in Hydra's words."""
+    """A node's path as Hydra's choices recipe= and stage=."""
     recipe, stage = node["path"][:1], node["path"][1:]
     return [*(f"recipe={each}" for each in recipe), *([f"stage={'/'.join(stage)}"] if stage else [])]
 
@@ -119,7 +119,7 @@ __all__ = ["parse", "parse_hydra"]
 
 
 class ProgramName(NamedTuple):
-    """How the program is called (`prog`), and the words that are taken as said already (`root`)."""
+    """How the program was called (`prog`), and the path in the command tree that this implies (`root`)."""
 
     prog: str
     root: tuple[str, ...]
@@ -129,9 +129,9 @@ class ProgramName(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """A command that the line turned out not to be. They compare by how far the reading got."""
+    """Why the command line is not that of one command. Failures compare by how far the line was read."""
 
-    meant: bool  # its words fit; what was wrong is something else
+    meant: bool  # its name was complete; something else was wrong
     at: int
     reached: bool
     error: UserError
@@ -160,7 +160,7 @@ def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Requ
 
 
 def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
-    """Help for the node that the words of `argv` lead to. Raises UserError for a word that leads nowhere."""
+    """Help for the node that `argv` names. Raises UserError for an argument that names none."""
     reached = tree.walk(argv, index, program_name.root)
     if reached.unknown is not None:
         raise _lost(reached, index, program_name)
@@ -177,7 +177,7 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
         return jobs[0]
     if jobs:
         both = " and as ".join(repr(" ".join(job.path)) for job in jobs)
-        raise UserError(f"This line can be read as {both}.", hint="Put the options behind the words.")
+        raise UserError(f"This line can be read as {both}.", hint="Put the options after the command.")
     failures = [each for each in tried if isinstance(each, _Failure)]
     best = max(failures, key=lambda each: each[:3], default=None)
     if best is not None and (best.meant or not tree.is_group(reached.node)):
@@ -188,7 +188,7 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
 
 
 def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
-    """Each command that the line may name, with the words that name it; when the line begins with them, just that."""
+    """The commands that the line may name, with their names; if the line begins with those of one, that one alone."""
     top = tree.find(index, root) or index.root
     every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
     exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
@@ -215,11 +215,11 @@ def _detail(index: Index, leaf: Node) -> Node:
 
 
 def _named(job: Job, leaf: Node) -> Job:
-    """The job with the command that its words name, which no override may name again."""
+    """The job with the command that its names choose, which no override may choose again."""
     recipe, *stage = leaf["path"]
     if job.recipe or job.stage:
         raise UserError(
-            f"The words {' '.join(leaf['path'])!r} say recipe= and stage= already.", hint="Leave those out."
+            f"The command {' '.join(leaf['path'])!r} sets recipe= and stage= already.", hint="Leave those out."
         )
     check_launcher(job)
     return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
@@ -235,7 +235,7 @@ def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramNa
 
 
 def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
-    """The error for a word that names nothing where it stands."""
+    """The error for an argument that names nothing at its place."""
     argument, names = reached.unknown or "", reached.path[len(program_name.root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:

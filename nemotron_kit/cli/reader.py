@@ -1,4 +1,6 @@
-"""Reads one command line as one command: every word an option, an override, a word of the command, or an error."""
+"""Reads one command line as one command: each argument is an option, an override, a part of the command's name, or an
+error.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profi
 
 
 class NotThisCommand(UserError):
-    """A bare word is not this command's next word: the line may be another command's."""
+    """An argument does not fit this command's name: the line may be another command's."""
 
 
 class Reader:
@@ -52,7 +54,7 @@ class Reader:
             else:
                 self._short(argument)
         if self.names:
-            raise NotThisCommand(f"{self.where}: the word {self.names[0]!r} is missing.")
+            raise NotThisCommand(f"{self.where}: {self.names[0]!r} is missing.")
         if "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides:
             self.assigned.sweep_artifacts()
         else:
@@ -86,7 +88,7 @@ class Reader:
                 self.positionals.pop(0)
         else:
             raise UserError(
-                f"{self.where} takes no further word, and {argument!r} is one.", hint=self._argument_hint(argument)
+                f"{self.where} takes no further argument: {argument!r}.", hint=self._argument_hint(argument)
             )
 
     def _override(self, argument: str) -> None:

@@ -72,7 +72,7 @@ class Version(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """One of nemotron's own commands (tree.TOOLS), with the words after its name."""
+    """One of nemotron's own commands (tree.TOOLS), with the arguments after its name."""
 
     name: str
     argv: tuple[str, ...] = ()
@@ -127,7 +127,7 @@ def hydra_overrides(job: Job) -> list[str]:
 
 
 def hydra_spelling(job: Job) -> list[str]:
-    """The words that `python -m nemotron_kit` takes for the same job (--dry-run and --json are left out)."""
+    """The arguments of `python -m nemotron_kit` for the same job, without --dry-run and --json."""
     return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after]
 
 

@@ -105,8 +105,9 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
 
 
 def _with_choices(overrides: Sequence[str]) -> list[str]:
-    """The words with a choice of what is swept over in front: Hydra composes the sweep's own config without the sweep,
-    and what stands in a list of defaults has to be known then."""
+    """The overrides, preceded by one choice of each group that is swept over: Hydra composes the sweep's own config
+    without the sweep, and needs one of each.
+    """
     chosen = []
     for name in ("recipe", "stage"):
         given = [override.partition("=")[2] for override in overrides if override.startswith(f"{name}=")]
@@ -178,7 +179,9 @@ def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree:
 
 
 def _prepared(overrides: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
-    """The one command of the words, registered; None where a sweep or nothing stands in its place: then all are."""
+    """The one command that the overrides choose, registered; None where a sweep or nothing stands in its place: then
+    all are.
+    """
     choices = [override.partition("=")[2] for override in overrides if override.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
         return prepare(tree, overrides, env, sweep=True)

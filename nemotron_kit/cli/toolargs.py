@@ -1,4 +1,4 @@
-"""Arguments of the kit's own tools (`nemotron runs …`): argparse, with errors in the kit's words."""
+"""Arguments of nemotron's own tools (`nemotron runs …`): argparse, with nemotron's error messages."""
 
 from __future__ import annotations
 

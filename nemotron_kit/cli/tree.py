@@ -1,4 +1,4 @@
-"""Finding one's way in a command tree: which node do these words name, and which word is wrong?
+"""Finds nodes in a command tree by their names on a command line.
 
 A tree is plain data (see index.py): a group has "children", a command has not. Nothing heavy is imported.
 """
@@ -43,7 +43,7 @@ def child(node: Node, argument: str) -> Node | None:
 
 
 def find(index: Index, names: Sequence[str]) -> Node | None:
-    """The node that all of `names` name, from the top."""
+    """The node that `names` lead to from the root."""
     node: Node | None = index.root
     for argument in names:
         node = child(node, argument) if node else None
@@ -60,7 +60,7 @@ def leaves(node: Node) -> Iterator[Node]:
 
 
 def spellings(leaf: Node) -> Iterator[tuple[str, ...]]:
-    """The words that name a command: its path, then its path with each alias."""
+    """The names that lead to a command: its path, then its path with each alias."""
     *above, name = leaf["path"]
     for last in (name, *leaf.get("aliases", ())):
         yield (*above, last)
@@ -72,7 +72,7 @@ def is_subsequence(names: Sequence[str], argv: Sequence[str]) -> bool:
 
 
 class Walk:
-    """Where a command line leads: the node reached, its canonical path, and the first word that leads nowhere."""
+    """Where a command line leads: the node reached, its canonical path, and the first argument that names no child."""
 
     def __init__(self, node: Node, path: tuple[str, ...]) -> None:
         self.node, self.path = node, path
@@ -110,7 +110,7 @@ def _step_over(argument: str, tokens: Iterator[str], found: Walk) -> bool:
 
 
 def first_name(argv: Sequence[str]) -> str | None:
-    """The first bare word of a command line, options and their values passed over."""
+    """The first bare argument of a command line, options and their values skipped."""
     tokens = iter(argv)
     for argument in tokens:
         if not options.is_option(argument):

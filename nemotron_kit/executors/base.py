@@ -45,28 +45,37 @@ class Observation:
 
 
 class Backend(Protocol):
-    """One executor. A launch is one run with its jobs; `submit` may be called again after a crash and never doubles."""
+    """What every executor implements. A launch is one run with its jobs; `submit` may be called again after a crash and
+    never submits a job twice.
+    """
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        """Bring where they will run what the jobs need: code as it is now, folders, this kit. `submit` does it, too,
-        for what isn't there by then. Raises Unreachable."""
+        """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does what is
+        missing of it, too. Raises Unreachable.
+        """
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when that is not known to have
-        happened; NemotronError when it is known not to."""
+        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when it is not known whether they
+        were submitted, NemotronError when they were not.
+        """
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        """Job number → what is known of it, in as few questions as can be. Raises Unreachable when nobody answers."""
+        """Job number → its current state, with as few questions as possible. Raises Unreachable when the back end does
+        not answer.
+        """
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        """Ask for the jobs to be stopped; returns when that has been accepted."""
+        """Ask for the jobs to be stopped, and return once that has been accepted."""
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[Piece]:
-        """What each of a job's logs holds beyond the reader's offset, at most `limit` bytes in all; [] where there is
-        nothing new. A log that the reader does not name is read from its beginning, but with `only`, and but for those
-        whose names begin with one of `skip`."""
+        """The bytes of each of a job's logs beyond `offsets` (log → bytes), at most `limit` bytes in all; [] when there
+        are none.
+
+        Logs not in `offsets` are read from their beginning, unless `only` is set or their names begin with one of
+        `skip`.
+        """
 
 
 def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:

@@ -1,4 +1,4 @@
-"""This machine: a worker in a session of its own for each job."""
+"""The local executor: a worker process in its own session for each job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START_SECONDS = 10.0
 
 
 class Local:
-    """Detached jobs of this machine. Their folders hold all there is to know of them."""
+    """Runs detached jobs on this machine. Their state is in their folders."""
 
     pace = (0.05, 0.5)
 

@@ -32,7 +32,9 @@ _NAME = "attached.json"
 
 
 class LogOffsets:
-    """Job number → log → bytes that were shown, kept in the run's folder. Damaged, it is as if nothing had been."""
+    """How far each log of a run has been printed: job number → log → bytes, kept in the run's folder. A damaged file
+    counts as empty.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / _NAME
@@ -46,7 +48,7 @@ class LogOffsets:
         return dict(self._jobs.get(str(job), {}))
 
     def keep(self, offsets: Mapping[int, Mapping[str, int]]) -> None:
-        """Write down how far each job's logs have been shown by now."""
+        """Store how far each job's logs have been printed."""
         new = {**self._jobs, **{str(number): dict(of) for number, of in offsets.items() if of}}
         if new == self._jobs:
             return
@@ -72,8 +74,9 @@ DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
 class Follower:
-    """A job's logs, read on from where they stopped, in bounded memory. Lines of a log beside the main one (another
-    node's) say whose they are; `label` stands before every line."""
+    """Prints a job's logs from the offsets on, in bounded memory. Lines of logs beside the main one (another node's)
+    are marked with the log's name; `label` stands before every line.
+    """
 
     def __init__(
         self, backend: Backend, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
@@ -171,7 +174,7 @@ def _follow(
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    _say(f"{run.id}: out of sight, still trying: {error.message}")
+                    _say(f"{run.id}: unreachable, still trying: {error.message}")
                 lost = True
             keep()
             with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing about that

@@ -1,4 +1,4 @@
-"""`nemotron profiles check`: the questions that a profile's target is asked, and what comes of each."""
+"""`nemotron profiles check`: the checks that a profile's target goes through."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FREE_WARNING = 10e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was looked at, how it is, and what was seen or what would be right."""
+    """One line of the report: what was checked, its status, and what was found or what would be right."""
 
     what: str
     state: str
@@ -30,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Target:
-    """A profile, its place and the way there."""
+    """A profile, the paths of its jobs and the transport to its machine."""
 
     config: RunConfig
     place: RemotePaths

@@ -1,4 +1,4 @@
-"""`--after ID`: a job that starts once other runs have succeeded, here or submitted elsewhere."""
+"""`--after ID`: a job that starts once other runs, here or submitted elsewhere, have succeeded."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ _FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
 
 @dataclass(frozen=True)
 class After:
-    """The runs that must have succeeded first, as they stand now: run id → state, and what was seen of it."""
+    """The runs of `--after`, which must succeed before a job starts: run id → current state, and the snapshot that it
+    comes from.
+    """
 
     runs: Sequence[RunFolder]
     states: Mapping[str, str]
@@ -43,7 +45,9 @@ class After:
 
     @classmethod
     def of(cls, references: Sequence[str], *, connect: bool = True) -> After:
-        """UserError for a run that isn't there. `connect=False` (a dry-run) asks nobody: what is on record counts."""
+        """Find the runs. Raises UserError for one that does not exist. `connect=False` (a dry-run) takes their recorded
+        states.
+        """
         runs = list({run.id: run for run in map(open_run, references)}.values())
         snapshots = refresh(runs) if connect else {}
         states = {
@@ -57,7 +61,9 @@ class After:
         return [run for run in self.runs if self.states[run.id] != "succeeded"]
 
     def dependency(self, plan: Plan) -> list[str] | None:
-        """What a scheduler that has all of the runs is told to wait for; None where it has not, or not yet."""
+        """The scheduler ids that a job depends on; None where the runs are not all of one scheduler, or have no ids
+        yet.
+        """
         if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in self.left):
             return None
         found = [_scheduler_ids(run, self.snapshots.get(run.id)) for run in self.left if self.connect]

@@ -143,8 +143,11 @@ LookUp = Callable[[Asked], "Mapping[str, Pin | NemotronError | None]"]
 
 @dataclass
 class Inputs:
-    """Per slot the reference as given and its pin (None where it could not be pinned: the reason stands in problems, or
-    in notes where a launch will be able to)."""
+    """The references of the input slots, and the versions that they are pinned to.
+
+    A slot that could not be pinned has None; the reason is in the problems, or in the notes where a launch will be able
+    to.
+    """
 
     references: dict[str, str] = field(default_factory=dict)
     pins: dict[str, Pin | None] = field(default_factory=dict)

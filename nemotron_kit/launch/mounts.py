@@ -28,7 +28,9 @@ TransportFactory = Callable[[Mapping[str, Any]], Any]
 
 
 class Mounted(NamedTuple):
-    """Settings whose mounts are folders, what the target is to fetch for them, and what is to be said of it."""
+    """A profile's settings with its mounts as folders, the repositories that the target fetches for them, and notes for
+    the user.
+    """
 
     settings: RunConfig
     fetch: tuple[dict[str, str], ...] = ()

@@ -109,7 +109,11 @@ SWEEP_FILE = "sweep.json"
 
 
 class SweepQueue:
-    """The jobs of one sweep on their way to a back end."""
+    """Which jobs of a sweep have been submitted, in `sweep.json` of the run's folder.
+
+    Jobs are submitted in batches. `begin` records a batch before it is submitted and `end` afterwards, so that a launch
+    that was killed in between is resumed with that batch.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / SWEEP_FILE
@@ -119,38 +123,38 @@ class SweepQueue:
 
     @property
     def listed(self) -> set[int]:
-        """All of its jobs, but for those that were dropped."""
+        """The numbers of all jobs, without those that were dropped."""
         return set(self._jobs)
 
     @property
     def waiting(self) -> list[int]:
-        """Those that were never handed over."""
+        """The numbers of the jobs that are in no batch yet."""
         taken = {number for batch in self._batches for number in batch["jobs"]}
         return [number for number in self._jobs if number not in taken]
 
     @property
     def unfinished(self) -> list[int]:
-        """The first batch whose handing over was begun and is not known to have ended well; empty without one."""
+        """The job numbers of the first batch that was begun and not ended; empty without one."""
         return next((list(batch["jobs"]) for batch in self._batches if not batch["done"]), [])
 
     def add(self, numbers: Sequence[int]) -> None:
-        """More jobs, whose folders are all there."""
+        """Append jobs, whose folders exist."""
         self._jobs.extend(numbers)
         self._write()
 
     def begin(self, numbers: Sequence[int]) -> None:
-        """Write down that these are about to be handed over."""
+        """Record a batch that is about to be submitted."""
         if list(numbers) != self.unfinished:
             self._batches.append({"jobs": list(numbers), "done": False})
             self._write()
 
     def end(self) -> None:
-        """They were."""
+        """Record that the batch that was begun has been submitted."""
         next(batch for batch in self._batches if not batch["done"])["done"] = True
         self._write()
 
     def drop(self, numbers: Sequence[int]) -> None:
-        """These are not to be handed over any more."""
+        """Remove jobs that are not to be submitted."""
         self._jobs = [number for number in self._jobs if number not in set(numbers)]
         self._write()
 
@@ -159,13 +163,14 @@ class SweepQueue:
 
 
 class Busy(UserError):
-    """Another process does it already."""
+    """Another process holds the lock of the run."""
 
 
 @contextmanager
 def run_lock(run: RunFolder, what: str = "sweep") -> Iterator[None]:
-    """Within the block no other process does this with the run; "sweep" is handing over jobs of it. Busy when one
-    does now."""
+    """Hold the run's lock named `what` within the block ("sweep": submitting its jobs). Raises Busy when another
+    process holds it.
+    """
     lock = os.open(run.path / f".{what}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

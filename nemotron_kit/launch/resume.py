@@ -1,6 +1,7 @@
-"""A job that has stopped goes on: another attempt of it in its own folder, where its checkpoints and its log are.
+"""Resumes a job that has stopped: a new attempt in its own folder, where its checkpoints and its log are.
 
-The record stays one: the earlier attempt's end joins its history, and the same config, inputs and code are used."""
+The record stays one: the earlier attempt's end joins its history, and config, inputs and code are the same.
+"""
 
 from __future__ import annotations
 

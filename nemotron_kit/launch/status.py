@@ -1,4 +1,4 @@
-"""The record of runs brought up to date from whatever runs them: one question a target for all of its runs."""
+"""Asks back ends how runs stand, one question a target for all of its runs, and updates their records."""
 
 from __future__ import annotations
 
@@ -39,13 +39,18 @@ Known = tuple[float, dict[int, Observation], str | None]
 
 
 class StatusCache:
-    """The file of the target that `key` names. Damaged, unreadable or unwritable, it is as if there were none."""
+    """What a target answered lately, in a file shared by this user's processes. `key` names the target (see target_of).
+
+    A file that is damaged, unreadable or unwritable counts as empty.
+    """
 
     def __init__(self, key: str) -> None:
         self.path = runs_root() / ".seen" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Known] | None:
-        """Run id → (when, observations, why nobody answered), if all that is wanted was seen lately; else None."""
+        """Run id → (time of the question, observations, error of the target), if all of `wanted` (run id → job numbers)
+        was answered lately enough; else None.
+        """
         now, runs = time.time(), self._read()
         if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
             return None
@@ -61,7 +66,7 @@ class StatusCache:
         lost: str | None,
         asked: Sequence[str],
     ) -> None:
-        """Remember an answer, and how long it is good for. What others have asked lately stays."""
+        """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
         now = time.time()
         until = now + min(LONGEST, max(SHORTEST, _TIMES * took))
         runs = {run_id: entry for run_id, entry in self._read().items() if entry.get("until", 0) > now}
@@ -152,7 +157,11 @@ Asked = tuple[RunFolder, Mapping[str, Any], Sequence[JobFolder]]
 
 @dataclass(frozen=True)
 class StatusSnapshot:
-    """One run as its back end saw it at `at` (seconds since the epoch). `lost`: why nobody could be asked."""
+    """The jobs of one run as their back end reported them.
+
+    `at` is the time of the question in seconds since the epoch, `observed` job number → Observation, `lost` the error
+    when the back end could not be asked.
+    """
 
     at: float
     observed: Mapping[int, Observation] = field(default_factory=dict)
@@ -160,9 +169,10 @@ class StatusSnapshot:
 
 
 def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
-    """Run id → how its jobs are seen now, for each of `runs` that something elsewhere has still to tell about.
+    """Run id → snapshot, for each of `runs` whose state a back end has to tell.
 
-    Runs of this machine, and those that are over, are left out: their folders say all. Raises nothing of a back end's.
+    Runs of this machine and runs that have ended are left out: their folders hold their state. Raises no error of a
+    back end: it is in `lost`.
     """
     groups: dict[str, list[Asked]] = {}
     for run in runs:
@@ -180,13 +190,15 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
 
 
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
-    """The summaries as they are once their back ends have been asked. `runs`: run id → folder of those to ask about."""
+    """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to ask about."""
     snapshots = refresh(runs.values())
     return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
 
 
 def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:
-    """Where a job stands: what its record says, or `unreachable` with the last known state in `facts["known"]`."""
+    """The state of a job: as recorded, or `unreachable` where its back end could not tell, with the last known state in
+    `facts["known"]`.
+    """
     state = job.state()
     seen = snapshot.observed.get(job.number) if snapshot else None
     lost = snapshot.lost if snapshot and snapshot.lost else seen.error if seen and seen.state == LOST else None
@@ -198,17 +210,17 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
 
 
 def effective_run_state(run: RunFolder, snapshot: StatusSnapshot | None) -> str:
-    """The state of a run, in one word."""
+    """The state of a run, out of the effective states of its jobs."""
     return run_state(effective_state(job, snapshot).state for job in run.jobs())
 
 
 def last_known(job: JobFolder) -> Mapping[str, Any] | None:
-    """The last transition that was more than not knowing."""
+    """The last transition to a state other than `unreachable`."""
     return next((entry for entry in reversed(job.history()) if entry["state"] not in _UNKNOWN), None)
 
 
 def is_elsewhere(plan: Mapping[str, Any]) -> bool:
-    """Whether something besides the run's folder knows how it stands."""
+    """Whether a back end other than this machine has to be asked for the state of a plan's jobs."""
     return str(plan.get("executor") or HERE) != HERE
 
 
@@ -317,4 +329,4 @@ def _updated(run: RunFolder, snapshot: StatusSnapshot) -> RunSummary:
 def why_lost(state: JobState) -> str:
     """`was running; cluster does not answer.`"""
     known = state.facts.get("known")
-    return f"{f'was {known}; ' if known else ''}{state.error or 'nobody answers'}"
+    return f"{f'was {known}; ' if known else ''}{state.error or 'no answer'}"

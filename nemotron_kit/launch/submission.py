@@ -1,4 +1,4 @@
-"""Jobs handed to a scheduler as far as it takes them, and jobs that wait here to be submitted."""
+"""Submits jobs to a scheduler up to its limits, and keeps the others until there is room."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
             lost = False
         except Unreachable as error:
             if not lost:
-                log.warning("%s: out of sight, still trying: %s", run.id, error.message)
+                log.warning("%s: unreachable, still trying: %s", run.id, error.message)
             observed, lost = {}, True
         record(list(left.values()), observed, asked)
         over = [number for number, seen in observed.items() if seen.state in TERMINAL]

@@ -1,4 +1,4 @@
-"""The code that goes along with a launch: what was just edited, packed once and known by its content."""
+"""A snapshot of the code that is sent with a launch, uncommitted edits included, known by its hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The system's ssh as a way to a target: one connection, one Python there, many operations."""
+"""The transport to a target by the system's ssh: one connection and one Python process there serve many operations."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def ssh_command(host: str, user: str | None, identity: str | None, *options: str
 
 
 class NotSent(Unreachable):
-    """Nobody answered, and the operation had not been asked for: it is known not to have happened."""
+    """The connection failed before the operation was sent: it has not been carried out."""
 
 
 class Destination(Protocol):
@@ -184,7 +184,7 @@ CHUNK = 1 << 18
 
 
 class Lost(Exception):
-    """The process ended, or said nothing for too long. `code` is its exit code, None when it had to be ended."""
+    """The remote process ended, or was silent for too long. `code` is its exit code, None when it was killed here."""
 
     def __init__(self, code: int | None, stderr: str) -> None:
         super().__init__(stderr)

@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def hydra_command(self) -> str:
-        """The same job in Hydra's own words, ready to be typed into a shell."""
+        """The same job as a shell command in Hydra's syntax."""
         return shlex.join(["python", "-m", "nemotron_kit", *masked_overrides(self.hydra)])
 
     def to_dict(self) -> dict[str, Any]:

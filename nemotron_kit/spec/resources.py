@@ -1,4 +1,4 @@
-"""What a job's profile says in the end, and what it asks for: nodes, processes, CPUs and GPUs a node."""
+"""The settings of a job's profile with all overrides, and what they request: nodes, processes, CPUs, GPUs."""
 
 from __future__ import annotations
 

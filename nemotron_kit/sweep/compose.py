@@ -1,4 +1,4 @@
-"""Composing the jobs of a sweep: the files once for each choice of groups, then each job's values on a copy."""
+"""Composes the jobs of a sweep: files once for each choice of groups, then each job's values on a copy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Copies:
 
 
 class _Pickler(pickle.Pickler):
-    """Types stay what they are: those of schemas are made on the fly, and have no name to be found by."""
+    """Pickles the classes of schemas by identity: they are made at run time and can't be imported by name."""
 
     def __init__(self, file: io.BytesIO, types: list[type]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -48,7 +48,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """What this process has just pickled."""
+    """Reads what _Pickler wrote in the same process."""
 
     def __init__(self, file: io.BytesIO, types: list[type]) -> None:
         super().__init__(file)
@@ -65,7 +65,7 @@ _OWN = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overri
 
 
 class Unusual(Exception):
-    """An override that only Hydra's own loader knows what to do with."""
+    """An override that only Hydra's own config loader can apply."""
 
 
 class SweepComposer:

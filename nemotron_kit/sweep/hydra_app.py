@@ -1,4 +1,4 @@
-"""Planning the jobs of a third party's @hydra.main app: the composed config goes along with each job."""
+"""Plans the jobs of another @hydra.main app: the composed config is sent with each job."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PLUGINS = "hydra_plugins."
 
 
 class PayloadBuilder:
-    """Makes the packets of one launch."""
+    """Makes the payloads (worker.payload) of one launch's jobs."""
 
     def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str], earlier: int = 0) -> None:
         """`earlier`: how many sweeps over a task function of this name the program has made before this one."""
@@ -234,7 +234,7 @@ MODULE = "nemotron_kit.worker.hydra_job"
 
 
 class ProgramPlanner:
-    """Makes the SweepJobs of one launch of an app that is not the kit's."""
+    """Makes the SweepJobs of one launch of an app that is not a recipe."""
 
     def __init__(
         self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0

@@ -68,9 +68,9 @@ def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> Non
 
 
 class JobWriter:
-    """Makes jobs' folders, each whole or not at all. A few are made while the next ones are planned, since most of that
-    is waiting for the disk; with many, the disk is asked once, at the end. Left by an exception, it takes back what it
-    has made."""
+    """Makes jobs' folders, each whole or not at all. With few jobs, folders are written while the next jobs are
+    planned; with many, the disk is synced once, at the end. An exception in the block removes the folders.
+    """
 
     def __init__(self, run: RunFolder, count: int) -> None:
         self.run = run
@@ -112,7 +112,9 @@ class JobWriter:
 
 
 class _Asked:
-    """A field whose value is made when it is asked for; the None that JobReturn's own __init__ sets is dropped."""
+    """A field of Returned whose value is computed when it is read; JobReturn's __init__, which sets it to None, is
+    ignored.
+    """
 
     def __init__(self, make: Callable[[Returned], Any]) -> None:
         self._make = make
@@ -125,8 +127,9 @@ class _Asked:
 
 
 class Returned(JobReturn):  # type: ignore[misc]
-    """One job's. Its configs are composed again when a sweeper asks for them: ten thousand would not fit into memory,
-    and hardly anybody asks."""
+    """The JobReturn of one job. Its configs are composed again when a sweeper reads them: those of ten thousand jobs
+    would not fit into memory.
+    """
 
     cfg = _Asked(lambda self: self._composed[0])
     hydra_cfg = _Asked(lambda self: self._whole)
@@ -172,18 +175,20 @@ Made = tuple[SweepJob, JobFolder]
 
 
 class Jobs:
-    """One record, however many batches of jobs are asked for."""
+    """Plans, writes and runs the jobs of one sweep. All batches of the sweep share one record."""
 
     def __init__(self, run: RunFolder, settings: Settings, hydra: Sequence[str], *, ours: bool) -> None:
-        """`hydra` is the sweep's command line in Hydra's words. `ours`: the kit's own command line launches it, which
-        removes the record of a sweep that could not be planned, and says how to follow a detached one."""
+        """`hydra` are the overrides of the sweep's command line. `ours`: it was launched by `nemotron`, which removes
+        the record of a sweep that could not be planned, and says how to follow a detached one.
+        """
         self.run, self.settings, self._hydra, self._ours = run, settings, hydra, ours
         self._kind = starter_kind(settings)
         self._scheduler: LocalSchedulerClient | None = None
 
     def run_all(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
-        """Run so many jobs to their ends, or submit them and leave them alone, as the first one's plan says. A plan
-        with problems stops all of them."""
+        """Run `count` jobs to their ends, or submit them and return, as the first one's plan says. Raises UserError,
+        and runs none, if one plan has problems.
+        """
         try:
             with term_raises():
                 made = self._planned(sweep_jobs, count)
@@ -196,7 +201,7 @@ class Jobs:
             raise
 
     def detached(self, sweep_job: SweepJob) -> bool:
-        """Whether such a job is left alone once it is submitted."""
+        """Whether the launch returns once such a job is submitted."""
         return self.settings.detach or sweep_job.plan.mode == "batch"
 
     def scheduler(self, detached: bool = False) -> LocalSchedulerClient:
@@ -286,8 +291,9 @@ class Planner(Protocol):
 
 @contextmanager
 def worded(task: Callable[..., Any]) -> Iterator[None]:
-    """The kit's errors, where Hydra prints them: it shows a message alone only for its own exceptions. The kit's own
-    command line words them itself."""
+    """Raise NemotronErrors as exceptions of Hydra, which prints the message alone only of its own. Those of a recipe's
+    sweep pass: nemotron's command line prints them.
+    """
     from hydra.errors import CompactHydraException
 
     try:
@@ -299,7 +305,7 @@ def worded(task: Callable[..., Any]) -> Iterator[None]:
 
 
 class Sweep:
-    """One sweep is one record, however many batches its sweeper asks for."""
+    """The launcher's state between the batches of one sweep."""
 
     def __init__(self, config: Any, context: Any, task: Callable[..., Any], settings: Settings) -> None:
         """Nothing is written before the first batch. Raises UserError for what is not installed, or a profile that

@@ -1,4 +1,4 @@
-"""Starts the jobs of a sweep on this machine, so many at a time: a process of its own beside the launch."""
+"""Runs the jobs of a sweep on this machine, so many at a time, in a process of its own beside the launch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nemotron_kit.runs.job import JobFolder
 
 
 class Processes:
-    """A worker for each job."""
+    """Starts each job's worker as a child process."""
 
     def __init__(self) -> None:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
@@ -47,7 +47,9 @@ _POLL_SECONDS = 0.1
 
 
 class NemoRun:
-    """Imports NeMo-Run when it is made. Its own files lie in the run's folder, which is the working folder here."""
+    """Starts the workers as NeMo-Run experiments. NeMo-Run is imported in __init__; its files lie in the working
+    folder, the run's.
+    """
 
     def __init__(self) -> None:
         os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
@@ -102,7 +104,7 @@ _FASTEST, _SLOWEST = 0.01, 0.2
 
 
 class Starter(Protocol):
-    """What makes processes of jobs."""
+    """Starts the processes of jobs."""
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
         """Start a worker for each."""
@@ -112,7 +114,7 @@ class Starter(Protocol):
 
 
 class LocalScheduler:
-    """A queue of jobs and those that run."""
+    """The waiting and running jobs of a sweep."""
 
     def __init__(self, run: RunFolder, starter: Starter, say: IO[str]) -> None:
         self.run, self.starter, self.say = run, starter, say
@@ -173,7 +175,7 @@ class LocalScheduler:
 
 
 class Batches:
-    """The JSON lines of standard input, without waiting for them. `over` once there will be no more."""
+    """Reads JSON lines from a descriptor without blocking. `over` is set at its end."""
 
     def __init__(self, source: int) -> None:
         self.source, self.over, self._rest = source, False, b""

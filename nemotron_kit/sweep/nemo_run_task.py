@@ -1,4 +1,6 @@
-"""NeMo-Run's task: a worker that does not print. NeMo-Run would keep two more copies of what the job's log holds."""
+"""The program of a NeMo-Run task: a worker that prints nothing, since NeMo-Run would keep two more copies of the job's
+log.
+"""
 
 from __future__ import annotations
 

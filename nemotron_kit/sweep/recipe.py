@@ -1,4 +1,4 @@
-"""Planning jobs of the kit's own recipes: config.yaml, and the command's script or handler. No Hydra, no pickle."""
+"""Plans the jobs of a sweep over a recipe: config.yaml, and the command's script or handler. No Hydra, no pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job of a sweep: the launcher's settings, its plan, and what Hydra is told of it in the end."""
+"""One job of a sweep: the launcher's settings, its plan, and the JobReturn that Hydra gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIA = ("nemo_run", "kit")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a sweep may say about its launch; null where the profile, or the launcher, decides."""
+    """The fields of `hydra.launcher`; None leaves it to the profile or the launcher."""
 
     profile: str | None = None
     env: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +121,7 @@ def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) 
 
 
 def overrides_of(hydra: Any, kind: str = "task") -> list[str]:
-    """The words of a composition as they were typed: `${…}` in them stays."""
+    """The overrides of a composition as they were typed, with `${…}` unresolved."""
     from omegaconf import OmegaConf
 
     overrides: list[str] = OmegaConf.to_container(hydra.overrides[kind], resolve=False)  # type: ignore[assignment]

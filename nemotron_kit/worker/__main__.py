@@ -1,8 +1,9 @@
-"""The door that every job comes in by: `python -P -m nemotron_kit.worker <job folder>`.
+"""The entry point of every job: `python -P -m nemotron_kit.worker <job folder>`.
 
 It reads the job's folder, resolves its artifacts, sets its environment, starts the script (or calls the handler), under
-torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job;
-`--array` names the record of a submission instead, of which this is one task."""
+torchrun when asked, forwards signals, and writes state and exit record. `--rank` is one rank of a torchrun job; with
+`--array` the argument is the record of a submission, of which this is one task.
+"""
 
 from __future__ import annotations
 

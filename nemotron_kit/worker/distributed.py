@@ -1,4 +1,4 @@
-"""A job whose worker a scheduler starts on each node: where the nodes meet, and how they end together."""
+"""A job of several nodes, whose workers a scheduler starts: how they find each other, and how they end together."""
 
 from __future__ import annotations
 
@@ -37,9 +37,12 @@ _FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
 
 @dataclass(frozen=True)
 class Node:
-    """Node `rank` of `count`. `head` is the address of node 0; `rdzv_id` and `port` differ for any two jobs that can
-    run at once; `job` is the scheduler's id of the job, None without one. `step` is Slurm's own number for what started
-    this worker (`17.1`), also in an array."""
+    """The place of this worker in a job of several nodes: node `rank` of `count`.
+
+    `head` is the address of node 0. `rdzv_id` and `port` are torchrun's rendezvous; they differ for any two jobs that
+    can run at once. `job` is the scheduler's id of the job, None without one. `step` is Slurm's id of the step that
+    started this worker (`17.1`), also in an array.
+    """
 
     rank: int = 0
     count: int = 1

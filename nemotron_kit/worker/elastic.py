@@ -1,8 +1,9 @@
 """torchrun, started by a worker: `python -m nemotron_kit.worker.elastic <torchrun's arguments>`.
 
-It is torch.distributed.run itself. What it adds: TERM and USR1 are for its ranks, which save and end by themselves
-(torchrun would end at USR1, and at TERM forget how its ranks ended); and its exit code is that of the first rank that
-failed: 75, "stopped with a checkpoint", gets through."""
+It is torch.distributed.run, with two differences. TERM and USR1 are left to its ranks, which save and end by themselves
+(torchrun would end at USR1, and at TERM forget how its ranks ended). Its exit code is that of the first rank that
+failed, so that 75, "stopped with a checkpoint", gets through.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ def torchrun_command(processes: int, folder: str) -> list[str]:
 
 
 def rank_command(folder: str) -> list[str]:
-    """torchrun's words for a rank that is a worker. By itself it would start `python -m`, which looks for modules in
-    the working folder first: a json.py there would be everybody's json."""
+    """torchrun's arguments for a rank that is a worker. `python -m`, its default, would look for modules in the working
+    folder first, where a json.py would shadow the standard library's.
+    """
     return ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]
 
 

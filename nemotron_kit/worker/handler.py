@@ -1,4 +1,4 @@
-"""Calls a handler with its verified inputs and its typed config, and tells how that ended."""
+"""Calls a handler with its verified inputs and its typed config, and returns how it ended."""
 
 from __future__ import annotations
 

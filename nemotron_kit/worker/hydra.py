@@ -1,4 +1,4 @@
-"""What a job finds of Hydra: HydraConfig, its logging, and Hydra's own files with secrets masked."""
+"""Hydra's side of a job: HydraConfig, logging, and Hydra's own files with secrets masked."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""One job of somebody else's @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
+"""One job of another @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
 
-The composed config comes from the launch and is not composed again: files that were edited meanwhile change nothing.
-What the task function returned or raised is its answer (see answer.py)."""
+The composed config comes from the launch and is not composed again: later edits of its files change nothing. What the
+task function returned or raised is written as a TaskResult.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Job:
-    """The task's one run. Called with its function (None: the one that was sent), it leaves an answer."""
+    """Runs the task function once and writes its TaskResult. It is called with the function (None: the one in the
+    payload).
+    """
 
     def __init__(self, payload: JobPayload, folder: Path) -> None:
         self.payload, self.folder = payload, folder

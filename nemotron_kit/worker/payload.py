@@ -1,7 +1,8 @@
-"""hydra.json: what a job of somebody else's @hydra.main app needs besides its folder. packing.py makes it.
+"""hydra.json: what a job of another @hydra.main app needs besides its folder. sweep.hydra_app writes it.
 
-It holds the composed config as a pickle, because YAML would lose its types: the launch wrote it, and what somebody else
-could have written into is not read. The way back is answer.json, which holds none."""
+It holds the composed config as a pickle, because YAML would lose its types: the launch wrote it, and a file that
+another user could have written to is not read. The way back, answer.json, holds no pickle.
+"""
 
 from __future__ import annotations
 

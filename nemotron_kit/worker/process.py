@@ -1,4 +1,4 @@
-"""Processes of a job: signals that end it in order, and a child with its output in the log."""
+"""Runs a job's child process: forwards signals that end it in order, and captures its output in the log."""
 
 from __future__ import annotations
 

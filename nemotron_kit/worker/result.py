@@ -1,4 +1,4 @@
-"""The result of a job on its way back to the sweeper: JSON; nothing from the job's side is unpickled."""
+"""The result of a sweep's job, sent back to the sweeper as JSON: nothing from the job's side is unpickled."""
 
 from __future__ import annotations
 
@@ -250,7 +250,8 @@ def _from_the_task_on(trace: TracebackType | None) -> TracebackType | None:
 class TaskResult:
     """How a task function ended: the exit code of its process, what it returned or raised, and Hydra's folders there.
 
-    `value` is as JSON carries it, `types` what its parts were; `left_out` says why it could not come along.
+    `value` is JSON data and `types` the Python types of its parts, from which `result` restores them; `left_out` says
+    why a value could not be sent.
     """
 
     code: int = 0
@@ -268,8 +269,11 @@ class TaskResult:
         return restored(self.value, self.types)
 
     def write(self, folder: Path, *, scheduled: bool = False) -> None:
-        """Where a scheduler's worker is above, it takes the answer into the exit record, which comes back from another
-        machine too, and drops that of an earlier attempt."""
+        """Write the result into the job's folder.
+
+        `scheduled`: into the file that the scheduler's worker copies into the exit record, which is also fetched from
+        other machines, and drops with an earlier attempt.
+        """
         if not scheduled:
             files.write_text(folder / FILE, json.dumps(files.encoded(masked(asdict(self)))) + "\n")
             return
@@ -279,7 +283,7 @@ class TaskResult:
 
 
 def read_task_result(job: JobFolder) -> TaskResult | None:
-    """The answer of a job; None where there is none. Raises DamagedRecord."""
+    """The result of a job; None where there is none. Raises DamagedRecord."""
     try:
         record = read_object(job.path / FILE)
     except FileNotFoundError:

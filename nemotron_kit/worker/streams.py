@@ -1,4 +1,4 @@
-"""What a job's processes write: to the log without secrets, and to the terminal as before."""
+"""Captures what a job's processes write: into the log with secrets masked, and to the terminal as before."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ LONGEST = 1 << 20
 
 
 class Merged:
-    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files from then on, to the last byte
-    that is there when the block ends."""
+    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files within the block, to the last
+    byte.
+    """
 
     def __init__(self, logs: Mapping[str, Path], write: Callable[[bytes], object]) -> None:
         self._sources = [_Source(label, path) for label, path in logs.items()]

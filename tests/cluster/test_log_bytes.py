@@ -202,7 +202,7 @@ def test_a_connection_that_is_cut_costs_little(watch: Watch) -> None:
             meter.cut()
     for follower, meter in following:
         assert follower.to_the_end().code == 0, follower.said()
-        assert "out of sight" in follower.said()
+        assert "unreachable, still trying" in follower.said()
         assert filecmp.cmp(follower.out, watch.log(job), shallow=False)
         assert meter.moved <= 1.1 * watch.log(job).stat().st_size
 

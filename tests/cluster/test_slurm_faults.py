@@ -220,7 +220,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
     (world.folder / "silent").unlink()
     assert process.wait(60) == 1
     said = process.stderr.read()
-    assert "out of sight, still trying" in said and "Slurm says FAILED" in said
+    assert "unreachable, still trying" in said and "Slurm says FAILED" in said
     assert not (world.folder / "cancelled").exists()
 
 

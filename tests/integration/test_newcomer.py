@@ -94,7 +94,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job here."),
         ("nemotron mine go hydra.job.chdir=true", "${oc.env:NEMO_RUN_DIR} is the job's own folder."),
         ("nemotron mine go +hydra.job.env_set.A=1", "env_vars in env.toml"),
-        ("nemotron mine go recipe=nano3", "The words 'mine go' say recipe= and stage= already."),
+        ("nemotron mine go recipe=nano3", "The command 'mine go' sets recipe= and stage= already."),
         ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
         ("nemotron mine go --cfg hydra --package launcher", "as in --package hydra.launcher"),
         ("nemotron mine go run.wandb.projct=x", "run.wandb.projct: no such setting.\nDid you mean project?"),

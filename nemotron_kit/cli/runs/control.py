@@ -102,7 +102,7 @@ def until_over(waits: Sequence[_Wait]) -> None:
             return
         lost = next((s.lost for s in snapshots.values() if s.lost), None)
         if lost and not told:
-            sys.stderr.write(f"out of sight, still trying: {clean(lost)}\n")
+            sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
         told = lost is not None
         time.sleep(pause)
         pause = min(pause * factor, slowest)

@@ -66,7 +66,7 @@ class RemoteLog:
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    sys.stderr.write(f"out of sight, still trying: {clean(error.message)}\n")
+                    sys.stderr.write(f"unreachable, still trying: {clean(error.message)}\n")
                 lost = True
             if over and not lost:
                 return

@@ -121,7 +121,7 @@ class Recorded:
 
     @property
     def overrides(self) -> list[str]:
-        """What was typed, in Hydra's words, without what chose the command and its config."""
+        """The overrides that were typed, without those that chose the command and its config."""
         file = self.job.path / ".hydra" / "overrides.yaml"
         try:
             overrides = json.loads(read_regular(file))
@@ -248,7 +248,7 @@ def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[b
 
 @dataclass(frozen=True)
 class RerunContext:
-    """Where a recorded run was launched, and what is found from there now."""
+    """What a rerun needs of the place where the run was launched: its command tree, app and env.toml."""
 
     tree: Tree
     app: App
@@ -256,7 +256,9 @@ class RerunContext:
 
     @classmethod
     def of(cls, recorded: Recorded) -> RerunContext:
-        """Goes there: this process's folder and import path become the launch's."""
+        """Read the context. Changes this process's working folder and import path to the launch's. Raises UserError
+        when the folder is gone.
+        """
         enter(recorded.folder)
         from nemotron_kit.app import add_import_folders
 
@@ -445,7 +447,7 @@ def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Seque
 
 
 def _typed(request: Job) -> list[str]:
-    """What was added to the sweep on the command line, in Hydra's words."""
+    """The overrides that the command line adds to the sweep."""
     profile = [f"run.profile={request.profile}", f"run.mode={request.mode}"] if request.profile else []
     return [*profile, *request.overrides]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RunView:
-    """A run and some of its jobs as they stand now: one question to its back end, if it has one."""
+    """A run and some of its jobs, with their current states: the back end is asked once, if the run has one."""
 
     def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.run, self.jobs = run, jobs
@@ -205,7 +205,7 @@ def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _line(overrides: object) -> object:
-    """A sweep's words are on record one by one."""
+    """The command line of a sweep, which is recorded as a list."""
     return (
         shlex.join(["python", "-m", "nemotron_kit", *map(str, overrides)]) if isinstance(overrides, list) else overrides
     )
@@ -233,7 +233,7 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
 
 
 def _overrides(job: JobFolder) -> list[str]:
-    """The words of one job of a sweep, as recorded; none for a job that has no such record."""
+    """The overrides of one job of a sweep, as recorded; none for a job without such a record."""
     try:
         found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError):

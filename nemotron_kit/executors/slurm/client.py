@@ -44,7 +44,7 @@ class Call:
 
 
 class Slurm:
-    """`submit`, `observe`, `cancel` and logs through one Transport; the target's own operations do the work."""
+    """Slurm's back end: the agent's operations, through one Transport, do the work where Slurm's commands are."""
 
     def __init__(self, transport: Transport, settings: Mapping[str, Any]) -> None:
         self.transport, self.settings = transport, settings

@@ -304,7 +304,9 @@ FILE = "sbatch.sh"
 
 @dataclass(frozen=True)
 class ExecutorPlan:
-    """`files` join the job folder's; `extra` the plan's."""
+    """What an executor adds to a plan: `files` (name → text) to the job's folder, `extra` to the plan's fields, and
+    problems and notes for the user.
+    """
 
     files: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -324,7 +326,9 @@ def sbatch_for(
     mode: str,
     alone: bool,
 ) -> ExecutorPlan:
-    """The script of a job that is submitted `alone` (the jobs of a sweep share one, which is rendered for them all)."""
+    """The script of one job. `alone` is false for the jobs of a sweep: they share a script, which is rendered at
+    submission.
+    """
     problems = list(_problems(config, mode))
     mounts = _mounts(place, inputs) if config.container_image else []
     extra = {"resources": asdict(resources), "mounts": mounts}

@@ -1,1 +1,1 @@
-"""What is done on the machine where jobs run: the standard library alone, so that it can be sent there."""
+"""The agent: what runs on a job's target machine. Standard library only, so that it can be sent there."""

@@ -298,7 +298,9 @@ def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
 
 
 def _git(*arguments: str, seconds: float) -> str:
-    """What git prints. It asks nobody for a password. UserError in git's own words, Unreachable when it hangs."""
+    """The output of a git command, which never asks for a password. Raises UserError with git's message, Unreachable
+    when it hangs.
+    """
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
     try:
         done = subprocess.run(

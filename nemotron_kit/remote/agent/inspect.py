@@ -1,4 +1,4 @@
-"""What `nemotron profiles check` asks of the machine where jobs run. Nothing is submitted, and nothing stays behind."""
+"""The operations of `nemotron profiles check`. They submit nothing and leave nothing behind."""
 
 from __future__ import annotations
 

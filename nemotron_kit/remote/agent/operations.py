@@ -1,4 +1,4 @@
-"""What a launch asks of the machine where jobs run: operations by name, in this process or over a connection."""
+"""The agent's operations, called by name in this process or over a connection."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 class Piece(NamedTuple):
-    """Some bytes of a log. `offset`, where they begin, is 0 in a log that was cut, whatever was asked for."""
+    """Some bytes of a log, from `offset` on. `offset` is 0 in a log that was truncated, whatever was asked for."""
 
     name: str
     offset: int

@@ -1,4 +1,4 @@
-"""Slurm's own commands, asked once for many jobs, and their answers parsed. Nothing here decides anything."""
+"""Runs Slurm's commands, one call for many jobs, and parses their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How jobs of Slurm stand: the worker's own record first, then squeue, then sacct. Unknown is never success."""
+"""The state of Slurm jobs: from the worker's own record first, then squeue, then sacct. An unknown state is never
+success.
+"""
 
 from __future__ import annotations
 

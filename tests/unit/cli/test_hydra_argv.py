@@ -85,7 +85,7 @@ def test_both_spellings_are_one_request(index: Index) -> None:
         (f"{TRAIN} --num-shards 4", "--num-shards is no option of Hydra's.", "num_shards=VALUE"),
         (f"{TRAIN} -c tiny", "-c has no choice 'tiny'.", "job"),
         (f"{TRAIN} --run C run.profile=D", "run.profile says D, and --run says C.", ""),
-        (f"{TRAIN} word", "takes no further word", ""),
+        (f"{TRAIN} word", "takes no further argument", ""),
         (f"{TRAIN} recipe=other", "There is no recipe 'other'.", ""),
     ],
 )

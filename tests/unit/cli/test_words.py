@@ -141,11 +141,11 @@ ERRORS = [
     ("nano3 pretrain --art.dta X", "no artifact input 'dta'.", "Did you mean data?"),
     ("nano3 pretrain --art.env X", "no artifact input 'env'.", ""),
     ("nano3 pretrain --wandb.projekt X", "W&B has no setting 'projekt' here.", "Did you mean project?"),
-    ("nano3 pretrain tiny", "nano3 pretrain takes no further word, and 'tiny' is one.", "`-c tiny`"),
-    ("nano3 pretrain extra", "nano3 pretrain takes no further word, and 'extra' is one.", "key=value"),
-    ("nano3 pretrain -- --x", "takes no further word, and '--x' is one.", ""),
-    ("nano3 model import pretrain a b", "takes no further word, and 'b' is one.", ""),
-    ("nano3 pretrain recipe=x", "say recipe= and stage= already.", ""),
+    ("nano3 pretrain tiny", "nano3 pretrain takes no further argument: 'tiny'.", "`-c tiny`"),
+    ("nano3 pretrain extra", "nano3 pretrain takes no further argument: 'extra'.", "key=value"),
+    ("nano3 pretrain -- --x", "takes no further argument: '--x'.", ""),
+    ("nano3 model import pretrain a b", "takes no further argument: 'b'.", ""),
+    ("nano3 pretrain recipe=x", "sets recipe= and stage= already.", ""),
     ("nano3 dota --help", "nano3 has no command 'dota'.", "Did you mean data?"),
 ]
 
