@@ -51,7 +51,7 @@ def main(cfg: WorkConfig) -> None:
     if cfg.cut:
         while not Path(os.environ["NEMO_RUN_DIR"], "cut").exists():
             time.sleep(0.1)
-        os.ftruncate(1, 0)
+        os.truncate(Path(os.environ["NEMO_RUN_DIR"], "logs", "job.log"), 0)
         print("after the cut", flush=True)
 """
 PROFILES = """

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import clean, write_lines
@@ -212,7 +212,7 @@ def remove(argv: list[str]) -> int:
             hint = f"Stop it first: nemotron runs cancel {run.id}."
             raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
         check_removable(run, referenced_by=artifacts_in, force=options.force)
-        if not options.force:
+        if not options.force and not (run in asked and options.here):
             _refuse_written(run)
         if run in asked and not options.here:
             _remove_there(run)
@@ -223,11 +223,20 @@ def remove(argv: list[str]) -> int:
 
 
 def _refuse_written(run: RunFolder) -> None:
-    """UserError, with names, where a job's own files lie in its copy of the code."""
+    """UserError, with names, where a job's own files lie in its copy of the code. Those of an artifact are not meant:
+    its registry refuses by itself."""
     for job in run.jobs():
         found = written_by(job)
-        if found:
-            names, count = found["files"], len(found["files"]) + found["more"]
+        if not found:
+            continue
+        saved = [str(pin.get("path")) for pin in job.artifacts()["outputs"]]
+        names = [
+            name
+            for name in found["files"]
+            if not any(PurePath(found["folder"], name).is_relative_to(folder) for folder in saved)
+        ]
+        count = len(names) + found["more"]
+        if count:
             shown = ", ".join(map(clean, names[:6])) + (", …" if count > 6 else "")
             what = "a file" if count == 1 else f"{count} files"
             raise UserError(
