@@ -239,6 +239,8 @@ def _returns_artifact(command: Command) -> bool:
 # One launch is one answer: all jobs of a sweep see the same version, whatever is saved meanwhile.
 _launch: list[str] = []
 _answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
+# The metadata of what was found in a registry on another machine.
+_documents: dict[Pin, dict[str, Any]] = {}
 
 
 def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
@@ -248,6 +250,7 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
     if _launch != [run_id]:
         _launch[:] = [run_id]
         _answers.clear()
+        _documents.clear()
 
     def look_up(asked: Asked) -> Mapping[str, Pin | NemotronError | None]:
         root = placed.place.artifacts
@@ -260,6 +263,11 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
     return look_up
+
+
+def remote_document(pin: Pin) -> dict[str, Any] | None:
+    """The metadata of an artifact that this launch has found on another machine; None where that was not asked."""
+    return _documents.get(pin)
 
 
 def pin_slots(
@@ -311,7 +319,8 @@ def _there(placed: ResolvedJob, asked: Asked, transports: TransportFactory) -> d
     found: dict[str, Pin | NemotronError | None] = {}
     for slot, answer in answers.items():
         if "pin" in answer:
-            found[slot] = Pin.from_dict(answer["pin"])
+            pin = found[slot] = Pin.from_dict(answer["pin"])
+            _documents[pin] = answer.get("document") or {}
         else:
             error: Any = error_from_dict(answer["error"])
             found[slot] = NemotronError(f"on {place.host}: {error.message}", hint=error.hint)

@@ -18,7 +18,7 @@ from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, UserError
 from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.launch.inputs import Inputs, look_up_for, resolve_inputs
+from nemotron_kit.launch.inputs import Inputs, look_up_for, remote_document, resolve_inputs
 from nemotron_kit.launch.placing import (
     TransportFactory,
     import_path,
@@ -278,9 +278,12 @@ def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
     from nemotron_kit.artifacts.saving import artifact_field
 
     pin, name = inputs.pins.get(found["slot"]), (found["field"] or "path").strip("'\" ")
-    if pin is None or (place.is_remote and name not in _OF_PIN):
+    if pin is None:
         return None
-    return artifact_field(pin, name, registry=open_registry(place.artifacts))
+    if not place.is_remote:
+        return artifact_field(pin, name, registry=open_registry(place.artifacts))
+    document = remote_document(pin)
+    return artifact_field(pin, name, document=document) if document is not None or name in _OF_PIN else None
 
 
 def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from nemotron_kit import errors, files
+from nemotron_kit.artifacts.metadata import folder_of, read_document
 from nemotron_kit.artifacts.reference import parse_override
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
@@ -324,7 +325,8 @@ def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
 def resolve(
     payload: bytes, root: str, references: Mapping[str, tuple[str, str | None]], mode: str = "private"
 ) -> tuple[dict[str, Any], bytes]:
-    """Slot → `{"pin": …}` or `{"error": …}` for each (reference, what a part of one is relative to).
+    """Slot → `{"pin": …, "document": …}` (its metadata) or `{"error": …}` for each (reference, what a part of one is
+    relative to).
 
     Creates nothing: a registry that isn't there is an empty one.
     """
@@ -354,6 +356,9 @@ def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private"
 def _one(registry: LocalRegistry, text: str, default: str | None) -> dict[str, Any]:
     try:
         reference = parse_override(text, default, aliases=registry.aliases)
-        return {"pin": registry.resolve(reference).to_dict()}
+        pin = registry.resolve(reference)
+        plain = pin.version is None
+        document = read_document(folder_of(Path(pin.path))) if plain else registry.record_of(pin).document
+        return {"pin": pin.to_dict(), "document": document or {}}
     except NemotronError as error:
         return {"error": error_to_dict(error)}

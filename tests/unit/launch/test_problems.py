@@ -15,6 +15,7 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Note
 from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.spec.plan import Plan
 
 PROFILES = """
@@ -123,6 +124,21 @@ def test_what_lies_elsewhere_is_left_to_the_job(data: Path) -> None:
     own = App("demo")
     own.command("go", Config, print, preflight=check_here)
     assert [planned(data.parent, own, name, "key=x").problems for name in ("here", "C")] == [("only x",), ()]
+
+
+def test_a_field_is_judged_by_what_a_registry_elsewhere_has_said(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch, unlike a dry-run, asks the target: here the target is this machine, asked as another one is."""
+    app = App("demo")
+    app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest")})
+    (data.parent / "env.toml").write_text(PROFILES.replace('"/lustre/me"', f'"{data.parent}/home"'))
+    line = ["recipe=demo", "stage=go", "run.profile=far", "run.mode=run", "key='${art:data,rowz}'"]
+    composed = compose(Tree(apps={"demo": app}), line, read_env_file(data.parent / "env.toml"))
+    transport = LocalTransport(str(data.parent / "home"))
+    plan = build_plan(
+        composed, app, run_id="20261124-171205-r-s-1f03a7", argv=["x"], connect=True, transports=lambda _: transport
+    )
+    (problem,) = [problem for problem in plan.problems if "D:v0" in problem]
+    assert "has no field 'rowz'. Did you mean rows?" in problem
 
 
 def planned(folder: Path, app: App, profile: str, *words: str) -> Plan:
