@@ -43,8 +43,9 @@ def submissions(world: World) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(world.run().glob("slurm/*.json"))]
 
 
-def nemotron(world: World, *words: str) -> str:
-    return world("-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())", *words)
+def nemotron(world: World, *words: str, code: int = 0) -> str:
+    program = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
+    return world("-c", program, *words, code=code)
 
 
 def resume(world: World) -> str:
@@ -112,7 +113,8 @@ def test_what_waits_can_be_cancelled(world: World) -> None:
     world.app(f"x=range({JOBS})", "how=sleep", "hydra.launcher.detach=true", **room_for(world, 5))
     nemotron(world, "runs", "cancel", "latest", "--grace", "30")
     assert wait(world) == ["cancelled"] * JOBS
-    assert "0 jobs submitted" in resume(world)
+    refused = nemotron(world, "runs", "resume", "latest", code=2)
+    assert f"no jobs that wait to be submitted; {JOBS} have stopped" in refused, "which one is to go on has to be said"
 
 
 def test_a_controller_that_is_away_for_a_moment(world: World) -> None:

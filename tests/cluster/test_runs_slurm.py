@@ -259,7 +259,7 @@ def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa:
 
 def test_a_job_after_one_of_this_machine(world: World) -> None:  # noqa: F811
     """No scheduler knows of both: what waits is a process here, and a third one waits for it in turn."""
-    first = world.batch("speak", "lines=10", "sleep=1", profile="here")
+    first = world.batch("speak", "lines=20", "sleep=1", profile="here")  # longer than two launches take
     second = after(world, first)
     assert shown(world, second)["state"] == "pending" and not world.slurm_ids(RunFolder(second.path.parent.parent))
     third = after(world, second)

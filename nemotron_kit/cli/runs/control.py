@@ -323,7 +323,8 @@ def _submit_waiting(run: RunFolder) -> str | None:
         return f"{run.id}: it waits again, to be submitted" if submission.resume(run) else None
     queue = SweepQueue(run)
     if not (queue.waiting or queue.unfinished):
-        return None
+        # Asked again after all is done, as a script does that asks until nothing waits.
+        return None if _stopped(run.jobs()) else f"{run.id}: 0 jobs submitted; none waits."
     given = submit_waiting(run)
     waiting = len(SweepQueue(run).waiting)
     rest = f"; {waiting} wait for room: nemotron runs resume {run.id}" if waiting else ""
@@ -341,7 +342,7 @@ def _refuse_unplanned(run: RunFolder) -> None:
 
 
 def _which(run: RunFolder, jobs: list[JobFolder]) -> UserError:
-    stopped = [job for job in jobs if job.state().terminal and job.state().state != "succeeded"]
+    stopped = _stopped(jobs)
     if not stopped:
         return UserError(f"{run.id} has no jobs that wait to be submitted, and none that has stopped.")
     shown = ", ".join(job.reference for job in stopped[:_SHOWN]) + (", …" if len(stopped) > _SHOWN else "")
@@ -349,6 +350,10 @@ def _which(run: RunFolder, jobs: list[JobFolder]) -> UserError:
         f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
         hint=f"Name the one that is to go on: nemotron runs resume {stopped[0].reference}. There is: {shown}.",
     )
+
+
+def _stopped(jobs: list[JobFolder]) -> list[JobFolder]:
+    return [job for job in jobs if job.state().terminal and job.state().state != "succeeded"]
 
 
 def _go_on(run: RunFolder, job: JobFolder) -> int:
