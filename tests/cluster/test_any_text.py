@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_profile_of_any_name(any_world: World) -> None:
 def _one_job(world: World, doors: dict[str, list[str]], folders: list[Path], tally: Tally) -> None:
     variables = {f"TEXT_{n}": text for n, text in enumerate(doors["variables"])}
     words = [f"line={hydra(doors['line'])}"]
-    words.append(f"run.env.env_vars={hydra([f'{name}={text}' for name, text in variables.items()])}")
+    words.append(f"run.env.env_vars={hydra([f'{name}={_literal(text)}' for name, text in variables.items()])}")
     with world.seen():
         kept = _accepted(world, folders)
         words += [f"run.in{n}={hydra(str(folder))}" for n, folder in enumerate(kept)]
@@ -194,6 +195,11 @@ def _one_job(world: World, doors: dict[str, list[str]], folders: list[Path], tal
         tally.add(door, len(doors[door]))
     tally.add("names", arrived["names"].count("saved"), arrived["names"].count("UserError"))
     tally.add("paths", len(kept), len(folders) - len(kept))
+
+
+def _literal(text: str) -> str:
+    """A variable's value in which `$NAME` is meant as it stands: env_vars refer to other variables so."""
+    return re.sub(r"\$(?=[A-Za-z_]|\{[A-Za-z_][A-Za-z0-9_]*\})", r"\\$", text)
 
 
 def _config(world: World, doors: dict[str, list[str]], paths: list[str]) -> Path:
