@@ -91,10 +91,10 @@ def test_what_decides_whose_code_runs_is_refused(world: World, text: str, key: s
 
 @pytest.mark.parametrize("package", ["hydra.callbacks.x", "run.env", "_global_"])
 def test_a_group_beside_it_is_judged_by_where_it_goes(world: World, package: str) -> None:
-    (world.elsewhere / "extra").mkdir()
+    (world.elsewhere / "beside").mkdir()
     body = "hydra: {callbacks: {x: {_target_: demo.parts.Own}}}" if package == "_global_" else "env_vars: [a]"
-    (world.elsewhere / "extra/evil.yaml").write_text(f"# @package {package}\n{body}\n")
-    (world.elsewhere / "x.yaml").write_text("defaults: [extra: evil]\n")
+    (world.elsewhere / "beside/evil.yaml").write_text(f"# @package {package}\n{body}\n")
+    (world.elsewhere / "x.yaml").write_text("defaults: [beside: evil]\n")
     with pytest.raises(UserError, match="may not be set by a config file from elsewhere"):
         world.compose(world.elsewhere / "x.yaml")
 
