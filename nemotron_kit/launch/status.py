@@ -16,7 +16,7 @@ from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Backend, Observation, backend_for
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.remote.ssh import transport_for
+from nemotron_kit.remote.ssh import transport_for, user_config
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import (
     DAMAGED,
@@ -30,7 +30,8 @@ from nemotron_kit.runs.job import (
     run_state,
 )
 
-# An answer is good for this long, for longer where it took long: a busy scheduler is asked less often.
+# An answer is good for this long, for longer where it took long: a busy scheduler is asked less often. That there was
+# none is good for as long as it took to find out.
 SHORTEST, LONGEST = 3.0, 60.0
 _TIMES = 5.0
 _FIELDS = tuple(field.name for field in fields(Observation))
@@ -68,7 +69,7 @@ class StatusCache:
     ) -> None:
         """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
         now = time.time()
-        until = now + min(LONGEST, max(SHORTEST, _TIMES * took))
+        until = now + min(LONGEST, max(SHORTEST, took if lost else _TIMES * took))
         runs = {run_id: entry for run_id, entry in self._read().items() if entry.get("until", 0) > now}
         for run_id in asked:
             jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
@@ -251,9 +252,9 @@ def _open(run: RunFolder) -> Asked | None:
 
 def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
     """The runs of one target: from what was seen a moment ago, else asked."""
-    cache = StatusCache(key)
+    cache = StatusCache(f"{key}|{user_config()}")
     known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
-    if known is not None:
+    if known is not None and not any(_is_outdated(asked, *known[asked[0].id]) for asked in group):
         return {run_id: StatusSnapshot(at, observed, lost) for run_id, (at, observed, lost) in known.items()}
     asked = time.time()
     found: dict[str, dict[int, Observation]] = {}
@@ -266,6 +267,18 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
         lost = error.message
     cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
     return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost) for run, _, _ in group}
+
+
+def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], lost: str | None) -> bool:
+    """Whether the back end was out of sight at `at`, and has been heard of since: the target has answered another
+    command, or a job was submitted again."""
+    _, plan, jobs = asked
+    with suppress(NemotronError):  # of settings that lead nowhere: that is what is lost
+        reached_at: Any = getattr(transport_for(plan.get("settings") or {}), "reached_at", None)
+        if lost and reached_at is not None and reached_at() > at:
+            return True
+    doubted = (job for job in jobs if lost or observed[job.number].state == LOST)
+    return any((job.state().at or 0.0) > at for job in doubted)
 
 
 def ask(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder]) -> None:

@@ -59,6 +59,7 @@ Host *
 Include {user_config}
 Include /etc/ssh/ssh_config
 """
+_THEIRS = "~/.ssh/config"
 CONNECT_SECONDS = 4
 QUIET = {"strict": "yes", "batch": "yes", "connect": str(CONNECT_SECONDS), "persist": "600"}
 # A person is there: an unknown key may be looked at and accepted, a changed one never.
@@ -68,12 +69,23 @@ LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 def ssh_config(values: dict[str, str]) -> Path:
     """Our config file with `values` (QUIET or LOGIN), written if it isn't there or says something else."""
     folder = ssh_folder()
-    theirs = os.environ.get("NEMOTRON_SSH_CONFIG") or "~/.ssh/config"
+    theirs = user_config()
     text = _OURS.format(folder=folder, user_config=f'"{theirs}"', **values)
-    path = folder / ("login" if values is LOGIN else "config")
+    # A file for each of theirs: two commands at once may have been told different ones.
+    mark = "" if theirs == _THEIRS else f"-{_short_hash(theirs)}"
+    path = folder / f"{'login' if values is LOGIN else 'config'}{mark}"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         files.write_text(path, text)
     return path
+
+
+def user_config() -> str:
+    """The user's own ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config."""
+    return os.environ.get("NEMOTRON_SSH_CONFIG") or _THEIRS
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def ssh_folder() -> Path:
@@ -82,7 +94,7 @@ def ssh_folder() -> Path:
     home = nemotron_home() / "ssh"
     folder = home
     if len(str(home)) > _LONGEST or not _PLAIN.match(str(home)):
-        name = f"nemotron-{os.getuid()}-{hashlib.sha256(str(home).encode()).hexdigest()[:8]}"
+        name = f"nemotron-{os.getuid()}-{_short_hash(str(home))}"
         folder = Path(tempfile.gettempdir()) / name
         if len(str(folder)) > _LONGEST or not _PLAIN.match(str(folder)):
             folder = Path("/tmp") / name  # noqa: S108 — checked below
@@ -295,6 +307,9 @@ START = "import sys;exec(sys.stdin.buffer.readline())"
 READY_SECONDS, STALL_SECONDS = 30.0, 300.0
 # After so long a pause the connection is tried with a question that changes nothing, before one that does.
 IDLE_SECONDS = 2.0
+# A server that is full (MaxStartups) closes new connections before it has shown its key: tried once more.
+_FULL = "kex_exchange_identification"
+_FULL_SECONDS = 1.0
 
 
 class Ssh:
@@ -337,7 +352,22 @@ class Ssh:
                 raise
         if not head["ok"]:
             raise error_from_dict(head["error"])
+        with contextlib.suppress(OSError):  # a full disk here is no failure there
+            self._reached_path.touch()
         return head["result"], data
+
+    @property
+    def _reached_path(self) -> Path:
+        key = json.dumps([user_config(), self.host, self.user, self.identity])
+        return ssh_folder() / f"reached-{_short_hash(key)}"
+
+    def reached_at(self) -> float:
+        """When a process of this user last had an answer of this target by the same way, in seconds since the epoch; 0
+        where none is known."""
+        try:
+            return self._reached_path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def close(self) -> None:
         """End the connection; ssh's master stays for the next one."""
@@ -367,12 +397,15 @@ class Ssh:
             atexit.register(self.close)
         return self._pipe
 
-    def _connect(self) -> Pipe:
+    def _connect(self, *, again: bool = False) -> Pipe:
         python = f"{shlex.quote(self.python)} -I -c {shlex.quote(START)}"
         pipe = Pipe([*ssh_command(self.host, self.user, self.identity), python])
         try:
             self._start_agent(pipe)
         except Lost as lost:
+            if _FULL in lost.stderr and not again:
+                time.sleep(_FULL_SECONDS)
+                return self._connect(again=True)
             raise not_reached(self, lost.code, lost.stderr) from lost
         except BaseException:
             pipe.close()

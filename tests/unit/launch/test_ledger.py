@@ -18,6 +18,7 @@ from nemotron_kit.executors.base import BACKENDS, Observation
 from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
+from nemotron_kit.remote.ssh import Ssh
 from nemotron_kit.runs import JobFolder, RunFolder, create_run, new_run_id
 
 
@@ -47,7 +48,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 def make(cluster: Cluster, state: str = "pending", *, jobs: int = 1, host: str | None = None, **says: Any) -> RunFolder:
-    plan = {"recipe": "r", "stage": "s", "executor": "fake", "settings": {"host": host, "nodes": 3}}
+    settings = {"host": host, "nodes": 3, **({"tunnel": "ssh", "user": "me"} if host else {})}
+    plan = {"recipe": "r", "stage": "s", "executor": "fake", "settings": settings}
     run = create_run(new_run_id("r", "s"), plan, [{"config.yaml": ""}] * jobs)
     cluster.says[run.id] = Observation(state, **says)
     return run
@@ -125,6 +127,37 @@ def test_out_of_sight_changes_no_record(cluster: Cluster) -> None:
     assert len(cluster.asked) == 2  # nor is it asked again at once
     cluster.error = None
     forget(run)
+    assert effective_run_state(run, refresh([run])[run.id]) == "running"
+
+
+@pytest.mark.parametrize("heard", ["nothing", "submitted again", "answered", "another way"])
+def test_out_of_sight_does_not_outlive_an_answer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, heard: str) -> None:
+    """Where it took long to find out that nobody answers, and somebody has answered since."""
+    run = make(cluster, "running", host="far")
+    refresh([run])
+    forget(run)
+    cluster.error = Unreachable("the cluster does not answer.")
+    monkeypatch.setattr("nemotron_kit.launch.status.SHORTEST", 60.0)
+    assert refresh([run])[run.id].lost
+    cluster.error = None
+    if heard == "submitted again":
+        run.job().finish(143, "cancelled")
+        run.job().begin_again()
+    elif heard == "answered":
+        monkeypatch.setattr(Ssh, "_connected", lambda self: None)
+        monkeypatch.setattr(Ssh, "_ask", lambda *_: ({"ok": True, "result": None}, b""))
+        Ssh("far", "/x", user="me").call("ping")
+    elif heard == "another way":
+        monkeypatch.setenv("NEMOTRON_SSH_CONFIG", "/somewhere/else")
+    state = effective_run_state(run, refresh([run])[run.id])
+    assert (state, len(cluster.asked)) == (("unreachable", 2) if heard == "nothing" else ("running", 3))
+
+
+def test_a_job_out_of_sight_that_is_submitted_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(cluster, "unreachable", error="squeue is silent")
+    refresh([run])
+    run.job().begin_again()
+    cluster.says[run.id] = Observation("running")
     assert effective_run_state(run, refresh([run])[run.id]) == "running"
 
 
