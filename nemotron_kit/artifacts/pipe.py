@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import stat
 import struct
 import sys
@@ -30,6 +31,9 @@ _FLOCK = "hhqqi4x"
 _APART_SECONDS = 3.0
 _TOGETHER_SECONDS = 10.0
 _LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "hatch", "pixi", "conda", "mamba", "env")
+# ssh's options, and a step in what it runs: neither a name that only begins so, nor a command that is no step.
+_SSH_OPTIONS = "1246AaCfGgKkMNnqsTtVvXxYyB:b:c:D:E:e:F:I:i:J:L:l:m:O:o:P:p:Q:R:S:W:w:"
+_STEP_THERE = re.compile(r"(?:^|[\s/;&|('\"])nemotron(?:_kit)?\s+(?!runs\b|artifacts\b|profiles\b|-)\w")
 
 
 def announce_step() -> None:
@@ -69,8 +73,8 @@ def is_pipe(descriptor: int) -> bool:
 
 def from_step() -> str | None:
     """All that the step at the other end of standard input writes, once it has ended. None, with nothing read, where
-    no step has marked the pipe."""
-    if not is_pipe(0) or not _wait_for_step():
+    no step has marked the pipe, and no ssh that was started together with this process runs one."""
+    if not is_pipe(0) or not (step_writes() or _is_carried() or _wait_for_step()):
         return None
     return read_all()
 
@@ -147,17 +151,42 @@ def _peek_bytes() -> bytes:
 
 def _may_be_starting() -> bool:
     """Whether a process that writes to standard input was started together with this one and may yet say that it is a
-    step: no parent of ours, and nothing that holds our standard input besides us, whose input it then is."""
+    step."""
+    return any(_launcher(pid) for pid in _started_together())
+
+
+def _is_carried() -> bool:
+    """Whether an ssh writes to standard input that was started together with this process, and whose command is a
+    step. That step's mark is on a pipe of the other machine; here its command line says what it is."""
+    return any(_ssh_runs_step(pid) for pid in _started_together())
+
+
+def _started_together() -> Iterator[int]:
+    """The processes that write to standard input and were started together with this one: no parent of ours, and none
+    where anything holds our standard input besides us, whose input it then is."""
     mine = os.fstat(0).st_ino
     above = list(_ancestors())
     if any(_pipe_of(pid, 0) == mine and not _launcher(pid) for pid in above):
-        return False
+        return
     started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == mine]
-    writers = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _pipe_of(pid, 1) == mine)  # noqa: PTH208
-    return any(
-        pid not in (os.getpid(), *above) and _launcher(pid) and _started(pid) > min(started) - _TOGETHER_SECONDS
-        for pid in writers
-    )
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ())):  # noqa: PTH208
+        together = pid not in (os.getpid(), *above) and _pipe_of(pid, 1) == mine
+        if together and _started(pid) > min(started) - _TOGETHER_SECONDS:
+            yield pid
+
+
+def _ssh_runs_step(pid: int) -> bool:
+    words = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123
+    if os.path.basename(words[0]) != "ssh":  # noqa: PTH119
+        return False
+    from getopt import GetoptError, getopt
+
+    try:
+        host, *rest = getopt(words[1:], _SSH_OPTIONS)[1]
+        command = getopt(rest, _SSH_OPTIONS)[1]  # they may stand behind the host, too
+    except (GetoptError, ValueError):
+        return False
+    return bool(host and _STEP_THERE.search(" ".join(command)))
 
 
 def _ancestors() -> Iterator[int]:

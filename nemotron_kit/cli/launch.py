@@ -207,7 +207,8 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
     from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
     from nemotron_kit.worker.hydra import hydra_files
 
-    refuse_problems(plan)
+    # What lies unread in a pipe may be the input that is missing.
+    refuse_problems(plan, composed.notes)
     announce(plan)
     if plan.wait_first and not plan.deferred:
         from nemotron_kit.launch.dependencies import wait_for

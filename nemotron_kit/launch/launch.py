@@ -153,8 +153,8 @@ def followed(
     return replace(outcome, job_exit_code=job.state().code) if outcome.state != "detached" else outcome
 
 
-def refuse_problems(plan: Plan) -> None:
-    """Raise the plan's problems as one UserError."""
+def refuse_problems(plan: Plan, notes: Sequence[str] = ()) -> None:
+    """Raise the plan's problems as one UserError, with notes that may say how they came about."""
     if plan.problems:
-        first, *more = plan.problems
+        first, *more = (*plan.problems, *notes)
         raise UserError(first, hint="\n".join(more) or None)

@@ -39,8 +39,9 @@ def test_what_the_guide_claims_of_single_lines(tmp_path: Path) -> None:
     for step in steps(GUIDE):
         if isinstance(step, File) and step.name.startswith(("letters/", "env.toml", "vocabulary", "settings")):
             make(step, folder)
-    missing = world.run("nemotron letters count", code=2)
+    missing = world.run("echo 1 | nemotron letters count", code=2)
     assert "Make it with: nemotron letters data collect" in missing.err
+    assert "left unread. --art.data - reads it." in missing.err
     world.run("nemotron letters data collect -c greek")
     assert world.run("nemotron letters count letter=a").out == "5\n"
     assert world.run("python -m letters count --letter b").out == "1\n"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -147,6 +148,27 @@ def test_a_step_that_says_so_is_waited_for(pipe: Pipe, command: Command) -> None
     later.start()
     assert piped_overrides(command, [], notes) == ["run.data='/d'"]
     assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("far", "taken"),
+    [
+        ("host nemotron a b", True),
+        ("host -p 22 cd 'x;' .venv/bin/nemotron a", True),
+        ("host python -m nemotron_kit a", True),
+        ("host nemotron runs list", False),
+        ("nemotron cat list", False),
+        ("-p 22 host my-nemotron a", False),
+    ],
+)
+def test_a_step_over_ssh_is_waited_for(pipe: Pipe, command: Command, far: str, taken: bool) -> None:
+    said = "sleep 0.1; echo progress; echo '" + STEP.strip() + "'"
+    ssh = subprocess.Popen(["ssh", "-c", said, *far.split()], executable="/bin/sh", stdout=pipe.write)
+    pipe.end()
+    notes: list[str] = []
+    assert piped_overrides(command, [], notes) == (["run.data='/d'"] if taken else [])
+    assert ssh.wait(10) == 0
+    assert ("left unread" in "".join(notes), STEP in pipe.left().decode()) == (not taken, not taken)
 
 
 def test_a_step_that_brings_nothing_is_told(pipe: Pipe, command: Command) -> None:
