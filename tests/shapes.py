@@ -103,7 +103,7 @@ ConfigStore.instance().store("schema", Config)
 def square(x): return x * x
 TASKS
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg): return globals()["task_" + cfg.how.replace(" ", "_")](cfg)
+def main(cfg): return HOWS[cfg.how](cfg)
 if __name__ == "__main__": main()
 """
 
@@ -300,7 +300,10 @@ def run_tasks(
 ) -> tuple[dict[str, Any], Ended]:
     """Run these of TASKS as one sweep: what its sweeper was told of each, and what it left."""
     project = folder / "project"
-    tasks = "\n".join(f"def task_{name.replace(' ', '_')}(cfg): {body}" for name, body in TASKS.items())
+    # submitit pickles what a task refers to: only what these tasks do.
+    functions = {name: f"task_{name.replace(' ', '_')}" for name in names}
+    tasks = "\n".join(f"def {function}(cfg): {TASKS[name]}" for name, function in functions.items())
+    tasks += "\nHOWS = {" + ", ".join(f"{name!r}: {function}" for name, function in functions.items()) + "}"
     config = (
         "defaults: [schema, opt: slow, _self_]\n"
         "hydra: {job_logging: {formatters: {simple: {format: '%(levelname)s %(name)s %(message)s'}}}}\n"

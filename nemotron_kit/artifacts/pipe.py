@@ -176,7 +176,7 @@ def _started_together() -> Iterator[int]:
 
 
 def _ssh_runs_step(pid: int) -> bool:
-    words = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123
+    words = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123, SIM115
     if os.path.basename(words[0]) != "ssh":  # noqa: PTH119
         return False
     from getopt import GetoptError, getopt
