@@ -177,6 +177,10 @@ def list_runs(
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
     """The run with this id, with this unique prefix or last six digits of one, or the "latest"."""
     root = root or runs_root()
+    name, _, behind = reference.partition("/")
+    if behind.isdecimal():
+        whole = open_run(name, root).id
+        raise UserError(f"{reference!r} is one job; this takes whole runs.", hint=f"The run it belongs to: {whole}")
     if is_run_id(reference) and (root / reference).is_dir():
         return RunFolder(root / reference)
     ids = run_ids(root)

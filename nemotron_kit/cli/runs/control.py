@@ -12,15 +12,15 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import clean, write_lines
-from nemotron_kit.cli.runs.list import is_asked, open_jobs
+from nemotron_kit.cli.runs.list import ID, JOB_ID, chosen_jobs, is_asked, open_jobs
 from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.launch.status import folder_there
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
-from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
 from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
 from nemotron_kit.spec.plan import WAIT_FIRST
 
@@ -39,8 +39,7 @@ _WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled",
 def wait(argv: list[str]) -> int:
     """Wait until every run named has ended. One that can't be asked about is given `--patience` seconds."""
     parser = ToolParser("nemotron runs wait", "Waits until runs have ended, and exits as they did.")
-    what = "a run's id, the start of one, its last six digits, or latest"
-    parser.add_argument("ids", metavar="ID", nargs="+", help=what)
+    parser.add_argument("ids", metavar="ID", nargs="+", help=JOB_ID)
     parser.add_argument(
         "--patience",
         type=at_least(0),
@@ -51,19 +50,20 @@ def wait(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    runs = [open_run(reference) for reference in dict.fromkeys(options.ids)]
-    waits = [_Wait(run, options.patience) for run in {run.id: run for run in runs}.values()]
+    asked = [chosen_jobs(reference) for reference in options.ids]
+    named = {(run.id, *(job.number for job in jobs or ())): (run, jobs) for run, jobs in asked}
+    waits = [_Wait(run, options.patience, jobs) for run, jobs in named.values()]
     until_over(waits)
     for each in waits:
-        say_end(each.run, each.state)
+        say_end(each.run, each.state, each.jobs)
     return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
 
 
 class _Wait:
-    """One run that is waited for: `state` as it was last seen, `over` once nothing more is to come."""
+    """One run, or one job of it, that is waited for: `state` as last seen, `over` once nothing more is to come."""
 
-    def __init__(self, run: RunFolder, patience: float) -> None:
-        self.run, self.patience = run, patience
+    def __init__(self, run: RunFolder, patience: float, jobs: Sequence[JobFolder] | None = None) -> None:
+        self.run, self.patience, self.jobs = run, patience, jobs
         self.elsewhere = is_asked(_executor(run))
         self.state, self.over = "pending", False
         self._unsure_since: float | None = None
@@ -80,6 +80,10 @@ class _Wait:
         self.over = not self.elsewhere or now - self._unsure_since >= self.patience
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
+        if self.jobs is not None:
+            from nemotron_kit.launch.status import effective_state
+
+            return run_state(effective_state(job, snapshot).state for job in self.jobs)
         if not self.run.jobs():
             return self.run.summary().state
         if not self.elsewhere:
@@ -125,17 +129,17 @@ def _executor(run: RunFolder) -> str | None:
     return executor if isinstance(executor, str) else None
 
 
-def say_end(run: RunFolder, state: str) -> None:
-    """How a run ended, in one line."""
-    summary = run.summary()
-    code = f" (exit code {summary.code})" if summary.code else ""
-    write_lines([clean(f"{run.id}: {state}{code}{f': {summary.error}' if summary.error else ''}")])
+def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None) -> None:
+    """How a run, or the chosen job of it, ended, in one line."""
+    told: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
+    code = f" (exit code {told.code})" if told.code else ""
+    name = chosen[0].reference if chosen else run.id
+    write_lines([clean(f"{name}: {state}{code}{f': {told.error}' if told.error else ''}")])
 
 
 _LOOK_SECONDS = 0.5
 _FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
 _QUEUED = ("pending",)
-_ID = "a run's id, the start of one, its last six digits, or latest"
 
 
 def cancel(argv: list[str]) -> int:
@@ -143,7 +147,7 @@ def cancel(argv: list[str]) -> int:
     parser = ToolParser(
         "nemotron runs cancel", "Stops a run: TERM, then KILL; on a cluster as its scheduler does that."
     )
-    parser.add_argument("id", metavar="ID", help=_ID)
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
     parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of it")
     parser.add_argument(
         "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between TERM and KILL"
@@ -151,20 +155,31 @@ def cancel(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    run = open_run(options.id)
-    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    run, chosen = chosen_jobs(options.id, options.job)
+    jobs = run.jobs() if chosen is None else chosen
     elsewhere = is_asked(run.summary().executor)
     if not elsewhere and all(job.state().terminal for job in jobs):
-        write_lines([f"{run.id} is over already: {run.state()}"])
+        _say_over(run, chosen)
         return 0
     if elsewhere:
-        return _cancel_elsewhere(run, jobs, options.grace)
+        return _cancel_elsewhere(run, jobs, chosen, options.grace)
     cancel_jobs(jobs, grace=options.grace)
-    say_end(run, run.state())
+    say_end(run, _state(run, chosen), chosen)
     return 0
 
 
-def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -> int:
+def _state(run: RunFolder, chosen: Sequence[JobFolder] | None) -> str:
+    return chosen[0].state().state if chosen else run.state()
+
+
+def _say_over(run: RunFolder, chosen: Sequence[JobFolder] | None) -> None:
+    name = chosen[0].reference if chosen else run.id
+    write_lines([f"{name} is over already: {_state(run, chosen)}"])
+
+
+def _cancel_elsewhere(
+    run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float
+) -> int:
     """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
     from nemotron_kit.executors.base import backend_for
     from nemotron_kit.launch.status import ask, refresh
@@ -173,7 +188,7 @@ def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -
     refresh([run])
     left = [job for job in jobs if not job.state().terminal]
     if not left:
-        write_lines([f"{run.id} is over already: {run.state()}"])
+        _say_over(run, chosen)
         return 0
     backend = backend_for(run.plan())
     if handed_over := drop_waiting(run, left):
@@ -184,9 +199,10 @@ def _cancel_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], grace: float) -
         with suppress(Unreachable):  # it was asked for; that is what counts
             ask(run, backend, left)
     if all(job.state().terminal for job in left):
-        say_end(run, run.state())
+        say_end(run, _state(run, chosen), chosen)
     else:
-        write_lines([f"{run.id}: its end is asked for; nemotron runs wait {run.id} sees it"])
+        name = chosen[0].reference if chosen else run.id
+        write_lines([f"{name}: its end is asked for; nemotron runs wait {name} sees it"])
     return 0
 
 
@@ -195,7 +211,7 @@ def remove(argv: list[str]) -> int:
     parser = ToolParser(
         "nemotron runs rm", "Deletes the folders of runs that are over, unless an artifact lies in one."
     )
-    parser.add_argument("ids", metavar="ID", nargs="+", help=_ID)
+    parser.add_argument("ids", metavar="ID", nargs="+", help=ID)
     parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
     options = parser.parse(argv)
@@ -293,8 +309,7 @@ _SHOWN = 8
 def resume(argv: list[str]) -> int:
     """Submit what waits, as far as there is room; else have a job that has stopped go on, and exit as it does."""
     parser = ToolParser("nemotron runs resume", _SAYS)
-    what = "a run's id, the start of one, its last six digits, or latest; ID/N is a sweep's job N"
-    parser.add_argument("id", metavar="ID", help=what)
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -371,14 +386,14 @@ def shell(argv: list[str]) -> int:
     """Become a shell, or the command behind `--`, beside a job. Raises UserError where there is nothing to enter."""
     arguments, command = _split(argv)
     parser = ToolParser("nemotron runs shell", "A shell where a run is, or the command behind --.")
-    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
-    parser.add_argument("--job", type=at_least(0), default=0, metavar="N", help="of a run with many jobs: this one")
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
     parser.add_argument("--node", metavar="NAME", help="of a job on many nodes: this one")
     options = parser.parse(arguments)
     if options is None:
         return 0
-    run = open_run(options.id)
-    job = run.job(options.job)
+    run, chosen = chosen_jobs(options.id, options.job)
+    job = chosen[0] if chosen else run.job()
     return _become(_line(run, job, command, options.node))
 
 

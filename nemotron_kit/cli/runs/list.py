@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,14 +21,23 @@ from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
     """The run, and the jobs of it that are meant: one, or all."""
-    name, slash, number = reference.partition("/")
-    if slash and not number.isdecimal():
-        raise UserError(f"{reference!r}: behind the / stands the number of a job.")
-    run = open_run(name)
-    jobs = run.jobs()
+    run, chosen = chosen_jobs(reference)
+    jobs = run.jobs() if chosen is None else chosen
     if not jobs:
         raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
-    return run, [run.job(int(number))] if slash else jobs
+    return run, jobs
+
+
+def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, list[JobFolder] | None]:
+    """The run, and the job of it that `ID/N` or `--job N` names; None where neither does."""
+    name, slash, behind = reference.partition("/")
+    if slash and not re.fullmatch("[0-9]{1,9}", behind):
+        raise UserError(f"{reference!r}: behind the / stands the number of a job.")
+    if slash and number not in (None, int(behind)):
+        raise UserError(f"{reference} and --job {number} name two jobs.", hint="Leave one of them out.")
+    run = open_run(name)
+    chosen = int(behind) if slash else number
+    return run, None if chosen is None else [run.job(chosen)]
 
 
 def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
@@ -38,22 +48,24 @@ def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
     return run, job
 
 
+ID = "a run's id, the start of one, its last six digits, or latest"
+JOB_ID = f"{ID}; ID/N is its job N"
 SUMMARY = "list runs; show one, read its logs"
 HELP = """\
 usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
        nemotron runs COMMAND ID …
 
 The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
-about there. ID is a run's id, the start of one, its last six digits, or latest.
+about there. ID is a run's id, the start of one, its last six digits, or latest; ID/N is its job N (as --job N is).
 
 commands
-  show ID [--job N] [--json]                  the plan, inputs, outputs, states, metrics and folder of a run
-  attach ID [--job N] [--all]                 its logs from where they were last shown, until it ends
-  logs ID [-f] [-n N] [--job N] [--rank N]    what it printed; -f follows until it ends
-  wait ID … [--patience S]                    waits until all have ended, and exits as they did
-  cancel ID [--job N] [--grace S]             stops it: TERM, then KILL
+  show ID[/N] [--json]                        the plan, inputs, outputs, states, metrics and folder of a run
+  attach ID[/N] [--all]                       its logs from where they were last shown, until it ends
+  logs ID[/N] [-f] [-n N] [--rank N]          what it printed; -f follows until it ends
+  wait ID[/N] … [--patience S]                waits until all have ended, and exits as they did
+  cancel ID[/N] [--grace S]                   stops it: TERM, then KILL
   resume ID[/N]                               goes on from the last checkpoint; submits what had to wait for room
-  shell ID [--job N] [-- COMMAND]             a shell where it runs
+  shell ID[/N] [-- COMMAND]                   a shell where it runs
   rerun ID[/N] [KEY=VALUE …]                  the same anew: same config, same artifacts; overrides on top
   diff A B [--json]                           what differs: config, artifacts, code, environment, launch
   rm ID … [--force]                           deletes its folder

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nemotron_kit.cli.output import clean
-from nemotron_kit.cli.runs.list import is_asked
+from nemotron_kit.cli.runs.list import JOB_ID, chosen_jobs, is_asked
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
@@ -18,7 +18,6 @@ from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
-from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
 from nemotron_kit.worker.process import Outcome
 
@@ -77,16 +76,16 @@ class RemoteLog:
 def logs(argv: list[str]) -> int:
     """Print one log of one job."""
     parser = ToolParser("nemotron runs logs", "What a run printed.")
-    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
     parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines")
-    parser.add_argument("--job", type=at_least(0), default=0, metavar="N", help="of a run with many jobs: this one")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
     parser.add_argument("--rank", type=at_least(0), metavar="N", help="of a job with many ranks: this one")
     options = parser.parse(argv)
     if options is None:
         return 0
-    run = open_run(options.id)
-    job = run.job(options.job)
+    run, chosen = chosen_jobs(options.id, options.job)
+    job = chosen[0] if chosen else run.job()
     plan = _plan(run)
     if _lies_elsewhere(run, plan):
         _write(_remote(run, plan, job, options))
@@ -177,14 +176,14 @@ _LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 5.0
 def attach(argv: list[str]) -> int:
     """Follow a run. Ctrl-C leaves it alone."""
     parser = ToolParser("nemotron runs attach", "Shows a run's logs from where they were last shown, until it ends.")
-    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
     parser.add_argument("--all", action="store_true", help="from the first line on, whatever was shown before")
     options = parser.parse(argv)
     if options is None:
         return 0
-    run = open_run(options.id)
-    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    run, chosen = chosen_jobs(options.id, options.job)
+    jobs = run.jobs() if chosen is None else chosen
     _wait_for_submission(run, jobs)
     return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
 

@@ -12,13 +12,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
-from nemotron_kit.cli.runs.list import as_json, duration, is_asked, iso, open_job
+from nemotron_kit.cli.runs.list import JOB_ID, as_json, chosen_jobs, duration, is_asked, iso, open_job
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
-from nemotron_kit.runs.ledger import open_run
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
@@ -112,14 +111,14 @@ Fact = tuple[str, object]
 def show(argv: list[str]) -> int:
     """Print one run. The exit code is 3 where its state isn't known, else 0: how the run itself ended is for `wait`."""
     parser = ToolParser("nemotron runs show", "The plan, inputs, outputs, states, metrics and folder of a run.")
-    parser.add_argument("id", metavar="ID", help="a run's id, the start of one, its last six digits, or latest")
+    parser.add_argument("id", metavar="ID", help=JOB_ID)
     parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
         return 0
-    run = open_run(options.id)
-    jobs = run.jobs() if options.job is None else [run.job(options.job)]
+    run, chosen = chosen_jobs(options.id, options.job)
+    jobs = run.jobs() if chosen is None else chosen
     view = RunView(run, jobs)
     if options.json:
         print_json(_json(view))
@@ -162,6 +161,8 @@ def _facts(view: RunView) -> Iterator[Fact]:
     run, plan = view.run, view.plan or {}
     yield "run", run.id
     yield "state", view.state
+    if len(view.jobs) == 1 < view.summary.jobs:
+        yield "job", f"{view.jobs[0].number}: {view.states[view.jobs[0].number].state}"
     yield from _why(view)
     yield "command", plan.get("command_line")
     yield "hydra", _line(plan.get("hydra"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -105,3 +106,56 @@ def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest
     assert "out/model.bin, odd" in capsys.readouterr().out
     assert main(["rm", run.id, "--force"]) == 0
     assert not run.path.exists()
+
+
+def _sweep() -> RunFolder:
+    """Three jobs of a sweep that are over: succeeded, failed, preempted."""
+    run = create_run(
+        new_run_id("nano3", "sweep"), {"executor": "local", "kind": "sweep"}, [{"config.yaml": "n: 1"}] * 3
+    )
+    for number, code in enumerate((0, 3, 75)):
+        run.job(number).log_path().write_text(f"log of {number}\n")
+        run.job(number).finish(code)
+    return run
+
+
+@pytest.mark.parametrize("start", ["{id}", "latest", "{tail}"])
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["show", "{run}/1"], 0, r"job +1: failed\n"),
+        (["show", "{run}/1", "--json"], 0, '"number": 1,\n      "state": "failed",\n      "exit_code": 3'),
+        (["logs", "{run}/1"], 0, "^log of 1\n$"),
+        (["logs", "{run}/1", "--job", "1"], 0, "^log of 1\n$"),
+        (["logs", "{run}"], 0, "^log of 0\n$"),
+        (["logs", "{run}/1", "--job", "2"], 2, "{run}/1 and --job 2 name two jobs"),
+        (["logs", "{run}/3"], 2, "has no job 3"),
+        (["logs", "{run}/x"], 2, "behind the / stands the number of a job"),
+        (["attach", "--all", "{run}/1"], 1, "^log of 1\n$"),
+        (["wait", "{run}/1"], 1, r"^{id}/1: failed \(exit code 3\)\n$"),
+        (["wait", "{run}/0", "{run}/2"], 75, r"^{id}/0: succeeded\n{id}/2: preempted"),
+        (["cancel", "{run}/1"], 0, "^{id}/1 is over already: failed\n$"),
+        (["diff", "{run}/1", "{run}/2"], 0, "no difference"),
+        (["resume", "{run}/0"], 2, "{id}/0 has succeeded"),
+        (["rerun", "{run}/1"], 2, "jobs/1/job.json"),
+        (["shell", "{run}/3"], 2, "has no job 3"),
+        (["rm", "{run}/1"], 2, "'{run}/1' is one job; this takes whole runs"),
+    ],
+)
+def test_one_job_is_named_wherever_one_is_meant(
+    start: str, words: list[str], code: int, said: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    run = create_run(
+        new_run_id("nano3", "sweep"), {"executor": "local", "kind": "sweep"}, [{"config.yaml": "n: 1"}] * 3
+    )
+    for number, (end, state) in enumerate(((0, "succeeded"), (3, "failed"), (75, "preempted"))):
+        run.job(number).log_path().write_text(f"log of {number}\n")
+        run.job(number).finish(end, state)
+    names = {"id": run.id, "tail": run.id[-6:]}
+    names["run"] = start.format(**names)
+    try:
+        found = main([word.format(**names) for word in words])
+        text = capfdbinary.readouterr().out.decode()
+    except UserError as error:
+        found, text = error.exit_code, error.message
+    assert found == code and re.search(said.format(**names), text), text
