@@ -26,6 +26,7 @@ from nemotron_kit.training import (
 )
 from nemotron_kit.training.metrics import Reporter
 
+from ..old_home import unpack
 from ..shards import MODEL
 
 
@@ -262,3 +263,21 @@ def test_a_mistake_in_the_model_leaves_nothing_behind(config: PretrainConfig) ->
     with pytest.raises(UserError, match="did you mean hidden_size"):
         pretrain(config)
     assert not Path(str(config.checkpoint.save)).exists()
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_with(tmp_path: Path) -> None:
+    work = unpack(tmp_path) / "work"
+    there = json.loads((work / "model/step-00000002/checkpoint.json").read_text())["identity"]
+    model = {name: value for name, value in there["model"].items() if name in MODEL}
+    config = PretrainConfig(
+        recipe={"per_split_data_args_path": str(work / "shards/blend.json")},
+        model={**model, "hybrid_override_pattern": MODEL["hybrid_override_pattern"]},
+        dataset={"seq_length": 16},
+        train=TrainConfig(train_iters=4, global_batch_size=2, micro_batch_size=2, lr=0.01),
+        scheduler=SchedulerConfig(lr_warmup_iters=1),
+        checkpoint=CheckpointConfig(save=str(work / "model")),
+        logger=LoggerConfig(log_interval=1),
+    )
+    outcome = pretrain(config)
+    assert (outcome.step, outcome.tokens, outcome.changes) == (4, 4 * 2 * 16, ())
+    assert [row["step"] for row in rows(config) if "loss" in row] == [1, 2, 3, 4]
