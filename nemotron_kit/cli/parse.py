@@ -12,8 +12,9 @@ from nemotron_kit.cli.help import program
 from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
-from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near, single
+from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near
 from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import hydra_unquoted
 
 PROG = "python -m nemotron_kit"
 NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": []}
@@ -80,7 +81,7 @@ def asks_hydra(job: Job) -> bool:
 
 def _last(argv: Sequence[str], choice: str) -> str:
     """The value that a plain `choice=value` gives, "" where there is none or a sweep."""
-    found = [single(argument.partition("=")[2]) for argument in argv if argument.startswith(f"{choice}=")]
+    found = [hydra_unquoted(argument.partition("=")[2]) for argument in argv if argument.startswith(f"{choice}=")]
     return (found[-1] or "") if found else ""
 
 

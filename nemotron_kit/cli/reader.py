@@ -10,8 +10,9 @@ from typing import Any
 
 from nemotron_kit.cli import options
 from nemotron_kit.cli.options import MAYBE, NOTHING, Option, Table, key
-from nemotron_kit.cli.request import Assignments, Job, Row, near, single, value
+from nemotron_kit.cli.request import Assignments, Job, Row, near
 from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
 _SENDING = ("run", "batch")
@@ -95,7 +96,7 @@ class Reader:
         name, _, raw = argument.partition("=")
         if not name.strip("+~"):
             raise UserError(f"{argument!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
-        text = single(raw) if name in _CHOICES else None
+        text = hydra_unquoted(raw) if name in _CHOICES else None
         if text is None:
             self.assigned.overrides.append(argument)
         else:
@@ -218,7 +219,7 @@ class Reader:
         elif off is not None and joined is None:
             assigned.set(off["name"], "false")
         elif self.table.fields and assigned.open_block(field):
-            assigned.set(field, value(self._value(name, joined, negative=True)))
+            assigned.set(field, hydra_untyped(self._value(name, joined, negative=True)))
         else:
             raise assigned.unknown(name, self.table.long)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,53 +10,7 @@ from typing import Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
 from nemotron_kit.errors import UserError, nearest
-
-_PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[\w./:@-]*\Z", re.ASCII)
-_SIMPLE = re.compile(r"[\w./:@+~-]+\Z", re.ASCII)
-_WORD = re.compile(r"[\w.+-]+\Z", re.ASCII)
-_SWEEP = re.compile(r"[\w.+-]+(, ?[\w.+-]+)*\Z|\w+\([\w.,+ -]*\)\Z", re.ASCII)
-_KEYWORDS = {"true", "false", "null", "inf", "nan"}
-_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\Z", re.DOTALL)
-
-
-def quoted(text: str) -> str:
-    """`text` as a quoted string: quotes escaped, and the backslashes that stand before a quote or the end doubled."""
-    body = re.sub(r"(\\*)('|\Z)", lambda run: run[1] * 2 + ("\\'" if run[2] else ""), text)
-    return f"'{body}'"
-
-
-def string(text: str) -> str:
-    """`text` so that it is read as that string: bare where it can't be read as anything else, else quoted."""
-    return text if _PLAIN.match(text) and text.lower() not in _KEYWORDS else quoted(text)
-
-
-def number(text: str) -> str:
-    """A number, `null`, or a sweep such as `1,2` and `range(1,5)` as it stands; anything else as a string, which the
-    field's type then refuses by its own name."""
-    return text if _SWEEP.match(text) else quoted(text)
-
-
-def value(text: str) -> str:
-    """A value whose type nothing declares: a list, dict, number, boolean or null as Hydra reads it, else a string."""
-    bracketed = text[:1] + text[-1:] in ("[]", "{}")
-    return text if bracketed or _WORD.match(text) else string(text)
-
-
-def encode(text: str, kind: str) -> str:
-    """`text` as the value of a field of this kind (see fields.py)."""
-    if kind in ("str", "path", "literal", "enum"):
-        return string(text)
-    if kind in ("bool", "int", "float"):
-        return number(text)
-    return value(text)
-
-
-def single(raw: str) -> str | None:
-    """The text that an override's value stands for when it is one plain word or one quoted string, else None."""
-    match = _QUOTED.match(raw)
-    if match:
-        return re.sub(r"(\\+)('|\Z)", lambda run: run[1][: len(run[1]) // 2] + run[2], match[1])
-    return raw if _SIMPLE.match(raw) else None
+from nemotron_kit.quoting import hydra_field, hydra_text, hydra_untyped
 
 
 class Help(NamedTuple):
@@ -120,8 +73,8 @@ Request = Help | Version | Tool | Job
 def hydra_overrides(job: Job) -> list[str]:
     """The job as overrides of one composition: `recipe=nano3 stage=data/prep/pretrain config=tiny …`."""
     choices = {"recipe": job.recipe, "stage": job.stage, "config": job.config}
-    overrides = [f"{key}={string(text)}" for key, text in choices.items() if text]
-    overrides += [f"run.profile={string(job.profile)}"] if job.profile else []
+    overrides = [f"{key}={hydra_text(text)}" for key, text in choices.items() if text]
+    overrides += [f"run.profile={hydra_text(job.profile)}"] if job.profile else []
     overrides += [f"run.mode={job.mode}"] if job.mode else []
     return overrides + _launcher(job) + list(job.overrides)
 
@@ -143,7 +96,7 @@ def _launcher(job: Job) -> list[str]:
     given = {override.partition("=")[0].lstrip("+~") for override in job.overrides}
     if "hydra/launcher" in given:
         return []
-    wanted = {"hydra/launcher": "nemo_run", "hydra.launcher.profile": string(job.profile)}
+    wanted = {"hydra/launcher": "nemo_run", "hydra.launcher.profile": hydra_text(job.profile)}
     return [f"{key}={text}" for key, text in wanted.items() if key not in given]
 
 
@@ -192,7 +145,7 @@ class Assignments:
         if row["kind"] == "list":
             self._append(row["name"], text, row.get("of", "any"))
         else:
-            self.set(row["name"], encode(text, row["kind"]))
+            self.set(row["name"], hydra_field(text, row["kind"]))
 
     def art(self, slot: str, text: str) -> None:
         """`--art.SLOT REFERENCE`. A slot that the command doesn't declare may be one that its config file names; what
@@ -201,14 +154,14 @@ class Assignments:
         if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or close(name, self.slots)):
             raise UserError(f"{self.where} has no artifact input {slot!r}.", hint=near(name, self.slots))
         self._artifacts[len(self.overrides)] = (name, text)
-        self.set(f"run.{name}", encode(text, "str"))
+        self.set(f"run.{name}", hydra_field(text, "str"))
 
     def sweep_artifacts(self) -> None:
         """In a sweep, `--art.data A:v0,B:v0` is two references: no artifact's name has a comma."""
         for position, (name, text) in self._artifacts.items():
             if _several(text):
                 parts = [part.strip() for part in text.split(",")]
-                self.overrides[position] = f"run.{name}={','.join(encode(part, 'str') for part in parts)}"
+                self.overrides[position] = f"run.{name}={','.join(hydra_field(part, 'str') for part in parts)}"
 
     def refuse_several_artifacts(self) -> None:
         """Raise UserError where one job is given several references for an input."""
@@ -224,13 +177,13 @@ class Assignments:
             for tag in filter(None, (part.strip() for part in text.split(","))):
                 self._append("run.wandb.tags", tag, "str")
         else:
-            self.set(f"run.wandb.{key(name)}", encode(text, "str"))
+            self.set(f"run.wandb.{key(name)}", hydra_field(text, "str"))
 
     def run(self, name: str, text: str) -> None:
         """`--run.KEY VALUE`: a field of the profile (`run.env.KEY`), or one of the launcher's own keys."""
         first, dot, below = name.partition(".")
         own = key(first) in (*_SECTIONS, *self.slots)
-        self.set(f"run.{'' if own else 'env.'}{key(first)}{dot}{below}", value(text))
+        self.set(f"run.{'' if own else 'env.'}{key(first)}{dot}{below}", hydra_untyped(text))
 
     def open_block(self, name: str) -> bool:
         """Whether `name` lies below a field that takes any key (`--model.hidden-size 64`)."""
@@ -265,7 +218,7 @@ class Assignments:
             raise UserError(
                 f"{target} is given as a whole list and by element.", hint="Give one [a,b], or each element."
             )
-        elements.append(value(text) if whole else encode(text, of))
+        elements.append(hydra_untyped(text) if whole else hydra_field(text, of))
         listed = elements[0] if whole and len(elements) == 1 else f"[{','.join(elements)}]"
         self.overrides[position] = f"{target}={listed}"
 

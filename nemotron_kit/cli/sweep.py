@@ -23,7 +23,6 @@ from nemotron_kit.config.compose import (
     compose,
     expand_choice,
     prepare,
-    quoted_name,
     search_path,
     stages_of,
 )
@@ -41,6 +40,7 @@ from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.launch import code_facts
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.masking import mask
+from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import TERMINAL, run_state
 from nemotron_kit.sweep.recipe import REFUSED, RecipeTask, set_run
@@ -160,7 +160,7 @@ def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
         key, _, value = override.partition("=")
         if key in CHOICES:
             options = expand_choice(key, value, names.get(key, []))
-            override = f"{key}={','.join(map(quoted_name, options))}"
+            override = f"{key}={','.join(map(hydra_text, options))}"
             _narrow(names, key, options, tree)
         result.append(override)
     return result

@@ -18,6 +18,7 @@ from nemotron_kit.config.store import RegisteredCommand, add_file, conf_dir, reg
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.quoting import hydra_text, hydra_unquoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -125,7 +126,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     )
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
-    rewritten = [f"config={','.join(map(quoted_name, names))}" if o.startswith("config=") else o for o in overrides]
+    rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -193,23 +194,8 @@ class _Options:
 
 
 def _plain(value: str) -> str:
-    value = value.strip()
-    quote = value[:1]
-    if len(value) > 1 and quote in "'\"" and value.endswith(quote):
-        return value[1:-1].replace(f"\\{quote}", quote)
-    return value
-
-
-def quoted_name(name: str) -> str:
-    """A name as a value of Hydra's: in quotes where it would be read as a number, as null or as more than one."""
-    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII) and name.lower() not in (
-        "null",
-        "true",
-        "false",
-        "nan",
-        "inf",
-    )
-    return name if plain else "'" + name.replace("'", "\\'") + "'"
+    text = hydra_unquoted(value.strip())
+    return value.strip() if text is None else text
 
 
 def _config_option(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -17,11 +16,7 @@ from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, fa
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import is_secret_name
-
-# `$NAME` and `${NAME}`, as a shell has them, but nothing else that a shell would do; `\$NAME` is the text.
-_REFERENCE = re.compile(
-    r"(?P<escape>\\)?\$(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})"
-)
+from nemotron_kit.quoting import expanded, omegaconf_escaped
 
 
 @contextlib.contextmanager
@@ -39,30 +34,6 @@ def environment(values: Mapping[str, str], expand: Collection[str] = ()) -> Iter
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def refers(text: str) -> bool:
-    """Whether a variable's value refers to another variable."""
-    return _REFERENCE.search(text) is not None
-
-
-def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """`text` with each `$NAME` replaced by that variable, by nothing where there is none."""
-    return _REFERENCE.sub(
-        lambda m: m[0][1:] if m["escape"] else variables.get(m["plain"] or m["braced"], ""),
-        text,
-    )
-
-
-def quoted(text: str) -> str:
-    """`text` as a word of a shell script, where references, and nothing else, mean what they do in a shell."""
-    words, end = [], 0
-    for match in _REFERENCE.finditer(text):
-        if match.start() > end:
-            words.append(shlex.quote(text[end : match.start()]))
-        words.append(shlex.quote(match[0][1:]) if match["escape"] else f'"{match[0]}"')
-        end = match.end()
-    return "".join([*words, shlex.quote(text[end:]) if text[end:] or not words else ""])
 
 
 DEFERRED = ("art", "secret")
@@ -210,8 +181,7 @@ def restore(value: Any, kept: list[str]) -> Any:
         return [restore(item, kept) for item in value]
     if isinstance(value, str):
         # What is left of `${` came from an escape or from the environment: it must not be read as an interpolation.
-        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", value)
-        return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], text)
+        return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], omegaconf_escaped(value))
     return str(value) if hasattr(value, "__fspath__") else value
 
 

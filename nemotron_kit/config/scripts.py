@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from nemotron_kit.artifacts.pipe import announce_step
 from nemotron_kit.config.files import Spelled, read_job_file
 from nemotron_kit.config.store import conf_dir, register_group
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.quoting import hydra_quoted
 
 CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
 
@@ -66,13 +66,13 @@ def _flag(word: str, words: list[str]) -> str:
     name, joined, value = word[2:].partition("=")
     key = name.replace("-", "_")
     if joined:
-        return f"{key}={_quoted(value)}"
+        return f"{key}={_hydra_value(value)}"
     if words and not words[0].startswith("-") and not _is_override(words[0]):
-        return f"{key}={_quoted(words.pop(0))}"
+        return f"{key}={_hydra_value(words.pop(0))}"
     return f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true"
 
 
-def _quoted(value: str) -> str:
+def _hydra_value(value: str) -> str:
     """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict,
     `null` or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -85,8 +85,7 @@ def _quoted(value: str) -> str:
         plain = number or isinstance(found, list | dict) or value == "null"
     except HydraException:
         plain = False
-    # A backslash run before a quote or at the end is what Hydra un-escapes; elsewhere backslashes stand for themselves.
-    return value if plain else "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+    return value if plain else hydra_quoted(value)
 
 
 def _is_override(word: str) -> bool:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemotron_kit.config.freeze import refers
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import Observation
+from nemotron_kit.quoting import refers
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder

@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.config.freeze import quoted
 from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, resolve_partition, with_overrides
 
 
@@ -57,7 +57,7 @@ class FromProfile(str):
 
 
 def _word(value: str) -> str:
-    return quoted(value) if isinstance(value, FromProfile) else shlex.quote(value)
+    return shell_word(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
 def _local(run: Any, config: RunConfig, env: Env) -> Any:

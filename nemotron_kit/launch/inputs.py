@@ -14,6 +14,7 @@ from nemotron_kit.config.files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
+from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.spec.paths import RemotePaths
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def piped_overrides(
     """
     pairs = (override.removeprefix("run.").partition("=") for override in overrides if override.startswith("run."))
     given = {key: value for key, _, value in pairs}
-    asked = [slot for slot in command.artifacts if given.get(slot, "").strip("'\"") == "-"]
+    asked = [slot for slot in command.artifacts if hydra_unquoted(given.get(slot, "")) == "-"]
     open_slots = [slot for slot in command.artifacts if slot not in given]
     if asked:
         return _asked_for(command, asked, open_slots, notes, dry_run)
@@ -48,7 +49,7 @@ def piped_overrides(
 def _asked_for(command: Command, asked: list[str], open_slots: list[str], notes: list[str], dry_run: bool) -> list[str]:
     if dry_run:
         notes.append("A dry-run reads no standard input: what is shown is the input without it.")
-        return [f"run.{slot}={_quoted(command.artifacts[slot].default_name)}" for slot in asked]
+        return [f"run.{slot}={hydra_quoted(command.artifacts[slot].default_name)}" for slot in asked]
     if sys.stdin is None or sys.stdin.isatty():
         raise UserError(f"--art.{asked[0]} -: standard input is a terminal.", hint="Pipe a step's output into it.")
     artifacts = _parsed(pipe.read_all())
@@ -129,11 +130,7 @@ def _reference(artifact: Mapping[str, Any]) -> str:
     """The registered version if the step saved one, else its path."""
     name, version = artifact.get("name"), artifact.get("version")
     text = f"{name}:v{version}" if name and isinstance(version, int) else str(artifact["path"])
-    return _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
+    return hydra_quoted(omegaconf_escaped(text))
 
 
 # Slot → (reference as given, what a part of one is relative to); slot → its pin, or why there is none.
@@ -173,8 +170,9 @@ def resolve_inputs(
         if text is None:
             result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
             continue
-        result.references[slot] = str(text)
-        asked[slot] = (str(text), _default(slot, command, composed))
+        # The frozen config keeps escapes: a path may hold `${`.
+        result.references[slot] = omegaconf_unescaped(str(text))
+        asked[slot] = (result.references[slot], _default(slot, command, composed))
         parse_override(*asked[slot], aliases=lambda _: ())
     found = look_up(asked) if look_up and asked else dict.fromkeys(asked)
     for slot, pin in found.items():

@@ -13,7 +13,7 @@ from nemotron_kit import __version__
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.freeze import launch_environment, refers, secrets_used, to_yaml
+from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, UserError
 from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
@@ -28,6 +28,7 @@ from nemotron_kit.launch.placing import (
     still_behind,
 )
 from nemotron_kit.masking import is_secret_name, secret_in
+from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
 from nemotron_kit.spec.profiles import check_run_wandb

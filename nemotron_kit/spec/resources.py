@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import omegaconf_unescaped
 from nemotron_kit.spec.plan import DETACHED
 from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name
 
-_ESCAPED = re.compile(r"(\\+)\$\{")
 MODES = ("local", "run", "batch")
 
 
@@ -56,7 +55,7 @@ def _unescaped(value: Any) -> Any:
         return [_unescaped(item) for item in value]
     if not isinstance(value, str):
         return value
-    return _ESCAPED.sub(lambda m: "\\" * (len(m[1]) // 2) + "${" if len(m[1]) % 2 else m[0], value)
+    return omegaconf_unescaped(value)
 
 
 def settings_dict(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.config_manager import ConfigManager, cli
@@ -48,6 +48,15 @@ def load(default: Path, *argv: str, twice: bool = False) -> Config:
     if twice:
         config = apply_hydra_overrides(config, overrides)
     return omegaconf_to_dataclass(config, Config)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(alphabet=st.one_of(st.sampled_from("'\"\\ \n,[]{}=a1"), st.characters(exclude_categories=["Cs"]))))
+@example("a\\\n")
+@example("\\'\\")
+def test_a_flags_text_arrives_exactly(default: Path, text: str) -> None:
+    assume(text not in ("null", "none") and not text.startswith(("[", "{")) and "${" not in text)
+    assert load(default, f"--name={text}").name == text
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import App, ArtifactInput, Group
 from nemotron_kit.cli import sweep
 from nemotron_kit.cli.output import write_lines
-from nemotron_kit.cli.request import Job, quoted
+from nemotron_kit.cli.request import Job
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
 from nemotron_kit.launch.launch import code_facts
+from nemotron_kit.quoting import hydra_data, hydra_text, omegaconf_escaped
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import Plan
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
-_WORD = re.compile(r"[A-Za-z_][\w.-]*\Z", re.ASCII)
 
 
 class Recorded:
@@ -144,7 +144,7 @@ class Recorded:
         added = str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")
         for key in filter(None, added):
             found, value = _take(values, key.split("."), keep=is_open(key))
-            overrides += [f"++{key}={hydra_value(value)}"] if found else []
+            overrides += [f"++{key}={hydra_data(value)}"] if found else []
         overrides += [
             override for override in self.overrides if override.startswith("~") and not override.startswith("~/")
         ]
@@ -217,19 +217,6 @@ def enter(folder: str) -> None:
             f"{folder}, where it was launched, is gone.", hint="Its recipe and its paths are found from there."
         )
     os.chdir(folder)
-
-
-def hydra_value(value: Any) -> str:
-    """A plain value in the grammar of Hydra's overrides."""
-    if value is None or isinstance(value, bool | int | float):
-        return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, list):
-        return f"[{','.join(hydra_value(item) for item in value)}]"
-    if isinstance(value, Mapping) and all(_WORD.match(str(key)) for key in value):
-        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
-    raise UserError(f"{value!r} can't be said in an override.")
 
 
 def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[bool, Any]:
@@ -309,17 +296,19 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
     values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
     given = {_key(override) for override in request.overrides}
     mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
-    chosen = [f"recipe={request.recipe}", f"stage={request.stage}"]
-    chosen += [f"run.profile={profile}"] if profile else []
+    chosen = [f"recipe={hydra_text(request.recipe)}", f"stage={hydra_text(request.stage)}"]
+    chosen += [f"run.profile={hydra_text(str(profile))}"] if profile else []
     chosen += [f"run.mode={mode}"] if mode else []
-    pins = [f"run.{slot}={_quoted(text)}" for slot, text in recorded.references().items() if f"run.{slot}" not in given]
+    read = recorded.references().items()
+    pins = [f"run.{slot}={hydra_text(omegaconf_escaped(text))}" for slot, text in read if f"run.{slot}" not in given]
     kept = [override for override in overrides if _key(override) not in given]
     with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(values), encoding="utf-8")
+        chosen += [f"config={hydra_text(str(path))}"]
         try:
             with trusting(path.parent):
-                composed = compose(tree, [*chosen, f"config={path}", *pins, *kept, *request.overrides], env)
+                composed = compose(tree, [*chosen, *pins, *kept, *request.overrides], env)
         except UserError as error:  # the file is gone in a moment; what it was made of is not
             kept_file = str(recorded.job.config_path)
             hint = error.hint and error.hint.replace(str(path), kept_file)
@@ -383,7 +372,7 @@ def plan_again(
         recorded=None if request.profile else recorded.settings,
     )
     check_pins(recorded, request, plan)
-    typed = [f"run.profile={plan.profile}", f"run.mode={plan.mode}"] if request.profile else []
+    typed = [f"run.profile={hydra_text(str(plan.profile))}", f"run.mode={plan.mode}"] if request.profile else []
     overrides = (*recorded.overrides, *typed, *request.overrides)
     # Its mounts are on record as folders; those of repositories may have been removed since.
     fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
@@ -411,12 +400,6 @@ def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
                 f"{str(old.digest)[:12]}.",
                 hint=f"To run with what is there now: --art.{slot} {old.label}.",
             )
-
-
-def _quoted(text: str) -> str:
-    from nemotron_kit.cli.request import string
-
-    return string(text)
 
 
 _QUIET_SECONDS = 10.0
@@ -448,7 +431,7 @@ def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Seque
 
 def _typed(request: Job) -> list[str]:
     """The overrides that the command line adds to the sweep."""
-    profile = [f"run.profile={request.profile}", f"run.mode={request.mode}"] if request.profile else []
+    profile = [f"run.profile={hydra_text(request.profile)}", f"run.mode={request.mode}"] if request.profile else []
     return [*profile, *request.overrides]
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.cli.runs.list import main
-from nemotron_kit.cli.runs.rerun import hydra_value
 from nemotron_kit.cli.runs.show import differences, flat
 from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import hydra_data
 from nemotron_kit.runs import RunFolder, create_run, new_run_id
 
 PIN = {"name": "Blend", "version": 1, "digest": "ab" * 32, "path": "/data", "type": "T", "registry": "u"}
@@ -95,7 +95,7 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(VALUES)
 def test_a_recorded_value_can_be_said_as_an_override(value: Any) -> None:
-    parsed = OverridesParser.create().parse_override(f"++x={hydra_value(value)}")
+    parsed = OverridesParser.create().parse_override(f"++x={hydra_data(value)}")
     assert parsed.value() == value
 
 

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from nemotron_kit.config.freeze import environment, expanded, quoted, refers
+from nemotron_kit.config.freeze import environment
+from nemotron_kit.quoting import expanded, refers, shell_word
 
 CASES = [
     ("/opt/x:$GIVEN", "/opt/x:v 1"),
@@ -22,7 +23,7 @@ CASES = [
 def test_references_and_nothing_else(text: str, expected: str) -> None:
     assert expanded(text, {"GIVEN": "v 1"}) == expected
     shell = subprocess.run(
-        ["bash", "-c", f'A={quoted(text)}; printf %s "$A"'], env={"GIVEN": "v 1"}, capture_output=True, check=True
+        ["bash", "-c", f'A={shell_word(text)}; printf %s "$A"'], env={"GIVEN": "v 1"}, capture_output=True, check=True
     )
     assert shell.stdout.decode() == expected
     assert refers(text) == ("GIVEN" in text.replace("${GIVEN:-d}", "") or "NOT_THERE" in text)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from nemotron_kit.app import App, ArtifactInput, Command
 from nemotron_kit.artifacts import pipe as pipe_module
@@ -104,6 +106,14 @@ def test_what_a_step_has_printed_is_taken(
     assert piped_overrides(command, [], notes, dry_run=True) == expected
     assert piped_overrides(command, ["run.profile=x"], notes) == expected
     assert (pipe.left(), notes) == (b"", [])
+
+
+@pytest.mark.parametrize("path", ["/a'b", "/a\\'b", "/ends\\", "/x${oc.env:HOME}", "/\\${a", "/a\\\n", "/a, b"])
+def test_a_path_of_any_text_is_the_path(pipe: Pipe, command: Command, path: str) -> None:
+    pipe.put(json.dumps({"data": {**ENTRY, "path": path}}) + "\n", end=True)
+    (override,) = piped_overrides(command, [], [])
+    read = OverridesParser.create().parse_override(override).value()
+    assert OmegaConf.create({"x": read}).x == path
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,26 @@
-"""Whatever is typed arrives exactly: judged by Hydra's own parser."""
+"""Whatever is typed arrives exactly: judged by Hydra's own parser, and by OmegaConf."""
 
 from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from nemotron_kit.cli.request import encode, number, quoted, single, string, value
+from nemotron_kit.errors import UserError
+from nemotron_kit.quoting import (
+    hydra_data,
+    hydra_field,
+    hydra_number,
+    hydra_quoted,
+    hydra_text,
+    hydra_unquoted,
+    hydra_untyped,
+    omegaconf_escaped,
+    omegaconf_unescaped,
+)
 
 PARSER = OverridesParser.create()
 NASTY = st.text(
@@ -25,7 +37,7 @@ def hydra_reads(word: str) -> object:
 @settings(max_examples=1000, deadline=None)
 @given(NASTY)
 def test_any_text_arrives_as_that_string(text: str) -> None:
-    read = hydra_reads(f"x={string(text)}")
+    read = hydra_reads(f"x={hydra_text(text)}")
     assert isinstance(read, str)
     assert read == text
 
@@ -33,19 +45,44 @@ def test_any_text_arrives_as_that_string(text: str) -> None:
 @settings(max_examples=500, deadline=None)
 @given(NASTY)
 def test_quoting_is_hydras_own(text: str) -> None:
-    assert quoted(text) == QuotedString(text, Quote.single).with_quotes()
+    assert hydra_quoted(text) == QuotedString(text, Quote.single).with_quotes()
 
 
 @settings(max_examples=500, deadline=None)
 @given(NASTY)
-def test_single_undoes_string(text: str) -> None:
-    assert single(string(text)) == text
+def test_unquoting_undoes_it(text: str) -> None:
+    assert hydra_unquoted(hydra_text(text)) == text
+    assert hydra_unquoted(QuotedString(text, Quote.double).with_quotes()) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(NASTY)
+@example("true")
+@example("null")
+@example("a,b c")
+def test_a_key_is_said_exactly_or_refused(key: str) -> None:
+    try:
+        word = hydra_data({key: 1})
+    except UserError:
+        assert not key.isidentifier() or not key.isascii() or key.lower() in ("true", "false", "null", "inf", "nan")
+        return
+    assert hydra_reads(f"x={word}") == {key: 1}
+
+
+@settings(max_examples=300, deadline=None)
+@given(NASTY)
+@example("\\${a}\\\\${")
+def test_what_omegaconf_would_read_as_an_interpolation_is_text(text: str) -> None:
+    escaped = omegaconf_escaped(text)
+    assert OmegaConf.create({"x": escaped}).x == text
+    assert OmegaConf.create({"x": hydra_reads(f"x={hydra_text(escaped)}")}).x == text
+    assert omegaconf_unescaped(escaped) == text
 
 
 @settings(max_examples=500, deadline=None)
 @given(NASTY, st.sampled_from(["int", "float", "bool", "str", "path", "literal", "enum"]))
 def test_a_scalar_of_any_kind_is_a_word_of_hydras_grammar(text: str, kind: str) -> None:
-    PARSER.parse_override(f"x={encode(text, kind)}")
+    PARSER.parse_override(f"x={hydra_field(text, kind)}")
 
 
 @pytest.mark.parametrize(
@@ -69,17 +106,17 @@ def test_a_scalar_of_any_kind_is_a_word_of_hydras_grammar(text: str, kind: str) 
     ],
 )
 def test_strings(text: str, spelled: str) -> None:
-    assert string(text) == spelled
+    assert hydra_text(text) == spelled
 
 
 @pytest.mark.parametrize("text", ["4", "-5", "1e-3", "1_000", "null", "1,2", "1, 2", "range(1,5)", "inf", "true"])
 def test_numbers_and_sweeps_stay(text: str) -> None:
-    assert number(text) == text
+    assert hydra_number(text) == text
 
 
 @pytest.mark.parametrize("text", ["${x}", "4;5", "a b", "", "$(x)", "f(g(x))"])
 def test_what_is_no_number_becomes_a_string(text: str) -> None:
-    assert hydra_reads(f"x={number(text)}") == text
+    assert hydra_reads(f"x={hydra_number(text)}") == text
 
 
 @pytest.mark.parametrize(
@@ -88,9 +125,9 @@ def test_what_is_no_number_becomes_a_string(text: str) -> None:
      ("04:00:00", "04:00:00"), ("a,b", "a,b"), ("batch", "batch"), ("-5", -5)],
 )  # fmt: skip
 def test_untyped_values(text: str, read: object) -> None:
-    assert hydra_reads(f"x={value(text)}") == read
+    assert hydra_reads(f"x={hydra_untyped(text)}") == read
 
 
 @pytest.mark.parametrize("raw", ["a,b", "[a]", "f(x)", "'a','b'", r"a\,b", "a b", "'open", "'", ""])
-def test_single_refuses_what_is_more_than_one_text(raw: str) -> None:
-    assert single(raw) is None
+def test_unquoting_refuses_what_is_more_than_one_text(raw: str) -> None:
+    assert hydra_unquoted(raw) is None

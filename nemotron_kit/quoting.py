@@ -1,0 +1,132 @@
+"""How a text is written where something else reads it: in Hydra's overrides, in OmegaConf's values, in a shell script.
+
+The three are three grammars. A function is named after the one that it writes for. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from nemotron_kit.errors import UserError
+
+_PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[\w./:@-]*\Z", re.ASCII)
+_SIMPLE = re.compile(r"[\w./:@+~-]+\Z", re.ASCII)
+_WORD = re.compile(r"[\w.+-]+\Z", re.ASCII)
+_SWEEP = re.compile(r"[\w.+-]+(, ?[\w.+-]+)*\Z|\w+\([\w.,+ -]*\)\Z", re.ASCII)
+_KEY = re.compile(r"[A-Za-z_/$%*@?|](?:[\w/$%*@?|.+-]|\\.)*\Z", re.ASCII)
+_KEYWORDS = {"true", "false", "null", "inf", "nan"}
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\Z|\"((?:[^\"\\]|\\.)*)\"\Z", re.DOTALL)
+
+
+def hydra_quoted(text: str) -> str:
+    """`text` in quotes, as Hydra reads them: quotes escaped, and the backslashes that stand before a quote or the end
+    doubled; a backslash elsewhere stands for itself."""
+    body = re.sub(r"(\\*)('|\Z)", lambda run: run[1] * 2 + ("\\'" if run[2] else ""), text)
+    return f"'{body}'"
+
+
+def hydra_text(text: str) -> str:
+    """`text` so that Hydra reads that string: bare where it can't be read as anything else, else quoted."""
+    return text if _PLAIN.match(text) and text.lower() not in _KEYWORDS else hydra_quoted(text)
+
+
+def hydra_number(text: str) -> str:
+    """A number, `null`, or a sweep such as `1,2` and `range(1,5)` as it stands; anything else as a string, which the
+    field's type then refuses by its own name."""
+    return text if _SWEEP.match(text) else hydra_quoted(text)
+
+
+def hydra_untyped(text: str) -> str:
+    """A value whose type nothing declares: a list, dict, number, boolean or null as Hydra reads it, else a string."""
+    bracketed = text[:1] + text[-1:] in ("[]", "{}")
+    return text if bracketed or _WORD.match(text) else hydra_text(text)
+
+
+def hydra_field(text: str, kind: str) -> str:
+    """`text` as the value of a field of this kind (see cli/indexing.py)."""
+    if kind in ("str", "path", "literal", "enum"):
+        return hydra_text(text)
+    if kind in ("bool", "int", "float"):
+        return hydra_number(text)
+    return hydra_untyped(text)
+
+
+def hydra_data(value: Any) -> str:
+    """A plain value, lists and mappings too. UserError for a key that Hydra's grammar can't say."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
+    if isinstance(value, str):
+        return hydra_quoted(value)
+    if isinstance(value, list):
+        return f"[{','.join(hydra_data(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_hydra_key(key)}:{hydra_data(item)}" for key, item in value.items()) + "}"
+    raise UserError(f"{value!r} can't be said in an override.")
+
+
+def _hydra_key(key: Any) -> str:
+    """A mapping's key: Hydra reads no quotes there, but escapes."""
+    if not isinstance(key, str):
+        return hydra_data(key)
+    escaped = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
+    if not _KEY.match(escaped) or key.lower() in _KEYWORDS:
+        raise UserError(f"The key {key!r} can't be said in an override.", hint="Give the block in a config file.")
+    return escaped
+
+
+def hydra_unquoted(word: str) -> str | None:
+    """The text that an override's value stands for when it is one plain word or one quoted string, else None."""
+    match = _QUOTED.match(word)
+    if match is None:
+        return word if _SIMPLE.match(word) else None
+    quote, body = word[0], match[1] if word[0] == "'" else match[2]
+    return re.sub(rf"(\\+)({quote}|\Z)", lambda run: run[1][: len(run[1]) // 2] + run[2], body)
+
+
+_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
+
+
+def omegaconf_escaped(text: str) -> str:
+    """`text` as a value in which OmegaConf reads no interpolation: `${` is written `\\${`."""
+    return _BEFORE_INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", text)
+
+
+def omegaconf_unescaped(text: str) -> str:
+    """The text that a value stands for whose interpolations are all escaped."""
+    return _BEFORE_INTERPOLATION.sub(
+        lambda found: "\\" * (len(found[1]) // 2) + "${" if len(found[1]) % 2 else found[0], text
+    )
+
+
+# `$NAME` and `${NAME}`, as a shell has them, but nothing else that a shell would do; `\$NAME` is the text.
+_REFERENCE = re.compile(
+    r"(?P<escape>\\)?\$(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})"
+)
+
+
+def refers(text: str) -> bool:
+    """Whether an environment variable's value refers to another variable."""
+    return _REFERENCE.search(text) is not None
+
+
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """`text` with each `$NAME` replaced by that variable, by nothing where there is none."""
+    return _REFERENCE.sub(
+        lambda m: m[0][1:] if m["escape"] else variables.get(m["plain"] or m["braced"], ""),
+        text,
+    )
+
+
+def shell_word(text: str) -> str:
+    """`text` as a word of a shell script, where references, and nothing else, mean what they do in a shell."""
+    words, end = [], 0
+    for match in _REFERENCE.finditer(text):
+        if match.start() > end:
+            words.append(shlex.quote(text[end : match.start()]))
+        words.append(shlex.quote(match[0][1:]) if match["escape"] else f'"{match[0]}"')
+        end = match.end()
+    return "".join([*words, shlex.quote(text[end:]) if text[end:] or not words else ""])
