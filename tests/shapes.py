@@ -330,7 +330,7 @@ def _split(words: str) -> list[str]:
 
 
 def _run(words: list[str], project: Path, folder: Path, env: Mapping[str, str]) -> tuple[int, str]:
-    variables = {"NEMOTRON_HOME": str(folder / "home"), "PROJECT": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {"NEMOTRON_HOME": str(folder / "home"), "PROJECT": str(project)}
     done = subprocess.run(
         [sys.executable, *words], cwd=project, env={**os.environ, **variables, **env}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=240,

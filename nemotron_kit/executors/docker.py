@@ -55,7 +55,7 @@ def docker_for(
     mode: str,
 ) -> ExecutorPlan:
     """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
-    from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
+    from nemotron_kit.executors.nemo_run import MissingExtra, ask
 
     problems = list(_problems(config, resources, mode, place))
     notes = list(resources.notes)
@@ -65,7 +65,7 @@ def docker_for(
     if problems:
         return ExecutorPlan({}, tuple(problems), tuple(notes), extra)
     try:
-        executor = build_executor(config)
+        words = ask(__name__, asdict(config)) or answer(asdict(config))
     except MissingExtra as error:
         return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
     name = container_name(run_id, job)
@@ -73,16 +73,28 @@ def docker_for(
         *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
         *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
         *_user(os.getuid(), os.getgid()),
-        *_options(executor),
+        *words["options"],
         *(argument for path, writable in mounts(place, inputs) for argument in mount(path, writable)),
-        *(f"--volume={volume}" for volume in executor.volumes),
+        *(f"--volume={volume}" for volume in words["volumes"]),
         *(f"--env={secret}" for secret in config.secrets or ()),
         "--entrypoint=",
-        executor.container_image,
+        words["image"],
         *(place.python, str(place.package), place.job),
     ]
-    extra["container"] = {"name": name, "image": executor.container_image, "words": arguments}
+    extra["container"] = {"name": name, "image": words["image"], "words": arguments}
     return ExecutorPlan({}, (), tuple(notes), extra)
+
+
+def answer(config: dict[str, Any]) -> dict[str, Any]:
+    """What NeMo-Run's executor says of these settings, in docker's words; asked in a process beside the launch."""
+    from nemotron_kit.executors.nemo_run import build_executor
+
+    executor = build_executor(RunConfig(**config))
+    return {
+        "options": list(_options(executor)),
+        "volumes": list(executor.volumes),
+        "image": executor.container_image,
+    }
 
 
 def mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:

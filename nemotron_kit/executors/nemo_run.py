@@ -1,13 +1,26 @@
-"""A profile as NeMo-Run's own executor and packager. NeMo-Run is imported here, and only when one is asked for."""
+"""A profile as NeMo-Run's own executor and packager. NeMo-Run is imported here, and only when one is asked for.
+
+Importing it takes seconds, most of them for torch and for the clouds' packages, which neither Slurm nor Docker needs: a
+process beside this one imports it without them, answers, and leaves this process as it was.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import select
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from nemotron_kit.errors import UserError
@@ -292,3 +305,102 @@ def _nemo_run() -> Any:
             hint="pip install 'nemotron-kit[nemo-run]'",
         ) from error
     return nemo_run
+
+
+# How long the process beside this one waits for another question.
+_IDLE_SECONDS = 60
+_beside: list[subprocess.Popen[str]] = []
+
+
+def start() -> None:
+    """Start the process that answers, unless there is one. It ends with this one, or when nothing is asked."""
+    if _beside and _beside[0].poll() is not None:
+        _beside.pop()
+    if not _beside:
+        _beside.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                text=True,
+            )
+        )
+
+
+def ask(module: str, request: Mapping[str, Any]) -> Any:
+    """What `answer(request)` of one of our modules gives in the process beside this one; None where NeMo-Run is
+    imported here already, or there was no answer: doing it here then says why."""
+    if not _beside and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
+        return None
+    try:
+        start()
+        process = _beside[0]
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 — Popen was given pipes
+        process.stdin.write(json.dumps({"module": module, "request": request}) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())["answer"]
+    except (OSError, TypeError, ValueError):  # it has ended, or a value is none of JSON's
+        return None
+
+
+def import_in_part() -> Any:
+    """NeMo-Run, in a process of our own: without torch, and with empty modules for the clouds' packages while it is
+    imported. A third of the time; local, Docker's and Slurm's executors are whole."""
+    if "nemo_run" not in sys.modules:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+        empty = _Empty({name for name in ("leptonai", "kubernetes") if name not in sys.modules})
+        sys.meta_path.insert(0, empty)
+        try:
+            import_module("nemo_run")
+        finally:
+            sys.meta_path.remove(empty)
+            for name in [name for name, module in sys.modules.items() if isinstance(module, _EmptyModule)]:
+                del sys.modules[name]
+    return sys.modules["nemo_run"]
+
+
+class _EmptyModule(ModuleType):
+    """Whatever is imported from it is a class without anything."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _Empty(MetaPathFinder, Loader):
+    """Finds the packages of these names, and what is in them, empty."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        found = fullname.partition(".")[0] in self._names
+        return ModuleSpec(fullname, self, is_package=True) if found else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _EmptyModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is nothing in it."""
+
+
+def main() -> None:
+    """Answer questions, one a line, until there are no more."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    import_in_part()
+    while select.select([sys.stdin], [], [], _IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
+        question = json.loads(line)
+        try:
+            answer = import_module(question["module"]).answer(question["request"])
+        # Whoever asked does it again, and has the error then.
+        except Exception:  # noqa: BLE001
+            answer = None
+        print(json.dumps({"answer": answer}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

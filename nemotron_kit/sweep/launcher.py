@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.executors.slurm import script
+from nemotron_kit.executors import nemo_run
 from nemotron_kit.launch import queue
 from nemotron_kit.launch.launch import refuse_problems
 from nemotron_kit.launch.queue import SweepQueue
@@ -318,7 +318,7 @@ class Sweep:
         self._earlier = _sweeps[name]
         _sweeps[name] += 1
         if self._expected == "slurm" and find_spec("nemo_run"):
-            script.start()
+            nemo_run.start()
 
     @property
     def jobs(self) -> Jobs:

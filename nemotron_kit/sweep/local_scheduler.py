@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, Protocol
 
-from nemotron_kit.executors.slurm.script import without_torch
+from nemotron_kit.executors.nemo_run import import_in_part
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -53,10 +53,7 @@ class NemoRun:
 
     def __init__(self) -> None:
         os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
-        without_torch()
-        import nemo_run
-
-        self._nemo_run: Any = nemo_run
+        self._nemo_run: Any = import_in_part()
         self._threads: dict[int, Thread] = {}
         self._over: set[int] = set()
 

@@ -161,7 +161,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *(_line(words, "-m") for words in CALLING),
         _line("hydra/launcher=nemo_run hydra.launcher.profile=here n=1,2", "-m", "--dry-run"),
     ]
-    env = {**os.environ, "NEMOTRON_HOME": str(root / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "NEMOTRON_HOME": str(root / "home")}
     out = root / "results.json"
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(out)], input=json.dumps(lines), cwd=root, env=env, text=True, check=False,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.nemo_run import build_executor
+from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words, resolve_partition
@@ -23,76 +21,13 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
 
 
-_beside: list[subprocess.Popen[str]] = []
-
-
-def start() -> None:
-    """Start the process, unless there is one. It ends with this one."""
-    if not _beside:
-        _beside.append(
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                text=True,
-            )
-        )
-
-
-def ask(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str | None:
-    """NeMo-Run's script; None where no process was started, or it could not: rendering here then says why."""
-    if not _beside:
-        return None
-    process = _beside[0]
-    assert process.stdin is not None and process.stdout is not None  # noqa: S101 — Popen was given pipes
-    request = {"config": asdict(config), "resources": asdict(resources), "script": asdict(script), "batch": batch}
-    try:
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        text: str | None = json.loads(process.stdout.readline())["text"]
-    except (OSError, ValueError):  # it has ended
-        return None
-    return text
-
-
-def main() -> None:
-    """Answer requests, one a line, until there are no more."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    without_torch()
-    import nemo_run  # noqa: F401
-
-    for line in sys.stdin:
-        print(json.dumps({"text": _rendered(line)}), file=answers, flush=True)
-
-
-def without_torch() -> None:
-    """Hide torch from a process of our own: NeMo-Run imports it where it is installed, which is half of its time, and
-    works without."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-
-
-def _rendered(line: str) -> str | None:
-    from nemotron_kit.spec.resources import Resources
-    from nemotron_kit.spec.runconfig import RunConfig
-
-    request = json.loads(line)
+def answer(request: dict[str, Any]) -> str:
+    """NeMo-Run's script, in the process beside a launch."""
     script: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in request["script"].items()
     }
-    try:
-        return render_here(
-            RunConfig(**request["config"]), Resources(**request["resources"]), Script(**script), request["batch"]
-        )
-    # The launch renders it again, and has the error then.
-    except Exception:  # noqa: BLE001
-        return None
-
-
-if __name__ == "__main__":
-    main()
+    config, resources = RunConfig(**request["config"]), Resources(**request["resources"])
+    return render_here(config, resources, Script(**script), request["batch"])
 
 
 SUBFOLDER = "slurm"
@@ -228,7 +163,8 @@ def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Scrip
     alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
     key = repr((config, resources, alike, batch))
     if key not in _cache:
-        _cache[key] = ask(config, resources, alike, batch) or render_here(config, resources, alike, batch)
+        given = {"config": asdict(config), "resources": asdict(resources), "script": asdict(alike), "batch": batch}
+        _cache[key] = ask(__name__, given) or render_here(config, resources, alike, batch)
     return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
 
 

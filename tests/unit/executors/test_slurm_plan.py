@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors import nemo_run
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.executors.slurm.script import sbatch_for
 from nemotron_kit.spec.paths import RemotePaths
@@ -159,6 +161,15 @@ def test_the_script_is_nemo_runs_with_the_constant_command() -> None:
         assert f"#SBATCH {line}\n" in text
     assert "--cpu-bind=none" in text and "--wait=0" in text
     slurm_script.check_syntax(text)
+
+
+def test_nemo_run_in_part_in_a_process_beside_writes_the_same_script() -> None:
+    resources = resources_of(config(time="00:10:00"), None)
+    given = {"config": asdict(config(time="00:10:00")), "resources": asdict(resources), "script": asdict(script())}
+    nemo_run.start()
+    told = nemo_run.ask(slurm_script.__name__, {**given, "batch": True})
+    assert told == slurm_script.render_here(config(time="00:10:00"), resources, script(), True)
+    assert nemo_run.ask(slurm_script.__name__, {**given, "batch": True, "config": {"executor": "none"}}) is None
 
 
 def test_until_the_worker_has_begun_the_script_asks_to_be_queued_again_when_preempted() -> None:
