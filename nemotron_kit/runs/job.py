@@ -269,7 +269,7 @@ _SPEC: dict[str, Any] = {
 }
 DISAPPEARED = "the process disappeared"
 ALONE = "its worker is gone; what it had started runs on"
-_CHILD, _CANCEL = "child.json", "cancel.json"
+_CHILD, _CHILD_END, _CANCEL = "child.json", "child-end.json", "cancel.json"
 # Of a job on several nodes: how each of them ended.
 NODES = "nodes"
 # In the state that begins another attempt.
@@ -329,7 +329,8 @@ class JobFolder:
             facts.setdefault("process", process_facts())
         begins = state in ("pending", "running")
         if begins:
-            (self.path / _CHILD).unlink(missing_ok=True)
+            for name in (_CHILD, _CHILD_END):
+                (self.path / name).unlink(missing_ok=True)
             self._keep_end(writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
         if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
@@ -355,6 +356,10 @@ class JobFolder:
     def record_child(self, pid: int) -> None:
         """Record the process that does the work for the recorded one: it may outlive that one."""
         files.write_json(self.path / _CHILD, process_facts(pid))
+
+    def record_child_end(self, code: int) -> None:
+        """Record how this process ends, which does the work for the recorded one: by then that one may be gone."""
+        files.write_json(self.path / _CHILD_END, {**process_facts(), "code": code, "finished_at": now_iso()})
 
     def request_cancel(self) -> None:
         files.write_json(self.path / _CANCEL, {"at": now_iso(), "host": socket.gethostname()})
@@ -465,11 +470,27 @@ class JobFolder:
             except DamagedRecord as error:
                 self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
 
-    def _child(self) -> dict[str, Any] | None:
+    def _child(self, name: str = _CHILD) -> dict[str, Any] | None:
         try:
-            return read_object(self.path / _CHILD)
+            return read_object(self.path / name)
         except (FileNotFoundError, DamagedRecord):
             return None
+
+    def _from_child_end(
+        self, child: Mapping[str, Any], last: Mapping[str, Any], started: float | None
+    ) -> JobState | None:
+        """How the job ended, by the process that did its work and outlived the recorded one; None if it did not say."""
+        end = self._child(_CHILD_END)
+        if end is None or any(end.get(name) != child.get(name) for name in ("host", "pid", "started")):
+            return None
+        code, finished = end.get("code"), parse_time(end.get("finished_at"))
+        if type(code) is not int:
+            return None
+        state = "succeeded" if code == 0 else "preempted" if code == PREEMPTED else "failed"
+        if state != "succeeded" and self.cancel_requested:
+            state = "cancelled"
+        error = f"exit code {code}; its worker had been killed" if state == "failed" else None
+        return JobState(state, finished, started, finished, code, error, last)
 
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
@@ -481,6 +502,8 @@ class JobFolder:
             if child is not None and not is_gone(child):
                 facts = {**last, "process": child}
                 return JobState("running", last["at"], started, error=ALONE, facts=facts)
+            if child is not None and (ended := self._from_child_end(child, last, started)) is not None:
+                return ended
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", DISAPPEARED)
         return JobState(state, last["at"], started, finished, last.get("code"), error, last)
 

@@ -65,4 +65,6 @@ def _task(record: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from nemotron_kit.worker.process import recording_end
+
+    sys.exit(recording_end(main))

@@ -74,4 +74,6 @@ def _how(code: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from nemotron_kit.worker.process import recording_end
+
+    sys.exit(recording_end(main))

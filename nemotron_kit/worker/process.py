@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -177,6 +178,26 @@ def _send(processes: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+# Names to a worker's child the job's folder, where it leaves how it ended.
+_CHILD_OF = "NEMOTRON_CHILD_OF"
+
+
+def recording_end(run: Callable[[], int]) -> int:
+    """The exit code of `run`, in a process that may be a worker's child: then it is on record, too, as the worker may
+    be killed before."""
+    folder, code = os.environ.pop(_CHILD_OF, None), 1
+    try:
+        code = run()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):  # its worker tells, if it lives
+                JobFolder(Path(folder)).record_child_end(exit_code(code))
+    return code
+
+
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
     """Run `command` in a process group of its own until it ends, and what it leaves behind when it is killed.
 
@@ -189,7 +210,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, _CHILD_OF: str(job.path)},
             stdin=subprocess.DEVNULL,
             stdout=channels.ends[0],
             stderr=subprocess.STDOUT,

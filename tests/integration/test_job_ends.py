@@ -53,6 +53,16 @@ app.command("end", Config, end)
 app.command("read", Config, end, artifacts={"data": ArtifactInput("A:latest", {"path": "code"})})
 app.command("steps", Config, steps)
 app.command("deaf", Config, deaf)
+app.command("script", Config, deaf, script_path=Path(__file__).with_name("script.py"))
+"""
+SCRIPT = """\
+import sys, time
+from pathlib import Path
+
+print("begun", flush=True)
+while not Path("go on").exists(): time.sleep(0.02)
+print("ended", flush=True)
+sys.exit(9)
 """
 ENV = """\
 [cli]
@@ -70,6 +80,7 @@ class World:
         self.folder, self.home = folder, folder / "home"
         (folder / "ends").mkdir()
         (folder / "ends" / "__init__.py").write_text(RECIPE)
+        (folder / "ends" / "script.py").write_text(SCRIPT)
         (folder / "env.toml").write_text(ENV)
         self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         self.program = str(Path(sys.executable).with_name("nemotron"))
@@ -142,6 +153,16 @@ def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: Wor
         assert world.job.state().state == "running"
     assert "cancelled" in world("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
+
+
+def test_what_outlives_its_worker_says_how_the_job_ended(world: World) -> None:
+    """As torchrun does, above its ranks."""
+    world("ends", "script", "--batch", "here")
+    until(lambda: world.job.log_path().exists() and "begun" in world.job.log_path().read_text())
+    os.kill(world.job.state().facts["process"]["pid"], signal.SIGKILL)
+    (world.folder / "go on").touch()
+    assert "failed (exit code 9): exit code 9; its worker had been killed" in world("runs", "wait", "latest", code=1)
+    assert world.job.log_path().read_text().endswith("ended\n")
 
 
 def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:

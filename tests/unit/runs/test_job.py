@@ -93,6 +93,37 @@ for _ in range(20):
     assert len(job.history()) == 41 and job.state().error == "the process disappeared"
 
 
+@pytest.mark.parametrize(
+    ("code", "cancelled", "state", "error"),
+    [
+        (0, False, "succeeded", None),
+        (0, True, "succeeded", None),
+        (75, False, "preempted", None),
+        (3, False, "failed", "exit code 3; its worker had been killed"),
+        (143, True, "cancelled", None),
+        ("another process", False, "failed", "the process disappeared"),
+        ("no number", False, "failed", "the process disappeared"),
+    ],
+)
+def test_a_child_that_outlived_its_worker(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, code: int | str, cancelled: bool, state: str, error: str | None
+) -> None:
+    job.transition("running")
+    job.record_child(os.getpid())
+    job.record_child_end(code if isinstance(code, int) else 0)
+    end = json.loads((job.path / "child-end.json").read_text())
+    changed = {"another process": {"started": 1}, "no number": {"code": "0"}}.get(str(code), {})
+    (job.path / "child-end.json").write_text(json.dumps({**end, **changed}))
+    if cancelled:
+        job.request_cancel()
+    assert job.state().state == "running"
+    monkeypatch.setattr("nemotron_kit.runs.job.is_gone", lambda _: True)
+    found = job.state()
+    assert (found.state, found.error, found.code) == (state, error, code if isinstance(code, int) else None)
+    job.begin_again()
+    assert not (job.path / "child-end.json").exists()
+
+
 def test_an_unknown_state_is_refused(job: JobFolder) -> None:
     with pytest.raises(UserError, match="did you mean running"):
         job.transition("runing")
