@@ -24,22 +24,19 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
 
 
-def artifact_field(
-    pin: Pin, field: str = "path", *, registry: Registry | None = None, document: dict[str, Any] | None = None
-) -> Any:
+def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None = None) -> Any:
     """`path` (also ""), `version` (int), `name`, `type`, `qualified_name`, `iteration` (else the step), any field of
     metadata.json, or `metadata.F` for a free one.
 
     A registered version's fields come from its record in `registry` (the default one if None), which must be the one
-    that the pin was made in; `document` is that record's metadata, where another
-    machine has read it. UserError for an unknown field, with the nearest names.
+    that the pin was made in. UserError for an unknown field, with the nearest names.
     """
     key = field.strip() or "path"
     if key in ("path", "qualified_name"):
         return pin.path if key == "path" else pin.label
     if key == "version":
         return _version(pin)
-    document = _document(pin, registry) if document is None else document
+    document = _document(pin, registry)
     if key in ("name", "type") and (getattr(pin, key) or key not in document):
         return getattr(pin, key)
     metadata = document.get("metadata", {})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import RESERVED_SLOTS, App, Command
 from nemotron_kit.artifacts import pipe
 from nemotron_kit.config.files import config_files, load_mapping
-from nemotron_kit.config.freeze import slots_used
+from nemotron_kit.config.freeze import slots_used, walk_strings
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
@@ -135,7 +135,10 @@ def _reference(artifact: Mapping[str, Any]) -> str:
 
 # Slot → (reference as given, what a part of one is relative to); slot → its pin, or why there is none.
 Asked = Mapping[str, "tuple[str, str | None]"]
-LookUp = Callable[[Asked], "Mapping[str, Pin | NemotronError | None]"]
+# What is asked besides: slot → fields of its artifact, which a machine elsewhere answers with the pin.
+LookUp = Callable[[Asked, Mapping[str, "set[str]"]], "Mapping[str, Pin | NemotronError | None]"]
+# ${art:slot} and ${art:slot,field} without interpolations inside; an escaped one is text.
+ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
 
 
 @dataclass
@@ -174,7 +177,7 @@ def resolve_inputs(
         result.references[slot] = omegaconf_unescaped(str(text))
         asked[slot] = (result.references[slot], _default(slot, command, composed))
         parse_override(*asked[slot], aliases=lambda _: ())
-    found = look_up(asked) if look_up and asked else dict.fromkeys(asked)
+    found = look_up(asked, _fields_used(frozen)) if look_up and asked else dict.fromkeys(asked)
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
             lines = [pin.message, pin.hint or "", makers(asked[slot][0], app, command)]
@@ -183,6 +186,21 @@ def resolve_inputs(
             result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
         result.pins[slot] = None if isinstance(pin, NemotronError) else pin
     return result
+
+
+def field_of(reference: re.Match[str]) -> str:
+    """The field that a match of ART asks for."""
+    return (reference["field"] or "path").strip("'\" ")
+
+
+def _fields_used(config: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Slot → the fields that the config asks for; its path is in the pin."""
+    used: dict[str, set[str]] = {}
+    for _, text in walk_strings(config):
+        for found in ART.finditer(text):
+            if (name := field_of(found)) not in ("", "path"):
+                used.setdefault(found["slot"], set()).add(name)
+    return used
 
 
 def _default(slot: str, command: Command, composed: Composed) -> str | None:
@@ -237,8 +255,8 @@ def _returns_artifact(command: Command) -> bool:
 # One launch is one answer: all jobs of a sweep see the same version, whatever is saved meanwhile.
 _launch: list[str] = []
 _answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
-# The metadata of what was found in a registry on another machine.
-_documents: dict[Pin, dict[str, Any]] = {}
+# Fields of what was found in a registry on another machine: a value, or why there is none.
+_fields: dict[tuple[Pin, str], Any] = {}
 
 
 def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
@@ -248,24 +266,36 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
     if _launch != [run_id]:
         _launch[:] = [run_id]
         _answers.clear()
-        _documents.clear()
+        _fields.clear()
 
-    def look_up(asked: Asked) -> Mapping[str, Pin | NemotronError | None]:
+    def look_up(asked: Asked, fields: Mapping[str, set[str]]) -> Mapping[str, Pin | NemotronError | None]:
         root = placed.place.artifacts
         new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
-        if new:
-            found = (
-                _there(placed, new, transports) if placed.place.is_remote and transports else _here(placed.place, new)
-            )
-            _answers.update({(root, *asked[slot]): answer for slot, answer in found.items()})
+        if placed.place.is_remote and transports:
+            # Another job of the launch may ask for more of what is pinned by now.
+            known = {slot: _answers[root, *pair] for slot, pair in asked.items() if slot not in new}
+            pins = {slot: pin for slot, pin in known.items() if pin and not isinstance(pin, NemotronError)}
+            more: dict[str, tuple[str, str | None]] = {
+                slot: (pin.label, None)
+                for slot, pin in pins.items()
+                if any((pin, name) not in _fields for name in fields.get(slot, ()))
+            }
+            found = _there(placed, {**new, **more}, fields, transports) if new or more else {}
+        else:
+            found = _here(placed.place, new)
+        _answers.update({(root, *asked[slot]): answer for slot, answer in found.items() if slot in new})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
     return look_up
 
 
-def remote_document(pin: Pin) -> dict[str, Any] | None:
-    """The metadata of an artifact that this launch has found on another machine; None where that was not asked."""
-    return _documents.get(pin)
+def remote_field(pin: Pin, name: str) -> Any:
+    """A field of an artifact that this launch has found on another machine, None where it was not asked for; raises
+    what was wrong with it there."""
+    value = pin.path if name in ("", "path") else _fields.get((pin, name))
+    if isinstance(value, NemotronError):
+        raise value
+    return value
 
 
 def pin_slots(
@@ -279,7 +309,7 @@ def pin_slots(
     used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
     asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
     look_up = look_up_for(placed, run_id, transports)
-    found = look_up(asked) if look_up and asked else {}
+    found = look_up(asked, {}) if look_up and asked else {}
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
             raise UserError(f"run.{slot}: {pin.message}", hint=pin.hint)
@@ -300,7 +330,9 @@ def _here(place: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | N
     return found
 
 
-def _there(placed: ResolvedJob, asked: Asked, transports: TransportFactory) -> dict[str, Pin | NemotronError | None]:
+def _there(
+    placed: ResolvedJob, asked: Asked, fields: Mapping[str, set[str]], transports: TransportFactory
+) -> dict[str, Pin | NemotronError | None]:
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.remote.agent.operations import error_from_dict
 
@@ -312,13 +344,17 @@ def _there(placed: ResolvedJob, asked: Asked, transports: TransportFactory) -> d
                 hint=f"Name an artifact of its registry ({place.artifacts}), or an absolute path there.",
             )
     answers, _ = transports({**vars(placed.settings)}).call(
-        "resolve", root=place.artifacts, references={slot: list(pair) for slot, pair in asked.items()}
+        "resolve",
+        root=place.artifacts,
+        references={slot: list(pair) for slot, pair in asked.items()},
+        fields={slot: sorted(names) for slot, names in fields.items() if slot in asked},
     )
     found: dict[str, Pin | NemotronError | None] = {}
     for slot, answer in answers.items():
         if "pin" in answer:
             pin = found[slot] = Pin.from_dict(answer["pin"])
-            _documents[pin] = answer.get("document") or {}
+            for name, said in answer["fields"].items():
+                _fields[pin, name] = error_from_dict(said["error"]) if "error" in said else said["value"]
         else:
             error: Any = error_from_dict(answer["error"])
             found[slot] = NemotronError(f"on {place.host}: {error.message}", hint=error.hint)

@@ -18,7 +18,7 @@ from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, UserError
 from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.launch.inputs import Inputs, look_up_for, remote_document, resolve_inputs
+from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
     TransportFactory,
     import_path,
@@ -169,12 +169,6 @@ def job_files(
     }
 
 
-# ${art:slot} and ${art:slot,field} without interpolations inside; an escaped one is text.
-_ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
-# What a pin tells by itself, without the registry that it was made in.
-_OF_PIN = frozenset({"", "path", "version", "name", "type", "qualified_name"})
-
-
 def problems_of(
     command: Command, launch: str, settings: RunConfig, frozen: Mapping[str, Any], environment: Mapping[str, str]
 ) -> list[str]:
@@ -258,7 +252,7 @@ def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths) 
             return [at(item, f"{key}[{index}]") for index, item in enumerate(value)]
         if not isinstance(value, str):
             return value
-        for found in reversed(list(_ART.finditer(value))):
+        for found in reversed(list(ART.finditer(value))):
             try:
                 field = _field(found, inputs, place)
             except NemotronError as error:
@@ -278,13 +272,12 @@ def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
     from nemotron_kit.artifacts.registry import open_registry
     from nemotron_kit.artifacts.saving import artifact_field
 
-    pin, name = inputs.pins.get(found["slot"]), (found["field"] or "path").strip("'\" ")
+    pin, name = inputs.pins.get(found["slot"]), field_of(found)
     if pin is None:
         return None
-    if not place.is_remote:
-        return artifact_field(pin, name, registry=open_registry(place.artifacts))
-    document = remote_document(pin)
-    return artifact_field(pin, name, document=document) if document is not None or name in _OF_PIN else None
+    if place.is_remote:
+        return remote_field(pin, name)
+    return artifact_field(pin, name, registry=open_registry(place.artifacts))
 
 
 def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from nemotron_kit.config.freeze import environment, resolve, to_yaml
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
-from nemotron_kit.remote.agent.code import written_since
+from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker.elastic import rank_command
@@ -161,17 +161,17 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
     elif outcome.state == "preempted":
         last = f"{_LAST}={spec.max_segments}" if node.job else None
         then = "it goes on from there" if again else f"{last or 'nothing starts it again'}: {resume_line(job)}"
-        facts = {**signals, **({AGAIN: True} if again else {}), **_written(spec)}
+        facts = {**signals, **({AGAIN: True} if again else {}), **_written(job, spec)}
         state = "failed" if last and not again else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value, **_written(spec))
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value, **_written(job, spec))
 
 
-def _written(spec: JobSpec) -> dict[str, Any]:
-    """What lies in the job's copy of the code that was not sent: it goes when the run's folder goes."""
-    found = written_since(Path(spec.code)) if spec.code else {}
+def _written(job: JobFolder, spec: JobSpec) -> dict[str, Any]:
+    """What lies in the job's copy of the code that was not sent, nor registered: it goes when the run's folder goes."""
+    found = written_since(Path(spec.code), registered_folders(job)) if spec.code else {}
     return {"written": found} if found else {}
 
 

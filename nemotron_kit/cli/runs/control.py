@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import clean, write_lines
@@ -239,26 +239,19 @@ def remove(argv: list[str]) -> int:
 
 
 def _refuse_written(run: RunFolder) -> None:
-    """UserError, with names, where a job's own files lie in its copy of the code. Those of an artifact are not meant:
-    its registry refuses by itself."""
+    """UserError, with names, where a job's own files lie in its copy of the code. Those of a registered artifact are
+    not meant: its registry refuses by itself."""
     for job in run.jobs():
         found = written_by(job)
         if not found:
             continue
-        saved = [str(pin.get("path")) for pin in job.artifacts()["outputs"]]
-        names = [
-            name
-            for name in found["files"]
-            if not any(PurePath(found["folder"], name).is_relative_to(folder) for folder in saved)
-        ]
-        count = len(names) + found["more"]
-        if count:
-            shown = ", ".join(map(clean, names[:6])) + (", …" if count > 6 else "")
-            what = "a file" if count == 1 else f"{count} files"
-            raise UserError(
-                f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
-                hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
-            )
+        count = len(found["files"]) + found["more"]
+        shown = ", ".join(map(clean, found["files"][:6])) + (", …" if count > 6 else "")
+        what = "a file" if count == 1 else f"{count} files"
+        raise UserError(
+            f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
+            hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
+        )
 
 
 def _remove_there(run: RunFolder) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
@@ -83,21 +84,25 @@ class RunView:
 
 
 def written_by(job: JobFolder) -> dict[str, Any]:
-    """What a job wrote into its copy of the code: `{"folder", "files", "more"}`, {} for nothing. Its record says so;
-    where it has none, what lies there."""
-    from nemotron_kit.remote.agent.code import written_since
+    """What a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`, {} for nothing.
+    Its record says so; where it has none, or not all names, what lies there."""
+    from nemotron_kit.remote.agent.code import registered_folders, written_since
 
+    saved = registered_folders(job)
     try:
         record = job.exit_record()
     except DamagedRecord:
         record = None
     if record is None:
-        return written_since(job.path / "code")
+        return written_since(job.path / "code", saved)
     said = record.get("written")
     if isinstance(said, dict) and isinstance(said.get("files"), list):
-        more = said.get("more")
-        names = [str(name) for name in said["files"]]
-        return {"folder": str(said.get("folder")), "files": names, "more": more if isinstance(more, int) else 0}
+        folder, more = Path(str(said.get("folder"))), said.get("more")
+        if more and folder.is_dir():
+            return written_since(folder, saved)
+        names = [str(name) for name in said["files"] if saved.isdisjoint((folder / str(name)).parents)]
+        more = more if isinstance(more, int) else 0
+        return {"folder": str(folder), "files": names, "more": more} if names or more else {}
     return {}
 
 

@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemotron_kit import files
+from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.folder import RunFolder, is_run_id
-from nemotron_kit.runs.job import read_object
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 
 # Folder below the root → what one thing in it is called.
 KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
@@ -204,17 +205,27 @@ def unpack(data: bytes, folder: Path) -> None:
     files.fsync_dir(folder.parent)
 
 
-def written_since(folder: Path) -> dict[str, Any]:
-    """What a job wrote into its copy of the code, but for Python's own caches: `{}`, or `{"folder", "files", "more"}`
-    with the first names and how many more there are."""
+def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
+    """What a job wrote into its copy of the code, but for Python's own caches and what lies in the folders `saved`:
+    `{}`, or `{"folder", "files", "more"}` with the first names and how many more there are."""
     found = []
     for place, names, others in os.walk(folder):
         names[:] = sorted(name for name in names if name != "__pycache__")
+        if Path(place) in saved:
+            names[:], others = [], []
         paths = [Path(place, name) for name in sorted(others)]
         found += [path.relative_to(folder).as_posix() for path in paths if _is_written(path)]
     if not found:
         return {}
     return {"folder": str(folder), "files": found[:_NAMED], "more": max(0, len(found) - _NAMED)}
+
+
+def registered_folders(job: JobFolder) -> set[Path]:
+    """The folders of the versions that a job has registered: their registry keeps them from being removed."""
+    with suppress(DamagedRecord):
+        pins = [pin for pin in job.artifacts()["outputs"] if pin.get("version") is not None]
+        return {folder_of(Path(str(pin.get("path")))) for pin in pins}
+    return set()
 
 
 def _is_written(path: Path) -> bool:

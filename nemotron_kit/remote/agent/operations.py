@@ -19,8 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from nemotron_kit import errors, files
-from nemotron_kit.artifacts.metadata import folder_of, read_document
-from nemotron_kit.artifacts.reference import parse_override
+from nemotron_kit.artifacts.reference import Pin, parse_override
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
 from nemotron_kit.errors import NemotronError, printable
@@ -323,16 +322,21 @@ def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
 
 
 def resolve(
-    payload: bytes, root: str, references: Mapping[str, tuple[str, str | None]], mode: str = "private"
+    payload: bytes,
+    root: str,
+    references: Mapping[str, tuple[str, str | None]],
+    fields: Mapping[str, Sequence[str]] | None = None,
+    mode: str = "private",
 ) -> tuple[dict[str, Any], bytes]:
-    """Slot → `{"pin": …, "document": …}` (its metadata) or `{"error": …}` for each (reference, what a part of one is
-    relative to).
+    """Slot → `{"pin": …, "fields": …}` or `{"error": …}` for each (reference, what a part of one is relative to).
+    `fields` names, by slot, the fields that are asked for: each is answered by `{"value": …}` or `{"error": …}`.
 
     Creates nothing: a registry that isn't there is an empty one.
     """
     del payload
     registry = LocalRegistry(root, mode=mode)
-    return {slot: _one(registry, text, default) for slot, (text, default) in references.items()}, b""
+    asked = fields or {}
+    return {slot: _one(registry, *pair, asked.get(slot, ())) for slot, pair in references.items()}, b""
 
 
 def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
@@ -353,12 +357,18 @@ def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private"
     return None, b""
 
 
-def _one(registry: LocalRegistry, text: str, default: str | None) -> dict[str, Any]:
+def _one(registry: LocalRegistry, text: str, default: str | None, fields: Sequence[str]) -> dict[str, Any]:
     try:
-        reference = parse_override(text, default, aliases=registry.aliases)
-        pin = registry.resolve(reference)
-        plain = pin.version is None
-        document = read_document(folder_of(Path(pin.path))) if plain else registry.record_of(pin).document
-        return {"pin": pin.to_dict(), "document": document or {}}
+        pin = registry.resolve(parse_override(text, default, aliases=registry.aliases))
+    except NemotronError as error:
+        return {"error": error_to_dict(error)}
+    return {"pin": pin.to_dict(), "fields": {name: _field(pin, name, registry) for name in fields}}
+
+
+def _field(pin: Pin, name: str, registry: LocalRegistry) -> dict[str, Any]:
+    from nemotron_kit.artifacts.saving import artifact_field
+
+    try:
+        return {"value": artifact_field(pin, name, registry=registry)}
     except NemotronError as error:
         return {"error": error_to_dict(error)}

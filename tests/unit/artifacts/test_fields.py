@@ -8,6 +8,7 @@ import pytest
 
 from nemotron_kit.artifacts import ModelArtifact, Pin, PretrainBlendsArtifact, artifact_field, open_registry
 from nemotron_kit.errors import UserError
+from nemotron_kit.remote.agent.operations import resolve
 
 from .conftest import made
 
@@ -80,3 +81,16 @@ def test_a_paths_fields(tmp_path: Path) -> None:
 def test_a_pin_of_another_registry_is_refused(pin: Pin, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was pinned in registry"):
         artifact_field(pin, "total_tokens", registry=open_registry(tmp_path / "other"))
+
+
+def test_a_machine_that_is_asked_answers_the_asked_fields_alone(pin: Pin) -> None:
+    root = str(open_registry().root)
+    asked = {"data": ("Data", None), "none": ("Nothing:v3", None)}
+    found, _ = resolve(b"", root, asked, fields={"data": ["total_tokens", "tokens"], "none": ["x"]})
+    assert Pin.from_dict(found["data"]["pin"]) == pin
+    assert (
+        found["data"]["fields"].pop("tokens")["error"]["message"].startswith("Data:v0 (PretrainBlendsArtifact) has no")
+    )
+    assert found["data"].keys() == {"pin", "fields"} and found["data"]["fields"] == {"total_tokens": {"value": 4096}}
+    assert found["none"].keys() == {"error"}
+    assert resolve(b"", root, {"data": ("Data", None)})[0]["data"]["fields"] == {}

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit import files
+from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.remote.agent.code import unpack, written_since
+from nemotron_kit.remote.agent.code import registered_folders, unpack, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.snapshot import code_there
 from nemotron_kit.remote.ssh import LocalTransport
+from nemotron_kit.runs import create_run, new_run_id
 
 
 def packed(*members: tuple[str, bytes, bytes | str]) -> bytes:
@@ -124,3 +127,28 @@ def test_what_a_job_wrote_into_its_copy(tmp_path: Path) -> None:
         (code / "out" / f"{number}").write_text("x")
     found = written_since(code)
     assert (len(found["files"]), found["more"]) == (100, 102)
+
+
+def test_what_a_job_has_registered_does_not_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 files of a version, of which a record names 100 at most, in a record of now and in an older one."""
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    run = create_run(new_run_id("r", "go"), {"recipe": "r", "stage": "go"}, [{"config.yaml": "a: 1\n"}])
+    (job,) = run.jobs()
+    code = job.path / "code"
+    unpack(packed(("pkg/train.py", tarfile.REGTYPE, "1")), code)
+    model = code / "out" / "model"
+    model.mkdir(parents=True)
+    for number in range(150):
+        (model / str(number)).write_text("x")
+    as_before = written_since(code)
+    assert as_before["more"] == 50
+    files.write_json(job.path / "artifacts.json", {"outputs": [{"name": "M", "version": 0, "path": str(model)}]})
+    assert registered_folders(job) == {model}
+    assert written_since(code, registered_folders(job)) == {}
+    job.transition("running")
+    job.finish(0, written=as_before)
+    assert written_by(job) == {}
+    (code / "own.txt").write_text("x")
+    assert written_by(job)["files"] == ["own.txt"]
+    files.write_json(job.path / "artifacts.json", {"outputs": [{"name": "", "version": None, "path": str(model)}]})
+    assert written_by(job)["more"] == 51, "nothing keeps what is not registered"
