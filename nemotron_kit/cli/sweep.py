@@ -43,7 +43,7 @@ from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import TERMINAL, run_state
-from nemotron_kit.sweep.recipe import REFUSED, RecipeTask, set_run
+from nemotron_kit.sweep.recipe import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
 from nemotron_kit.worker.process import hangup_ignored
 from nemotron_kit.worker.streams import unless_gone
@@ -259,17 +259,19 @@ def _sweep(
 
 @contextmanager
 def _importable(tree: Tree) -> Iterator[None]:
-    """Within the block processes that are started find the recipes, too: another launcher's jobs unpickle their classes
-    before any code of ours runs there."""
+    """Within the block processes that are started find the recipes, too, and no modules of the working folder: another
+    launcher's jobs unpickle their classes before any code of ours runs there."""
     here = {str(Path(entry).absolute()) for entry in sys.path}
     homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
     homes = {home for home in homes if not shadows_library(home)}  # a json.py beside a recipe is nobody's json
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before])])
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", SAFE_PATH)}
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before["PYTHONPATH"]])])
+    os.environ[SAFE_PATH] = "1"
     try:
         yield
     finally:
-        _set("PYTHONPATH", before)
+        for name, value in before.items():
+            _set(name, value)
 
 
 def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:

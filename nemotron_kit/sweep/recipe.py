@@ -25,7 +25,9 @@ from nemotron_kit.worker import hydra as hydra_module
 from nemotron_kit.worker.hydra import hydra_files, mask_multirun
 from nemotron_kit.worker.result import JobFailed
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
+# What the command line sets for a sweep: Hydra's errors as exceptions; and no modules from the working folder, in the
+# processes of launchers that start them by `python -m` without -P, as submitit does.
+FULL_ERROR, SAFE_PATH = "HYDRA_FULL_ERROR", "PYTHONSAFEPATH"
 # In an exit record: the job could not be planned.
 REFUSED = "refused"
 
@@ -42,7 +44,7 @@ class RecipeTask:
         self.folder, self.argv = folder, tuple(argv)
         self._after = SweepAfter(after) if after else None
         self._masked = False
-        self._full_error = os.environ.get(FULL_ERROR)
+        self._users = {name: os.environ.get(name) for name in (FULL_ERROR, SAFE_PATH)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.
@@ -79,14 +81,15 @@ class RecipeTask:
 
     @contextmanager
     def users_environment(self) -> Iterator[None]:
-        """Within the block HYDRA_FULL_ERROR is as the user has it: the command line sets it, to get Hydra's errors as
-        exceptions."""
-        before = os.environ.get(FULL_ERROR)
-        _set(FULL_ERROR, self._full_error)
+        """Within the block the variables that the command line sets for itself are as the user has them."""
+        before = {name: os.environ.get(name) for name in self._users}
+        for name, value in self._users.items():
+            _set(name, value)
         try:
             yield
         finally:
-            _set(FULL_ERROR, before)
+            for name, value in before.items():
+                _set(name, value)
 
     def plan(self, composed: Composed, number: int) -> Plan:
         if not self._masked:  # the sweeper has written it by now

@@ -198,6 +198,8 @@ def test_a_detached_sweep(recipe: Recipe) -> None:
 @pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
 def test_submitit_on_this_machine(recipe: Recipe) -> None:
     recipe("recipe=demo", "stage=make", "n=5")
+    for name in ("json", "random", "logging"):  # submitit starts its workers without -P
+        (recipe.folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the working folder ran')\n")
     done = recipe.sweep("score", "n=1,2", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
     assert "of 2 jobs 2 succeeded" in done.stderr
     assert [record["value"] for record in recipe.exits()] == [2.0, 4.0]
