@@ -85,6 +85,10 @@ def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
     return gone
 
 
+# How a folder is called that is being removed: `.<its name>.<process>.<random>.removed`, beside its place.
+REMOVED = ".removed"
+
+
 def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = False) -> bool:
     """Whether the entry is a temporary file of a killed process, older than a day."""
     *_, number, mark = ("", "", *entry.name.removesuffix(ending).split("."))

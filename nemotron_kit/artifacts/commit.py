@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
 import os
 import secrets
@@ -19,8 +20,10 @@ from nemotron_kit.artifacts.reference import (
     ArtifactChangedError,
     ArtifactVersionNotFoundError,
     DamagedRecordError,
+    Pin,
 )
 from nemotron_kit.artifacts.store import (
+    DROPPED,
     KINDS,
     RECORD,
     VERSION_FOLDER,
@@ -39,7 +42,7 @@ from nemotron_kit.artifacts.store import (
     writing_to,
 )
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import DAY_S, fsync_dir, sync_file_system, synced_later
+from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
 
 # The largest file that a list reads to tell whether it is as saved, in bytes.
 _LARGE = 64 << 20
@@ -204,8 +207,10 @@ class ContentIndex:
 
 
 logger = logging.getLogger(__name__)
-# How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove.
-_PAUSES = (0.05, 0.2, 0.5)
+# How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove. The
+# last holds while the removal goes on.
+_PAUSES = (0.05, 0.2, 0.5, 30.0)
+_STEP = 0.25
 
 
 def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersion:
@@ -223,7 +228,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
         if SLUG.match(draft.producer) and draft.producer != "local":
             document = pointer_document(draft.name, draft.producer, record.version)
             replace_checksummed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
-        _require_registered(store, record)
+        require_registered(store, record.pin)
         _collect(store, draft.name)
     return record
 
@@ -249,16 +254,30 @@ def _place(root: Path) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _require_registered(store: Store, record: ArtifactVersion) -> None:
+def require_registered(store: Store, pin: Pin) -> None:
     """NemotronError where the version is not in the registry at `store.root`: the folder was moved away meanwhile."""
     again = Store(store.root, store.modes)
     with contextlib.suppress(DamagedRecordError, ArtifactVersionNotFoundError):
-        if again.uuid == store.uuid and again.record(record.name, record.version).commit == record.commit:
+        if again.uuid == store.uuid and again.record(pin.name, pin.version or 0).digest == pin.digest:
             return
     raise NemotronError(
-        f"The artifact registry {store.root} was moved or removed while {record.pin.label} was being saved.",
+        f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
         hint="Save again: where it is now, or in the place that it had.",
     )
+
+
+def _being_removed(root: Path) -> bool:
+    """Whether the folder, or one that it lies in, is out of the way for a removal, which may put it back."""
+    missing = next((folder for folder in (*reversed(root.parents), root) if not folder.exists()), None)
+    return missing is not None and any(missing.parent.glob(f".{glob.escape(missing.name)}.*{REMOVED}"))
+
+
+def _withdraw(number: int, opened: int) -> None:
+    """Take back a version of this process's whose files are gone; its number is not given again. `opened` is the folder
+    of its name, which may have been moved."""
+    with contextlib.suppress(OSError):  # then it is listed as gone
+        os.rename(f"v{number}", f"{DROPPED}v{number}", src_dir_fd=opened, dst_dir_fd=opened)
+        os.fsync(opened)
 
 
 def ensure_registry(store: Store) -> None:
@@ -267,7 +286,10 @@ def ensure_registry(store: Store) -> None:
         return
     import uuid
 
-    make_folder(store.root, store.modes)
+    if store.stood:  # a home that was moved away meanwhile is not begun anew in its old place
+        make_below(store.root.parent, store.root, store.modes)
+    else:
+        make_folder(store.root, store.modes)
     with staged(store.root, store.modes) as stage:
         write_checksummed(stage / "registry.json", {"format": 1, "uuid": str(uuid.uuid4())}, store.modes)
         publish(stage, store.identity_folder)
@@ -293,7 +315,15 @@ class _Commit:
     place: tuple[int, int] | None
 
     def run(self) -> ArtifactVersion:
-        mark, folder = secrets.token_hex(16), self.store.folder(self.draft.name)
+        folder = self.store.folder(self.draft.name)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return self._run(folder, opened)
+        finally:
+            os.close(opened)
+
+    def _run(self, folder: Path, opened: int) -> ArtifactVersion:
+        mark = secrets.token_hex(16)
         contents = ContentIndex(self.store, self.draft.name)
         number = contents.next_number()  # before the look at the contents: every lower one is seen then
         candidates: Iterable[int] = contents.versions_of(self.digest)
@@ -301,15 +331,19 @@ class _Commit:
             while True:
                 existing = self._equal(candidates, number)
                 if existing is not None:
-                    self._require_in_place(existing)
+                    self._require_in_place()
                     return existing
                 contents.announce(self.digest, number)
                 record = self._record(number, mark)
                 write_checksummed(stage / RECORD, record.to_dict(), self.store.modes)
-                self._require_in_place(None)
+                self._require_in_place()
                 if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
-                    contents.note_newest(number)
-                    self._require_in_place(record)
+                    try:
+                        contents.note_newest(number)
+                        self._require_in_place()
+                    except ArtifactChangedError:
+                        _withdraw(number, opened)
+                        raise
                     return record
                 # What took the number may have this content: that is looked at, whatever the index says by now.
                 taken, number = number, contents.next_number()
@@ -362,23 +396,23 @@ class _Commit:
             replace_checksummed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
         return True
 
-    def _require_in_place(self, record: ArtifactVersion | None) -> None:
+    def _require_in_place(self) -> None:
         """ArtifactChangedError where the files were taken away while they were saved (`runs rm`, a moved folder).
 
         Who removes a run's folder takes it out of the way first, and puts it back if a version in it has appeared by
         then; after its version has appeared, a save looks whether the files are there. So one of the two gives way.
         """
-        for pause in (*_PAUSES, None):
-            gone = self._gone()
-            if gone is None:
-                return
-            if pause is None:
-                what = f"{record.pin.label} is" if record else "Nothing was"
-                raise ArtifactChangedError(
-                    f"{gone} was removed while the artifact was being saved.",
-                    hint=f"{what} registered{', without its files' if record else ''}. Make the files again, and save.",
-                )
-            time.sleep(pause)
+        gone = self._gone()
+        for pause in _PAUSES:
+            end = time.monotonic() + pause
+            while gone is not None and time.monotonic() < end and (pause <= 1 or _being_removed(self.draft.root)):
+                time.sleep(min(pause, _STEP))
+                gone = self._gone()
+        if gone is not None:
+            raise ArtifactChangedError(
+                f"{gone} was removed while the artifact was being saved.",
+                hint="Nothing was registered. Make the files again, and save.",
+            )
 
     def _gone(self) -> Path | None:
         root = self.draft.root

@@ -35,13 +35,13 @@ def job_folder() -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def require_job_folder() -> None:
+def require_job_folder(then: str = "nothing is saved") -> None:
     """NemotronError where this process belongs to a job whose folder was moved or removed: what it saves would not
     be recorded, and the folder would be made anew in its old place."""
     named = os.environ.get("NEMO_RUN_DIR")
     if named and run_id() and not Path(named).is_dir():
         raise NemotronError(
-            f"{named}, the folder of this job, was moved or removed: nothing is saved.",
+            f"{named}, the folder of this job, was moved or removed: {then}.",
             hint="Put it back where it was, or run the job again.",
         )
 
@@ -76,6 +76,7 @@ def record_output(pin: Pin) -> None:
     """Add an artifact to the outputs of the job; without a job, nothing."""
     folder = job_folder()
     if folder is None:
+        require_job_folder(f"{pin.label} is not among its outputs")
         return
     with _lock:
         known = _job_artifacts()  # a damaged list is an error, and never written over

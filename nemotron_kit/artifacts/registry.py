@@ -160,6 +160,12 @@ class LocalRegistry(Store):
         check_slug(draft.name, "artifact name")
         return commit(self, draft, self.hash_limit).pin
 
+    def require_registered(self, pin: Pin) -> None:
+        """NemotronError where a version that was just committed is not in the registry at this place any more."""
+        from nemotron_kit.artifacts.commit import require_registered
+
+        require_registered(self, pin)
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
         from nemotron_kit.artifacts.store import replace_checksummed, writing_to

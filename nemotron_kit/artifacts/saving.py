@@ -106,6 +106,8 @@ def save(artifact: Artifact, name: str | None) -> None:
         artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
     lineage.record_output(artifact._pin)
     _track(artifact, stored or artifact.type, folder, used)
+    if registry is not None:  # what is acknowledged is there, now that all is written
+        registry.require_registered(artifact._pin)
 
 
 def _used(artifact: Artifact) -> list[str]:

@@ -171,6 +171,8 @@ class Store:
         self.root = root
         self.modes = modes
         self._uuid = ""
+        # Whether the folder around the root was there before there was a registry.
+        self.stood = False
 
     @property
     def identity_folder(self) -> Path:
@@ -184,6 +186,7 @@ class Store:
             try:
                 self._uuid = read_text_field(file, "registry record", "uuid")
             except FileNotFoundError:
+                self.stood = self.stood or self.root.parent.is_dir()
                 return ""
         return self._uuid
 

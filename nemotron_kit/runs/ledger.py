@@ -130,10 +130,6 @@ def _exits(run: str, jobs: int) -> list[int]:
     return [value for number in range(jobs) for value in _stamp(f"{run}/jobs/{number}/exit.json")]
 
 
-# How a folder is called whose run is being removed.
-_REMOVED = ".removed"
-
-
 def run_ids(root: Path | None = None) -> list[str]:
     """Every run id, newest first, from the names alone."""
     try:
@@ -214,7 +210,7 @@ def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]])
     seen; a save in turn checks that its files still exist.
     """
     # Gone at once under its name, so that no reader meets half of it.
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{_REMOVED}")
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{files.REMOVED}")
     try:
         folder.rename(doomed)
         try:
@@ -235,10 +231,12 @@ def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root:
     root = root or runs_root()
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
         left = [
-            Path(e.path) for e in entries if e.name.endswith(_REMOVED) and files.is_leftover(e, _REMOVED, ours=True)
+            Path(e.path)
+            for e in entries
+            if e.name.endswith(files.REMOVED) and files.is_leftover(e, files.REMOVED, ours=True)
         ]
         for doomed in left:
-            stem = doomed.name[1:].removesuffix(_REMOVED).rpartition(".")[0]
+            stem = doomed.name[1:].removesuffix(files.REMOVED).rpartition(".")[0]
             run_id = stem if is_run_id(stem) else stem.rpartition(".")[0]
             if not is_run_id(run_id):
                 continue

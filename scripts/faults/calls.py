@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import patch
+
+from file_calls import Died, dying_at, failing_at, stepping_in
 
 from nemotron_kit import files
 from nemotron_kit.artifacts import Artifact
@@ -16,45 +16,9 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs import create_run, list_runs, new_run_id, open_run
 from nemotron_kit.training import checkpoint
 
-CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "chmod", "open", "write")
-WRITES = os.O_WRONLY | os.O_RDWR
 # EROFS, EMFILE and EXDEV in the place of ENOSPC, in turn: a call that takes one well takes the others.
 ERRORS = (errno.ENOSPC, errno.EIO)
 OTHERS = (errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EXDEV)
-
-
-class Died(BaseException):
-    """The process is gone: no later call does anything, clean-up included."""
-
-
-@contextmanager
-def failing(k: int, error: int | None) -> Iterator[list[str]]:
-    """The k-th call fails with `error`; with None this one and all after it do nothing. Yields the calls made."""
-    made: list[str] = []
-
-    def wrap(name: str) -> Callable[..., object]:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            if name == "open" and not int(args[1] if len(args) > 1 else kwargs.get("flags", 0)) & WRITES:  # type: ignore[call-overload]
-                return real(*args, **kwargs)
-            made.append(name)
-            if len(made) >= k and error is None:
-                raise Died(name)
-            if len(made) == k:
-                raise OSError(error, os.strerror(error or 0), *(a for a in args[:1] if not isinstance(a, int)))
-            return real(*args, **kwargs)
-
-        return call
-
-    patches = [patch.object(os, name, wrap(name)) for name in CALLS]
-    for one in patches:
-        one.start()
-    try:
-        yield made
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
@@ -73,7 +37,7 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
                 act, check = operation(folder)
                 what = f"{operation.__name__[1:]}, call {k}, {errno.errorcode[number] if number else 'death'}"
                 try:
-                    with failing(k, number) as made:
+                    with stepping_in(dying_at(k) if number is None else failing_at(k, number)) as made:
                         act()
                     through = len(made) < k
                 except (Died, NemotronError):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,41 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import Draft
 
+from ...file_calls import Died, dying_at, stepping_in
 from .conftest import Maker
-
-CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "chmod")
-
-
-class Died(BaseException):
-    """The process is gone: no call after this one does anything, clean-up included."""
-
-
-@contextmanager
-def dying_at(k: int, *, after: bool) -> Iterator[list[str]]:
-    """Die at the k-th call, before it does its work or right after. Yields the calls that were made."""
-    made: list[str] = []
-
-    def wrap(name: str) -> object:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            made.append(name)
-            if len(made) == k and after:
-                real(*args, **kwargs)
-            if len(made) >= k:
-                raise Died(name)
-            return real(*args, **kwargs)
-
-        return call
-
-    patches = [patch.object(os, name, wrap(name)) for name in CALLS]
-    for one in patches:
-        one.start()
-    try:
-        yield made
-    finally:
-        for one in patches:
-            one.stop()
 
 
 def draft(folder: Path, name: str, content: str, producer: str = "local") -> Draft:
@@ -93,11 +57,11 @@ class Registry(RuleBasedStateMachine):
         if run != "local":
             assert LocalRegistry(self.root).resolve(f"{name}@run:{run}") == pin
 
-    @rule(name=names, text=texts, k=st.integers(1, 30), after=st.booleans(), run=st.sampled_from(["local", "run-1"]))
+    @rule(name=names, text=texts, k=st.integers(1, 50), after=st.booleans(), run=st.sampled_from(["local", "run-1"]))
     def die_while_saving(self, name: str, text: str, k: int, after: bool, run: str) -> None:
         made = draft(self.folder, name, text, run)
         try:
-            with dying_at(k, after=after):
+            with stepping_in(dying_at(k, after=after)):
                 pin = LocalRegistry(self.root).commit(made)
         except Died:
             found = LocalRegistry(self.root).versions(name)
@@ -109,14 +73,14 @@ class Registry(RuleBasedStateMachine):
         else:
             assert pin.version == self.expected(name, text)
 
-    @rule(name=names, alias=st.sampled_from(["x", "y"]), data=st.data(), k=st.integers(1, 40), after=st.booleans())
+    @rule(name=names, alias=st.sampled_from(["x", "y"]), data=st.data(), k=st.integers(1, 20), after=st.booleans())
     def move_alias(self, name: str, alias: str, data: st.DataObject, k: int, after: bool) -> None:
         if not self.contents.get(name):
             return
         version = data.draw(st.integers(0, len(self.contents[name]) - 1))
         before = self.aliases.get((name, alias))
         try:
-            with dying_at(k, after=after):
+            with stepping_in(dying_at(k, after=after)):
                 LocalRegistry(self.root).set_alias(name, alias, version)
         except Died:
             found = LocalRegistry(self.root).aliases(name).get(alias)
@@ -157,12 +121,12 @@ TestRegistry = Registry.TestCase
 @pytest.mark.parametrize("after", [False, True])
 def test_every_single_call_of_a_first_save(tmp_path: Path, after: bool) -> None:
     """Death at each call in turn: what is left is either nothing visible or the whole version, and a retry works."""
-    with dying_at(10**6, after=False) as made:
+    with stepping_in(dying_at(10**6)) as made:
         LocalRegistry(tmp_path / "whole").commit(draft(tmp_path, "A", "1", "run-1"))
     assert {"mkdir", "fsync", "rename", "replace"} <= set(made)
     for k in range(1, len(made) + 1):
         registry = LocalRegistry(tmp_path / str(k))
-        with pytest.raises(Died), dying_at(k, after=after):
+        with pytest.raises(Died), stepping_in(dying_at(k, after=after)):
             registry.commit(draft(tmp_path, "A", "1", "run-1"))
         again = LocalRegistry(tmp_path / str(k))
         assert again.names() in ([], ["A"])

@@ -16,12 +16,15 @@ import pytest
 from nemotron_kit.artifacts import Artifact, lineage
 from nemotron_kit.artifacts import commit as commit_room
 from nemotron_kit.artifacts.reference import ArtifactChangedError, Pin
-from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import Store
+from nemotron_kit.cli.runs.control import artifacts_in
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.runs import create_run, open_job, remove_run
+from nemotron_kit.runs.folder import RunFolder
 
+from ...file_calls import acting_at, stepping_in
 from .conftest import Maker
 
 RANK = """
@@ -208,3 +211,129 @@ def test_latest_that_is_gone_gets_a_successor(
     second.root.mkdir()
     (second.root / "data").write_text("b")
     assert registry.commit(second).version == 1
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is not there is not waited for."""
+    monkeypatch.setattr(commit_room, "_PAUSES", (0.0,))
+
+
+class World:
+    """A home with a job in it, which saves a model: into its own folder, or elsewhere."""
+
+    def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch, *, within: bool, begun: bool) -> None:
+        self.home, self.moved, self._patch = top / "home", top / "moved", monkeypatch
+        monkeypatch.setenv("NEMOTRON_HOME", str(self.home))
+        self.run = create_run("20261124-171204-a-b-1f03a7", {}, [{"config.yaml": ""}])
+        self.run.job().finish(0)
+        monkeypatch.setenv("NEMO_RUN_DIR", str(self.run.job().path))
+        monkeypatch.setenv("NEMOTRON_RUN_ID", self.run.id)
+        if begun:
+            (top / "first").mkdir()
+            Artifact(path=top / "first").save(name="First")
+        self.files = self.run.job().path / "model" if within else top / "model"
+        self.files.mkdir()
+        (self.files / "w").write_text("1")
+
+    def move(self) -> None:
+        self.home.rename(self.moved)
+
+    def remove(self, after_the_look: Callable[[], object] = lambda: None) -> bool:
+        """`runs rm`; whether it went. `after_the_look`: what happens while it is between its last look and the end."""
+
+        def looked(run: RunFolder) -> list[str]:
+            found = artifacts_in(run)
+            if not run.path.exists():
+                after_the_look()
+            return found
+
+        try:
+            remove_run(self.run, referenced_by=looked)
+        except UserError as error:
+            assert "holds the files of" in str(error)
+            return False
+        return True
+
+    def check(self, act: Callable[[], object]) -> bool:
+        """Whether the save was acknowledged; then it can be loaded whole from where the home is now. Where it was not,
+        nothing is listed whose files are gone."""
+        try:
+            act()
+            saved = True
+        except (NemotronError, UserError):
+            saved = False
+        if self.moved.exists():
+            assert not self.home.exists(), "it is not begun anew in its old place"
+            self._patch.setenv("NEMOTRON_HOME", str(self.moved))
+        registry = open_registry()
+        if saved:
+            registry.verify(registry.resolve("M:v0"), deep=True)
+        return saved
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("within", "begun"), [(True, True), (False, True), (False, False)])
+def test_a_home_that_is_renamed_at_any_call_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: bool, begun: bool
+) -> None:
+    k, failed, made = 0, 0, [""]
+    while len(made) >= k:  # the last one is through before anything happens
+        k += 1
+        (tmp_path / str(k)).mkdir()
+        world = World(tmp_path / str(k), monkeypatch, within=within, begun=begun)
+
+        def save(world: World = world, k: int = k) -> None:
+            nonlocal made
+            with stepping_in(acting_at(k, world.move)) as made:
+                Artifact(path=world.files).save(name="M")
+
+        failed += not world.check(save)
+    assert k > 30
+    assert failed == k - 1, "moved in the middle, it is not acknowledged"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_run_that_is_removed_at_any_call_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paused: bool
+) -> None:
+    """All of the removal at once; and with the rest of the save between the removal's last look and its end."""
+    k, ends, made = 0, set(), [""]
+    while len(made) >= k:
+        k += 1
+        (tmp_path / str(k)).mkdir()
+        world = World(tmp_path / str(k), monkeypatch, within=True, begun=True)
+        looked, saved, went = threading.Event(), threading.Event(), [False]
+
+        def between(looked: threading.Event = looked, saved: threading.Event = saved) -> None:
+            looked.set()
+            assert saved.wait(20)
+
+        def remove(world: World = world, looked: threading.Event = looked, went: list[bool] = went) -> None:
+            went[0] = world.remove(between if paused else lambda: None)
+            looked.set()
+
+        remover = threading.Thread(target=remove)
+
+        def begin(remover: threading.Thread = remover, looked: threading.Event = looked) -> None:
+            remover.start()
+            assert looked.wait(20)
+
+        def save(world: World = world, k: int = k) -> None:
+            nonlocal made
+            with stepping_in(acting_at(k, begin)) as made:
+                Artifact(path=world.files).save(name="M")
+
+        acknowledged = False
+        try:
+            acknowledged = world.check(save)
+        finally:
+            saved.set()
+            if remover.ident:
+                remover.join()
+        assert went[0] is not acknowledged or not remover.ident
+        listed = open_registry().versions("M")
+        assert bool(listed) is acknowledged or world.files.exists(), "no version is left whose files are gone"
+        ends.add((acknowledged, went[0]))
+    assert ends >= {(True, False), (False, True)}
