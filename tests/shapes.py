@@ -73,6 +73,15 @@ DIFFERENT = {
     "exit text": "SystemExit would end the sweeper: JobFailed with the exit code",
     "exit 0": "a job that exits with 0 has succeeded: None",
 }
+# What hydra-submitit-launcher can't do, and why.
+NOT_BY_SUBMITIT = {
+    "object": "it pickles the task with the module's lock",
+    "program": "it pickles the task with the module's lock",
+    "exit": "a job that exits leaves no result: the whole sweep ends",
+    "exit text": "a job that exits leaves no result: the whole sweep ends",
+    "exit 0": "a job that exits leaves no result: the whole sweep ends",
+    "pool": "__main__ is its own program, in which a child process finds no function of this one",
+}
 
 APP = """
 import datetime, decimal, enum, logging, multiprocessing, os, pathlib, subprocess, sys, threading
@@ -354,6 +363,8 @@ def _read(project: Path) -> Iterator[tuple[str, Any]]:
         if not path.is_file() or "__pycache__" in name or ".submitit" in name or name == "env.toml":
             continue
         text = _TIME.sub("[TIME]", path.read_text().replace(str(project), "PROJECT"))
+        if path.suffix == ".log":  # hydra-submitit-launcher's own lines
+            text = re.sub(r"(?m)^(\[TIME\]\[submitit\]\[INFO\] - |INFO submitit ).*\n", "", text)
         if path.name in ("hydra.yaml", "multirun.yaml"):
             yield name, _hydra(yaml.safe_load(text))
         elif name == "said":  # jobs of other launchers run at the same time

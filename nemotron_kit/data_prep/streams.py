@@ -21,7 +21,7 @@ _PIECE = 1 << 20  # bytes of its content at a time
 # Text shrinks to a tenth, very repetitive text to a hundredth. What grows more than this, beyond a few megabytes, is
 # made to fill a disk or a week.
 MAX_EXPANSION = 1000
-_EXPANDED = 16 << 20
+EXPANDED = 16 << 20
 
 
 class TooLong(bytes):
@@ -109,7 +109,7 @@ def _decompressed(file: BinaryIO, compression: str, path: str) -> Iterator[bytes
     taken = given = 0
     for read, out in _zstd(file, path) if compression == "zst" else _members(file, _ENGINES[compression], path):
         taken, given = taken + read, given + len(out)
-        if given > _EXPANDED and given > MAX_EXPANSION * taken:
+        if given > EXPANDED and given > MAX_EXPANSION * taken:
             raise UserError(
                 f"{path}: its first {show_size(taken)} hold {show_size(given)}, over {MAX_EXPANSION} times as much.",
                 hint="That is how a decompression bomb looks. If it is meant, decompress the file first.",

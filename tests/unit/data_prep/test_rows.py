@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from nemotron_kit.data_prep import DataPrepConfig, readers, run_data_prep, streams
+from nemotron_kit.data_prep import DataPrepConfig, parquet, readers, run_data_prep, streams
 from nemotron_kit.data_prep.config import RowCounts
 from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.readers import SMALL
@@ -159,6 +159,49 @@ def test_a_decompression_bomb_is_refused_with_the_bound(tmp_path: Path, content:
     assert path.stat().st_size < 30_000
     with pytest.raises(UserError, match=r"hold .* MB, over 1000 times as much|a line of more than"):
         read(path, of=1)
+
+
+def test_a_parquet_file_grows_no_more_than_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, text = tmp_path / "a.parquet", "ab" * (4 << 20)
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"text": once}), path, compression="zstd", store_schema=False)
+    with path.open("rb") as file:  # as many rows at a time as have space if each is the dictionary's text
+        chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+        assert parquet._batch_rows(file, chunk, "a", "text", 1 << 30) == 7
+    with pytest.raises(
+        UserError, match=r"a\.parquet: column 'text' gives 25\.2 MB by row 3 out of \d+ B, over 1000 times"
+    ):
+        read(path, of=1)
+    tight = RowCounts(max_size=1 << 20)
+    with pytest.raises(UserError, match=r"a\.parquet: row group 0 column 'text' holds 8\.4 MB in \d+ B"):
+        read(path, tight)
+    monkeypatch.setattr(parquet, "_check_footer", lambda *_: None)  # as where the footer lies
+    with pytest.raises(UserError, match=r"a\.parquet: the dictionary of column 'text' holds 8\.4 MB in \d+ B"):
+        read(path, tight)
+    monkeypatch.undo()
+    pq.write_table(pa.table({"text": ["ab" * 300_000] * 4}), path, row_group_size=1, compression="zstd")
+    with pytest.raises(UserError, match=r"a\.parquet: column 'text' holds 2\.4 MB in \d+ B, over 1000 times"):
+        read(path, tight)
+
+
+def test_what_is_wrong_in_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"ok", b"\xff\xfe", None, b"", b"long" * 9, "é".encode()]).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=4)
+    with pytest.raises(UserError, match=r"a\.parquet, row 2: 'text' is not UTF-8 \(byte 1\)"):
+        read(path)
+    rows = RowCounts(skip=True, max_size=9)
+    assert sorted(read(path, rows)) == ["ok", "é"]
+    assert (rows.rows, rows.empty, rows.bad) == (6, 2, 2)
+    pq.write_table(pa.table([texts, texts], names=["text", "text"]), path)
+    with pytest.raises(UserError, match=r"a\.parquet: there is more than one column 'text'; it has text, text"):
+        read(path)
 
 
 def test_zstd_frames_are_read_block_by_block_as_the_library_does(tmp_path: Path) -> None:

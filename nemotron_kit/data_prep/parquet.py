@@ -1,0 +1,218 @@
+"""The texts of Parquet files: one column, with a bound on what is in memory and on what a file may grow to.
+
+A column chunk may hold a text once, in its dictionary, for any number of rows: a batch has so few rows that each could
+be the whole dictionary. What the footer and the dictionary's page say about sizes is looked at first; what is read is
+counted as well, since they may lie. What one page says of itself is bounded by the format alone: 2 GiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from nemotron_kit.data_prep import sources
+from nemotron_kit.data_prep.config import TEXT_FIELD, RowCounts, show_size
+from nemotron_kit.data_prep.plan import FilePart, SourceFile
+from nemotron_kit.data_prep.streams import EXPANDED, MAX_EXPANSION
+from nemotron_kit.errors import UserError
+
+_ROWS = 256  # of a batch
+_BATCH = 64 << 20  # bytes of a batch, as far as can be told before
+_HINT = (
+    "That is how a decompression bomb looks. If it is meant, write the column without a dictionary and with less "
+    "compression."
+)
+_Column = Callable[[Any], Any]
+
+
+def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts, *, dealt: bool) -> Iterator[str]:
+    """The texts of a piece: row by row if `dealt`, else ranges of rows, of which only the row groups that hold some are
+    read. A row whose text is null or empty is left out. Raises UserError for what is no parquet."""
+    with sources.open_binary(file.path) as stream:
+        table = _opened(stream, file.path)
+        column = _column(table, file.path, field)
+        chunks = _chunks(table, field)
+        _check_footer(file, field, chunks, rows.max_size)
+        given = packed = 0
+        for group, first, wanted in _dealt(file, piece, table) if dealt else _ranges(piece, table):
+            packed = min(packed + chunks[group].total_compressed_size, file.size)
+            count = _batch_rows(stream, chunks[group], file.path, field, rows.max_size)
+            batches = table.iter_batches(count, row_groups=[group], columns=[field], use_threads=False)
+            for number, scalar in _wanted(map(column, batches), first, wanted):
+                rows.rows += 1
+                text, size = _text(scalar, rows, f"{file.path}, row {number + 1}", field)
+                given += size
+                if given > EXPANDED and given > MAX_EXPANSION * packed:
+                    raise UserError(
+                        f"{file.path}: column {field!r} gives {show_size(given)} by row {number + 1} out of "
+                        f"{show_size(packed)}, over {MAX_EXPANSION} times as much.",
+                        hint=_HINT,
+                    )
+                if text:
+                    yield text
+
+
+def count_parquet_rows(file: SourceFile, limit: int) -> int:
+    """How many rows a file has, `limit` at most."""
+    with sources.open_binary(file.path) as stream:
+        return min(limit, int(_opened(stream, file.path).metadata.num_rows))
+
+
+def _text(scalar: Any, rows: RowCounts, at: str, field: str) -> tuple[str, int]:
+    """(the text of a row, its bytes); of one that is empty or can't be used ""."""
+    scalar = getattr(scalar, "value", scalar)  # of a dictionary's entry
+    size = scalar.as_buffer().size if scalar.is_valid else 0
+    if not size:
+        rows.empty += 1
+    elif size > rows.max_size:
+        rows.refuse(rows.too_large, f"{at}: a text")
+    else:
+        try:
+            return scalar.as_py(), size
+        except UnicodeDecodeError as error:
+            rows.refuse(UserError, f"{at}: {field!r} is not UTF-8 (byte {error.start + 1}).")
+    return "", size
+
+
+# Row group, number of its first row, ranges of rows in it that are wanted.
+_Groups = Iterator[tuple[int, int, list[range]]]
+
+
+def _dealt(file: SourceFile, piece: FilePart, table: Any) -> _Groups:
+    parts = frozenset(piece.parts)
+    for group, first, count in _row_groups(table):
+        most = count if file.rows is None else min(count, file.rows - first)
+        wanted = [range(n, n + 1) for n in range(most) if (first + n) % piece.of in parts]
+        if wanted:
+            yield group, first, wanted
+
+
+def _ranges(piece: FilePart, table: Any) -> _Groups:
+    """Rows [n·part/of, n·(part+1)/of)."""
+    rows = table.metadata.num_rows
+    ranges = [range(rows * part // piece.of, rows * (part + 1) // piece.of) for part in piece.parts]
+    for group, first, count in _row_groups(table):
+        wanted = [r for r in (range(max(r.start - first, 0), min(r.stop - first, count)) for r in ranges) if r]
+        if wanted:
+            yield group, first, wanted
+
+
+def _row_groups(table: Any) -> Iterator[tuple[int, int, int]]:
+    """(number, first row, how many rows) of each."""
+    first = 0
+    for group in range(table.metadata.num_row_groups):
+        count = table.metadata.row_group(group).num_rows
+        yield group, first, count
+        first += count
+
+
+def _wanted(arrays: Iterable[Any], first: int, wanted: list[range]) -> Iterator[tuple[int, Any]]:
+    """(number, scalar) of the wanted rows of a group, which are in order; `first` is the group's first."""
+    at = 0
+    for array in arrays:
+        end = at + len(array)
+        while wanted and wanted[0].start < end:
+            here = range(wanted[0].start, min(wanted[0].stop, end))
+            yield from zip((first + n for n in here), array.slice(here.start - at, len(here)), strict=True)
+            wanted = [range(end, wanted[0].stop), *wanted[1:]] if wanted[0].stop > end else wanted[1:]
+        if not wanted:
+            return
+        at = end
+
+
+def _batch_rows(stream: Any, chunk: Any, path: str, field: str, most: int) -> int:
+    """How many rows of a chunk may be in memory at a time. Raises UserError for a dictionary that is a bomb."""
+    offsets = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
+    stream.seek(min(offset for offset in offsets if offset))
+    kind, size, packed = _page_sizes(stream.read(32)) or (_DICTIONARY, chunk.total_uncompressed_size, 0)
+    if kind != _DICTIONARY:
+        size = 0
+    elif size > most and size > MAX_EXPANSION * max(packed, 1):
+        raise UserError(
+            f"{path}: the dictionary of column {field!r} holds {show_size(size)} in {show_size(packed)}, over "
+            f"{MAX_EXPANSION} times as much.",
+            hint=_HINT,
+        )
+    average: int = chunk.total_uncompressed_size // max(chunk.num_values, 1)
+    return max(1, min(_ROWS, _BATCH // max(size, average, 1)))
+
+
+_DICTIONARY = 2
+
+
+def _page_sizes(header: bytes) -> list[int] | None:
+    """(type, size, compressed size) of a page: the first fields of its header, in Thrift's compact protocol. None for
+    what is no such header."""
+    found, at = [], 0
+    for _ in range(3):
+        if header[at : at + 1] != b"\x15":  # the next field, an i32
+            return None
+        number = shift = 0
+        while True:
+            at += 1
+            if at >= len(header) or shift > 28:
+                return None
+            number |= (header[at] & 0x7F) << shift
+            shift += 7
+            if header[at] < 0x80:
+                break
+        at += 1
+        found.append(number >> 1)  # none is negative
+    return found
+
+
+def _opened(stream: Any, path: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a valid parquet file: {error}") from error
+
+
+def _column(table: Any, path: str, field: str) -> _Column:
+    """Takes the column out of a batch: the one called `field`, or with dots (`doc.body.text`) one inside structs."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    schema = table.schema_arrow
+    names = [field] if field in schema.names else field.split(".")
+    if schema.names.count(names[0]) != 1:
+        have = ", ".join(schema.names[:8])
+        many = "more than one column" if names[0] in schema.names else "no column"
+        raise UserError(f"{path}: there is {many} {field!r}; it has {have}.", hint=TEXT_FIELD)
+    kind = schema.field(names[0]).type
+    for name in names[1:]:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            raise UserError(f"{path}: there is no column {field!r}: {name!r} is not in {kind}.", hint=TEXT_FIELD)
+        kind = kind.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise UserError(f"{path}: column {field!r} is {kind}, not text.")
+    if len(names) == 1:
+        return lambda batch: batch.column(0)
+    return lambda batch: pc.struct_field(batch.column(0), names[1:])
+
+
+def _chunks(table: Any, field: str) -> list[Any]:
+    """What the footer says about the column in each row group."""
+    chunks = []
+    for group in range(table.metadata.num_row_groups):
+        info = table.metadata.row_group(group)
+        columns = (info.column(number) for number in range(info.num_columns))
+        chunks.append(next(chunk for chunk in columns if chunk.path_in_schema == field))
+    return chunks
+
+
+def _check_footer(file: SourceFile, field: str, chunks: list[Any], most: int) -> None:
+    """Refuse a column whose data grows as only a decompression bomb does, in one row group or in all."""
+    sizes = [(f"row group {n} ", c.total_uncompressed_size, c.total_compressed_size) for n, c in enumerate(chunks)]
+    sizes.append(("", sum(size for _, size, _ in sizes), min(sum(packed for *_, packed in sizes), file.size)))
+    for where, size, packed in sizes:
+        if size > most and size > MAX_EXPANSION * max(packed, 1):
+            raise UserError(
+                f"{file.path}: {where}column {field!r} holds {show_size(size)} in {show_size(packed)}, "
+                f"over {MAX_EXPANSION} times as much.",
+                hint=_HINT,
+            )
