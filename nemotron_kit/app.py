@@ -216,10 +216,7 @@ class App(Group):
         """Run the command line (`sys.argv[1:]` when `argv` is None) against this tree and exit with its code."""
         from nemotron_kit.cli.main import leave, run_app
 
-        code = run_app(self, list(sys.argv[1:] if argv is None else argv))
-        if "nemo_run" in sys.modules:
-            leave(code)
-        sys.exit(code)
+        leave(run_app(self, list(sys.argv[1:] if argv is None else argv)))
 
 
 def load_object(name: str) -> Any:

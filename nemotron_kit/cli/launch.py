@@ -20,7 +20,7 @@ from nemotron_kit.errors import UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text
 from nemotron_kit.runs.folder import new_run_id
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.plan import IN_PROCESS, Plan
 from nemotron_kit.spec.profiles import check_reserved_tables
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ DEFAULT_THEME = "monokai"
 def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
     """Print the plan; 0, since the job composes. What would stop the real run stands under Problems."""
     if as_json:
-        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False))  # noqa: T201
+        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
         return 0
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     for title, lines in _sections(plan):
@@ -95,6 +95,7 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
         else:
             print("\n".join(f"  {line}" if line else "" for line in text.splitlines()))  # noqa: T201
         print()  # noqa: T201
+    sys.stdout.flush()
     return 0
 
 
@@ -203,6 +204,8 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
             _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
 
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
+    if plan.launch != IN_PROCESS:
+        gc.freeze()  # NeMo-Run is half a million objects, and none of a job's own code runs here (see main.leave)
     gc.enable()
     from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
     from nemotron_kit.worker.hydra import hydra_files

@@ -44,6 +44,14 @@ def steps(cfg: Config):
         time.sleep(0.05)
     return 75 if told else 0
 
+def leaves(cfg: Config):
+    import atexit, threading, types
+    sys.modules[cfg.code] = types.ModuleType(cfg.code)  # what is loaded makes no difference
+    leaves.kept = open("kept", "w")
+    leaves.kept.write("unflushed")
+    atexit.register(lambda: Path("atexit").touch())
+    threading.Thread(target=lambda: (time.sleep(0.3), Path("thread").touch())).start()
+
 def deaf(cfg: Config):
     print("deaf", flush=True)
     time.sleep(300)
@@ -53,6 +61,7 @@ app.command("end", Config, end)
 app.command("read", Config, end, artifacts={"data": ArtifactInput("A:latest", {"path": "code"})})
 app.command("steps", Config, steps)
 app.command("deaf", Config, deaf)
+app.command("leaves", Config, leaves)
 app.command("script", Config, deaf, script_path=Path(__file__).with_name("script.py"))
 """
 SCRIPT = """\
@@ -230,6 +239,13 @@ def test_a_disk_that_is_full_under_the_output_does_not_change_how_a_job_ended(wo
         assert launch.wait(30) == code
     assert (world.job.state().state, world.job.state().code) == ("failed" if code else "succeeded", code)
     assert world.job.log_path().read_text().startswith("x\n")
+
+
+@pytest.mark.parametrize("module", ["nemo_run", "other"])
+def test_a_job_in_the_launching_process_ends_as_every_python_program(world: World, module: str) -> None:
+    world("ends", "leaves", f"code={module}")
+    assert (world.folder / "kept").read_text() == "unflushed"
+    assert (world.folder / "atexit").exists() and (world.folder / "thread").exists()
 
 
 def test_a_log_that_cannot_be_opened_is_one_error_on_record(world: World) -> None:
