@@ -1,11 +1,27 @@
-"""What holds for every test, however the tests were started."""
+"""What holds for every test, however the tests were started; and how tests wait."""
 
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Callable
+from typing import Any
 
 
 def pytest_configure() -> None:
     """A shell that starts tests in the background has SIGINT ignored, and so would every process that they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def until(
+    check: Callable[[], Any], timeout: float = 60, why: Callable[[], str] = lambda: "", *, every: float = 0.1
+) -> Any:
+    """Poll until `check()` gives something true, and give that. A check that starts a process is asked less often."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found = check()
+        if found:
+            return found
+        time.sleep(every)
+    raise AssertionError(f"not within {timeout:.0f} s {why()}")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.plan import Plan
+
+from ..conftest import until
 
 APP = '''
 import json, os, signal, sys, time
@@ -254,17 +256,6 @@ class World:
         path.write_text(f"#!/bin/bash\nREAL=/usr/bin/{program}\n{script}\n")
         path.chmod(0o755)
         return {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
-
-
-def until(check: Callable[[], Any], timeout: float = 60, why: Callable[[], str] = lambda: "") -> Any:
-    """Poll until `check()` gives something true."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        found = check()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {timeout:.0f} s {why()}")
 
 
 def interrupt(process: subprocess.Popen[str]) -> float:

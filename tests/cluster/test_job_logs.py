@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from ..said import SAYS, TOKEN, WORDS, check
+from ..log_lines import SAYS, TOKEN, WORDS, check
 from . import docker_world
 from .slurm_world import APP, World, world  # noqa: F401
 

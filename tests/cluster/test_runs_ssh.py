@@ -114,8 +114,12 @@ class Laptop:
         return {**found, **found["job_records"][0], "state": found["state"]}
 
     def wait(self, job: JobFolder) -> str:
-        until(lambda: self.shown(job)["state"] in TERMINAL, 90)
+        self.begin("runs", "wait", job.run_id).wait(120)
+        assert job.state().state in TERMINAL
         return job.state().state
+
+    def until_running(self, job: JobFolder) -> None:
+        until(lambda: self.shown(job)["state"] == "running", every=1)
 
     def over_there(self, command: str) -> str:
         return str(self.sshd.ssh("nk-cluster", command))
@@ -165,7 +169,7 @@ def cut(laptop: Laptop, tmp_path: Path) -> dict[str, str]:
 
 def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
     job = laptop.batch("work", "lines=10", "sleep=0.8", "saves=first", "where=/home/lab/x-${oc.env:NEMO_RUN_DIR}")
-    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    laptop.until_running(job)
     attached = laptop.begin("runs", "attach", job.run_id)
     assert attached.stdout is not None
     seen = [attached.stdout.readline() for _ in range(3)]
@@ -194,7 +198,7 @@ def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
 
 def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) -> None:
     job = laptop.batch("work", "lines=30", "sleep=1")
-    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    laptop.until_running(job)
     for socket in (laptop.home / "ssh").glob("*"):
         if socket.is_socket():
             subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"], capture_output=True, check=False)
@@ -211,7 +215,7 @@ def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) 
     assert "cancelled" in out and job.state().state == "cancelled"
     # Over there it is another attempt, too: the folder has nothing that says how the first one ended.
     laptop.run("runs", "resume", job.run_id)
-    until(lambda: laptop.run("runs", "logs", job.run_id)[0].count("line 0\n") == 2, 60)
+    until(lambda: laptop.run("runs", "logs", job.run_id)[0].count("line 0\n") == 2, every=1)
     assert laptop.shown(job)["state"] == "running"
     laptop.run("runs", "cancel", job.run_id)
     assert job.state().state == "cancelled"
@@ -289,7 +293,7 @@ def test_rm_removes_it_over_there_unless_an_artifact_lies_in_it(laptop: Laptop) 
 
 def test_what_launches_left_over_there_is_removed_once_no_run_needs_it(laptop: Laptop) -> None:
     job = laptop.batch("work", "lines=30", "sleep=0.5")
-    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    laptop.until_running(job)
     clean = ("profiles", "clean", "far", "--unused", "0s", "--json")
     assert json.loads(laptop.run(*clean)[0]) == [], "a run that is not over names its code"
     assert laptop.wait(job) == "succeeded"
@@ -300,7 +304,7 @@ def test_what_launches_left_over_there_is_removed_once_no_run_needs_it(laptop: L
 
 def test_a_shell_over_there(laptop: Laptop) -> None:
     job = laptop.batch("work", "lines=60", "sleep=1")
-    until(lambda: laptop.shown(job)["state"] == "running", 60)
+    laptop.until_running(job)
     out, _ = laptop.run("runs", "shell", job.run_id, "--", "sh", "-c", 'hostname; pwd; echo "$1"', "sh", "a 'b' $c; d")
     assert out.splitlines()[1:] == [f"{laptop.root}/runs/{job.run_id}/jobs/0", "a 'b' $c; d"]
     assert out.splitlines()[0] in laptop.sshd.facts["nodes"]

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import pytest
 
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+
+from ..conftest import until
 
 RECIPE = """\
 import os, signal, sys, time
@@ -26,7 +27,8 @@ from nemotron.kit import App, ArtifactInput
 @dataclass
 class Config:
     code: str = "0"
-    steps: int = 400
+    steps: int = 6000
+    hold: int = 0
 
 def end(cfg: Config):
     return eval(cfg.code)
@@ -37,7 +39,11 @@ def steps(cfg: Config):
     kept = Path(os.environ["NEMO_RUN_DIR"]) / ("kept-" + os.environ.get("RANK", "0"))
     at = int(kept.read_text()) if kept.exists() else 0
     print("from step", at, flush=True)
+    go = kept.with_name("go")
     while at < cfg.steps and not told:
+        if at == cfg.hold > 0 and not go.exists():  # as long as the test looks on
+            time.sleep(0.05)
+            continue
         at += 1
         kept.write_text(str(at))
         print("step", at, flush=True)
@@ -127,13 +133,6 @@ def world(tmp_path: Path) -> Iterator[World]:
             made.start("runs", "cancel", run.name, "--grace", "1").wait(30)
 
 
-def until(check: Callable[[], Any], timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not check():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("number", "code", "state"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "cancelled")]
 )
@@ -154,11 +153,11 @@ def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: Wor
     launch = world.start("ends", "steps", "--run", "two", start_new_session=True)
     until(lambda: world.logged(launch, "step 2"))
     os.killpg(launch.pid, number)
-    launch.wait(20)
+    launch.wait(60)
     assert "running" in world("runs", "show", "latest")
     if number == signal.SIGKILL:  # its worker is killed, too: that the ranks run is still known, and they can be ended
         os.kill(world.job.state().facts["process"]["pid"], number)
-        until(lambda: "runs on" in str(world.job.state().error), 10)
+        until(lambda: "runs on" in str(world.job.state().error))
         assert world.job.state().state == "running"
     assert "cancelled" in world("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
@@ -176,21 +175,22 @@ def test_what_outlives_its_worker_says_how_the_job_ended(world: World) -> None:
 
 def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
     """In this process, then below a worker; cancelled and preempted alike. A rerun starts anew, and says so."""
-    launch = world.start("ends", "steps", "steps=20")
+    launch = world.start("ends", "steps", "steps=20", "hold=5")
     until(lambda: world.logged(launch, "step 2"))
     assert "cancelled" in world("runs", "cancel", "latest")
-    said, _ = launch.communicate(timeout=30)
+    said, _ = launch.communicate(timeout=60)
     job = world.job
     assert launch.returncode == 4 and job.state().state == "cancelled", said
     again = world.start("runs", "resume", job.run_id)
     until(lambda: world.logged(again, "from step 0") and job.log_path().read_text().count("from step") == 2)
     again.terminate()
-    said, _ = again.communicate(timeout=30)
+    said, _ = again.communicate(timeout=60)
     assert again.returncode == 75 and "from step 0" not in said and job.state().state == "preempted", said
     assert "preempted" in world("runs", "attach", job.run_id, code=75)  # nobody waits for what will not come
     assert "from step" in world("runs", "logs", "-f", job.run_id)
     assert f"{job.run_id} preempted" in world("ends", "end", "--after", job.run_id, code=2)
     assert f"it starts anew; {job.run_id} preempted" in world("runs", "rerun", job.run_id, "steps=1")
+    (job.path / "go").touch()
     said = world("runs", "resume", job.run_id)
     assert "another attempt" in said and "succeeded" in said
     log = job.log_path().read_text()
@@ -203,10 +203,11 @@ def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
 
 def test_the_ranks_of_a_run_go_on(world: World) -> None:
     """As it was launched: detached, and torchrun."""
-    world("ends", "steps", "steps=15", "--batch", "two")
+    world("ends", "steps", "steps=15", "hold=5", "--batch", "two")
     until(lambda: world.job.log_path().exists() and world.job.log_path().read_text().count("step 2\n") == 2)
     world("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
+    (world.job.path / "go").touch()
     assert "nemotron runs attach" in world("runs", "resume", "latest")
     world("runs", "wait", "latest")
     assert world.job.log_path().read_text().count("from step 0") == 2 and "step 15" in world("runs", "logs", "latest")
@@ -221,12 +222,13 @@ def test_a_terminal_that_is_gone_costs_no_job(world: World) -> None:
     """SIGHUP, and every write to the terminal fails from then on, as after an ssh line that drops."""
     ours, theirs = os.openpty()
     streams: dict[str, Any] = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    launch = world.start("ends", "steps", "steps=20", start_new_session=True, **streams)
+    launch = world.start("ends", "steps", "steps=20", "hold=5", start_new_session=True, **streams)
     os.close(theirs)
     until(lambda: world.logged(launch, "step 2"))
     os.close(ours)
     os.kill(launch.pid, signal.SIGHUP)
-    assert launch.wait(30) == 0
+    (world.job.path / "go").touch()
+    assert launch.wait(60) == 0
     assert world.job.state().state == "succeeded" and "step 20" in world.job.log_path().read_text()
 
 
@@ -236,7 +238,7 @@ def test_a_disk_that_is_full_under_the_output_does_not_change_how_a_job_ended(wo
         launch = world.start(
             "ends", "end", f"code=\"[print('x'), {code}][-1]\"", "--json", stdout=full, stderr=subprocess.DEVNULL
         )
-        assert launch.wait(30) == code
+        assert launch.wait(60) == code
     assert (world.job.state().state, world.job.state().code) == ("failed" if code else "succeeded", code)
     assert world.job.log_path().read_text().startswith("x\n")
 

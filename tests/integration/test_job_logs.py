@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..said import SAYS, TOKEN, WORDS, check
+from ..log_lines import SAYS, TOKEN, WORDS, check
 
 RECIPE = """
 from dataclasses import dataclass
