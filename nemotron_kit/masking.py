@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
 MASK = "***"
+# In a job's folder: the names, one a line, of the variables that its processes have used as secrets.
+USED = "secrets.txt"
 # Of a variable that is secret by its name; shorter values are words that stand everywhere.
 LEAST = 8
 # Of one that the job itself uses as a secret.
@@ -44,6 +47,31 @@ def is_secret_name(name: str) -> bool:
 def note_secrets(names: Iterable[str]) -> None:
     """The values of these environment variables are masked from now on, whatever the variables are called."""
     _noted.update(names)
+
+
+def note_used(name: str) -> None:
+    """Note the variable of a `${secret:NAME}` that was resolved; in a job, for the process that writes its log, too."""
+    known = name in _noted
+    note_secrets([name])
+    folder = os.environ.get("NEMO_RUN_DIR")
+    if known or not folder or is_secret_name(name) or not os.path.isdir(folder):  # noqa: PTH112
+        return
+    try:
+        file = os.open(os.path.join(folder, USED), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # noqa: PTH118
+    except OSError as error:
+        print(f"warning: {name} is not masked in what other programs write: {error}", file=sys.stderr)  # noqa: T201
+        return
+    with os.fdopen(file, "w") as names:
+        names.write(f"{name}\n")
+
+
+def note_used_in(folder: str) -> None:
+    """Note what `note_used` has written into a job's folder, by any of the job's processes."""
+    try:
+        with open(os.path.join(folder, USED), encoding="utf-8", errors="replace") as file:  # noqa: PTH118, PTH123
+            note_secrets(file.read().split("\n")[:-1])
+    except FileNotFoundError:  # none has used any
+        return
 
 
 def noted_secrets() -> frozenset[str]:

@@ -19,6 +19,7 @@ from nemotron_kit.artifacts.store import ArtifactVersion, Draft
 from nemotron_kit.artifacts.trackers import get_config, get_lineage_tracker
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import plain
+from nemotron_kit.masking import MASK, mask, masked, secret_in
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -92,6 +93,7 @@ def save(artifact: Artifact, name: str | None) -> None:
         _refuse_shared_folder(artifact, folder)
         artifact._check_files()
         artifact.name = artifact.name or name or stored
+    _mask_fields(artifact, folder)
     if artifact.producer is None or artifact._loaded:
         artifact.producer = _current_run()
         artifact._loaded = False
@@ -108,6 +110,44 @@ def save(artifact: Artifact, name: str | None) -> None:
     _track(artifact, stored or artifact.type, folder, used)
     if registry is not None:  # what is acknowledged is there, now that all is written
         registry.require_registered(artifact._pin)
+
+
+def _mask_fields(artifact: Artifact, folder: Path) -> None:
+    """Mask secrets in the artifact's own fields: metadata.json, the identity, the registry's record and the tracker all
+    have what they hold. The artifact's place and names are left as they are, since it is found by them."""
+    roots = {str(folder): ".", str(folder.resolve()): "."}
+    typed = type(artifact).typed_fields()
+    for key, value in list(artifact.metadata.items()):
+        if key in typed or key in artifact.field_aliases:  # what the field itself has is put there
+            continue
+        shown = _masked(plain(value), roots, f"metadata.{key}")
+        if shown is not None:
+            artifact.metadata[key] = shown
+        if mask(key) != key:
+            artifact.metadata[mask(key)] = artifact.metadata.pop(key)
+    dumped = artifact.model_dump(mode="json", include=set(typed))
+    for name, value in dumped.items():
+        shown = _masked(value, roots, name)
+        if shown is None:
+            continue
+        try:
+            setattr(artifact, name, shown)
+        except ValueError as error:
+            raise UserError(
+                f"{name} holds the value of a secret, and takes no {MASK} in its place.",
+                hint="Save the artifact without it: what is saved is read by whoever reads the registry.",
+            ) from error
+
+
+def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
+    """`value` without secrets, but for those in the path of the artifact's folder; None where it has none."""
+    inner = relative_to(value, roots)
+    shown = masked(inner)
+    if shown == inner:
+        return None
+    variable = secret_in(str(inner)) or "a secret"
+    logger.warning("%s holds the value of %s: it is saved as %s.", field, variable, MASK)
+    return shown if inner == value else masked(value)
 
 
 def _used(artifact: Artifact) -> list[str]:

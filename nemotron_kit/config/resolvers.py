@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS
 from nemotron_kit.errors import UserError
-from nemotron_kit.masking import note_secrets
+from nemotron_kit.masking import note_used
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -77,7 +77,7 @@ def resolve_secret(name: str) -> str:
     value = os.environ.get(name)
     if value is None:
         raise UserError(f"${{secret:{name}}}: {name} is not in the environment.", hint=f"export {name}=…")
-    note_secrets([name])
+    note_used(name)
     return value
 
 

@@ -226,7 +226,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
             os.chdir(spec.cwd)
             note_secrets(spec.secrets)
             read_config(job.path)  # which notes its secrets
-            with captured(log, shown=False):
+            with captured(log, job=job.path, shown=False):
                 return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
         # Whatever keeps a worker from its work must be on record: nobody else sees it.
         except Exception as error:
@@ -333,7 +333,7 @@ def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
     with ExitStack() as stack:
         logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
         stack.enter_context(Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log))
-        folder = stack.enter_context(named_channels(logs))
+        folder = stack.enter_context(named_channels(logs, job.path))
         stack.enter_context(environment({_CHANNELS: str(folder)}))
         yield
 

@@ -206,7 +206,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
     """
     seen: set[str] = set()
     adopt_orphans()
-    with job.open_log() as log, logging_to(log) as channels:
+    with job.open_log() as log, logging_to(log, job.path) as channels:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,

@@ -21,6 +21,8 @@ from fcntl import ioctl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nemotron_kit.masking import MaskedStream
 
 
@@ -56,7 +58,9 @@ class Source:
 class Pump:
     """Reads from the sources until nobody can write to them any more."""
 
-    def __init__(self, sources: list[Source], control: int) -> None:
+    def __init__(self, sources: list[Source], control: int, learn: Callable[[], None]) -> None:
+        """`learn` is called before anything is masked: what the job has used as a secret by now."""
+        self.learn = learn
         self.sources = {source.fd: source for source in sources}
         self.control = control
         self.ending: float | None = None
@@ -99,6 +103,7 @@ class Pump:
         source.resize()
         data = source.read()
         if data:
+            self.learn()
             shown = source.masks.feed(data)
             source.held = len(shown) != len(data)
             self._write(source, shown)
@@ -136,11 +141,22 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     asked = json.loads(sys.argv[1])
     sys.path.insert(0, asked["path"])
-    from nemotron_kit.masking import MaskedStream, note_secrets
+    from nemotron_kit.masking import USED, MaskedStream, note_secrets, note_used_in
 
     note_secrets(asked["secrets"])
+    folder, seen = asked["job"], [0]
+
+    def learn() -> None:
+        try:
+            size = os.stat(f"{folder}/{USED}").st_size  # noqa: PTH116
+        except OSError:  # no job, or it has used none
+            return
+        if size != seen[0]:
+            seen[0] = size
+            note_used_in(folder)
+
     sources = [Source(fd, log, target, MaskedStream()) for fd, log, target in asked["sources"]]
-    Pump(sources, asked["control"]).run()
+    Pump(sources, asked["control"], learn).run()
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
 def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
     values = resolve(read_config(job.path))  # it notes the secrets that what is printed must not show
     with job.open_log() as log:
-        with captured(log, shown=shown):
+        with captured(log, job=job.path, shown=shown):
             enter_hydra(job.path)
             config: Any = typed(values, config_cls or spec.load_config_cls())
             call = handler or spec.load_handler()

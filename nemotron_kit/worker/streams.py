@@ -109,13 +109,14 @@ class Channels:
     """Channels, and the process that moves what is written to them. Each is (reading end, writing end, its log, where
     it is shown besides), as descriptors; None is nowhere. `ends` are for writing."""
 
-    def __init__(self, channels: Sequence[tuple[int, int, int, int | None]]) -> None:
+    def __init__(self, channels: Sequence[tuple[int, int, int, int | None]], job: Path | None) -> None:
+        """`job`: its folder, where it says what it has used as a secret."""
         self.ends = [end for _, end, _, _ in channels]
         ours, theirs = socket.socketpair()
         self._control = ours
         sources = [[source, log, target] for source, _, log, target in channels]
         asked = {"path": str(Path(__file__).parents[2]), "secrets": sorted(noted_secrets()), "sources": sources,
-                 "control": theirs.fileno()}  # fmt: skip
+                 "control": theirs.fileno(), "job": str(job) if job else None}  # fmt: skip
         passed = {theirs.fileno(), *(fd for source in sources for fd in source if fd is not None)}
         try:
             self._process = subprocess.Popen(
@@ -153,10 +154,10 @@ class Channels:
 
 
 @contextlib.contextmanager
-def logging_to(log: io.FileIO) -> Iterator[Channels]:
+def logging_to(log: io.FileIO, job: Path) -> Iterator[Channels]:
     """A channel for both streams of a child, which leads to the log alone: the child is given `ends[0]`, and then this
     process closes it. When the block ends, what was written until then is in the log."""
-    made = Channels([(*os.pipe(), log.fileno(), None)])
+    made = Channels([(*os.pipe(), log.fileno(), None)], job)
     try:
         yield made
     finally:
@@ -164,11 +165,12 @@ def logging_to(log: io.FileIO) -> Iterator[Channels]:
 
 
 @contextlib.contextmanager
-def named_channels(logs: Mapping[str, io.FileIO]) -> Iterator[Path]:
+def named_channels(logs: Mapping[str, io.FileIO], job: Path) -> Iterator[Path]:
     """A folder with a channel of each name, which leads to its log: processes that this one does not start itself open
     it by its name. When the block ends, what was written until then is in the logs."""
     with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
-        made = Channels([(*_named(Path(folder, name)), log.fileno(), None) for name, log in logs.items()])
+        named = [(*_named(Path(folder, name)), log.fileno(), None) for name, log in logs.items()]
+        made = Channels(named, job)
         try:
             yield Path(folder)
         finally:
@@ -176,7 +178,7 @@ def named_channels(logs: Mapping[str, io.FileIO]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def captured(log: io.FileIO, *, shown: bool = True) -> Iterator[None]:
+def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> Iterator[None]:
     """Within the block, what is written to this process's two streams, here and by what it starts, is logged.
 
     `shown`: and goes where it went before.
@@ -185,7 +187,7 @@ def captured(log: io.FileIO, *, shown: bool = True) -> Iterator[None]:
     _flush()
     saved = [_saved(fd) for fd in (_OUT, _ERR)]
     targets = [None] if not shown else saved[:1] if _same(*saved) else saved
-    channels = Channels([(*_channel(target), log.fileno(), target) for target in targets])
+    channels = Channels([(*_channel(target), log.fileno(), target) for target in targets], job)
     ends = [channels.ends[0], channels.ends[-1]]
     several = len(targets) > 1 and not any(map(os.isatty, ends))
     for end, fd in zip(ends, (_OUT, _ERR), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_a_program_still_imports_what_lies_beside_it(folder: Folder) -> None:
 SECRETIVE = """
 import logging, os, subprocess, sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from nemotron.kit import App, Artifact
 
@@ -125,7 +127,19 @@ class Config:
     free: dict[str, Any] = field(default_factory=dict)
 
 
+class Leaky(Artifact):
+    note: str = ""
+    parts: list[str] = []
+
+
 def leak(config: Config) -> str:
+    from omegaconf import OmegaConf
+    late = OmegaConf.create({"late": "${secret:LATE_WORD}"}).late  # of a YAML that the job itself reads
+    os.write(1, f"late {late}\\n".encode())
+    subprocess.run(["sh", "-c", 'echo "child $LATE_WORD"; echo "error $LATE_WORD" >&2'], check=True)
+    folder = Path(os.environ["NEMO_RUN_DIR"], "made"); folder.mkdir(exist_ok=True); (folder / "w").write_text("1")
+    about = {"key": config.key, "deep": [{"x": f"a {late}"}], os.environ["HF_TOKEN"]: 1}
+    Leaky(path=folder, note=f"by {late}", parts=[os.environ["HF_TOKEN"]], metadata=about).save(name="Made")
     for value in (config.key, os.environ["HF_TOKEN"]):
         print(f"printed {value!r}", flush=True)
         os.write(1, f"written {value}\\n".encode())
@@ -140,7 +154,7 @@ def leak(config: Config) -> str:
 app = App("demo")
 app.command("leak", Config, leak)
 """
-KEY, TOKEN = 'canary-7d3e"x\\', "hf_canary0123456789"
+KEY, TOKEN, LATE = 'canary-7d3e"x\\', "hf_canary0123456789", "canary-late-9f"
 
 
 def _written(root: Path) -> str:
@@ -156,12 +170,20 @@ def _written(root: Path) -> str:
 )  # fmt: skip
 def test_no_record_and_no_stream_has_a_secret(folder: Folder, words: list[str]) -> None:
     (folder.path / "demo/__init__.py").write_text(SECRETIVE)
-    folder.env |= {"DEMO_KEY": KEY, "HF_TOKEN": TOKEN}
+    folder.env |= {"DEMO_KEY": KEY, "HF_TOKEN": TOKEN, "LATE_WORD": LATE}
     said = folder("nemotron", "demo", "leak", "key=${secret:DEMO_KEY}", *words, code=None)
-    said += folder("nemotron", "runs", "show", "latest") + folder("nemotron", "runs")
-    said += _written(folder.path / "home")
+    said += folder("nemotron", "runs", "show", "latest", "--json") + folder("nemotron", "runs")
+    said += folder("nemotron", "artifacts", "--json")
+    said += _written(folder.path)
     assert "printed '***'" in said and "written ***" in said and "logged ***" in said
+    assert "late ***" in said and "child ***" in said and "error ***" in said
+    assert "metadata.deep holds the value of LATE_WORD: it is saved as ***" in said
     assert "canary" not in said
+    record = json.loads(next(folder.path.glob("home/artifacts/Made/v0/version.json")).read_text())
+    assert record["fields"] == {"note": "by ***", "parts": ["***"]}
+    assert record["document"]["metadata"] | {"deep": 0} == {
+        "key": "***", "deep": 0, "***": 1, "note": "by ***", "parts": ["***"],
+    }  # fmt: skip
 
 
 def test_a_literal_and_a_quoted_name_start_nothing(folder: Folder) -> None:
