@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.home import user_folder
 from nemotron_kit.ownership import untrusted_reason
 
+_SETTLE_NS = 2 * 10**9
 RESERVED = frozenset({"wandb", "artifacts", "cache", "cli"})
 
 
@@ -76,13 +80,31 @@ def read_env_file(path: Path | None = None) -> EnvFile:
                 f"{found} {why}, and it decides what is run: it is not read.",
                 hint="Copy what you trust to an env.toml of your own; NEMOTRON_ENV_FILE names one that lies elsewhere.",
             )
-        return EnvFile(found, tomllib.loads(read_regular(found).decode("utf-8-sig")))
+        return EnvFile(found, copy.deepcopy(_parsed(found, _state(found))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{found}: not valid TOML: {error}.") from error
     except RecursionError as error:
         raise UserError(f"{found}: nested too deeply.") from error
     except OSError as error:
         raise UserError(f"{found}: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=8)
+def _parsed(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
+    """The tables of a file, once for each of its states: one launch asks several times."""
+    import tomllib
+
+    del state
+    return tomllib.loads(read_regular(path).decode("utf-8-sig"))
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when the file does. A file that was written just now may be written again within a tick of its
+    file system's clock, so that its state is never the same."""
+    found = path.stat()
+    now = time.time_ns()
+    unsettled = now if abs(now - found.st_mtime_ns) < _SETTLE_NS else 0
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, unsettled)
 
 
 def _is_of_this_job(path: Path) -> bool:

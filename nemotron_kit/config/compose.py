@@ -203,7 +203,7 @@ def _config_option(
 ) -> str:
     if value == "default" and "default" not in config_files(command):
         return value
-    path = find_config_file(command, value)
+    path = find_config_file(value, command.config_folder, command.full_name)
     return value if registered.files.get(value) == path else add_file(command, stage, path, registered, siblings)
 
 

@@ -218,25 +218,30 @@ def key_location(path: Path, dotted: str) -> str:
 
 def config_files(command: Command) -> dict[str, Path]:
     """Config name → file, of the command's own config folder."""
-    folder = command.config_folder
+    return files_in(command.config_folder)
+
+
+def files_in(folder: Path | None) -> dict[str, Path]:
+    """Config name → file, of a config folder; {} where there is none."""
     if folder is None or not folder.is_dir():
         return {}
     return {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in ENDINGS and p.is_file()}
 
 
-def find_config_file(command: Command, value: str) -> Path:
-    """The file that `-c value` names: a name in the command's folder, or a path (from here, then beside the script)."""
-    files = config_files(command)
+def find_config_file(value: str, folder: Path | None, whose: str, *more: Path) -> Path:
+    """The file that `-c value` names: a name in the config folder, or a path (from here, then beside the folder, then
+    in it, then in `more`). UserError where there is none; `whose` folder it is stands in it."""
+    files = files_in(folder)
     if not is_path(value):
         if value in files:
             return files[value]
         raise UserError(
-            f"{command.full_name}: no config called {value!r} in {command.config_folder}.",
+            f"{whose}: no config called {value!r} in {folder}.",
             hint=sentence(nearest(value, files) or "That folder holds none; -c also takes a path."),
         )
-    folder = command.config_folder
     given = Path(value).expanduser()
-    places = [given] if given.is_absolute() or folder is None else [given, folder.parent / given, folder / given]
+    folders = () if given.is_absolute() else ((folder.parent, folder) if folder else ()) + more
+    places = [given, *(each / given for each in folders)]
     for place in places:
         if os.path.isfile(place):  # noqa: PTH113 — False, and no exception, for what can be no file's name
             return place.absolute()

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit.artifacts.pipe import announce_step
-from nemotron_kit.config.files import Spelled, read_job_file
+from nemotron_kit.config.files import Spelled, find_config_file, read_job_file
 from nemotron_kit.config.store import conf_dir, register_group
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.quoting import hydra_quoted
@@ -57,7 +57,8 @@ def parse_config_and_overrides(
             overrides.append(word)
         else:
             raise UserError(f"{word!r} is neither an option nor an override.", hint="Overrides are key=value.")
-    path = ConfigPath(_find(config, default))
+    script, folder = Path(sys.argv[0]).absolute(), default.absolute().parent
+    path = ConfigPath(default if config is None else find_config_file(config, folder, script.name, script.parent))
     path.overrides = tuple(overrides)
     return path, overrides
 
@@ -90,26 +91,6 @@ def _hydra_value(value: str) -> str:
 
 def _is_override(word: str) -> bool:
     return word.startswith("~") or "=" in word.lstrip("+")[1:]
-
-
-def _find(config: str | None, default: Path) -> Path:
-    from nemotron_kit.config.files import ENDINGS, is_path
-
-    if config is None:
-        return default
-    given = Path(config).expanduser()
-    if given.is_absolute():
-        return given
-    beside = Path(sys.argv[0]).absolute().parent
-    places = [given, default.parent.parent / given, default.parent / given, beside / given]
-    if not is_path(config):
-        places = [default.parent / f"{config}{ending}" for ending in ENDINGS]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise UserError(
-            f"{config}: no such config file.", hint="Looked for " + ", ".join(str(p.absolute()) for p in places) + "."
-        )
-    return found
 
 
 def _usage(default: Path) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import check_text, nemotron_home
@@ -87,9 +87,6 @@ def _git(root: str, *arguments: str, text: str = "") -> list[str]:
         return []
     return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name]
 
-
-if TYPE_CHECKING:
-    pass
 
 IN_A_CLOUD = "/nemo_run"
 # The folder for runs in the target's home, unless the profile names one.

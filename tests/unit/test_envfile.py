@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit import envfile
 from nemotron_kit.app import add_import_folders
 from nemotron_kit.cli import index as quick
 from nemotron_kit.discovery import discover, recipe_folders
@@ -48,6 +49,20 @@ def test_what_is_no_toml_is_one_error(text: bytes, said: str, env_toml: Path) ->
     with pytest.raises(UserError, match=said):
         read_env_file()
     assert quick.tables() == {}, "completion has nothing to say then"
+
+
+def test_a_file_is_parsed_once_for_each_of_its_states(env_toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(envfile, "read_regular", lambda path: read.append(path) or path.read_bytes())
+    env_toml.write_text("[a]\nnodes = 1\n")
+    for nodes in (2, 3):  # of equal length, within a tick of the clock
+        env_toml.write_text(f"[a]\nnodes = {nodes}\n")
+        assert read_env_file().tables == {"a": {"nodes": nodes}}
+    os.utime(env_toml, (1e9, 1e9))
+    read.clear()
+    read_env_file().tables["a"]["nodes"] = 9  # nobody changes what others read
+    assert [read_env_file().tables for _ in range(4)] == [{"a": {"nodes": 3}}] * 4
+    assert read == [env_toml]
 
 
 def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
