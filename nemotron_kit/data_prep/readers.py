@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from operator import itemgetter
@@ -27,15 +28,18 @@ def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: 
     import orjson
 
     loads, malformed, pick = orjson.loads, orjson.JSONDecodeError, _picker(field)
+    keys = [json.dumps(key, ensure_ascii=False).encode("utf-8", "replace") for key in {field, *field.split(".")}]
     by_range = not compression and file.rows is None and file.size > SMALL
     found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
     for where, line in found:
         rows.rows += 1
         try:
+            if any(line.count(key) > 1 and _is_doubled(key, line) for key in keys):
+                raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
             text = pick(loads(line))
         except (malformed, KeyError, TypeError):
             try:
-                text = _careful(line, pick, rows)
+                text = _careful(line, pick, rows, field)
             except UserError as error:
                 rows.refuse(_placed, error, file.path, where, by_range)
                 continue
@@ -96,16 +100,29 @@ def _picker(field: str) -> Callable[[Any], Any]:
     return pick
 
 
-def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts) -> Any:
-    """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass."""
+def _is_doubled(key: bytes, line: bytes) -> bool:
+    return len(re.findall(re.escape(key) + rb"\s*:", line)) > 1
+
+
+def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: str) -> Any:
+    """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass, a key
+    that leads to the text and stands twice in one object is not."""
     if isinstance(line, streams.TooLong):
         raise rows.too_large("a line")
+    path = {field, *field.split(".")}
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            if twice := next((name for name in names if name in path and names.count(name) > 1), None):
+                raise UserError(f"the key {twice!r} stands twice in one object.")
+        return row
+
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=checked, parse_int=_integer)
     except UnicodeDecodeError as error:
-        utf16 = line.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = "It looks like UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8." if utf16 else None
-        raise UserError(f"not UTF-8 (byte {error.start + 1} of the line).", hint=hint) from error
+        raise UserError(f"not UTF-8 (byte {error.start + 1} of the line){_looks_like(line)}.") from error
     except (ValueError, RecursionError) as error:
         hint = "The file is a JSON array; one object a line is needed." if line.lstrip().startswith(b"[") else None
         raise UserError(f"malformed JSON: {error}.", hint=hint) from error
@@ -118,7 +135,31 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts) -> Any:
         raise UserError(f"there is no field {error.args[0]!r}; it has {have}.", hint=TEXT_FIELD) from error
     except TypeError as error:
         raise UserError(f"a field on the way to the text is no object: {error}.", hint=TEXT_FIELD) from error
-    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+    # A lone surrogate is no character: what stands for one is U+FFFD, as elsewhere in Unicode.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else text
+
+
+def _integer(digits: str) -> int | float:
+    """Python refuses integers of more than 4300 digits, and the text is no number."""
+    return int(digits) if len(digits) <= 4000 else float(digits)
+
+
+# What a file is that is not what its ending says.
+_MAGIC = {
+    b"\x1f\x8b": "gzip: name it .gz",
+    b"\x28\xb5\x2f\xfd": "zstd: name it .zst",
+    b"BZh": "bzip2: name it .bz2",
+    b"\xfd7zXZ\0": "xz: name it .xz",
+    b"PAR1": "Parquet: name it .parquet",
+    b"PK\3\4": "a zip archive: unpack it",
+    b"\xff\xfe": "UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8",
+}
+
+
+def _looks_like(data: bytes) -> str:
+    found = next((what for magic, what in _MAGIC.items() if data.startswith(magic)), None)
+    return f"; it looks like {found}" if found else ""
 
 
 def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
@@ -182,19 +223,22 @@ class _Reader:
         csv.field_size_limit(max_size)
         lines = map(self._text, streams.all_lines(path, compression, max_size))
         self._csv = csv.reader(lines, delimiter="\t" if ".tsv" in name else ",", strict=True)
+        self._begins = b""
         header = next(self.rows(), (1, []))[1]
         if isinstance(header, str):
-            raise UserError(f"{path}, line 1: its header can't be read: {header}.")
-        self.header = [name.removeprefix("\ufeff") for name in header]
+            raise UserError(f"{path}, line 1: its header can't be read: {header}{_looks_like(self._begins)}.")
+        self.header = header
 
     def column(self, field: str) -> int:
         if self.header.count(field) == 1:
             return self.header.index(field)
         if not self.header:
             return 0  # an empty file has no row either
-        have = ", ".join(self.header[:8])
+        have = ", ".join(self.header[:8]) + _looks_like(self._begins)
         twice = "more than one column" if field in self.header else "no column"
-        raise UserError(f"{self.path}: there is {twice} {field!r}; it has {have}.", hint=TEXT_FIELD)
+        other = next((mark for mark in ";|\t" if len(self.header) == 1 and mark in have), None)
+        hint = f"Its columns are set apart by {other!r}: a .csv has commas, a .tsv tabs." if other else TEXT_FIELD
+        raise UserError(f"{self.path}: there is {twice} {field!r}; it has {have}.", hint=hint)
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
         """(number of the line that it begins in, row) of each row that is not blank."""
@@ -218,6 +262,8 @@ class _Reader:
         self._taken += len(line)
         if isinstance(line, streams.TooLong) or self._taken > self.max_size:
             raise _TooLarge
+        if self._line == 1:  # before the parser: a quoted name may follow a BOM
+            self._begins, line = line[:8], line.removeprefix(b"\xef\xbb\xbf")
         # A compressed file's lines come without their ends, which a field in quotes needs.
         return (line if line.endswith(b"\n") else line + b"\n").decode("utf-8", "surrogateescape")
 
@@ -305,12 +351,13 @@ def _cut(stream: BinaryIO, at: int, size: int) -> int:
 
 def _decoded(data: bytes, path: str, start: int) -> str:
     null = data.find(0)
+    kind = "" if start else _looks_like(data)
     if null >= 0:  # a program, an image, a file with holes
-        raise UserError(f"{path}: not plain text: a null character (byte {start + null}).")
+        raise UserError(f"{path}: not plain text: a null character (byte {start + null}){kind}.")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}).") from error
+        raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}){kind}.") from error
 
 
 def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[str]:

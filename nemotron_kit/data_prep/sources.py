@@ -87,6 +87,8 @@ def matching(path: Path, left: Omissions | None = None) -> list[Path]:
             files.append(place)
         elif not stat.S_ISDIR(mode):
             left.add(str(place), f"{kind_of_file(mode)}, not a regular file")
+        elif path.name != "**":  # such as the a.jsonl/ that Spark writes
+            left.add(str(place), "a folder, of which a pattern takes nothing: end it with /**")
     return files
 
 

@@ -48,6 +48,15 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
     assert [str(path) for path in matching(root / "**" / "*.jsonl")] == [str(tmp_path / name) for name in found]
 
 
+def test_a_folder_that_a_pattern_matches_is_named(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl/part-0.jsonl"):
+        write(tmp_path / "src" / name)
+    why = "a folder, of which a pattern takes nothing: end it with /**"
+    found, left = listed(tmp_path, tmp_path / "src" / "*.jsonl")
+    assert (found, left) == (["src/a.jsonl"], {why: [str(tmp_path / "src" / "b.jsonl")]})
+    assert listed(tmp_path, tmp_path / "src" / "**") == (["src/a.jsonl", "src/b.jsonl/part-0.jsonl"], {})
+
+
 def test_what_is_not_read_is_named_with_the_reason(tmp_path: Path) -> None:
     root = tmp_path / "src"
     for name in (

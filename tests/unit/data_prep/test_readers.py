@@ -92,14 +92,16 @@ def test_what_only_a_patient_parser_takes_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     odd = (
         '\ufeff{"text": "bom"}\n{"x": NaN, "text": "nan"}\n{"text": "a\\ud800b"}\n{"x": 1'
-        + "0" * 30
-        + ', "text": "big"}\n'
+        + "0" * 5000
+        + ', "text": "big"}\n{"type":"text","text": "once"}\n'
     )
     path.write_text(odd, encoding="utf-8")
-    assert read(path, 1, [0]) == ["bom", "nan", "a?b", "big"]
+    assert read(path, 1, [0]) == ["bom", "nan", "a\ufffdb", "big", "once"]
 
 
 BROKEN = [
+    (b'{"text": "a", "text" : "b"}\n', "the key 'text' stands twice in one object"),
+    (b"\x1f\x8b\x08", "not UTF-8 (byte 2 of the line); it looks like gzip: name it .gz"),
     (b'{"text": "a"\n', "malformed JSON"),
     (b'["text"]\n', "expected a JSON object, got a list"),
     (b'{"body": "a", "id": 3}\n', "there is no field 'text'; it has body, id"),

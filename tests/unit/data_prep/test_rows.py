@@ -59,6 +59,15 @@ def test_csv_and_every_compression(tmp_path: Path, ending: str) -> None:
 
 
 def test_tsv_and_what_is_wrong_in_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'\xef\xbb\xbf"text"\r\n"a"\r\n')
+    assert read(path) == ["a"]
+    path.write_bytes("text\na\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"no column 'text'.*it looks like UTF-16"):
+        read(path)
+    path.write_text("id;text\n1;a\n")
+    with pytest.raises(UserError, match=r"no column 'text'.*\n.*set apart by ';'"):
+        read(path)
     path = tmp_path / "a.tsv"
     path.write_text("id\ttext\n1\ta, b\n")
     assert read(path) == ["a, b"]
