@@ -20,7 +20,7 @@ from nemotron_kit.errors import UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text
 from nemotron_kit.runs.folder import new_run_id
-from nemotron_kit.spec.plan import IN_PROCESS, Plan
+from nemotron_kit.spec.plan import IN_PROCESS, Plan, is_here
 from nemotron_kit.spec.profiles import check_reserved_tables
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     yield "Launch", list(_launch(plan))
     if plan.files.get("sbatch.sh"):
         yield "Script", plan.files["sbatch.sh"].splitlines()
-    if container := plan.extra.get("container"):
-        yield "Container", [shlex.join(container["words"])]
-    if request := plan.extra.get("request"):
-        yield "Request", _yaml(request)
+    if plan.container:
+        yield "Container", [shlex.join(plan.container.words)]
+    if plan.request:
+        yield "Request", _yaml(plan.request)
     yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
     if plan.notes:
         yield "Notes", list(plan.notes)
@@ -142,9 +142,9 @@ def _input(slot: str, plan: Plan) -> str:
 def _launch(plan: Plan) -> Iterator[str]:
     where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
     yield f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"
-    if tree := plan.place.get("tree"):
-        yield f"code, as it is now: {tree['root']} → {plan.place['code']} (packager {tree['packager']})"
-    if plan.settings.get("env_vars") or plan.environment:
+    if tree := plan.place.tree:
+        yield f"code, as it is now: {tree.root} → {plan.place.code} (packager {tree.packager})"
+    if plan.settings.env_vars or plan.environment:
         yield "environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items()))
     if plan.secrets:
         yield "secrets, by name: " + ", ".join(plan.secrets)
@@ -199,7 +199,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         plan = After.of(request.after, connect=not request.dry_run).apply(plan, composed.command)
     if (folder := request.flag("--config-dir")) is not None:
         plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
-    if request.dry_run or plan.settings.get("dry_run"):
+    if request.dry_run or plan.settings.dry_run:
         if not request.dry_run:
             _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
 
@@ -217,7 +217,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         from nemotron_kit.launch.dependencies import wait_for
 
         wait_for(None, plan.wait_first)
-    plan = replace(plan, extra={**plan.extra, "code": code_facts()})
+    plan = replace(plan, code=code_facts())
     started = time.monotonic()
     outcome = execute(replace(plan, files={**plan.files, **hydra_files(composed)}), composed)
     seconds = time.monotonic() - started
@@ -307,7 +307,7 @@ def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:
-    here = plan.executor == "local"
+    here = is_here(plan.executor)
     if outcome.state == "detached":
         _say(f"Detached from {plan.run_id}, which goes on.")
     else:
@@ -317,7 +317,7 @@ def _detached(plan: Plan, outcome: Outcome) -> None:
 
 def _doing(plan: Plan, here: bool) -> str:
     if here:
-        return "waiting, detached" if plan.extra.get("after") else "running detached"
+        return "waiting, detached" if plan.after else "running detached"
     if plan.deferred:
         return f"waiting on this machine, to be submitted to {plan.profile}"
     return f"submitted to {plan.profile}"

@@ -66,7 +66,7 @@ def clean_main(argv: Sequence[str]) -> int:
         return 0
     from nemotron_kit.remote.ssh import transport_for
 
-    transport = transport_for(vars(effective_profile(options.name).config))
+    transport = transport_for(effective_profile(options.name).config)
     unused = options.unused.total_seconds()
     found, _ = transport.call("clean", root=transport.root, unused_seconds=unused, remove=not options.dry_run)
     kept = [entry for entry in found if "error" in entry]
@@ -101,7 +101,7 @@ def login_main(argv: Sequence[str]) -> int:
             f"Profile {options.name} runs on this machine: there is nothing to log in to.",
             hint='A profile with tunnel = "ssh" has a host and a user.',
         )
-    to = ssh_from(vars(config))
+    to = ssh_from(config)
     ssh = ssh_command(to.host, to.user, to.identity, login=True)
     if options.close:
         return _close(ssh, to.place)

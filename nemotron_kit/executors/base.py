@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit.artifacts.registry import artifact_settings
@@ -13,20 +14,41 @@ from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.spec.plan import Container, Plan
+from nemotron_kit.spec.resources import Resources
 
 
 def fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
     """Each repository once; nothing where it is there already."""
-    wanted = {record["folder"]: record for plan in plans for record in plan.extra.get("repositories", ())}
+    wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
     for record in wanted.values():
         transport.call("fetch_repository", **record)
 
 
-def make_mounted(transport: Transport, place: Mapping[str, Any]) -> None:
+def make_mounted(transport: Transport, place: RemotePaths) -> None:
     """The code's folder and the registry, which every container is given: on a first launch they aren't there yet."""
     mode = artifact_settings(read_env_file())["mode"]
-    transport.call("make_mounted", root=place["root"], registry=place["artifacts"], mode=mode)
+    transport.call("make_mounted", root=place.root, registry=place.artifacts, mode=mode)
+
+
+@dataclass(frozen=True)
+class ExecutorPlan:
+    """What an executor adds to a plan: `files` (name → text) to the job's folder, problems and notes for the user, and
+    the plan's fields of the same names."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    resources: Resources | None = None
+    mounts: tuple[str, ...] | None = None
+    container: Container | None = None
+    request: Mapping[str, Any] | None = None
+
+
+def folder_of(path: str) -> str:
+    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
+    return str(Path(path).parent) if Path(path).is_file() else path
 
 
 @dataclass(frozen=True)
@@ -78,15 +100,13 @@ class Backend(Protocol):
         """
 
 
-def backend_for(plan: Plan | Mapping[str, Any]) -> Backend:
-    """The back end of a plan, or of a run's plan.json. Raises UserError for an executor that this version lacks."""
+def backend_for(plan: Plan) -> Backend:
+    """The back end of a plan. Raises UserError for an executor that this version lacks."""
     from importlib import import_module
 
-    executor = plan.executor if isinstance(plan, Plan) else str(plan.get("executor", "local"))
-    if executor not in BACKENDS:
-        raise UserError(f"executor {executor!r} is not known.", hint=sentence(nearest(executor, BACKENDS)))
-    settings = plan.settings if isinstance(plan, Plan) else plan.get("settings") or {}
-    made: Backend = import_module(BACKENDS[executor]).make(settings)
+    if plan.executor not in BACKENDS:
+        raise UserError(f"executor {plan.executor!r} is not known.", hint=sentence(nearest(plan.executor, BACKENDS)))
+    made: Backend = import_module(BACKENDS[plan.executor]).make(plan.settings)
     return made
 
 

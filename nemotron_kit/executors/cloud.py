@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.executors.base import ExecutorPlan
 from nemotron_kit.executors.docker import missing_secrets
 from nemotron_kit.executors.nemo_run import build_executor
-from nemotron_kit.executors.slurm.script import ExecutorPlan
 from nemotron_kit.spec.paths import IN_A_CLOUD
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
 
@@ -26,7 +26,7 @@ _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 
 
 def cloud_for(config: RunConfig, *, run_id: str, job: int, mode: str) -> ExecutorPlan:
-    """What a cloud job adds to its plan: `extra["request"]`, and why it can't be launched."""
+    """What a cloud job adds to its plan: the request, and why it can't be launched."""
     problems = [
         f"submitting to {config.executor} has not been tried in this version, so it is refused: --dry-run shows the "
         "request that NeMo-Run would send."
@@ -38,8 +38,8 @@ def cloud_for(config: RunConfig, *, run_id: str, job: int, mode: str) -> Executo
     try:
         request = request_of(config, run_id, job)
     except NemotronError as error:
-        return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(), *problems))
-    return ExecutorPlan({}, tuple(problems), extra={"request": request})
+        return ExecutorPlan(problems=(f"{error.message} {error.hint or ''}".strip(), *problems))
+    return ExecutorPlan(problems=tuple(problems), request=request)
 
 
 def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.executors.base import Observation, fetch_repositories, make_mounted
-from nemotron_kit.executors.slurm.script import ExecutorPlan, folder_of
+from nemotron_kit.executors.base import ExecutorPlan, Observation, fetch_repositories, folder_of, make_mounted
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.snapshot import code_there, place_package
@@ -24,7 +23,7 @@ from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.plan import Container, Plan, stored_plan
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -54,20 +53,20 @@ def docker_for(
     job: int,
     mode: str,
 ) -> ExecutorPlan:
-    """What a Docker job adds to its plan: `extra["container"]`, with its name, its image and all words of its start."""
+    """What a Docker job adds to its plan: its container."""
     from nemotron_kit.executors.nemo_run import MissingExtra, ask
 
     problems = list(_problems(config, resources, mode, place))
     notes = list(resources.notes)
     if config.retries or config.max_segments:
         notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
-    extra: dict[str, Any] = {"resources": asdict(resources)}
+    planned = ExecutorPlan(notes=tuple(notes), resources=resources)
     if problems:
-        return ExecutorPlan({}, tuple(problems), tuple(notes), extra)
+        return replace(planned, problems=tuple(problems))
     try:
         words = ask(__name__, asdict(config)) or answer(asdict(config))
     except MissingExtra as error:
-        return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), tuple(notes), extra)
+        return replace(planned, problems=(f"{error.message} {error.hint or ''}".strip(),))
     name = container_name(run_id, job)
     arguments = [
         *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
@@ -81,8 +80,7 @@ def docker_for(
         words["image"],
         *(place.python, str(place.package), place.job),
     ]
-    extra["container"] = {"name": name, "image": words["image"], "words": arguments}
-    return ExecutorPlan({}, (), tuple(notes), extra)
+    return replace(planned, container=Container(name, words["image"], tuple(arguments)))
 
 
 def answer(config: dict[str, Any]) -> dict[str, Any]:
@@ -188,17 +186,18 @@ _NOT_STARTED = (125, 126, 127)
 class Docker:
     """Containers of the engine that the docker command reaches."""
 
-    def __init__(self, transport: Transport, settings: Mapping[str, Any]) -> None:
+    def __init__(self, transport: Transport, settings: RunConfig) -> None:
         self.transport, self.settings = transport, settings
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         self._send(run, plans, plans[0].place)
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        if any("container" not in plan.extra for plan in plans):
+        images = {plan.container.image for plan in plans if plan.container}
+        if any(plan.container is None for plan in plans):
             raise UserError("This kind of job can't be started in a container by this version: only recipes' jobs can.")
         rootless = "rootless" in _docker("info", "--format={{json .SecurityOptions}}")
-        for image in {plan.extra["container"]["image"] for plan in plans}:
+        for image in images:
             _have_image(image)
         self._send(run, plans, plans[0].place)
         left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
@@ -239,22 +238,22 @@ class Docker:
         asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
-    def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
+    def _send(self, run: RunFolder, plans: Sequence[Plan], place: RemotePaths) -> None:
         """Bring to the engine's machine what the containers mount: code, package and, where they are not the record's
         own, the jobs' folders."""
         texts = code_there(self.transport, place, self.settings)
-        if place["run"] != str(run.path):
+        if plans[0].is_apart:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=place["run"])
-        place_package(place["kit"])
+        self.transport.call("make_run", packed(texts), folder=place.run)
+        place_package(str(place.package))
         make_mounted(self.transport, place)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
         container outlives it."""
-        arguments = plan.extra["container"]["words"]
+        arguments = list(plan.container.words if plan.container else ())
         if rootless:  # whoever launches is the container's root
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
@@ -263,7 +262,7 @@ class Docker:
             )
 
 
-def make(settings: Mapping[str, Any]) -> Docker:
+def make(settings: RunConfig) -> Docker:
     """The back end of executor "docker"."""
     return Docker(transport_for(settings), settings)
 
@@ -356,8 +355,8 @@ def _containers(names: Sequence[str]) -> dict[str, str]:
 
 def _job(job: JobFolder) -> JobFolder:
     """The folder that the job itself writes: elsewhere than the record's where the profile has a remote_job_dir."""
-    place = RunFolder(job.path.parent.parent).plan().get("place") or {}
-    return JobFolder(Path(place["run"]) / "jobs" / str(job.number)) if place.get("run") else job
+    plan = stored_plan(RunFolder(job.path.parent.parent))
+    return JobFolder(Path(plan.place.run) / "jobs" / str(job.number))
 
 
 def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import Observation
@@ -17,6 +16,7 @@ from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.runconfig import RunConfig
 
 START_SECONDS = 10.0
 
@@ -79,7 +79,7 @@ def _unheard(job: JobFolder) -> bool:
     return state.state == "pending" and not state.facts.get("process")
 
 
-def make(settings: Mapping[str, Any]) -> Local:
+def make(settings: RunConfig) -> Local:
     """The back end of executor "local"."""
     del settings
     return Local()

@@ -199,11 +199,11 @@ CHECKS: dict[str, tuple[Check, ...]] = {
 def check_profile(config: RunConfig) -> Iterator[Finding]:
     """Look at the target of a profile. A machine that can't be reached ends it; nothing is submitted or left behind."""
     try:
-        config, _ = with_folder(config, lambda: transport_for(vars(config)).root)
+        config, _ = with_folder(config, lambda: transport_for(config).root)
     except NemotronError as error:
         yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
-    target = Target(config, remote_paths(config, _ANY_RUN, 0), transport_for(vars(config)))
+    target = Target(config, remote_paths(config, _ANY_RUN, 0), transport_for(config))
     for check in CHECKS.get(config.executor, (elsewhere, secrets)):
         try:
             yield from check(target)

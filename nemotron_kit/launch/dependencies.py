@@ -14,18 +14,16 @@ from nemotron_kit.errors import Cancelled, NemotronError, printable
 from nemotron_kit.launch.mounts import with_folders
 from nemotron_kit.launch.status import (
     ENDED,
-    HERE,
     StatusSnapshot,
     effective_run_state,
     effective_state,
-    folder_there,
     refresh,
     target_of,
 )
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
 from nemotron_kit.runs.ledger import open_run
-from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 
 _GONE = "removed"
 _NEVER = (*ENDED, DAMAGED, _GONE)
@@ -64,7 +62,7 @@ class After:
         """The scheduler ids that a job depends on; None where the runs are not all of one scheduler, or have no ids
         yet.
         """
-        if plan.executor != "slurm" or any(target_of(run.plan()) != target_of(plan.to_dict()) for run in self.left):
+        if plan.executor != "slurm" or any(target_of(stored_plan(run)) != target_of(plan) for run in self.left):
             return None
         found = [_scheduler_ids(run, self.snapshots.get(run.id)) for run in self.left if self.connect]
         return sorted(set().union(*found)) if all(found) else None
@@ -73,19 +71,19 @@ class After:
         """The plan of a job that starts after the runs. One that has failed is a problem of the plan."""
         never = {run_id: state for run_id, state in self.states.items() if state in _NEVER}
         problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in never.items()]
-        extra: dict[str, Any] = {"after": [run.id for run in self.runs]}
+        waits: dict[str, Any] = {}
         spec = json.loads(plan.files["job.json"])
-        if plan.executor == HERE:
+        if is_here(plan.executor):
             spec["after"] = [run.id for run in self.left]
         elif (numbers := self.dependency(plan)) is not None:
-            extra["dependency"] = numbers
+            waits["dependency"] = tuple(numbers)
         else:
-            extra[WAIT_FIRST] = [run.id for run in self.left]
+            waits["wait_first"] = tuple(run.id for run in self.left)
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
         # One may have ended between the look into the registry and this one: the job will find what it saved.
         deferred, kept = _late(plan, {run.id for run in self.runs}, command)
         read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in deferred.values())]
-        plan = with_folders(replace(plan, problems=tuple(kept)), [folder_there(run, run.plan()) for run in read])
+        plan = with_folders(replace(plan, problems=tuple(kept)), [stored_plan(run).place.run for run in read])
         if deferred:
             spec["late"] = deferred
             notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in deferred.items()]
@@ -94,7 +92,8 @@ class After:
             files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
             problems=(*kept, *problems),
             notes=(*plan.notes, *notes),
-            extra={**plan.extra, **extra},
+            after=tuple(run.id for run in self.runs),
+            **waits,
             hydra=(*plan.hydra, *(f"--after={run.id}" for run in self.runs)),
         )
 
@@ -111,7 +110,7 @@ class SweepAfter:
         """A job's plan; the first one may have to be made again, later. The runs are asked about once for all jobs."""
         if self._known is None:
             self._known = After.of(self._references)
-            if plan.executor != HERE and self._known.dependency(plan) is None:
+            if not is_here(plan.executor) and self._known.dependency(plan) is None:
                 wait_for(None, self._references)
                 self._known, plan = After.of(self._references), planned_again()
         return self._known.apply(plan, command)

@@ -343,7 +343,7 @@ def _there(
                 f"{slot}: {text} is a path on this machine, but the job runs on {place.host}.",
                 hint=f"Name an artifact of its registry ({place.artifacts}), or an absolute path there.",
             )
-    answers, _ = transports({**vars(placed.settings)}).call(
+    answers, _ = transports(placed.settings).call(
         "resolve",
         root=place.artifacts,
         references={slot: list(pair) for slot, pair in asked.items()},

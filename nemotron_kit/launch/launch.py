@@ -101,7 +101,7 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
         return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
     if plan.mode != "run":
         return Outcome(0, "pending")
-    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.get("cancel_on_interrupt")))
+    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.cancel_on_interrupt))
 
 
 def submitted(run: RunFolder, job: JobFolder, backend: Backend, plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 # (where it is asked from, URL, ref) → commit: a sweep's jobs all mean the same one.
 _commits: dict[tuple[Any, str, str], str] = {}
 
-TransportFactory = Callable[[Mapping[str, Any]], Any]
+TransportFactory = Callable[["RunConfig"], Any]
 
 
 class Mounted(NamedTuple):
@@ -89,15 +89,15 @@ def _commit(settings: RunConfig, url: str, ref: str, transports: TransportFactor
         return ""
     key = ((settings.tunnel, settings.host), url, ref)
     if key not in _commits:
-        _commits[key] = transports({**vars(settings)}).call("commit_of", url=url, ref=ref)[0]
+        _commits[key] = transports(settings).call("commit_of", url=url, ref=ref)[0]
     return _commits[key]
 
 
 def with_folders(plan: Plan, folders: Sequence[str]) -> Plan:
     """The plan of a job that finds `folders` at the same paths; as it is where that needs no mount."""
-    if not folders or plan.problems or not plan.settings.get("container_image"):
+    if not folders or plan.problems or not plan.settings.container_image:
         return plan
-    if plan.executor == "docker" and "container" in plan.extra:
+    if plan.executor == "docker" and plan.container:
         return _docker(plan, folders)
     return _slurm(plan, folders) if plan.executor == "slurm" else plan
 
@@ -105,29 +105,27 @@ def with_folders(plan: Plan, folders: Sequence[str]) -> Plan:
 def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
     from nemotron_kit.executors.docker import mount
 
-    container = plan.extra["container"]
-    arguments = list(container["words"])
+    assert plan.container  # noqa: S101 — asked before
+    arguments = list(plan.container.words)
     at = arguments.index("--entrypoint=")
     arguments[at:at] = [argument for folder in folders for argument in mount(folder, writable=False)]
-    return replace(plan, extra={**plan.extra, "container": {**container, "words": arguments}})
+    return replace(plan, container=replace(plan.container, words=tuple(arguments)))
 
 
 def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
     from nemotron_kit.executors.slurm import script as slurm_script
-    from nemotron_kit.spec.resources import Resources, label_of
-    from nemotron_kit.spec.runconfig import RunConfig
+    from nemotron_kit.spec.resources import label_of, resources_of
 
-    mounts = [*plan.extra["mounts"], *folders]
-    extra = {**plan.extra, "mounts": mounts}
+    mounts = (*(plan.mounts or ()), *folders)
     if slurm_script.FILE not in plan.files:
-        return replace(plan, extra=extra)
+        return replace(plan, mounts=mounts)
     intent, place = slurm_script.intent_of(plan.run_id, [plan.job]), plan.place
     script = slurm_script.Script(
         slurm_script.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
-        place["run"],
-        slurm_script.command_of(place["python"], place["kit"], place["job"]),
-        mounts=tuple(mounts),
+        place.run,
+        slurm_script.command_of(place.python, place.package, place.job),
+        mounts=mounts,
     )
-    resources = Resources(**plan.extra["resources"])
-    text = slurm_script.render(RunConfig(**plan.settings), resources, script, batch=plan.mode == "batch")
-    return replace(plan, extra=extra, files={**plan.files, slurm_script.FILE: text})
+    resources = plan.resources or resources_of(plan.settings, None)
+    text = slurm_script.render(plan.settings, resources, script, batch=plan.mode == "batch")
+    return replace(plan, mounts=mounts, files={**plan.files, slurm_script.FILE: text})

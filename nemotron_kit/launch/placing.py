@@ -109,7 +109,7 @@ def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
 
 
 # A profile's settings → the Transport to the machine that they name.
-TransportFactory = Callable[[Mapping[str, Any]], Any]
+TransportFactory = Callable[[RunConfig], Any]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _placed(
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
     settings = effective_settings(frozen["run"], composed.overrides, recorded)
-    settings, where = with_folder(settings, (lambda: str(transports(vars(settings)).root)) if transports else None)
+    settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     place = remote_paths(settings, run_id, job, registry=registry_here(settings))
     if settings.executor == "local":
         return ResolvedJob(frozen, settings, place)
@@ -247,7 +247,7 @@ def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list
     place, missing = placed.place, dict(placed.behind)
     if transports is not None and place.is_remote:
         paths = list(missing.values())
-        there, _ = transports({**vars(placed.settings)}).call("exist", paths=paths)
+        there, _ = transports(placed.settings).call("exist", paths=paths)
         missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
     where = f"is on this machine and not {f'on {place.host}' if place.is_remote else 'in the container'}"
     sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"

@@ -16,7 +16,8 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, UserError
-from nemotron_kit.executors.slurm.script import ExecutorPlan, sbatch_for
+from nemotron_kit.executors.base import ExecutorPlan
+from nemotron_kit.executors.slurm.script import sbatch_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
@@ -32,7 +33,7 @@ from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
 from nemotron_kit.spec.profiles import check_run_wandb
-from nemotron_kit.spec.resources import Resources, label_of, resources_of, settings_dict, without_effect
+from nemotron_kit.spec.resources import Resources, label_of, resources_of, without_effect
 from nemotron_kit.worker.elastic import torchrun_command
 
 if TYPE_CHECKING:
@@ -348,7 +349,7 @@ def build_plan(
         mode=frozen["run"]["mode"],
         profile=frozen["run"]["profile"],
         executor=settings.executor,
-        settings=settings_dict(settings),
+        settings=settings,
         launch=launch,
         config_name=composed.config_name,
         config_file=str(composed.config_file) if composed.config_file else None,
@@ -372,8 +373,10 @@ def build_plan(
             *without_effect(settings, launch, frozen["run"], composed.overrides),
         ),
         job=job,
-        place=place.to_dict(),
-        extra={**sbatch.extra, **({"repositories": list(placed.fetch)} if placed.fetch else {})},
+        place=place,
+        repositories=placed.fetch,
+        alone=alone,
+        **{name: getattr(sbatch, name) for name in ("resources", "mounts", "container", "request")},
     )
 
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
 from nemotron_kit.runs.job import JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"
-# What a plan on record says in fields of its own; the rest is its `extra`.
-_PLANS = frozenset(f.name for f in dataclasses.fields(Plan)) | {
-    "command_line",
-    "captured_at_launch",
-    "created_at",
-    "job_folder",
-}
-_OWN = ("mode", "executor", "settings", "place", "extra", "secrets")
+# What of a plan stands in a job's own record, besides `extra`, which holds what Plan.more gives.
+_OWN = ("mode", "executor", "settings", "place")
+_SHAPE = {**{name: PLAN_SHAPE[name] for name in (*_OWN, "secrets")}, "extra": PLAN_SHAPE, "files": [str]}
 
 
 class Texts(Mapping[str, str]):
@@ -49,8 +44,9 @@ class Texts(Mapping[str, str]):
 
 def to_text(plan: Plan) -> str:
     """What of a job's plan its own folder holds."""
-    own = {name: getattr(plan, name) for name in _OWN}
-    return json.dumps({**own, "secrets": list(plan.secrets), "files": list(plan.files)}) + "\n"
+    stored = plan.to_dict()
+    own = {name: stored[name] for name in _OWN}
+    return json.dumps({**own, "extra": plan.more(), "secrets": stored["secrets"], "files": list(plan.files)}) + "\n"
 
 
 def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
@@ -64,45 +60,18 @@ def load_plan(run: RunFolder, job: JobFolder) -> Plan:
     shared = run.plan()
     if (job.path / LAUNCH_FILE).exists():
         return _load(run, shared, job.number)
-    own: dict[str, Any] = {"mode": "local", "executor": "local", "settings": {}, "place": {}, "secrets": []}
-    own |= {name: shared[name] for name in own if shared.get(name)}
-    own["extra"] = {name: value for name, value in shared.items() if name not in _PLANS}
-    own["files"] = list(shared.get("files") or ())
-    return _made(run, shared, job, own)
+    plan = Plan.from_dict(shared, run.path, job.number)
+    return replace(plan, launch=DETACHED, files=Texts(job.path, list(plan.files)))
 
 
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
-    job = run.job(number)
-    return _made(run, shared, job, read_object(job.path / LAUNCH_FILE))
-
-
-def _made(run: RunFolder, shared: Mapping[str, Any], job: JobFolder, own: Mapping[str, Any]) -> Plan:
-    return Plan(
-        run_id=run.id,
-        recipe=str(shared.get("recipe") or ""),
-        stage=str(shared.get("stage") or ""),
-        folder=str(run.path),
-        argv=(),
-        hydra=(),
-        mode=own["mode"],
-        profile=shared.get("profile"),
-        executor=own["executor"],
-        settings=own["settings"],
-        launch=DETACHED,
-        config_name="",
-        config_file=None,
-        config={},
-        inputs={},
-        references={},
-        launch_command=(),
-        environment=shared.get("environment") or {},
-        secrets=tuple(own["secrets"]),
-        captured={},
-        files=Texts(job.path, own["files"]),
-        job=job.number,
-        place=own["place"],
-        extra=own["extra"],
-    )
+    file = run.job(number).path / LAUNCH_FILE
+    own = read_object(file, _SHAPE)
+    # Whatever else the run's record says is its first job's.
+    common = {name: shared.get(name) for name in ("recipe", "stage", "profile", "environment")}
+    names, extra = own.pop("files", None) or (), own.pop("extra", None) or {}
+    plan = Plan.from_dict({**common, **extra, **own}, run.path, number, where=file)
+    return replace(plan, launch=DETACHED, files=Texts(file.parent, names))
 
 
 SWEEP_FILE = "sweep.json"

@@ -15,11 +15,11 @@ from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.launch import followed, submitted
 from nemotron_kit.launch.queue import load_plan, run_lock
-from nemotron_kit.launch.status import ENDED, HERE, effective_state, folder_there, is_apart, is_elsewhere, refresh
+from nemotron_kit.launch.status import ENDED, effective_state, refresh
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import RESUMED, JobFolder, JobState
-from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 _LOCK = "resume"
@@ -40,22 +40,22 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         offsets = _printed_before(run, job)
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:
-            _begin_again(run, job, plan)
+            _begin_again(job, plan)
         attempt = sum(1 for entry in job.history() if entry.get(RESUMED))
-        plan = replace(plan, extra={**plan.extra, "attempt": attempt})
-        if plan.executor == HERE and plan.mode != "batch":
+        plan = replace(plan, attempt=attempt)
+        if is_here(plan.executor) and plan.mode != "batch":
             return followed(run, backend, job, lambda: submitted(run, job, backend, plan), offsets)
         submitted(run, job, backend, plan)
     if plan.mode == "batch":
         return Outcome(0, "pending")
-    cancels = bool(plan.settings.get("cancel_on_interrupt"))
+    cancels = bool(plan.settings.cancel_on_interrupt)
     return attach(run, backend, [job], offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def _state(run: RunFolder, job: JobFolder) -> JobState:
     """How the job stands now, if another attempt of it may begin."""
     state = effective_state(job, refresh([run]).get(run.id))
-    _refuse(job, state, is_elsewhere(run.plan()))
+    _refuse(job, state, not is_here(stored_plan(run).executor))
     return state
 
 
@@ -79,21 +79,19 @@ def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
 
 def _held(job: JobFolder, plan: Plan) -> Plan:
     """The plan with nothing that holds it back. UserError for one that waits for other runs, and has never begun."""
-    after = [str(run_id) for run_id in plan.extra.get("after") or ()]
-    if after and all(entry["state"] != "running" for entry in job.history()):
-        known = After.of(after)
+    if plan.after and all(entry["state"] != "running" for entry in job.history()):
+        known = After.of(plan.after)
         for run in known.left:
             how = ENDED.get(known.states[run.id], "has not succeeded yet")
             hint = f"nemotron runs {'resume' if known.states[run.id] in ENDED else 'wait'} {run.id}"
             raise UserError(f"{job.reference} starts after {run.id}, which {how}.", hint=f"That one first: {hint}")
-    return replace(plan, extra={k: v for k, v in plan.extra.items() if k not in ("dependency", WAIT_FIRST)})
+    return replace(plan, dependency=None, wait_first=None)
 
 
-def _begin_again(run: RunFolder, job: JobFolder, plan: Plan) -> None:
+def _begin_again(job: JobFolder, plan: Plan) -> None:
     """Where the job's own folder is not the record's, that one first: whoever looks there must not see the old end."""
-    record = run.plan()
-    if is_apart(run, record):
-        folder = f"{folder_there(run, record)}/jobs/{job.number}"
+    if plan.is_apart:
+        folder = f"{plan.place.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
     job.begin_again()
 

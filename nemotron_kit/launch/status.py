@@ -29,6 +29,7 @@ from nemotron_kit.runs.job import (
     read_object,
     run_state,
 )
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 
 # An answer is good for this long, for longer where it took long: a busy scheduler is asked less often. That there was
 # none is good for as long as it took to find out.
@@ -100,22 +101,12 @@ def _known(entry: Mapping[str, Any]) -> Known:
     return float(entry["at"]), jobs, entry["lost"]
 
 
-def folder_there(run: RunFolder, plan: Mapping[str, Any]) -> str:
-    """The run's folder where its jobs run."""
-    return str((plan.get("place") or {}).get("run") or run.path)
-
-
-def is_apart(run: RunFolder, plan: Mapping[str, Any]) -> bool:
-    """Whether the jobs' own folders are not those of the record."""
-    return folder_there(run, plan) != str(run.path)
-
-
-def mirror(run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder]) -> None:
+def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
     """Bring the records of `jobs` here. Raises Unreachable; nothing to do where the folders are the same."""
-    if not jobs or not is_apart(run, plan):
+    if not jobs or not plan.is_apart:
         return
-    there = [f"{folder_there(run, plan)}/jobs/{job.number}" for job in jobs]
-    records, _ = transport_for(plan.get("settings") or {}).call("job_records", jobs=there)
+    there = [f"{plan.place.run}/jobs/{job.number}" for job in jobs]
+    records, _ = transport_for(plan.settings).call("job_records", jobs=there)
     for job, found in zip(jobs, records, strict=True):
         _write(job, found)
 
@@ -145,15 +136,14 @@ def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
         job.transition("running", observed=True, at=began["at"])
 
 
-HERE = "local"
 LOST = "unreachable"
 ENDED = {"failed": "failed", "cancelled": "was cancelled", "preempted": "was preempted"}
 # What a record says where nothing is known: the state before it is the last known one.
 _UNKNOWN = (LOST, "unknown")
 # What makes two profiles' jobs answerable in one question.
-_TARGET = ("tunnel", "host", "user", "identity")
+_TARGET = ("host", "user", "identity")
 
-Asked = tuple[RunFolder, Mapping[str, Any], Sequence[JobFolder]]
+Asked = tuple[RunFolder, Plan, Sequence[JobFolder]]
 
 
 @dataclass(frozen=True)
@@ -220,26 +210,20 @@ def last_known(job: JobFolder) -> Mapping[str, Any] | None:
     return next((entry for entry in reversed(job.history()) if entry["state"] not in _UNKNOWN), None)
 
 
-def is_elsewhere(plan: Mapping[str, Any]) -> bool:
-    """Whether a back end other than this machine has to be asked for the state of a plan's jobs."""
-    return str(plan.get("executor") or HERE) != HERE
-
-
-def target_of(plan: Mapping[str, Any]) -> str:
+def target_of(plan: Plan) -> str:
     """What a plan's jobs are asked of, as text: equal for two runs that one question can cover."""
-    settings = plan.get("settings") or {}
-    return "|".join([str(plan.get("executor")), *(str(settings.get(name) or "") for name in _TARGET)])
+    settings = plan.settings
+    return "|".join([plan.executor, settings.tunnel, *(getattr(settings, name) or "" for name in _TARGET)])
 
 
 def _open(run: RunFolder) -> Asked | None:
     try:
-        plan = run.plan()
+        plan = stored_plan(run)
     except DamagedRecord:
         return None
-    if not is_elsewhere(plan):
+    if is_here(plan.executor):
         return None
-    launcher = plan.get("launcher")
-    over = isinstance(launcher, Mapping) and is_gone(launcher)
+    over = plan.launcher is not None and is_gone(plan.launcher)
     queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
     waiting, listed = set(queue.waiting), queue.listed
     jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
@@ -262,7 +246,7 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
     try:
         found = observe_many(backend_for(group[0][1]), [(run, jobs) for run, _, jobs in group])
         for run, plan, jobs in group:
-            _record(run, plan, jobs, found.get(run.id, {}), asked)
+            _record(plan, jobs, found.get(run.id, {}), asked)
     except NemotronError as error:
         lost = error.message
     cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
@@ -274,8 +258,7 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
     command, or a job was submitted again."""
     _, plan, jobs = asked
     with suppress(NemotronError):  # of settings that lead nowhere: that is what is lost
-        reached_at: Any = getattr(transport_for(plan.get("settings") or {}), "reached_at", None)
-        if lost and reached_at is not None and reached_at() > at:
+        if lost and transport_for(plan.settings).reached_at() > at:
             return True
     doubted = (job for job in jobs if lost or observed[job.number].state == LOST)
     return any((job.state().at or 0.0) > at for job in doubted)
@@ -284,7 +267,7 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
 def ask(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder]) -> None:
     """Bring the record of one run's jobs up to date now, whatever was seen a moment ago. Raises Unreachable."""
     asked = time.time()
-    _record(run, run.plan(), jobs, backend.observe(run, jobs), asked)
+    _record(stored_plan(run), jobs, backend.observe(run, jobs), asked)
 
 
 def observe_many(
@@ -305,23 +288,21 @@ def _each(backend: Backend, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[i
         return {job.number: Observation(LOST, error=error.message) for job in jobs}
 
 
-def _record(
-    run: RunFolder, plan: Mapping[str, Any], jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float
-) -> None:
+def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float) -> None:
     known = {number: _explained(plan, o) for number, o in seen.items() if o.state != LOST}
     ended = [job for job in jobs if job.number in known and known[job.number].state in TERMINAL]
     # What they left can still be fetched by whoever looks at the run; that they have ended is known now.
     with suppress(NemotronError):
-        mirror(run, plan, ended)
+        mirror(plan, ended)
     record(jobs, known, asked)
 
 
-def _explained(plan: Mapping[str, Any], seen: Observation) -> Observation:
+def _explained(plan: Plan, seen: Observation) -> Observation:
     """A job that its scheduler dropped because another one did not succeed says so."""
-    if seen.state != "cancelled" or not plan.get("dependency"):
+    if seen.state != "cancelled" or not plan.dependency:
         return seen
-    for run_id in plan.get("after") or ():
-        state = RunFolder(runs_root() / str(run_id)).state()
+    for run_id in plan.after:
+        state = RunFolder(runs_root() / run_id).state()
         if state in ENDED:
             return replace(seen, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}.")
     return seen

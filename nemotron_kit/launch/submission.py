@@ -25,7 +25,7 @@ from nemotron_kit.launch.status import mirror
 from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, process_facts
-from nemotron_kit.spec.plan import WAIT_FIRST, Plan
+from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.process import Terminated
 
 log = logging.getLogger("nemotron_kit.launcher")
@@ -41,7 +41,7 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
 
     What an earlier process had begun to hand over comes first. Raises what the back end raises; the rest waits on.
     """
-    plan = run.plan()
+    plan = stored_plan(run)
     backend, given = backend_for(plan), list[int]()
     with run_lock(run):
         queue = SweepQueue(run)
@@ -60,12 +60,12 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
 
 def _held(plans: list[Plan]) -> list[Plan]:
     """The plans with what holds them back now: it may have been another day when they were made."""
-    if not plans[0].extra.get("dependency"):
+    if not plans[0].dependency:
         return plans
-    numbers = After.of(plans[0].extra["after"]).dependency(plans[0])
+    numbers = After.of(plans[0].after).dependency(plans[0])
     if numbers is None:
         return plans
-    return [replace(plan, extra={**plan.extra, "dependency": numbers}) for plan in plans]
+    return [replace(plan, dependency=tuple(numbers)) for plan in plans]
 
 
 def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
@@ -95,13 +95,13 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
 
     Ctrl-C leaves them alone and says how to get back, or cancels them where the profile says so.
     """
-    plan = run.plan()
+    plan = stored_plan(run)
     try:
         given = submit_waiting(run)
         if ended is not None:
             _watch(run, jobs, given, ended)
     except (KeyboardInterrupt, Terminated):
-        if (plan.get("settings") or {}).get("cancel_on_interrupt"):
+        if plan.settings.cancel_on_interrupt:
             _cancel(run, jobs)
         else:
             log.warning("%s goes on: nemotron runs show %s", run.id, run.id)
@@ -114,13 +114,13 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
             log.warning("%d jobs are still to be submitted: nemotron runs resume %s", open_jobs, run.id)
 
 
-def _fitting(queue: SweepQueue, backend: Backend, plan: dict[str, Any], running: int) -> list[int]:
+def _fitting(queue: SweepQueue, backend: Backend, plan: Plan, running: int) -> list[int]:
     """As many of those that wait as the back end takes now."""
     waiting = queue.waiting
     if not waiting:
         return []
-    if plan.get("executor") == "docker":  # an engine starts whatever it is told to
-        most = int((plan.get("settings") or {}).get("max_parallel") or os.cpu_count() or 1)
+    if plan.executor == "docker":  # an engine starts whatever it is told to
+        most = plan.settings.max_parallel or os.cpu_count() or 1
         return waiting[: max(0, most - running)]
     room: Any = getattr(backend, "room", None)
     free = len(waiting) if room is None else int(room())
@@ -138,13 +138,13 @@ def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: Nemot
 
 
 def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-    backend_for(run.plan()).cancel(run, drop_waiting(run, jobs))
+    backend_for(stored_plan(run)).cancel(run, drop_waiting(run, jobs))
     log.warning("%s: cancelled.", run.id)
 
 
 def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
     """Losing sight of the jobs ends nothing."""
-    plan, pause, lost = run.plan(), _FASTEST, False
+    plan, pause, lost = stored_plan(run), _FASTEST, False
     backend, left = backend_for(plan), {job.number: job for job in given}
     unseen = {job.number for job in jobs} - set(left)
     while left or unseen:
@@ -152,7 +152,7 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
         observed: dict[int, Observation] = {}
         try:
             observed = backend.observe(run, list(left.values()))
-            mirror(run, plan, [left[number] for number, seen in observed.items() if seen.state in TERMINAL])
+            mirror(plan, [left[number] for number, seen in observed.items() if seen.state in TERMINAL])
             lost = False
         except Unreachable as error:
             if not lost:
@@ -241,9 +241,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _wait(run: RunFolder, job: JobFolder) -> int:
-    job.transition("pending", process=process_facts(), reason=", ".join(run.plan()[WAIT_FIRST]))
+    first = stored_plan(run).wait_first or ()
+    job.transition("pending", process=process_facts(), reason=", ".join(first))
     try:
-        wait_for(job, run.plan()[WAIT_FIRST])
+        wait_for(job, first)
         # From here on the scheduler is asked how it stands, not this process.
         job.transition("pending", reason="its submission")
         _submit(run, job)

@@ -19,7 +19,10 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.bootstrap import unpack
 from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.agent.operations import CODE
+from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.spec.package import package_zip
+from nemotron_kit.spec.paths import CodeTree, RemotePaths
+from nemotron_kit.spec.runconfig import RunConfig
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
 # fsmonitor is a program that a repository's own config names.
@@ -247,33 +250,33 @@ class Snapshot:
 
 
 def take_snapshot(
-    tree: Mapping[str, Any],
-    settings: Mapping[str, Any] | None = None,
+    tree: CodeTree,
+    settings: RunConfig | None = None,
     *,
     leave_out: Collection[str] = (),
     limit: int = LIMIT_BYTES,
 ) -> Snapshot:
-    """Pack a plan's code tree (plan.packaging.CodeTree as a mapping) as a profile's settings say.
+    """Pack a plan's code tree as a profile's settings say.
 
     Of the folders in `leave_out` (artifacts: they are named, not copied) only what git tracks is sent. Raises UserError
     for a tree beyond `limit` bytes, with its largest files, and for a dirty one with packager "git".
     """
-    settings = settings or {}
-    root, packager = Path(tree["root"]), str(tree["packager"])
-    commit, dirty = commit_of(root) if tree["git"] else (None, False)
+    settings = settings or RunConfig()
+    root, packager = Path(tree.root), tree.packager
+    commit, dirty = commit_of(root) if tree.git else (None, False)
     if packager == "git" and dirty:
-        if not settings.get("allow_dirty"):
+        if not settings.allow_dirty:
             refuse_dirty(root)
         members: Iterable[tuple[tarfile.TarInfo, bytes]] = committed(
-            root, submodules=settings.get("include_submodules") is not False
+            root, submodules=settings.include_submodules is not False
         )
         dirty = False
     else:
         choice = Choice(
             root=root,
-            in_git=bool(tree["git"]),
-            patterns=settings.get("packager_include_pattern") or (),
-            submodules=settings.get("include_submodules") is not False,
+            in_git=tree.git,
+            patterns=settings.packager_include_pattern or (),
+            submodules=settings.include_submodules is not False,
             leave_out=leave_out,
         )
         names = choose(packager, choice)
@@ -293,24 +296,24 @@ def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequen
         transport.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
 
 
-def code_there(transport: Any, place: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+def code_there(transport: Transport, place: RemotePaths, settings: RunConfig) -> dict[str, str]:
     """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
     its launch has sent the code, and the tree may be another by now, or none."""
-    tree = place.get("tree")
+    tree = place.tree
     if not tree:
         return {}
-    kept: Mapping[str, Any] = transport.call("code_of", root=place["root"], run=place["run"])[0]
+    kept: Mapping[str, Any] = transport.call("code_of", root=place.root, run=place.run)[0]
     if kept.get("there"):
         return {}
-    snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree["root"]))
+    snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree.root))
     if kept and kept["digest"] != snapshot.digest:
         raise NemotronError(
             f"The code that this was launched with (sha256 {kept['digest'][:12]}) is not on the target any more, and "
-            f"{tree['root']} holds another by now.",
+            f"{tree.root} holds another by now.",
             hint="Launch it again: nemotron runs rerun.",
         )
-    send_snapshot(transport, snapshot, place["root"], [])
-    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place["root"]})}
+    send_snapshot(transport, snapshot, place.root, [])
+    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place.root})}
 
 
 def place_package(folder: str) -> None:

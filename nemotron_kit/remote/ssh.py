@@ -27,6 +27,7 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.operations import error_from_dict
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
+from nemotron_kit.spec.runconfig import RunConfig
 
 # A socket's path has 108 bytes at most; ssh adds a slash, 40 hex digits and a suffix of 17 while it makes it.
 _LONGEST = 108 - 1 - 40 - 17 - 1
@@ -428,19 +429,17 @@ class Ssh:
 _open: dict[tuple[str | None, ...], Ssh] = {}
 
 
-def ssh_from(settings: Mapping[str, Any]) -> Ssh:
+def ssh_from(settings: RunConfig) -> Ssh:
     """The way to the target of a profile with `tunnel = "ssh"`: one for all who ask for the same in this process.
 
     UserError for what the profile lacks.
     """
-    for name in ("host", "user"):
-        if not settings.get(name):
-            raise UserError(f"tunnel 'ssh' needs {name}.", hint="Set it in the profile.")
-    root = str(settings.get("remote_job_dir") or f"~/{REMOTE_FOLDER}")
+    host, user, identity, python = settings.host, settings.user, settings.identity, settings.python or "python3"
+    if not host or not user:
+        raise UserError(f"tunnel 'ssh' needs {'user' if host else 'host'}.", hint="Set it in the profile.")
+    root = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     if not root.startswith(("/", "~/")):
-        raise UserError(f"remote_job_dir: {root} must be an absolute path on {settings['host']}.")
-    host, user, identity = settings["host"], settings["user"], settings.get("identity")
-    python = settings.get("python") or "python3"
+        raise UserError(f"remote_job_dir: {root} must be an absolute path on {host}.")
     key = (host, root, user, identity, python)
     if key not in _open:
         _open[key] = Ssh(host, root, user=user, identity=identity, python=python)
@@ -458,6 +457,9 @@ class Transport(Protocol):
     @property
     def root(self) -> str:
         """The folder on that machine, absolute, that holds runs/."""
+
+    def reached_at(self) -> float:
+        """When it last answered any command of this machine's, in seconds since the epoch; 0 where that is not kept."""
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
         """Run an operation of `remote.agent.operations.OPS` on that machine; its result (JSON data) and bytes.
@@ -477,6 +479,9 @@ class LocalTransport:
     def root(self) -> str:
         return self._root or str(nemotron_home())
 
+    def reached_at(self) -> float:
+        return 0.0
+
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
         from nemotron_kit.remote.agent.operations import perform
 
@@ -485,9 +490,9 @@ class LocalTransport:
         return json.loads(json.dumps(result)), data
 
 
-def transport_for(settings: Mapping[str, Any]) -> Transport:
+def transport_for(settings: RunConfig) -> Transport:
     """The transport to the machine of a profile's settings: over ssh with `tunnel = "ssh"`, else this machine. It does
     not connect yet."""
-    if settings.get("tunnel") == "ssh":
+    if settings.tunnel == "ssh":
         return ssh_from(settings)
-    return LocalTransport(settings.get("remote_job_dir"))
+    return LocalTransport(settings.remote_job_dir)

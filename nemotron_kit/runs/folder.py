@@ -71,19 +71,31 @@ def _slug(text: str) -> str:
     return _UNSAFE.sub("-", text).strip("-")
 
 
-# What plan.json holds, as far as it is read back.
-_TEXTS, _TREE = {None: str}, {"root": str, "inside": str}
-_PLAN: dict[str, Any] = {
-    **dict.fromkeys(("recipe", "stage", "executor", "profile", "mode", "kind", "command_line", "config_name"), str),
-    **dict.fromkeys(("config", "captured_at_launch", "settings"), dict),
+# What plan.json holds, as far as it is read back; `settings` are those of RunConfig, which spec.plan checks.
+_TEXTS = {None: str}
+_TREE = {**dict.fromkeys(("root", "inside", "packager"), str), "git": bool}
+_PLACES = ("root", "run", "job", "code", "cwd", "python", "kit", "artifacts", "host")
+_NUMBERS = ("nodes", "processes", "cpus_per_task", "gpus_per_task")
+PLAN_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("recipe", "stage", "executor", "profile", "mode", "kind", "command_line", "rerun_of"), str),
+    **dict.fromkeys(("launch", "config_name", "config_file"), str),
+    **dict.fromkeys(("config", "settings", "request", "launcher"), dict),
+    **dict.fromkeys(("references", "environment", "captured_at_launch", "files"), _TEXTS),
+    **{key: [str] for key in ("secrets", "launch_command", "problems", "notes", "mounts", "after", "wait_first")},
     "hydra": (str, list),
-    "code": {"folder": str, "commit": str, "kit": str, "python": str, "dirty": bool},
-    "place": {**dict.fromkeys(("root", "run", "job", "cwd", "artifacts"), str), "tree": _TREE, "moves": _TEXTS},
+    "code": {**dict.fromkeys(("folder", "commit", "kit", "python"), str), "dirty": bool},
+    "place": {
+        **dict.fromkeys(_PLACES, str),
+        **dict.fromkeys(("apart", "own_registry"), bool),
+        "tree": _TREE,
+        "moves": _TEXTS,
+    },
     "inputs": {None: dict},
-    "references": _TEXTS,
-    "secrets": [str],
-    "after": [str],
-    "rerun_of": str,
+    "resources": {**dict.fromkeys(_NUMBERS, int), "torchrun": bool, "notes": [str]},
+    "container": {"name": str, "image": str, "words": [str]},
+    "repositories": [_TEXTS],
+    "dependency": [(str, int)],
+    "attempt": int,
 }
 
 
@@ -120,7 +132,7 @@ class RunFolder:
     def plan(self) -> dict[str, Any]:
         """plan.json. Raises DamagedRecord when it isn't there or can't be read."""
         try:
-            return read_object(self.path / "plan.json", _PLAN)
+            return read_object(self.path / "plan.json", PLAN_SHAPE)
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
 

@@ -204,13 +204,13 @@ def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
     value = decoded(value)
-    if shape is not None and (wrong := _misshapen(value, shape, "")):
+    if shape is not None and (wrong := misshapen(value, shape, "")):
         raise DamagedRecord(f"{path}: {wrong}.")
     return value
 
 
-def _misshapen(value: Any, shape: Shape, key: str) -> str | None:
-    """The first thing in a value that has not its shape; None if all has."""
+def misshapen(value: Any, shape: Shape, key: str) -> str | None:
+    """The first thing in a value that has not its shape, named by its key; None if all has."""
     if value is None:
         return None
     kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, dict | list) else shape,)
@@ -221,10 +221,10 @@ def _misshapen(value: Any, shape: Shape, key: str) -> str | None:
         return f"{key} is {said}, not {expected}"
     if isinstance(shape, dict):
         pairs = [(k, shape.get(k, shape.get(None))) for k in value]
-        found = (_misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
+        found = (misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
         return next(filter(None, found), None)
     if isinstance(shape, list):
-        return next(filter(None, (_misshapen(item, shape[0], f"{key}[{n}]") for n, item in enumerate(value))), None)
+        return next(filter(None, (misshapen(item, shape[0], f"{key}[{n}]") for n, item in enumerate(value))), None)
     return None
 
 

@@ -6,7 +6,7 @@ import os
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
@@ -170,11 +170,26 @@ class RemotePaths:
         stored = {_STORED_AS.get(name, name): value for name, value in vars(self).items()}
         return {**stored, "tree": vars(self.tree) if self.tree else None, "moves": dict(self.moves)}
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], folder: str, job: int) -> RemotePaths:
+        """What `to_dict` wrote. What an older record lacks is as for job `job` of a record in `folder`."""
+        known = {name: value for name in _FIELDS if (value := stored.get(_STORED_AS.get(name, name))) is not None}
+        run = known.setdefault("run", folder)
+        known["tree"] = CodeTree(**{**_NO_TREE, **known["tree"]}) if known.get("tree") else None
+        known["moves"] = tuple((known.get("moves") or {}).items())
+        root = posixpath.dirname(posixpath.dirname(run))
+        none = {"root": root, "job": f"{run}/jobs/{job}", "code": None, "package": None}
+        return cls(**{**none, "cwd": "", "python": "", "artifacts": "", **known})
+
     @property
     def environment(self) -> dict[str, str]:
         """What `${oc.env:PWD}` and `${oc.env:NEMO_RUN_DIR}` are in the job's config."""
         here = posixpath.normpath(posixpath.join(self.code, self.tree.inside)) if self.code and self.tree else self.cwd
         return {"NEMO_RUN_DIR": self.job, "PWD": here}
+
+
+_FIELDS = tuple(field.name for field in fields(RemotePaths))
+_NO_TREE: dict[str, Any] = {"root": "", "inside": ".", "packager": WORKTREE, "git": False}
 
 
 def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[RunConfig, tuple[str, ...]]:

@@ -6,8 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,40 @@ from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import note_secrets
+from nemotron_kit.runs.job import DamagedRecord, misshapen
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.runs.folder import RunFolder
+    from nemotron_kit.spec.paths import RemotePaths
+    from nemotron_kit.spec.resources import Resources
+    from nemotron_kit.spec.runconfig import RunConfig
 
 
-WAIT_FIRST = "wait_first"  # in a plan's `extra`
+_PROGRAM = ("python", "-m", "nemotron_kit")
 IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
+
+
+@dataclass(frozen=True)
+class Container:
+    """The container of a job: its name, its image, and all words of the command that starts it."""
+
+    name: str
+    image: str
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it.
 
-    `folder` is the launch's record on this machine; `place` (paths.RemotePaths): where the job's files lie.
+    `folder` is the launch's record on this machine, `place` where the job's files lie. What its executor has planned:
+    `resources`, `mounts` (folders that a container gets at their own paths), `container`, `request` (what a service
+    would be sent). `repositories` are fetched for its mounts. `after` are runs that must have succeeded: `dependency`
+    holds their jobs' numbers where the scheduler waits for them, `wait_first` those that this machine waits for before
+    it submits the job. `attempt` counts a job that goes on (`runs resume`), `rerun_of` names the run that a new one
+    repeats, `code` is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's
+    jobs are not `alone`: they share a script.
     """
 
     run_id: str
@@ -44,7 +64,7 @@ class Plan:
     mode: str
     profile: str | None
     executor: str
-    settings: Mapping[str, Any]
+    settings: RunConfig
     launch: str
     config_name: str
     config_file: str | None
@@ -56,20 +76,33 @@ class Plan:
     secrets: tuple[str, ...]
     captured: Mapping[str, str]
     files: Mapping[str, str]
+    place: RemotePaths
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     job: int = 0
-    place: Mapping[str, Any] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources | None = None
+    mounts: tuple[str, ...] | None = None
+    container: Container | None = None
+    request: Mapping[str, Any] | None = None
+    repositories: tuple[Mapping[str, str], ...] = ()
+    after: tuple[str, ...] = ()
+    dependency: tuple[str, ...] | None = None
+    wait_first: tuple[str, ...] | None = None
+    attempt: int = 0
+    rerun_of: str | None = None
+    code: Mapping[str, Any] | None = None
+    kind: str | None = None
+    launcher: Mapping[str, Any] | None = None
+    alone: bool = True
 
     @property
     def job_folder(self) -> str:
         return f"{self.folder}/jobs/{self.job}"
 
     @property
-    def wait_first(self) -> list[str]:
-        """The runs that must have succeeded before it is submitted."""
-        return list(self.extra.get(WAIT_FIRST) or ())
+    def is_apart(self) -> bool:
+        """Whether the job's own folder is not that of the record."""
+        return self.place.run != self.folder
 
     @property
     def deferred(self) -> bool:
@@ -79,20 +112,45 @@ class Plan:
     @property
     def hydra_command(self) -> str:
         """The same job as a shell command in Hydra's syntax."""
-        return shlex.join(["python", "-m", "nemotron_kit", *masked_overrides(self.hydra)])
+        return shlex.join([*_PROGRAM, *masked_overrides(self.hydra)])
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(masked_overrides(self.argv))
+
+    def more(self) -> dict[str, Any]:
+        """JSON data: of the fields that not every plan has, those that this one has."""
+        found: dict[str, Any] = {
+            "resources": asdict(self.resources) if self.resources else None,
+            "mounts": None if self.mounts is None else list(self.mounts),
+            "container": {**vars(self.container), "words": list(self.container.words)} if self.container else None,
+            "request": self.request,
+            "repositories": list(self.repositories) or None,
+            "after": list(self.after) or None,
+            "dependency": None if self.dependency is None else list(self.dependency),
+            "wait_first": None if self.wait_first is None else list(self.wait_first),
+            "attempt": self.attempt or None,
+            "rerun_of": self.rerun_of,
+            "code": self.code,
+            "kind": self.kind,
+            "launcher": self.launcher,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data: what `--dry-run --json` prints and plan.json holds."""
+        from nemotron_kit.spec.runconfig import settings_dict
+
         return {
             "run_id": self.run_id,
             "recipe": self.recipe,
             "stage": self.stage,
-            "command_line": shlex.join(masked_overrides(self.argv)),
+            "command_line": self.command_line,
             "hydra": self.hydra_command,
             "mode": self.mode,
             "profile": self.profile,
             "executor": self.executor,
-            "settings": dict(self.settings),
+            "settings": settings_dict(self.settings),
             "launch": self.launch,
             "launch_command": list(self.launch_command),
             "config_name": self.config_name,
@@ -104,16 +162,112 @@ class Plan:
             "secrets": list(self.secrets),
             "captured_at_launch": dict(self.captured),
             "job_folder": self.job_folder,
-            "place": dict(self.place),
+            "place": self.place.to_dict(),
             "files": dict(self.files),
             "problems": list(self.problems),
             "notes": list(self.notes),
-            **self.extra,
+            **self.more(),
         }
 
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any], folder: Path, job: int = 0, *, where: Path | None = None) -> Plan:
+        """The plan of a job of the run in `folder`, as `to_dict` wrote it, in this version or an older one: what is
+        missing is as if it had never been asked for, what is not known is left out. `stored` has the shape PLAN_SHAPE.
 
-# Executors that start the worker themselves, away from the launch: it only supervises, and prints into the job's log.
-SCHEDULED = ("slurm", "docker")
+        Raises DamagedRecord, which names the file (`where`, else the run's plan.json) and the key, for settings and
+        inputs of a wrong type.
+        """
+        from nemotron_kit.spec.paths import RemotePaths
+        from nemotron_kit.spec.resources import Resources
+        from nemotron_kit.spec.runconfig import SETTINGS_SHAPE, stored_settings
+
+        given = {name: value for name, value in stored.items() if value is not None}
+        settings = given.get("settings", {})
+        if wrong := misshapen(settings, SETTINGS_SHAPE, "settings"):
+            raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
+        executor = given.get("executor") or settings.get("executor") or HERE
+        container, resources = _of(Container, given.get("container")), _of(Resources, given.get("resources"))
+        known: dict[str, Any] = {
+            **{name: given[name] for name in _AS_THEY_ARE if name in given},
+            **{name: tuple(given[name]) for name in _LISTS if name in given},
+        }
+        if "dependency" in given:
+            known["dependency"] = tuple(map(str, given["dependency"]))
+        if container:
+            known["container"] = Container(**{**_NO_CONTAINER, **container, "words": tuple(container.get("words", ()))})
+        if resources:
+            known["resources"] = Resources(**{**_ONE, **resources, "notes": tuple(resources.get("notes") or ())})
+        return cls(
+            **{**_NOTHING, **known},
+            run_id=folder.name,
+            folder=str(folder),
+            job=job,
+            executor=executor,
+            settings=stored_settings({"executor": executor, **settings}),
+            place=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
+            argv=tuple(_words(given.get("command_line", ""))),
+            hydra=tuple(_hydra(given.get("hydra", ()))),
+            captured=given.get("captured_at_launch", {}),
+            inputs=_pins(given.get("inputs", {}), where or folder / "plan.json"),
+        )
+
+
+# Fields of a plan that its record holds as they are, and those that are lists there.
+_AS_THEY_ARE = (
+    *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
+    *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher"),
+)
+_LISTS = ("launch_command", "secrets", "problems", "notes", "mounts", "repositories", "after", "wait_first")
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(("recipe", "stage", "config_name"), ""),
+    **{key: {} for key in ("config", "references", "environment", "files")},
+    **dict.fromkeys(("launch_command", "secrets"), ()),
+    "mode": "local",
+    "launch": DETACHED,
+    "profile": None,
+    "config_file": None,
+}
+_NO_CONTAINER: dict[str, Any] = {"name": "", "image": "", "words": ()}
+_ONE: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False}
+
+
+def stored_plan(run: RunFolder, job: int = 0) -> Plan:
+    """The plan in a run's record; of a sweep, what its jobs have in common. Raises DamagedRecord."""
+    return Plan.from_dict(run.plan(), run.path, job)
+
+
+def _of(cls: type[Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a record says of the fields of a dataclass."""
+    return {f.name: value for f in fields(cls) if (value := (stored or {}).get(f.name)) is not None}
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # no line that a shell would take: as one word
+        return [line]
+
+
+def _hydra(stored: str | Sequence[Any]) -> list[str]:
+    """The overrides: a job's record has them as a command line, a sweep's as a list."""
+    return _words(stored)[len(_PROGRAM) :] if isinstance(stored, str) else list(map(str, stored))
+
+
+def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
+    from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+
+    try:
+        return {slot: Pin.from_dict(pin) if pin is not None else None for slot, pin in stored.items()}
+    except DamagedRecordError as error:
+        raise DamagedRecord(f"{where}: inputs: {error.message}") from error
+
+
+HERE = "local"
+
+
+def is_here(executor: str | None) -> bool:
+    """Whether an executor's jobs are processes of this machine, whose folders hold all that is known of them."""
+    return executor in (None, "", HERE)
 
 
 @dataclass(frozen=True)
@@ -147,8 +301,9 @@ class JobSpec:
 
     @property
     def scheduled(self) -> bool:
-        """Whether a scheduler starts the worker, on each of the job's nodes."""
-        return (self.executor or self.environment.get("NEMOTRON_EXECUTOR")) in SCHEDULED
+        """Whether a scheduler starts the worker, on each of the job's nodes: it only supervises then, and prints into
+        the job's log."""
+        return not is_here(self.executor or self.environment.get("NEMOTRON_EXECUTOR"))
 
     def load_handler(self) -> Callable[..., Any]:
         return load_object(self.handler)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from nemotron_kit.errors import UserError
@@ -56,11 +56,6 @@ def _unescaped(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return omegaconf_unescaped(value)
-
-
-def settings_dict(config: RunConfig) -> dict[str, Any]:
-    """The fields that are set, as JSON data."""
-    return {key: value for key, value in asdict(config).items() if value not in (None, [], {})}
 
 
 def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
@@ -175,10 +170,9 @@ _PACKAGERS = {
 _WITH_SSH = ("host", "user", "identity")
 
 
-def label_of(settings: RunConfig | Mapping[str, Any], recipe: str, stage: str) -> str:
+def label_of(settings: RunConfig, recipe: str, stage: str) -> str:
     """What a job is called on a cluster, besides the kit's own mark: the profile's `job_name`, else the command."""
-    named = settings.job_name if isinstance(settings, RunConfig) else settings.get("job_name")
-    return str(named) if named and named != DEFAULTS["job_name"] else f"{recipe}-{stage}"
+    return settings.job_name if settings.job_name != DEFAULTS["job_name"] else f"{recipe}-{stage}"
 
 
 def without_effect(settings: RunConfig, launch: str, run: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
 from nemotron_kit.errors import UserError, nearest
@@ -112,6 +112,16 @@ def field_name(key: str, where: str) -> str:
     if name not in DEFAULTS:
         raise ProfileError(f"{where}: no such field.", hint=_hint(nearest(name, [*FIELDS, *ALIASES])))
     return name
+
+
+def settings_dict(config: RunConfig) -> dict[str, Any]:
+    """The fields that are set, as JSON data."""
+    return {key: value for key, value in asdict(config).items() if value not in (None, [], {})}
+
+
+def stored_settings(values: Mapping[str, Any]) -> RunConfig:
+    """The settings that a record holds. Fields of another version are left out; types are checked by SETTINGS_SHAPE."""
+    return RunConfig(**{name: value for name, value in values.items() if name in DEFAULTS and value is not None})
 
 
 def with_overrides(config: RunConfig, values: Mapping[str, Any], *, prefix: str = "--run.") -> RunConfig:
@@ -277,6 +287,9 @@ _EXPECTED = {
     "dict[str, Any]": "a table",
 }
 _KINDS = {field.name: str(field.type).removesuffix(" | None") for field in fields(RunConfig)}
+# What a record of settings holds, as runs.job.misshapen takes it.
+_SHAPES = {"str": str, "int": int, "bool": bool, "list[str]": [str], "list[Any]": list, "dict[str, Any]": dict}
+SETTINGS_SHAPE = {name: _SHAPES[kind] for name, kind in _KINDS.items()}
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

@@ -19,7 +19,8 @@ from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_by_name
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.slurm.script import ExecutorPlan, command_of, sbatch_for
+from nemotron_kit.executors.base import ExecutorPlan
+from nemotron_kit.executors.slurm.script import command_of, sbatch_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
 from nemotron_kit.launch.mounts import with_repositories
@@ -29,7 +30,7 @@ from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, remote_paths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan
-from nemotron_kit.spec.resources import resources_of, settings_dict
+from nemotron_kit.spec.resources import resources_of
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
@@ -250,7 +251,7 @@ class ProgramPlanner:
                 f"dry_run is set in the profile {settings.profile}, and a sweep of this program can't be previewed.",
                 hint="hydra.launcher.env.dry_run=false starts it.",
             )
-        self.run, _ = with_folder(self.run, lambda: transport_for(vars(self.run)).root)
+        self.run, _ = with_folder(self.run, lambda: transport_for(self.run).root)
         if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)
@@ -258,7 +259,6 @@ class ProgramPlanner:
         if self.run.executor != "local":
             root = remote_paths(self.run, run_id, 0, registry=self.registry).root
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
-        self.settings = settings_dict(self.run)
         self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
@@ -292,7 +292,7 @@ class ProgramPlanner:
             mode=self.mode,
             profile=self.profile,
             executor=self.run.executor,
-            settings=self.settings,
+            settings=self.run,
             launch=DETACHED,
             config_name=str(hydra.job.config_name),
             config_file=None,
@@ -313,8 +313,10 @@ class ProgramPlanner:
             problems=tuple(added.problems),
             notes=(*added.notes, *left_out(place)),
             job=number,
-            place=place.to_dict(),
-            extra={**added.extra, **({"repositories": list(self.fetch)} if self.fetch else {})},
+            place=place,
+            repositories=self.fetch,
+            alone=False,
+            **{name: getattr(added, name) for name in ("resources", "mounts", "container", "request")},
         )
         return SweepJob(plan, tuple(overrides))
 

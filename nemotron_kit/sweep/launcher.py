@@ -108,7 +108,7 @@ class JobWriter:
         texts = {**sweep_job.plan.files, **sweep_job.texts, queue.LAUNCH_FILE: queue.to_text(sweep_job.plan)}
         job = self.run.add_job(sweep_job.plan.job, texts, attached=attached)
         # What is on disk by now need not stay in memory: a sweep may have very many jobs.
-        return SweepJob(replace(sweep_job.plan, files={}, config={}, place={}), sweep_job.overrides), job
+        return SweepJob(replace(sweep_job.plan, files={}, config={}), sweep_job.overrides), job
 
 
 class _Asked:
@@ -248,7 +248,7 @@ class Jobs:
             log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
 
     def _run_here(self, first: SweepJob, labels: Mapping[int, str], detached: bool) -> None:
-        asked = first.plan.settings.get("max_parallel") or self.settings.max_parallel or os.cpu_count() or 1
+        asked = first.plan.settings.max_parallel or self.settings.max_parallel or os.cpu_count() or 1
         parallel = max(1, min(len(labels), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
         log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)

@@ -122,7 +122,7 @@ class RecipePlanner:
         composed = composed_by_hydra(config, hydra)
         plan = self.task.plan(composed, number)
         if self.settings.max_parallel:
-            plan = replace(plan, settings={**plan.settings, "max_parallel": self.settings.max_parallel})
+            plan = replace(plan, settings=replace(plan.settings, max_parallel=self.settings.max_parallel))
         return sweep_job_of(plan, composed, composed.overrides)
 
 

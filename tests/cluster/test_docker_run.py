@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.executors.base import backend_for
+from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.spec.plan import stored_plan
 
 from .docker_world import containers, tool, world  # noqa: F401
 from .slurm_world import World, interrupt, until
@@ -147,27 +148,16 @@ def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
     job = world.batch("deaf", "sleep=300")
     run = RunFolder(job.path.parent.parent)
     first = world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0")
-    recorded = run.plan()
     with world.seen():
-        plan = _plan_again(run)
-        backend_for(recorded).submit(run, [plan])
+        plan = load_plan(run, job)
+        backend_for(plan).submit(run, [plan])
         # Also where the job's own record does not say yet that it runs.
         for state in (job.path / "state").iterdir():
             if "running" in state.read_text():
                 state.unlink()
-        backend_for(recorded).submit(run, [plan])
+        backend_for(plan).submit(run, [plan])
     assert containers(world, run.id) == [f"nk-{run.id}-0"]
     assert world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0") == first
-
-
-def _plan_again(run: RunFolder) -> object:
-    from nemotron_kit.spec.plan import Plan
-
-    record = run.plan()
-    values = {name: record.get(name) for name in Plan.__dataclass_fields__ if name in record}
-    extra = {"container": record["container"]}
-    empty = {"folder": str(run.path), "argv": (), "inputs": {}, "captured": {}, "extra": extra}
-    return replace(Plan(**{**values, **empty}), hydra=(), problems=())
 
 
 def test_a_job_dir_and_a_registry_elsewhere(world: World, tmp_path: Path) -> None:  # noqa: F811
@@ -205,7 +195,7 @@ def test_an_engine_that_is_down(world: World) -> None:  # noqa: F811
     assert world.wait(job, "running") == "running"
     run = RunFolder(job.path.parent.parent)
     with world.seen(**NO_ENGINE), pytest.raises(Unreachable):
-        backend_for(run.plan()).observe(run, [job])
+        backend_for(stored_plan(run)).observe(run, [job])
     assert tool(world, "runs", "cancel", run.id, **NO_ENGINE).returncode == 3
     assert job.state().state == "running"
 

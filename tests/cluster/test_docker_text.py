@@ -11,6 +11,7 @@ import pytest
 
 from nemotron_kit.executors.base import backend_for
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.spec.plan import stored_plan
 
 from .docker_world import containers, world  # noqa: F401
 from .slurm_world import World, until
@@ -118,6 +119,6 @@ def test_a_sweep_is_one_run_of_many_containers(world: World) -> None:  # noqa: F
     texts = {json.loads((job.path / "seen-0.json").read_text())["text"] for job in run.jobs()}
     assert texts == {"a", "b", "c"}
     with world.seen():
-        seen = backend_for(run.plan()).observe(RunFolder(run.path), run.jobs())
+        seen = backend_for(stored_plan(run)).observe(RunFolder(run.path), run.jobs())
     assert {o.state for o in seen.values()} == {"succeeded"}
     assert until(lambda: containers(world, run.id) == [], 10)

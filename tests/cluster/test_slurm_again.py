@@ -20,6 +20,7 @@ from nemotron_kit.executors.base import backend_for
 from nemotron_kit.launch.attach import record
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import stored_plan
 
 from .docker_world import tool
 from .slurm_world import World, made_world, until, world  # noqa: F401
@@ -37,7 +38,7 @@ def look(job: JobFolder) -> str:
     """What an observer sees now, and puts on record."""
     run = run_of(job)
     try:
-        seen = backend_for(run.plan()).observe(run, [job])
+        seen = backend_for(stored_plan(run)).observe(run, [job])
     except Unreachable:
         return "unreachable"
     record([job], seen)

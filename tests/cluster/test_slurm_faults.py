@@ -21,6 +21,7 @@ from nemotron_kit.executors.base import backend_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.plan import stored_plan
 
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -88,7 +89,7 @@ def test_a_launch_whose_reply_is_lost_says_so_and_finds_its_job_later(world: Wor
     run = world.only_run()
     with world.seen():
         until(lambda: _answers(world), 60)
-        until(lambda: backend_for(run.plan()).observe(run, run.jobs())[0].state == "succeeded", 60)
+        until(lambda: backend_for(stored_plan(run)).observe(run, run.jobs())[0].state == "succeeded", 60)
     assert world.jobs_named(only_submission(run).name) == 1
 
 
@@ -216,7 +217,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
     time.sleep(15)
     assert process.poll() is None
     with world.seen(**env), pytest.raises(Unreachable):
-        backend_for(world.only_run().plan()).observe(world.only_run(), world.only_run().jobs())
+        backend_for(stored_plan(world.only_run())).observe(world.only_run(), world.only_run().jobs())
     (world.folder / "silent").unlink()
     assert process.wait(60) == 1
     said = process.stderr.read()
@@ -281,5 +282,5 @@ def _answers(world: World) -> bool:
 
 
 def _ended(run: RunFolder) -> Any:
-    seen = backend_for(run.plan()).observe(run, run.jobs())[0]
+    seen = backend_for(stored_plan(run)).observe(run, run.jobs())[0]
     return seen if seen.state in ("failed", "succeeded", "cancelled") else None

@@ -24,7 +24,7 @@ from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import backend_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.spec.plan import Plan, stored_plan
 
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -187,4 +187,4 @@ def _cut() -> None:
 
 
 def _there(run: RunFolder) -> Path:
-    return Path((run.plan().get("place") or {}).get("run") or run.path)
+    return Path(stored_plan(run).place.run)

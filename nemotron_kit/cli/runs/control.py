@@ -6,26 +6,26 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.output import clean, write_lines
-from nemotron_kit.cli.runs.list import ID, JOB_ID, chosen_jobs, is_asked, open_jobs
+from nemotron_kit.cli.runs.list import ID, JOB_ID, chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.launch.status import folder_there
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
 from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
-from nemotron_kit.spec.plan import WAIT_FIRST
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
+    from nemotron_kit.spec.runconfig import RunConfig
 
 
 _HERE = (0.1, 1.2, 2.0)
@@ -64,7 +64,7 @@ class _Wait:
 
     def __init__(self, run: RunFolder, patience: float, jobs: Sequence[JobFolder] | None = None) -> None:
         self.run, self.patience, self.jobs = run, patience, jobs
-        self.elsewhere = is_asked(_executor(run))
+        self.elsewhere = not is_here(run.summary().executor)
         self.state, self.over = "pending", False
         self._unsure_since: float | None = None
 
@@ -121,14 +121,6 @@ def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     return refresh(asked)
 
 
-def _executor(run: RunFolder) -> str | None:
-    try:
-        executor = run.plan().get("executor")
-    except DamagedRecord:
-        return None
-    return executor if isinstance(executor, str) else None
-
-
 def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None) -> None:
     """How a run, or the chosen job of it, ended, in one line."""
     told: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
@@ -157,7 +149,7 @@ def cancel(argv: list[str]) -> int:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = run.jobs() if chosen is None else chosen
-    elsewhere = is_asked(run.summary().executor)
+    elsewhere = not is_here(run.summary().executor)
     if not elsewhere and all(job.state().terminal for job in jobs):
         _say_over(run, chosen)
         return 0
@@ -190,7 +182,7 @@ def _cancel_elsewhere(
     if not left:
         _say_over(run, chosen)
         return 0
-    backend = backend_for(run.plan())
+    backend = backend_for(stored_plan(run))
     if handed_over := drop_waiting(run, left):
         backend.cancel(run, handed_over)
     end = time.monotonic() + grace
@@ -218,7 +210,7 @@ def remove(argv: list[str]) -> int:
     if options is None:
         return 0
     runs = list({run.id: run for run in map(open_run, options.ids)}.values())
-    asked = [run for run in runs if is_asked(run.summary().executor)]
+    asked = [run for run in runs if not is_here(run.summary().executor)]
     if asked:
         from nemotron_kit.launch.status import refresh
 
@@ -256,14 +248,13 @@ def _refuse_written(run: RunFolder) -> None:
 
 def _remove_there(run: RunFolder) -> None:
     """The run's folder on its target. Raises Unreachable: the record stays, so that it can be tried again."""
-    from nemotron_kit.launch.status import folder_there, is_apart
     from nemotron_kit.remote.ssh import transport_for
 
-    plan = run.plan()
-    if is_apart(run, plan):
-        transport = transport_for(plan.get("settings") or {})
-        registry = (plan.get("place") or {}).get("artifacts") or f"{transport.root}/artifacts"
-        transport.call("remove_run", folder=folder_there(run, plan), registry=registry)
+    plan = stored_plan(run)
+    if plan.is_apart:
+        transport = transport_for(plan.settings)
+        registry = plan.place.artifacts or f"{transport.root}/artifacts"
+        transport.call("remove_run", folder=plan.place.run, registry=registry)
 
 
 def artifacts_in(run: RunFolder) -> list[str]:
@@ -325,7 +316,7 @@ def _submit_waiting(run: RunFolder) -> str | None:
     if not (run.path / SWEEP_FILE).exists():
         _refuse_unplanned(run)
         return None
-    if run.plan().get(WAIT_FIRST):
+    if stored_plan(run).wait_first:
         from nemotron_kit.launch import submission
 
         return f"{run.id}: it waits again, to be submitted" if submission.resume(run) else None
@@ -341,11 +332,11 @@ def _submit_waiting(run: RunFolder) -> str | None:
 
 def _refuse_unplanned(run: RunFolder) -> None:
     """UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders are there."""
-    plan = run.plan()
-    if plan.get("kind") == "sweep" and plan.get("executor") not in (None, "local"):
+    plan = stored_plan(run)
+    if plan.kind == "sweep" and not is_here(plan.executor):
         raise UserError(
             f"{run.id} ended while it was planned, before anything was submitted.",
-            hint=f"Launch it again: {plan.get('command_line')}",
+            hint=f"Launch it again: {plan.command_line}",
         )
 
 
@@ -405,16 +396,16 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) -> list[str]:
-    plan = run.plan()
-    executor = str(plan.get("executor") or "local")
-    if executor == "local":
+    plan = stored_plan(run)
+    executor = plan.executor
+    if is_here(executor):
         return _here(job, command)
     state = _running(run, job)
     if executor == "slurm":
         return slurm_line(plan, job, state, command, node)
     container = state.facts.get("container")
     if executor == "docker" and container:
-        folder = f"{folder_there(run, plan)}/jobs/{job.number}"
+        folder = f"{plan.place.run}/jobs/{job.number}"
         inside = ["docker", "exec", "--interactive", *_terminal("--tty"), f"--workdir={folder}", str(container)]
         return [*inside, *(command or ["/bin/sh"])]
     raise UserError(f"{run.id} runs through {executor}, for which there is no shell.")
@@ -441,37 +432,34 @@ def _running(run: RunFolder, job: JobFolder) -> JobState:
     return JobState(state.state, facts={**state.facts, **(seen.facts if seen else {})})
 
 
-def slurm_line(
-    plan: Mapping[str, Any], job: JobFolder, state: JobState, command: list[str], node: str | None
-) -> list[str]:
+def slurm_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
     """`srun` into the job's allocation, on the machine where srun is."""
     number = str((state.facts.get("scheduler") or {}).get("job") or "")
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
-    folder = f"{folder_there(RunFolder(job.path.parent.parent), plan)}/jobs/{job.number}"
-    settings = plan.get("settings") or {}
+    folder, settings = f"{plan.place.run}/jobs/{job.number}", plan.settings
     if "_" in number:  # a task of an array, which srun knows by the number that it has besides
         number = _step(settings, folder).partition(".")[0]
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")
-    srun += command or (["/bin/sh"] if settings.get("container_image") else ["/bin/bash", "-l"])
-    if settings.get("tunnel") != "ssh":
+    srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
+    if settings.tunnel != "ssh":
         return srun
     from nemotron_kit.remote.ssh import ssh_command
 
     terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
     return [
-        *_ssh(ssh_command(settings["host"], settings.get("user"), settings.get("identity"), *terminal)),
+        *_ssh(ssh_command(str(settings.host), settings.user, settings.identity, *terminal)),
         shlex.join(srun),
     ]
 
 
-def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
+def _inside(settings: RunConfig, folder: str) -> list[str]:
     """srun's words for a job's folder: in its container, where it has one."""
-    if not settings.get("container_image"):
+    if not settings.container_image:
         return [f"--chdir={folder}"]
-    given = [str(argument) for argument in (settings.get("extra") or {}).get("srun_args") or ()]
+    given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
     named = [
         argument.split("=", 1)[1].partition(":")[0] for argument in given if argument.startswith("--container-name=")
     ]
@@ -479,7 +467,7 @@ def _inside(settings: Mapping[str, Any], folder: str) -> list[str]:
     return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
 
 
-def _step(settings: Mapping[str, Any], folder: str) -> str:
+def _step(settings: RunConfig, folder: str) -> str:
     """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
     from nemotron_kit.remote.ssh import transport_for
 

@@ -17,6 +17,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
+from nemotron_kit.spec.plan import is_here
 
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
@@ -156,14 +157,9 @@ def _list(argv: list[str]) -> int:
     return 0
 
 
-def is_asked(executor: str | None) -> bool:
-    """Whether a scheduler, or another machine, knows more of a run than its folder does."""
-    return executor not in (None, "local")
-
-
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs as they stand now: those that are not over are asked about where they run, once a target."""
-    left = [run.id for run in runs if is_asked(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    left = [run.id for run in runs if not is_here(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
     if not left:
         return list(runs)
     from nemotron_kit.launch.status import refreshed

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from nemotron_kit.cli.output import clean
-from nemotron_kit.cli.runs.list import JOB_ID, chosen_jobs, is_asked
+from nemotron_kit.cli.runs.list import JOB_ID, chosen_jobs
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
 from nemotron_kit.launch.attach import CHUNK
-from nemotron_kit.launch.status import folder_there
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 _FASTEST, _SLOWEST = 0.5, 10.0
@@ -27,11 +27,11 @@ _FASTEST, _SLOWEST = 0.5, 10.0
 class RemoteLog:
     """One log of one job. Everything raises Unreachable where the target does not answer."""
 
-    def __init__(self, run: RunFolder, plan: Mapping[str, Any], job: JobFolder, name: str) -> None:
+    def __init__(self, plan: Plan, job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
         self._backend: Backend = backend_for(plan)
-        self._transport = transport_for(plan.get("settings") or {})
-        self._folder = f"{folder_there(run, plan)}/jobs/{job.number}"
+        self._transport = transport_for(plan.settings)
+        self._folder = f"{plan.place.run}/jobs/{job.number}"
 
     def names(self) -> list[str]:
         """The logs that there are: `job`, `rank-0`, …"""
@@ -87,7 +87,7 @@ def logs(argv: list[str]) -> int:
     run, chosen = chosen_jobs(options.id, options.job)
     job = chosen[0] if chosen else run.job()
     plan = _plan(run)
-    if _lies_elsewhere(run, plan):
+    if not is_here(plan.executor) and plan.is_apart:
         _write(_remote(run, plan, job, options))
         return 0
     path = log_file(job, options.rank)
@@ -99,25 +99,16 @@ def logs(argv: list[str]) -> int:
     return 0
 
 
-def _plan(run: RunFolder) -> Mapping[str, Any]:
+def _plan(run: RunFolder) -> Plan:
     """The run's plan; of a damaged run only what lies here can be read."""
     try:
-        return run.plan()
+        return stored_plan(run)
     except DamagedRecord:
-        return {}
+        return Plan.from_dict({}, run.path)
 
 
-def _lies_elsewhere(run: RunFolder, plan: Mapping[str, Any]) -> bool:
-    if not is_asked(plan.get("executor")):
-        return False
-    from nemotron_kit.launch.status import is_apart
-
-    return is_apart(run, plan)
-
-
-def _remote(run: RunFolder, plan: Mapping[str, Any], job: JobFolder, options: Any) -> Iterator[bytes]:
-
-    log = RemoteLog(run, plan, job, "job" if options.rank is None else f"rank-{options.rank}")
+def _remote(run: RunFolder, plan: Plan, job: JobFolder, options: Any) -> Iterator[bytes]:
+    log = RemoteLog(plan, job, "job" if options.rank is None else f"rank-{options.rank}")
     over, names = _watch(run, job), log.names()
     if log.name not in names and (not options.follow or over()):
         raise _no_log(job, options.rank, names)
@@ -130,7 +121,7 @@ def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
 
     `unknown` counts where nobody else can be asked: its exit record is there, but damaged.
     """
-    if not is_asked(_plan(run).get("executor")):
+    if is_here(_plan(run).executor):
         return lambda: job.state().terminal or job.state().state == "unknown"
     from nemotron_kit.launch.status import refresh
 
@@ -219,10 +210,10 @@ def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outco
     from nemotron_kit.launch.attach import LogOffsets
     from nemotron_kit.launch.attach import attach as follow
 
-    plan, offsets = run.plan(), LogOffsets(run)
+    plan, offsets = stored_plan(run), LogOffsets(run)
     if from_start:
         offsets.forget()
-    cancels = bool((plan.get("settings") or {}).get("cancel_on_interrupt"))
+    cancels = bool(plan.settings.cancel_on_interrupt)
     return follow(run, backend_for(plan), jobs, offsets=offsets, cancel_on_interrupt=cancels)
 
 

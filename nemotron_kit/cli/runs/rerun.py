@@ -27,10 +27,11 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
 from nemotron_kit.launch.launch import code_facts
+from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.quoting import hydra_data, hydra_text, omegaconf_escaped
 from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.sweep.launcher import Jobs
 from nemotron_kit.sweep.recipe import sweep_job_of
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
@@ -54,7 +55,7 @@ class Recorded:
 
         self.run, self.job = run, job
         try:
-            self.plan, self.spec = run.plan(), job.spec()
+            self.plan, self.spec = stored_plan(run, job.number), job.spec()
             for key in ("command", "handler", "config_cls", "cwd"):
                 if not str(self.spec.get(key) or "").strip() and not self.spec.get("module"):
                     raise DamagedRecord(f"{job.path / 'job.json'}: it has no {key}.")
@@ -62,14 +63,15 @@ class Recorded:
                 raise DamagedRecord(f"{job.path / 'job.json'}: command is {self.spec['command']!r}, no command's name.")
             if any(not path or "\0" in path for path in self.spec.get("sys_path") or ()):
                 raise DamagedRecord(f"{job.path / 'job.json'}: sys_path holds what is no path.")
-            self.place: Mapping[str, Any] = _place(job) or self.plan.get("place") or {}
+            # A sweep's plan has its first job's place.
+            self.place = load_plan(run, job).place
             inputs = job.artifacts()["inputs"]
         except DamagedRecord as error:
             raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
                 f"{run.id} was launched by a program of its own, which alone can compose its config.",
-                hint=f"Its command line: {self.plan.get('command_line')}",
+                hint=f"Its command line: {self.plan.command_line}",
             )
         self.config = load_mapping(job.config_path)
         try:
@@ -93,31 +95,28 @@ class Recorded:
 
     @property
     def config_name(self) -> str:
-        name = (self.spec.get("environment") or {}).get("NEMOTRON_CONFIG_NAME") or self.plan.get("config_name")
+        name = (self.spec.get("environment") or {}).get("NEMOTRON_CONFIG_NAME") or self.plan.config_name
         return str(name or "default")
 
     @property
     def folder(self) -> str:
         """The folder that it was launched from."""
-        tree = self.place.get("tree")
-        inside = self.place.get("cwd")
+        tree, inside = self.place.tree, self.place.cwd
         if tree:
-            inside = os.path.normpath(os.path.join(tree.get("root") or "", tree.get("inside") or ""))  # noqa: PTH118
-        return str((self.plan.get("code") or {}).get("folder") or inside or self.spec.get("cwd"))
+            inside = os.path.normpath(os.path.join(tree.root, tree.inside))  # noqa: PTH118
+        return str((self.plan.code or {}).get("folder") or inside or self.spec.get("cwd"))
 
     @property
     def settings(self) -> RunConfig:
         """The profile's settings as they were."""
-        from nemotron_kit.spec.runconfig import RunConfig, check_value
+        from nemotron_kit.spec.runconfig import FIELDS, check_value
 
-        given = {name: value for name, value in (self.plan.get("settings") or {}).items() if value is not None}
-        try:
-            settings = RunConfig(**given)
-            for name, value in given.items():
-                check_value(name, value, f"{self.run.path / 'plan.json'}: settings.{name}")
-            return settings
-        except TypeError as error:
-            raise UserError(f"{self.run.id}: its settings are another version's: {error}.") from error
+        given = {name: value for name, value in (self.run.plan().get("settings") or {}).items() if value is not None}
+        if unknown := sorted(given.keys() - {*FIELDS}):
+            raise UserError(f"{self.run.id}: its settings are another version's: {', '.join(unknown)}: no such field.")
+        for name, value in given.items():
+            check_value(name, value, f"{self.run.path / 'plan.json'}: settings.{name}")
+        return self.plan.settings
 
     @property
     def overrides(self) -> list[str]:
@@ -126,7 +125,7 @@ class Recorded:
         try:
             overrides = json.loads(read_regular(file))
         except (OSError, ValueError):
-            overrides = shlex.split(self.plan["hydra"])[3:] if isinstance(self.plan.get("hydra"), str) else []
+            overrides = [] if self.plan.kind else list(self.plan.hydra)
         if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
             raise UserError(f"{self.run.id}: its record is not whole: {file}: expected a list of texts.")
         return list(overrides)
@@ -192,22 +191,15 @@ class Recorded:
             return value
         for here, there in self._moves():
             value = here + value[len(there) :] if value == there or value.startswith(f"{there}/") else value
-        for folder in (str(self.place.get("job") or ""), str(self.job.path)) if to_folder else ():
+        for folder in (self.place.job, str(self.job.path)) if to_folder else ():
             value = value.replace(folder, "${oc.env:NEMO_RUN_DIR}") if folder else value
         return value
 
     def _moves(self) -> Sequence[tuple[str, str]]:
         """(prefix here, prefix there), the longest there first; of several spellings of a folder here, its own path."""
-        root = (self.place.get("tree") or {}).get("root")
-        moves = sorted((self.place.get("moves") or {}).items(), key=lambda move: (-len(move[1]), move[0] != root))
+        root = self.place.tree.root if self.place.tree else None
+        moves = sorted(self.place.moves, key=lambda move: (-len(move[1]), move[0] != root))
         return list({there: (here, there) for here, there in reversed(moves)}.values())[::-1]
-
-
-def _place(job: JobFolder) -> Mapping[str, Any] | None:
-    """A sweep's plan has its first job's place."""
-    from nemotron_kit.launch.queue import LAUNCH_FILE
-
-    return read_object(job.path / LAUNCH_FILE)["place"] if (job.path / LAUNCH_FILE).exists() else None
 
 
 def enter(folder: str) -> None:
@@ -295,7 +287,7 @@ def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Com
 
     values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
     given = {_key(override) for override in request.overrides}
-    mode, profile = request.mode or recorded.plan.get("mode"), request.profile or recorded.plan.get("profile")
+    mode, profile = request.mode or recorded.plan.mode, request.profile or recorded.plan.profile
     chosen = [f"recipe={hydra_text(request.recipe)}", f"stage={hydra_text(request.stage)}"]
     chosen += [f"run.profile={hydra_text(str(profile))}"] if profile else []
     chosen += [f"run.mode={mode}"] if mode else []
@@ -375,8 +367,8 @@ def plan_again(
     typed = [f"run.profile={hydra_text(str(plan.profile))}", f"run.mode={plan.mode}"] if request.profile else []
     overrides = (*recorded.overrides, *typed, *request.overrides)
     # Its mounts are on record as folders; those of repositories may have been removed since.
-    fetched = {} if request.profile else {k: v for k, v in recorded.plan.items() if k == "repositories"}
-    return replace(plan, hydra=overrides, extra={**fetched, **plan.extra})
+    fetched = () if request.profile else recorded.plan.repositories
+    return replace(plan, hydra=overrides, repositories=plan.repositories or fetched)
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
@@ -407,26 +399,26 @@ _QUIET_SECONDS = 10.0
 
 def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Sequence[str]) -> int:
     """Launch all jobs of a sweep again, as one sweep; the exit code."""
-    old = run.plan()
-    run_id = new_run_id(str(old.get("recipe") or "sweep"), str(old.get("stage") or "jobs"))
+    old = stored_plan(run)
+    run_id = new_run_id(old.recipe or "sweep", old.stage or "jobs")
     sweep_jobs = partial(_sweep_jobs, run, request, context, argv, run_id)
     if request.dry_run:
         return _shown(sweep_jobs(), request, context)
-    if request.after and (request.mode or old.get("mode")) != "batch":
+    if request.after and (request.mode or old.mode) != "batch":
         wait_for(None, request.after)
         sweep_jobs = partial(_sweep_jobs, run, replace(request, after=()), context, argv, run_id)
     overrides = [
-        *(override for override in old.get("hydra") or () if override not in ("-m", "--multirun")),
+        *(override for override in old.hydra if override not in ("-m", "--multirun")),
         *_typed(request),
     ]
-    plan = {"recipe": old.get("recipe"), "stage": old.get("stage"), "kind": "sweep", "after": list(request.after),
+    plan = {"recipe": old.recipe, "stage": old.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *overrides]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
     again = create_run(run_id, plan, [])
     print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
-    return _run_again(again, sweep_jobs(), len(run.jobs()), Settings(max_parallel=None if "settings" in old else 1),
-                        overrides, as_json=request.json)  # fmt: skip
+    settings = Settings(max_parallel=None if "settings" in run.plan() else 1)
+    return _run_again(again, sweep_jobs(), len(run.jobs()), settings, overrides, as_json=request.json)
 
 
 def _typed(request: Job) -> list[str]:
@@ -484,7 +476,7 @@ def _plan(
 ) -> Plan:
     app = context.tree.apps[asked.recipe]
     plan = plan_again(recorded, asked, composed, app, argv, run_id=run_id, job=recorded.job.number, alone=False)
-    return replace(plan, extra={**plan.extra, "rerun_of": recorded.run.id})
+    return replace(plan, rerun_of=recorded.run.id)
 
 
 def _shown(sweep_jobs: Iterator[SweepJob], request: Job, context: RerunContext) -> int:
@@ -535,7 +527,7 @@ def rerun(argv: list[str]) -> int:
     composed = compose_again(recorded, request, context.tree, context.env)
     run_id = new_run_id(request.recipe, request.stage)
     plan = plan_again(recorded, request, composed, context.app, line, run_id=run_id)
-    plan = replace(plan, extra={**plan.extra, "rerun_of": label})
+    plan = replace(plan, rerun_of=label)
     state = jobs[0].state()
     if state.terminal and state.state != "succeeded":
         note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"

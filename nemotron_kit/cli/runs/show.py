@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
-from nemotron_kit.cli.runs.list import JOB_ID, as_json, chosen_jobs, duration, is_asked, iso, open_job
+from nemotron_kit.cli.runs.list import JOB_ID, as_json, chosen_jobs, duration, iso, open_job
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
@@ -29,10 +29,10 @@ class RunView:
 
     def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.run, self.jobs = run, jobs
-        self.plan: dict[str, Any] | None = None
+        self.plan: Plan | None = None
         with suppress(DamagedRecord):
-            self.plan = run.plan()
-        self._asked = is_asked((self.plan or {}).get("executor"))
+            self.plan = stored_plan(run)
+        self._asked = self.plan is not None and not is_here(self.plan.executor)
         self.snapshot: StatusSnapshot | None = None
         if self._asked:
             self._ask()
@@ -53,8 +53,9 @@ class RunView:
         self.snapshot = refresh([self.run]).get(self.run.id)
         if len(self.jobs) != 1 or (self.snapshot and self.snapshot.lost):
             return
+        assert self.plan  # noqa: S101 — else nobody is asked
         try:
-            mirror(self.run, self.plan or {}, [job for job in self.jobs if not is_mirrored(job)])
+            mirror(self.plan, [job for job in self.jobs if not is_mirrored(job)])
         except NemotronError as error:
             sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
 
@@ -135,7 +136,7 @@ def show(argv: list[str]) -> int:
 def _json(view: RunView) -> dict[str, Any]:
     facts = {**as_json(view.summary), "state": view.state}
     records = [_job_json(job, view) for job in view.jobs]
-    return {**facts, "plan": view.plan, "job_records": records}
+    return {**facts, "plan": view.run.plan() if view.plan else None, "job_records": records}
 
 
 def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
@@ -163,19 +164,20 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
 
 
 def _facts(view: RunView) -> Iterator[Fact]:
-    run, plan = view.run, view.plan or {}
+    run, plan = view.run, view.plan
     yield "run", run.id
     yield "state", view.state
     if len(view.jobs) == 1 < view.summary.jobs:
         yield "job", f"{view.jobs[0].number}: {view.states[view.jobs[0].number].state}"
     yield from _why(view)
-    yield "command", plan.get("command_line")
-    yield "hydra", _line(plan.get("hydra"))
+    if plan:
+        yield "command", plan.command_line or None
+        yield "hydra", plan.hydra_command if plan.hydra else None
     yield "profile", _profile(plan)
-    yield from _links(plan)
+    yield from _links(plan) if plan else ()
     yield "folder", run.path
     if len(view.jobs) == 1:
-        if (view.plan or {}).get("kind") == "sweep" and (said := _overrides(view.jobs[0])):
+        if plan and plan.kind == "sweep" and (said := _overrides(view.jobs[0])):
             yield "overrides", " ".join(said)
         yield from _job_facts(view.jobs[0], view)
     else:
@@ -200,26 +202,18 @@ def _known(state: JobState) -> str:
     return f"{known}, {_clock(state.facts.get('known_at'))}" if known else "nothing"
 
 
-def _links(plan: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if plan.get("rerun_of"):
-        yield "rerun of", str(plan["rerun_of"])
-    for run_id in plan.get("after") or ():
-        yield "after", str(run_id)
-    code = _mapping(plan.get("code"))
+def _links(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.rerun_of:
+        yield "rerun of", plan.rerun_of
+    for run_id in plan.after:
+        yield "after", run_id
+    code = plan.code or {}
     if code.get("commit"):
         yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
 
 
-def _line(overrides: object) -> object:
-    """The command line of a sweep, which is recorded as a list."""
-    return (
-        shlex.join(["python", "-m", "nemotron_kit", *map(str, overrides)]) if isinstance(overrides, list) else overrides
-    )
-
-
-def _profile(plan: Mapping[str, Any]) -> str:
-    name, executor = plan.get("profile"), plan.get("executor")
-    return f"{name} ({executor})" if name and executor else str(name or "none: this machine")
+def _profile(plan: Plan | None) -> str:
+    return f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine"
 
 
 def _sweep_facts(view: RunView) -> Iterator[Fact]:
@@ -248,14 +242,15 @@ def _overrides(job: JobFolder) -> list[str]:
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
-    state, plan = view.states[job.number], view.plan or {}
+    state, planned = view.states[job.number], view.plan.inputs if view.plan else {}
     if state.code is not None:
         yield "exit code", state.code
     took = duration(state.started, state.finished, state.state)
     if took is not None:
         yield "took", short_span(took)
     artifacts = _artifacts(job)
-    inputs = {**_mapping(plan.get("inputs")), **_mapping(artifacts.get("inputs"))}
+    pins = {slot: pin.to_dict() if pin else None for slot, pin in planned.items()}
+    inputs = {**pins, **_mapping(artifacts.get("inputs"))}
     for slot, pin in inputs.items():
         yield "inputs", f"{slot} = {_pin(pin)}"
     for pin in artifacts.get("outputs", []):
@@ -359,29 +354,29 @@ def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 def facts(run: RunFolder, job: JobFolder) -> Facts:
     """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
     from nemotron_kit.config.files import load_mapping
+    from nemotron_kit.spec.runconfig import settings_dict
 
-    plan, spec = run.plan(), job.spec()
-    place = plan.get("place") or {}
-    there = str(place.get("run") or run.path)
+    plan, spec = stored_plan(run), job.spec()
+    there = plan.place.run
     own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}
     own |= dict.fromkeys((there, str(run.path)), "<run>")
     config = {key: value for key, value in load_mapping(job.config_path).items() if key != "run"}
     variables = {k: v for k, v in (spec.get("environment") or {}).items() if k not in _OWN}
-    code = plan.get("code") or {}
+    code = plan.code or {}
     sections = {
-        "command": {"recipe": plan.get("recipe"), "stage": plan.get("stage")},
+        "command": {"recipe": plan.recipe, "stage": plan.stage},
         "config": dict(flat(config)),
         "artifacts": {slot: _pin_label(pin) for slot, pin in (job.artifacts()["inputs"] or {}).items()},
         "code": {**{key: code.get(key) for key in ("kit", "commit", "dirty")}, "digest": _digest(run)},
         "environment": {
             "python": code.get("python"),
-            **dict(flat(plan.get("captured_at_launch") or {})),
+            **dict(flat(plan.captured)),
             **variables,
-            "secrets": plan.get("secrets") or [],
+            "secrets": list(plan.secrets),
         },
         "launch": {
-            **{key: plan.get(key) for key in ("executor", "profile", "mode")},
-            **dict(flat(plan.get("settings") or {})),
+            **{key: getattr(plan, key) for key in ("executor", "profile", "mode")},
+            **dict(flat(settings_dict(plan.settings))),
         },
     }
     return {name: {key: _general(value, own) for key, value in of.items()} for name, of in sections.items()}

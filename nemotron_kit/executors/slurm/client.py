@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +21,9 @@ from nemotron_kit.remote.snapshot import code_there, place_package
 from nemotron_kit.remote.ssh import NotSent, Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.plan import Plan
-from nemotron_kit.spec.resources import Resources, label_of, resources_of
+from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.spec.plan import Plan, stored_plan
+from nemotron_kit.spec.resources import label_of, resources_of
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
 MOST_PER_ARRAY = 1000
@@ -46,7 +47,7 @@ class Call:
 class Slurm:
     """Slurm's back end: the agent's operations, through one Transport, do the work where Slurm's commands are."""
 
-    def __init__(self, transport: Transport, settings: Mapping[str, Any]) -> None:
+    def __init__(self, transport: Transport, settings: RunConfig) -> None:
         self.transport, self.settings = transport, settings
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
@@ -61,7 +62,7 @@ class Slurm:
         most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
-            self._submit(place["run"], call, limits["time"])
+            self._submit(place.run, call, limits["time"])
 
     def room(self) -> int:
         """How many more jobs the controller takes now, a twentieth left for others."""
@@ -95,24 +96,24 @@ class Slurm:
         asked: dict[str, Any] = {"job": _job(job), "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
-    def _send(self, run: RunFolder, plans: Sequence[Plan], place: Mapping[str, Any]) -> None:
+    def _send(self, run: RunFolder, plans: Sequence[Plan], place: RemotePaths) -> None:
         """Code, and the jobs' folders where the target's are not the record's own."""
         texts = code_there(self.transport, place, self.settings)
-        if place.get("kit") and not place.get("apart"):  # over ssh it is sent with the first question
-            place_package(place["kit"])
-        if place["run"] != str(run.path):
+        if place.package and not place.is_remote:  # over ssh it is sent with the first question
+            place_package(place.package)
+        if plans[0].is_apart:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=place["run"])
-        if self.settings.get("container_image"):
+        self.transport.call("make_run", packed(texts), folder=place.run)
+        if self.settings.container_image:
             make_mounted(self.transport, place)
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
         secrets = {name: _secret(name) for name in first.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
-        hidden += _OF_THIS_PYTHON if self.settings.get("container_image") else []
+        hidden += _OF_THIS_PYTHON if self.settings.container_image else []
         payload = {"script": None if call.sent else call.text, "secrets": secrets}
         self.transport.call(
             "slurm_submit",
@@ -123,7 +124,7 @@ class Slurm:
             jobs=[plan.job for plan in call.plans],
             array=call.array,
             script=call.script,
-            options=[*_within(str(first.settings.get("time", "04:00:00")), limit), *_after(first)],
+            options=[*_within(first.settings.time, limit), *_after(first)],
             hidden=hidden,
         )
 
@@ -137,7 +138,7 @@ def _nothing_sent() -> Iterator[None]:
         raise NotSent(f"Nothing was submitted: {error.message}", hint=error.hint) from error
 
 
-def make(settings: Mapping[str, Any]) -> Slurm:
+def make(settings: RunConfig) -> Slurm:
     """The back end of executor "slurm"."""
     return Slurm(transport_for(settings), settings)
 
@@ -148,8 +149,7 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
         return
     alike: dict[str, list[Plan]] = {}
     for plan in plans:
-        shared = {key: value for key, value in plan.settings.items() if key != "env_vars"}
-        alike.setdefault(json.dumps([shared, plan.extra.get("resources")], sort_keys=True), []).append(plan)
+        alike.setdefault(repr((replace(plan.settings, env_vars=None), plan.resources)), []).append(plan)
     for group in alike.values():
         for start in range(0, len(group), most):
             yield _array(group[start : start + most])
@@ -158,34 +158,28 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
 def _single(plan: Plan) -> Call:
     """The plan's own script. Another attempt has another intent, so another name, and is a script of its own."""
     text, first = plan.files[slurm_script.FILE], scripts.intent_of(plan.run_id, [plan.job])
-    attempt = _attempt(plan)
-    if not attempt:
+    if not plan.attempt:
         return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{slurm_script.FILE}", text)
-    intent = scripts.intent_of(plan.run_id, [plan.job], attempt)
+    intent = scripts.intent_of(plan.run_id, [plan.job], plan.attempt)
     name = _name(intent, plan)
     text = text.replace(_name(first, plan), name)
     return Call(intent, name, (plan,), False, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
 
 
-def _attempt(plan: Plan) -> int:
-    return int(plan.extra.get("attempt") or 0)
-
-
 def _array(plans: list[Plan]) -> Call:
     first = plans[0]
-    intent = scripts.intent_of(first.run_id, [plan.job for plan in plans], _attempt(first))
-    name, place, config = _name(intent, first), first.place, RunConfig(**first.settings)
-    record = f"{place['run']}/{scripts.SUBFOLDER}/{intent}.json"
+    intent = scripts.intent_of(first.run_id, [plan.job for plan in plans], first.attempt)
+    name, place, config = _name(intent, first), first.place, first.settings
+    record = f"{place.run}/{scripts.SUBFOLDER}/{intent}.json"
     throttle = f"%{config.max_parallel}" if config.max_parallel else ""
     script = scripts.Script(
         name,
-        place["run"],
-        scripts.command_of(place["python"], place["kit"], record, array=True),
+        place.run,
+        scripts.command_of(place.python, place.package, record, array=True),
         array=f"0-{len(plans) - 1}{throttle}",
-        mounts=tuple(first.extra.get("mounts") or ()),
+        mounts=first.mounts or (),
     )
-    known = first.extra.get("resources")
-    resources = Resources(**known) if known else resources_of(config, None)
+    resources = first.resources or resources_of(config, None)
     text = scripts.render(config, resources, script, batch=first.mode == "batch")
     return Call(intent, name, tuple(plans), True, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
 
@@ -195,14 +189,13 @@ def _name(intent: str, plan: Plan) -> str:
 
 
 def _partition(plan: Plan) -> str | None:
-    return resolve_partition(RunConfig(**plan.settings), is_launch=plan.mode == "batch")
+    return resolve_partition(plan.settings, is_launch=plan.mode == "batch")
 
 
 @lru_cache
 def _target(run: RunFolder) -> str:
     """The run's folder on the target; asked for with every piece of a log, and never another."""
-    place = run.plan().get("place") or {}
-    return str(place.get("run") or run.path)
+    return stored_plan(run).place.run
 
 
 def _job(job: JobFolder) -> str:
@@ -230,7 +223,7 @@ def _within(asked: str, limit: str | None) -> list[str]:
 
 def _after(plan: Plan) -> list[str]:
     """sbatch's options for a job that starts when others have succeeded, and is dropped when one of them has not."""
-    ids = [str(number) for number in plan.extra.get("dependency") or ()]
+    ids = plan.dependency
     return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"] if ids else []
 
 

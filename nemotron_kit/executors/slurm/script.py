@@ -7,11 +7,11 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors.base import ExecutorPlan, folder_of
 from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
@@ -238,18 +238,6 @@ def command_of(python: str, kit: str | None, target: str, *, array: bool = False
 FILE = "sbatch.sh"
 
 
-@dataclass(frozen=True)
-class ExecutorPlan:
-    """What an executor adds to a plan: `files` (name → text) to the job's folder, `extra` to the plan's fields, and
-    problems and notes for the user.
-    """
-
-    files: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
 def sbatch_for(
     config: RunConfig,
     resources: Resources,
@@ -267,9 +255,9 @@ def sbatch_for(
     """
     problems = list(_problems(config, mode))
     mounts = _mounts(place, inputs) if config.container_image else []
-    extra = {"resources": asdict(resources), "mounts": mounts}
+    planned = ExecutorPlan(notes=resources.notes, resources=resources, mounts=tuple(mounts))
     if problems or not alone:
-        return ExecutorPlan({}, tuple(problems), resources.notes, extra)
+        return replace(planned, problems=tuple(problems))
     from nemotron_kit.executors.nemo_run import MissingExtra
 
     intent = intent_of(run_id, [job])
@@ -278,8 +266,8 @@ def sbatch_for(
     try:
         text = render(config, resources, script, batch=mode == "batch")
     except MissingExtra as error:
-        return ExecutorPlan({}, (f"{error.message} {error.hint or ''}".strip(),), resources.notes, extra)
-    return ExecutorPlan({FILE: text}, (), resources.notes, extra)
+        return replace(planned, problems=(f"{error.message} {error.hint or ''}".strip(),))
+    return replace(planned, files={FILE: text})
 
 
 def _problems(config: RunConfig, mode: str) -> Iterator[str]:
@@ -302,8 +290,3 @@ def _mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
     found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.package])]
     found += [pin.path if place.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
     return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]
-
-
-def folder_of(path: str) -> str:
-    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
-    return str(Path(path).parent) if Path(path).is_file() else path

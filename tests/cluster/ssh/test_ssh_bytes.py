@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.remote.ssh import transport_for
+from nemotron_kit.spec.runconfig import RunConfig
 
 from ..follower import CHUNK, Meter
 
@@ -29,7 +30,7 @@ def there(client: Any, server: Any, meter: Meter) -> Any:
     config = (client.folder / "config").read_text().replace(f"Port {server.port}", f"Port {meter.port}")
     (client.folder / "config").write_text(config)
     (client.folder / "known").write_text(server.knows().replace(str(server.port), str(meter.port)))
-    return transport_for(client.profile(server))
+    return transport_for(RunConfig(**client.profile(server)))
 
 
 def job_with_log(folder: Path, data: bytes) -> Path:

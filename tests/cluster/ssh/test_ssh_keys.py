@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 
 from nemotron_kit.remote.ssh import NotSent, transport_for
+from nemotron_kit.spec.runconfig import RunConfig
 
 # What a server's debug log says once a client has offered a user name, let alone a key or a password.
 AUTHENTICATION = ("userauth-request", "userauth_", "publickey", "password")
 
 
-def refused(settings: dict[str, object]) -> NotSent:
+def refused(settings: dict[str, Any]) -> NotSent:
     """The error of a call that must fail, having taken less than five seconds."""
     began = time.monotonic()
     with pytest.raises(NotSent) as caught:
-        transport_for(settings).call("ping")
+        transport_for(RunConfig(**settings)).call("ping")
     assert time.monotonic() - began < 5.0
     assert caught.value.exit_code == 3
     return caught.value
@@ -75,7 +76,7 @@ def test_a_jump_host_must_be_known_too(client: Any, server: Any, make_server: Ca
     refused(client.profile(server))
     assert saw_no_credential(jump)
     client.writes(server, known=server.knows() + jump.knows(), extra=extra)
-    assert transport_for(client.profile(server)).call("ping") == (None, b"")
+    assert transport_for(RunConfig(**client.profile(server))).call("ping") == (None, b"")
     assert "direct-tcpip" in jump.log()
 
 
@@ -124,6 +125,6 @@ def test_a_socket_folder_that_others_can_enter_is_refused(client: Any, server: A
     folder.chmod(0o755)
     try:
         with pytest.raises(UserError, match="nobody else can enter"):
-            transport_for(client.profile(server)).call("ping")
+            transport_for(RunConfig(**client.profile(server))).call("ping")
     finally:
         folder.chmod(0o700)

@@ -16,11 +16,12 @@ import pytest
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.ssh import LocalTransport, transport_for
+from nemotron_kit.spec.runconfig import RunConfig
 
 
 def test_an_operation_over_there_gives_what_it_gives_here(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     facts, _ = there.call("hello")
     assert facts["executable"] == "/usr/bin/python3"
     assert facts["home"] == LocalTransport().call("hello")[0]["home"]
@@ -29,7 +30,7 @@ def test_an_operation_over_there_gives_what_it_gives_here(client: Any, server: A
 
 def test_bytes_go_both_ways_as_they_are(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     data = os.urandom(3_000_000)
     digest = hashlib.sha256(data).hexdigest()
     there.call("put_code", data, root=there.root, digest=digest)
@@ -40,7 +41,7 @@ def test_arguments_are_data_and_never_a_command(client: Any, server: Any, tmp_pa
     client.writes(server)
     canary = tmp_path / "canary"
     nasty = f"'; touch {canary} #\n$(touch {canary})`touch {canary}`\x00é\u2028"
-    found, _ = transport_for(client.profile(server)).call("exist", paths=[nasty, "/etc"])
+    found, _ = transport_for(RunConfig(**client.profile(server))).call("exist", paths=[nasty, "/etc"])
     assert found == [False, True]
     assert not canary.exists()
 
@@ -48,14 +49,14 @@ def test_arguments_are_data_and_never_a_command(client: Any, server: Any, tmp_pa
 def test_a_root_with_shell_characters_is_only_a_path(client: Any, server: Any, tmp_path: Path) -> None:
     client.writes(server)
     root = str(tmp_path / "a 'b' $(touch x) ;c")
-    there = transport_for(client.profile(server, remote_job_dir=root))
+    there = transport_for(RunConfig(**client.profile(server, remote_job_dir=root)))
     assert there.call("ping") == (None, b"")
     assert (Path(root) / "kit").is_dir()
 
 
 def test_an_error_over_there_is_the_same_error_here(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     with pytest.raises(NemotronError, match="No operation 'pong'") as caught:
         there.call("pong")
     assert "ping" in str(caught.value.hint)
@@ -67,7 +68,7 @@ def test_an_error_over_there_is_the_same_error_here(client: Any, server: Any) ->
 def test_the_kit_is_sent_once_and_is_the_launchs_own(client: Any, server: Any) -> None:
     client.writes(server)
     for _ in range(2):
-        there = transport_for(client.profile(server))
+        there = transport_for(RunConfig(**client.profile(server)))
         there.call("ping")
         there.close()
     (kit,) = (client.folder / "target" / "kit").iterdir()
@@ -80,13 +81,13 @@ def test_the_kit_is_sent_once_and_is_the_launchs_own(client: Any, server: Any) -
 
 def test_a_kit_that_others_can_write_to_is_not_run(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     there.call("ping")
     there.close()
     (kit,) = (client.folder / "target" / "kit").iterdir()
     kit.chmod(0o777)
     with pytest.raises(NemotronError, match="written by others"):
-        transport_for(client.profile(server)).call("ping")
+        transport_for(RunConfig(**client.profile(server))).call("ping")
 
 
 def test_what_a_login_shell_prints_is_not_the_answer(client: Any, make_server: Callable[..., Any]) -> None:
@@ -95,7 +96,7 @@ def test_what_a_login_shell_prints_is_not_the_answer(client: Any, make_server: C
     )
     server = make_server("noisy", noise).start()
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     assert there.call("exist", paths=["/etc"]) == ([True], b"")
 
 
@@ -106,7 +107,7 @@ def test_what_a_login_shell_prints_is_not_the_answer(client: Any, make_server: C
 def test_a_python_that_is_none_is_named(client: Any, server: Any, python: str, words: str) -> None:
     client.writes(server)
     with pytest.raises(NemotronError, match=words):
-        transport_for(client.profile(server, python=python)).call("ping")
+        transport_for(RunConfig(**client.profile(server, python=python))).call("ping")
 
 
 def test_an_old_python_says_so(client: Any, server: Any, tmp_path: Path) -> None:
@@ -119,12 +120,12 @@ def test_an_old_python_says_so(client: Any, server: Any, tmp_path: Path) -> None
     )
     old.chmod(0o755)
     with pytest.raises(NemotronError, match=r"3\.9\.0 there, 3\.11 or newer"):
-        transport_for(client.profile(server, python=str(old))).call("ping")
+        transport_for(RunConfig(**client.profile(server, python=str(old)))).call("ping")
 
 
 def test_a_lost_connection_is_unreachable_and_the_next_call_connects_again(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     there.call("ping")
     facts, _ = there.call("hello")
     os.kill(int(facts["pid"]), 9)
@@ -135,7 +136,7 @@ def test_a_lost_connection_is_unreachable_and_the_next_call_connects_again(clien
 
 def test_a_connection_that_died_in_a_pause_is_made_again_unseen(client: Any, server: Any) -> None:
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     facts, _ = there.call("hello")
     os.kill(int(facts["pid"]), 9)
     time.sleep(2.2)
@@ -145,7 +146,7 @@ def test_a_connection_that_died_in_a_pause_is_made_again_unseen(client: Any, ser
 def test_connecting_again_goes_through_the_open_master(client: Any, server: Any) -> None:
     client.writes(server)
     for _ in range(3):
-        there = transport_for(client.profile(server))
+        there = transport_for(RunConfig(**client.profile(server)))
         there.call("ping")
         there.close()
     assert server.log().count("Accepted publickey") == 1
@@ -155,7 +156,7 @@ def test_nothing_of_the_users_is_lent(client: Any, server: Any) -> None:
     client.writes(
         server, extra="Host *\n  ForwardAgent yes\n  ForwardX11 yes\n  LocalForward 127.0.0.1:1 127.0.0.1:2\n"
     )
-    transport_for(client.profile(server)).call("ping")
+    transport_for(RunConfig(**client.profile(server))).call("ping")
     asked = server.log()
     assert "exec" in asked
     for request in ("auth-agent-req", "x11-req", "pty-req", "tcpip-forward"):
@@ -170,7 +171,7 @@ def test_the_target_needs_no_package_at_all(client: Any, server: Any) -> None:
     if bare == 0:
         pytest.skip("/usr/bin/python3 has omegaconf here, so this shows nothing")
     client.writes(server)
-    there = transport_for(client.profile(server))
+    there = transport_for(RunConfig(**client.profile(server)))
     for op, args in (
         ("resolve", {"root": there.root + "/artifacts", "references": {"data": ["X:v1", None]}}),
         ("registry_facts", {"root": there.root + "/artifacts"}),
@@ -189,6 +190,6 @@ def test_escape_sequences_from_there_do_not_reach_the_terminal(client: Any, make
     server = make_server("evil", r'ForceCommand printf "\033]0;evil\007\033[2Jgone\r" >&2; exit 9').start()
     client.writes(server)
     with pytest.raises(NemotronError) as caught:
-        transport_for(client.profile(server)).call("ping")
+        transport_for(RunConfig(**client.profile(server))).call("ping")
     assert "gone" in str(caught.value)
     assert not set("\x1b\x07\r") & set(str(caught.value))

@@ -209,8 +209,8 @@ def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path)
     mounted = sbatch_for(
         config(container_image="i"), resources_of(config(), None), place, pins,
         run_id="r", job=0, label="l", mode="batch", alone=False,
-    ).extra["mounts"]  # fmt: skip
-    assert mounted == ["/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder)]
+    ).mounts  # fmt: skip
+    assert mounted == ("/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder))
 
 
 def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:

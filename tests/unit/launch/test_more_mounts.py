@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,21 +18,17 @@ RUN = "/h/runs/20261124-171204-work-read-1f03a7"
 CONFIG = RunConfig(executor="slurm", account="a", partition="p", container_image="/x.sqsh")
 
 
-def plan(config: RunConfig, files: dict[str, str], **extra: Any) -> Plan:
-    empty = {field.name: "" for field in fields(Plan)}
-    found: Any = {
-        **empty, "settings": asdict(config), "executor": config.executor, "files": files, "extra": extra,
-        "run_id": "20261124-171204-work-read-1f03a7", "recipe": "work", "stage": "read", "mode": "batch", "job": 0,
-        "place": {"run": RUN, "python": "python3", "kit": "/h/kit/k", "job": f"{RUN}/jobs/0"}, "problems": (),
-    }  # fmt: skip
-    return Plan(**found)
+def plan(config: RunConfig, files: dict[str, str], **more: Any) -> Plan:
+    place = {"run": RUN, "python": "python3", "kit": "/h/kit/k"}
+    stored = {"recipe": "work", "stage": "read", "mode": "batch", "place": place, "settings": asdict(config)}
+    return Plan.from_dict({**stored, "files": files, **more}, Path(RUN))
 
 
 def test_on_slurm_the_script_is_rendered_again() -> None:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
     known = {"resources": asdict(resources_of(CONFIG, None)), "mounts": [RUN]}
     more = with_folders(plan(CONFIG, {FILE: "", "job.json": "{}"}, **known), ["/h/runs/other"])
-    assert more.extra["mounts"] == [RUN, "/h/runs/other"] and more.files["job.json"] == "{}"
+    assert more.mounts == (RUN, "/h/runs/other") and more.files["job.json"] == "{}"
     assert f"--container-mounts {RUN}:{RUN},/h/runs/other:/h/runs/other," in more.files[FILE]
     assert f"python3 /h/kit/k {RUN}/jobs/0 || nemotron_end" in more.files[FILE]
 
@@ -39,9 +36,9 @@ def test_on_slurm_the_script_is_rendered_again() -> None:
 def test_on_docker_it_is_read_only() -> None:
     words = ["docker", "run", "--entrypoint=", "image", "python3"]
     made = plan(replace(CONFIG, executor="docker"), {}, container={"name": "n", "words": words})
-    more = with_folders(made, ["/h/runs/other"]).extra["container"]
+    more = with_folders(made, ["/h/runs/other"]).container
     mount = "--mount=type=bind,source=/h/runs/other,target=/h/runs/other,readonly"
-    assert more == {"name": "n", "words": ["docker", "run", mount, "--entrypoint=", "image", "python3"]}
+    assert more and more.words == ("docker", "run", mount, "--entrypoint=", "image", "python3")
 
 
 def test_where_nothing_has_to_be_mounted_the_plan_stays() -> None:

@@ -17,6 +17,8 @@ from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.snapshot import code_there
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.runs import create_run, new_run_id
+from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.spec.runconfig import RunConfig
 
 
 def packed(*members: tuple[str, bytes, bytes | str]) -> bytes:
@@ -94,10 +96,10 @@ def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypa
         folder.mkdir(parents=True)
     (source / "a.py").write_text("one")
     tree = {"root": str(source), "packager": "worktree", "git": False, "inside": "."}
-    place = {"root": str(tmp_path / "root"), "run": str(run), "tree": tree}
+    place = RemotePaths.from_dict({"root": str(tmp_path / "root"), "run": str(run), "tree": tree}, str(run), 0)
 
     def there() -> dict[str, str]:
-        return code_there(LocalTransport(), place, {})
+        return code_there(LocalTransport(), place, RunConfig())
 
     (run / CODE).write_text(there()[CODE])
     (archive,) = (tmp_path / "root" / "code").iterdir()

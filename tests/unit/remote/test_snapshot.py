@@ -7,7 +7,6 @@ import os
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.remote.snapshot import artifact_folders, send_snapshot, take_snapshot
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.spec.paths import CodeTree, repositories_left_out
+from nemotron_kit.spec.runconfig import RunConfig
 
 
 def git(folder: Path, *words: str) -> None:
@@ -34,8 +34,8 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def tree(root: Path, packager: str = "worktree", *, in_git: bool = True) -> dict[str, Any]:
-    return {"root": str(root), "inside": ".", "packager": packager, "git": in_git}
+def tree(root: Path, packager: str = "worktree", *, in_git: bool = True) -> CodeTree:
+    return CodeTree(str(root), ".", packager, in_git)
 
 
 def contents(archive: bytes) -> dict[str, str]:
@@ -122,9 +122,9 @@ def test_repositories_inside_go_along(nested: Path) -> None:
     own, sub = {".gitignore", ".gitmodules", "pkg/train.py"}, {"sub/old.py", "sub/new.py", "sub/.gitignore"}
     lib = {"lib/old.py", "lib/new.py", "lib/.gitignore", "lib/deep/old.py"}
     assert set(take_snapshot(tree(nested)).files) == own | sub | lib | {"added/old.py"}
-    without = take_snapshot(tree(nested), {"include_submodules": False})
+    without = take_snapshot(tree(nested), RunConfig(include_submodules=False))
     assert set(without.files) == own | lib
-    committed = take_snapshot(tree(nested, "git"), {"allow_dirty": True})
+    committed = take_snapshot(tree(nested, "git"), RunConfig(allow_dirty=True))
     assert set(committed.files) == own | {"sub/old.py", "added/old.py"}
 
 
@@ -189,17 +189,17 @@ def test_git_refuses_what_is_not_committed(repository: Path) -> None:
     (repository / "pkg" / "train.py").write_text("print('edited')\n")
     with pytest.raises(UserError, match=r"pkg/train\.py"):
         take_snapshot(tree(repository, "git"))
-    allowed = take_snapshot(tree(repository, "git"), {"allow_dirty": True})
+    allowed = take_snapshot(tree(repository, "git"), RunConfig(allow_dirty=True))
     assert contents(allowed.archive) == contents(clean.archive)
 
 
 def test_pattern_sends_what_matches(repository: Path) -> None:
-    settings = {"packager_include_pattern": ["pkg/*.py"]}
+    settings = RunConfig(packager_include_pattern=["pkg/*.py"])
     assert set(contents(take_snapshot(tree(repository, "pattern"), settings).archive)) == {"pkg/train.py"}
     with pytest.raises(UserError, match="nothing in"):
-        take_snapshot(tree(repository, "pattern"), {"packager_include_pattern": ["*.nothing"]})
+        take_snapshot(tree(repository, "pattern"), RunConfig(packager_include_pattern=["*.nothing"]))
     with pytest.raises(UserError, match="leads out"):
-        take_snapshot(tree(repository, "pattern"), {"packager_include_pattern": ["../*"]})
+        take_snapshot(tree(repository, "pattern"), RunConfig(packager_include_pattern=["../*"]))
     with pytest.raises(UserError, match="needs packager_include_pattern"):
         take_snapshot(tree(repository, "pattern"))
 

@@ -174,7 +174,7 @@ def test_the_jobs_name(world: tuple[App, Composed, Composed]) -> None:
     assert "#SBATCH --job-name=nk-" in planned(world, "slurm").files["sbatch.sh"]
     script = planned(world, "slurm", job_name="my.exp-1").files["sbatch.sh"]
     assert next(line for line in script.splitlines() if "--job-name" in line).endswith("-my.exp-1")
-    assert label_of({"job_name": "nemo-run"}, "demo", "data/prep") == "demo-data/prep"
+    assert label_of(RunConfig(job_name="nemo-run"), "demo", "data/prep") == "demo-data/prep"
 
 
 def test_detach_is_what_batch_is(world: tuple[App, Composed, Composed]) -> None:

@@ -267,8 +267,8 @@ def test_a_relative_path_means_the_file_that_it_names_at_launch(launch: Path, mo
     settings = f'executor = "slurm"\naccount = "a"\npartition = "p"\nworkdir = "{launch.parent}"'
     inputs = ["data=data.json", "inner.file=./data.json", "more=[data.json,gone]", "by_name={a: data.json}"]
     plan = planned(launch, settings, *inputs)
-    there = f"{plan.place['code']}/sub/data.json"
-    assert plan.place["cwd"] == str(launch.parent), "the job starts somewhere else"
+    there = f"{plan.place.code}/sub/data.json"
+    assert plan.place.cwd == str(launch.parent), "the job starts somewhere else"
     assert plan.config["data"] == plan.config["inner"]["file"] == plan.config["by_name"]["a"] == there
     assert plan.config["more"] == [there, "gone"]
     assert (plan.config["out"], plan.config["name"]) == ("out", "data.json"), "a result, and what is no path"

@@ -1,0 +1,102 @@
+"""A plan on record: written and read back, by this version and older ones, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.launch.queue import LAUNCH_FILE, load_plan, to_text
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.spec.paths import CodeTree, RemotePaths
+from nemotron_kit.spec.plan import Container, Plan, stored_plan
+from nemotron_kit.spec.resources import Resources
+from nemotron_kit.spec.runconfig import RunConfig
+
+RUN = "20261124-171204-work-read-1f03a7"
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Plan:
+    folder = tmp_path / "runs" / RUN
+    tree = CodeTree("/here", "sub", "worktree", git=True)
+    place = RemotePaths("/t", f"/t/runs/{RUN}", f"/t/runs/{RUN}/jobs/0", "/t/c", "/t/c/sub", "py", "/t/kit", "/t/a",
+                        tree, (("/here", "/t/c"),), is_remote=True, host="h", own_registry=True)  # fmt: skip
+    return Plan(
+        run_id=RUN, recipe="work", stage="read/more", folder=str(folder), argv=("nemotron", "work", "a b=1"),
+        hydra=("recipe=work", "x='a b'"), mode="batch", profile="C", executor="slurm", launch="detached",
+        settings=RunConfig(executor="slurm", account="a", exclusive=False, env_vars=["A=b"], extra={"x": [1]}),
+        config_name="tiny", config_file="/c.yaml", config={"a": {"b": 1}}, references={"data": "D:latest", "w": "W"},
+        inputs={"data": Pin("D", 3, "ab", "T", "/d", "reg"), "w": None}, launch_command=("py", "-m", "x"),
+        environment={"A": "b"}, secrets=("S",), captured={"PWD": "/x"}, files={"config.yaml": "a: 1\n"}, place=place,
+        problems=("p",), notes=("n",), resources=Resources(2, 4, True, 3, None, ("said",)), mounts=("/m",),
+        container=Container("n", "i", ("docker", "run")), request={"to": "x", "body": {}},
+        repositories=({"folder": "f", "url": "u"},), after=("other",), dependency=("12",), wait_first=(), attempt=2,
+        rerun_of="old/3", code={"commit": None, "dirty": True},
+    )  # fmt: skip
+
+
+def stored(plan: Plan, **changed: Any) -> RunFolder:
+    root = Path(plan.folder).parent
+    return create_run(plan.run_id, {**plan.to_dict(), **changed}, [plan.files], root=root)
+
+
+def test_a_plan_is_read_back_as_it_was(whole: Plan) -> None:
+    run = stored(whole, of_a_later_version={"x": 1})
+    assert stored_plan(run) == whole
+    assert {**run.plan(), **stored_plan(run).to_dict()} == run.plan()
+    assert replace(load_plan(run, run.job()), files=whole.files) == whole
+
+
+def test_what_a_job_of_a_sweep_holds_is_its_own(whole: Plan) -> None:
+    run = stored(whole, kind="sweep", hydra=["-m", "x=1,2"])
+    second = replace(whole, job=1, mounts=None, dependency=None, place=replace(whole.place, job="/t/1"))
+    run.add_job(1, {**second.files, LAUNCH_FILE: to_text(second)})
+    read = load_plan(run, run.job(1))
+    assert (read.job, read.mounts, read.dependency, read.place) == (1, None, None, second.place)
+    assert (read.settings, read.resources, read.files["config.yaml"]) == (whole.settings, whole.resources, "a: 1\n")
+    assert (stored_plan(run).kind, stored_plan(run).hydra) == ("sweep", ("-m", "x=1,2"))
+
+
+def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> None:
+    run = create_run(RUN, {"executor": "slurm", "settings": {"host": "h", "gone_since": 1}, "place": None}, [{}],
+                     root=tmp_path)  # fmt: skip
+    plan = stored_plan(run)
+    assert plan.settings == RunConfig(executor="slurm", host="h") and not plan.is_apart
+    assert (plan.place.run, plan.place.job) == (str(run.path), str(run.job().path))
+    assert (plan.mode, plan.recipe, plan.after, plan.resources, plan.command_line) == ("local", "", (), None, "")
+    bare = create_run(RUN, {}, [], root=tmp_path / "bare")
+    assert stored_plan(bare).executor == stored_plan(bare).settings.executor == "local"
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"settings": {"nodes": "two"}}, 'settings.nodes is "two", not a whole number'),
+        ({"settings": {"env_vars": [1]}}, r"settings.env_vars\[0\] is 1, not"),
+        ({"place": {"run": 7}}, "place.run is 7, not"),
+        ({"place": {"tree": {"git": "yes"}}}, 'place.tree.git is "yes", not'),
+        ({"resources": {"nodes": "x"}}, 'resources.nodes is "x", not'),
+        ({"container": {"words": "docker"}}, 'container.words is "docker", not'),
+        ({"dependency": 12}, "dependency is 12, not"),
+        ({"inputs": {"data": {"version": -1}}}, "inputs: Not a pin"),
+    ],
+)
+def test_a_wrong_type_names_file_and_key(whole: Plan, changed: dict[str, Any], says: str) -> None:
+    run = stored(whole, **changed)
+    with pytest.raises(DamagedRecord, match=f"plan.json: {says}"):
+        stored_plan(run)
+
+
+def test_a_damaged_record_of_a_job_names_its_own_file(whole: Plan) -> None:
+    run = stored(whole)
+    own = json.loads(to_text(whole))
+    for changed in ({"settings": {"nodes": "two"}}, {"extra": {"mounts": "/m"}}, {"files": {}}):
+        (run.job().path / LAUNCH_FILE).write_text(json.dumps({**own, **changed}))
+        with pytest.raises(DamagedRecord, match=rf"jobs/0/{LAUNCH_FILE}: .*{next(iter(changed))}.* is "):
+            load_plan(run, run.job())
