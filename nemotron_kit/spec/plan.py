@@ -121,7 +121,7 @@ class Plan:
     def more(self) -> dict[str, Any]:
         """JSON data: of the fields that not every plan has, those that this one has."""
         found: dict[str, Any] = {
-            "resources": asdict(self.resources) if self.resources else None,
+            "resources": {**asdict(self.resources), "notes": list(self.resources.notes)} if self.resources else None,
             "mounts": None if self.mounts is None else list(self.mounts),
             "container": {**vars(self.container), "words": list(self.container.words)} if self.container else None,
             "request": self.request,
