@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ class PayloadBuilder:
         self._argv = self._program.argv if self._program else argv
         self._earlier, self._versions = earlier, versions()
         self._plain: dict[str, Any] = {}
+        # (key, value) of each literal secret of the jobs' configs → the variable that has it.
+        self._literals: dict[tuple[str, Any], str] = {}
         content = {"callbacks": callbacks, "state": _state()}
         if self.kind == SENT:
             content["task"] = task
@@ -64,7 +67,7 @@ class PayloadBuilder:
     def build(self, config: Any, hydra: Any, move: Callable[[str], str], import_path: Sequence[str]) -> JobPayload:
         """The payload of one composed job. `move` translates a path of this machine to the target's; `import_path` is
         sys.path as the job has it."""
-        with self._without_plugins(hydra):
+        with self._without_plugins(hydra), self._without_literals(config) as literals:
             pickled = self._pickled((config, hydra))
         program = self._program
         return JobPayload(
@@ -79,7 +82,25 @@ class PayloadBuilder:
             module=program is not None and program.module,
             earlier=self._earlier,
             started_in=move(program.started_in) if program and program.started_in else None,
+            literals=literals,
         )
+
+    @contextmanager
+    def _without_literals(self, config: Any) -> Iterator[dict[str, str]]:
+        """Within the block a literal secret in the config, by its key or by its value, is a reference to a variable of
+        this process, which travels as a profile's `secrets` do. Yields those variables, and the types of the values."""
+        found = [(key, node, node._value()) for key, node in literal_secrets(config)]
+        literals = {}
+        for key, node, value in found:
+            variable = self._literals.setdefault((key, value), _variable_for(key, value))
+            os.environ[variable] = str(value)
+            literals[variable] = type(value).__name__
+            node._val = f"${{secret:{variable}}}"
+        try:
+            yield literals
+        finally:
+            for _, node, value in found:
+                node._val = value
 
     @contextmanager
     def _without_plugins(self, hydra: Any) -> Iterator[None]:
@@ -123,6 +144,29 @@ class PayloadBuilder:
             ) from error
         data: bytes = cloudpickle.dumps(value)
         return data
+
+
+def literal_secrets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, node) of each value in a composed config that is a secret and written out."""
+    content = config._value()
+    if isinstance(content, dict | list):
+        for name, node in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from literal_secrets(node, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, str | int | float) and not hasattr(config, "_content"):
+        text = content if isinstance(content, str) else str(content)
+        if masked_by_name(text, re.sub(r"(\.\d+)+$", "", key)) != text:
+            yield key, config
+
+
+def _variable_for(key: str, value: Any) -> str:
+    """A variable that is free, or holds this value, and whose name says that it is a secret."""
+    name = "NEMOTRON_" + re.sub(r"\W+", "_", key).upper()
+    name = name if is_secret_name(name) else f"{name}_SECRET"
+    number = 1
+    while os.environ.get(name, str(value)) != str(value):
+        number += 1
+        name = f"NEMOTRON_{number}_{name.removeprefix('NEMOTRON_').lstrip('0123456789_')}"
+    return name
 
 
 def _state() -> dict[str, Any]:
@@ -280,7 +324,8 @@ class ProgramPlanner:
         shown = _shown(config)
         pins = pin_slots(shown, ResolvedJob(shown, self.run, place), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
-        added = self._added(place, pins, number, label)
+        secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
+        added = self._added(place, pins, number, label, secrets)
         spec = self._spec(place, place.cwd if is_remote else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
@@ -344,12 +389,15 @@ class ProgramPlanner:
             "expand": references(self.run),
         }
 
-    def _added(self, place: RemotePaths, pins: Mapping[str, Pin], number: int, label: str) -> ExecutorPlan:
+    def _added(
+        self, place: RemotePaths, pins: Mapping[str, Pin], number: int, label: str, secrets: Sequence[str]
+    ) -> ExecutorPlan:
         """What the executor adds to the plan."""
         if self.run.executor == "docker":
             from nemotron_kit.executors.docker import docker_for
 
-            return docker_for(self.run, self.resources, place, pins, run_id=self.run_id, job=number, mode=self.mode)
+            run = replace(self.run, secrets=list(secrets) or None)
+            return docker_for(run, self.resources, place, pins, run_id=self.run_id, job=number, mode=self.mode)
         if self.run.executor == "slurm":
             asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
             return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)

@@ -238,7 +238,8 @@ class Jobs:
         plan, detached = first.plan, self.detached(first)
         labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in made}
         if plan.executor == "local":
-            self._run_here(first, labels, detached)
+            secrets = dict.fromkeys(name for sweep_job, _ in made for name in sweep_job.plan.secrets)
+            self._run_here(first, labels, detached, secrets)
         else:
             log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
             ended = None if detached else lambda job: _tell(job, labels)
@@ -247,13 +248,13 @@ class Jobs:
         if detached and not self._ours:
             log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
 
-    def _run_here(self, first: SweepJob, labels: Mapping[int, str], detached: bool) -> None:
+    def _run_here(self, first: SweepJob, labels: Mapping[int, str], detached: bool, secrets: Iterable[str]) -> None:
         asked = first.plan.settings.max_parallel or self.settings.max_parallel or os.cpu_count() or 1
         parallel = max(1, min(len(labels), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
         log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
         scheduler = self.scheduler(detached)
-        scheduler.submit(list(labels), parallel)
+        scheduler.submit(list(labels), parallel, secrets)
         if detached:
             scheduler.leave()
         else:

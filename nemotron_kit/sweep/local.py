@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 
 from nemotron_kit.errors import NemotronError
@@ -39,12 +39,15 @@ class LocalSchedulerClient:
                 text=True,
             )
 
-    def submit(self, jobs: Sequence[int], parallel: int) -> None:
-        """Queue the jobs, `parallel` of them at a time. Raises NemotronError when the scheduler has ended."""
+    def submit(self, jobs: Sequence[int], parallel: int, secrets: Iterable[str] = ()) -> None:
+        """Queue the jobs, `parallel` of them at a time, with the variables `secrets` of this process, some of which may
+        be younger than the scheduler. Raises NemotronError when the scheduler has ended."""
         assert self._process.stdin is not None  # noqa: S101 — Popen was given a pipe
         self._idle = False
+        environment = {name: os.environ[name] for name in secrets if name in os.environ}
+        batch = {"jobs": list(jobs), "parallel": parallel, "environment": environment}
         try:
-            self._process.stdin.write(json.dumps({"jobs": list(jobs), "parallel": parallel}) + "\n")
+            self._process.stdin.write(json.dumps(batch) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise self._gone() from error

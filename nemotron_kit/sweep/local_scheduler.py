@@ -126,6 +126,7 @@ class LocalScheduler:
     def take(self, batch: dict[str, Any]) -> None:
         self.waiting.extend(int(number) for number in batch["jobs"])
         self.parallel = int(batch["parallel"])
+        os.environ.update(batch.get("environment") or {})
 
     def turn(self) -> bool:
         """Reap what has ended, start what there is room for; whether anything happened."""

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     run = Job(payload, folder)
     try:
         payload.check_versions()
+        payload.check_literals()
         if payload.kind == PROGRAM:
             _program_again(payload, run)
         else:
@@ -71,7 +72,7 @@ class Job:
         config = loaded["config"]
         _for_this_process(config)
         try:
-            self.end(_run(task or loaded["task"], config, loaded["callbacks"]))
+            self.end(_run(task or loaded["task"], config, loaded["callbacks"], self.payload.put_literals))
         except SystemExit as error:  # run_job lets it pass
             self.end(_exit(error, config))
         except KeyboardInterrupt:
@@ -178,7 +179,7 @@ def job_id(number: int) -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", f"job_{number}")
 
 
-def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> TaskResult:
+def _run(task: Callable[..., Any], config: Any, callbacks: Any, complete: Callable[[Any], None]) -> TaskResult:
     from hydra.core.utils import JobStatus, run_job
     from hydra.types import HydraContext
 
@@ -187,6 +188,7 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any) -> TaskResult:
     @wraps(task)
     def with_masked_log(task_config: Any) -> Any:
         mask_logging()  # run_job has configured it by now
+        complete(task_config)
         return task(task_config)
 
     done = run_job(

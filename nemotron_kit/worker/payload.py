@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 
 FILE = "hydra.json"
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
 # Run the program again until it arrives at its task function; or call a function that can be imported, or was sent.
 PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
 
@@ -28,6 +29,7 @@ class JobPayload:
     """`program` is a script's path, or a module's name with `module` set. `function` is its task's qualified name, with
     the module in front (`module:name`) where it is imported; of a program's tasks with that name, it is the one after
     `earlier` others that were swept. `started_in` is where the program started: it may have changed its folder.
+    `literals` are the variables that hold what the config has as literal secrets, and the types of those values.
     `load()` gives the rest."""
 
     kind: str
@@ -41,6 +43,7 @@ class JobPayload:
     module: bool = False
     earlier: int = 0
     started_in: str | None = None
+    literals: dict[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -55,6 +58,27 @@ class JobPayload:
         with flag_override(config, ["readonly", "no_deepcopy_set_nodes"], [False, True]), open_dict(config):
             config.hydra = hydra
         return {**loaded, "config": config}
+
+    def put_literals(self, config: Any) -> None:
+        """Put the literal secrets back into the config, once Hydra has written its files."""
+        content = config._value()
+        if isinstance(content, dict | list):
+            for node in content.values() if isinstance(content, dict) else content:
+                self.put_literals(node)
+        elif isinstance(content, str) and content.startswith("${secret:"):
+            variable = content.removeprefix("${secret:").removesuffix("}")
+            if variable in self.literals:
+                config._val = _KINDS[self.literals[variable]](os.environ[variable])
+
+    def check_literals(self) -> None:
+        """Raises NemotronError where the literal secrets of the config did not come along."""
+        missing = [variable for variable in self.literals if variable not in os.environ]
+        if missing:
+            raise NemotronError(
+                f"The config has a literal secret, which is in no record: {', '.join(missing)} is not set here.",
+                hint=f"export {missing[0]}=… where this was typed, or launch the sweep again. "
+                "Better, have the config say ${secret:NAME}.",
+            )
 
     def check_versions(self) -> None:
         """Raises NemotronError when this process could not read the pickle faithfully."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -279,6 +280,34 @@ def test_secrets_of_the_environment_are_in_no_file(app: App) -> None:
         for path in root.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
     assert all(path.stat().st_mode & 0o077 == 0 for path in (app.run() / "jobs").rglob("*") if path.is_file())
+
+
+def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
+    (app.folder / "literal.py").write_text(
+        "import hydra, os\n"
+        "from hydra.core.config_store import ConfigStore\n"
+        "def made(end): return {'name': 'a', 'api_key': 'canary-' + end, 'n': {'password': 1234567890}}\n"
+        "for end in ('one-1', 'two-2'): ConfigStore.instance().store(end, made(end), group='db')\n"
+        "ConfigStore.instance().store('config', {'defaults': [{'db': 'one-1'}, '_self_']})\n"
+        "@hydra.main(version_base='1.3', config_path=None, config_name='config')\n"
+        "def main(cfg):\n"
+        "    os.write(1, f'raw {cfg.db.api_key}\\n'.encode()); print('key', cfg.db.api_key)\n"
+        "    return [cfg.db.n.password - 1234567889, cfg.db.api_key.startswith('can'), len(cfg.db.api_key)]\n"
+        "if __name__ == '__main__': main()\n"
+    )
+    app("literal.py", "db=one-1,two-2")
+    for number in (0, 1):
+        job = app.run() / "jobs" / str(number)
+        assert json.loads((job / "answer.json").read_text())["value"] == [1, True, 12]
+        assert "raw ***" in app.log(number) and "key ***" in app.log(number)
+        packet = json.loads((job / "hydra.json").read_text())
+        assert b"canary" not in base64.b64decode(packet["config"])
+    for path in [*app.home.rglob("*"), *app.folder.rglob(".hydra/*")]:
+        assert not path.is_file() or b"canary" not in path.read_bytes(), path
+    (job / "answer.json").unlink()
+    line = [sys.executable, "-m", "nemotron_kit.worker.hydra_job", str(job)]
+    done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
+    assert "The config has a literal secret, which is in no record: NEMOTRON_2_DB_API_KEY" in done.stderr
 
 
 def test_text_travels_in_files_alone(app: App) -> None:

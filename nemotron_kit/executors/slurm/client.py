@@ -111,7 +111,7 @@ class Slurm:
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
-        secrets = {name: _secret(name) for name in first.secrets}
+        secrets = {name: _secret(name) for plan in call.plans for name in plan.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
         hidden += _OF_THIS_PYTHON if self.settings.container_image else []
         payload = {"script": None if call.sent else call.text, "secrets": secrets}
