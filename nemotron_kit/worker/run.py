@@ -12,7 +12,7 @@ from nemotron_kit import files
 from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
-from nemotron_kit.masking import mask, note_secrets
+from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker.distributed import VALUE, rank_log
@@ -141,7 +141,7 @@ def run_rank(job: JobFolder) -> int:
         if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
             print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):
-        files.write_json(job.path / VALUE, value)
+        files.write_json(job.path / VALUE, masked(value))
     return outcome.code
 
 

@@ -164,7 +164,7 @@ def _written(root: Path) -> str:
 @pytest.mark.parametrize(
     "words",
     [
-        ["end=exit"], ["end=raise", "--run", "two"], ["-m", "end=return,raise", "hydra/launcher=nemo_run"],
+        ["end=exit"], ["end=return", "--run", "two"], ["-m", "end=return,raise", "hydra/launcher=nemo_run"],
     ],
     ids=lambda words: " ".join(words),
 )  # fmt: skip
