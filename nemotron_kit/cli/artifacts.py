@@ -9,59 +9,53 @@ from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import LocalRegistry
     from nemotron_kit.artifacts.store import DamagedVersion
 
-SUMMARY = "list artifacts, versions and lineage"
 HELP = """\
 usage: nemotron artifacts [REFERENCE] [--alias WORD] [--verify] [--json]
-       nemotron artifacts gc [--dry-run] [--json]
+       nemotron artifacts COMMAND …
 
 Without a reference: every name in the registry. With a name: its versions. With a version (Name:v3, Name:alias): where
 it lies, what it was made from and by which run. Versions whose files are gone or changed, or whose record is damaged,
 are marked.
 
-gc repairs damaged records where their own sha256 proves what they were, drops the others (their numbers are not given
-again; no artifact's files are touched), and removes what killed saves left behind more than a day ago. An artifact
-that is called gc is art://gc.
+commands
+{commands}
 
 options
   --alias WORD   make WORD stand for the version: nemotron artifacts Name:v3 --alias production
   --verify       read all of its files again and compare them with what was registered
-  --dry-run      with gc: say what would be done
   --json         for programs
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit code. Raises UserError for a reference to nothing, or to files that have changed."""
+    return dispatch("artifacts", argv, HELP, _look)
+
+
+def _look(argv: list[str]) -> int:
     from nemotron_kit.artifacts.reference import Reference
     from nemotron_kit.artifacts.registry import open_registry
 
-    parser = ToolParser("nemotron artifacts", SUMMARY, add_help=False)
-    parser.add_argument("reference", nargs="?")
-    parser.add_argument("--alias")
+    parser = ToolParser("artifacts")
+    parser.add_argument("--alias", metavar="WORD")
     parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--json", action="store_true")
-    if {"-h", "--help"} & set(argv):
-        write_lines(HELP.splitlines())
-        return 0
     options: Any = parser.parse(argv)
-    collects = options.reference == "gc"
-    if (options.reference is None or collects) and (options.alias is not None or options.verify):
+    if options.reference == "gc":
+        raise UserError("nemotron artifacts: gc stands first.", hint="nemotron artifacts gc --dry-run")
+    if options.reference is None and (options.alias is not None or options.verify):
         raise UserError(
             f"nemotron artifacts: {'--verify' if options.verify else '--alias'} is about a version; none is named.",
             hint="For instance: nemotron artifacts Name:latest --verify.",
         )
-    if options.dry_run and not collects:
-        raise UserError("nemotron artifacts: --dry-run is of gc.", hint="nemotron artifacts gc --dry-run")
     registry = open_registry()
-    if collects:
-        return _collect(registry, options.dry_run, options.json)
     if options.reference is None:
         return _names(registry, options.json)
     reference = Reference.parse(options.reference)
@@ -81,7 +75,17 @@ def main(argv: Sequence[str]) -> int:
     return _version(version, options.json, verified=options.verify)
 
 
-def _collect(registry: LocalRegistry, dry_run: bool, as_json: bool) -> int:
+def collect(argv: list[str]) -> int:
+    """The words after `nemotron artifacts gc`."""
+    from nemotron_kit.artifacts.registry import open_registry
+
+    parser = ToolParser("artifacts", "gc")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    registry, dry_run, as_json = open_registry(), options.dry_run, options.json
     found, left = registry.mend(dry_run=dry_run), registry.gc(dry_run=dry_run)
     if as_json:
         print_json(

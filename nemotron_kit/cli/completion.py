@@ -10,6 +10,7 @@ from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
+from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
 
 TYPE_CHECKING = False
 
@@ -83,26 +84,6 @@ if TYPE_CHECKING:
 
     ToolAnswers = Iterator[tuple[str, str]]
 
-# The options of each, so that Tab imports none of them; tests/unit/cli/test_completion.py holds them to the help pages.
-OPTIONS = {
-    "runs": ("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
-    "runs show": ("--job", "--json"),
-    "runs attach": ("--job", "--all"),
-    "runs logs": ("--follow", "--tail", "--job", "--rank"),
-    "runs wait": ("--patience",),
-    "runs cancel": ("--job", "--grace"),
-    "runs resume": (),
-    "runs shell": ("--job", "--node"),
-    "runs rerun": ("--run", "--batch", "--dry-run"),
-    "runs diff": ("--json",),
-    "runs rm": ("--force", "--here"),
-    "artifacts": ("--alias", "--verify", "--dry-run", "--json"),
-    "profiles": ("--json",),
-    "profiles show": ("--all", "--json"),
-    "profiles check": ("--json",),
-    "profiles login": ("--close",),
-    "profiles clean": ("--unused", "--dry-run", "--json"),
-}
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
 _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run"}
 
@@ -110,21 +91,27 @@ _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--
 def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> ToolAnswers:
     """(what may stand in place of `current`, what it means), behind one of nemotron's own commands."""
     bare = [argument for argument in arguments if not options.is_option(argument)]
-    page = " ".join(bare[:2]) if " ".join(bare[:2]) in OPTIONS else name
+    own = TOOLS[name]
+    entry = own.commands.get(bare[1]) if len(bare) > 1 else None
     last = arguments[-1]
     if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:
         yield from _tool_values(last, index)
     elif current.startswith("-"):
-        yield from ((option, "") for option in OPTIONS.get(page, ()))
-    elif name == "artifacts":
-        yield from [("gc", "")] if len(bare) == 1 else []
+        yield from ((option, "") for option in (entry or own).options)
+    elif entry is None and len(bare) == 1:
+        yield from ((word, "") for word in (*own.commands, *own.words))
+        yield from _own_words(own.takes, current)
+    else:
+        yield from _own_words((entry or own).takes, current)
+
+
+def _own_words(takes: str, current: str) -> ToolAnswers:
+    if takes == ARTIFACT:
         yield from artifacts(current)
-    elif len(bare) == 1:
-        yield from ((each, "") for each in tree.TOOLS[name][2])
-    elif name == "runs":
-        yield from runs()
-    elif name == "profiles":
+    elif takes == PROFILE:
         yield from profiles()
+    elif takes:
+        yield from runs()
 
 
 def _tool_values(option: str, index: Index) -> ToolAnswers:
@@ -221,9 +208,7 @@ def split_line(line: str) -> list[str]:
 def complete(arguments: Sequence[str], current: str, index: Index) -> Candidates:
     """Pairs (candidate for `current`, its meaning), given the finished arguments before it."""
     first = tree.first_name(arguments)
-    candidates = (
-        after_tool(first, arguments, current, index) if first in tree.TOOLS else _recipe(arguments, current, index)
-    )
+    candidates = after_tool(first, arguments, current, index) if first in TOOLS else _recipe(arguments, current, index)
     return ((text, meaning) for text, meaning in candidates if text.startswith(current))
 
 
@@ -258,7 +243,7 @@ def _words(node: Node) -> Candidates:
     for child in node["children"].values():
         yield child["name"], child["description"]
     if not node["path"]:
-        yield from ((name, summary) for name, (_, summary, _) in tree.TOOLS.items())
+        yield from ((name, own.summary) for name, own in TOOLS.items())
 
 
 def _flags(detail: Node) -> Candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from nemotron_kit.cli import tree
+from nemotron_kit.cli.tools import TOOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _asked(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
         first = tree.first_name(argv)
     elif argv and not tree.wants_help(argv):
         return None
-    return None if not root and first in tree.TOOLS else argv
+    return None if not root and first in TOOLS else argv
 
 
 def _index(index: Index | None) -> Index:

@@ -7,6 +7,7 @@ import sys
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.options import NEMOTRON, PREFIXES
 from nemotron_kit.cli.output import Paint, colour, table, width, wrap
+from nemotron_kit.cli.tools import TOOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _top(page: Page, index: Index, prefix: str) -> None:
     page.text("Launches training recipes: here, or on a cluster that env.toml describes.")
     page.section("recipes", [(name, node["description"]) for name, node in recipes.items()])
     page.section("broken", sorted(index.broken.items()))
-    page.section("commands", [*((name, text) for name, (_, text, _) in tree.TOOLS.items())])
+    page.section("commands", [(name, own.summary) for name, own in TOOLS.items()])
     page.section("options", _ROOT_OPTIONS)
     first = next((leaf for leaf in tree.leaves(index.root) if "broken" not in leaf), None)
     if first is not None:

@@ -19,6 +19,7 @@ from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.cli.options import NEMOTRON
+from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -136,7 +137,7 @@ class Live(Index):
 
     def __init__(self, apps: dict[str, App], broken: dict[str, str]) -> None:
         self.commands: dict[tuple[str, ...], Command] = {}
-        taken = {name: "the name is a command of nemotron's own" for name in apps if name in tree.TOOLS}
+        taken = {name: "the name is a command of nemotron's own" for name in apps if name in TOOLS}
         children = {name: self._node(app) for name, app in apps.items() if name not in taken}
         root: Node = {"name": "", "path": [], "description": "", "children": children}
         super().__init__(root, {**broken, **taken}, [])

@@ -150,7 +150,7 @@ def _nemotron(arguments: list[str]) -> int:
     code = fast.handle(arguments)
     if code is not None:
         return code
-    from nemotron_kit.cli.tree import TOOLS
+    from nemotron_kit.cli.tools import TOOLS
 
     if arguments and arguments[0] in TOOLS:
         return _tool(arguments[0], arguments[1:])
@@ -173,9 +173,9 @@ def _say_step(arguments: Sequence[str]) -> None:
 def _tool(name: str, argv: Sequence[str]) -> int:
     from importlib import import_module
 
-    from nemotron_kit.cli.tree import TOOLS
+    from nemotron_kit.cli.tools import TOOLS
 
-    code = int(import_module(TOOLS[name][0]).main(list(argv)))
+    code = int(import_module(TOOLS[name].module).main(list(argv)))
     sys.stdout.flush()  # what can't be printed is an error of a command that prints
     return code
 

@@ -13,6 +13,7 @@ from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
 from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near
+from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted
 
@@ -100,7 +101,7 @@ def no_recipe(argument: str, index: Index, prog: str) -> UserError:
         return UserError(
             f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The others are not touched by it."
         )
-    known = [*index.root["children"], *(tree.TOOLS if prog == "nemotron" else ())]
+    known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
     hint = _folder_of_that_name(argument) or f"{near(argument, known)} `{prog} --help` shows them all."
     return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
 
@@ -145,7 +146,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
     first = tree.first_name(argv)
     if not root and argv[:1] == ["--version"]:
         return Version()
-    if not root and first in tree.TOOLS:
+    if not root and first in TOOLS:
         return Tool(first, tuple(_without(argv, first)))
     if not root and first == "help":
         return _asked(_without(argv, first), index, program_name)
@@ -157,7 +158,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
 def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
     """`nemotron help WORDS`"""
     first = tree.first_name(argv)
-    return Tool(first, ("--help",)) if first in tree.TOOLS else help_request(argv, index, program_name)
+    return Tool(first, ("--help",)) if first in TOOLS else help_request(argv, index, program_name)
 
 
 def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:

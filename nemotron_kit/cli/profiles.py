@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
-from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, short_span, span
+from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.masking import is_secret_name
@@ -28,10 +28,9 @@ _STYLES = {"ok": "green", "warning": "yellow", "wrong": "bold red", "unreachable
 _EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
 
 
-def check_main(argv: Sequence[str]) -> int:
+def check(argv: list[str]) -> int:
     """The words after `nemotron profiles check`: 0 when all is well, 1 when something is wrong, 3 unreachable."""
-    parser = ToolParser("nemotron profiles check", "Connect to a profile's target and report. Nothing is submitted.")
-    parser.add_argument("name", metavar="NAME")
+    parser = ToolParser("profiles", "check")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
@@ -47,15 +46,9 @@ def check_main(argv: Sequence[str]) -> int:
     return max((_EXIT_CODES[finding.state] for finding in findings), default=0)
 
 
-_SAYS = """\
-Removes from a profile's target the code, kits and repositories that launches left there, that have not been used for
-a while, and that no unfinished run names. Runs and artifacts stay: nemotron runs rm, nemotron artifacts."""
-
-
-def clean_main(argv: Sequence[str]) -> int:
+def clean_target(argv: list[str]) -> int:
     """The words after `nemotron profiles clean`. Unreachable (3) when the target does not answer."""
-    parser = ToolParser("nemotron profiles clean", _SAYS)
-    parser.add_argument("name", metavar="NAME")
+    parser = ToolParser("profiles", "clean")
     parser.add_argument(
         "--unused", type=span, default=timedelta(days=30), metavar="SPAN", help="unused for so long: 12h, 30d (default)"
     )
@@ -87,10 +80,9 @@ def clean_main(argv: Sequence[str]) -> int:
 HOURS = int(LOGIN["persist"]) // 3600
 
 
-def login_main(argv: Sequence[str]) -> int:
+def login(argv: list[str]) -> int:
     """The words after `nemotron profiles login`. Unreachable (3) when ssh, which has said why, does not get in."""
-    parser = ToolParser("nemotron profiles login", "Open the ssh connection of a profile (passwords, second factors).")
-    parser.add_argument("name", metavar="NAME")
+    parser = ToolParser("profiles", "login")
     parser.add_argument("--close", action="store_true", help="end the connection instead")
     options = parser.parse(argv)
     if options is None:
@@ -134,51 +126,27 @@ def _control(ssh: Sequence[str], argument: str) -> int:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
 
 
-COMMANDS = ("list", "show", "check", "login", "clean")
-SUMMARY = "list the profiles of env.toml"
 HELP = """\
 usage: nemotron profiles [--json]
-       nemotron profiles show NAME [--all] [--json]
-       nemotron profiles check NAME [--json]
-       nemotron profiles login NAME [--close]
-       nemotron profiles clean NAME [--unused 30d] [--dry-run] [--json]
+       nemotron profiles COMMAND NAME …
 
 The profiles of env.toml: where and how `--run NAME` and `--batch NAME` start a job.
 
 commands
-  show NAME    one profile as it is resolved, and where each value comes from
-  check NAME   connect to its target and report whether a launch would work there
-  login NAME   open its ssh connection on this terminal (passwords, second factors)
-  clean NAME   remove from its target what launches left there and no run needs
+{commands}
 
 options
-  --all        also the fields that nobody set
-  --json       for programs
+  --json   for programs
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """The words after `nemotron profiles`. Returns the exit code; raises UserError for wrong ones."""
-    arguments = list(argv)
-    if arguments[:1] in (["-h"], ["--help"], ["help"]) or (
-        arguments[:1] == ["show"] and {"-h", "--help"} & set(arguments)
-    ):
-        write_lines(HELP.splitlines())
-        return 0
-    if arguments[:1] == ["show"]:
-        return _show(arguments[1:])
-    if arguments[:1] in (["check"], ["login"], ["clean"]):
-        return {"check": check_main, "login": login_main, "clean": clean_main}[arguments[0]](arguments[1:])
-    if arguments and not arguments[0].startswith("-") and arguments[0] != "list":
-        raise UserError(
-            f"nemotron profiles has no command {arguments[0]!r}.",
-            hint=f"{near(arguments[0], COMMANDS)} Of one profile: nemotron profiles show {arguments[0]}",
-        )
-    return _list(arguments[1:] if arguments[:1] == ["list"] else arguments)
+    return dispatch("profiles", argv, HELP, _list)
 
 
 def _list(argv: list[str]) -> int:
-    parser = ToolParser("nemotron profiles", SUMMARY)
+    parser = ToolParser("profiles")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
     if options is None:
@@ -208,10 +176,10 @@ def _summary(name: str) -> dict[str, Any]:
     return {"name": name, "executor": config.executor, "nodes": config.nodes, "extends": parent, "error": None}
 
 
-def _show(argv: list[str]) -> int:
-    parser = ToolParser("nemotron profiles show", "One profile, and where each value comes from.")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--all", action="store_true")
+def show(argv: list[str]) -> int:
+    """The words after `nemotron profiles show`: one profile, and where each value comes from."""
+    parser = ToolParser("profiles", "show")
+    parser.add_argument("--all", action="store_true", help="also the fields that nobody set")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
     if options is None:

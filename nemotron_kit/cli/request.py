@@ -25,7 +25,7 @@ class Version(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """One of nemotron's own commands (tree.TOOLS), with the arguments after its name."""
+    """One of nemotron's own commands (tools.TOOLS), with the arguments after its name."""
 
     name: str
     argv: tuple[str, ...] = ()

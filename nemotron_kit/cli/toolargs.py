@@ -10,17 +10,36 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from nemotron_kit.cli.request import near
+from nemotron_kit.cli.tools import ARTIFACT, ID, JOB, JOB_ID, JOBS, PROFILE, RUNS, TOOLS, TWO_JOBS
 from nemotron_kit.errors import UserError
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class ToolParser(argparse.ArgumentParser):
-    """A parser that raises UserError, names the nearest option, and never abbreviates one in silence."""
+_COMPARED = "a run as elsewhere; of a sweep ID/N, its job N"
+_WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
+    "": (),
+    JOB: (("id", None, "ID", JOB_ID),),
+    JOBS: (("ids", "+", "ID", JOB_ID),),
+    RUNS: (("ids", "+", "ID", ID),),
+    TWO_JOBS: (("a", None, "A", _COMPARED), ("b", None, "B", _COMPARED)),
+    PROFILE: (("name", None, "NAME", "a profile of env.toml"),),
+    ARTIFACT: (("reference", "?", "REFERENCE", "a name, or a version: Name:v3, Name:alias"),),
+}
 
-    def __init__(self, prog: str, description: str, **settings: Any) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False, **settings)
+
+class ToolParser(argparse.ArgumentParser):
+    """The parser of one of nemotron's own commands, or of a subcommand, with the words that tools.TOOLS says it takes.
+    It raises UserError, names the nearest option, and never abbreviates one in silence."""
+
+    def __init__(self, tool: str, command: str = "") -> None:
+        own = TOOLS[tool]
+        entry = own.commands[command] if command else None
+        says = entry.says if entry else own.summary
+        super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=says, allow_abbrev=False)
+        for name, nargs, metavar, text in _WORDS[entry.takes if entry else own.takes]:
+            self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}.", hint=f"See {self.prog} --help.")

@@ -13,22 +13,6 @@ if TYPE_CHECKING:
 
     from nemotron_kit.cli.index import Index, Node
 
-# Commands that are not recipes: name → (module with `main(argv) -> int`, summary, what may follow, for completion).
-TOOLS = {
-    "runs": (
-        "nemotron_kit.cli.runs.list",
-        "list runs; show one, read its logs",
-        ("show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "rm"),
-    ),
-    "profiles": ("nemotron_kit.cli.profiles", "list the profiles of env.toml", ("show", "check", "login", "clean")),
-    "artifacts": ("nemotron_kit.cli.artifacts", "list artifacts, versions and lineage", ()),
-    "completion": (
-        "nemotron_kit.cli.completion",
-        "print the completion script of bash, zsh or fish",
-        ("bash", "zsh", "fish"),
-    ),
-}
-
 
 def is_group(node: Node) -> bool:
     return "children" in node

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.output import clean, write_lines
-from nemotron_kit.cli.runs.list import ID, JOB_ID, chosen_jobs, open_jobs
+from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
@@ -38,8 +38,7 @@ _WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled",
 
 def wait(argv: list[str]) -> int:
     """Wait until every run named has ended. One that can't be asked about is given `--patience` seconds."""
-    parser = ToolParser("nemotron runs wait", "Waits until runs have ended, and exits as they did.")
-    parser.add_argument("ids", metavar="ID", nargs="+", help=JOB_ID)
+    parser = ToolParser("runs", "wait")
     parser.add_argument(
         "--patience",
         type=at_least(0),
@@ -136,10 +135,7 @@ _QUEUED = ("pending",)
 
 def cancel(argv: list[str]) -> int:
     """Stop a run's jobs, wherever they are."""
-    parser = ToolParser(
-        "nemotron runs cancel", "Stops a run: TERM, then KILL; on a cluster as its scheduler does that."
-    )
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "cancel")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of it")
     parser.add_argument(
         "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between TERM and KILL"
@@ -200,10 +196,7 @@ def _cancel_elsewhere(
 
 def remove(argv: list[str]) -> int:
     """Delete runs' folders, here and where they ran."""
-    parser = ToolParser(
-        "nemotron runs rm", "Deletes the folders of runs that are over, unless an artifact lies in one."
-    )
-    parser.add_argument("ids", metavar="ID", nargs="+", help=ID)
+    parser = ToolParser("runs", "rm")
     parser.add_argument("--force", action="store_true", help=_FORCE)
     parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
     options = parser.parse(argv)
@@ -281,19 +274,12 @@ def _saved(run: RunFolder) -> Iterator[dict[str, object]]:
             sys.stderr.write(f"note: {clean(error.message)}\n")
 
 
-_SAYS = """\
-Goes on with what has stopped. A job that failed, was cancelled or was preempted begins another attempt under the same
-record, in the same folder: training goes on from its last checkpoint there, and what keeps nothing begins from the
-beginning. Of a sweep, the jobs that wait are submitted: those that the cluster had no room for, and those whose launch
-ended too early; none twice. Of a job that is to start after another run, and whose waiting process has ended, it starts
-another. `nemotron runs rerun` starts anew, under a new record."""
 _SHOWN = 8
 
 
 def resume(argv: list[str]) -> int:
     """Submit what waits, as far as there is room; else have a job that has stopped go on, and exit as it does."""
-    parser = ToolParser("nemotron runs resume", _SAYS)
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "resume")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -369,8 +355,7 @@ def _go_on(run: RunFolder, job: JobFolder) -> int:
 def shell(argv: list[str]) -> int:
     """Become a shell, or the command behind `--`, beside a job. Raises UserError where there is nothing to enter."""
     arguments, command = _split(argv)
-    parser = ToolParser("nemotron runs shell", "A shell where a run is, or the command behind --.")
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "shell")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
     parser.add_argument("--node", metavar="NAME", help="of a job on many nodes: this one")
     options = parser.parse(arguments)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import Any
 
 from nemotron_kit.cli.output import print_json, print_table, terminal_width, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
+from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, JobFolder
@@ -49,9 +49,6 @@ def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
     return run, job
 
 
-ID = "a run's id, the start of one, its last six digits, or latest"
-JOB_ID = f"{ID}; ID/N is its job N"
-SUMMARY = "list runs; show one, read its logs"
 HELP = """\
 usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
        nemotron runs COMMAND ID …
@@ -60,16 +57,7 @@ The launches of this machine, newest first: what ran, how it ended, how long it 
 about there. ID is a run's id, the start of one, its last six digits, or latest; ID/N is its job N (as --job N is).
 
 commands
-  show ID[/N] [--json]                        the plan, inputs, outputs, states, metrics and folder of a run
-  attach ID[/N] [--all]                       its logs from where they were last shown, until it ends
-  logs ID[/N] [-f] [-n N] [--rank N]          what it printed; -f follows until it ends
-  wait ID[/N] … [--patience S]                waits until all have ended, and exits as they did
-  cancel ID[/N] [--grace S]                   stops it: TERM, then KILL
-  resume ID[/N]                               goes on from the last checkpoint; submits what had to wait for room
-  shell ID[/N] [-- COMMAND]                   a shell where it runs
-  rerun ID[/N] [KEY=VALUE …]                  the same anew: same config, same artifacts; overrides on top
-  diff A B [--json]                           what differs: config, artifacts, code, environment, launch
-  rm ID … [--force]                           deletes its folder
+{commands}
 
 options
   --recipe NAME    only of this recipe
@@ -83,55 +71,23 @@ exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or u
 show: 3 where the state is not known, else 0; of diff: 0 the same, 1 different
 """
 
-_COMMANDS = {
-    "show": "nemotron_kit.cli.runs.show:show",
-    "attach": "nemotron_kit.cli.runs.logs:attach",
-    "logs": "nemotron_kit.cli.runs.logs:logs",
-    "wait": "nemotron_kit.cli.runs.control:wait",
-    "cancel": "nemotron_kit.cli.runs.control:cancel",
-    "resume": "nemotron_kit.cli.runs.control:resume",
-    "shell": "nemotron_kit.cli.runs.control:shell",
-    "rerun": "nemotron_kit.cli.runs.rerun:rerun",
-    "diff": "nemotron_kit.cli.runs.show:diff",
-    "rm": "nemotron_kit.cli.runs.control:remove",
-}
 _LIMIT = 20
 _WIDE = 120
 
 
 def main(argv: Sequence[str]) -> int:
     """The words after `nemotron runs`. Returns the exit code; raises UserError for wrong ones."""
-    arguments = list(argv)
-    if arguments[:1] in (["-h"], ["--help"], ["help"]):
-        write_lines(HELP.splitlines())
-        return 0
-    if arguments and not arguments[0].startswith("-") and arguments[0] != "list":
-        return _command(arguments[0])(arguments[1:])
-    return _list(arguments[1:] if arguments[:1] == ["list"] else arguments)
-
-
-def _command(argument: str) -> Callable[[list[str]], int]:
-    if argument not in _COMMANDS:
-        hint = near(argument, [*_COMMANDS, "list"])
-        raise UserError(
-            f"nemotron runs has no command {argument!r}.", hint=f"{hint} Of one run: nemotron runs show {argument}"
-        )
-    module, _, name = _COMMANDS[argument].partition(":")
-    found: Callable[[list[str]], int] = getattr(import_module(module), name)
-    return found
+    return dispatch("runs", argv, HELP, _list)
 
 
 def _list(argv: list[str]) -> int:
-    parser = ToolParser("nemotron runs", SUMMARY)
+    parser = ToolParser("runs")
     parser.add_argument("--recipe")
     parser.add_argument("--stage")
     parser.add_argument("--state", action="append", default=[])
     parser.add_argument("--since", type=span)
     parser.add_argument("--limit", type=at_least(0), default=_LIMIT)
     parser.add_argument("--json", action="store_true")
-    if {"-h", "--help"} & set(argv):
-        write_lines(HELP.splitlines())
-        return 0
     options = parser.parse(argv)
     if options is None:
         return 0

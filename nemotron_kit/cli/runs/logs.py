@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from nemotron_kit.cli.output import clean
-from nemotron_kit.cli.runs.list import JOB_ID, chosen_jobs
+from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
@@ -75,8 +75,7 @@ class RemoteLog:
 
 def logs(argv: list[str]) -> int:
     """Print one log of one job."""
-    parser = ToolParser("nemotron runs logs", "What a run printed.")
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "logs")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
     parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
@@ -166,8 +165,7 @@ _LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 5.0
 
 def attach(argv: list[str]) -> int:
     """Follow a run. Ctrl-C leaves it alone."""
-    parser = ToolParser("nemotron runs attach", "Shows a run's logs from where they were last shown, until it ends.")
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "attach")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
     parser.add_argument("--all", action="store_true", help="from the first line on, whatever was shown before")
     options = parser.parse(argv)

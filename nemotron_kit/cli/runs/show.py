@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
-from nemotron_kit.cli.runs.list import JOB_ID, as_json, chosen_jobs, duration, iso, open_job
+from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, open_job
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
@@ -116,8 +116,7 @@ Fact = tuple[str, object]
 
 def show(argv: list[str]) -> int:
     """Print one run. The exit code is 3 where its state isn't known, else 0: how the run itself ended is for `wait`."""
-    parser = ToolParser("nemotron runs show", "The plan, inputs, outputs, states, metrics and folder of a run.")
-    parser.add_argument("id", metavar="ID", help=JOB_ID)
+    parser = ToolParser("runs", "show")
     parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
@@ -322,9 +321,7 @@ _OWN = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
 
 def diff(argv: list[str]) -> int:
     """Compare two runs, or two jobs of sweeps (`ID/3`)."""
-    parser = ToolParser("nemotron runs diff", "What two runs differ in. Exit code 0: nothing; 1: something.")
-    for name in ("a", "b"):
-        parser.add_argument(name, metavar=name.upper(), help="a run as elsewhere; of a sweep ID/N, its job N")
+    parser = ToolParser("runs", "diff")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:

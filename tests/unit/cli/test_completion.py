@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli.completion import OPTIONS, SCRIPTS, STATES, complete, main, split_line
+from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, main, split_line
 from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.runs import list
-from nemotron_kit.cli.tree import TOOLS
+from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs import job
 
@@ -105,22 +105,27 @@ def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> N
     assert mark in capsys.readouterr().out
 
 
+PAGES = [*TOOLS, *(f"{name} {word}" for name, own in TOOLS.items() for word in own.commands)]
+
+
 def test_what_follows_a_tool_is_what_it_has() -> None:
     assert job.STATES == STATES
-    assert set(TOOLS["runs"][2]) == set(list._COMMANDS)
-    assert set(TOOLS["completion"][2]) == set(SCRIPTS)
+    assert set(TOOLS["completion"].words) == set(SCRIPTS)
 
 
-@pytest.mark.parametrize("page", OPTIONS)
-def test_the_options_of_a_tool_are_those_of_its_help(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_the_table_of_tools_is_true(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each subcommand's function is there, and has the options that Tab offers; its page shows what the table says."""
     tool, *words = page.split()
-    assert import_module(TOOLS[tool][0]).main([*words, "--help"]) == 0
+    own = TOOLS[tool]
+    entry = own.commands[words[0]] if words else own
+    assert import_module(own.module).main([*words, "--help"]) == 0
     text = capsys.readouterr().out
-    if page in ("runs", "profiles", "artifacts"):  # these pages also tell of their commands
+    if not words:
+        assert all(f"  {word} {each.usage}".rstrip() in text for word, each in own.commands.items())
         text = text.partition("\noptions\n")[2]
     shown = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
-    assert set(OPTIONS[page]) <= shown
-    assert page == "runs rerun" or tool == "profiles" or set(OPTIONS[page]) == shown
+    assert set(entry.options) == shown - ({"--art", "--run"} - set(entry.options))
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:

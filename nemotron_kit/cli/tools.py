@@ -1,0 +1,237 @@
+"""nemotron's own commands that are no recipes, and their subcommands: one table for dispatch, help, completion and the
+index, which takes no recipe of such a name. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# What a command's own words are: completion offers them, and ToolParser reads them by these names.
+RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
+ID = "a run's id, the start of one, its last six digits, or latest"
+JOB_ID = f"{ID}; ID/N is its job N"
+
+
+class Subcommand:
+    """One word behind `nemotron runs` and the like. `function` is "module:name", called with the words behind it;
+    `usage` what may stand there; `takes` what its own words are; `options` the long ones, which Tab offers; `says` its
+    own help page's text, where the summary doesn't do."""
+
+    __slots__ = ("function", "options", "says", "summary", "takes", "usage")
+
+    def __init__(
+        self, function: str, takes: str, usage: str, summary: str, options: tuple[str, ...] = (), says: str = ""
+    ) -> None:
+        self.function, self.takes, self.usage, self.summary = function, takes, usage, summary
+        self.options, self.says = options, says or f"{summary[:1].upper()}{summary[1:]}."
+
+
+class OwnCommand:
+    """One of nemotron's own commands. `module` has `main(argv) -> int`; `words` may stand behind it and are no
+    subcommands."""
+
+    __slots__ = ("commands", "module", "options", "summary", "takes", "words")
+
+    def __init__(
+        self,
+        module: str,
+        summary: str,
+        commands: dict[str, Subcommand] | None = None,
+        *,
+        takes: str = "",
+        options: tuple[str, ...] = (),
+        words: tuple[str, ...] = (),
+    ) -> None:
+        self.module, self.summary, self.commands = module, summary, commands or {}
+        self.takes, self.options, self.words = takes, options, words
+
+
+_RUNS = {
+    "show": Subcommand(
+        "nemotron_kit.cli.runs.show:show",
+        JOB,
+        "ID[/N] [--json]",
+        "the plan, inputs, outputs, states, metrics and folder of a run",
+        ("--job", "--json"),
+    ),
+    "attach": Subcommand(
+        "nemotron_kit.cli.runs.logs:attach",
+        JOB,
+        "ID[/N] [--all]",
+        "its logs from where they were last shown, until it ends",
+        ("--job", "--all"),
+    ),
+    "logs": Subcommand(
+        "nemotron_kit.cli.runs.logs:logs",
+        JOB,
+        "ID[/N] [-f] [-n N] [--rank N]",
+        "what it printed; -f follows until it ends",
+        ("--follow", "--tail", "--job", "--rank"),
+    ),
+    "wait": Subcommand(
+        "nemotron_kit.cli.runs.control:wait",
+        JOBS,
+        "ID[/N] … [--patience S]",
+        "waits until all have ended, and exits as they did",
+        ("--patience",),
+    ),
+    "cancel": Subcommand(
+        "nemotron_kit.cli.runs.control:cancel",
+        JOB,
+        "ID[/N] [--grace S]",
+        "stops it: TERM, then KILL",
+        ("--job", "--grace"),
+        "Stops a run: TERM, then KILL; on a cluster as its scheduler does that.",
+    ),
+    "resume": Subcommand(
+        "nemotron_kit.cli.runs.control:resume",
+        JOB,
+        "ID[/N]",
+        "goes on from the last checkpoint; submits what had to wait for room",
+        says="""\
+Goes on with what has stopped. A job that failed, was cancelled or was preempted begins another attempt under the same
+record, in the same folder: training goes on from its last checkpoint there, and what keeps nothing begins from the
+beginning. Of a sweep, the jobs that wait are submitted: those that the cluster had no room for, and those whose launch
+ended too early; none twice. Of a job that is to start after another run, and whose waiting process has ended, it starts
+another. `nemotron runs rerun` starts anew, under a new record.""",
+    ),
+    "shell": Subcommand(
+        "nemotron_kit.cli.runs.control:shell",
+        JOB,
+        "ID[/N] [-- COMMAND]",
+        "a shell where it runs",
+        ("--job", "--node"),
+        "A shell where a run is, or the command behind --.",
+    ),
+    "rerun": Subcommand(
+        "nemotron_kit.cli.runs.rerun:rerun",
+        JOB,
+        "ID[/N] [KEY=VALUE …]",
+        "the same anew: same config, same artifacts; overrides on top",
+        ("--run", "--batch", "--dry-run"),
+    ),
+    "diff": Subcommand(
+        "nemotron_kit.cli.runs.show:diff",
+        TWO_JOBS,
+        "A B [--json]",
+        "what differs: config, artifacts, code, environment, launch",
+        ("--json",),
+        "What two runs differ in. Exit code 0: nothing; 1: something.",
+    ),
+    "rm": Subcommand(
+        "nemotron_kit.cli.runs.control:remove",
+        RUNS,
+        "ID … [--force]",
+        "deletes its folder",
+        ("--force", "--here"),
+        "Deletes the folders of runs that are over, unless an artifact lies in one.",
+    ),
+}
+_PROFILES = {
+    "show": Subcommand(
+        "nemotron_kit.cli.profiles:show",
+        PROFILE,
+        "NAME [--all] [--json]",
+        "one profile as it is resolved, and where each value comes from",
+        ("--all", "--json"),
+    ),
+    "check": Subcommand(
+        "nemotron_kit.cli.profiles:check",
+        PROFILE,
+        "NAME [--json]",
+        "connect to its target and report whether a launch would work there",
+        ("--json",),
+    ),
+    "login": Subcommand(
+        "nemotron_kit.cli.profiles:login",
+        PROFILE,
+        "NAME [--close]",
+        "open its ssh connection on this terminal (passwords, second factors)",
+        ("--close",),
+    ),
+    "clean": Subcommand(
+        "nemotron_kit.cli.profiles:clean_target",
+        PROFILE,
+        "NAME [--unused 30d] [--dry-run] [--json]",
+        "remove from its target what launches left there and no run needs",
+        ("--unused", "--dry-run", "--json"),
+        """\
+Removes from a profile's target the code, kits and repositories that launches left there, that have not been used for
+a while, and that no unfinished run names. Runs and artifacts stay: nemotron runs rm, nemotron artifacts.""",
+    ),
+}
+_ARTIFACTS = {
+    "gc": Subcommand(
+        "nemotron_kit.cli.artifacts:collect",
+        "",
+        "[--dry-run] [--json]",
+        "repairs or drops damaged records; removes what killed saves left",
+        ("--dry-run", "--json"),
+        """\
+Repairs damaged records where their own sha256 proves what they were, drops the others (their numbers are not given
+again; no artifact's files are touched), and removes what killed saves left behind more than a day ago. An artifact
+that is called gc is art://gc.""",
+    ),
+}
+TOOLS = {
+    "runs": OwnCommand(
+        "nemotron_kit.cli.runs.list",
+        "list runs; show one, read its logs",
+        _RUNS,
+        options=("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
+    ),
+    "profiles": OwnCommand(
+        "nemotron_kit.cli.profiles", "list the profiles of env.toml", _PROFILES, options=("--json",)
+    ),
+    "artifacts": OwnCommand(
+        "nemotron_kit.cli.artifacts",
+        "list artifacts, versions and lineage",
+        _ARTIFACTS,
+        takes=ARTIFACT,
+        options=("--alias", "--verify", "--json"),
+    ),
+    "completion": OwnCommand(
+        "nemotron_kit.cli.completion",
+        "print the completion script of bash, zsh or fish",
+        words=("bash", "zsh", "fish"),
+    ),
+}
+
+
+def _listed(name: str) -> Iterator[str]:
+    rows = [(f"{word} {entry.usage}", entry.summary) for word, entry in TOOLS[name].commands.items()]
+    width = max(len(usage) for usage, _ in rows)
+    yield from (f"  {usage:{width}}  {summary}" for usage, summary in rows)
+
+
+def dispatch(name: str, argv: Sequence[str], help_page: str, own: Callable[[list[str]], int]) -> int:
+    """Run what the words after `nemotron NAME` ask for: its help page, a subcommand, or (no word, or `list`) `own`.
+    Returns the exit code. Raises UserError for a word that is no subcommand, unless the command takes words itself."""
+    arguments, commands = list(argv), TOOLS[name].commands
+    first, takes = arguments[0] if arguments else "-", TOOLS[name].takes
+    if first in commands:
+        return _function(commands[first].function)(arguments[1:])
+    if {"-h", "--help"} & set(arguments) or (first == "help" and not takes):
+        from nemotron_kit.cli.output import write_lines
+
+        write_lines(help_page.replace("{commands}", "\n".join(_listed(name))).splitlines())
+        return 0
+    if first == "list" and not takes:
+        return own(arguments[1:])
+    if not first.startswith("-") and not takes:
+        from nemotron_kit.cli.request import near
+        from nemotron_kit.errors import UserError
+
+        hint = f"{near(first, [*commands, 'list'])} Of one {name[:-1]}: nemotron {name} show {first}"
+        raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
+    return own(arguments)
+
+
+def _function(spelled: str) -> Callable[[list[str]], int]:
+    from importlib import import_module
+
+    module, _, name = spelled.partition(":")
+    function: Callable[[list[str]], int] = getattr(import_module(module), name)
+    return function
