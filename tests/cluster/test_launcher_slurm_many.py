@@ -7,12 +7,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..conftest import until
 from .test_launcher_slurm_apps import World
 
 JOBS = 12
@@ -53,9 +53,7 @@ def resume(world: World) -> str:
 
 
 def wait(world: World) -> list[str]:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(world.run().glob("jobs/*/exit.json"))) < JOBS:
-        time.sleep(0.2)
+    until(lambda: len(list(world.run().glob("jobs/*/exit.json"))) == JOBS, 120)
     return [record["state"] for record in world.exits()]
 
 
@@ -97,10 +95,9 @@ def test_a_launch_that_is_killed_while_it_submits(world: World, when: str) -> No
     assert wait(world) == ["succeeded"] * JOBS
     (only,) = submissions(world)
     words = ["sacct", "-n", "-X", "-P", f"--name={only['name']}", "-S", "now-1hour", "-o", "JobID"]
-    deadline = time.monotonic() + 60  # accounting lags behind
-    while len(named := world.slurm.run(*words, check=False).split()) < JOBS and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert len(named) == JOBS
+    # Accounting lags behind.
+    until(lambda: len(world.slurm.run(*words, check=False).split()) >= JOBS, every=0.5)
+    assert len(world.slurm.run(*words, check=False).split()) == JOBS
 
 
 def test_a_sweep_that_slurm_refuses(world: World) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from ..conftest import until
 from ..log_lines import SAYS, TOKEN, WORDS, check
 
 RECIPE = """
@@ -85,9 +85,7 @@ class Place:
     def ended(self) -> Path:
         """The newest run's job 0, once it has ended."""
         job = max((self.home / "runs").iterdir()) / "jobs" / "0"
-        deadline = time.monotonic() + 60
-        while not (job / "exit.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until((job / "exit.json").exists)
         assert '"succeeded"' in (job / "exit.json").read_text(), (job / "logs" / "job.log").read_text()
         return job
 

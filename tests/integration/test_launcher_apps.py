@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from ..conftest import until
 
 APP = """
 import enum, logging, multiprocessing, os, signal, sys, threading, time
@@ -380,16 +381,10 @@ def test_interrupted(app: App, via: str, number: signal.Signals) -> None:
     process = subprocess.Popen(
         line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        logs = list((app.home / "runs").glob("*/jobs/*/logs/job.log"))
-        if sum("sleeping" in log.read_text() for log in logs) == 2:
-            break
-        time.sleep(0.1)
+    logs = "*/jobs/*/logs/job.log"
+    until(lambda: sum("sleeping" in log.read_text() for log in (app.home / "runs").glob(logs)) == 2)
     process.send_signal(number)
-    started = time.monotonic()
-    process.communicate(timeout=20)
-    assert time.monotonic() - started < 10
+    process.communicate(timeout=50)  # its jobs would sleep for longer
     assert process.returncode in ((-2, 130) if number == signal.SIGINT else (143,))
     exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(4)]
     assert [record["state"] for record in exits] == ["cancelled"] * 4
@@ -400,14 +395,10 @@ def test_killed_outright(app: App) -> None:
     """The launch gets no chance to say anything: its jobs end all the same."""
     line = [*app.words("app.py"), "how=sleep", "x=range(3)", "hydra.launcher.max_parallel=1"]
     process = subprocess.Popen(line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list((app.home / "runs").glob("*/jobs/0/logs/job.log")):
-        time.sleep(0.1)
+    until(lambda: list((app.home / "runs").glob("*/jobs/0/logs/job.log")))
     process.kill()
     process.wait()
-    while time.monotonic() < deadline and _processes_of(app):
-        time.sleep(0.1)
-    assert not _processes_of(app)
+    until(lambda: not _processes_of(app))
     exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(3)]
     assert [record["state"] for record in exits] == ["cancelled"] * 3
 
@@ -415,9 +406,7 @@ def test_killed_outright(app: App) -> None:
 def test_detached(app: App) -> None:
     done = app("app.py", "hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
     assert done.stdout.count("RETURNED None") == 2
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(app.run().glob("jobs/*/exit.json"))) < 2:
-        time.sleep(0.1)
+    until(lambda: len(list(app.run().glob("jobs/*/exit.json"))) == 2)
     states = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text())["state"] for n in range(2)]
     assert states == ["succeeded", "failed"]
 

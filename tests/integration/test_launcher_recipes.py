@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from ..conftest import until
 
 RECIPE = """
 import os, sys
@@ -189,9 +190,7 @@ def test_a_detached_sweep(recipe: Recipe) -> None:
         nemotron, cwd=recipe.folder, env=recipe.env, check=True, capture_output=True, stdin=subprocess.DEVNULL
     )
     assert f"nemotron runs show {recipe.run().name}" in done.stderr.decode()
-    deadline = time.monotonic() + 60
-    while len(list(recipe.run().glob("jobs/*/exit.json"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: len(list(recipe.run().glob("jobs/*/exit.json"))) == 3)
     assert [record["value"] for record in recipe.exits()] == [2.0, 4.0, 6.0]
 
 
