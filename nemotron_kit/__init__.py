@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nemotron_kit.app import App, ArtifactInput, Command, Group
@@ -73,7 +74,6 @@ _HOMES = {
         "parse_config_and_overrides"
     ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "App",
@@ -129,15 +129,35 @@ __all__ = [
 ]
 
 
+def load_names(
+    package: str, names: Sequence[str], homes: Mapping[str, str], rest: str | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are loaded on first use. `homes`: a module below it → its
+    names; those that stand in none are of `rest`."""
+    home_of = {name: home for home, held in homes.items() for name in held.split()}
+
+    def __getattr__(name: str) -> Any:
+        home = home_of.get(name, rest)
+        if name not in names or home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"{package}.{home}"), name)
+
+    def __dir__() -> list[str]:
+        from sys import modules
+
+        return sorted({*vars(modules[package]), *names})
+
+    return __getattr__, __dir__
+
+
+_load, __dir__ = load_names(__name__, __all__, _HOMES, rest="artifacts")
+
+
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "cli":
+        return _load(name)
     from importlib import import_module
 
-    if name == "cli":  # this package's own command line, which is callable: it is found so once it is imported, too
-        return import_module("nemotron_kit.cli")
-    return getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'artifacts')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return import_module("nemotron_kit.cli")  # this package's own command line, callable: found so once imported, too

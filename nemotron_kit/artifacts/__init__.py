@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nemotron_kit import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.compat import ArtifactEntry, ArtifactRegistry
@@ -80,7 +81,6 @@ _HOMES = {
         "wandb_config_from_env_file wandb_config_from_environ WandbConfig WandbTracker"
     ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Artifact",
@@ -137,8 +137,4 @@ __all__ = [
     "wandb_config_from_environ",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

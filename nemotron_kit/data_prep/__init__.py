@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nemotron_kit import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, PerSplitConfig, TokenizerConfig
@@ -28,27 +29,16 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "config": ("DataBlend", "DataPrepConfig", "Dataset", "PerSplitConfig", "TokenizerConfig"),
-    "plan": ("Plan", "ShardPlan"),
-    "planning": ("freeze_plan",),
-    "run": ("run_data_prep",),
-    "shard": ("make_shard",),
+    "config": "DataBlend DataPrepConfig Dataset PerSplitConfig TokenizerConfig",
+    "plan": "Plan ShardPlan",
+    "planning": "freeze_plan",
+    "run": "run_data_prep",
+    "shard": "make_shard",
     "transforms": (
-        "Message",
-        "nemotron_rl",
-        "openai_chat",
-        "OpenAIChatRecord",
-        "passthrough",
-        "rename",
-        "select",
-        "sft",
-        "SftRecord",
-        "sharegpt",
-        "ShareGPTRecord",
-        "Transform",
+        "Message nemotron_rl openai_chat OpenAIChatRecord passthrough rename select sft SftRecord sharegpt "
+        "ShareGPTRecord Transform"
     ),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DataBlend",
@@ -75,8 +65,4 @@ __all__ = [
     "sharegpt",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nemotron_kit import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.runs.cancel import cancel_jobs
@@ -12,13 +14,12 @@ if TYPE_CHECKING:
     from nemotron_kit.runs.logs import TerminalSanitizer, follow, log_file
 
 _HOMES = {
-    "cancel": ("cancel_jobs",),
-    "folder": ("create_run", "new_run_id", "open_job", "RunFolder", "runs_root", "RunSummary"),
-    "job": ("EXIT_CODES", "JobFolder", "JobState", "process_facts", "STATES", "TERMINAL"),
-    "ledger": ("list_runs", "open_run", "remove_run", "run_ids"),
-    "logs": ("follow", "log_file", "TerminalSanitizer"),
+    "cancel": "cancel_jobs",
+    "folder": "create_run new_run_id open_job RunFolder runs_root RunSummary",
+    "job": "EXIT_CODES JobFolder JobState process_facts STATES TERMINAL",
+    "ledger": "list_runs open_run remove_run run_ids",
+    "logs": "follow log_file TerminalSanitizer",
 }
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "EXIT_CODES",
@@ -43,10 +44,4 @@ __all__ = [
     "runs_root",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nemotron_kit import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.training.config import (
@@ -17,17 +19,12 @@ if TYPE_CHECKING:
     from nemotron_kit.training.processes import Preempted
 
 _HOMES = {
-    "BlendSamples": "data",
-    "CheckpointConfig": "config",
-    "LoggerConfig": "config",
-    "TrainingOutcome": "engine",
-    "Preempted": "processes",
-    "PretrainConfig": "config",
-    "SchedulerConfig": "config",
-    "TokenShard": "data",
-    "TrainConfig": "config",
-    "pretrain": "engine",
+    "config": "CheckpointConfig LoggerConfig PretrainConfig SchedulerConfig TrainConfig",
+    "data": "BlendSamples TokenShard",
+    "engine": "pretrain TrainingOutcome",
+    "processes": "Preempted",
 }
+
 __all__ = [
     "BlendSamples",
     "CheckpointConfig",
@@ -41,10 +38,4 @@ __all__ = [
     "pretrain",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    import importlib
-
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

@@ -75,17 +75,19 @@ def test_import_paths_lend_the_very_objects() -> None:
         artifacts.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_packages_names_are_the_same_for_type_checkers_and_at_run_time() -> None:
-    """Each name that nemotron_kit looks up stands, with its home, among the imports that a type checker reads."""
-    import nemotron_kit
-
-    tree = ast.parse(Path(nemotron_kit.__file__).read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: str(node.module) for node in imports for alias in node.names}
-    homes = {name: home for name, home in homes.items() if home.startswith("nemotron_kit.")}
-    assert sorted(homes) == sorted(nemotron_kit.__all__)
-    for name, home in homes.items():
-        assert name == "cli" or getattr(nemotron_kit, name) is getattr(import_module(home), name)
+@pytest.mark.parametrize("package", ["", ".artifacts", ".data_prep", ".runs", ".training"])
+def test_the_packages_names_are_the_same_for_type_checkers_and_at_run_time(package: str) -> None:
+    """Each name that a package looks up stands, with its home, among the imports that a type checker reads."""
+    module = import_module(f"nemotron_kit{package}")
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    names = [(alias.asname or alias.name, alias.name, str(node.module)) for node in imports for alias in node.names]
+    names = [(name, there, home) for name, there, home in names if home.startswith("nemotron_kit.")]
+    assert sorted(name for name, *_ in names) == sorted(module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+    for name, there, home in names:
+        assert name == "cli" or getattr(module, name) is getattr(import_module(home), there)
 
 
 def test_importing_the_package_imports_nothing_else_and_cli_can_be_called(tmp_path: Path) -> None:
