@@ -8,7 +8,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from nemotron_kit.app import App, ArtifactInput, Command, Group
@@ -129,35 +128,15 @@ __all__ = [
 ]
 
 
-def load_names(
-    package: str, names: Sequence[str], homes: Mapping[str, str], rest: str | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose names are loaded on first use. `homes`: a module below it → its
-    names; those that stand in none are of `rest`."""
-    home_of = {name: home for home, held in homes.items() for name in held.split()}
-
-    def __getattr__(name: str) -> Any:
-        home = home_of.get(name, rest)
-        if name not in names or home is None:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name == "cli":  # this package's own command line, which is callable: it is found so once it is imported, too
         from importlib import import_module
 
-        return getattr(import_module(f"{package}.{home}"), name)
+        return import_module("nemotron_kit.cli")
+    from nemotron_kit.lazy import load_names
 
-    def __dir__() -> list[str]:
-        from sys import modules
-
-        return sorted({*vars(modules[package]), *names})
-
-    return __getattr__, __dir__
+    return load_names(__name__, __all__, _HOMES, rest="artifacts")[0](name)
 
 
-_load, __dir__ = load_names(__name__, __all__, _HOMES, rest="artifacts")
-
-
-def __getattr__(name: str) -> Any:
-    if name != "cli":
-        return _load(name)
-    from importlib import import_module
-
-    return import_module("nemotron_kit.cli")  # this package's own command line, callable: found so once imported, too
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

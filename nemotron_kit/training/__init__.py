@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nemotron_kit import load_names
+from nemotron_kit.lazy import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.training.config import (
