@@ -66,6 +66,23 @@ class Note(str):
     __slots__ = ()
 
 
+class Problem(str):
+    """What would stop a job, as it is told: `field: message hint`. `field` is the key of the config or of the profile
+    that it is about, `slot` the input, `hint` what would be right; "" for none.
+    """
+
+    message: str
+    field: str
+    slot: str
+    hint: str
+
+    def __new__(cls, message: str, *, field: str = "", slot: str = "", hint: str | None = "") -> Problem:
+        about = slot or field
+        made = super().__new__(cls, f"{f'{about}: ' if about else ''}{message}{f' {hint}' if hint else ''}")
+        made.message, made.field, made.slot, made.hint = message, field, slot, hint or ""
+        return made
+
+
 def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
     """`did you mean a, b?` for a misspelt word, or the list of what there is, or nothing when there is nothing."""
     import difflib  # a millisecond, which no command without a mistake should pay

@@ -23,7 +23,7 @@ from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, printable
 
 Row = dict[str, Any]
 SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
@@ -161,6 +161,15 @@ def live(found: Tree) -> Live:
     return Live(found.apps, found.broken)
 
 
+class BrokenCommand(UserError):
+    """The module of a command does not import; `why` is what it raised."""
+
+    def __init__(self, name: str, why: str) -> None:
+        hint = "Its config does not import; the other commands are not touched by it."
+        super().__init__(f"{name} can't be used: {why}", hint=hint)
+        self.why = printable(why)
+
+
 def command_detail(command: Command) -> Node:
     """A command's fields, artifact inputs and configs as plain data. Raises UserError where that can't be had."""
     from nemotron_kit.config.files import config_files
@@ -172,10 +181,7 @@ def command_detail(command: Command) -> Node:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(
-            f"{command.full_name} can't be used: {type(error).__name__}: {error}.",
-            hint="Its config does not import; the other commands are not touched by it.",
-        ) from error
+        raise BrokenCommand(command.full_name, f"{type(error).__name__}: {error}.") from error
     slots = [
         {"slot": slot, "default": each.default_name, "type": each.type or "", "mappings": dict(each.mappings)}
         for slot, each in command.artifacts.items()
@@ -224,7 +230,7 @@ def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> No
     try:
         detail = index.detail(leaf)
     except UserError as error:
-        leaf["broken"], detail = error.message.removeprefix(f"{command.full_name} can't be used: "), EMPTY
+        leaf["broken"], detail = error.why if isinstance(error, BrokenCommand) else error.message, EMPTY
     leaf["description"] = summary(command)
     return detail
 

@@ -135,8 +135,8 @@ def _input(slot: str, plan: Plan) -> str:
     pin, reference = plan.inputs.get(slot), plan.references[slot]
     if pin:
         return f"{slot}: {reference} → {pin.label} at {pin.path}"
-    later = any(note.startswith(f"{slot}: ") for note in plan.notes)
-    return f"{slot}: {reference} → {'pinned at launch' if later else 'not there (see Problems)'}"
+    wrong = any(problem.slot == slot for problem in plan.problems)
+    return f"{slot}: {reference} → {'not there (see Problems)' if wrong else 'pinned at launch'}"
 
 
 def _launch(plan: Plan) -> Iterator[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import Problem, UserError, nearest, sentence
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.runs.folder import RunFolder
@@ -38,12 +39,19 @@ class ExecutorPlan:
     the plan's fields of the same names."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     resources: Resources | None = None
     mounts: tuple[str, ...] | None = None
     container: Container | None = None
     request: Mapping[str, Any] | None = None
+
+
+def missing_secrets(names: Sequence[str]) -> Iterator[Problem]:
+    """A problem for each name that the launch's environment lacks."""
+    for name in names:
+        if name not in os.environ:
+            yield Problem(f"{name} is not set in this environment.", field="secrets", hint=f"export {name}=…")
 
 
 def folder_of(path: str) -> str:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nemotron_kit.errors import NemotronError
-from nemotron_kit.executors.base import ExecutorPlan
-from nemotron_kit.executors.docker import missing_secrets
+from nemotron_kit.errors import NemotronError, Problem
+from nemotron_kit.executors.base import ExecutorPlan, missing_secrets
 from nemotron_kit.executors.nemo_run import build_executor
 from nemotron_kit.spec.paths import IN_A_CLOUD
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
@@ -28,17 +27,19 @@ _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 def cloud_for(config: RunConfig, *, run_id: str, job: int, mode: str) -> ExecutorPlan:
     """What a cloud job adds to its plan: the request, and why it can't be launched."""
     problems = [
-        f"submitting to {config.executor} has not been tried in this version, so it is refused: --dry-run shows the "
-        "request that NeMo-Run would send."
+        Problem(
+            f"submitting to {config.executor} has not been tried in this version, so it is refused: --dry-run shows "
+            "the request that NeMo-Run would send."
+        )
     ]
     if mode == "local":
-        problems.append(f"this profile's executor is {config.executor}: launch with --run or --batch.")
+        problems.append(Problem(f"this profile's executor is {config.executor}: launch with --run or --batch."))
     secret = _SECRET.match(config.app_secret or "")
     problems += missing_secrets([*(config.secrets or ()), *([secret[1]] if secret else [])])
     try:
         request = request_of(config, run_id, job)
     except NemotronError as error:
-        return ExecutorPlan(problems=(f"{error.message} {error.hint or ''}".strip(), *problems))
+        return ExecutorPlan(problems=(Problem(error.message, hint=error.hint), *problems))
     return ExecutorPlan(problems=tuple(problems), request=request)
 
 

@@ -14,8 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.executors.base import ExecutorPlan, Observation, fetch_repositories, folder_of, make_mounted
+from nemotron_kit.errors import NemotronError, Problem, Unreachable, UserError
+from nemotron_kit.executors.base import (
+    ExecutorPlan,
+    Observation,
+    fetch_repositories,
+    folder_of,
+    make_mounted,
+    missing_secrets,
+)
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.snapshot import code_there, place_package
@@ -66,7 +73,7 @@ def docker_for(
     try:
         words = ask(__name__, asdict(config)) or answer(asdict(config))
     except MissingExtra as error:
-        return replace(planned, problems=(f"{error.message} {error.hint or ''}".strip(),))
+        return replace(planned, problems=(Problem(error.message, hint=error.hint),))
     name = container_name(run_id, job)
     arguments = [
         *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
@@ -151,28 +158,24 @@ def _limit(text: str) -> str:
     return f"{name}={rest}"
 
 
-def _problems(config: RunConfig, resources: Resources, mode: str, place: RemotePaths) -> Iterator[str]:
+def _problems(config: RunConfig, resources: Resources, mode: str, place: RemotePaths) -> Iterator[Problem]:
     if mode == "local":
-        yield "this profile's executor is docker: launch with --run or --batch."
+        yield Problem("this profile's executor is docker: launch with --run or --batch.")
     if not config.container_image:
-        yield "executor 'docker' needs container_image. Add to the profile in env.toml:\ncontainer_image = \"…\""
+        add = 'Add to the profile in env.toml:\ncontainer_image = "…"'
+        yield Problem("executor 'docker' needs container_image.", hint=add)
     elif not _IMAGE.match(config.container_image):
-        yield f"container_image: {config.container_image!r} is no name of an image."
+        yield Problem(f"{config.container_image!r} is no name of an image.", field="container_image")
     if resources.nodes > 1:
-        yield f"nodes={config.nodes}: Docker has this machine only. Use nproc_per_node for more processes."
+        more = "Use nproc_per_node for more processes."
+        yield Problem("Docker has this machine only.", field=f"nodes={config.nodes}", hint=more)
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
-            yield f"{field}: a container has no shell before the job; make it part of the image."
+            yield Problem("a container has no shell before the job; make it part of the image.", field=field)
     if ":" in place.root:  # PYTHONPATH separates by it
-        yield f"{place.root!r}: a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
+        needs = "a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
+        yield Problem(needs, field=repr(place.root))
     yield from missing_secrets(config.secrets or ())
-
-
-def missing_secrets(names: Sequence[str]) -> Iterator[str]:
-    """A sentence for each name that the launch's environment lacks."""
-    for name in names:
-        if name not in os.environ:
-            yield f"secrets: {name} is not set in this environment. export {name}=…"
 
 
 START_SECONDS, ASK_SECONDS = 30.0, 20.0

@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.errors import Cancelled, NemotronError, printable
+from nemotron_kit.errors import Cancelled, NemotronError, Problem, printable
 from nemotron_kit.launch.mounts import with_folders
 from nemotron_kit.launch.status import (
     ENDED,
@@ -24,6 +24,9 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Reference
 
 _GONE = "removed"
 _NEVER = (*ENDED, DAMAGED, _GONE)
@@ -70,7 +73,10 @@ class After:
     def apply(self, plan: Plan, command: Command) -> Plan:
         """The plan of a job that starts after the runs. One that has failed is a problem of the plan."""
         never = {run_id: state for run_id, state in self.states.items() if state in _NEVER}
-        problems = [f"--after: {run_id} {state}: a job after it would never start." for run_id, state in never.items()]
+        problems = [
+            Problem(f"{run_id} {state}: a job after it would never start.", field="--after")
+            for run_id, state in never.items()
+        ]
         waits: dict[str, Any] = {}
         spec = json.loads(plan.files["job.json"])
         if is_here(plan.executor):
@@ -81,12 +87,13 @@ class After:
             waits["wait_first"] = tuple(run.id for run in self.left)
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
         # One may have ended between the look into the registry and this one: the job will find what it saved.
-        deferred, kept = _late(plan, {run.id for run in self.runs}, command)
-        read = [run for run in self.runs if any(text.endswith(f"@run:{run.id}") for text in deferred.values())]
+        deferred = _late(plan, {run.id for run in self.runs}, command)
+        kept = [problem for problem in plan.problems if problem.slot not in deferred]
+        read = [run for run in self.runs if any(reference.run == run.id for reference in deferred.values())]
         plan = with_folders(replace(plan, problems=tuple(kept)), [stored_plan(run).place.run for run in read])
         if deferred:
-            spec["late"] = deferred
-            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in deferred.items()]
+            spec["late"] = {slot: str(reference) for slot, reference in deferred.items()}
+            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in spec["late"].items()]
         return replace(
             plan,
             files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
@@ -169,17 +176,16 @@ def _scheduler_ids(run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:
     return found
 
 
-def _late(plan: Plan, run_ids: set[str], command: Command) -> tuple[dict[str, str], list[str]]:
-    """(slot → reference to what the runs have not saved yet, the plan's problems without those)."""
+def _late(plan: Plan, run_ids: set[str], command: Command) -> dict[str, Reference]:
+    """Slot → reference to what the runs have not saved yet."""
     from nemotron_kit.artifacts.reference import parse_override
 
-    deferred: dict[str, str] = {}
+    deferred: dict[str, Reference] = {}
     for slot, text in plan.references.items():
         if plan.inputs.get(slot) is not None:
             continue
         declared = command.artifacts.get(slot)
         reference = parse_override(text, declared.default_name if declared else None, aliases=lambda _: ())
         if reference.run in run_ids:
-            deferred[slot] = str(reference)
-    kept = [problem for problem in plan.problems if problem.partition(": ")[0] not in deferred]
-    return deferred, kept
+            deferred[slot] = reference
+    return deferred

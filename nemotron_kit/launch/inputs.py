@@ -12,7 +12,7 @@ from nemotron_kit.app import RESERVED_SLOTS, App, Command
 from nemotron_kit.artifacts import pipe
 from nemotron_kit.config.files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used, walk_strings
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.spec.paths import RemotePaths
@@ -151,7 +151,7 @@ class Inputs:
 
     references: dict[str, str] = field(default_factory=dict)
     pins: dict[str, Pin | None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -171,7 +171,8 @@ def resolve_inputs(
     for slot in _slots(command, frozen):
         text = run.get(slot)
         if text is None:
-            result.problems.append(f"run.{slot} is not set: ${{art:{slot}}} needs it. Give --art.{slot} NAME.")
+            hint = f"Give --art.{slot} NAME."
+            result.problems.append(Problem(f"run.{slot} is not set: ${{art:{slot}}} needs it.", hint=hint))
             continue
         # The frozen config keeps escapes: a path may hold `${`.
         result.references[slot] = omegaconf_unescaped(str(text))
@@ -180,8 +181,8 @@ def resolve_inputs(
     found = look_up(asked, _fields_used(frozen)) if look_up and asked else dict.fromkeys(asked)
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
-            lines = [pin.message, pin.hint or "", makers(asked[slot][0], app, command)]
-            result.problems.append(f"{slot}: " + " ".join(line for line in lines if line))
+            lines = [pin.hint or "", makers(asked[slot][0], app, command)]
+            result.problems.append(Problem(pin.message, slot=slot, hint=" ".join(filter(None, lines))))
         elif pin is None:
             result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
         result.pins[slot] = None if isinstance(pin, NemotronError) else pin

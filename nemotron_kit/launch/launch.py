@@ -156,5 +156,5 @@ def followed(
 def refuse_problems(plan: Plan, notes: Sequence[str] = ()) -> None:
     """Raise the plan's problems as one UserError, with notes that may say how they came about."""
     if plan.problems:
-        first, *more = (*plan.problems, *notes)
-        raise UserError(first, hint="\n".join(more) or None)
+        said = [*plan.problems, *notes]
+        raise UserError(said[0], hint="\n".join(said[1:]) or None)

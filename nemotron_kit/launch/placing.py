@@ -21,7 +21,7 @@ from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.spec.paths import RemotePaths, below, moved, remote_paths, with_folder
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
@@ -216,12 +216,12 @@ def left_out(place: RemotePaths) -> list[str]:
     ]
 
 
-def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> list[str]:
-    """A sentence for each field whose path the job will not find. With `transports` the target is asked."""
+def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
+    """A problem for each field whose path the job will not find. With `transports` the target is asked."""
     return [*_ignored(placed), *_elsewhere(placed, transports)]
 
 
-def _ignored(placed: ResolvedJob) -> list[str]:
+def _ignored(placed: ResolvedJob) -> list[Problem]:
     """Files in the code's own folder that git ignores, so that they are not sent."""
     place = placed.place
     if place.code is None or place.tree is None:
@@ -234,14 +234,17 @@ def _ignored(placed: ResolvedJob) -> list[str]:
     files = {key: name for key, name in found.items() if os.path.isfile(f"{place.tree.root}/{name}")}  # noqa: PTH113
     not_sent = ignored(place.tree, sorted(set(files.values()))) if files else set()
     return [
-        f"{key}: {name} is ignored by git, so it is not part of the code that is sent. Add it to the repository "
-        f"(git add -f {name}), or name a place that {place.host} sees."
+        Problem(
+            f"{name} is ignored by git, so it is not part of the code that is sent.",
+            field=key,
+            hint=f"Add it to the repository (git add -f {name}), or name a place that {place.host} sees.",
+        )
         for key, name in files.items()
         if name in not_sent
     ]
 
 
-def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list[str]:
+def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
     if not placed.behind:
         return []
     place, missing = placed.place, dict(placed.behind)
@@ -252,4 +255,5 @@ def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list
     where = f"is on this machine and not {f'on {place.host}' if place.is_remote else 'in the container'}"
     sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"
     fix = "mount it (mounts = …)" if place.code and not place.is_remote else f"name a path on {place.host}, or mount it"
-    return [f"{key}: {path} {where}: {sent}. Move it there, or {fix}." for key, path in missing.items()]
+    hint = f"Move it there, or {fix}."
+    return [Problem(f"{path} {where}: {sent}.", field=key, hint=hint) for key, path in missing.items()]

@@ -15,7 +15,7 @@ from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
 from nemotron_kit.envfile import find_env_file
-from nemotron_kit.errors import NemotronError, Note, UserError
+from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import ExecutorPlan
 from nemotron_kit.executors.slurm.script import sbatch_for
 from nemotron_kit.home import nemotron_home
@@ -172,7 +172,7 @@ def job_files(
 
 def problems_of(
     command: Command, launch: str, settings: RunConfig, frozen: Mapping[str, Any], environment: Mapping[str, str]
-) -> list[str]:
+) -> list[Problem]:
     """The problems that need no look at the inputs."""
     return [
         *_executor_problems(command, settings),
@@ -182,40 +182,43 @@ def problems_of(
     ]
 
 
-def missing_value(key: str, command: Command) -> str:
+def missing_value(key: str) -> Problem:
     option = "--" + key.replace("_", "-")
-    return f"{key} has no value. Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
+    hint = f"Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
+    return Problem(f"{key} has no value.", hint=hint)
 
 
-def _executor_problems(command: Command, settings: RunConfig) -> list[str]:
+def _executor_problems(command: Command, settings: RunConfig) -> list[Problem]:
     # A command that is one process has one node, whatever the profile says; its plan notes that.
     if settings.executor == "local" and (settings.nodes or 1) > 1 and command.torchrun is not False:
-        return [f"nodes={settings.nodes}: the local executor has one node. Use nproc_per_node for more processes."]
+        more = "Use nproc_per_node for more processes."
+        return [Problem("the local executor has one node.", field=f"nodes={settings.nodes}", hint=more)]
     return []
 
 
-def _handler_problems(command: Command, launch: str) -> list[str]:
+def _handler_problems(command: Command, launch: str) -> list[Problem]:
     """What a plain install lacks for this job. Found without importing it: torch alone takes a second."""
     from importlib.util import find_spec
 
     if launch == TORCHRUN and find_spec("torch") is None:
-        return ["torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'."]
+        return [Problem("torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'.")]
     if launch != IN_PROCESS and not command.script_path and not command.handler_name:
-        return ["the handler has no importable name, so no other process can call it: define it in a module."]
+        why = "the handler has no importable name, so no other process can call it: define it in a module."
+        return [Problem(why)]
     return []
 
 
-def _wandb_problems(environment: Mapping[str, str]) -> list[str]:
+def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
     from importlib.util import find_spec
 
     if "WANDB_PROJECT" in environment and find_spec("wandb") is None:
-        return ["W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'."]
+        return [Problem("W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'.")]
     return []
 
 
 def preflight(
     command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths, connect: bool, here: bool
-) -> list[str]:
+) -> list[Problem | Note]:
     """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
     not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
     any other would judge this machine."""
@@ -231,8 +234,9 @@ def preflight(
             known = here and not (inputs.problems or problems)
             config: Any = job_config.typed(job_config.resolve(frozen) if known else values, command.load_config_cls())
     except UserError as error:
-        return [str(error)] if known else problems
-    return [*problems, *(check(config, connect=connect, here=False) if not here else check(config, connect=connect))]
+        return [Problem(str(error))] if known else problems
+    found = check(config, connect=connect, here=False) if not here else check(config, connect=connect)
+    return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
 def _takes_here(check: Callable[..., Any]) -> bool:
@@ -242,9 +246,11 @@ def _takes_here(check: Callable[..., Any]) -> bool:
     return any(parameter.name == "here" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths) -> tuple[dict[str, Any], list[str]]:
+def _with_fields(
+    frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths
+) -> tuple[dict[str, Any], list[Problem | Note]]:
     """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
-    problems: list[str] = []
+    problems: list[Problem | Note] = []
 
     def at(value: Any, key: str) -> Any:
         if isinstance(value, Mapping):
@@ -257,7 +263,8 @@ def _with_fields(frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths) 
             try:
                 field = _field(found, inputs, place)
             except NemotronError as error:
-                problems.append(f"{key}: {found[0]}: " + " ".join(str(error).split("\n")))
+                said = " ".join(str(error).split("\n"))
+                problems.append(Problem(f"{found[0]}: {said}", field=key))
                 continue
             if field is not None and found[0] == value:
                 return field
@@ -281,7 +288,9 @@ def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
     return artifact_field(pin, name, registry=open_registry(place.artifacts))
 
 
-def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]) -> Iterator[str]:
+def _secret_problems(
+    frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]
+) -> Iterator[Problem]:
     """Secrets that the config refers to and that the job would look for in vain. What a machine behind ssh has in its
     own environment is not known here."""
     local = settings.executor == "local"
@@ -289,9 +298,11 @@ def _secret_problems(frozen: Mapping[str, Any], settings: RunConfig, environment
         if name in environment:
             continue
         if local and name not in os.environ:
-            yield f"{key}: ${{secret:{name}}} is not set in this environment. export {name}=…"
+            what = f"${{secret:{name}}} is not set in this environment."
+            yield Problem(what, field=key, hint=f"export {name}=…")
         elif not local and settings.tunnel != "ssh" and name not in (settings.secrets or ()):
-            yield f'{key}: ${{secret:{name}}} does not reach the job. Name it in the profile: secrets = ["{name}"].'
+            hint = f'Name it in the profile: secrets = ["{name}"].'
+            yield Problem(f"${{secret:{name}}} does not reach the job.", field=key, hint=hint)
 
 
 _PREVIEW = "dry_run is set in the profile: a sweep's jobs are shown by -m … --dry-run, or set --run.dry_run false."
@@ -328,15 +339,15 @@ def build_plan(
     sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
     environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
     problems = [
-        *(missing_value(key, command) for key in missing),
+        *(missing_value(key) for key in missing),
         *inputs.problems,
         *still_behind(placed, transports),
         *sbatch.problems,
-        *([_PREVIEW] if settings.dry_run and connect and not alone else []),
+        *([Problem(_PREVIEW)] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
     ]
     found = preflight(command, frozen, inputs, place, connect, settings.executor == "local") if not missing else []
-    problems += [problem for problem in found if not isinstance(problem, Note)]
+    problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, place, resources)
     return Plan(

@@ -9,8 +9,7 @@ import sys
 from dataclasses import replace
 
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import backend_for
-from nemotron_kit.executors.docker import missing_secrets
+from nemotron_kit.executors.base import backend_for, missing_secrets
 from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.launch import followed, submitted

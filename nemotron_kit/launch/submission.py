@@ -16,8 +16,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
-from nemotron_kit.executors.base import Backend, Observation, backend_for
-from nemotron_kit.executors.docker import missing_secrets
+from nemotron_kit.executors.base import Backend, Observation, backend_for, missing_secrets
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text

@@ -16,7 +16,7 @@ from nemotron_kit.app import add_import_folders, load_object
 from nemotron_kit.config.files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import note_secrets
 from nemotron_kit.runs.job import DamagedRecord, misshapen
@@ -77,7 +77,7 @@ class Plan:
     captured: Mapping[str, str]
     files: Mapping[str, str]
     place: RemotePaths
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     job: int = 0
     resources: Resources | None = None
@@ -164,7 +164,7 @@ class Plan:
             "job_folder": self.job_folder,
             "place": self.place.to_dict(),
             "files": dict(self.files),
-            "problems": list(self.problems),
+            "problems": list(map(str, self.problems)),
             "notes": list(self.notes),
             **self.more(),
         }
@@ -205,6 +205,7 @@ class Plan:
             executor=executor,
             settings=stored_settings({"executor": executor, **settings}),
             place=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
+            problems=tuple(map(Problem, given.get("problems", ()))),
             argv=tuple(_words(given.get("command_line", ""))),
             hydra=tuple(_hydra(given.get("hydra", ()))),
             captured=given.get("captured_at_launch", {}),
@@ -217,7 +218,7 @@ _AS_THEY_ARE = (
     *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
     *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher"),
 )
-_LISTS = ("launch_command", "secrets", "problems", "notes", "mounts", "repositories", "after", "wait_first")
+_LISTS = ("launch_command", "secrets", "notes", "mounts", "repositories", "after", "wait_first")
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("recipe", "stage", "config_name"), ""),
     **{key: {} for key in ("config", "references", "environment", "files")},

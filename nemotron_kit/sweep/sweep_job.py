@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +46,6 @@ def starter_kind(settings: Settings) -> str:
 
 
 log = logging.getLogger("nemotron_kit.launcher")
-_OWN_CODE = re.compile(r"exit code (\d+)")
 
 # The job's config and Hydra's own node, which was a part of it.
 Composed = tuple[Any, Any]
@@ -109,9 +107,7 @@ def _metric(job: JobFolder, name: str) -> Any:
 
 def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
     state = job.state()
-    # The record's code is that of the command line, 1 for any failure; the job's own is in words beside it.
-    said = _OWN_CODE.search(state.error or "")
-    code = (task_result and task_result.code) or int(said[1] if said else state.code or 1)
+    code = (task_result and task_result.code) or state.code or 1
     failure = task_result.failure if task_result else None
     if failure is not None and failure.type != "builtins.SystemExit":
         return failure.rebuild(code)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import UserError
-from nemotron_kit.executors.base import ExecutorPlan, folder_of
+from nemotron_kit.errors import Problem, UserError
+from nemotron_kit.executors.base import ExecutorPlan, folder_of, missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
@@ -266,23 +265,22 @@ def sbatch_for(
     try:
         text = render(config, resources, script, batch=mode == "batch")
     except MissingExtra as error:
-        return replace(planned, problems=(f"{error.message} {error.hint or ''}".strip(),))
+        return replace(planned, problems=(Problem(error.message, hint=error.hint),))
     return replace(planned, files={FILE: text})
 
 
-def _problems(config: RunConfig, mode: str) -> Iterator[str]:
+def _problems(config: RunConfig, mode: str) -> Iterator[Problem]:
     if mode == "local":
-        yield "this profile's executor is slurm: launch with --run or --batch."
+        yield Problem("this profile's executor is slurm: launch with --run or --batch.")
     needed = {"account": config.account, "partition": resolve_partition(config, is_launch=mode == "batch")}
     missing = [name for name, value in needed.items() if not value]
     if missing:
         lines = "\n".join(f'{name} = "…"' for name in missing)
-        yield f"executor 'slurm' needs {' and '.join(missing)}. Add to the profile in env.toml:\n{lines}"
+        what = f"executor 'slurm' needs {' and '.join(missing)}."
+        yield Problem(what, hint=f"Add to the profile in env.toml:\n{lines}")
     if config.array:
-        yield "array: many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself."
-    for name in config.secrets or ():
-        if name not in os.environ:
-            yield f"secrets: {name} is not set in this environment. export {name}=…"
+        yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
+    yield from missing_secrets(config.secrets or ())
 
 
 def _mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:

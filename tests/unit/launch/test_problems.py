@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,11 @@ from nemotron_kit.artifacts import Artifact
 from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import Note
+from nemotron_kit.errors import Note, Problem
+from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import LocalTransport
+from nemotron_kit.runs.folder import create_run
 from nemotron_kit.spec.plan import Plan
 
 PROFILES = """
@@ -168,3 +170,23 @@ def test_a_command_that_is_not_distributed_is_one_process(
     assert [text for text in plan.notes if "one process" in text] == ([note] if note else [])
     if nodes:
         assert any(f"#SBATCH {nodes}\n" in text for text in plan.files.values())
+
+
+def test_a_problem_is_its_text_and_says_what_it_is_about() -> None:
+    problem = Problem("it is not there.", slot="data", hint="Make it.")
+    assert problem == "data: it is not there. Make it." and json.dumps([problem]) == f'["{problem}"]'
+    assert (problem.slot, problem.message, problem.hint) == ("data", "it is not there.", "Make it.")
+    assert Problem("x", field="a.b") == "a.b: x" and Problem("x") == "x" and Problem("x").slot == ""
+
+
+def test_a_problem_of_a_field_is_not_taken_for_that_of_the_input_of_its_name(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is waited for saves the input; the path in the field `data` is missing whatever it saves."""
+    wrong = Problem("/nowhere is not on this machine.", field="data")
+    plan = Plan.from_dict({"references": {"data": "X@run:20261124-171204-work-read-1f03a7"}}, data)
+    plan = replace(plan, problems=(Problem("No artifact is called 'X'.", slot="data"), wrong), files={"job.json": "{}"})
+    earlier = create_run("20261124-171204-work-read-1f03a7", {}, [], root=data)
+    after = After([earlier], {earlier.id: "pending"}, {}, connect=False)
+    found = after.apply(plan, App("work").command("read", Config, "json:dumps", artifacts={"data": ArtifactInput("X")}))
+    assert found.problems == (wrong,)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.errors import Problem
 from nemotron_kit.launch.queue import LAUNCH_FILE, load_plan, to_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
@@ -34,7 +35,7 @@ def whole(tmp_path: Path) -> Plan:
         config_name="tiny", config_file="/c.yaml", config={"a": {"b": 1}}, references={"data": "D:latest", "w": "W"},
         inputs={"data": Pin("D", 3, "ab", "T", "/d", "reg"), "w": None}, launch_command=("py", "-m", "x"),
         environment={"A": "b"}, secrets=("S",), captured={"PWD": "/x"}, files={"config.yaml": "a: 1\n"}, place=place,
-        problems=("p",), notes=("n",), resources=Resources(2, 4, True, 3, None, ("said",)), mounts=("/m",),
+        problems=(Problem("p"),), notes=("n",), resources=Resources(2, 4, True, 3, None, ("said",)), mounts=("/m",),
         container=Container("n", "i", ("docker", "run")), request={"to": "x", "body": {}},
         repositories=({"folder": "f", "url": "u"},), after=("other",), dependency=("12",), wait_first=(), attempt=2,
         rerun_of="old/3", code={"commit": None, "dirty": True},
