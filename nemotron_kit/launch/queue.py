@@ -75,6 +75,11 @@ def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
 
 
 SWEEP_FILE = "sweep.json"
+_SWEEP = {"jobs": [int], "batches": [{"jobs": [int], "done": bool}]}
+
+
+def _present(items: Sequence[Any] | None) -> list[Any]:
+    return [item for item in items or () if item is not None]
 
 
 class SweepQueue:
@@ -86,9 +91,12 @@ class SweepQueue:
 
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / SWEEP_FILE
-        record = read_object(self._path) if self._path.exists() else {}
-        self._jobs: list[int] = list(record.get("jobs", []))
-        self._batches: list[dict[str, Any]] = list(record.get("batches", []))
+        record = read_object(self._path, _SWEEP) if self._path.exists() else {}
+        self._jobs: list[int] = _present(record.get("jobs"))
+        batches: list[dict[str, Any]] = _present(record.get("batches"))
+        self._batches: list[dict[str, Any]] = [
+            {"jobs": _present(batch.get("jobs")), "done": bool(batch.get("done"))} for batch in batches
+        ]
 
     @property
     def listed(self) -> set[int]:

@@ -224,9 +224,13 @@ def _open(run: RunFolder) -> Asked | None:
     if is_here(plan.executor):
         return None
     over = plan.launcher is not None and is_gone(plan.launcher)
-    queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
-    waiting, listed = set(queue.waiting), queue.listed
-    jobs = [job for job in run.jobs() if job.number not in waiting and not job.state().terminal]
+    all_jobs = run.jobs()
+    try:
+        queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
+        waiting, listed = set(queue.waiting), queue.listed
+    except DamagedRecord:  # whoever runs them knows which it has
+        waiting, listed = set(), {job.number for job in all_jobs}
+    jobs = [job for job in all_jobs if job.number not in waiting and not job.state().terminal]
     for job in jobs if over else ():
         if job.number not in listed:  # nobody will submit it
             job.finish(1, "failed", error="its launch ended before it was submitted")

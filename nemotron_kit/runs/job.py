@@ -187,7 +187,14 @@ class DamagedRecord(NemotronError):
 # What may stand under a key (null, and nothing, always may): a type, or one of several; {key: …} for an object with
 # these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list.
 Shape = Any
-_WORDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+_WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+}
 
 
 def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:

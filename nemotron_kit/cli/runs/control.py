@@ -79,6 +79,11 @@ class _Wait:
         self.over = not self.elsewhere or now - self._unsure_since >= self.patience
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
+        state = self._standing(snapshot)
+        # Whoever could be asked how it stands is named in the plan.
+        return state if state in TERMINAL or self.run.summary().state != DAMAGED else DAMAGED
+
+    def _standing(self, snapshot: StatusSnapshot | None) -> str:
         if self.jobs is not None:
             from nemotron_kit.launch.status import effective_state
 
@@ -125,7 +130,8 @@ def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = Non
     told: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
     code = f" (exit code {told.code})" if told.code else ""
     name = chosen[0].reference if chosen else run.id
-    write_lines([clean(f"{name}: {state}{code}{f': {told.error}' if told.error else ''}")])
+    error = told.error or (run.summary().error if state == DAMAGED else None)
+    write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
 
 _LOOK_SECONDS = 0.5

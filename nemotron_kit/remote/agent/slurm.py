@@ -16,9 +16,8 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.files import read_regular
 from nemotron_kit.remote.agent import slurm_commands as commands
-from nemotron_kit.runs.job import is_final_end
+from nemotron_kit.runs.job import DamagedRecord, is_final_end, read_object
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
@@ -50,6 +49,16 @@ class Submission:
         return f"{self.job}_{self.jobs.index(number)}" if self.array else self.job
 
 
+_RECORD = {
+    **dict.fromkeys(("intent", "name", "job", "cluster", "refused"), str),
+    "jobs": [int],
+    "array": bool,
+    "at": float,
+    "logged": int,
+}
+_NEEDED = ("intent", "name", "jobs", "array", "at")
+
+
 def path_of(run: Path, intent: str) -> Path:
     if not _INTENT.match(intent):
         raise NemotronError(f"{intent!r} is no intent.")
@@ -60,12 +69,14 @@ def read(run: Path, intent: str) -> Submission | None:
     """The record, None while there is none. NemotronError when it is damaged: then nothing may be submitted."""
     path = path_of(run, intent)
     try:
-        values: Any = json.loads(read_regular(path))
-        return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
+        values = read_object(path, _RECORD)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise NemotronError(f"{path}: damaged: {error}.") from error
+    except DamagedRecord as error:
+        raise NemotronError(f"damaged: {error.message}") from error
+    if None in [values.get(name) for name in _NEEDED] or None in values["jobs"]:
+        raise NemotronError(f"damaged: {path}: it needs {', '.join(_NEEDED)}.")
+    return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
 
 
 def write(run: Path, submission: Submission) -> None:
@@ -224,8 +235,8 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
 
 def _tell(job: Path) -> None:
     try:
-        over = is_final_end(json.loads(read_regular(job / "exit.json")))
-    except (FileNotFoundError, ValueError):
+        over = is_final_end(read_object(job / "exit.json"))
+    except (FileNotFoundError, DamagedRecord):
         over = False
     if job.is_dir() and not over:
         files.write_json(job / "cancel.json", {"at": time.time()})

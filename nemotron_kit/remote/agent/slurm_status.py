@@ -106,12 +106,20 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     """
     del payload
     jobs = [_Job(Path(folder), number) for folder, numbers in runs.items() for number in numbers]
-    by_run = {folder: slurm_agent.submissions_by_job(slurm_agent.read_all(Path(folder))) for folder in runs}
+    by_run: dict[str, dict[int, Submission]] = {}
+    damaged: dict[str, str] = {}
+    for folder in runs:
+        try:
+            by_run[folder] = slurm_agent.submissions_by_job(slurm_agent.read_all(Path(folder)))
+        except NemotronError as error:  # of this run alone
+            damaged[folder] = error.message
     for job in jobs:
-        job.submission = by_run[str(job.run)].get(job.number)
+        job.submission = by_run.get(str(job.run), {}).get(job.number)
     by_cluster: dict[str | None, list[_Job]] = {}
     for job in jobs:
-        if not job.settled():
+        if not job.settled() and str(job.run) in damaged:
+            _unless_recorded(job, "unknown", damaged[str(job.run)])
+        elif not job.settled():
             by_cluster.setdefault(job.submission.cluster if job.submission else None, []).append(job)
     for cluster, open_jobs in by_cluster.items():
         _ask(open_jobs, cluster)

@@ -119,6 +119,16 @@ def _sweep() -> RunFolder:
     return run
 
 
+@pytest.mark.parametrize("reference", ["latest", "latest/1"])
+def test_nobody_waits_for_a_run_that_does_not_say_where_it_is(
+    reference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = create_run(new_run_id("nano3", "sweep"), {"executor": "slurm"}, [{}, {}])
+    (run.path / "plan.json").write_text('{"executor": 3}')
+    assert main(["wait", reference]) == 3
+    assert "damaged: plan.json" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("start", ["{id}", "latest", "{tail}"])
 @pytest.mark.parametrize(
     ("words", "code", "said"),
