@@ -200,9 +200,12 @@ class PretrainDataArtifact(_Tokenized):
 
 
 class SFTDataArtifact(_Tokenized):
-    """Chat data packed into rows of at most `pack_size` tokens."""
+    """Chat data packed into rows of at most `pack_size` tokens; `path` has a folder for each split."""
 
     pack_size: int | None = Field(default=None, ge=1)
+    num_shards: int | None = Field(default=None, ge=1)
+    data_format: str = "packed_sft_parquet"
+    blend_path: str | None = None
     training_path: str | None = None
     validation_path: str | None = None
     test_path: str | None = None

@@ -46,12 +46,12 @@ class ShardWriter:
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
-        with _write_errors(prefix):
+        with write_errors(prefix):
             prefix.parent.mkdir(parents=True, exist_ok=True)
         self.prefix, self.dtype = prefix, np.dtype(dtype).newbyteorder("<")
         self.lengths = array("i")
-        self._bin = _HashedFile(prefix.with_name(f"{prefix.name}.bin"))
-        self._idx = _HashedFile(prefix.with_name(f"{prefix.name}.idx"))
+        self._bin = HashedFile(prefix.with_name(f"{prefix.name}.bin"))
+        self._idx = HashedFile(prefix.with_name(f"{prefix.name}.idx"))
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -74,7 +74,7 @@ class ShardWriter:
         for part in _index(np.frombuffer(self.lengths, dtype=np.int32), self.dtype):
             self._idx.write(part)
         written = self._bin.finish(), self._idx.finish()
-        with _write_errors(self.prefix):
+        with write_errors(self.prefix):
             for file in written:
                 file.temporary.replace(file.final)
             fsync_dir(self.prefix.parent)
@@ -91,24 +91,24 @@ def _index(lengths: NDArray[np.int32], dtype: np.dtype[np.generic]) -> list[byte
     return [head, lengths.astype("<i4").tobytes(), offsets.tobytes(), marks.tobytes()]
 
 
-class _HashedFile:
-    """A temporary file that knows the size and sha256 of what was written to it."""
+class HashedFile:
+    """A temporary file beside its final place that knows the size and sha256 of what was written to it."""
 
     def __init__(self, final: Path) -> None:
         self.final, self.size = final, 0
         self.path = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
         self._digest = hashlib.sha256()
-        with _write_errors(final):
+        with write_errors(final):
             self._file = self.path.open("xb", buffering=1 << 20)
 
-    def write(self, data: bytes) -> None:
-        with _write_errors(self.final):
+    def write(self, data: bytes | memoryview) -> None:
+        with write_errors(self.final):
             self._file.write(data)
         self._digest.update(data)
-        self.size += len(data)
+        self.size += data.nbytes if isinstance(data, memoryview) else len(data)
 
     def finish(self) -> WrittenShard:
-        with _write_errors(self.final):
+        with write_errors(self.final):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -121,7 +121,7 @@ class _HashedFile:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError (a full or read-only disk) into a NemotronError that names the file."""
     try:
         yield

@@ -1,0 +1,404 @@
+"""From chat records to sequences of text: a template, and which of its parts the model itself is to write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import read_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Messages = list[dict[str, Any]]
+NANO3 = "nano3"
+TEMPLATES = {NANO3: Path(__file__).parent / "templates" / "nano3.jinja"}
+# Characters that Unicode reserves for a program's own use; no text may hold them.
+_OPEN, _CLOSE, _SHIELD = "\ufdd0", "\ufdd1", "\ufdd2"
+_RESERVED = re.compile(f"[{_OPEN}{_CLOSE}{_SHIELD}]")
+# Special tokens that stand in what is said; all others are the template's alone.
+_SAID = frozenset(f"<{end}{name}>" for name in ("think", "tools", "tool_call", "tool_response") for end in ("", "/"))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a sequence that is encoded by itself: `pieces` of text, and whether the model is to write it."""
+
+    pieces: tuple[str, ...]
+    counts: bool
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def load_template(given: str) -> str:
+    """The text of a template: the name of one that comes with the kit, a path of a .jinja file, or the text itself.
+
+    Raises UserError for a file that is not there, and for a text that is no template.
+    """
+    if given in TEMPLATES:
+        return TEMPLATES[given].read_text(encoding="utf-8")
+    text = given
+    if "{{" not in given and "{%" not in given:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            hint = f"{nearest(given, TEMPLATES)}; or a path of a .jinja file, or a template's text."
+            raise UserError(f"chat_template: there is no template {given!r}.", hint=hint)
+        try:
+            text = read_regular(path).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"chat_template: {path} is not UTF-8 text (byte {error.start}).") from error
+    _compiled(text)
+    return text
+
+
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    template: str = NANO3,
+    add_generation_prompt: bool = False,
+    enable_thinking: bool = True,
+    **variables: Any,
+) -> str:
+    """The text of a conversation, as transformers' `apply_chat_template` gives it with the same template."""
+    said, given = _prepared(messages, tools)
+    text = _compiled(load_template(template)).render(
+        said, given, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking, **variables
+    )
+    return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+
+class ChatFormat:
+    """A template and the special tokens that only it may write."""
+
+    def __init__(self, template: str, special_tokens: Iterable[str] = ()) -> None:
+        self._template = _compiled(template)
+        # A token of one character can't be taken apart.
+        own = [token for token in special_tokens if token not in _SAID and len(token) > 1]
+        self._own = re.compile(_any_of(own)) if own else None
+
+    def sequences(self, messages: Any, tools: Any = None) -> list[list[Chunk]]:
+        """The sequences of one conversation; none where the model says nothing in it.
+
+        Where no message has reasoning, that is one, and all that the assistant says counts. Else it is one for each
+        user's turn, with what was said before and without the reasoning of earlier turns; the answers to that turn
+        count. Raises UserError for what is no conversation.
+        """
+        said, given = _prepared(messages, tools)
+        said, given = self._shielded(said), self._shielded(given)
+        if not any(message["role"] == "assistant" for message in said):
+            return []
+        if not any(map(has_reasoning, said)):
+            return [_without_rest(self._chunks(said, given, first=0))]
+        sequences = []
+        for start, end in _user_turns(said):
+            if any(message["role"] == "assistant" for message in said[start:end]):
+                sequences.append(_without_rest(self._chunks(said[:end], given, first=start)))
+        return sequences
+
+    def _shielded(self, value: Any) -> Any:
+        """`value` with the template's own tokens, where they stand in what was said, taken apart: as text they are not
+        to act as tokens."""
+        if isinstance(value, str):
+            text = _RESERVED.sub("\ufffd", value)
+            return self._own.sub(lambda m: m[0][:-1] + _SHIELD + m[0][-1], text) if self._own else text
+        if isinstance(value, dict):
+            return {self._shielded(key): self._shielded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._shielded(item) for item in value]
+        return value
+
+    def _chunks(self, messages: Messages, tools: Any, *, first: int) -> list[Chunk]:
+        """The conversation's text in parts; of the assistant's messages those from number `first` on count."""
+        spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        if self._template.marks:
+            parts = _marked(self._template.render(messages, tools))
+        else:
+            parts = self._by_growing(messages, tools, spoken)
+        if len(parts) // 2 != len(spoken):
+            raise UserError(
+                f"the chat template marks {len(parts) // 2} answers, where the assistant has {len(spoken)}."
+            )
+        chunks: list[Chunk] = []
+        for number, part in enumerate(parts):
+            counts = number % 2 == 1 and spoken[number // 2] >= first
+            if chunks and not counts and not chunks[-1].counts:
+                part = chunks.pop().text + part  # what doesn't count is one chunk
+            chunks.append(Chunk((part,), counts))
+        return [Chunk(tuple(filter(None, chunk.text.split(_SHIELD))), chunk.counts) for chunk in chunks]
+
+    def _by_growing(self, messages: Messages, tools: Any, spoken: list[int]) -> list[str]:
+        """For a template that marks nothing: what is before each answer, and the answer, by rendering it without and
+        with the answer."""
+        parts, done = [], ""
+        whole = self._template.render(messages, tools)
+        for number in spoken:
+            upto = self._template.render(messages[: number + 1], tools)
+            asks = (
+                self._template.render(messages[:number], tools, add_generation_prompt=True, enable_thinking=thinking)
+                for thinking in (has_reasoning(messages[number]), not has_reasoning(messages[number]))
+            )
+            prompt = next((text for text in asks if upto.startswith(text)), None)
+            if prompt is None or not whole.startswith(upto) or not prompt.startswith(done):
+                raise UserError(
+                    f"the chat template gives message {number} another text once more follows.",
+                    hint="Put {% generation %} … {% endgeneration %} around what the assistant says.",
+                )
+            parts += [prompt[len(done) :], upto[len(prompt) :]]
+            done = upto
+        return [*parts, whole[len(done) :]]
+
+
+def chat_sequences(
+    record: Mapping[str, Any], tokenizer: Any, *, template: str = NANO3
+) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """(token ids, mask) of each sequence of a record {messages[, tools]}, with a `tokenizers.Tokenizer`; the mask is 1
+    for the tokens that the model is to say (not shifted)."""
+    form = ChatFormat(load_template(template), special_tokens(tokenizer))
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encoded(form.sequences(record.get("messages"), record.get("tools")), encode)
+
+
+def encoded(
+    sequences: Sequence[Sequence[Chunk]], encode: Callable[[list[str]], list[list[int]]]
+) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """(token ids, mask) of each sequence. Each piece is encoded by itself: no token reaches from a prompt into its
+    answer, so that the model is trained on the tokens that it will be given."""
+    import numpy as np
+
+    texts = [piece for sequence in sequences for chunk in sequence for piece in chunk.pieces]
+    ids = iter(encode(texts))
+    found = []
+    for sequence in sequences:
+        tokens: list[int] = []
+        ends, counts = [0], []
+        for chunk in sequence:
+            for _ in chunk.pieces:
+                tokens += next(ids)
+            ends.append(len(tokens))
+            counts.append(chunk.counts)
+        mask = np.repeat(np.asarray(counts, dtype=np.uint8), np.diff(ends))
+        found.append((np.asarray(tokens, dtype=np.int32), mask))
+    return found
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """The special tokens of a `tokenizers.Tokenizer`."""
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def has_reasoning(message: Mapping[str, Any]) -> bool:
+    """Whether a message of the assistant has reasoning that is not blank: in a field of its own, or in its content."""
+    if message["role"] != "assistant":
+        return False
+    reasoning = message.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning.strip():
+        return True
+    content = message.get("content")
+    head, end, _ = content.partition("</think>") if isinstance(content, str) else ("", "", "")
+    return bool(end and head.replace("<think>", "").strip())
+
+
+def texts_of(messages: Iterable[Any]) -> Iterator[str]:
+    """What is said in a conversation: contents and reasoning."""
+    for message in messages:
+        if isinstance(message, dict):
+            for value in (message.get("content"), message.get("reasoning_content")):
+                if isinstance(value, str):
+                    yield value
+                elif isinstance(value, list):
+                    texts = (part.get("text") for part in value if isinstance(part, dict))
+                    yield from (text for text in texts if isinstance(text, str))
+
+
+def _prepared(messages: Any, tools: Any) -> tuple[Messages, list[dict[str, Any]] | None]:
+    """Messages and tools as a template takes them. Raises UserError naming the message that is none."""
+    if isinstance(messages, str):
+        messages = _from_json(messages, "messages")
+    if not isinstance(messages, list | tuple):
+        raise UserError(f"messages is a {type(messages).__name__}, not a list of messages.")
+    if isinstance(tools, str):
+        tools = _from_json(tools, "tools") if tools.strip() else None
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise UserError(f"tools is a {type(tools).__name__}, not a list of tools.")
+    said = [_message(message, number) for number, message in enumerate(messages)]
+    return said, [_tool(tool, number) for number, tool in enumerate(tools)] if tools else None
+
+
+def _message(message: Any, number: int) -> dict[str, Any]:
+    where = f"messages[{number}]"
+    if not isinstance(message, Mapping):
+        raise UserError(f"{where} is a {type(message).__name__}, not an object with role and content.")
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise UserError(f"{where}.role is {role!r}, not text.")
+    # A table's row has every column: what is null is not there.
+    kept = {key: value for key, value in message.items() if value is not None}
+    kept["content"] = _content(kept.get("content"), where)
+    calls = kept.pop("tool_calls", None)
+    if isinstance(calls, str):
+        calls = _from_json(calls, f"{where}.tool_calls") if calls.strip() else None
+    if calls:
+        if not isinstance(calls, list | tuple):
+            raise UserError(f"{where}.tool_calls is a {type(calls).__name__}, not a list.")
+        kept["tool_calls"] = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return kept
+
+
+def _content(content: Any, where: str) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise UserError(f"{where}.content is a {type(content).__name__}, not text or a list of texts.")
+    parts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise UserError(f"{where}.content has a part of type {kind!r}: only text can be used.")
+        parts.append(text)
+    return "".join(parts)
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    inner = call.get("function") if isinstance(call, Mapping) else None
+    inner = call if inner is None else inner
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise UserError(f"{where} names no function.")
+    arguments = inner.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _from_json(arguments, f"{where}.arguments") if arguments.strip() else {}
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise UserError(f"{where}.arguments is a {type(arguments).__name__}, not an object.")
+    return {"type": "function", "function": {"name": inner["name"], "arguments": dict(arguments or {})}}
+
+
+def _tool(tool: Any, number: int) -> dict[str, Any]:
+    """A tool in the form of the chat API; the flat form of the Responses API is brought into it."""
+    where = f"tools[{number}]"
+    inner = tool.get("function") if isinstance(tool, Mapping) else None
+    inner = tool if inner is None else inner
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise UserError(f"{where} has no name.")
+    # `strict` is how an API is to check calls, nothing that the model is told.
+    known = {key: value for key, value in inner.items() if value is not None and key not in ("type", "strict")}
+    if isinstance(known.get("parameters"), str):
+        known["parameters"] = _from_json(known["parameters"], f"{where}.parameters")
+    return {"type": "function", "function": known}
+
+
+def _from_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is text, and not JSON: {error}.") from error
+
+
+def _user_turns(messages: Messages) -> Iterator[tuple[int, int]]:
+    """(first message after a user's, first of the next user's) of each user's turn."""
+    starts = [number + 1 for number, message in enumerate(messages) if message["role"] == "user"]
+    yield from zip(starts, [*(start - 1 for start in starts[1:]), len(messages)], strict=True)
+
+
+def _without_rest(chunks: list[Chunk]) -> list[Chunk]:
+    """What follows the last answer teaches nothing."""
+    while chunks and not chunks[-1].counts:
+        chunks.pop()
+    return chunks
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern that matches the longest of some words: as a tree, since a tokenizer may have a thousand of them."""
+    tails: dict[str, list[str]] = {}
+    ends = False
+    for word in sorted(set(words)):
+        if word:
+            tails.setdefault(word[0], []).append(word[1:])
+        ends = ends or not word
+    if not tails:
+        return ""
+    inner = "|".join(re.escape(first) + _any_of(rest) for first, rest in tails.items())
+    return f"(?:{inner}){'?' if ends else ''}"
+
+
+def _marked(text: str) -> list[str]:
+    """Prompt, answer, prompt, …, rest of a text in which answers are marked."""
+    return re.split(f"[{_OPEN}{_CLOSE}]", text)
+
+
+class _Compiled:
+    """A template, compiled; `marks` tells whether it marks what the assistant says."""
+
+    def __init__(self, text: str) -> None:
+        from jinja2 import TemplateError
+
+        self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", text))
+        try:
+            self._template = _environment().from_string(text)
+        except TemplateError as error:
+            line = getattr(error, "lineno", None)
+            raise UserError(f"chat_template{f', line {line}' if line else ''}: {error}.") from error
+
+    def render(self, messages: Any, tools: Any, **variables: Any) -> str:
+        from jinja2 import TemplateError
+
+        # The reference's own template reads chat_template_kwargs; others take each variable by its name.
+        named = {key: value for key, value in variables.items() if key != "add_generation_prompt"}
+        try:
+            return str(self._template.render(messages=messages, tools=tools, chat_template_kwargs=named, **variables))
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"the chat template can't show this conversation: {error}.") from error
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str) -> _Compiled:
+    return _Compiled(text)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """Jinja as chat templates expect it: blocks take no line, `tojson` keeps letters, `generation` marks an answer."""
+    import datetime
+
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Callable[[], str]) -> str:
+            return f"{_OPEN}{caller()}{_CLOSE}"
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment

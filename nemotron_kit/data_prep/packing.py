@@ -1,0 +1,287 @@
+"""Packed rows: several sequences in one row of at most `pack_size` tokens, written as Parquet.
+
+A row is `input_ids`; `loss_mask`, where 1 at i says that predicting `input_ids[i + 1]` counts, so that the last of each
+sequence is 0; and `seq_start_id`, where each sequence begins (the first at 0, without a final boundary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import fsync_dir
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.uint8]
+Order = NDArray[np.int64]
+# What is packed at a time, so that memory is bounded: sequences, and tokens where sequences are long.
+WINDOW = 10_000
+WINDOW_TOKENS = 8 << 20
+
+
+@dataclass(frozen=True)
+class Packing:
+    """`order` lists sequences by row; row r has those from `bounds[r]` to `bounds[r + 1]` of it."""
+
+    order: Order
+    bounds: Order
+
+
+def pack(lengths: Sequence[int] | Order, size: int, algorithm: str, rng: np.random.Generator | None = None) -> Packing:
+    """Assign sequences (by their lengths, each at most `size`) to rows of at most `size` tokens.
+
+    concatenative keeps the order and begins a row where the next sequence doesn't fit; first_fit_decreasing takes the
+    longest first; first_fit_shuffle mixes them, and the rows, by `rng`.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if len(lengths) and int(lengths.max()) > size:
+        raise ValueError(f"a sequence of {int(lengths.max())} tokens does not fit into rows of {size}")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"no packing algorithm {algorithm!r}")
+    return ALGORITHMS[algorithm](lengths, size, rng or np.random.default_rng(0))
+
+
+def _concatenative(lengths: Order, size: int, _: np.random.Generator) -> Packing:
+    bounds = [0]
+    left = size
+    for number, length in enumerate(lengths.tolist()):
+        if length > left:
+            bounds.append(number)
+            left = size
+        left -= length
+    if len(lengths):
+        bounds.append(len(lengths))
+    return Packing(np.arange(len(lengths), dtype=np.int64), np.asarray(bounds, dtype=np.int64))
+
+
+def _decreasing(lengths: Order, size: int, _: np.random.Generator) -> Packing:
+    order = np.argsort(-lengths, kind="stable")
+    return _by_row(order, _first_fit(lengths[order], size))
+
+
+def _shuffle(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
+    order = rng.permutation(len(lengths))
+    rows = _first_fit(lengths[order], size)
+    # The first rows are the fullest, the last ones have what is left: mixed, so that no part of the data is special.
+    shuffled = rng.permutation(int(rows.max()) + 1 if len(rows) else 0)
+    return _by_row(order, shuffled[rows])
+
+
+ALGORITHMS: dict[str, Callable[[Order, int, np.random.Generator], Packing]] = {
+    "first_fit_shuffle": _shuffle,
+    "first_fit_decreasing": _decreasing,
+    "concatenative": _concatenative,
+}
+
+
+def _first_fit(lengths: Order, size: int) -> Order:
+    """For each length the first row with room for it: found by a tree in which each node has the most room below."""
+    leaves = 1 << max(0, (len(lengths) - 1).bit_length())
+    room = [size] * (2 * leaves)
+    rows = []
+    for length in lengths.tolist():
+        node = 1
+        while node < leaves:
+            node += node
+            if room[node] < length:
+                node += 1
+        rows.append(node - leaves)
+        most = room[node] - length
+        room[node] = most
+        while node > 1:
+            most = max(most, room[node ^ 1])
+            node >>= 1
+            if room[node] == most:
+                break
+            room[node] = most
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _by_row(order: Order, rows: Order) -> Packing:
+    by_row = np.argsort(rows, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])
+    return Packing(order[by_row], bounds)
+
+
+def shifted(mask: Mask, lengths: Order) -> Mask:
+    """The masks of sequences that stand one after the other, moved left by one within each; the last of each is 0."""
+    out = np.zeros_like(mask)
+    out[:-1] = mask[1:]
+    out[np.cumsum(lengths) - 1] = 0
+    return out
+
+
+def schema() -> pa.Schema:
+    """The columns of a packed file."""
+    import pyarrow as pa
+
+    types = {"input_ids": pa.int32(), "loss_mask": pa.uint8(), "seq_start_id": pa.int32()}
+    return pa.schema([pa.field(name, pa.list_(kind)) for name, kind in types.items()])
+
+
+def rows_of(ids: Ids, mask: Mask, lengths: Order, packing: Packing) -> pa.Table:
+    """The rows of sequences that stand one after the other in `ids` and (not shifted yet) `mask`."""
+    import pyarrow as pa
+
+    in_order, ends = lengths[packing.order], np.cumsum(lengths)[packing.order]
+    slices = list(map(slice, (ends - in_order).tolist(), ends.tolist()))
+    moved = shifted(mask, lengths)
+    packed_ids = np.concatenate([ids[part] for part in slices])
+    packed_mask = np.concatenate([moved[part] for part in slices])
+    before = np.concatenate([[0], np.cumsum(in_order)])
+    row_starts = before[packing.bounds]
+    seq_starts = before[:-1] - np.repeat(row_starts[:-1], np.diff(packing.bounds))
+    tokens = pa.array(row_starts.astype(np.int32))
+    columns = [
+        pa.ListArray.from_arrays(tokens, pa.array(packed_ids)),
+        pa.ListArray.from_arrays(tokens, pa.array(packed_mask)),
+        pa.ListArray.from_arrays(pa.array(packing.bounds.astype(np.int32)), pa.array(seq_starts.astype(np.int32))),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema())
+
+
+class PackedWriter:
+    """Packs sequences into rows and writes them to one Parquet file, a window at a time; nothing has its final name
+    before `publish`. The bytes depend on the sequences, their order and the settings alone.
+
+    A context manager: what was not published is removed at its end. `sequences`, `tokens`, `rows` count what was
+    written, `cut` the sequences that were longer than a row.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pack_size: int,
+        *,
+        algorithm: str = "first_fit_shuffle",
+        seed: int = 42,
+        row_group_size: int = 1000,
+        compression: str = "zstd",
+    ) -> None:
+        with write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.pack_size, self.algorithm = path, pack_size, algorithm
+        self.row_group_size, self.compression = row_group_size, compression
+        self.sequences = self.tokens = self.loss_tokens = self.rows = self.cut = 0
+        self._rng = np.random.default_rng(seed)
+        self._ids: list[Ids] = []
+        self._masks: list[Mask] = []
+        self._held = 0
+        self._file = HashedFile(path)
+        self._parquet: Any = None
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.discard()
+
+    def add(self, ids: Sequence[int] | Ids, mask: Sequence[int] | Mask) -> None:
+        """Append a sequence; `mask` is 1 for the tokens that the model is to say. What is longer than a row is cut."""
+        ids, mask = np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8)
+        if len(ids) != len(mask) or not len(ids):
+            raise ValueError(f"{len(ids)} tokens and {len(mask)} mask values are no sequence")
+        self.cut += len(ids) > self.pack_size
+        ids, mask = ids[: self.pack_size], mask[: self.pack_size]
+        self._ids.append(ids)
+        self._masks.append(mask)
+        self._held += len(ids)
+        if len(self._ids) == WINDOW or self._held >= max(WINDOW_TOKENS, 64 * self.pack_size):
+            self._flush()
+
+    def publish(self) -> WrittenShard | None:
+        """Write what is held, sync the file, give it its name; None, and no file, where there was no sequence."""
+        self._flush()
+        if self._parquet is None:
+            return None
+        with write_errors(self.path):
+            self._parquet.close()
+        written = self._file.finish()
+        with write_errors(self.path):
+            written.temporary.replace(written.final)
+            fsync_dir(self.path.parent)
+        return written
+
+    def _flush(self) -> None:
+        if not self._ids:
+            return
+        ids, mask = np.concatenate(self._ids), np.concatenate(self._masks)
+        lengths = np.fromiter(map(len, self._ids), dtype=np.int64, count=len(self._ids))
+        self._ids, self._masks, self._held = [], [], 0
+        packing = pack(lengths, self.pack_size, self.algorithm, self._rng)
+        table = rows_of(ids, mask, lengths, packing)
+        self.sequences += len(lengths)
+        self.tokens += len(ids)
+        self.loss_tokens += int(mask.sum()) - int(mask[np.cumsum(lengths) - lengths].sum())
+        self.rows += table.num_rows
+        if self._parquet is None:
+            self._parquet = _parquet_writer(self._file, self.compression)
+        with write_errors(self.path):
+            self._parquet.write_table(table, row_group_size=self.row_group_size)
+
+
+class _Sink:
+    """What pyarrow writes to; closing it is left to the file's owner."""
+
+    closed = False
+
+    def __init__(self, file: HashedFile) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._file.write(view)
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self._file.size
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _parquet_writer(file: HashedFile, compression: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Token ids hardly repeat within a page: a dictionary of them costs time and saves nothing.
+    return pq.ParquetWriter(
+        pa.PythonFile(_Sink(file), mode="w"),
+        schema(),
+        compression=compression,
+        use_dictionary=["loss_mask.list.element"],
+        write_statistics=False,
+    )
+
+
+def check_row(ids: Any, mask: Any, starts: Any, pack_size: int) -> None:
+    """Raise UserError, saying what is wrong, for a row that a reader of packed rows refuses."""
+    ids, mask, starts = np.asarray(ids), np.asarray(mask), np.asarray(starts)
+    last = np.append(starts[1:], len(ids)) - 1 if len(starts) else starts
+    wrong = (
+        (not len(ids) or not len(starts), "it is empty"),
+        (len(ids) != len(mask), f"{len(ids)} tokens, {len(mask)} mask values"),
+        (len(ids) > pack_size, f"{len(ids)} tokens, where pack_size is {pack_size}"),
+        (len(starts) and starts[0] != 0, "its first sequence does not begin at 0"),
+        (np.any(np.diff(starts) <= 0), "its sequences' starts do not grow"),
+        (len(starts) and starts[-1] >= len(ids), "a sequence begins behind its end"),
+        (len(ids) == len(mask) and np.any(mask > 1), "loss_mask is not of 0 and 1"),
+    )
+    for is_wrong, what in wrong:
+        if is_wrong:
+            raise UserError(f"not a packed row: {what}.")
+    if np.any(mask[last]):
+        raise UserError("not a packed row: loss_mask is not 0 at the end of each sequence.")
