@@ -235,7 +235,7 @@ def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch
             wrong.append(f"{name} {'.'.join(map(str, at))} = {kind}: {command}: {fault}")
         # Whoever looks at what is elsewhere writes down what he sees.
         whole = command not in CHANGING and not (root / RUN / "slurm").exists() and file.write_bytes(before) > 0
-    assert count > 60
+    assert count > 20
     if path := os.environ.get("NEMOTRON_FUZZ_REPORT"):
         Path(f"{path}-{home.name}").write_text("\n\n".join(wrong))
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n\n".join(wrong[:5])
