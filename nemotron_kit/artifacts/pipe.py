@@ -10,13 +10,13 @@ import re
 import stat
 import struct
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_kit.artifacts.metadata import absolute
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.errors import UserError, printable
+from nemotron_kit.polling import until
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -118,12 +118,8 @@ def step_writes() -> bool:
 def _wait_for_step() -> bool:
     """Whether a step marks the pipe, now or within the seconds in which one that was started together with this
     process may still do so."""
-    began = time.monotonic()
-    while not step_writes():
-        if time.monotonic() > began + _APART_SECONDS or any(peek_input()) or not _may_be_starting():
-            return step_writes()
-        time.sleep(0.02)
-    return True
+    until(lambda: step_writes() or any(peek_input()) or not _may_be_starting(), 0.02, within=_APART_SECONDS)
+    return step_writes()
 
 
 def _flock(kind: int) -> bytes:

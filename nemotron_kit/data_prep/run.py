@@ -20,6 +20,7 @@ from nemotron_kit.data_prep.plan import Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
+from nemotron_kit.polling import looks
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
@@ -410,10 +411,11 @@ def _all_records(plan: ShardPlan, output: Path, mine: dict[int, ShardRecord]) ->
     for number, shard in enumerate(plan.shards):
         path = record_path(output / shard.name)
         record = mine.get(number)
-        until = time.monotonic() + _VISIBLE
         # A network's file system may show another node's file a moment later.
-        while record is None and (record := ShardRecord.load(path)) is None and time.monotonic() < until:
-            time.sleep(0.2)
+        for _ in looks(0.2, within=_VISIBLE):
+            record = record or ShardRecord.load(path)
+            if record is not None:
+                break
         if record is None or record.plan != plan.digest:
             raise NemotronError(f"{path}: not there, though its rank has made it.", hint="Do all nodes see one folder?")
         records[number] = record

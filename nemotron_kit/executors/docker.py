@@ -23,6 +23,7 @@ from nemotron_kit.executors.base import (
     make_mounted,
     missing_secrets,
 )
+from nemotron_kit.polling import looks
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.agent.operations import packed
 from nemotron_kit.remote.snapshot import code_there, place_package
@@ -272,17 +273,17 @@ def make(settings: RunConfig) -> Docker:
 
 def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
     """Return once the worker says that it runs. Raises NemotronError for a container that did not get so far."""
-    deadline = time.monotonic() + START_SECONDS
-    while _is_pending(job) and time.monotonic() < deadline:
+    for _ in looks(0.05, within=START_SECONDS):
         code = client.poll()
-        if code is not None and _is_pending(job):
+        if not _is_pending(job):
+            return
+        if code is not None:
             said = _last_words(job)
             if "is already in use by container" in said:
                 return  # an earlier attempt to submit got that far
             what = "Docker did not start the container" if code in _NOT_STARTED else "the worker did not start"
             _raise_if_lost(said)
             raise NemotronError(f"{what} (exit code {code}): {said}", hint=f"All of it: {job.log_path('worker')}")
-        time.sleep(0.05)
 
 
 def _last_words(job: JobFolder) -> str:

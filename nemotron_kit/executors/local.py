@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import Observation
+from nemotron_kit.polling import looks
 from nemotron_kit.quoting import refers
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.cancel import cancel_jobs
@@ -64,13 +64,14 @@ class Local:
                 start_new_session=True,
             )
         # A worker that dies before it says `running` would leave its job pending for ever.
-        deadline = time.monotonic() + START_SECONDS
-        while _unheard(job) and time.monotonic() < deadline:
-            if worker.poll() not in (None, 0):
+        for _ in looks(0.02, within=START_SECONDS):
+            ended = worker.poll()
+            if not _unheard(job):
+                return
+            if ended not in (None, 0):
                 error = f"the worker did not start: see {job.log_path('worker')}"
                 job.finish(worker.returncode, "failed", error=error)
                 raise NemotronError(f"{job.run_id}: {error}.")
-            time.sleep(0.02)
 
 
 def _unheard(job: JobFolder) -> bool:

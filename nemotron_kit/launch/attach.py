@@ -13,6 +13,7 @@ from dataclasses import replace
 from nemotron_kit import files
 from nemotron_kit.errors import Unreachable, printable
 from nemotron_kit.executors.base import Backend, Observation
+from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import (
     AGAIN,
@@ -163,7 +164,7 @@ def _follow(
 
     # A back end that is a folder of this machine is asked more often than one that many ask.
     fastest, slowest = getattr(backend, "pace", (FASTEST, SLOWEST))
-    pause, lost, known = fastest, False, time.monotonic()
+    pace, lost, known = Pace(fastest, 1.3, slowest), False, time.monotonic()
     try:
         while True:
             moved, asked = False, time.time()
@@ -187,8 +188,9 @@ def _follow(
                 for follower in followers:
                     follower.rest(_show)
                 return outcome_of(observed)
-            pause = fastest if moved else min(pause * 1.3, slowest)
-            time.sleep(pause)
+            if moved:
+                pace.again()
+            pace.wait()
     finally:
         keep()
 

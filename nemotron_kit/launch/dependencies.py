@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from nemotron_kit.launch.status import (
     refresh,
     target_of,
 )
+from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
 from nemotron_kit.runs.ledger import open_run
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _GONE = "removed"
 _NEVER = (*ENDED, DAMAGED, _GONE)
-_FASTEST, _SLOWEST, _SLOWEST_ELSEWHERE = 0.1, 2.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     is not wanted any more. Losing sight of a run is no end of it.
     """
     runs = [open_run(run_id) for run_id in run_ids]
-    pause, told = _FASTEST, False
+    pace, told = Pace(0.1, 1.3), False
     while True:
         snapshots = refresh(runs)
         states = {
@@ -149,8 +148,8 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
             told = True
         if job is not None and (job.cancel_requested or not job.path.is_dir()):
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
-        time.sleep(pause)
-        pause = min(pause * 1.3, _SLOWEST_ELSEWHERE if snapshots else _SLOWEST)
+        pace.longest = 30.0 if snapshots else 2.0
+        pace.wait()
 
 
 def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
 from nemotron_kit.launch.attach import LogOffsets, attach
+from nemotron_kit.polling import until
 from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.cancel import terminate
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -142,11 +142,9 @@ def followed(
             start()
             outcome = attach(run, backend, [job], offsets=offsets, cancel_on_interrupt=True)
     except Terminated:
-        deadline = time.monotonic() + _START_SECONDS  # its worker may be about to begin
-        while not (terminate(job) or job.state().terminal):
-            if time.monotonic() > deadline:
-                job.finish(TERMINATED, "cancelled", error="terminated before it ran")
-            time.sleep(0.05)
+        # Its worker may be about to begin.
+        if not until(lambda: terminate(job) or job.state().terminal, 0.05, within=_START_SECONDS):
+            job.finish(TERMINATED, "cancelled", error="terminated before it ran")
         outcome = attach(run, backend, [job], offsets=offsets)
         if outcome.state == "cancelled":
             outcome = replace(outcome, code=TERMINATED)

@@ -21,6 +21,7 @@ from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text
 from nemotron_kit.launch.status import mirror
+from nemotron_kit.polling import Pace, looks
 from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, process_facts
@@ -28,7 +29,6 @@ from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.process import Terminated
 
 log = logging.getLogger("nemotron_kit.launcher")
-_FASTEST, _SLOWEST = 0.3, 10.0
 # Submitting a few at a time, as others end, would make very many arrays.
 _LEAST = 250
 
@@ -143,7 +143,7 @@ def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
 
 def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
     """Losing sight of the jobs ends nothing."""
-    plan, pause, lost = stored_plan(run), _FASTEST, False
+    plan, pace, lost = stored_plan(run), Pace(0.3, 1.2, 10.0), False
     backend, left = backend_for(plan), {job.number: job for job in given}
     unseen = {job.number for job in jobs} - set(left)
     while left or unseen:
@@ -169,15 +169,16 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
         for number in unseen - set(SweepQueue(run).waiting):  # somebody has cancelled it
             unseen.discard(number)
             ended(run.job(number))
-        pause = _FASTEST if over else min(pause * 1.2, _SLOWEST)
+        if over:
+            pace.again()
         if left or unseen:
-            time.sleep(pause)
+            pace.wait()
 
 
 LOG, _WAITER = "waiter.log", "waiter"
 _START_SECONDS = 10.0
 # A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 1800.0
+_LONGEST_PAUSE = 1800.0
 
 
 def defer(plan: Plan, run: RunFolder) -> None:
@@ -200,11 +201,12 @@ def start(run: RunFolder) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + _START_SECONDS
-    while len(job.history()) == known and job.exit_record() is None and time.monotonic() < deadline:
-        if waiter.poll() not in (None, 0):
+    for _ in looks(0.02, within=_START_SECONDS):
+        ended = waiter.poll()
+        if len(job.history()) != known or job.exit_record() is not None:
+            return
+        if ended not in (None, 0):
             raise NemotronError(f"{run.id}: what is to submit it did not start: see {run.path / LOG}.")
-        time.sleep(0.02)
 
 
 def resume(run: RunFolder) -> bool:
@@ -259,18 +261,18 @@ def _wait(run: RunFolder, job: JobFolder) -> int:
 
 
 def _submit(run: RunFolder, job: JobFolder) -> None:
-    pause, sent = _FIRST_PAUSE, False
+    pace, sent = Pace(2.0, 2.0), False
     while not job.cancel_requested:
         try:
             submit_waiting(run)
             return
         except (Unreachable, Busy) as error:
             sent = sent or not isinstance(error, NotSent | Busy)
+            pause = pace.seconds()
             print(f"{error}\nnext try in {pause:.0f} s", file=sys.stderr, flush=True)  # noqa: T201
             if pause > _LONGEST_PAUSE:
                 raise
         time.sleep(pause)
-        pause *= 2
     if not sent:  # else its scheduler has the last word
         raise Cancelled(f"{run.id}: cancelled before it was submitted.")
 

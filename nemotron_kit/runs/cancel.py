@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.polling import until
 from nemotron_kit.runs.job import JobFolder, JobState, descendants, is_gone, is_here
 
 GRACE = 10.0
@@ -94,9 +94,4 @@ def _send(process: Mapping[str, Any], number: signal.Signals) -> None:
 
 
 def _wait_gone(process: Mapping[str, Any], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not is_gone(process):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+    return until(lambda: is_gone(process), 0.05, within=seconds)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nemotron_kit.errors import printable
 from nemotron_kit.files import open_regular
+from nemotron_kit.polling import Pace
 from nemotron_kit.runs.job import JobFolder
 
 CHUNK = 64 * 1024
@@ -100,7 +100,7 @@ def follow(
     A file that became shorter was replaced: it is read from its start. Looks every `poll` seconds, less often (up to
     `slowest`) while nothing comes.
     """
-    wait = poll
+    pace = Pace(poll, 1.5, slowest)
     while True:
         over = is_over()  # asked before reading: what was written up to then is still shown
         if path.exists() and path.stat().st_size < offset:
@@ -112,5 +112,6 @@ def follow(
             yield piece
         if over:
             return
-        wait = poll if grown else min(wait * 1.5, slowest)
-        time.sleep(wait)
+        if grown:
+            pace.again()
+        pace.wait()

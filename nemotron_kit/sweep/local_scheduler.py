@@ -16,6 +16,7 @@ from threading import Thread
 from typing import IO, Any, Protocol
 
 from nemotron_kit.executors.nemo_run import import_in_part
+from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -97,9 +98,6 @@ def _worker(run: Any, job: JobFolder) -> Any:
     return run.Script(path="-P", args=arguments, entrypoint=sys.executable)
 
 
-_FASTEST, _SLOWEST = 0.01, 0.2
-
-
 class Starter(Protocol):
     """Starts the processes of jobs."""
 
@@ -150,9 +148,8 @@ class LocalScheduler:
             job.finish(130, "cancelled", error="the sweep was stopped before it ran")
         for job in running:
             job.request_cancel()
-        deadline = time.monotonic() + 2.0  # one that is just being started has no process on record yet
-        while any(job.state().state == "pending" for job in running) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        # One that is just being started has no process on record yet.
+        until(lambda: all(job.state().state != "pending" for job in running), 0.05, within=2)
         cancel_jobs([job for job in running if job.state().state != "pending"])
         for job in [*waiting, *running]:
             self._tell(job.number)
@@ -198,14 +195,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches, say = _own_streams()
     os.chdir(folder)
     scheduler = LocalScheduler(RunFolder(Path(folder)), _starter(kind), say)
-    pause = _FASTEST
+    pace = Pace(0.01, 1.3, 0.2)
     while True:
-        for batch in batches.poll(pause if scheduler.busy else None):
+        for batch in batches.poll(pace.seconds() if scheduler.busy else None):
             scheduler.take(batch)
         if batches.over and not detached:
             scheduler.stop()
             return 0
-        pause = _FASTEST if scheduler.turn() else min(pause * 1.3, _SLOWEST)
+        if scheduler.turn():
+            pace.again()
         if batches.over and not scheduler.busy:
             return 0
 

@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from nemotron_kit.config.freeze import environment, resolve, to_yaml
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
+from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
@@ -128,9 +128,7 @@ def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
 def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
     """Until these nodes have ended."""
     places = [_end_of(job, rank) for rank in ranks]
-    deadline = time.monotonic() + seconds
-    while not all(place.exists() for place in places) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: all(place.exists() for place in places), 0.1, within=seconds)
 
 
 def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> Outcome:

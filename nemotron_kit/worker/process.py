@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, JobFolder, descendants
 from nemotron_kit.worker.streams import logging_to
 
@@ -156,9 +156,7 @@ def adopt_orphans() -> None:
 def stop_orphans(grace: float = GRACE_SECONDS) -> None:
     """TERM to every process below this one, KILL after a grace: ranks whose torchrun was killed would run on."""
     _send(descendants(os.getpid()), signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while _left() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: not _left(), 0.05, within=grace)
     _send(descendants(os.getpid()), signal.SIGKILL)
 
 

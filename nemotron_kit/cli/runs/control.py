@@ -17,6 +17,7 @@ from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
 
 
-_HERE = (0.1, 1.2, 2.0)
-_ELSEWHERE = (1.0, 1.3, 30.0)
 _PATIENCE = 600
 _UNSURE = ("unreachable", "unknown")
 # Of many runs the exit code is that of the first of these that one of them ended as.
@@ -99,8 +98,8 @@ class _Wait:
 
 def until_over(waits: Sequence[_Wait]) -> None:
     """Look at them, less and less often, until all are over."""
-    first, factor, slowest = _ELSEWHERE if any(each.elsewhere for each in waits) else _HERE
-    pause, told = first, False
+    pace = Pace(1.0, 1.3, 30.0) if any(each.elsewhere for each in waits) else Pace(0.1, 1.2, 2.0)
+    told = False
     while True:
         left = [each for each in waits if not each.over]
         snapshots = _ask(each.run for each in left if each.elsewhere)
@@ -112,8 +111,7 @@ def until_over(waits: Sequence[_Wait]) -> None:
         if lost and not told:
             sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
         told = lost is not None
-        time.sleep(pause)
-        pause = min(pause * factor, slowest)
+        pace.wait()
 
 
 def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
@@ -134,7 +132,6 @@ def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = Non
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
 
-_LOOK_SECONDS = 0.5
 _FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
 _QUEUED = ("pending",)
 
@@ -187,12 +184,14 @@ def _cancel_elsewhere(
     backend = backend_for(stored_plan(run))
     if handed_over := drop_waiting(run, left):
         backend.cancel(run, handed_over)
-    end = time.monotonic() + grace
-    while any(not job.state().terminal for job in left) and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
-        with suppress(Unreachable):  # it was asked for; that is what counts
-            ask(run, backend, left)
-    if all(job.state().terminal for job in left):
+
+    def have_ended() -> bool:
+        if any(not job.state().terminal for job in left):
+            with suppress(Unreachable):  # it was asked for; that is what counts
+                ask(run, backend, left)
+        return all(job.state().terminal for job in left)
+
+    if until(have_ended, 0.5, within=grace):
         say_end(run, _state(run, chosen), chosen)
     else:
         name = chosen[0].reference if chosen else run.id

@@ -13,6 +13,7 @@ from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
 from nemotron_kit.launch.attach import CHUNK
+from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
@@ -20,8 +21,6 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
-
-_FASTEST, _SLOWEST = 0.5, 10.0
 
 
 class RemoteLog:
@@ -55,7 +54,7 @@ class RemoteLog:
 
     def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
         """The log as it grows, until `is_over()` and its end is reached. A lost connection is waited out."""
-        pause, lost = _FASTEST, False
+        pace, lost = Pace(0.5, 1.5, 10.0), False
         while True:
             over, grown = is_over(), False
             try:
@@ -69,8 +68,9 @@ class RemoteLog:
                 lost = True
             if over and not lost:
                 return
-            pause = _FASTEST if grown else min(pause * 1.5, _SLOWEST)
-            time.sleep(pause)
+            if grown:
+                pace.again()
+            pace.wait()
 
 
 def logs(argv: list[str]) -> int:
@@ -160,9 +160,6 @@ def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
     yield encodable(neutraliser.feed(b"", final=True), sys.stdout.encoding)
 
 
-_LOOK_SECONDS, _LONGEST_SECONDS = 0.2, 5.0
-
-
 def attach(argv: list[str]) -> int:
     """Follow a run. Ctrl-C leaves it alone."""
     parser = ToolParser("runs", "attach")
@@ -181,12 +178,12 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
     """Stay while a process of this machine waits for other runs, to submit this one."""
     from nemotron_kit.launch.queue import SweepQueue
 
-    told, pause = False, _LOOK_SECONDS
+    told, pace = False, Pace(0.2, 1.2, 5.0)
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
         if not told:
             sys.stderr.write(f"waits for {clean(state.facts['reason'])}\n")
-        told, pause = True, min(pause * 1.2, _LONGEST_SECONDS)
-        time.sleep(pause)
+        told = True
+        pace.wait()
 
 
 def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
