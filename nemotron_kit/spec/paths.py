@@ -175,7 +175,8 @@ class RemotePaths:
         """What `to_dict` wrote. What an older record lacks is as for job `job` of a record in `folder`."""
         known = {name: value for name in _FIELDS if (value := stored.get(_STORED_AS.get(name, name))) is not None}
         run = known.setdefault("run", folder)
-        known["tree"] = CodeTree(**{**_NO_TREE, **known["tree"]}) if known.get("tree") else None
+        tree = {name: value for name, value in (known.get("tree") or {}).items() if name in _NO_TREE}
+        known["tree"] = CodeTree(**{**_NO_TREE, **tree}) if tree else None
         known["moves"] = tuple((known.get("moves") or {}).items())
         root = posixpath.dirname(posixpath.dirname(run))
         none = {"root": root, "job": f"{run}/jobs/{job}", "code": None, "package": None}
