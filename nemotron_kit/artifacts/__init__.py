@@ -31,8 +31,7 @@ if TYPE_CHECKING:
         parse_override,
         registry_name,
     )
-    from nemotron_kit.artifacts.registry import LocalRegistry, Registry, open_registry
-    from nemotron_kit.artifacts.saving import artifact_field
+    from nemotron_kit.artifacts.registry import LocalRegistry, Registry, artifact_field, open_registry
     from nemotron_kit.artifacts.store import ArtifactVersion, Draft
     from nemotron_kit.artifacts.trackers import (
         FileTracker,
@@ -69,8 +68,7 @@ _HOMES = {
         "ArtifactChangedError ArtifactNotFoundError ArtifactVersionNotFoundError DamagedRecordError "
         "parse_override Pin Reference registry_name"
     ),
-    "registry": "LocalRegistry open_registry Registry",
-    "saving": "artifact_field",
+    "registry": "artifact_field LocalRegistry open_registry Registry",
     "store": "ArtifactVersion Draft",
     "trackers": (
         "FileTracker get_config get_lineage_tracker init is_initialized KitConfig LineageTracker "

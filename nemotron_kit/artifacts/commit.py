@@ -6,7 +6,6 @@ import contextlib
 import glob
 import logging
 import os
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -308,6 +307,8 @@ def _ensure_name(store: Store, name: str) -> None:
 
 @dataclass
 class _Commit:
+    """One save, from the draft to the version that can be loaded."""
+
     store: Store
     draft: Draft
     files: tuple[FileEntry, ...]
@@ -323,7 +324,7 @@ class _Commit:
             os.close(opened)
 
     def _run(self, folder: Path, opened: int) -> ArtifactVersion:
-        mark = secrets.token_hex(16)
+        mark = os.urandom(16).hex()
         contents = ContentIndex(self.store, self.draft.name)
         number = contents.next_number()  # before the look at the contents: every lower one is seen then
         candidates: Iterable[int] = contents.versions_of(self.digest)

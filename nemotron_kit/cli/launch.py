@@ -18,8 +18,7 @@ from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError, printable
 from nemotron_kit.files import finite
-from nemotron_kit.home import check_text
-from nemotron_kit.runs.folder import new_run_id
+from nemotron_kit.home import check_text, new_run_id
 from nemotron_kit.spec.plan import IN_PROCESS, Plan, is_here
 from nemotron_kit.spec.profiles import check_reserved_tables
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from nemotron_kit.config.compose import Composed
     from nemotron_kit.discovery import Tree
     from nemotron_kit.envfile import EnvFile
+    from nemotron_kit.remote.ssh import Transport
+    from nemotron_kit.spec.runconfig import RunConfig
     from nemotron_kit.worker.process import Outcome
 
 
@@ -173,7 +174,6 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     from nemotron_kit.config.compose import compose, find_command
     from nemotron_kit.launch.inputs import piped_overrides
     from nemotron_kit.launch.plan import build_plan
-    from nemotron_kit.remote.ssh import transport_for
 
     command = find_command(tree, request.recipe, request.stage)
     overrides = hydra_overrides(request)
@@ -186,9 +186,16 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
     plan = build_plan(
-        composed, app, run_id=run_id, argv=argv, connect=connect, transports=transport_for if connect else None
+        composed, app, run_id=run_id, argv=argv, connect=connect, transports=_transport if connect else None
     )
     return carry_out(plan, composed, request, env)
+
+
+def _transport(settings: RunConfig) -> Transport:
+    """The connection to a job's target; a job of this machine asks for none, and loads nothing for it."""
+    from nemotron_kit.remote.ssh import transport_for
+
+    return transport_for(settings)
 
 
 def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int:

@@ -35,13 +35,13 @@ from nemotron_kit.config.store import broken_choice, conf_dir, register_recipes
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import nemotron_home, new_run_id
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.launch import code_facts
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
-from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, run_state
 from nemotron_kit.sweep.recipe import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings

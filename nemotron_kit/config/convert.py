@@ -10,17 +10,21 @@ import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from nemotron_kit.errors import UserError, nearest, sentence
 
 
-def type_hints(cls: type) -> dict[str, Any]:
-    """The resolved annotations of a dataclass, postponed ones included."""
+@cache
+def type_hints(cls: type) -> Mapping[str, Any]:
+    """The resolved annotations of a dataclass, postponed ones included: each is compiled, so they are kept."""
     try:
         hints = typing.get_type_hints(cls)
-        return {name: hint.type if isinstance(hint, dataclasses.InitVar) else hint for name, hint in hints.items()}
+        return types.MappingProxyType(
+            {name: hint.type if isinstance(hint, dataclasses.InitVar) else hint for name, hint in hints.items()}
+        )
     except NameError as error:
         raise UserError(
             f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there."

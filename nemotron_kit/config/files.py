@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -103,6 +104,7 @@ def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
 
 
+@functools.cache
 def _loader() -> Any:
     """OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text."""
     from omegaconf._utils import get_yaml_loader

@@ -115,19 +115,23 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def faster_omegaconf() -> Iterator[None]:
-    """Within the block OmegaConf, and so Hydra, parses YAML with libyaml and caches parsed interpolations; includes
-    `hydra_reading_fixes`."""
+    """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
+    copy the whole ConfigStore with each repository of sources; includes `hydra_reading_fixes`."""
     import omegaconf
+    from hydra.core.config_store import ConfigStore
 
     utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
     loader, parse = utils.get_yaml_loader, base.parse
-    utils.get_yaml_loader = lambda: with_libyaml(loader())
+    utils.get_yaml_loader = functools.cache(lambda: with_libyaml(loader()))
     utils.parse = base.parse = functools.cache(parse)
+    # What is loaded from it is a copy already.
+    ConfigStore.__deepcopy__ = lambda self, memo: self
     try:
         with hydra_reading_fixes(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
+        del ConfigStore.__deepcopy__
 
 
 @contextmanager
@@ -143,7 +147,7 @@ def hydra_reading_fixes() -> Iterator[None]:
         _fill(cfg, utils.split_key(key), merge and isinstance(value, Mapping))
         update(cfg, key, value, merge=merge, force_add=force_add)
 
-    utils.get_yaml_loader = lambda: without_sexagesimal(loader())
+    utils.get_yaml_loader = functools.cache(lambda: without_sexagesimal(loader()))
     omegaconf.OmegaConf.update = staticmethod(fill_and_update)  # type: ignore[method-assign]
     try:
         yield
@@ -188,6 +192,7 @@ def open_dicts(node: Any) -> None:
             open_dicts(child)
 
 
+@functools.cache
 def without_sexagesimal(loader: Any) -> Any:
     """The YAML loader without YAML 1.1's sexagesimal numbers: 12:00:00 is a string, not 43200."""
 
@@ -207,6 +212,7 @@ def without_sexagesimal(loader: Any) -> Any:
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
+@functools.cache
 def with_libyaml(loader: Any) -> Any:
     """The same loader over libyaml's parser, about 20 times as fast; `loader` itself where libyaml is missing."""
     import yaml

@@ -44,8 +44,7 @@ def set_run_dir(folder: str) -> None:
 def run_dir() -> str:
     """The folder of this launch; a new one where the process was not started by a launch."""
     if not _run_dir:
-        from nemotron_kit.home import nemotron_home
-        from nemotron_kit.runs.folder import new_run_id
+        from nemotron_kit.home import nemotron_home, new_run_id
 
         _run_dir.append(str(nemotron_home() / "runs" / new_run_id("hydra", "app")))
     return _run_dir[0]
@@ -67,7 +66,7 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
 def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
     """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section has
     for the slot, looked up in the registry once a config."""
-    from nemotron_kit.artifacts.saving import artifact_field
+    from nemotron_kit.artifacts.registry import artifact_field
 
     return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
 

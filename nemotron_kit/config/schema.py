@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PRIMITIVES = (int, float, bool, str, bytes, Path)
+# OmegaConf takes its fields from a dataclass. Each method that is made, and a signature as docstring, costs as much.
+_BARE: dict[str, Any] = {"repr": False, "eq": False, "namespace": {"__doc__": "A command's config."}}
 PLAIN = (*PRIMITIVES, *(kind | None for kind in PRIMITIVES))
 
 
@@ -71,9 +73,9 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     _check_mappings(command, cls, mapped)
     identity = {"name": f"{command.recipe}/{command.stage}", "script": str(command.script_path or "")}
     inputs = [(slot, str, a.default_name) for slot, a in command.artifacts.items()]
-    run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,))
+    run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,), **_BARE)
     default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
-    return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], kw_only=True)
+    return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], kw_only=True, **_BARE)
 
 
 def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None:
@@ -92,7 +94,7 @@ def _translate(cls: type, where: str) -> type:
     # A frozen one would be read-only in the config.
     if inputs and not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
         return cls
-    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True)
+    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True, **_BARE)
 
 
 def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:

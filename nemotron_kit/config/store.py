@@ -238,6 +238,19 @@ def _leaf(path: str) -> str:
 
 def _store(group: str, name: str, node: Any) -> None:
     from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig
 
+    store = ConfigStore.instance()
     # Package _global_: an empty `recipe: {}` must not show up in every config.
-    ConfigStore.instance().store(group=group, name=name, node=node, package="_global_", provider=PROVIDER)
+    store.store(
+        group=group,
+        name=name,
+        node={} if isinstance(node, DictConfig) else node,
+        package="_global_",
+        provider=PROVIDER,
+    )
+    if isinstance(node, DictConfig):  # a made config as it is: `store` would copy each of its values
+        place: Any = store.repo
+        for part in group.split("/"):
+            place = place[part]
+        place[f"{name}.yaml"].node = node

@@ -34,7 +34,7 @@ from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, label_of, resources_of, without_effect
-from nemotron_kit.worker.elastic import torchrun_command
+from nemotron_kit.worker import torchrun_command
 
 if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
@@ -277,8 +277,7 @@ def _with_fields(
 
 def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
     """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
-    from nemotron_kit.artifacts.registry import open_registry
-    from nemotron_kit.artifacts.saving import artifact_field
+    from nemotron_kit.artifacts.registry import artifact_field, open_registry
 
     pin, name = inputs.pins.get(found["slot"]), field_of(found)
     if pin is None:

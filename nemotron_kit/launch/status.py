@@ -14,10 +14,11 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Backend, Observation, backend_for
+from nemotron_kit.home import runs_root
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.remote.ssh import transport_for, user_config
-from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
+from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import (
     DAMAGED,
     TERMINAL,

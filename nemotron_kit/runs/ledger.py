@@ -20,7 +20,8 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import read_regular
-from nemotron_kit.runs.folder import RunFolder, RunSummary, first_id_since, is_run_id, runs_root, sort_key
+from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
+from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL
 
 _NAME = ".index.json"

@@ -22,11 +22,12 @@ from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.executors import nemo_run
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
 from nemotron_kit.launch.launch import refuse_problems
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.submission import run_elsewhere
-from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.sweep.hydra_app import ProgramPlanner
 from nemotron_kit.sweep.local import LocalSchedulerClient

@@ -25,7 +25,7 @@ from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker.elastic import rank_command
+from nemotron_kit.worker import rank_command
 from nemotron_kit.worker.handler import verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels

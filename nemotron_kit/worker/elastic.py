@@ -18,20 +18,6 @@ from typing import Any
 from nemotron_kit.runs.job import descendants
 
 
-def torchrun_command(processes: int, folder: str) -> list[str]:
-    """torchrun on this machine for a job folder: a worker on each rank, which runs the command's script if it has one,
-    with `--config`."""
-    start = [sys.executable, "-P", "-m", "nemotron_kit.worker.elastic", "--standalone"]
-    return [*start, f"--nproc-per-node={processes}", *rank_command(folder)]
-
-
-def rank_command(folder: str) -> list[str]:
-    """torchrun's arguments for a rank that is a worker. `python -m`, its default, would look for modules in the working
-    folder first, where a json.py would shadow the standard library's.
-    """
-    return ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun; the exit code."""
     # What torchrun would set, with a banner of five lines.

@@ -15,8 +15,8 @@ from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
+from nemotron_kit.worker import torchrun_command
 from nemotron_kit.worker.distributed import VALUE, rank_log
-from nemotron_kit.worker.elastic import torchrun_command
 from nemotron_kit.worker.handler import call_handler, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from _pairs import load
 
-from nemotron_kit.runs import RunFolder, create_run, new_run_id
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 
 COMMAND = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
 LISTINGS = (

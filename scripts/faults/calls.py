@@ -13,7 +13,9 @@ from nemotron_kit import files
 from nemotron_kit.artifacts import Artifact
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.runs import create_run, list_runs, new_run_id, open_run
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.training import checkpoint
 
 # EROFS, EMFILE and EXDEV in the place of ENOSPC, in turn: a call that takes one well takes the others.

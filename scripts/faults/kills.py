@@ -13,7 +13,9 @@ from pathlib import Path
 
 from nemotron_kit.artifacts import Artifact
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.runs import create_run, list_runs, new_run_id
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.ledger import list_runs
 
 
 def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:

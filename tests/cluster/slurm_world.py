@@ -20,9 +20,10 @@ from nemotron_kit.app import load_object
 from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.agent import slurm as slurm_agent
-from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.plan import Plan
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 
 from nemotron_kit.executors.base import backend_for
+from nemotron_kit.home import new_run_id
 from nemotron_kit.remote.agent import slurm
-from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.spec.plan import Plan
 
 from .slurm_world import World, until, world  # noqa: F401

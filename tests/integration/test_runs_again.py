@@ -16,7 +16,8 @@ import yaml
 
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import Draft
-from nemotron_kit.runs import JobFolder, RunFolder
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
 
 APP = """
 import os, sys, time

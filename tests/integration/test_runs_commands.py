@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.runs import RunFolder, create_run, new_run_id, process_facts
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import process_facts
 
 NEMOTRON = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
 EVIL = b"\x1b[31mred\x1b[0m \x1b]0;owned\x07\xff end\n"
@@ -181,7 +183,7 @@ def test_the_end_of_a_log_and_the_logs_that_there_are() -> None:
 
 WRITER = """
 import sys, time
-from nemotron_kit.runs import open_job
+from nemotron_kit.runs.folder import open_job
 job = open_job(sys.argv[1])
 job.transition("running")
 with job.open_log() as log:

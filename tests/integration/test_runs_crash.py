@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.runs import create_run, list_runs, new_run_id, open_run
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.ledger import list_runs, open_run
 
 LAUNCHES = """
 import sys
-from nemotron_kit.runs import create_run, new_run_id
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
 print("up", flush=True)
 plan = {"recipe": "nano3", "stage": "pretrain"}
 while True:

@@ -14,7 +14,8 @@ from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.folder import RunFolder, RunSummary, runs_root
+from nemotron_kit.home import runs_root
+from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
 from nemotron_kit.spec.plan import is_here

@@ -25,11 +25,12 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
 from nemotron_kit.launch.launch import code_facts
 from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.quoting import hydra_data, hydra_text, omegaconf_escaped
-from nemotron_kit.runs.folder import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.sweep.launcher import Jobs
@@ -522,7 +523,7 @@ def rerun(argv: list[str]) -> int:
     if len(jobs) > 1:
         return rerun_sweep(run, request, context, line)
     from nemotron_kit.cli.launch import carry_out
-    from nemotron_kit.runs.folder import new_run_id
+    from nemotron_kit.home import new_run_id
 
     composed = compose_again(recorded, request, context.tree, context.env)
     run_id = new_run_id(request.recipe, request.stage)

@@ -21,8 +21,9 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.runs.folder import RunFolder, is_run_id
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 
 # Folder below the root → what one thing in it is called.

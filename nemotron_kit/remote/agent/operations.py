@@ -24,7 +24,8 @@ from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.files import open_regular
-from nemotron_kit.runs.folder import RunFolder, is_run_id
+from nemotron_kit.home import is_run_id
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines
@@ -366,7 +367,7 @@ def _one(registry: LocalRegistry, text: str, default: str | None, fields: Sequen
 
 
 def _field(pin: Pin, name: str, registry: LocalRegistry) -> dict[str, Any]:
-    from nemotron_kit.artifacts.saving import artifact_field
+    from nemotron_kit.artifacts.registry import artifact_field
 
     try:
         return {"value": artifact_field(pin, name, registry=registry)}

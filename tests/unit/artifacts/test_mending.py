@@ -16,7 +16,8 @@ from nemotron_kit.cli.artifacts import main
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.remote.snapshot import artifact_folders
-from nemotron_kit.runs import RunFolder, create_run, remove_run
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.ledger import remove_run
 
 from .conftest import Maker
 

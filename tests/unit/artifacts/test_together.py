@@ -21,8 +21,8 @@ from nemotron_kit.artifacts.store import Store
 from nemotron_kit.cli.runs.control import artifacts_in
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.remote.agent.operations import versions_in
-from nemotron_kit.runs import create_run, open_job, remove_run
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import RunFolder, create_run, open_job
+from nemotron_kit.runs.ledger import remove_run
 
 from ...file_calls import acting_at, stepping_in
 from .conftest import Maker

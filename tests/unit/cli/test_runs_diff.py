@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from nemotron_kit.cli.runs.list import main
 from nemotron_kit.cli.runs.show import differences, flat
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import new_run_id
 from nemotron_kit.quoting import hydra_data
-from nemotron_kit.runs import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 
 PIN = {"name": "Blend", "version": 1, "digest": "ab" * 32, "path": "/data", "type": "T", "registry": "u"}
 

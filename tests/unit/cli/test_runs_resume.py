@@ -10,9 +10,10 @@ import pytest
 
 from nemotron_kit.cli.runs.list import main
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import refresh
-from nemotron_kit.runs import RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
 
 

@@ -15,11 +15,13 @@ import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import BACKENDS, Observation
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
 from nemotron_kit.remote.ssh import Ssh
-from nemotron_kit.runs import JobFolder, RunFolder, create_run, new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import JobFolder
 
 
 class Cluster:

@@ -12,11 +12,12 @@ import pytest
 from nemotron_kit import files
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.home import new_run_id
 from nemotron_kit.remote.agent.code import registered_folders, unpack, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.snapshot import code_there
 from nemotron_kit.remote.ssh import LocalTransport
-from nemotron_kit.runs import create_run, new_run_id
+from nemotron_kit.runs.folder import create_run
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.runconfig import RunConfig
 

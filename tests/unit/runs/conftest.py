@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.runs import RunFolder, create_run, new_run_id
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
 
 MakeRun = Callable[..., RunFolder]
 

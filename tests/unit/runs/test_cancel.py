@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs import RunFolder, cancel_jobs, process_facts
+from nemotron_kit.runs.cancel import cancel_jobs
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import process_facts
 
 MakeRun = Callable[..., RunFolder]
 Started = list[subprocess.Popen[bytes]]

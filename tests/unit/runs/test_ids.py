@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron_kit.app import SLUG
-from nemotron_kit.runs.folder import is_run_id, new_run_id, sort_key, started_at
+from nemotron_kit.home import is_run_id, new_run_id, sort_key, started_at
 
 
 def test_looks_as_the_design_says() -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from nemotron_kit.errors import Cancelled, NemotronError, UserError
 from nemotron_kit.executors.base import Observation
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import record
-from nemotron_kit.runs import JobFolder, create_run, new_run_id, open_job, process_facts
-from nemotron_kit.runs.job import UNEXPLAINED
+from nemotron_kit.runs.folder import create_run, open_job
+from nemotron_kit.runs.job import UNEXPLAINED, JobFolder, process_facts
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_what_nothing_starts_again_is_over(job: JobFolder) -> None:
 def test_two_writers_at_once_lose_nothing(job: JobFolder) -> None:
     script = """
 import sys
-from nemotron_kit.runs import open_job
+from nemotron_kit.runs.folder import open_job
 for _ in range(20):
     open_job(sys.argv[1]).transition("running")
 """

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.runs import RunFolder, create_run, list_runs, new_run_id, open_run, remove_run, run_ids
-from nemotron_kit.runs.ledger import collect_removed
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
 
 MakeRun = Callable[..., RunFolder]
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron_kit.errors import printable
-from nemotron_kit.runs import TerminalSanitizer, follow
 from nemotron_kit.runs.job import tail
-from nemotron_kit.runs.logs import CHUNK, last_lines
+from nemotron_kit.runs.logs import CHUNK, TerminalSanitizer, follow, last_lines
 
 
 def test_what_a_terminal_would_obey_is_made_visible() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from nemotron_kit.artifacts import Artifact, DataBlendsArtifact, trackers
 from nemotron_kit.cli.main import nemotron
-from nemotron_kit.runs import open_run
+from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.spec.plan import read_config, read_spec
 from nemotron_kit.training import checkpoint
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from nemotron_kit import files
-from nemotron_kit.runs.folder import create_run, new_run_id
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.worker.run import run_job
 
