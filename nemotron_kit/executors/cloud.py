@@ -17,8 +17,9 @@ from nemotron_kit.executors.base import ExecutorPlan, missing_secrets
 from nemotron_kit.executors.nemo_run import build_executor
 from nemotron_kit.spec.paths import IN_A_CLOUD
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
+from nemotron_kit.worker import python_module
 
-COMMAND = ("python3", "-P", "-m", "nemotron_kit.worker", f"{IN_A_CLOUD}/job")
+COMMAND = tuple(python_module("nemotron_kit.worker", f"{IN_A_CLOUD}/job", python="python3"))
 PROJECT, CLUSTER, NODE_GROUP, NODES = "<project's id>", "<cluster's id>", "<node group's id>", "<its nodes>"
 _LONGEST = 34
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")

@@ -34,6 +34,7 @@ from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import Container, Plan, stored_plan
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.worker.process import start_apart
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -261,9 +262,7 @@ class Docker:
         if rootless:  # whoever launches is the container's root
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
-            return subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            return start_apart(arguments, log)
 
 
 def make(settings: RunConfig) -> Docker:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 from nemotron_kit.errors import NemotronError
@@ -17,6 +14,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.worker.process import start_worker
 
 START_SECONDS = 10.0
 
@@ -52,17 +50,9 @@ class Local:
         )
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
-        """Start the worker; its own words go to logs/worker.log. Returns once it says that it runs."""
-        with job.open_log("worker") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
-                # The worker sets what refers to other variables: twice would be once too often.
-                env={**os.environ, **{k: v for k, v in plan.environment.items() if not refers(v)}},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        """Start the worker. Returns once it says that it runs."""
+        # The worker sets what refers to other variables: twice would be once too often.
+        worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
         # A worker that dies before it says `running` would leave its job pending for ever.
         for _ in looks(0.02, within=START_SECONDS):
             ended = worker.poll()

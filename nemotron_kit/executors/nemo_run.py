@@ -26,6 +26,8 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, resolve_partition, with_overrides
+from nemotron_kit.worker import python_module
+from nemotron_kit.worker.process import start_apart
 
 
 def build_packager(run: Any, config: RunConfig) -> Any:
@@ -317,16 +319,7 @@ def start() -> None:
     if _beside and _beside[0].poll() is not None:
         _beside.pop()
     if not _beside:
-        _beside.append(
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                text=True,
-            )
-        )
+        _beside.append(start_apart(python_module(__name__), subprocess.DEVNULL, talks=True))
 
 
 def ask(module: str, request: Mapping[str, Any]) -> Any:

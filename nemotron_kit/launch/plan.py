@@ -34,7 +34,7 @@ from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, label_of, resources_of, without_effect
-from nemotron_kit.worker import torchrun_command
+from nemotron_kit.worker import python_module, torchrun_command
 
 if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
@@ -117,7 +117,7 @@ def launch_command(
     if place.package:  # a folder with a __main__.py, which is the worker
         return [place.python, place.package, folder]
     if launch == DETACHED or settings.executor != "local":
-        return [place.python, "-P", "-m", "nemotron_kit.worker", folder]
+        return python_module("nemotron_kit.worker", folder, python=place.python)
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
     return torchrun_command(resources.processes, folder)

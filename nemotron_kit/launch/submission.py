@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,8 @@ from nemotron_kit.remote.ssh import NotSent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, process_facts
 from nemotron_kit.spec.plan import Plan, stored_plan
-from nemotron_kit.worker.process import Terminated
+from nemotron_kit.worker import python_module
+from nemotron_kit.worker.process import Terminated, start_apart
 
 log = logging.getLogger("nemotron_kit.launcher")
 # Submitting a few at a time, as others end, would make very many arrays.
@@ -194,13 +194,7 @@ def start(run: RunFolder) -> None:
     (job,) = run.jobs()
     known = len(job.history())
     with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-        waiter = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, str(run.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        waiter = start_apart(python_module(__name__, str(run.path)), log)
     for _ in looks(0.02, within=_START_SECONDS):
         ended = waiter.poll()
         if len(job.history()) != known or job.exit_record() is not None:

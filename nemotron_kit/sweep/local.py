@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from io import FileIO
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.worker import python_module
+from nemotron_kit.worker.process import start_apart
 
 LOG = "local_scheduler.log"
 # The longest that a job gets to end by itself, KILL included, when the sweep is stopped.
@@ -30,14 +31,8 @@ class LocalSchedulerClient:
         flags = ["--detached"] if detached else []
         log = os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with FileIO(log, "ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"{__package__}.local_scheduler", str(run.path), kind, *flags],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL if detached else subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # Ctrl-C is for the launch, which then ends this in order
-                text=True,
-            )
+            command = python_module(f"{__package__}.local_scheduler", str(run.path), kind, *flags)
+            self._process = start_apart(command, errors, talks=True, answers=not detached)
 
     def submit(self, jobs: Sequence[int], parallel: int, secrets: Iterable[str] = ()) -> None:
         """Queue the jobs, `parallel` of them at a time, with the variables `secrets` of this process, some of which may

@@ -20,6 +20,7 @@ from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.worker.process import start_worker
 
 
 class Processes:
@@ -30,14 +31,7 @@ class Processes:
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
         for job in jobs:
-            with job.open_log("worker") as log:
-                self._workers[job.number] = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "nemotron_kit.worker", str(job.path)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # what the job prints is in its own log
-                    stderr=log,
-                    start_new_session=True,
-                )
+            self._workers[job.number] = start_worker(job)
 
     def alive(self, job: JobFolder) -> bool:
         return self._workers[job.number].poll() is None

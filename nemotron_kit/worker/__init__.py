@@ -3,11 +3,17 @@
 import sys
 
 
+def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
+    """The command that runs one of our modules, or a job's, by this Python or by another. -P: in the working folder, a
+    json.py is not what is meant by json."""
+    return [python or sys.executable, "-P", "-m", module, *arguments]
+
+
 def torchrun_command(processes: int, folder: str) -> list[str]:
     """torchrun on this machine for a job folder: a worker on each rank, which runs the command's script if it has one,
     with `--config`."""
-    start = [sys.executable, "-P", "-m", "nemotron_kit.worker.elastic", "--standalone"]
-    return [*start, f"--nproc-per-node={processes}", *rank_command(folder)]
+    start = python_module("nemotron_kit.worker.elastic", "--standalone", f"--nproc-per-node={processes}")
+    return [*start, *rank_command(folder)]
 
 
 def rank_command(folder: str) -> list[str]:

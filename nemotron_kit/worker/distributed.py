@@ -25,7 +25,7 @@ from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker import rank_command
+from nemotron_kit.worker import python_module, rank_command
 from nemotron_kit.worker.handler import verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels
@@ -302,11 +302,10 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
 
 def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
     if spec.torchrun:
-        start = [sys.executable, "-P", "-m", "nemotron_kit.worker.elastic"]
-        return [*start, *_rendezvous(spec, node), *rank_command(str(job.path))]
+        return python_module("nemotron_kit.worker.elastic", *_rendezvous(spec, node), *rank_command(str(job.path)))
     if spec.module:  # it reads the job's folder itself
-        return [sys.executable, "-P", "-m", spec.module, str(job.path)]
-    return [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
+        return python_module(spec.module, str(job.path))
+    return python_module("nemotron_kit.worker", "--rank", str(job.path))
 
 
 def _rendezvous(spec: JobSpec, node: Node) -> list[str]:

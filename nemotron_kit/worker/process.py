@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, JobFolder, descendants
+from nemotron_kit.worker import python_module
 from nemotron_kit.worker.streams import logging_to
 
 INTERRUPTED = 130
@@ -194,6 +195,34 @@ def recording_end(run: Callable[[], int]) -> int:
             with contextlib.suppress(OSError):  # its worker tells, if it lives
                 JobFolder(Path(folder)).record_child_end(exit_code(code))
     return code
+
+
+def start_apart(
+    command: Sequence[str],
+    log: IO[Any] | int,
+    *,
+    environment: Mapping[str, str] | None = None,
+    talks: bool = False,
+    answers: bool = True,
+) -> subprocess.Popen[Any]:
+    """Start a program that is apart from this process: Ctrl-C and a terminal that closes are not for it, and it may
+    outlive this one. What it prints goes to `log`; of one that `talks`, in lines of text over pipes, only its errors.
+    """
+    return subprocess.Popen(
+        list(command),
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.PIPE if talks else subprocess.DEVNULL,
+        stdout=(subprocess.PIPE if answers else subprocess.DEVNULL) if talks else log,
+        stderr=log,
+        start_new_session=True,
+        text=talks,
+    )
+
+
+def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start the worker of a job on this machine, apart from this process; its own words go to logs/worker.log."""
+    with job.open_log("worker") as log:
+        return start_apart(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:

@@ -15,7 +15,7 @@ from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
-from nemotron_kit.worker import torchrun_command
+from nemotron_kit.worker import python_module, torchrun_command
 from nemotron_kit.worker.distributed import VALUE, rank_log
 from nemotron_kit.worker.handler import call_handler, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
@@ -90,7 +90,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
     pins = verified_inputs(job)
     if spec.module:
         read_config(job.path)  # it notes the secrets
-        alone = [sys.executable, "-P", "-m", spec.module, str(job.path)]
+        alone = python_module(spec.module, str(job.path))
         command = torchrun_command(spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)
     with pinned(pins):
@@ -99,7 +99,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         if spec.nproc_per_node > 1:
             return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
         if handler is None and spec.script:
-            script = [sys.executable, "-P", "-m", "nemotron_kit.worker", "--rank", str(job.path)]
+            script = python_module("nemotron_kit.worker", "--rank", str(job.path))
             return run_child(script, {}, spec.cwd, job)
         return _call(job, spec, handler, config_cls, shown=shown)
 
@@ -127,7 +127,7 @@ def run_rank(job: JobFolder) -> int:
     ignore_usr1()
     with rank_log(job, spec):
         if spec.module:
-            os.execv(sys.executable, [sys.executable, "-P", "-m", spec.module, str(job.path)])  # noqa: S606
+            os.execv(sys.executable, python_module(spec.module, str(job.path)))  # noqa: S606
         masked_streams()
         spec.prepare_imports()
         enter_hydra(job.path)

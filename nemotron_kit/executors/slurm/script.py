@@ -15,6 +15,7 @@ from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words, resolve_partition
+from nemotron_kit.worker import python_module
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -231,7 +232,8 @@ def _materialize(executor: Any, script: Script) -> str:
 
 def command_of(python: str, kit: str | None, target: str, *, array: bool = False) -> tuple[str, ...]:
     """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`)."""
-    return (python, *([kit] if kit else ["-P", "-m", "nemotron_kit.worker"]), *(["--array"] if array else []), target)
+    start = [python, kit] if kit else python_module("nemotron_kit.worker", python=python)
+    return (*start, *(["--array"] if array else []), target)
 
 
 FILE = "sbatch.sh"
