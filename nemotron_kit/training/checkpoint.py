@@ -39,7 +39,8 @@ class TrainingProgress:
     step: optimizer steps done. nll, steps_in_window: the loss collected since the last log line. elapsed: seconds of
     training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. valid_on: what
     stands for the data that it was measured on. changes: what was other than before when the run was resumed ({step,
-    name, there, here}), since checkpoint.may_differ allowed it.
+    name, there, here}), since checkpoint.may_differ allowed it. window, tokens and held_out are the step loop's: the
+    sums of a step's values since the last row, the tokens in all, the last row of held-out values.
     """
 
     step: int = 0
@@ -50,6 +51,9 @@ class TrainingProgress:
     valid_loss: float | None = None
     valid_on: str | None = None
     changes: list[dict[str, Any]] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    held_out: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,7 +81,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, pat
     """Put back what `save_optimizer` wrote. UserError when the file doesn't belong to this model."""
     from safetensors.torch import load_file
 
-    parameters = dict(model.named_parameters())
+    parameters = dict(_trained(model))
     saved = load_file(path)
     names = {key.partition(".")[2] for key in saved}
     if names != set(parameters):
@@ -92,9 +96,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, pat
 def _named_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {
         f"{entry}.{name}": value.contiguous()
-        for name, parameter in model.named_parameters()
+        for name, parameter in _trained(model)
         for entry, value in optimizer.state[parameter].items()
     }
+
+
+def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 @contextlib.contextmanager

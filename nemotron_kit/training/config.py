@@ -213,6 +213,10 @@ class PretrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     @property
+    def peak_lr(self) -> float:
+        return self.train.lr
+
+    @property
     def seq_length(self) -> int:
         return int(self.dataset.get("seq_length", 4096))
 

@@ -10,17 +10,23 @@ from typing import Any
 
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
 from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
-from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, trainer_arguments, use_bf16
+from nemotron_kit.training.loop import (
+    TrainingRun,
+    build_optimizer,
+    build_schedule,
+    preempted,
+    trainer_arguments,
+    use_bf16,
+)
 from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
-from nemotron_kit.training.processes import Preempted, StopRequest
+from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
 
 
@@ -56,7 +62,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
     when a signal stopped the run (a checkpoint is saved by then).
     """
-    _passive_cpu_waits()
+    passive_cpu_waits()
     config.check()
     config.train.check_split(processes.world_size())
     data = open_data(config)
@@ -116,7 +122,7 @@ def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) 
 def _train(
     config: PretrainConfig, data: TrainingData, start: StartingPoint, folder: Path, stop: StopRequest
 ) -> TrainingOutcome:
-    _quiet()
+    quiet()
     progress = start.progress or TrainingProgress()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     model = start_model(start, data.model, config.train.seed).to(args.device)
@@ -161,10 +167,7 @@ def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: An
 def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
-        stopped = f"Stopped by {run.stopped} after step {step} of {config.train.train_iters}"
-        if not config.checkpoint.save:
-            raise Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
-        raise Preempted(f"{stopped}; saved in {config.checkpoint.save}.", hint=_resume_hint())
+        raise preempted(run.stopped, step, config.train.train_iters, config.checkpoint.save)
     path = model_folder(folder, step)
     changes = [change for change in run.progress.changes if change["step"] < step]
     if processes.rank() == 0:
@@ -175,16 +178,7 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
     return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 
 
-def _resume_hint() -> str:
-    """How to continue this run: the command that resumes its job, or, outside of a launch, the same command again."""
-    try:
-        line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
-    except (KeyError, UserError):
-        return "The same command goes on from there."
-    return f"If Slurm does not start it again: {line}" if "SLURM_JOB_ID" in os.environ else f"To go on: {line}"
-
-
-def _passive_cpu_waits() -> None:
+def passive_cpu_waits() -> None:
     """Let torch's CPU threads sleep while they wait; it is read when torch is loaded.
 
     By default they spin, and where another process wants the same cores a step takes twenty times as long.
@@ -192,7 +186,7 @@ def _passive_cpu_waits() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep other libraries' bars and advice out of a run's lines."""
     from transformers.utils import logging
 

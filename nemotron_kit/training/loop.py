@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
 from nemotron_kit.training.config import PretrainConfig, SchedulerConfig, TrainConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance
-from nemotron_kit.training.processes import StopRequest, rank, sum_over_ranks, world_size
+from nemotron_kit.training.processes import Preempted, StopRequest, rank, sum_over_ranks, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -220,6 +222,57 @@ def build_schedule(
     return LambdaLR(optimizer, factor)
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for a step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
+    import torch
+
+    words = f"{seed} {step} {processes.rank()}"
+    torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
+
+
+def require_finite(what: str, value: float, step: int) -> None:
+    """NemotronError when a number that training depends on is none any more."""
+    if not math.isfinite(value):
+        raise NemotronError(
+            f"{what} is {value} at step {step}: training has diverged.",
+            hint="Lower the learning rate, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
+        )
+
+
+def save_step(
+    folder: Path, step: int, identity: Mapping[str, Any], fill: Callable[[Path], dict[str, Any]], keep: int
+) -> list[str]:
+    """Write the checkpoint of `step`, and remove all but the newest `keep`; what could not be removed, as warnings.
+
+    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
+    path = folder / checkpoint.name(step)
+    if path.exists() and checkpoint.read(path, verify=False).get("identity") != identity:
+        raise NemotronError(
+            f"{path} appeared while this run was under way, with the weights of another one.",
+            hint="Give each run a checkpoint.save of its own.",
+        )
+    checkpoint.write(folder, step, fill)
+    problems = checkpoint.prune(folder, keep)
+    return [f"Warning: {problem} It is tried again after the next checkpoint." for problem in problems]
+
+
+def preempted(signal: str, step: int, steps: int, save: str | None) -> Preempted:
+    """What a run that a signal stopped after `step` of `steps` raises."""
+    stopped = f"Stopped by {signal} after step {step} of {steps}"
+    if not save:
+        return Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
+    return Preempted(f"{stopped}; saved in {save}.", hint=_resume_hint())
+
+
+def _resume_hint() -> str:
+    """How to continue this run: the command that resumes its job, or, outside of a launch, the same command again."""
+    try:
+        line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
+    except (KeyError, UserError):
+        return "The same command goes on from there."
+    return f"If Slurm does not start it again: {line}" if "SLURM_JOB_ID" in os.environ else f"To go on: {line}"
+
+
 @dataclass
 class TrainingRun:
     """The `Hooks` of one run: seeds each step, collects the loss, logs, evaluates and saves checkpoints.
@@ -253,10 +306,7 @@ class TrainingRun:
 
     def before_step(self, step: int) -> None:
         """Seed the step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
-        import torch
-
-        words = f"{self.config.train.seed} {step} {processes.rank()}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
+        seed_step(self.config.train.seed, step)
 
     def add_loss(self, nll: torch.Tensor) -> None:
         self._nll += nll
@@ -272,7 +322,7 @@ class TrainingRun:
         return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
 
     def report(self, step: int, grad_norm: float | None) -> bool:
-        self._require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm))
+        require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm), step)
         if self._logs(step):
             self._log(step, grad_norm)
         if self._evaluates(step) and not self.stopped:
@@ -288,20 +338,10 @@ class TrainingRun:
         self.progress.nll = self._window_nll()
         self.progress.elapsed = self._elapsed()
         if processes.rank() == 0:
-            folder = Path(self.config.checkpoint.save)
-            self._require_own(folder / checkpoint.name(self.progress.step))
-            checkpoint.write(folder, self.progress.step, self._fill)
-            for problem in checkpoint.prune(folder, self.config.checkpoint.most_recent_k):
-                self._warn(f"Warning: {problem} It is tried again after the next checkpoint.")
+            folder, keep = Path(self.config.checkpoint.save), self.config.checkpoint.most_recent_k
+            for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
+                self._warn(problem)
         processes.barrier()
-
-    def _require_own(self, path: Path) -> None:
-        """NemotronError when the checkpoint of this step is there, and another run's that writes here meanwhile."""
-        if path.exists() and checkpoint.read(path, verify=False).get("identity") != self.identity:
-            raise NemotronError(
-                f"{path} appeared while this run was under way, with the weights of another one.",
-                hint="Give each run a checkpoint.save of its own.",
-            )
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -357,15 +397,8 @@ class TrainingRun:
     def _window_nll(self) -> float:
         """The loss summed since the last log line, over all ranks."""
         nll = float(processes.sum_over_ranks(self._nll.clone()).item())
-        self._require_finite("The loss", nll)
+        require_finite("The loss", nll, self.progress.step)
         return nll
-
-    def _require_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise NemotronError(
-                f"{what} is {value} at step {self.progress.step}: training has diverged.",
-                hint="Lower train.lr, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
-            )
 
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started

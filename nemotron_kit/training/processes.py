@@ -23,6 +23,17 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def device() -> torch.device:
+    """Where this process trains: its GPU, by the rank on its node, else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
+
+
 def join() -> None:
     """Open the process group, if torchrun started more than one process.
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
@@ -31,12 +31,25 @@ from nemotron_kit.training.model import (
 if TYPE_CHECKING:
     from transformers import NemotronHForCausalLM
 
-    from nemotron_kit.training.config import CheckpointConfig
+    from nemotron_kit.training.config import CheckpointConfig, SchedulerConfig
     from nemotron_kit.training.data import BlendSamples
 
 
 # How the work is cut into pieces and how it is watched: free to change when a run is resumed.
 _FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
+
+
+class Resumable(Protocol):
+    """What is asked of a run's config to find where it starts."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+    @property
+    def scheduler(self) -> SchedulerConfig: ...
+
+    @property
+    def peak_lr(self) -> float: ...
 
 
 class SettingDifference(NamedTuple):
@@ -68,12 +81,12 @@ def identity(
         },
         "train": {**train, "precision": precision},
         "scheduler": asdict(config.scheduler),
-        **_given_weights(config.checkpoint),
+        **given_weights(config.checkpoint),
     }
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]  # as it is read back
 
 
-def _given_weights(block: CheckpointConfig) -> dict[str, Any]:
+def given_weights(block: CheckpointConfig) -> dict[str, Any]:
     """The weights that a new run starts from. A run that goes on from `load` has those of the run that it goes on with,
     which its own settings don't name."""
     if block.pretrained_checkpoint:
@@ -96,7 +109,7 @@ def portable(same: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(
-    there: Mapping[str, Any], here: Mapping[str, Any], config: PretrainConfig, done: int
+    there: Mapping[str, Any], here: Mapping[str, Any], config: Resumable, done: int
 ) -> list[SettingDifference]:
     """What differs between the run that did `done` steps and this one, as far as it decides the weights."""
     found = [SettingDifference(*found) for found in _differing(there, here)]
@@ -105,11 +118,11 @@ def differences(
     return [difference for difference in found if not _changes_nothing(difference, config, done)]
 
 
-def _changes_nothing(difference: SettingDifference, config: PretrainConfig, done: int) -> bool:
+def _changes_nothing(difference: SettingDifference, config: Resumable, done: int) -> bool:
     if difference.name != "train.train_iters" or not isinstance(difference.there, int):
         return False
     # How long a run goes on is free, as long as the steps that are done would have been the same.
-    block, lr = config.scheduler, config.train.lr
+    block, lr = config.scheduler, config.peak_lr
     before, now = difference.there, difference.here
     return all(learning_rate(block, lr, step, before) == learning_rate(block, lr, step, now) for step in range(done))
 
@@ -191,7 +204,7 @@ class StartingPoint:
         return f"Starting from the weights in {self.weights}." if self.weights else "Starting with fresh weights."
 
 
-def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoint:
+def find_start(config: Resumable, identity: dict[str, Any]) -> StartingPoint:
     """Where this run starts. UserError for a checkpoint that is damaged, belongs to another run, or does not exist."""
     block = config.checkpoint
     own = checkpoint.latest(Path(block.save)) if block.save else None
@@ -213,11 +226,11 @@ def find_start(config: PretrainConfig, identity: dict[str, Any]) -> StartingPoin
     return StartingPoint(identity=identity)
 
 
-def _allows_unchecked(config: PretrainConfig) -> bool:
+def _allows_unchecked(config: Resumable) -> bool:
     return checkpoint.UNCHECKED_RECORD in config.checkpoint.may_differ
 
 
-def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> StartingPoint:
+def _resume(path: Path, config: Resumable, here: dict[str, Any]) -> StartingPoint:
     first = processes.rank() == 0  # one process reads the bytes and compares, not each
     record = checkpoint.read(path, verify=first, allow_unchecked=_allows_unchecked(config))
     try:
@@ -226,7 +239,7 @@ def _resume(path: Path, config: PretrainConfig, here: dict[str, Any]) -> Startin
         if progress.step != record["step"] or record["step"] < 1:
             raise ValueError(f"step {progress.step} in the checkpoint of step {record['step']}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / checkpoint.RECORD}: not a record of pretraining ({error}).") from error
+        raise UserError(f"{path / checkpoint.RECORD}: not a record of training ({error}).") from error
     if not first:
         return StartingPoint(path / MODEL, path / OPTIMIZER, progress)
     different = differences(there, here, config, progress.step)

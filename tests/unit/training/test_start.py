@@ -72,5 +72,5 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, here: dict, error: s
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     checkpoints.write(tmp_path, 5, lambda _: {"progress": {"steps": 5}, "identity": IDENTITY})
-    with pytest.raises(UserError, match="not a record of pretraining"):
+    with pytest.raises(UserError, match="not a record of training"):
         find_start(config(save=str(tmp_path)), IDENTITY)

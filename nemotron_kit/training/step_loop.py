@@ -1,0 +1,255 @@
+"""The training loop of SFT and RL: whatever fills the gradients of a step, the loop does the rest.
+
+A step's gradient is summed in parts: the first and the second half of what the step trains on, each in one process's
+order, then together. So one process and two come to the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.training import processes
+from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
+from nemotron_kit.training.config import CheckpointConfig, SchedulerConfig
+from nemotron_kit.training.loop import learning_rate, preempted, require_finite, save_step, seed_step
+from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.processes import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+
+# A step's values, each this rank's part of it: a row has their sums over the ranks, as means over its steps. "tokens"
+# is counted instead: how many this rank has trained on.
+Step = Callable[[int], Mapping[str, Any]]
+# Held-out values, the same on every rank; "valid_loss" is the one that the run's end reports.
+Evaluate = Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop is told: `steps` in all, the peak `lr` and its schedule, and how often it does what."""
+
+    steps: int
+    lr: float
+    scheduler: SchedulerConfig
+    checkpoint: CheckpointConfig
+    clip_grad: float = 1.0
+    seed: int = 1234
+    log_interval: int = 10
+    eval_interval: int | None = None
+    bf16: bool = False
+
+
+class StepLoop:
+    """One run: `run(step, evaluate)` calls `step(number)`, from `first_step` to the last, and does what surrounds it:
+    seeds, the sum of the gradients over the ranks, clipping, optimizer, expert balance, rows, checkpoints, signals.
+
+    The callback goes over `parts(count)` and calls backward in each, on its part of the loss of all ranks: gradients
+    are summed, not averaged. Steps count from 1 over the whole run, resumed or not.
+    """
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        progress: TrainingProgress,
+        identity: Mapping[str, Any],
+        reporter: Reporter,
+        stop: StopRequest,
+        balance: ExpertBalance | None = None,
+        write_model: Callable[[Path], None] | None = None,
+    ) -> None:
+        """`write_model(folder)` writes what a checkpoint keeps of the model (all of it, in `model/`)."""
+        import torch
+
+        self.settings, self.model, self.optimizer, self.progress = settings, model, optimizer, progress
+        self.identity, self.reporter, self.stop = dict(identity), reporter, stop
+        self.balance = balance or ExpertBalance(model, 0.0)
+        self.first_step = progress.step + 1
+        self.stopped: str | None = None
+        self._write_model = write_model or (lambda folder: export_model(model, folder / MODEL))
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._device = self._trained[0].device
+        # One buffer for all gradients, each a view of it: summed, reduced and clipped at once.
+        size = sum(parameter.numel() for parameter in self._trained)
+        self._gradient = torch.zeros(size, device=self._device)
+        self._first_part: torch.Tensor | None = None
+        self._window = {name: self._number(value) for name, value in progress.window.items()}
+        if processes.rank() != 0:  # a resumed run's part is on rank 0
+            self._window = {name: value * 0 for name, value in self._window.items()}
+        self._tokens = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._tokens_before = progress.tokens
+        self._since = self._started = time.monotonic()
+        self._elapsed_before = progress.elapsed
+        self._warned: set[str] = set()
+
+    def parts(self, count: int) -> Iterator[range]:
+        """This rank's share of `count` items, in one or two parts. After each the gradients are taken to the sum."""
+        import torch
+
+        share = count // processes.world_size()
+        first = processes.rank() * share
+        halves = 2 if processes.world_size() == 1 and share % 2 == 0 else 1
+        for number in range(halves):
+            yield range(first + number * share // halves, first + (number + 1) * share // halves)
+            if number + 1 < halves:
+                if self._first_part is None:
+                    self._first_part = torch.empty_like(self._gradient)
+                self._first_part.copy_(self._gradient)
+                self._gradient.zero_()
+        if halves > 1 and self._first_part is not None:
+            self._gradient.add_(self._first_part)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Within it, forward passes are in bf16, where the run's precision is that."""
+        import torch
+
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16):
+            yield
+
+    def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
+        """All steps that are left. Raises Preempted when a signal stopped it; a checkpoint is saved by then."""
+        self.model.train()
+        for number in range(self.first_step, self.settings.steps + 1):
+            seed_step(self.settings.seed, number)
+            self._attach_gradients()
+            values = step(number)
+            norm = self._update(number)
+            self._count(values)
+            self.progress.step = number
+            self.reporter.advance()
+            if processes.any_rank(self.stop.signal is not None, self._device):
+                self.stopped = self.stop.signal or "a signal to another process"
+            self._report(number, norm, evaluate)
+            if self.stopped and number < self.settings.steps:
+                raise preempted(self.stopped, number, self.settings.steps, self.settings.checkpoint.save)
+
+    def evaluate(self, evaluate: Evaluate) -> None:
+        """Measure held-out values after the last step and write their row."""
+        import torch
+
+        began = time.monotonic()
+        self.model.eval()
+        with torch.no_grad():
+            values = dict(evaluate(self.progress.step))
+        self.model.train()
+        self.progress.held_out = values
+        self.progress.valid_loss = values.get("valid_loss", self.progress.valid_loss)
+        self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
+        self._since += time.monotonic() - began
+
+    def save(self) -> None:
+        """Save a checkpoint of the last step, if the run keeps any."""
+        block = self.settings.checkpoint
+        if not block.save:
+            return
+        self.progress.window, self.progress.elapsed = self._sums(), self._elapsed()
+        if processes.rank() == 0:
+            folder, keep = Path(block.save), block.most_recent_k
+            for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
+                if problem not in self._warned:
+                    self._warned.add(problem)
+                    self.reporter.say(problem)
+        processes.barrier()
+
+    def _attach_gradients(self) -> None:
+        self._gradient.zero_()
+        start = 0
+        for parameter in self._trained:
+            end = start + parameter.numel()
+            parameter.grad = self._gradient[start:end].view_as(parameter)
+            start = end
+
+    def _update(self, number: int) -> torch.Tensor:
+        """One step of the optimizer with the gradients of all ranks; the gradients' norm before clipping."""
+        processes.sum_over_ranks(self._gradient)
+        norm = self._gradient.norm()
+        if self.settings.clip_grad > 0:
+            self._gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1.0))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(number)
+        self.optimizer.step()
+        self.balance.update()
+        return norm
+
+    def _count(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            number = self._number(value)
+            if name == "tokens":
+                self._tokens += number.long()
+            else:
+                self._window[name] = self._window[name] + number if name in self._window else number
+        self.progress.steps_in_window += 1
+
+    def _number(self, value: Any) -> torch.Tensor:
+        import torch
+
+        return torch.as_tensor(value, dtype=torch.float64, device=self._device).detach()
+
+    def _report(self, number: int, norm: torch.Tensor, evaluate: Evaluate | None) -> None:
+        logs = self._due(number, self.settings.log_interval)
+        saves = self._due(number, self.settings.checkpoint.save_interval)
+        evaluates = evaluate is not None and not self.stopped and self._due(number, self.settings.eval_interval)
+        if not (logs or saves or evaluates or self.stopped):
+            return
+        require_finite("The gradients' norm", float(norm), number)
+        if logs:
+            self._log(number, float(norm))
+        if evaluates and evaluate is not None:
+            self.evaluate(evaluate)
+        if saves or self.stopped:
+            self.save()
+
+    def _due(self, number: int, interval: int | None) -> bool:
+        return number >= self.settings.steps or bool(interval and number % interval == 0)
+
+    def _log(self, number: int, norm: float) -> None:
+        means = {name: value / self.progress.steps_in_window for name, value in self._sums().items()}
+        self.progress.loss = means.get("loss", self.progress.loss)
+        now = time.monotonic()
+        row = {
+            "step": number,
+            **means,
+            "lr": self._lr(number),
+            "grad_norm": norm,
+            "tokens_per_second": (self.progress.tokens - self._tokens_before) / (now - self._since),
+            "tokens": self.progress.tokens,
+            "elapsed": self._elapsed(),
+        }
+        self.reporter.row(row)
+        self._window = {}
+        self.progress.steps_in_window = 0
+        self._since, self._tokens_before = now, self.progress.tokens
+
+    def _sums(self) -> dict[str, float]:
+        """The values since the last row, summed over the ranks; this process keeps its own part. Counts the tokens."""
+        import torch
+
+        names = sorted(self._window)
+        own = torch.stack([*(self._window[name] for name in names), self._tokens.double()])
+        sums = processes.sum_over_ranks(own).tolist()
+        self.progress.tokens += int(sums.pop())
+        self._tokens.zero_()
+        for name, value in zip(names, sums, strict=True):
+            require_finite(f"The step's {name}", value, self.progress.step)
+        return dict(zip(names, sums, strict=True))
+
+    def _lr(self, number: int) -> float:
+        return learning_rate(self.settings.scheduler, self.settings.lr, number - 1, self.settings.steps)
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + time.monotonic() - self._started
+
+    def _fill(self, folder: Path) -> dict[str, Any]:
+        self._write_model(folder)
+        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
+        return {"progress": self.progress.to_dict(), "identity": self.identity, "processes": processes.world_size()}

@@ -1,0 +1,116 @@
+"""The step loop: the gradient's sum does not depend on the processes, and a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training.config import CheckpointConfig, LoggerConfig, SchedulerConfig, TrainConfig
+from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.metrics import Reporter, metrics_path
+from nemotron_kit.training.processes import Preempted, StopRequest
+from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+
+ROWS = torch.randn((8, 5), generator=torch.Generator().manual_seed(0))
+
+
+class Run:
+    """A regression of four rows a step, on the loop."""
+
+    def __init__(self, folder: Path, steps: int = 6) -> None:
+        torch.manual_seed(3)
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
+        self.optimizer = build_optimizer(TrainConfig(lr=0.05), self.model)
+        self.progress, self.stop = TrainingProgress(), StopRequest()
+        latest = checkpoint.latest(folder)
+        if latest is not None:
+            self.progress = TrainingProgress(**checkpoint.read(latest, verify=True)["progress"])
+            self.model.load_state_dict(torch.load(latest / "weights.pt", weights_only=True))
+            load_optimizer(self.optimizer, self.model, latest / "optimizer.safetensors")
+        settings = LoopSettings(
+            steps,
+            0.05,
+            SchedulerConfig(lr_warmup_iters=2),
+            CheckpointConfig(save=str(folder), save_interval=2),
+            log_interval=4,
+            eval_interval=3,
+        )
+        self.rows = metrics_path(LoggerConfig(), folder)
+        self.loop = StepLoop(
+            settings,
+            self.model,
+            self.optimizer,
+            progress=self.progress,
+            identity={"seed": 3},
+            reporter=Reporter(self.rows, self.progress.step, steps),
+            stop=self.stop,
+            write_model=lambda into: torch.save(self.model.state_dict(), into / "weights.pt"),
+        )
+
+    def step(self, number: int) -> dict[str, object]:
+        loss = torch.zeros(())
+        for part in self.loop.parts(4):
+            rows = ROWS[[(4 * number + index) % 8 for index in part]] + torch.rand(1)
+            part_loss = (self.model(rows) ** 2).sum() / 4
+            part_loss.backward()
+            loss = loss + part_loss.detach()
+        return {"loss": loss, "tokens": 4 / processes.world_size()}
+
+    def go(self) -> list[torch.Tensor]:
+        self.loop.run(self.step, lambda _: {"valid_loss": float((self.model(ROWS) ** 2).mean())})
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+
+def rows(run: Run) -> list[dict]:
+    timed = ("elapsed", "tokens_per_second")
+    found = [json.loads(line) for line in run.rows.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in timed} for row in found]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(a.equal(b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight")
+    weights = straight.go()
+    first = Run(tmp_path / "stopped")
+
+    def stopping(number: int) -> dict[str, object]:
+        first.stop.signal = "SIGTERM" if number == 3 else None
+        return first.step(number)
+
+    with pytest.raises(Preempted, match="Stopped by SIGTERM after step 3 of 6; saved in") as stopped:
+        first.loop.run(stopping)
+    assert stopped.value.exit_code == 75
+    second = Run(tmp_path / "stopped")
+    assert second.loop.first_step == 4 and same(second.go(), weights)
+    kept = [row for row in rows(straight) if row["step"] != 3]  # a run that is told to stop evaluates nothing
+    assert rows(second) == kept and [row["step"] for row in kept] == [4, 6, 6]
+    assert kept[-2]["tokens"] == 24 and second.progress.held_out == {"valid_loss": second.progress.valid_loss}
+
+
+def test_two_processes_sum_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradient(rank: int, size: int) -> torch.Tensor:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        run = Run(tmp_path / f"{rank}-{size}")
+        run.loop._attach_gradients()
+        for part in run.loop.parts(8):
+            (run.model(ROWS[list(part)]) ** 2).sum().backward()
+        return torch.cat([parameter.grad.flatten().clone() for parameter in run.model.parameters()])
+
+    assert gradient(0, 1).equal(gradient(0, 2) + gradient(1, 2))
+
+
+def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(NemotronError, match=r"The step's loss is nan at step 2: training has diverged"):
+        run.loop.run(lambda number: {**run.step(number), "loss": float("nan") if number == 2 else 0.0})
+    assert checkpoint.latest(tmp_path) is None
