@@ -75,7 +75,7 @@ def test_import_paths_lend_the_very_objects() -> None:
         artifacts.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["", ".artifacts", ".data_prep", ".runs", ".training"])
+@pytest.mark.parametrize("package", ["", ".artifacts", ".data_prep", ".training"])
 def test_the_packages_names_are_the_same_for_type_checkers_and_at_run_time(package: str) -> None:
     """Each name that a package looks up stands, with its home, among the imports that a type checker reads."""
     module = import_module(f"nemotron_kit{package}")
