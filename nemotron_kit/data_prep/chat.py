@@ -165,33 +165,30 @@ def chat_sequences(
     for the tokens that the model is to say (not shifted)."""
     form = ChatFormat(load_template(template), special_tokens(tokenizer))
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    sequences = form.sequences(record.get("messages"), record.get("tools"))
+    texts = [piece for sequence in sequences for chunk in sequence for piece in chunk.pieces]
+    ids = [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return list(encoded_sequences(sequences, ids))
 
-    return encoded(form.sequences(record.get("messages"), record.get("tools")), encode)
 
-
-def encoded(
-    sequences: Sequence[Sequence[Chunk]], encode: Callable[[list[str]], list[list[int]]]
-) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """(token ids, mask) of each sequence. Each piece is encoded by itself: no token reaches from a prompt into its
-    answer, so that the model is trained on the tokens that it will be given."""
+def encoded_sequences(
+    sequences: Iterable[Sequence[Chunk]], ids: Iterable[list[int]]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """(token ids, mask) of each sequence, whose pieces have these ids. Each piece is encoded by itself: no token
+    reaches from a prompt into its answer, so that the model is trained on the tokens that it will be given."""
     import numpy as np
 
-    texts = [piece for sequence in sequences for chunk in sequence for piece in chunk.pieces]
-    ids = iter(encode(texts))
-    found = []
+    of_piece = iter(ids)
     for sequence in sequences:
         tokens: list[int] = []
-        ends, counts = [0], []
+        lengths = []
         for chunk in sequence:
+            before = len(tokens)
             for _ in chunk.pieces:
-                tokens += next(ids)
-            ends.append(len(tokens))
-            counts.append(chunk.counts)
-        mask = np.repeat(np.asarray(counts, dtype=np.uint8), np.diff(ends))
-        found.append((np.asarray(tokens, dtype=np.int32), mask))
-    return found
+                tokens += next(of_piece)
+            lengths.append(len(tokens) - before)
+        counts = np.asarray([chunk.counts for chunk in sequence], dtype=np.uint8)
+        yield np.asarray(tokens, dtype=np.int32), np.repeat(counts, lengths)
 
 
 def special_tokens(tokenizer: Any) -> list[str]:

@@ -88,7 +88,8 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text Python ships).
+    """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text that Python
+    ships, exercises:// for conversations made up).
 
     Of a folder, files with rows (JSON lines, parquet) are read; where there are none, .json; where there are none,
     plain text. `split` and `subset` pick from a folder or a Hugging Face repository. `text_field` None is the caller's.
@@ -283,3 +284,58 @@ class DataPrepConfig:
                 raise UserError(f"{name}={value}: must be at least {least[name]}.")
         if min(self.held_out) < 0:
             raise UserError(f"valid_shards and test_shards can't be negative, got {self.held_out}.")
+
+
+FIRST_FIT_SHUFFLE, FIRST_FIT_DECREASING, CONCATENATIVE = "first_fit_shuffle", "first_fit_decreasing", "concatenative"
+PACKING = (FIRST_FIT_SHUFFLE, FIRST_FIT_DECREASING, CONCATENATIVE)
+COMPRESSIONS = ("zstd", "snappy", "gzip", "none")
+
+
+@dataclass
+class SftPrepConfig(DataPrepConfig):
+    """Input of `run_sft_data_prep`: `text_field` is the one with the messages, and the ratios are parts of the records.
+
+    `chat_template` is a name, a path of a .jinja file or a template's text. `used_in_filter` takes the records whose
+    `used_in_field` (words with commas, or a list) has one of these words. With `sample`, the output goes to
+    `output_dir/sample-N`. `seed` decides the splits and the packing.
+    """
+
+    output_dir: Path = Path("output")
+    per_split: PerSplitConfig | None = None
+    add_eos: bool = False
+    text_field: str = "messages"
+    tools_field: str = "tools"
+    chat_template: str = "nano3"
+    pack_size: int = 4096
+    algorithm: str = FIRST_FIT_SHUFFLE
+    seed: int = 42
+    train_ratio: float = 0.98
+    valid_ratio: float = 0.01
+    test_ratio: float = 0.01
+    used_in_filter: str | None = None
+    used_in_field: str = "used_in"
+    parquet_row_group_size: int = 1000
+    parquet_compression: str = "zstd"
+
+    @property
+    def ratios(self) -> tuple[float, float, float]:
+        """Of train, valid and test."""
+        return self.train_ratio, self.valid_ratio, self.test_ratio
+
+    def check(self) -> None:
+        super().check()
+        least = {"pack_size": 2, "parquet_row_group_size": 1, "seed": 0}
+        for name, value in {name: getattr(self, name) for name in least}.items():
+            if value < least[name]:
+                raise UserError(f"{name}={value}: must be at least {least[name]}.")
+        named = {f"{split}_ratio": ratio for split, ratio in zip(SPLITS, self.ratios, strict=True)}
+        for name, ratio in named.items():
+            if not 0 <= ratio <= 1:
+                raise UserError(f"{name}={ratio}: must be from 0 to 1.")
+        if abs(sum(self.ratios) - 1) > 1e-6:
+            parts = " + ".join(named)
+            raise UserError(f"{parts} is {sum(self.ratios):.6g}, not 1.", hint="They are the parts of the records.")
+        for name, known in (("algorithm", PACKING), ("parquet_compression", COMPRESSIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"{name}={value!r}: {nearest(value, known)}.")

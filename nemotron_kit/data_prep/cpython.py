@@ -2,7 +2,8 @@
 
 `cpython://topics` is the language reference, `cpython://docstrings` the standard library's documentation, a module a
 document, `cpython://source` its code without those docstrings. A paragraph that came up before is left out, since the
-reference repeats whole sections: what is held out must not stand in the training text.
+reference repeats whole sections: what is held out must not stand in the training text. `cpython://docstrings-qa` has
+conversations instead: what something is or does, and how its docstring begins.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import write_bytes
 
 SCHEME = "cpython://"
 _SHORT = 40  # characters: headings and signatures may repeat
+_SHORT_ANSWER, _LONG_ANSWER = 12, 600
 _NOT_TEXT = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 _Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -34,11 +38,7 @@ def write_corpus(url: str, folder: Path) -> Path:
     name = url.removeprefix(SCHEME)
     if name not in _CORPORA:
         raise UserError(f"{url}: no such corpus: {nearest(name, _CORPORA)}.")
-    lines = [
-        json.dumps({"id": key, "text": text}, ensure_ascii=False)
-        for key, text in _without_repeats(_CORPORA[name]())
-        if text.strip()
-    ]
+    lines = [json.dumps(record, ensure_ascii=False) for record in _CORPORA[name]()]
     if not lines:
         raise UserError(f"{url}: this Python ({sys.executable}) comes without that text.", hint="Use another source.")
     content = ("\n".join(lines) + "\n").encode("utf-8")
@@ -77,7 +77,32 @@ def _sources() -> Iterator[tuple[str, str]]:
         yield module, re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-_CORPORA = {"topics": _topics, "docstrings": _docstrings, "source": _sources}
+def _texts(corpus: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[dict[str, Any]]:
+    return ({"id": key, "text": text} for key, text in _without_repeats(corpus()) if text.strip())
+
+
+def _questions() -> Iterator[dict[str, Any]]:
+    """Questions about what has a docstring of its own; one whose first paragraph came up before has not."""
+    seen: set[str] = set()
+    for module, _, tree in _modules("**/*.py"):
+        for name, node in _definitions(tree, module):
+            answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            private = any(part.startswith("_") for part in name.split("."))
+            if private or not _SHORT_ANSWER <= len(answer) <= _LONG_ANSWER or answer in seen:
+                continue
+            seen.add(answer)
+            what = "module " if isinstance(node, ast.Module) else "class " if isinstance(node, ast.ClassDef) else ""
+            question = f"What is the {what}{name} for?" if what else f"What does {name}{_arguments(node)} do?"
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            yield {"id": name, "messages": messages}
+
+
+_CORPORA: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    "topics": partial(_texts, _topics),
+    "docstrings": partial(_texts, _docstrings),
+    "source": partial(_texts, _sources),
+    "docstrings-qa": _questions,
+}
 
 
 def _modules(pattern: str) -> Iterator[tuple[str, str, ast.Module]]:

@@ -6,7 +6,7 @@ sequence is 0; and `seq_start_id`, where each sequence begins (the first at 0, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,8 +154,8 @@ class PackedWriter:
     """Packs sequences into rows and writes them to one Parquet file, a window at a time; nothing has its final name
     before `publish`. The bytes depend on the sequences, their order and the settings alone.
 
-    A context manager: what was not published is removed at its end. `sequences`, `tokens`, `rows` count what was
-    written, `cut` the sequences that were longer than a row.
+    A context manager: what was not published is removed at its end. `sequences`, `tokens`, `loss_tokens` and `rows`
+    count what was written, `added` the tokens given so far, `cut` the sequences that were longer than a row.
     """
 
     def __init__(
@@ -172,7 +172,8 @@ class PackedWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.pack_size, self.algorithm = path, pack_size, algorithm
         self.row_group_size, self.compression = row_group_size, compression
-        self.sequences = self.tokens = self.loss_tokens = self.rows = self.cut = 0
+        self.added = self.cut = 0
+        self.sequences = self.tokens = self.loss_tokens = self.rows = 0
         self._rng = np.random.default_rng(seed)
         self._ids: list[Ids] = []
         self._masks: list[Mask] = []
@@ -196,6 +197,7 @@ class PackedWriter:
         self._ids.append(ids)
         self._masks.append(mask)
         self._held += len(ids)
+        self.added += len(ids)
         if len(self._ids) == WINDOW or self._held >= max(WINDOW_TOKENS, 64 * self.pack_size):
             self._flush()
 
@@ -206,11 +208,7 @@ class PackedWriter:
             return None
         with write_errors(self.path):
             self._parquet.close()
-        written = self._file.finish()
-        with write_errors(self.path):
-            written.temporary.replace(written.final)
-            fsync_dir(self.path.parent)
-        return written
+        return _named(self._file)
 
     def _flush(self) -> None:
         if not self._ids:
@@ -228,6 +226,27 @@ class PackedWriter:
             self._parquet = _parquet_writer(self._file, self.compression)
         with write_errors(self.path):
             self._parquet.write_table(table, row_group_size=self.row_group_size)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], *, row_group_size: int, compression: str) -> WrittenShard:
+    """Write tables of packed rows to one file, which appears whole."""
+    file = HashedFile(path)
+    try:
+        writer = _parquet_writer(file, compression)
+        for table in tables:
+            writer.write_table(table, row_group_size=row_group_size)
+        writer.close()
+        return _named(file)
+    finally:
+        file.discard()
+
+
+def _named(file: HashedFile) -> WrittenShard:
+    written = file.finish()
+    with write_errors(written.final):
+        written.temporary.replace(written.final)
+        fsync_dir(written.final.parent)
+    return written
 
 
 class _Sink:

@@ -7,7 +7,8 @@ counted as well, since they may lie. What one page says of itself is bounded by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from nemotron_kit.data_prep import sources
@@ -50,6 +51,67 @@ def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts
                     )
                 if text:
                     yield text
+
+
+def parquet_records(
+    file: SourceFile, piece: FilePart, field: str, others: Sequence[str], rows: RowCounts, *, dealt: bool
+) -> Iterator[tuple[dict[str, Any], Callable[[UserError], UserError]]]:
+    """(record, its place) of each row of a piece: the column `field` and those of `others` that are there. A struct's
+    null fields are left out: a table's rows have all of them, whatever was given."""
+    with sources.open_binary(file.path) as stream:
+        table = _opened(stream, file.path)
+        have = table.schema_arrow.names
+        if field not in have:
+            shown = ", ".join(have[:8])
+            raise UserError(f"{file.path}: there is no column {field!r}; it has {shown}.", hint=TEXT_FIELD)
+        columns = [field, *(name for name in others if name in have and name != field)]
+        leaves = [path for path in _leaves(table) if path.split(".")[0] in columns]
+        by_leaf = {path: _chunks(table, path) for path in leaves}
+        for path, chunks in by_leaf.items():
+            _check_footer(file, path, chunks, rows.max_size)
+        given = packed = 0
+        for group, first, wanted in _dealt(file, piece, table) if dealt else _ranges(piece, table):
+            chunks = [by_leaf[path][group] for path in leaves]
+            packed = min(packed + sum(chunk.total_compressed_size for chunk in chunks), file.size)
+            count = min(
+                _batch_rows(stream, c, file.path, p, rows.max_size) for p, c in zip(leaves, chunks, strict=True)
+            )
+            batches = table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
+            for number, scalar in _wanted((batch.to_struct_array() for batch in batches), first, wanted):
+                rows.rows += 1
+                place = partial(_at_row, file.path, number)
+                try:
+                    record = _present(scalar.as_py())
+                except UnicodeDecodeError as error:
+                    rows.refuse(place, UserError(f"not UTF-8 (byte {error.start + 1} of a text)."))
+                    continue
+                given += _text_size(record)
+                if given > EXPANDED and given > MAX_EXPANSION * packed:
+                    grown = f"{show_size(given)} so far out of {show_size(packed)}"
+                    raise place(UserError(f"{grown}, over {MAX_EXPANSION} times as much.", hint=_HINT))
+                yield record, place
+
+
+def _at_row(path: str, number: int, error: UserError) -> UserError:
+    return UserError(f"{path}, row {number + 1}: {error.message}", hint=error.hint)
+
+
+def _leaves(table: Any) -> list[str]:
+    schema = table.schema
+    return [schema.column(number).path for number in range(len(schema.names))]
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return [_present(item) for item in value] if isinstance(value, list) else value
+
+
+def _text_size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_text_size, items))
 
 
 def count_parquet_rows(file: SourceFile, limit: int) -> int:

@@ -15,6 +15,8 @@ from nemotron_kit.files import read_regular, write_text
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
+# A shard of all splits, and the folder of such shards: its records go to a split one by one.
+ALL, MIXED = "all", "shards"
 PLAN_LIMIT = 1 << 30  # bytes: a source may have millions of files
 
 
@@ -63,7 +65,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """What goes into `<split>/shard_<index>`: pieces of one source, in this order."""
+    """What goes into `<split>/shard_<index>` (`shards/…` for all splits): pieces of one source, in this order."""
 
     split: str
     index: int
@@ -72,7 +74,8 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
-        return f"{self.split}/shard_{self.index:06d}"
+        folder = MIXED if self.split == ALL else self.split
+        return f"{folder}/shard_{self.index:06d}"
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,25 @@ class TokenizerRecord:
 
 
 @dataclass(frozen=True)
+class ChatSettings:
+    """How chat records become packed rows. `template` is a template's text; `ratios` are of train, valid and test."""
+
+    template: str
+    pack_size: int
+    algorithm: str
+    seed: int
+    ratios: tuple[float, float, float]
+    tools_field: str
+    used_in_filter: tuple[str, ...]
+    used_in_field: str
+    row_group_size: int
+    compression: str
+
+
+@dataclass(frozen=True)
 class ShardPlan:
-    """A whole data preparation; `shards` are numbered by their place in the list.
+    """A whole data preparation; `shards` are numbered by their place in the list. With `chat`, sources hold
+    conversations, and shards packed rows.
 
     `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped says so in its record.
     """
@@ -109,6 +129,7 @@ class ShardPlan:
     max_doc_size: int = DEFAULT_MAX_DOC_SIZE
     on_bad_row: str = ERROR
     max_bad_rows: int | None = DEFAULT_MAX_BAD_ROWS
+    chat: ChatSettings | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -118,7 +139,7 @@ class ShardPlan:
     def differences(self, other: ShardPlan) -> list[str]:
         """What in `other` would give other shards, in words; empty when the digests are equal."""
         mine, theirs = self._matter(), other._matter()
-        changed = [key for key in mine if mine[key] != theirs[key]]
+        changed = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [_WORDS[key] for key in changed]
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,6 +161,7 @@ class ShardPlan:
                 shards=tuple(_shard(entry) for entry in raw["shards"]),
                 min_doc_chars=raw["min_doc_chars"],
                 max_doc_tokens=raw["max_doc_tokens"],
+                chat=_chat(raw["chat"]) if raw.get("chat") else None,
                 # What a plan made before these were settings has by default.
                 **{key: raw[key] for key in ("max_doc_size", "on_bad_row", "max_bad_rows") if key in raw},
             )
@@ -165,6 +187,7 @@ class ShardPlan:
             "tokens": tokens,
             "limits": [self.min_doc_chars, self.max_doc_tokens, *size],
             "shards": [[s.split, s.index, s.source, [[p.file, *p.parts, p.of] for p in s.pieces]] for s in self.shards],
+            **({"chat": asdict(self.chat)} if self.chat else {}),
         }
 
 
@@ -177,6 +200,7 @@ _WORDS = {
     "sources": "the sources (their names, files, content or sample)",
     "tokens": "the tokenizer, BOS or EOS",
     "limits": "min_doc_chars, max_doc_tokens or max_doc_size",
+    "chat": "what is made of conversations (template, packing, ratios, fields)",
     "shards": "the number of shards, or how documents are assigned to them",
 }
 
@@ -188,6 +212,11 @@ def _name(path: str) -> str:
 def _source(raw: dict[str, Any]) -> PlannedSource:
     left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in raw.get("left_out", ()))
     return PlannedSource(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"]), "left_out": left_out})
+
+
+def _chat(raw: dict[str, Any]) -> ChatSettings:
+    train, valid, test = raw["ratios"]
+    return ChatSettings(**{**raw, "ratios": (train, valid, test), "used_in_filter": tuple(raw["used_in_filter"])})
 
 
 def _shard(raw: dict[str, Any]) -> PlannedShard:

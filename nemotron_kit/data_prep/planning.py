@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemotron_kit.data_prep import readers, tokenizer
-from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, parse_size
+from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, SftPrepConfig, parse_size
 from nemotron_kit.data_prep.plan import (
+    ALL,
+    MIXED,
     PLAN_FILE,
+    ChatSettings,
     FilePart,
     Omission,
     PlannedShard,
@@ -31,6 +34,7 @@ from nemotron_kit.data_prep.sources import (
     list_files,
 )
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_text
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
 # shard that has a part of it, so those are cut as little as evenness allows.
@@ -125,6 +129,12 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     config.check()
     output = Path(config.output_dir).expanduser().absolute()
     blend = DataBlend.load(config.blend_path) if blend is None else blend
+    chat = _chat_settings(config) if isinstance(config, SftPrepConfig) else None
+    if chat and ALL not in blend.splits:
+        raise UserError(
+            f"{config.blend_path}: splits by name are not for chat data: each dataset is split by the ratios.",
+            hint="Name the sources under 'datasets'.",
+        )
     found = tokenizer.find_tokenizer(config.tokenizer_model)
     tokens = tokenizer.describe(found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos)
     tokens = _typed(tokens, number_type)
@@ -138,34 +148,58 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
         max_doc_size=parse_size(config.max_doc_size, field="max_doc_size"),
         on_bad_row=config.on_bad_row,
         max_bad_rows=config.max_bad_rows,
+        chat=chat,
     )
     if config.force:
         clear(output)
     else:
         _check_folder(output, plan)
     tokenizer.copy_tokenizer(found, output)
+    if chat:  # the copy inside is the artifact's, whose folder is splits/
+        tokenizer.copy_tokenizer(found, output / "splits")
+        for folder in (output, output / "splits"):
+            write_text(folder / tokenizer.FOLDER / tokenizer.CHAT_TEMPLATE, chat.template, mode=0o666)
     plan.save(output)
     return plan
+
+
+def _chat_settings(config: SftPrepConfig) -> ChatSettings:
+    from nemotron_kit.data_prep.chat import load_template
+
+    wanted = (word.strip() for word in (config.used_in_filter or "").split(","))
+    return ChatSettings(
+        template=load_template(config.chat_template),
+        pack_size=config.pack_size,
+        algorithm=config.algorithm,
+        seed=config.seed,
+        ratios=config.ratios,
+        tools_field=config.tools_field,
+        used_in_filter=tuple(word for word in wanted if word),
+        used_in_field=config.used_in_field,
+        row_group_size=config.parquet_row_group_size,
+        compression=config.parquet_compression,
+    )
 
 
 def clear(output: Path) -> None:
     """Remove what a data preparation wrote to a folder, and nothing else."""
     for name in (PLAN_FILE, "blend.json", "report.json", "metadata.json"):
         (output / name).unlink(missing_ok=True)
-    for path in _shard_files(output):
-        path.unlink()
+    for path in [*_shard_files(output), *output.glob("splits/*/*__shard_*.parquet"), output / "splits/metadata.json"]:
+        path.unlink(missing_ok=True)
 
 
 def _shard_files(output: Path) -> list[Path]:
-    endings = (".bin", ".idx", ".json", ".tmp")
-    return [p for s in _OURS for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
+    endings = (".bin", ".idx", ".json", ".parquet", ".tmp")
+    folders = (*_OURS, MIXED)
+    return [p for s in folders for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
 
 
 def _check_folder(output: Path, plan: ShardPlan) -> None:
     hint = "Use --force to replace them, or another output_dir."
     there = ShardPlan.load(output)
     if there is None:
-        shards = [path for path in _shard_files(output) if path.suffix == ".bin"]
+        shards = [path for path in _shard_files(output) if path.suffix in (".bin", ".parquet")]
         if shards:
             raise UserError(f"output_dir: {output} holds shards without a plan ({shards[0].name}, …).", hint=hint)
     elif there.digest != plan.digest:
@@ -232,6 +266,8 @@ def _shards(sources: Sequence[PlannedSource], config: DataPrepConfig) -> tuple[P
     wholes = [(number, s) for number, s in enumerate(sources) if s.split == "all"]
     if wholes:
         train = _train_shards([s for _, s in wholes], config, held_out=sum(held_out))
+        if isinstance(config, SftPrepConfig):
+            return _cut_shards(wholes, {ALL: train})
         return _cut_shards(wholes, {"train": train, "valid": held_out[0], "test": held_out[1]})
     counts = {"train": 0, "valid": max(1, held_out[0]), "test": max(1, held_out[1])}
     shards: list[PlannedShard] = []
@@ -257,7 +293,7 @@ def _size(source: PlannedSource, *, rows_count: bool = True) -> float:
 
 def _cut_shards(sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, int]) -> tuple[PlannedShard, ...]:
     """Every source gives each split the same part of itself: `counts[split]` shards out of the sum."""
-    splits = [split for split in _OURS if counts.get(split)]
+    splits = [split for split in (*_OURS, ALL) if counts.get(split)]
     total = sum(counts.values())
     per_source = {split: apportion(counts[split], [_size(s) for _, s in sources]) for split in splits}
     shards: dict[str, list[PlannedShard]] = {split: [] for split in splits}

@@ -17,7 +17,7 @@ from typing import Any
 from nemotron_kit.data_prep.config import NAMED, check_bad_rows
 from nemotron_kit.data_prep.indexed import TEMPORARY
 from nemotron_kit.data_prep.plan import ShardPlan
-from nemotron_kit.data_prep.shard import ShardRecord, ensure_shard
+from nemotron_kit.data_prep.shard import SavedRecord, ensure_shard, record_type
 from nemotron_kit.errors import NemotronError, UserError
 
 THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
@@ -31,7 +31,7 @@ class ShardEvent:
     number: int
     characters: int = 0
     tokens: int = 0
-    record: ShardRecord | None = None
+    record: SavedRecord | None = None
     how: str = ""
 
 
@@ -42,13 +42,13 @@ def run_shards(
     workers: int,
     on_event: Callable[[ShardEvent], None],
     numbers: Sequence[int] | None = None,
-) -> dict[int, ShardRecord]:
+) -> dict[int, SavedRecord]:
     """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs. `on_event` receives
     each event, never two at once.
 
     Raises the first error of any shard, after which no other is begun; too many bad rows in all are one.
     """
-    records: dict[int, ShardRecord] = {}
+    records: dict[int, SavedRecord] = {}
     numbers = range(len(plan.shards)) if numbers is None else numbers
 
     def recorded(event: ShardEvent) -> None:
@@ -63,11 +63,11 @@ def run_shards(
             for number in numbers:
                 make_numbered_shard(plan, number, folder, recorded)
     else:
-        _Pool(folder, numbers, workers, recorded).run()
+        _Pool(plan, folder, numbers, workers, recorded).run()
     return records
 
 
-def check_all(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> None:
+def check_all(plan: ShardPlan, records: Mapping[int, SavedRecord]) -> None:
     """Raise UserError when more rows of these shards were bad than may be."""
     named = [row for record in records.values() for row in record.bad_rows]
     check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
@@ -85,9 +85,14 @@ class _Pool:
     """Worker processes that receive shard numbers one by one; a thread for each reads its events."""
 
     def __init__(
-        self, folder: Path, numbers: Sequence[int], workers: int, on_event: Callable[[ShardEvent], None]
+        self,
+        plan: ShardPlan,
+        folder: Path,
+        numbers: Sequence[int],
+        workers: int,
+        on_event: Callable[[ShardEvent], None],
     ) -> None:
-        self.folder, self.on_event = folder, on_event
+        self.plan, self.folder, self.on_event = plan, folder, on_event
         self.count = max(1, min(-(-workers // THREADS), len(numbers)))
         self.threads = -(-workers // self.count)
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -149,7 +154,7 @@ class _Pool:
             message = json.loads(line)
             if "error" in message:
                 raise _error(message)
-            event = _event(message)
+            event = _event(message, self.plan)
             self.events.put(event)
             if event.record is not None:
                 return
@@ -175,10 +180,10 @@ class _Pool:
                 left.unlink(missing_ok=True)
 
 
-def _event(message: dict[str, Any]) -> ShardEvent:
+def _event(message: dict[str, Any], plan: ShardPlan) -> ShardEvent:
     record = message.pop("record", None)
     if record is not None:
-        record = ShardRecord.from_dict(record)
+        record = record_type(plan).from_dict(record)
     return ShardEvent(**message, record=record)
 
 

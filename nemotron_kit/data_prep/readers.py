@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from operator import itemgetter
 from typing import Any, BinaryIO
@@ -23,26 +24,13 @@ SMALL = 1 << 20
 _COUNTED = 1 << 30
 
 
+# Puts a row's place before the error about it.
+Place = Callable[[UserError], UserError]
+
+
 def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
     """The texts of a piece. A row whose text is null or empty is left out; one that has none is refused."""
-    import orjson
-
-    loads, malformed, pick = orjson.loads, orjson.JSONDecodeError, _picker(field)
-    keys = [json.dumps(key, ensure_ascii=False).encode("utf-8", "replace") for key in {field, *field.split(".")}]
-    by_range = not compression and file.rows is None and file.size > SMALL
-    found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
-    for where, line in found:
-        rows.rows += 1
-        try:
-            if any(line.count(key) > 1 and _is_doubled(key, line) for key in keys):
-                raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
-            text = pick(loads(line))
-        except (malformed, KeyError, TypeError):
-            try:
-                text = _careful(line, pick, rows, field)
-            except UserError as error:
-                rows.refuse(_placed, error, file.path, where, by_range)
-                continue
+    for text, place in _values(file, piece, compression, field, rows, _picker(field)):
         if isinstance(text, str):
             if text:
                 yield text
@@ -51,8 +39,46 @@ def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: 
         elif text is None:
             rows.empty += 1
         else:
-            wrong = UserError(f"{field!r} is a {type(text).__name__}, not text.")
-            rows.refuse(_placed, wrong, file.path, where, by_range)
+            rows.refuse(place, UserError(f"{field!r} is a {type(text).__name__}, not text."))
+
+
+def jsonlines_records(
+    file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts
+) -> Iterator[tuple[dict[str, Any], Place]]:
+    """(record, its place) of each row of a piece; one in which the key `field` stands twice is refused."""
+    return _values(file, piece, compression, field, rows, _whole)
+
+
+def _whole(row: Any) -> Any:
+    if not isinstance(row, dict):
+        raise TypeError
+    return row
+
+
+def _values(
+    file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts, pick: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Place]]:
+    """(what `pick` takes out of it, its place) of each row of a piece; one that can't be read is refused."""
+    import orjson
+
+    loads, malformed = orjson.loads, orjson.JSONDecodeError
+    keys = [json.dumps(key, ensure_ascii=False).encode("utf-8", "replace") for key in {field, *field.split(".")}]
+    by_range = not compression and file.rows is None and file.size > SMALL
+    found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
+    for where, line in found:
+        rows.rows += 1
+        place = functools.partial(_placed, path=file.path, where=where, by_range=by_range)
+        try:
+            if any(line.count(key) > 1 and _is_doubled(key, line) for key in keys):
+                raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
+            value = pick(loads(line))
+        except (malformed, KeyError, TypeError):
+            try:
+                value = _careful(line, pick, rows, field)
+            except UserError as error:
+                rows.refuse(place, error)
+                continue
+        yield value, place
 
 
 def count_jsonlines(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
@@ -136,7 +162,13 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: st
     except TypeError as error:
         raise UserError(f"a field on the way to the text is no object: {error}.", hint=TEXT_FIELD) from error
     # A lone surrogate is no character: what stands for one is U+FFFD, as elsewhere in Unicode.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else text
+    if isinstance(text, dict):
+        return json.loads(_without_surrogates(json.dumps(text, ensure_ascii=False)))
+    return _without_surrogates(text) if isinstance(text, str) else text
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _integer(digits: str) -> int | float:
@@ -390,3 +422,25 @@ def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZ
         return count_plaintext_rows(file, compression_of(kind), limit)
     count = count_csv_rows if kind.startswith("csv") else count_jsonlines
     return count(file, compression_of(kind), limit, max_size)
+
+
+def records(
+    source: PlannedSource, piece: FilePart, rows: RowCounts, others: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, Any], Place]]:
+    """(record, its place) of each row of a piece, of JSON lines or Parquet. A Parquet's record has the source's field
+    and those of `others` that are there; what is null in it is left out."""
+    file = source.files[piece.file]
+    kind = kind_of(file.path) or ""
+    try:
+        if kind == "parquet":
+            dealt = file.rows is not None or file.size <= SMALL
+            yield from parquet.parquet_records(file, piece, source.text_field, others, rows, dealt=dealt)
+        elif kind.startswith(("text", "csv")):
+            hint = "Records are read from JSON lines and Parquet."
+            raise UserError(f"{file.path}: holds no records such as messages.", hint=hint)
+        else:
+            yield from jsonlines_records(file, piece, compression_of(kind), source.text_field, rows)
+    except (NemotronError, GeneratorExit):
+        raise
+    except Exception as error:  # a remote store raises whatever its library does
+        raise sources.failing(file.path, error) from error

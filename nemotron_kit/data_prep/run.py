@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
-from nemotron_kit.data_prep.plan import Omission, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.plan import ALL, Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
     from nemotron_kit.data_prep.pool import ShardEvent
     from nemotron_kit.data_prep.ranks import RankLayout, RankSync
-    from nemotron_kit.data_prep.shard import ShardRecord
+    from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord
 
 
 _EVERY = 30.0  # seconds between lines where there is no terminal
@@ -139,11 +139,16 @@ def report(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> dict[str, Any
                 "bytes": sum(file.size for file in source.files),
                 **_sums(mine),
                 "bad_rows": named[:NAMED],
-                "left_out": [asdict(omission) for omission in source.left_out],
+                "left_out": omissions(source),
             }
         )
     files = {"files": sum(d["files"] for d in datasets), "bytes": sum(d["bytes"] for d in datasets)}
     return {"plan": plan.digest, "total": {**files, **_sums(records.values())}, "datasets": datasets}
+
+
+def omissions(source: PlannedSource) -> list[dict[str, Any]]:
+    """The files of a source that are not read, by reason, for the report."""
+    return [asdict(omission) for omission in source.left_out]
 
 
 def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
@@ -240,8 +245,8 @@ def make_artifact(
         path=output,
         total_tokens=sum(tokens.values()),
         total_sequences=total(plan, records, "documents"),
-        source_datasets=[_source_info(plan, records, number) for number in range(len(plan.sources))],
-        tokenizer_uri=_tokenizer_uri(plan, output),
+        source_datasets=[source_info(plan, records, number) for number in range(len(plan.sources))],
+        tokenizer_uri=tokenizer_address(plan, output),
         elapsed_sec=elapsed,
         train_tokens=tokens["train"],
         valid_tokens=tokens["valid"],
@@ -264,7 +269,12 @@ def make_artifact(
 
 
 def total(
-    plan: ShardPlan, records: dict[int, ShardRecord], what: str, *, split: str | None = None, source: int | None = None
+    plan: ShardPlan,
+    records: Mapping[int, SavedRecord],
+    what: str,
+    *,
+    split: str | None = None,
+    source: int | None = None,
 ) -> int:
     """The sum of one of the records' fields, over all shards or those of a split or source."""
     chosen = (
@@ -275,7 +285,7 @@ def total(
     return sum(getattr(records[number], what) for number in chosen)
 
 
-def _source_info(plan: ShardPlan, records: dict[int, ShardRecord], number: int) -> Any:
+def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int) -> Any:
     from nemotron_kit.artifacts import InputDatasetInfo
 
     source = plan.sources[number]
@@ -295,7 +305,7 @@ def _source_uri(source: PlannedSource) -> str:
     return source.uri if "://" in source.uri else str(Path(source.uri).expanduser().absolute())
 
 
-def _tokenizer_uri(plan: ShardPlan, output: Path) -> str:
+def tokenizer_address(plan: ShardPlan, output: Path) -> str:
     """A hub name by its page; any other tokenizer by the copy beside the shards."""
     from nemotron_kit.artifacts import tokenizer_to_uri
 
@@ -317,7 +327,19 @@ def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
     the shards out over them: rank 0 makes the plan, writes blend.json and saves; the others' artifact is not saved.
     Raises UserError for bad input, naming file, key and line.
     """
-    return prepare(config).artifact
+    artifact: PretrainBlendsArtifact = prepare(config).artifact
+    return artifact
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is made of a plan's shards once they are there: `summary` says what was read, `write` writes files,
+    `artifact` describes the whole; they take the plan, its records and (say; the output folder; that and the seconds).
+    """
+
+    summary: Callable[[ShardPlan, dict[int, Any], Say], None]
+    write: Callable[[ShardPlan, dict[int, Any], Path], None]
+    artifact: Callable[[ShardPlan, dict[int, Any], Path, float], Any]
 
 
 @dataclass(frozen=True)
@@ -325,19 +347,26 @@ class PreparedData:
     """A finished data preparation; `kept` shards were there already."""
 
     plan: ShardPlan
-    records: dict[int, ShardRecord]
-    artifact: PretrainBlendsArtifact
+    records: dict[int, Any]
+    artifact: Any
     elapsed: float
     kept: int
 
 
-def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> PreparedData:
+def prepare(
+    config: DataPrepConfig,
+    blend: DataBlend | None = None,
+    *,
+    number_type: str | None = None,
+    outputs: Outputs | None = None,
+) -> PreparedData:
     """`run_data_prep`, for a blend and a number type of the .bin that need not be those of the config."""
     check_packages()
     config.check()
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.ranks import RankSync, ranks_here
 
+    outputs = outputs or Outputs(print_summary, _write_outputs, make_artifact)
     began = time.monotonic()
     output = Path(config.output_dir).expanduser().absolute()
     ranks = ranks_here()
@@ -351,12 +380,12 @@ def prepare(config: DataPrepConfig, blend: DataBlend | None = None, *, number_ty
     leads = ranks is None or ranks.leads
     with RankSync(output, ranks) if ranks else nullcontext() as meeting:
         plan = _shared_plan(meeting, plan_here) if meeting else plan_here()
-        records, kept = _make(plan, config, output, meeting)
+        records, kept = _make(plan, config, output, outputs, meeting)
         if leads:
-            _write_outputs(plan, records, output)
+            outputs.write(plan, records, output)
         if meeting and leads:
             meeting.finish()
-    artifact = make_artifact(plan, records, output, time.monotonic() - began)
+    artifact = outputs.artifact(plan, records, output, time.monotonic() - began)
     if leads:
         _remove_temporary(output)
         artifact.save(name=config.artifact_name)
@@ -378,8 +407,8 @@ def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> Shard
 
 
 def _make(
-    plan: ShardPlan, config: DataPrepConfig, output: Path, meeting: RankSync | None = None
-) -> tuple[dict[int, ShardRecord], int]:
+    plan: ShardPlan, config: DataPrepConfig, output: Path, outputs: Outputs, meeting: RankSync | None = None
+) -> tuple[dict[int, SavedRecord], int]:
     """Every shard's record, and how many were there already: made here, and by the other ranks."""
     from nemotron_kit.data_prep.pool import check_all, run_shards
 
@@ -400,12 +429,12 @@ def _make(
         records = _all_records(plan, output, records)
         check_all(plan, records)
     if ranks is None or ranks.leads:
-        print_summary(plan, records, progress.say)
+        outputs.summary(plan, records, progress.say)
     return records, progress.kept
 
 
-def _all_records(plan: ShardPlan, output: Path, mine: dict[int, ShardRecord]) -> dict[int, ShardRecord]:
-    from nemotron_kit.data_prep.shard import ShardRecord, record_path
+def _all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> dict[int, SavedRecord]:
+    from nemotron_kit.data_prep.shard import record_path, record_type
 
     records = {}
     for number, shard in enumerate(plan.shards):
@@ -413,7 +442,7 @@ def _all_records(plan: ShardPlan, output: Path, mine: dict[int, ShardRecord]) ->
         record = mine.get(number)
         # A network's file system may show another node's file a moment later.
         for _ in looks(0.2, within=_VISIBLE):
-            record = record or ShardRecord.load(path)
+            record = record or record_type(plan).load(path)
             if record is not None:
                 break
         if record is None or record.plan != plan.digest:
@@ -443,7 +472,7 @@ def cpus() -> int:
 
 def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) -> None:
     asked = config.num_shards
-    made = sum(shard.split == "train" for shard in plan.shards)
+    made = sum(shard.split in ("train", ALL) for shard in plan.shards)
     if asked is not None and made > asked:
         progress.say(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
     print_left_out(plan, progress.say)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.config import SKIP, RowCounts
@@ -25,8 +25,40 @@ Tick = Callable[[int, int], None]
 BATCH = 160_000
 
 
+class SavedRecord:
+    """What is written when a shard is whole, as JSON beside its files."""
+
+    plan: str
+    documents: int
+    tokens: int
+    characters: int
+    rows: int | None
+    bad: int
+    bad_rows: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n", mode=0o666)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """The record that `asdict` gave. KeyError, TypeError or ValueError for what is none."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """None where there is none, or none that can be read: the shard is then made again."""
+        try:
+            return cls.from_dict(json.loads(read_regular(path)))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def files(self, shard: str) -> dict[str, tuple[int, str]]:
+        """(size in bytes, sha256) of each of the shard's files, by its path in the output folder."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ShardRecord:
+class ShardRecord(SavedRecord):
     """What was made: `plan` is its plan's digest, `bin` and `idx` are (size in bytes, sha256) of the two files.
 
     It lies beside them as `shard_<index>.json`; whoever reads shards can check them by it. Of the rows that were read,
@@ -47,23 +79,14 @@ class ShardRecord:
     cut: int = 0
     bad_rows: tuple[str, ...] = ()
 
-    def save(self, path: Path) -> None:
-        write_text(path, json.dumps(asdict(self), indent=2) + "\n", mode=0o666)
-
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ShardRecord:
-        """The record that `asdict` gave. KeyError, TypeError or ValueError for what is none."""
         (bin_size, bin_hash), (idx_size, idx_hash) = raw["bin"], raw["idx"]
         bad_rows = tuple(map(str, raw.get("bad_rows", ())))
         return cls(**{**raw, "bin": (bin_size, bin_hash), "idx": (idx_size, idx_hash), "bad_rows": bad_rows})
 
-    @classmethod
-    def load(cls, path: Path) -> ShardRecord | None:
-        """None where there is none, or none that can be read: the shard is then made again."""
-        try:
-            return cls.from_dict(json.loads(read_regular(path)))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def files(self, shard: str) -> dict[str, tuple[int, str]]:
+        return {f"{shard}.bin": self.bin, f"{shard}.idx": self.idx}
 
 
 def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> ShardRecord:
@@ -80,7 +103,7 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
     characters = 0
     with ShardWriter(prefix, plan.tokens.dtype) as writer:
         batches = _batches(texts, plan.min_doc_chars or 0, counts)
-        for read, encodings in _encoded(batches, _encoder(folder, plan.tokens.sha256)):
+        for read, encodings in encoded(batches, load_tokenizer(folder, plan.tokens.sha256).encode_batch_fast):
             documents = [_document(plan, encoding.ids, counts) for encoding in encodings]
             writer.add(list(chain.from_iterable(documents)), [len(ids) for ids in documents])
             characters += read
@@ -92,8 +115,8 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
             len(writer.lengths),
             writer.tokens,
             characters,
-            _size_and_hash(bin_file),
-            _size_and_hash(idx_file),
+            size_and_hash(bin_file),
+            size_and_hash(idx_file),
             rows=rows.rows,
             empty=rows.empty,
             short=counts.short,
@@ -105,22 +128,34 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
     return record
 
 
-def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[ShardRecord, str]:
+def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[SavedRecord, str]:
     """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
+    if plan.chat:
+        from nemotron_kit.data_prep.packed import make_packed_shard as make
+    else:
+        make = make_shard  # type: ignore[assignment]
     shard = plan.shards[number].name
-    record = ShardRecord.load(record_path(folder / shard))
+    record = record_type(plan).load(record_path(folder / shard))
     if record is None or record.plan != plan.digest:
-        return make_shard(plan, number, folder, tick=tick), "made"
+        return make(plan, number, folder, tick=tick), "made"
     if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
-        return make_shard(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
-    recorded = {f"{shard}.bin": record.bin, f"{shard}.idx": record.idx}
-    wrong = [name for name, expected in recorded.items() if not _holds(folder / name, expected)]
+        return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
+    wrong = [name for name, expected in record.files(shard).items() if not _holds(folder / name, expected)]
     if not wrong:
         if tick:
             tick(record.characters, record.tokens)
         return record, "kept"
-    made = make_shard(plan, number, folder, tick=tick)
+    made = make(plan, number, folder, tick=tick)
     return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
+
+
+def record_type(plan: ShardPlan) -> type[SavedRecord]:
+    """The class of the records of this plan's shards."""
+    if plan.chat is None:
+        return ShardRecord
+    from nemotron_kit.data_prep.packed import PackedRecord
+
+    return PackedRecord
 
 
 def record_path(prefix: Path) -> Path:
@@ -149,8 +184,9 @@ def _batches(texts: Iterable[str], least: int, counts: _Counts) -> Iterator[tupl
         yield size, batch
 
 
-def _encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[tuple[int, Any]]:
-    """Encode on a thread of its own, one batch ahead: reading and writing happen while the tokenizer works."""
+def encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[tuple[int, Any]]:
+    """(size, encodings) of each batch. They are encoded on a thread of their own, one batch ahead: reading and writing
+    happen while the tokenizer works."""
     with ThreadPoolExecutor(1) as thread:
         ahead: deque[tuple[int, Future[Any]]] = deque()
         for size, batch in batches:
@@ -179,14 +215,15 @@ def _document(plan: ShardPlan, ids: list[int], counts: _Counts) -> list[int]:
 
 
 @lru_cache(maxsize=1)
-def _encoder(folder: Path, sha256: str) -> Any:
+def load_tokenizer(folder: Path, sha256: str) -> Any:
+    """The plan's tokenizer, from its copy in the output folder."""
     path = folder / tokenizer.FOLDER / tokenizer.MAIN
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise UserError(f"{path}: not this plan's tokenizer.", hint="Use --force to start afresh.")
-    return tokenizer.load(path).encode_batch_fast
+    return tokenizer.load(path)
 
 
-def _size_and_hash(file: WrittenShard) -> tuple[int, str]:
+def size_and_hash(file: WrittenShard) -> tuple[int, str]:
     return file.size, file.sha256
 
 

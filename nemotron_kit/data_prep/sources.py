@@ -19,6 +19,8 @@ from typing import Any, BinaryIO, cast
 from nemotron_kit.data_prep.config import Dataset
 from nemotron_kit.data_prep.cpython import SCHEME as CPYTHON
 from nemotron_kit.data_prep.cpython import write_corpus
+from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
+from nemotron_kit.data_prep.exercises import write_exercises
 from nemotron_kit.errors import NemotronError, UserError, nearest
 from nemotron_kit.files import kind_of_file, open_regular
 
@@ -173,6 +175,7 @@ class FoundFile:
 
 
 LOCAL = "file://"
+_GENERATED = {CPYTHON: write_corpus, EXERCISES: write_exercises}  # what needs no download
 
 
 def is_remote(path: str) -> bool:
@@ -308,8 +311,9 @@ def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions
     """
     where = f"dataset {dataset.name!r}"
     left = Omissions() if left is None else left
-    if dataset.path.startswith(CPYTHON):
-        return _local(str(write_corpus(dataset.path, corpora)), dataset, where, left)
+    for scheme, write in _GENERATED.items():
+        if dataset.path.startswith(scheme):
+            return _local(str(write(dataset.path, corpora)), dataset, where, left)
     if dataset.path.startswith("hf://"):
         return list_hub(dataset, where, left)
     if is_remote(dataset.path):

@@ -16,6 +16,7 @@ from nemotron_kit.files import kind_of_file, read_regular, write_bytes
 FOLDER = "tokenizer"
 MAIN = "tokenizer.json"
 SENTENCEPIECE = "tokenizer.model"
+CHAT_TEMPLATE = "chat_template.jinja"  # where transformers looks for it
 HUB = "hf://"
 _SIDE = ("tokenizer_config.json", "special_tokens_map.json")
 _USUAL = {

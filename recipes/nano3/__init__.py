@@ -34,6 +34,19 @@ _prep.command(
     preflight=f"{_MODULE}.data_prep:preflight",
 )
 
+_STAGE1 = Path(__file__).parent / "stage1_sft"
+_SFT = "nemotron.recipes.nano3.stage1_sft"
+_prep.command(
+    "sft",
+    f"{_SFT}.data_prep:SFTDataPrepConfig",
+    f"{_SFT}.data_prep:main",
+    script_path=_STAGE1 / "data_prep.py",
+    description="Turn a blend of conversations into packed rows",
+    config_dir=_STAGE1 / "config" / "data_prep",
+    produces=("SFTDataArtifact-{config}",),
+    preflight=f"{_SFT}.data_prep:preflight",
+)
+
 _IMPORTS = "nemotron.recipes.nano3.imports"
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")
 _data_import.command(

@@ -1,0 +1,266 @@
+"""Making one shard of chat data: records → conversations → sequences → packed rows, a file for each split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.data_prep import readers
+from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, special_tokens, texts_of
+from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
+from nemotron_kit.data_prep.packing import PackedWriter
+from nemotron_kit.data_prep.plan import ChatSettings, ShardPlan
+from nemotron_kit.data_prep.shard import BATCH, SavedRecord, Tick, encoded, load_tokenizer, record_path, size_and_hash
+from nemotron_kit.errors import UserError
+
+# Why a record gives no sequence, in the order in which it is found; also what the report says of it.
+NOT_USED = "used_in"
+NO_MESSAGES = "no_messages"
+NO_TOOLS = "tool_call_without_tools"
+NO_ANSWER = "no_answer"
+CUT_OFF = "answer_cut_off"
+FILTERS = (NOT_USED, NO_MESSAGES, NO_TOOLS, NO_ANSWER, CUT_OFF)
+
+
+@dataclass(frozen=True)
+class SplitPart:
+    """A shard's rows of one split; `file` is (size in bytes, sha256), None where there are no rows."""
+
+    rows: int
+    sequences: int
+    tokens: int
+    loss_tokens: int
+    file: tuple[int, str] | None
+
+
+@dataclass(frozen=True)
+class PackedRecord(SavedRecord):
+    """What was made: `plan` is its plan's digest. Of the `rows` that were read, `documents` were used, `filtered` left
+    out by reason, and `bad` could not be used (`bad_rows` names the first); `cut` sequences were longer than may be."""
+
+    plan: str
+    documents: int
+    sequences: int
+    tokens: int
+    characters: int
+    rows: int | None
+    bad: int
+    cut: int
+    filtered: dict[str, int]
+    splits: dict[str, SplitPart]
+    bad_rows: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> PackedRecord:
+        splits = {}
+        for split, part in raw["splits"].items():
+            size_and_sha = part["file"]
+            file = (int(size_and_sha[0]), str(size_and_sha[1])) if size_and_sha else None
+            splits[split] = SplitPart(**{**part, "file": file})
+        return cls(**{**raw, "splits": splits, "bad_rows": tuple(map(str, raw["bad_rows"]))})
+
+    def files(self, shard: str) -> dict[str, tuple[int, str]]:
+        return {part_name(shard, split): part.file for split, part in self.splits.items() if part.file}
+
+
+def part_name(shard: str, split: str) -> str:
+    """The path of a shard's rows of one split, in the output folder."""
+    return f"{shard}.{split}.parquet"
+
+
+@dataclass
+class _Counts:
+    documents: int = 0
+    cut: int = 0
+    filtered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    split: str
+    sequences: list[list[Chunk]]
+
+
+def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> PackedRecord:
+    """Make shard `number` of a plan with chat settings in the output folder: a file for each split that has rows, then
+    the record that says they are whole. The bytes depend on the plan alone. Raises UserError for bad input."""
+    chat = plan.chat
+    if chat is None:
+        raise ValueError("a plan without chat settings")
+    shard = plan.shards[number].name
+    rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
+    counts = _Counts()
+    tokenizer = load_tokenizer(folder, plan.tokens.sha256)
+    limit = min(chat.pack_size, plan.max_doc_tokens or chat.pack_size)
+    pending: deque[list[_Conversation]] = deque()
+    characters = 0
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                PackedWriter(
+                    folder / part_name(shard, split),
+                    chat.pack_size,
+                    algorithm=chat.algorithm,
+                    seed=int.from_bytes(_digest(chat.seed, f"{shard}.{split}".encode()), "big"),
+                    row_group_size=chat.row_group_size,
+                    compression=chat.compression,
+                )
+            )
+            for split in SPLITS
+        }
+        conversations = _conversations(plan, number, _form(folder, plan.tokens.sha256, chat.template), rows, counts)
+        batches = _batches(conversations, pending)
+        for read, encodings in encoded(batches, tokenizer.encode_batch_fast):
+            ids = [encoding.ids for encoding in encodings]
+            before = sum(writer.added for writer in writers.values())
+            _write(pending.popleft(), ids, writers, limit, counts)
+            characters += read
+            if tick:
+                tick(read, sum(writer.added for writer in writers.values()) - before)
+        parts = {split: _published(writer) for split, writer in writers.items()}
+    record = PackedRecord(
+        plan.digest,
+        counts.documents,
+        sequences=sum(part.sequences for part in parts.values()),
+        tokens=sum(part.tokens for part in parts.values()),
+        characters=characters,
+        rows=rows.rows,
+        bad=rows.bad,
+        cut=counts.cut,
+        filtered=counts.filtered,
+        splits=parts,
+        bad_rows=tuple(rows.bad_rows),
+    )
+    record.save(record_path(folder / shard))
+    return record
+
+
+def _conversations(
+    plan: ShardPlan, number: int, form: ChatFormat, rows: RowCounts, counts: _Counts
+) -> Iterator[_Conversation]:
+    """The conversations of a shard that have something to be learned, each with its split."""
+    chat = plan.chat
+    assert chat is not None  # noqa: S101  (told before)
+    source = plan.sources[plan.shards[number].source]
+    others = (chat.tools_field, chat.used_in_field)
+    for piece in plan.shards[number].pieces:
+        for record, place in readers.records(source, piece, rows, others):
+            messages, tools = record.get(source.text_field), record.get(chat.tools_field)
+            why = _filtered(record, messages, tools, chat)
+            if why is None:
+                try:
+                    identity = _identity(messages)
+                    if len(identity) > rows.max_size:  # a line is bounded as it is read, a Parquet's row is not
+                        raise rows.too_large("messages")
+                    sequences = form.sequences(messages, tools)
+                except UserError as error:
+                    rows.refuse(place, error)
+                    continue
+                why = None if sequences else NO_ANSWER
+            if why is None:
+                yield _Conversation(_split(identity, chat), sequences)
+            else:
+                counts.filtered[why] += 1
+
+
+def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSettings) -> str | None:
+    """Why a record is left out; None for one that is not."""
+    if chat.used_in_filter:
+        used = record.get(chat.used_in_field)
+        words = used.split(",") if isinstance(used, str) else used if isinstance(used, list) else ()
+        if not {str(word).strip() for word in words}.intersection(chat.used_in_filter):
+            return NOT_USED
+    if not messages:
+        return NO_MESSAGES
+    # Calls in the text need the tools' description in it (or their list): else the model learns to call what it was
+    # never told about.
+    if not tools and isinstance(messages, list):
+        texts = list(texts_of(messages))
+        if any("<tool_call>" in text for text in texts) and not any("# Tools" in text for text in texts):
+            return NO_TOOLS
+    return None
+
+
+def _identity(messages: Any) -> bytes:
+    """What makes two conversations the same."""
+    import json
+
+    import orjson
+
+    try:
+        return orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # a huge integer, say
+        return json.dumps(messages, sort_keys=True, default=str).encode("utf-8", "replace")
+
+
+def _split(identity: bytes, chat: ChatSettings) -> str:
+    """The split of a conversation: decided by what it says, so that one that comes twice is not held out once."""
+    place = int.from_bytes(_digest(chat.seed, identity), "big") / 2**64
+    if place < chat.ratios[0]:
+        return SPLITS[0]
+    # The rest of train's rounding goes to a split that has records at all.
+    last = max(index for index, ratio in enumerate(chat.ratios) if ratio)
+    return SPLITS[1] if place < chat.ratios[0] + chat.ratios[1] else SPLITS[last]
+
+
+def _digest(seed: int, data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8, salt=seed.to_bytes(8, "big")).digest()
+
+
+def _batches(
+    conversations: Iterator[_Conversation], pending: deque[list[_Conversation]]
+) -> Iterator[tuple[int, list[str]]]:
+    """(characters, texts) to be encoded at a time; the conversations that they are of are added to `pending`."""
+    batch: list[_Conversation] = []
+    texts: list[str] = []
+    size = 0
+    for conversation in conversations:
+        batch.append(conversation)
+        for sequence in conversation.sequences:
+            for chunk in sequence:
+                texts += chunk.pieces
+                size += sum(map(len, chunk.pieces))
+        if size >= BATCH:
+            pending.append(batch)
+            yield size, texts
+            batch, texts, size = [], [], 0
+    if batch:
+        pending.append(batch)
+        yield size, texts
+
+
+def _write(
+    batch: list[_Conversation], ids: list[list[int]], writers: dict[str, PackedWriter], limit: int, counts: _Counts
+) -> None:
+    sequences = encoded_sequences([s for conversation in batch for s in conversation.sequences], ids)
+    for conversation in batch:
+        used = False
+        for _ in conversation.sequences:
+            tokens, mask = next(sequences)
+            if len(tokens) > limit:
+                counts.cut += 1
+                tokens, mask = tokens[:limit], mask[:limit]
+            if mask[1:].any():  # the first token is never predicted
+                writers[conversation.split].add(tokens, mask)
+                used = True
+        counts.documents += used
+        counts.filtered[CUT_OFF] += not used
+
+
+def _published(writer: PackedWriter) -> SplitPart:
+    written = writer.publish()
+    if written is None:
+        writer.path.unlink(missing_ok=True)  # an earlier plan's
+    file = size_and_hash(written) if written else None
+    return SplitPart(writer.rows, writer.sequences, writer.tokens, writer.loss_tokens, file)
+
+
+@lru_cache(maxsize=1)
+def _form(folder: Path, sha256: str, template: str) -> ChatFormat:
+    return ChatFormat(template, special_tokens(load_tokenizer(folder, sha256)))

@@ -1,0 +1,311 @@
+"""Chat data for supervised fine-tuning: a blend of conversations → packed rows by split, as an SFTDataArtifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.data_prep.config import NAMED, SPLITS, SftPrepConfig, show_size
+from nemotron_kit.data_prep.plan import ShardPlan
+from nemotron_kit.data_prep.run import (
+    BLEND_FILE,
+    REPORT_FILE,
+    Outputs,
+    Say,
+    omissions,
+    prepare,
+    source_info,
+    tokenizer_address,
+)
+from nemotron_kit.errors import UserError
+from nemotron_kit.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import SFTDataArtifact
+    from nemotron_kit.data_prep.packed import PackedRecord
+
+Records = Mapping[int, "PackedRecord"]
+FORMAT = "packed_sft_parquet"
+_WHY = {
+    "used_in": "not for used_in_filter",
+    "no_messages": "without messages",
+    "tool_call_without_tools": "with tool calls and no tools",
+    "no_answer": "without an answer",
+    "answer_cut_off": "with the answer cut off",
+    "bad": "bad",
+}
+
+
+def run_sft_data_prep(config: SftPrepConfig) -> SFTDataArtifact:
+    """Make packed rows of a blend of conversations in `config.output_dir` and return them as an artifact, whose path is
+    its folder `splits`.
+
+    What is there already, whole, of the same plan is kept; ranks and `artifact_name` are as in `run_data_prep`. Raises
+    UserError for bad input, naming file, key and line.
+    """
+    if find_spec("jinja2") is None:
+        raise UserError("Chat data needs jinja2, which is not installed.", hint='Run: pip install "nemotron-kit[data]"')
+    if config.sample is not None:
+        config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
+    outputs = Outputs(print_summary, write_outputs, make_artifact)
+    artifact: SFTDataArtifact = prepare(config, outputs=outputs).artifact
+    return artifact
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Of a shard's file of one split, the first `rows`; `name` is that of the file in splits/<split>/."""
+
+    shard: int
+    split: str
+    name: str
+    rows: int
+    of: int
+
+
+def choose_rows(plan: ShardPlan, records: Records) -> list[ChosenRows]:
+    """The rows that make up the splits: all, where weights are equal; else so many of each dataset that their tokens
+    are in proportion to the weights, and that none is needed twice."""
+    chosen = []
+    for split in SPLITS:
+        parts = {n: records[n].splits[split] for n in range(len(plan.shards)) if records[n].splits[split].rows}
+        tokens: dict[int, int] = {}
+        for number, part in parts.items():
+            source = plan.shards[number].source
+            tokens[source] = tokens.get(source, 0) + part.tokens
+        weights = {source: plan.sources[source].weight for source in tokens}
+        scale = min((tokens[s] / weights[s] for s in tokens), default=0.0)
+        even = len(set(weights.values())) < 2
+        left = {s: tokens[s] if even else weights[s] * scale for s in tokens}
+        for number, part in parts.items():
+            source = plan.shards[number].source
+            share = min(1.0, left[source] / part.tokens)
+            left[source] -= share * part.tokens
+            rows = part.rows if share == 1.0 else round(share * part.rows)
+            if rows:
+                name = re.sub(r"[^\w.-]", "_", plan.sources[source].name)
+                file = f"{number:06d}__{name}__shard_{plan.shards[number].index:06d}.parquet"
+                chosen.append(ChosenRows(number, split, file, rows, part.rows))
+    return chosen
+
+
+def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
+    """Write splits/, report.json and blend.json."""
+    from nemotron_kit.data_prep.packed import part_name
+
+    chosen = choose_rows(plan, records)
+    if not any(rows.split == "train" for rows in chosen):
+        filtered = _sums(records.values())["filtered"]
+        told = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
+        raise UserError(
+            f"No conversation is left for training: {told}.",
+            hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
+        )
+    known = {(rows.split, rows.name) for rows in chosen}
+    for path in output.glob("splits/*/*__shard_*.parquet"):
+        if (path.parent.name, path.name) not in known:
+            path.unlink()
+    found = []
+    for rows in chosen:
+        part = records[rows.shard].splits[rows.split]
+        source = output / part_name(plan.shards[rows.shard].name, rows.split)
+        target = output / "splits" / rows.split / rows.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        counts = {
+            "rows": part.rows,
+            "sequences": part.sequences,
+            "tokens": part.tokens,
+            "loss_tokens": part.loss_tokens,
+        }
+        if rows.rows < rows.of:
+            counts = _first_rows(plan, source, target, rows.rows)
+        else:
+            _linked(source, target)
+        found.append({"split": rows.split, "file": rows.name, "dataset": _dataset(plan, rows.shard), **counts})
+    write_text(output / REPORT_FILE, json.dumps(report(plan, records, found), indent=2) + "\n", mode=0o666)
+    write_json(output / BLEND_FILE, _blend(found, output), mode=0o666)
+
+
+def _blend(found: list[dict[str, Any]], output: Path) -> dict[str, list[str] | None]:
+    """Per split: weight, prefix, weight, prefix, …; a file's weight is its part of the tokens, which follow the blend's
+    weights already: who reads all files, and who reads by weight, see the same mix."""
+    blend: dict[str, list[str] | None] = {}
+    for split in SPLITS:
+        mine = [file for file in found if file["split"] == split]
+        total = sum(file["tokens"] for file in mine)
+        pairs: list[str] = []
+        for file in mine:
+            prefix = output / "splits" / split / file["file"].removesuffix(".parquet")
+            pairs += [f"{file['tokens'] / total:.12g}", str(prefix)]
+        blend[split] = pairs or None
+    return blend
+
+
+def _linked(source: Path, target: Path) -> None:
+    """`target` as another name of the file `source`, or a copy where the file system has no such thing."""
+    if target.exists() and target.samefile(source):
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+    aside.replace(target)
+
+
+def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict[str, int]:
+    """Write the first rows of a file to another one; what they hold."""
+    import numpy as np
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from nemotron_kit.data_prep.packing import write_tables
+
+    counts = {"rows": count, "sequences": 0, "tokens": 0, "loss_tokens": 0}
+
+    def tables() -> Iterator[Any]:
+        left = count
+        file = pq.ParquetFile(source)
+        for group in range(file.metadata.num_row_groups):
+            table = file.read_row_group(group).slice(0, left)
+            left -= table.num_rows
+            counts["sequences"] += int(pc.sum(pc.list_value_length(table["seq_start_id"])).as_py())
+            counts["tokens"] += int(pc.sum(pc.list_value_length(table["input_ids"])).as_py())
+            counts["loss_tokens"] += int(np.sum(pc.list_flatten(table["loss_mask"]).to_numpy(), dtype=np.int64))
+            yield table
+            if not left:
+                return
+
+    chat = plan.chat
+    assert chat is not None  # noqa: S101  (only plans with chat settings come here)
+    write_tables(target, tables(), row_group_size=chat.row_group_size, compression=chat.compression)
+    return counts
+
+
+def report(plan: ShardPlan, records: Records, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """In all, per dataset, per split and per file: what was read, what was left out and why, what is in the rows."""
+    datasets = []
+    for number, source in enumerate(plan.sources):
+        mine = [record for n, record in records.items() if plan.shards[n].source == number]
+        datasets.append(
+            {
+                "name": source.name,
+                "uri": source.uri,
+                "weight": source.weight,
+                "files": len(source.files),
+                "bytes": sum(file.size for file in source.files),
+                **_sums(mine),
+                "splits": _splits(plan, [file for file in found if file["dataset"] == source.name]),
+                "bad_rows": [row for record in mine for row in record.bad_rows][:NAMED],
+                "left_out": omissions(source),
+            }
+        )
+    files = {"files": sum(d["files"] for d in datasets), "bytes": sum(d["bytes"] for d in datasets)}
+    return {
+        "plan": plan.digest,
+        "total": {**files, **_sums(records.values())},
+        "splits": _splits(plan, found),
+        "datasets": datasets,
+        "files": found,
+    }
+
+
+def _sums(records: Iterable[PackedRecord]) -> dict[str, Any]:
+    records = list(records)
+    filtered = {why: sum(record.filtered[why] for record in records) for why in _WHY if why != "bad"}
+    return {
+        "records": sum(record.rows or 0 for record in records),
+        "used": sum(record.documents for record in records),
+        "filtered": {**filtered, "bad": sum(record.bad for record in records)},
+        "sequences": sum(record.sequences for record in records),
+        "tokens": sum(record.tokens for record in records),
+        "cut": sum(record.cut for record in records),
+    }
+
+
+def _splits(plan: ShardPlan, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    size = plan.chat.pack_size if plan.chat else 1
+    splits = {}
+    for split in SPLITS:
+        mine = [file for file in found if file["split"] == split]
+        sums = {what: sum(file[what] for file in mine) for what in ("rows", "sequences", "tokens", "loss_tokens")}
+        fill = sums["tokens"] / (sums["rows"] * size) if sums["rows"] else 0.0
+        splits[split] = {**sums, "fill": round(fill, 6)}
+    return splits
+
+
+def _dataset(plan: ShardPlan, number: int) -> str:
+    return plan.sources[plan.shards[number].source].name
+
+
+def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
+    """What was read, what was left out and why, and what became of it, in a few lines."""
+    found = report(plan, records, [])
+    total = found["total"]
+    told = ", ".join(f"{count:,} {_WHY[why]}" for why, count in total["filtered"].items() if count)
+    say(
+        f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {total['records']:,} records, "
+        f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {told}' if told else 'none left out'}"
+        + (f"; {total['cut']:,} sequences cut" if total["cut"] else "")
+    )
+    for dataset in found["datasets"]:
+        if not dataset["used"]:
+            say(f"data prep: dataset {dataset['name']!r} gave no conversation.")
+        if dataset["filtered"]["bad"]:
+            first = "; ".join(dataset["bad_rows"])
+            say(f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}")
+    size = plan.chat.pack_size if plan.chat else 1
+    chosen = choose_rows(plan, records)
+    for split, ratio in zip(SPLITS, plan.chat.ratios if plan.chat else (), strict=False):
+        parts = [record.splits[split] for record in records.values()]
+        rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
+        if rows:
+            sequences = sum(part.sequences for part in parts)
+            kept = sum(chosen_rows.rows for chosen_rows in chosen if chosen_rows.split == split)
+            weighed = f"; {kept:,} rows kept, by the weights" if kept < rows else ""
+            full = f"{100 * tokens / rows / size:.1f} % full"
+            say(f"data prep: {split}: {sequences:,} sequences in {rows:,} rows of {size:,} tokens, {full}{weighed}")
+        elif ratio and total["used"]:
+            say(f"data prep: nothing fell to {split}: {total['used']:,} records at {split}_ratio={ratio:g}.")
+
+
+def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> SFTDataArtifact:
+    """The folder splits/ as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
+    from nemotron_kit.artifacts import SFTDataArtifact
+
+    chat = plan.chat
+    assert chat is not None  # noqa: S101  (only plans with chat settings come here)
+    splits = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
+    paths = {split: str(output / "splits" / split) for split in SPLITS if splits[split]["rows"]}
+    return SFTDataArtifact(
+        path=output / "splits",
+        total_tokens=sum(splits[split]["tokens"] for split in SPLITS),
+        total_sequences=sum(splits[split]["sequences"] for split in SPLITS),
+        source_datasets=[source_info(plan, records, number) for number in range(len(plan.sources))],
+        tokenizer_uri=tokenizer_address(plan, output),
+        elapsed_sec=elapsed,
+        pack_size=chat.pack_size,
+        num_shards=len(plan.shards),
+        data_format=FORMAT,
+        blend_path=str(output / BLEND_FILE),
+        training_path=paths.get("train"),
+        validation_path=paths.get("valid"),
+        test_path=paths.get("test"),
+        metadata={
+            "vocab_size": plan.tokens.vocab_size,
+            "tokenizer": plan.tokens.model,
+            "tokenizer_path": "tokenizer",
+            "algorithm": chat.algorithm,
+            "rows": {split: splits[split]["rows"] for split in SPLITS},
+            "loss_tokens": {split: splits[split]["loss_tokens"] for split in SPLITS},
+            "plan": plan.digest,
+        },
+    )

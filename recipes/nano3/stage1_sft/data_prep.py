@@ -1,0 +1,195 @@
+"""Turn a blend of conversations into packed rows for supervised fine-tuning (stage 1).
+
+    python data_prep.py --config config/data_prep/tiny.yaml pack_size=1024
+
+Saves the folder `splits` of the output as `SFTDataArtifact-<config_name>`. Started again, it keeps the shards that are
+whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, SftPrepConfig, TokenizerConfig
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import SFTDataArtifact
+
+STAGE = Path(__file__).parent
+DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
+# Names that stand for tokenizers which come with the recipe, wherever it is installed.
+TOKENIZERS = {"nano3-tiny": STAGE.parent / "tokenizers" / "tiny"}
+
+
+@dataclass
+class SFTDataPrepConfig:
+    """Stage 1's data preparation: which conversations, which template and tokenizer, how they are packed, where to."""
+
+    blend_path: Path = field(
+        default=Path("blends/default.json"),
+        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
+    )
+    output_dir: Path = field(
+        default=Path("output/nano3/stage1_sft"),
+        metadata={"help": "Folder for splits/, report.json and blend.json; with sample, its folder sample-N"},
+    )
+    num_shards: int | None = field(
+        default=None, metadata={"help": "Shards in all (128 unless shard_size is given); each holds one source"}
+    )
+    shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
+    tokenizer_model: str = field(
+        default=DEFAULT_TOKENIZER,
+        metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},
+    )
+    tokenizer: TokenizerConfig = field(
+        default_factory=TokenizerConfig,
+        metadata={
+            "help": "The same as a block: model; add_bos and add_eos can't be true, the template has its own ends"
+        },
+    )
+    chat_template: str = field(
+        default="nano3", metadata={"help": "nano3, the path of a .jinja file, or a template's text"}
+    )
+    messages_field: str = field(default="messages", metadata={"help": "Field with the messages, unless the blend says"})
+    tools_field: str = field(default="tools", metadata={"help": "Field with the tools"})
+    used_in_filter: str | None = field(
+        default=None, metadata={"help": "Take the records whose used_in_field has this word (or one of these: a,b)"}
+    )
+    used_in_field: str = field(default="used_in", metadata={"help": "Field with words: with commas, or a list"})
+    pack_size: int = field(default=4096, metadata={"help": "Tokens a row, at most; a longer sequence is cut"})
+    algorithm: str = field(
+        default="first_fit_shuffle", metadata={"help": "first_fit_shuffle, first_fit_decreasing or concatenative"}
+    )
+    seed: int | None = field(default=None, metadata={"help": "For splits and packing (default: sample_seed)"})
+    sample_seed: int = field(default=42, metadata={"help": "Stands for seed where that is null"})
+    train_ratio: float = field(default=0.98, metadata={"help": "Part of the records for training"})
+    valid_ratio: float = field(default=0.01, metadata={"help": "Part of the records for validation"})
+    test_ratio: float = field(default=0.01, metadata={"help": "Part of the records for the test; together 1"})
+    max_doc_tokens: int | None = field(default=None, metadata={"help": "Cut sequences to this many tokens"})
+    max_doc_size: str = field(
+        default="64MiB", metadata={"help": "Largest line or record of a source; a larger one is a bad row"}
+    )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "A row that can't be used: error stops there, skip leaves it out and counts"}
+    )
+    max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
+    parquet_row_group_size: int = field(default=1000, metadata={"help": "Rows in a row group"})
+    parquet_compression: str = field(default="zstd", metadata={"help": "zstd, snappy, gzip or none"})
+    sample: int | None = field(default=None, metadata={"help": "Take only the first rows of each dataset, this many"})
+    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
+    num_actors: int | None = field(default=None, metadata={"help": "Another name of num_workers"})
+    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
+    )
+
+
+def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
+    """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
+    from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.data_prep.ranks import ranks_here
+    from nemotron_kit.data_prep.sft import run_sft_data_prep
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    cfg = cfg if cfg is not None else _config_from_command_line()
+    ranks = ranks_here()
+    leads = ranks is None or ranks.leads
+    if leads:
+        init_wandb_from_env()
+    artifact = run_sft_data_prep(settings(cfg))
+    if leads:
+        print_step_complete(data=artifact)
+    return artifact
+
+
+def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: wrong settings, and on this machine (`here`) a missing file, no network, a disk that is
+    too small."""
+    from nemotron_kit.data_prep.preflight import preflight as check
+    from nemotron_kit.data_prep.preflight import setting_problems
+
+    try:
+        config = settings(cfg)
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+    return check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
+
+
+def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
+    """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
+    model = cfg.tokenizer.model or cfg.tokenizer_model
+    if cfg.tokenizer.add_bos or cfg.tokenizer.add_eos:
+        raise UserError(
+            "tokenizer.add_bos and tokenizer.add_eos can't be true: a conversation has the template's own ends.",
+            hint="Leave them out, or set them to false.",
+        )
+    if cfg.num_actors is not None and cfg.num_workers is not None and cfg.num_actors != cfg.num_workers:
+        raise UserError(f"num_workers={cfg.num_workers} and num_actors={cfg.num_actors} are two names of one setting.")
+    return SftPrepConfig(
+        blend_path=_beside_script(cfg.blend_path),
+        output_dir=Path(cfg.output_dir),
+        num_shards=cfg.num_shards,
+        shard_size=cfg.shard_size,
+        tokenizer_model=str(TOKENIZERS.get(model, model)),
+        chat_template=_template(cfg.chat_template),
+        text_field=cfg.messages_field,
+        tools_field=cfg.tools_field,
+        used_in_filter=cfg.used_in_filter,
+        used_in_field=cfg.used_in_field,
+        pack_size=cfg.pack_size,
+        algorithm=cfg.algorithm,
+        seed=cfg.sample_seed if cfg.seed is None else cfg.seed,
+        train_ratio=cfg.train_ratio,
+        valid_ratio=cfg.valid_ratio,
+        test_ratio=cfg.test_ratio,
+        max_doc_tokens=cfg.max_doc_tokens,
+        max_doc_size=cfg.max_doc_size,
+        on_bad_row=cfg.on_bad_row,
+        max_bad_rows=cfg.max_bad_rows,
+        parquet_row_group_size=cfg.parquet_row_group_size,
+        parquet_compression=cfg.parquet_compression,
+        sample=cfg.sample,
+        num_workers=cfg.num_actors if cfg.num_workers is None else cfg.num_workers,
+        force=cfg.force,
+        artifact_name=f"SFTDataArtifact-{_config_name(cfg)}",
+    )
+
+
+def _beside_script(path: Path) -> Path:
+    given = Path(path).expanduser()
+    return next((place for place in (given, STAGE / given) if place.is_file()), given)
+
+
+def _template(given: str) -> str:
+    return str(_beside_script(Path(given))) if given.endswith(".jinja") else given
+
+
+def _config_name(cfg: SFTDataPrepConfig) -> str:
+    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
+
+
+def _config_from_command_line() -> SFTDataPrepConfig:
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
+
+    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
+    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    cfg = omegaconf_to_dataclass(config, SFTDataPrepConfig)
+    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
+        cfg.config_name = path.stem
+    problems = preflight(cfg, connect=True)
+    if problems:
+        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return cfg
+
+
+if __name__ == "__main__":
+    main()
