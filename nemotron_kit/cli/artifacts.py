@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.commit import files_status
+from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
@@ -40,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _look(argv: list[str]) -> int:
-    from nemotron_kit.artifacts.reference import Reference
     from nemotron_kit.artifacts.registry import open_registry
 
     parser = ToolParser("artifacts")

@@ -24,6 +24,7 @@ from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, i
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, printable
+from nemotron_kit.files import write_text
 
 Row = dict[str, Any]
 SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
@@ -236,8 +237,6 @@ def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> No
 
 
 def _write(path: Path, text: str) -> None:
-    from nemotron_kit.files import write_text
-
     # Without a cache the next help page is slower, and nothing else.
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.request import Job, hydra_overrides
+from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import UserError, printable
+from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text, new_run_id
 from nemotron_kit.spec.plan import IN_PROCESS, Plan, is_here
 from nemotron_kit.spec.profiles import check_reserved_tables
+from nemotron_kit.spec.runconfig import FIELDS
 
 if TYPE_CHECKING:
     from nemotron_kit.config.compose import Composed
@@ -127,8 +129,6 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 
 
 def _yaml(value: Mapping[str, Any]) -> list[str]:
-    from nemotron_kit.config.freeze import to_yaml
-
     return to_yaml(value).splitlines()
 
 
@@ -267,8 +267,6 @@ def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
     """`run.nodes=8`, as the reference writes it, is `run.env.nodes=8`: a field of the profile."""
     if not any(override.startswith("run.") for override in overrides):
         return tuple(overrides)
-    from nemotron_kit.spec.runconfig import FIELDS
-
     keys = {f"run.{name}": f"run.env.{name}" for name in FIELDS}
     parts = [(override.partition("=")[0], override) for override in overrides]
     return tuple(keys[key] + override[len(key) :] if key in keys else override for key, override in parts)
@@ -292,7 +290,6 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
         _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
         return
     from nemotron_kit.cli.main import print_error
-    from nemotron_kit.errors import NemotronError
 
     print_error(
         NemotronError(

@@ -13,8 +13,8 @@ from nemotron_kit.cli.toolargs import ToolParser, short_span, span
 from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.masking import is_secret_name
-from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from
+from nemotron_kit.masking import MASK, is_secret_name
+from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
 from nemotron_kit.spec.profiles import (
     Profile,
     check_reserved_tables,
@@ -57,8 +57,6 @@ def clean_target(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    from nemotron_kit.remote.ssh import transport_for
-
     transport = transport_for(effective_profile(options.name).config)
     unused = options.unused.total_seconds()
     found, _ = transport.call("clean", root=transport.root, unused_seconds=unused, remove=not options.dry_run)
@@ -213,7 +211,7 @@ def _masked(name: str, value: Any) -> Any:
 
 
 def _hidden(text: str) -> str:
-    return text if text.startswith("${") else "***"
+    return text if text.startswith("${") else MASK
 
 
 def _text(value: Any) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
-from nemotron_kit.cli.launch import print_end, say_commands
+from nemotron_kit.cli.launch import print_end, say_commands, show_plan
 from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
 from nemotron_kit.config.compose import (
     CHOICES,
@@ -293,8 +293,6 @@ def _dry_sweep(
 
     `overrides` are those that Hydra gets for the sweep, and those as typed, of which a recipe's jobs are composed."""
     from omegaconf import OmegaConf
-
-    from nemotron_kit.cli.launch import show_plan
 
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))

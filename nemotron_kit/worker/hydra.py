@@ -21,7 +21,7 @@ from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
 from nemotron_kit.config.secrets import masked_by_name, masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_text
-from nemotron_kit.masking import mask_logging
+from nemotron_kit.masking import MASK, mask_logging
 from nemotron_kit.spec.plan import rank, read_config
 from nemotron_kit.worker.process import Outcome
 
@@ -65,7 +65,7 @@ def _masked_node(hydra: dict[str, Any]) -> Any:
     for name in _ENVIRONMENT:
         variables = hydra.get("job", {}).get(name)
         if isinstance(variables, Mapping):
-            hydra["job"][name] = dict.fromkeys(variables, "***")
+            hydra["job"][name] = dict.fromkeys(variables, MASK)
     overrides = hydra.get("overrides") or {}
     hydra["overrides"] = {kind: masked_overrides(map(str, values or ())) for kind, values in overrides.items()}
     return masked_by_name(hydra)

@@ -11,13 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.executors.base import backend_for
 from nemotron_kit.polling import Pace, until
+from nemotron_kit.remote.agent.operations import versions_in
+from nemotron_kit.remote.ssh import ssh_command, transport_for
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
@@ -172,7 +176,6 @@ def _cancel_elsewhere(
     run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float
 ) -> int:
     """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
-    from nemotron_kit.executors.base import backend_for
     from nemotron_kit.launch.status import ask, refresh
     from nemotron_kit.launch.submission import drop_waiting
 
@@ -246,8 +249,6 @@ def _refuse_written(run: RunFolder) -> None:
 
 def _remove_there(run: RunFolder) -> None:
     """The run's folder on its target. Raises Unreachable: the record stays, so that it can be tried again."""
-    from nemotron_kit.remote.ssh import transport_for
-
     plan = stored_plan(run)
     if plan.is_apart:
         transport = transport_for(plan.settings)
@@ -258,8 +259,6 @@ def _remove_there(run: RunFolder) -> None:
 def artifacts_in(run: RunFolder) -> list[str]:
     """The versions of this machine's registry whose files lie in the run's folder, and what it says that it saved there
     into another registry."""
-    from nemotron_kit.artifacts.registry import open_registry
-    from nemotron_kit.remote.agent.operations import versions_in
 
     registry = open_registry()
     folder = run.path.resolve()
@@ -436,8 +435,6 @@ def slurm_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], 
     srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
     if settings.tunnel != "ssh":
         return srun
-    from nemotron_kit.remote.ssh import ssh_command
-
     terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
     return [
         *_ssh(ssh_command(str(settings.host), settings.user, settings.identity, *terminal)),
@@ -459,8 +456,6 @@ def _inside(settings: RunConfig, folder: str) -> list[str]:
 
 def _step(settings: RunConfig, folder: str) -> str:
     """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
-    from nemotron_kit.remote.ssh import transport_for
-
     (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
     schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
     steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]

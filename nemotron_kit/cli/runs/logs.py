@@ -12,7 +12,8 @@ from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import Backend, backend_for
-from nemotron_kit.launch.attach import CHUNK
+from nemotron_kit.launch.attach import CHUNK, LogOffsets
+from nemotron_kit.launch.attach import attach as follow_jobs
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.remote.ssh import transport_for
@@ -201,15 +202,12 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
 
 
 def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:
-    from nemotron_kit.executors.base import backend_for
-    from nemotron_kit.launch.attach import LogOffsets
-    from nemotron_kit.launch.attach import attach as follow
 
     plan, offsets = stored_plan(run), LogOffsets(run)
     if from_start:
         offsets.forget()
     cancels = bool(plan.settings.cancel_on_interrupt)
-    return follow(run, backend_for(plan), jobs, offsets=offsets, cancel_on_interrupt=cancels)
+    return follow_jobs(run, backend_for(plan), jobs, offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:

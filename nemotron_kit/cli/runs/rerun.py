@@ -17,22 +17,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.app import App, ArtifactInput, Group
+from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.cli import sweep
+from nemotron_kit.cli.launch import carry_out, show_plan, spelled_out
+from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import write_lines
 from nemotron_kit.cli.request import Job
-from nemotron_kit.config.compose import Composed
+from nemotron_kit.config.compose import Composed, compose, find_command
+from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.foreign import trusting
+from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.schema import schema_node
 from nemotron_kit.config.secrets import masked_overrides
+from nemotron_kit.discovery import Tree, discover, use
+from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
 from nemotron_kit.launch.launch import code_facts
+from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.quoting import hydra_data, hydra_text, omegaconf_escaped
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
+from nemotron_kit.spec.runconfig import FIELDS, check_value
 from nemotron_kit.sweep.launcher import Jobs
 from nemotron_kit.sweep.recipe import sweep_job_of
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
@@ -51,8 +63,6 @@ class Recorded:
     """What a job's folder and its run's plan say. Raises UserError for one that can't be started again by them."""
 
     def __init__(self, run: RunFolder, job: JobFolder) -> None:
-        from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-        from nemotron_kit.config.files import load_mapping
 
         self.run, self.job = run, job
         try:
@@ -110,8 +120,6 @@ class Recorded:
     @property
     def settings(self) -> RunConfig:
         """The profile's settings as they were."""
-        from nemotron_kit.spec.runconfig import FIELDS, check_value
-
         given = {name: value for name, value in (self.run.plan().get("settings") or {}).items() if value is not None}
         if unknown := sorted(given.keys() - {*FIELDS}):
             raise UserError(f"{self.run.id}: its settings are another version's: {', '.join(unknown)}: no such field.")
@@ -240,11 +248,7 @@ class RerunContext:
         when the folder is gone.
         """
         enter(recorded.folder)
-        from nemotron_kit.app import add_import_folders
-
         add_import_folders(map(str, recorded.spec.get("sys_path") or ()))
-        from nemotron_kit.discovery import Tree, discover, use
-        from nemotron_kit.envfile import read_env_file
 
         found = discover()
         app = recorded.app(found)
@@ -257,10 +261,7 @@ def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
     """The arguments behind the run's id, parsed as arguments of its command."""
     from nemotron_kit.cli import indexing
     from nemotron_kit.cli import tree as trees
-    from nemotron_kit.cli.launch import spelled_out
-    from nemotron_kit.cli.options import NEMOTRON
     from nemotron_kit.cli.reader import Reader
-    from nemotron_kit.config.compose import find_command
 
     command = find_command(tree, recorded.recipe, recorded.stage)
     index = indexing.live(tree)
@@ -282,9 +283,6 @@ def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
 
 def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
     """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
-    from nemotron_kit.config.compose import compose
-    from nemotron_kit.config.foreign import trusting
-    from nemotron_kit.config.freeze import to_yaml
 
     values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
     given = {_key(override) for override in request.overrides}
@@ -320,9 +318,6 @@ def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
     """Whether a dotted key stands in a block of the command's that takes any key."""
     from omegaconf import DictConfig, OmegaConf
 
-    from nemotron_kit.config.compose import find_command
-    from nemotron_kit.config.schema import schema_node
-
     schema = schema_node(find_command(tree, recorded.recipe, recorded.stage), {})
 
     def is_open(key: str) -> bool:
@@ -349,8 +344,6 @@ def plan_again(
     alone: bool = True,
 ) -> Plan:
     """Its plan, in the run and under the number that it gets. UserError where a pinned input is not what it was."""
-    from nemotron_kit.launch.plan import build_plan
-    from nemotron_kit.remote.ssh import transport_for
 
     connect = not request.dry_run
     plan = build_plan(
@@ -481,8 +474,6 @@ def _plan(
 
 
 def _shown(sweep_jobs: Iterator[SweepJob], request: Job, context: RerunContext) -> int:
-    from nemotron_kit.cli.launch import show_plan
-
     for sweep_job in sweep_jobs:
         show_plan(sweep_job.plan, as_json=request.json, theme=context.env.table("cli").get("theme"))
     return 0
@@ -522,8 +513,6 @@ def rerun(argv: list[str]) -> int:
     line = ["nemotron", "runs", "rerun", label, *arguments]
     if len(jobs) > 1:
         return rerun_sweep(run, request, context, line)
-    from nemotron_kit.cli.launch import carry_out
-    from nemotron_kit.home import new_run_id
 
     composed = compose_again(recorded, request, context.tree, context.env)
     run_id = new_run_id(request.recipe, request.stage)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, open_job
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
+from nemotron_kit.config.files import load_mapping
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder
@@ -350,7 +351,6 @@ def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 
 def facts(run: RunFolder, job: JobFolder) -> Facts:
     """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
-    from nemotron_kit.config.files import load_mapping
     from nemotron_kit.spec.runconfig import settings_dict
 
     plan, spec = stored_plan(run), job.spec()
