@@ -35,7 +35,7 @@ def check(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    from nemotron_kit.launch.checks import check_profile
+    from nemotron_kit.executors.checks import check_profile
 
     findings = list(check_profile(effective_profile(options.name).config))
     if options.json:

@@ -1,36 +1,70 @@
-"""What an executor must do: submit jobs whose folders are there, observe them, cancel them, read their logs."""
+"""What an executor is: it plans jobs, submits them once, observes, cancels and reads them. One class a back end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
-from nemotron_kit.remote.agent.operations import Piece
-from nemotron_kit.remote.ssh import Transport
+from nemotron_kit.remote.agent.operations import Piece, packed
+from nemotron_kit.remote.snapshot import code_there, place_package
+from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.runs.job import JobFolder, JobState
+from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan
-from nemotron_kit.spec.resources import Resources
+from nemotron_kit.spec.resources import Resources, label_of, resources_of
+from nemotron_kit.spec.runconfig import EXECUTORS, ProfileError, RunConfig, installed_executors
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.executors.checks import Check
 
 
-def fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
-    """Each repository once; nothing where it is there already."""
-    wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
-    for record in wanted.values():
-        transport.call("fetch_repository", **record)
+# Fields of a profile that every executor reads, and those that count wherever code is sent to a job.
+EVERYWHERE = frozenset({
+    *("executor", "nproc_per_node", "nodes", "env_vars", "secrets", "tunnel", "artifacts_root"),
+    *("dry_run", "detach", "max_parallel"),
+})  # fmt: skip
+SENT = frozenset({
+    *("python", "workdir", "packager", "packager_include_pattern", "subpath", "include_submodules", "allow_dirty"),
+    *("extra", "container_image", "gpus_per_node", "retries"),
+})  # fmt: skip
+HELD = frozenset(("remote_job_dir", "cancel_on_interrupt"))
+SHELL = frozenset(("startup_commands", "setup"))
+# A field that is read only where another one says so.
+_PACKAGERS = {
+    "packager_include_pattern": ("pattern", "hybrid"),
+    "include_submodules": ("worktree", "git", "hybrid"),
+    "allow_dirty": ("git",),
+}
+_WITH_SSH = ("host", "user", "identity")
 
 
-def make_mounted(transport: Transport, place: RemotePaths) -> None:
-    """The code's folder and the registry, which every container is given: on a first launch they aren't there yet."""
-    mode = artifact_settings(read_env_file())["mode"]
-    transport.call("make_mounted", root=place.root, registry=place.artifacts, mode=mode)
+@dataclass(frozen=True)
+class PlanContext:
+    """What an executor makes its part of a plan from. `torchrun` is what the command says of itself. `alone` is false
+    for the jobs of a sweep, which may share a submission. `folders` are to be found by the job at the same paths."""
+
+    resources: Resources
+    place: RemotePaths
+    inputs: Mapping[str, Pin | None]
+    run_id: str
+    job: int
+    label: str
+    mode: str
+    secrets: Sequence[str] = ()
+    torchrun: bool | None = None
+    alone: bool = True
+    folders: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -46,17 +80,10 @@ class ExecutorPlan:
     container: Container | None = None
     request: Mapping[str, Any] | None = None
 
-
-def missing_secrets(names: Sequence[str]) -> Iterator[Problem]:
-    """A problem for each name that the launch's environment lacks."""
-    for name in names:
-        if name not in os.environ:
-            yield Problem(f"{name} is not set in this environment.", field="secrets", hint=f"export {name}=…")
-
-
-def folder_of(path: str) -> str:
-    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
-    return str(Path(path).parent) if Path(path).is_file() else path
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Those that a plan takes as they are."""
+        return {name: getattr(self, name) for name in ("resources", "mounts", "container", "request")}
 
 
 @dataclass(frozen=True)
@@ -74,29 +101,138 @@ class Observation:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Backend(Protocol):
-    """What every executor implements. A launch is one run with its jobs; `submit` may be called again after a crash and
-    never submits a job twice.
+class Executor(ABC):
+    """Where jobs run, for one profile's settings. Making one connects to nothing.
+
+    A launch is one run with its jobs. `submit` may be called again after a crash and never submits a job twice. What is
+    not abstract has an answer that does for a back end of this machine's file system, whose workers are started by
+    somebody else. Registered by its name in EXECUTORS; another package's by an entry point in the group
+    `nemotron_kit.executors`.
     """
+
+    # The fields of a profile that it reads; the plan's notes name the others.
+    reads: ClassVar[frozenset[str]] = EVERYWHERE | SENT | HELD
+    # Whether `tunnel = "ssh"` leads to it.
+    over_ssh: ClassVar[bool] = False
+    # Seconds between two looks at a job that is followed: the first, the longest.
+    pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
+    # Fewer jobs of a sweep than that are not submitted while others run.
+    least: ClassVar[int] = 1
+    # Whether its scheduler holds jobs back until others have succeeded (see dependency_id).
+    holds_back: ClassVar[bool] = False
+
+    def __init__(self, settings: RunConfig) -> None:
+        self.settings = settings
+
+    @cached_property
+    def transport(self) -> Transport:
+        """The way to the machine where the jobs' folders are."""
+        return transport_for(self.settings)
+
+    # --- planning: nothing is written, and nobody is asked
+
+    def place(self, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
+        """Where a job's files lie. `registry` is the one of this machine. UserError for what the profile lacks."""
+        if self.settings.tunnel == "ssh" and not self.over_ssh:
+            raise UserError(
+                f"tunnel 'ssh' leads to a Slurm cluster; executor {self.settings.executor!r} has its own way.",
+                hint='Set executor = "slurm", or leave tunnel out.',
+            )
+        return self._place(run_id, job, registry)
+
+    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+        image = self.settings.container_image is not None
+        return sent_paths(self.settings, run_id, job, registry=registry, image=image)
+
+    def resources(self, torchrun: bool | None) -> Resources:
+        """What a job asks for. `torchrun` is what its command says of itself."""
+        return resources_of(self.settings, torchrun)
+
+    @abstractmethod
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        """Its part of a job's plan, what would stop the job among it."""
+
+    def with_folders(self, plan: Plan, folders: Sequence[str]) -> Plan:
+        """The plan of a job that finds `folders` at the same paths; as it is where that needs no mount."""
+        if not folders or plan.problems or not self.settings.container_image:
+            return plan
+        context = PlanContext(
+            resources=plan.resources or self.resources(None),
+            place=plan.place,
+            inputs=plan.inputs,
+            run_id=plan.run_id,
+            job=plan.job,
+            label=label_of(plan.settings, plan.recipe, plan.stage),
+            mode=plan.mode,
+            secrets=plan.secrets,
+            alone=plan.alone,
+            folders=folders,
+        )
+        added = self.plan(context)
+        return replace(plan, files={**plan.files, **added.files}, problems=added.problems, **added.fields)
+
+    def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
+        """A sentence for those of the `given` fields of its settings that a job does not read."""
+        del launch
+        unread = [name for name in given if name not in self.reads]
+        if unread:
+            yield f"{', '.join(unread)}: no effect on a job with executor {self.settings.executor!r}."
+        read, packager = [name for name in given if name in self.reads], self.settings.packager or "worktree"
+        for name, packagers in _PACKAGERS.items():
+            if name in read and packager not in packagers:
+                yield f"{name}: no effect with packager {packager!r}, only with {' and '.join(packagers)}."
+        if self.settings.tunnel != "ssh" and (names := [name for name in _WITH_SSH if name in read]):
+            yield f'{", ".join(names)}: no effect without tunnel = "ssh".'
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        """NeMo-Run's own executor for the settings, with the variables `env`. `run` is the package nemo_run."""
+        raise ProfileError(f"executor {self.settings.executor!r} has no counterpart in NeMo-Run.")
+
+    @classmethod
+    def warm_up(cls) -> None:
+        """Begin what a launch of many jobs will need, and which takes long."""
+        return
+
+    # --- jobs
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does what is
         missing of it, too. Raises Unreachable.
         """
+        place = plans[0].place
+        texts = code_there(self.transport, place, self.settings)
+        if place.package and not place.is_remote:  # over ssh it is sent with the first question
+            place_package(place.package)
+        if plans[0].is_apart:
+            for plan in plans:
+                texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
+        _fetch_repositories(self.transport, plans)
+        self.transport.call("make_run", packed(texts), folder=place.run)
+        if self.settings.container_image:  # on a first launch what every container is given isn't there yet
+            mode = artifact_settings(read_env_file())["mode"]
+            self.transport.call("make_mounted", root=place.root, registry=place.artifacts, mode=mode)
 
+    @abstractmethod
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when it is not known whether they
         were submitted, NemotronError when they were not.
         """
 
-    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        """Job number → its current state, with as few questions as possible. Raises Unreachable when the back end does
-        not answer.
+    @abstractmethod
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        """Run id → job number → its current state, with as few questions as possible; `unreachable` for a job that
+        nothing could be learnt of. Raises Unreachable when the back end does not answer.
         """
 
+    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
+        """Job number → its current state. Raises Unreachable when the back end does not answer."""
+        return self.observe_many([(run, jobs)])[run.id]
+
+    @abstractmethod
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         """Ask for the jobs to be stopped, and return once that has been accepted."""
 
+    @abstractmethod
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[Piece]:
@@ -107,20 +243,67 @@ class Backend(Protocol):
         `skip`.
         """
 
+    def capacity(self, running: int) -> int | None:
+        """How many more jobs of a sweep, of which `running` run, it would take now; None: all."""
+        del running
+        return None
 
-def backend_for(plan: Plan) -> Backend:
-    """The back end of a plan. Raises UserError for an executor that this version lacks."""
-    from importlib import import_module
+    def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
+        """What another job's dependency calls the job with these facts in its state; None: it can't."""
+        del facts
+        return None
 
-    if plan.executor not in BACKENDS:
-        raise UserError(f"executor {plan.executor!r} is not known.", hint=sentence(nearest(plan.executor, BACKENDS)))
-    made: Backend = import_module(BACKENDS[plan.executor]).make(plan.settings)
-    return made
+    def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
+        """The words that become a shell, or `command`, beside a running job. Raises UserError where there is none."""
+        del plan, state, command, node
+        raise UserError(f"{job.run_id} runs through {self.settings.executor}, for which there is no shell.")
+
+    def checks(self) -> Sequence[Check]:
+        """What `nemotron profiles check` looks at, in this order; the first one is the way there."""
+        from nemotron_kit.executors import checks
+
+        return (checks.connection, checks.python, checks.mounts, checks.storage, checks.registry, checks.secrets)
 
 
-# executor → module with `make(settings: Mapping) -> Backend`. A new executor is a new file and a line here.
-BACKENDS: dict[str, str] = {
-    "local": "nemotron_kit.executors.local",
-    "slurm": "nemotron_kit.executors.slurm.client",
-    "docker": "nemotron_kit.executors.docker",
-}
+def executor_class(name: str) -> type[Executor]:
+    """The class that is registered under a name: only its own module is imported. UserError for none."""
+    target = EXECUTORS.get(name) or installed_executors().get(name)
+    if target is None:
+        known = [*EXECUTORS, *installed_executors()]
+        raise UserError(f"executor {name!r} is not known.", hint=sentence(nearest(name, known)))
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # a stranger's module may raise anything
+        if name in EXECUTORS:
+            raise
+        raise UserError(f"executor {name!r} ({target}) can't be loaded: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, Executor)):
+        raise UserError(f"executor {name!r}: {target} is no subclass of {Executor.__module__}.Executor.")
+    if lacking := sorted(found.__abstractmethods__):
+        raise UserError(f"executor {name!r}: {target} lacks {', '.join(lacking)}.")
+    return found
+
+
+def executor_for(settings: RunConfig) -> Executor:
+    """The executor of a profile's settings. UserError for a name that this installation lacks."""
+    return executor_class(settings.executor)(settings)
+
+
+def missing_secrets(names: Iterable[str]) -> Iterator[Problem]:
+    """A problem for each name that the launch's environment lacks."""
+    for name in names:
+        if name not in os.environ:
+            yield Problem(f"{name} is not set in this environment.", field="secrets", hint=f"export {name}=…")
+
+
+def folder_of(path: str) -> str:
+    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
+    return str(Path(path).parent) if Path(path).is_file() else path
+
+
+def _fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
+    """Each repository once; nothing where it is there already."""
+    wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
+    for record in wanted.values():
+        transport.call("fetch_repository", **record)

@@ -8,16 +8,43 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import NemotronError, Problem
-from nemotron_kit.executors.base import ExecutorPlan, missing_secrets
-from nemotron_kit.executors.nemo_run import build_executor
-from nemotron_kit.spec.paths import IN_A_CLOUD
+from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.executors.base import (
+    EVERYWHERE,
+    SENT,
+    SHELL,
+    Executor,
+    ExecutorPlan,
+    Observation,
+    PlanContext,
+    executor_for,
+    missing_secrets,
+)
+from nemotron_kit.executors.nemo_run import (
+    build_executor,
+    build_packager,
+    claim,
+    git_packager,
+    need,
+    secret_value,
+    shell_lines,
+    word,
+)
+from nemotron_kit.remote.agent.operations import Piece
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.paths import IN_A_CLOUD, RemotePaths, cloud_paths
+from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
 from nemotron_kit.worker import python_module
+
+if TYPE_CHECKING:
+    from nemotron_kit.executors.checks import Check
 
 COMMAND = tuple(python_module("nemotron_kit.worker", f"{IN_A_CLOUD}/job", python="python3"))
 PROJECT, CLUSTER, NODE_GROUP, NODES = "<project's id>", "<cluster's id>", "<node group's id>", "<its nodes>"
@@ -25,31 +52,13 @@ _LONGEST = 34
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 
 
-def cloud_for(config: RunConfig, *, run_id: str, job: int, mode: str) -> ExecutorPlan:
-    """What a cloud job adds to its plan: the request, and why it can't be launched."""
-    problems = [
-        Problem(
-            f"submitting to {config.executor} has not been tried in this version, so it is refused: --dry-run shows "
-            "the request that NeMo-Run would send."
-        )
-    ]
-    if mode == "local":
-        problems.append(Problem(f"this profile's executor is {config.executor}: launch with --run or --batch."))
-    secret = _SECRET.match(config.app_secret or "")
-    problems += missing_secrets([*(config.secrets or ()), *([secret[1]] if secret else [])])
-    try:
-        request = request_of(config, run_id, job)
-    except NemotronError as error:
-        return ExecutorPlan(problems=(Problem(error.message, hint=error.hint), *problems))
-    return ExecutorPlan(problems=tuple(problems), request=request)
-
-
 def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:
     """`{"to": what it is sent to, "body": the request}`. Raises ProfileError for what the profile lacks, MissingExtra
     for a package that isn't installed, NemotronError for whatever else NeMo-Run says."""
     try:
-        executor = _executor(config, run_id, job)
-        to, body = _REQUESTS[config.executor](executor, _name(run_id, job), COMMAND)
+        made = executor_for(config)
+        assert isinstance(made, Cloud)  # noqa: S101 — no other calls this
+        to, body = made.request(_executor(config, run_id, job), _name(run_id, job))
     except NemotronError:
         raise
     # An assertion of NeMo-Run's, or the service's own package that finds no kubeconfig or dislikes a value.
@@ -81,75 +90,6 @@ def _name(run_id: str, job: int) -> str:
     return f"nk-{slug[:-7]}"[: _LONGEST - len(end)].rstrip("-") + end
 
 
-def _skypilot(executor: Any, name: str, command: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    return "sky.launch of the task", executor.to_task(name, list(command)).to_yaml_config()
-
-
-def _kubeflow(executor: Any, name: str, command: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    body = executor.get_job_body(name, list(command))
-    where = f"/apis/{body['apiVersion']}/namespaces/{executor.namespace}/trainjobs"
-    return f"POST {where}", body
-
-
-def _dgxcloud(executor: Any, name: str, command: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    del command  # it stands in the script that is copied into the job's folder
-    several = executor.nodes > 1
-    spec: dict[str, Any] = {
-        "command": f"/bin/bash {executor.pvc_job_dir}/launch_script.sh",
-        "image": executor.container_image,
-        "compute": {"gpuDevicesRequest": executor.gpus_per_node, "largeShmRequest": True},
-        "storage": {"pvc": executor.pvcs},
-        "environmentVariables": [{"name": key, "value": value} for key, value in executor.env_vars.items()],
-        **executor.custom_spec,
-    }
-    if several:
-        replicas = dict.fromkeys(("minReplicas", "maxReplicas", "numWorkers"), executor.nodes)
-        spec |= {"distributedFramework": executor.distributed_framework, **replicas}
-    body = {"name": name, "useGivenNameAsPrefix": True, "projectId": PROJECT, "clusterId": CLUSTER, "spec": spec}
-    return f"POST {executor.base_url}/workloads/{'distributed' if several else 'trainings'}", body
-
-
-def _lepton(executor: Any, name: str, command: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    del command
-    from leptonai.api.v1.types.affinity import LeptonResourceAffinity
-    from leptonai.api.v1.types.common import Metadata
-    from leptonai.api.v1.types.deployment import EnvValue, EnvVar, LeptonContainer, Mount
-    from leptonai.api.v1.types.job import LeptonJob, LeptonJobUserSpec, ReservationConfig
-
-    if any("from" not in mount for mount in executor.mounts):
-        raise ProfileError(
-            "mounts: Lepton wants to know the storage, too: PATH:MOUNT_PATH:STORAGE.",
-            hint="For example /data:/data:node-nfs:NAME.",
-        )
-    script = f"bash {executor.lepton_job_dir}/launch_script.sh"
-    variables = [EnvVar(name=key, value=value) for key, value in executor.env_vars.items()]
-    variables += [
-        EnvVar(name=key, value_from=EnvValue(secret_name_ref=value)) for key, value in executor.secret_vars.items()
-    ]
-    spec = LeptonJobUserSpec(
-        resource_shape=executor.resource_shape,
-        affinity=LeptonResourceAffinity(
-            allowed_dedicated_node_groups=[NODE_GROUP], allowed_nodes_in_node_group=[NODES]
-        ),
-        container=LeptonContainer(image=executor.container_image, command=["/bin/bash", "-c", script]),
-        shared_memory_size=executor.shared_memory_size,
-        completions=executor.nodes,
-        parallelism=executor.nodes,
-        envs=variables,
-        mounts=[Mount(**mount) for mount in executor.mounts],
-        image_pull_secrets=executor.image_pull_secrets,
-        ttl_seconds_after_finished=None,
-        intra_job_communication=True,
-        privileged=False,
-        queue_config=_queue(executor),
-        reservation_config=ReservationConfig(reservation_id=executor.node_reservation)
-        if executor.node_reservation
-        else None,
-    )
-    body = LeptonJob(spec=spec, metadata=Metadata(id=name)).model_dump(mode="json", by_alias=True, exclude_none=True)
-    return f"POST /jobs of the workspace (node group {executor.node_group!r})", body
-
-
 def _queue(executor: Any) -> Any:
     from leptonai.api.v1.types.deployment import QueueConfig
 
@@ -162,9 +102,217 @@ def _queue(executor: Any) -> Any:
     )
 
 
-_REQUESTS: dict[str, Callable[[Any, str, Sequence[str]], tuple[str, Mapping[str, Any]]]] = {
-    "skypilot": _skypilot,
-    "kubeflow": _kubeflow,
-    "dgxcloud": _dgxcloud,
-    "lepton": _lepton,
-}
+class Cloud(Executor):
+    """A service that NeMo-Run submits to. Its jobs can be planned; submitting them has not been tried, and is
+    refused."""
+
+    reads = EVERYWHERE | SENT
+
+    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+        return cloud_paths(self.settings, registry=registry)
+
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        """The request, and why the job can't be launched."""
+        config = self.settings
+        problems = [Problem(self._refusal)]
+        if context.mode == "local":
+            problems.append(Problem(f"this profile's executor is {config.executor}: launch with --run or --batch."))
+        secret = _SECRET.match(config.app_secret or "")
+        problems += missing_secrets([*context.secrets, *([secret[1]] if secret else [])])
+        try:
+            request = request_of(config, context.run_id, context.job)
+        except NemotronError as error:
+            return ExecutorPlan(problems=(Problem(error.message, hint=error.hint), *problems))
+        return ExecutorPlan(problems=tuple(problems), request=request)
+
+    @abstractmethod
+    def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+        """(what the request is sent to, its body) of a job, by NeMo-Run's executor for it."""
+
+    @property
+    def _refusal(self) -> str:
+        return (
+            f"submitting to {self.settings.executor} has not been tried in this version, so it is refused: --dry-run "
+            "shows the request that NeMo-Run would send."
+        )
+
+    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        raise UserError(self._refusal)
+
+    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+        raise UserError(self._refusal)
+
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        raise UserError(self._refusal)
+
+    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
+        raise UserError(self._refusal)
+
+    def read_logs(
+        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
+    ) -> list[Piece]:
+        raise UserError(self._refusal)
+
+    def checks(self) -> Sequence[Check]:
+        from nemotron_kit.executors import checks
+
+        return (checks.elsewhere, checks.secrets)
+
+
+class SkyPilot(Cloud):
+    reads = EVERYWHERE | SENT | SHELL | {"cloud", "gpus", "cluster_name"}
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        kind, _, count = (config.gpus or "").partition(":")
+        if count and not count.isdecimal():
+            raise ProfileError(f"gpus: expected NAME or NAME:COUNT, got {config.gpus!r}.")
+        return run.SkypilotExecutor(
+            container_image=config.container_image,
+            cloud=config.cloud,
+            gpus=kind or None,
+            gpus_per_node=int(count) if count else config.gpus_per_node,
+            num_nodes=config.nodes or 1,
+            cluster_name=config.cluster_name,
+            setup="\n".join(shell_lines(config)) or None,
+            torchrun_nproc_per_node=config.nproc_per_node,
+            # SkyPilot's executor takes no other.
+            packager=git_packager(run, config),
+            env_vars=env,
+            **(config.extra or {}),
+        )
+
+    def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+        return "sky.launch of the task", executor.to_task(name, list(COMMAND)).to_yaml_config()
+
+
+class Kubeflow(Cloud):
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        need(config, "container_image")
+        return run.KubeflowExecutor(
+            image=config.container_image,
+            num_nodes=config.nodes or 1,
+            nprocs_per_node=config.nproc_per_node,
+            gpus_per_node=config.gpus_per_node,
+            packager=build_packager(run, config),
+            # As entries of the pod, not as env_vars: those go through a script that quotes nothing.
+            env_list=[{"name": name, "value": value} for name, value in env.items()],
+            **(config.extra or {}),
+        )
+
+    def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+        body = executor.get_job_body(name, list(COMMAND))
+        return f"POST /apis/{body['apiVersion']}/namespaces/{executor.namespace}/trainjobs", body
+
+
+class DGXCloud(Cloud):
+    reads = EVERYWHERE | SENT | {"base_url", "app_id", "app_secret", "project_name", "nemo_run_dir", "pvcs"}
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        needed = ("base_url", "app_id", "app_secret", "project_name", "container_image", "nemo_run_dir")
+        need(config, *needed)
+        extra = dict(config.extra or {})
+        if "kube_apiserver_url" not in extra:
+            raise ProfileError(
+                'dgxcloud needs the address of its API server: extra = {kube_apiserver_url = "https://…"}.'
+            )
+        return run.DGXCloudExecutor(
+            base_url=config.base_url,
+            client_id=config.app_id,
+            client_secret=secret_value("app_secret", config.app_secret or ""),
+            project_name=config.project_name,
+            container_image=config.container_image,
+            pvc_nemo_run_dir=config.nemo_run_dir,
+            nodes=config.nodes or 1,
+            gpus_per_node=config.gpus_per_node or 0,
+            nprocs_per_node=config.nproc_per_node or 1,
+            pvcs=[claim(item) for item in config.pvcs or ()],
+            packager=build_packager(run, config),
+            env_vars={name: word(value) for name, value in env.items()},
+            **extra,
+        )
+
+    def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+        # The command stands in the script that is copied into the job's folder.
+        several = executor.nodes > 1
+        spec: dict[str, Any] = {
+            "command": f"/bin/bash {executor.pvc_job_dir}/launch_script.sh",
+            "image": executor.container_image,
+            "compute": {"gpuDevicesRequest": executor.gpus_per_node, "largeShmRequest": True},
+            "storage": {"pvc": executor.pvcs},
+            "environmentVariables": [{"name": key, "value": value} for key, value in executor.env_vars.items()],
+            **executor.custom_spec,
+        }
+        if several:
+            replicas = dict.fromkeys(("minReplicas", "maxReplicas", "numWorkers"), executor.nodes)
+            spec |= {"distributedFramework": executor.distributed_framework, **replicas}
+        body = {"name": name, "useGivenNameAsPrefix": True, "projectId": PROJECT, "clusterId": CLUSTER, "spec": spec}
+        return f"POST {executor.base_url}/workloads/{'distributed' if several else 'trainings'}", body
+
+
+class Lepton(Cloud):
+    reads = EVERYWHERE | SENT | SHELL | {"mounts", "nemo_run_dir", "resource_shape", "node_group"}
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        need(config, "container_image", "nemo_run_dir")
+        mounts = [mount.split(":", 2) for mount in config.mounts or ()]
+        if any(len(parts) < 2 for parts in mounts):
+            raise ProfileError(f"mounts: lepton takes PATH:MOUNT_PATH:STORAGE, got {config.mounts}.")
+        return run.LeptonExecutor(
+            container_image=config.container_image,
+            nemo_run_dir=config.nemo_run_dir,
+            nodes=config.nodes or 1,
+            gpus_per_node=config.gpus_per_node or 0,
+            nprocs_per_node=config.nproc_per_node or 1,
+            resource_shape=config.resource_shape or "",
+            node_group=config.node_group or "",
+            mounts=[dict(zip(("path", "mount_path", "from"), parts, strict=False)) for parts in mounts],
+            pre_launch_commands=shell_lines(config),
+            packager=build_packager(run, config),
+            env_vars=env,
+            **(config.extra or {}),
+        )
+
+    def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+        from leptonai.api.v1.types.affinity import LeptonResourceAffinity
+        from leptonai.api.v1.types.common import Metadata
+        from leptonai.api.v1.types.deployment import EnvValue, EnvVar, LeptonContainer, Mount
+        from leptonai.api.v1.types.job import LeptonJob, LeptonJobUserSpec, ReservationConfig
+
+        if any("from" not in mount for mount in executor.mounts):
+            raise ProfileError(
+                "mounts: Lepton wants to know the storage, too: PATH:MOUNT_PATH:STORAGE.",
+                hint="For example /data:/data:node-nfs:NAME.",
+            )
+        script = f"bash {executor.lepton_job_dir}/launch_script.sh"
+        variables = [EnvVar(name=key, value=value) for key, value in executor.env_vars.items()]
+        variables += [
+            EnvVar(name=key, value_from=EnvValue(secret_name_ref=value)) for key, value in executor.secret_vars.items()
+        ]
+        spec = LeptonJobUserSpec(
+            resource_shape=executor.resource_shape,
+            affinity=LeptonResourceAffinity(
+                allowed_dedicated_node_groups=[NODE_GROUP], allowed_nodes_in_node_group=[NODES]
+            ),
+            container=LeptonContainer(image=executor.container_image, command=["/bin/bash", "-c", script]),
+            shared_memory_size=executor.shared_memory_size,
+            completions=executor.nodes,
+            parallelism=executor.nodes,
+            envs=variables,
+            mounts=[Mount(**mount) for mount in executor.mounts],
+            image_pull_secrets=executor.image_pull_secrets,
+            ttl_seconds_after_finished=None,
+            intra_job_communication=True,
+            privileged=False,
+            queue_config=_queue(executor),
+            reservation_config=ReservationConfig(reservation_id=executor.node_reservation)
+            if executor.node_reservation
+            else None,
+        )
+        body = LeptonJob(spec=spec, metadata=Metadata(id=name)).model_dump(
+            mode="json", by_alias=True, exclude_none=True
+        )
+        return f"POST /jobs of the workspace (node group {executor.node_group!r})", body

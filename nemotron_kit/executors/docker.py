@@ -16,28 +16,30 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, Problem, Unreachable, UserError
 from nemotron_kit.executors.base import (
+    EVERYWHERE,
+    HELD,
+    SENT,
+    SHELL,
+    Executor,
     ExecutorPlan,
     Observation,
-    fetch_repositories,
+    PlanContext,
     folder_of,
-    make_mounted,
     missing_secrets,
 )
+from nemotron_kit.executors.nemo_run import MissingExtra, ask, build_executor, build_packager, need
 from nemotron_kit.polling import looks
 from nemotron_kit.remote.agent import operations
-from nemotron_kit.remote.agent.operations import packed
-from nemotron_kit.remote.snapshot import code_there, place_package
-from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import TERMINAL, JobFolder
-from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.runs.job import TERMINAL, JobFolder, JobState
+from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan, stored_plan
-from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.worker.process import start_apart
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.executors.checks import Check
 
 
 RUN_LABEL, JOB_LABEL = "nemotron-kit.run", "nemotron-kit.job"
@@ -52,49 +54,8 @@ def container_name(run_id: str, job: int) -> str:
     return f"nk-{run_id}-{job}"
 
 
-def docker_for(
-    config: RunConfig,
-    resources: Resources,
-    place: RemotePaths,
-    inputs: Mapping[str, Pin | None],
-    *,
-    run_id: str,
-    job: int,
-    mode: str,
-) -> ExecutorPlan:
-    """What a Docker job adds to its plan: its container."""
-    from nemotron_kit.executors.nemo_run import MissingExtra, ask
-
-    problems = list(_problems(config, resources, mode, place))
-    notes = list(resources.notes)
-    if config.retries or config.max_segments:
-        notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
-    planned = ExecutorPlan(notes=tuple(notes), resources=resources)
-    if problems:
-        return replace(planned, problems=tuple(problems))
-    try:
-        words = ask(__name__, asdict(config)) or answer(asdict(config))
-    except MissingExtra as error:
-        return replace(planned, problems=(Problem(error.message, hint=error.hint),))
-    name = container_name(run_id, job)
-    arguments = [
-        *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
-        *(f"--label={RUN_LABEL}={run_id}", f"--label={JOB_LABEL}={job}"),
-        *_user(os.getuid(), os.getgid()),
-        *words["options"],
-        *(argument for path, writable in mounts(place, inputs) for argument in mount(path, writable)),
-        *(f"--volume={volume}" for volume in words["volumes"]),
-        *(f"--env={secret}" for secret in config.secrets or ()),
-        "--entrypoint=",
-        words["image"],
-        *(place.python, str(place.package), place.job),
-    ]
-    return replace(planned, container=Container(name, words["image"], tuple(arguments)))
-
-
 def answer(config: dict[str, Any]) -> dict[str, Any]:
     """What NeMo-Run's executor says of these settings, in docker's words; asked in a process beside the launch."""
-    from nemotron_kit.executors.nemo_run import build_executor
 
     executor = build_executor(RunConfig(**config))
     return {
@@ -160,24 +121,24 @@ def _limit(text: str) -> str:
     return f"{name}={rest}"
 
 
-def _problems(config: RunConfig, resources: Resources, mode: str, place: RemotePaths) -> Iterator[Problem]:
-    if mode == "local":
+def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
+    if context.mode == "local":
         yield Problem("this profile's executor is docker: launch with --run or --batch.")
     if not config.container_image:
         add = 'Add to the profile in env.toml:\ncontainer_image = "…"'
         yield Problem("executor 'docker' needs container_image.", hint=add)
     elif not _IMAGE.match(config.container_image):
         yield Problem(f"{config.container_image!r} is no name of an image.", field="container_image")
-    if resources.nodes > 1:
+    if context.resources.nodes > 1:
         more = "Use nproc_per_node for more processes."
         yield Problem("Docker has this machine only.", field=f"nodes={config.nodes}", hint=more)
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
             yield Problem("a container has no shell before the job; make it part of the image.", field=field)
-    if ":" in place.root:  # PYTHONPATH separates by it
+    if ":" in context.place.root:  # PYTHONPATH separates by it
         needs = "a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
-        yield Problem(needs, field=repr(place.root))
-    yield from missing_secrets(config.secrets or ())
+        yield Problem(needs, field=repr(context.place.root))
+    yield from missing_secrets(context.secrets)
 
 
 START_SECONDS, ASK_SECONDS = 30.0, 20.0
@@ -188,14 +149,60 @@ _LOST = ("cannot connect to the docker daemon", "error during connect", "permiss
 _NOT_STARTED = (125, 126, 127)
 
 
-class Docker:
+class Docker(Executor):
     """Containers of the engine that the docker command reaches."""
 
-    def __init__(self, transport: Transport, settings: RunConfig) -> None:
-        self.transport, self.settings = transport, settings
+    reads = EVERYWHERE | SENT | HELD | SHELL | {"mounts", "runtime", "ipc_mode", "shm_size", "ntasks_per_node"}
+    reads |= {"max_segments"}
 
-    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        self._send(run, plans, plans[0].place)
+    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+        return sent_paths(self.settings, run_id, job, registry=registry, image=True)
+
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        """A container: its name, its image and all words of its start."""
+        config, place, resources = self.settings, context.place, context.resources
+        notes = list(resources.notes)
+        if config.retries or config.max_segments:
+            notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
+        planned = ExecutorPlan(notes=tuple(notes), resources=resources)
+        if problems := tuple(_problems(config, context)):
+            return replace(planned, problems=problems)
+        try:
+            words = ask(__name__, asdict(config)) or answer(asdict(config))
+        except MissingExtra as error:
+            return replace(planned, problems=(Problem(error.message, hint=error.hint),))
+        name = container_name(context.run_id, context.job)
+        arguments = [
+            *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
+            *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
+            *_user(os.getuid(), os.getgid()),
+            *words["options"],
+            *(argument for path, writable in mounts(place, context.inputs) for argument in mount(path, writable)),
+            *(f"--volume={volume}" for volume in words["volumes"]),
+            *(f"--env={secret}" for secret in context.secrets),
+            *(argument for path in context.folders for argument in mount(path, False)),
+            "--entrypoint=",
+            words["image"],
+            *(place.python, str(place.package), place.job),
+        ]
+        return replace(planned, container=Container(name, words["image"], tuple(arguments)))
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        need(config, "container_image")
+        gpus = config.gpus_per_node
+        return run.DockerExecutor(
+            container_image=config.container_image,
+            ntasks_per_node=config.nproc_per_node or 1,
+            num_gpus=config.nproc_per_node if gpus is None and config.runtime == "nvidia" else gpus,
+            runtime=config.runtime,
+            ipc_mode=config.ipc_mode,
+            shm_size=config.shm_size,
+            volumes=list(config.mounts or ()),
+            packager=build_packager(run, config),
+            env_vars=env,
+            **(config.extra or {}),
+        )
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         images = {plan.container.image for plan in plans if plan.container}
@@ -204,16 +211,13 @@ class Docker:
         rootless = "rootless" in _docker("info", "--format={{json .SecurityOptions}}")
         for image in images:
             _have_image(image)
-        self._send(run, plans, plans[0].place)
+        self.prepare(run, plans)
         left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
         for at in range(0, len(left), _AT_ONCE):
             group = left[at : at + _AT_ONCE]
             started = [(plan, self._start(run, plan, rootless)) for plan in group]
             for plan, client in started:
                 _heard(_job(run.job(plan.job)), client)
-
-    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        return self.observe_many([(run, jobs)])[run.id]
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → what is known of it, in one question to the engine. Raises Unreachable when it does
@@ -243,17 +247,22 @@ class Docker:
         asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
-    def _send(self, run: RunFolder, plans: Sequence[Plan], place: RemotePaths) -> None:
-        """Bring to the engine's machine what the containers mount: code, package and, where they are not the record's
-        own, the jobs' folders."""
-        texts = code_there(self.transport, place, self.settings)
-        if plans[0].is_apart:
-            for plan in plans:
-                texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
-        fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=place.run)
-        place_package(str(place.package))
-        make_mounted(self.transport, place)
+    def capacity(self, running: int) -> int:
+        """An engine starts whatever it is told to."""
+        return max(0, (self.settings.max_parallel or os.cpu_count() or 1) - running)
+
+    def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
+        container = state.facts.get("container")
+        if not container:
+            return super().shell(plan, job, state, command, node)
+        terminal = ["--tty"] if sys.stdin.isatty() else []
+        inside = ["docker", "exec", "--interactive", *terminal, f"--workdir={plan.place.run}/jobs/{job.number}"]
+        return [*inside, str(container), *(command or ["/bin/sh"])]
+
+    def checks(self) -> Sequence[Check]:
+        from nemotron_kit.executors import checks
+
+        return (checks.connection, checks.docker, checks.mounts, checks.storage, checks.registry, checks.secrets)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
@@ -263,11 +272,6 @@ class Docker:
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
             return start_apart(arguments, log)
-
-
-def make(settings: RunConfig) -> Docker:
-    """The back end of executor "docker"."""
-    return Docker(transport_for(settings), settings)
 
 
 def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:

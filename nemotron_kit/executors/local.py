@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import NemotronError
-from nemotron_kit.executors.base import Observation
+from nemotron_kit.errors import NemotronError, Problem
+from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.polling import looks
 from nemotron_kit.quoting import refers
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.plan import Plan
-from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.runs.job import JobFolder, JobState
+from nemotron_kit.spec.paths import RemotePaths, local_paths
+from nemotron_kit.spec.plan import DETACHED, Plan
+from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.worker.process import start_worker
+
+if TYPE_CHECKING:
+    from nemotron_kit.executors.checks import Check
 
 START_SECONDS = 10.0
 
 
-class Local:
+class Local(Executor):
     """Runs detached jobs on this machine. Their state is in their folders."""
 
+    reads = EVERYWHERE | {"python"}
     pace = (0.05, 0.5)
+
+    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+        return local_paths(self.settings, run_id, job, registry=registry)
+
+    def resources(self, torchrun: bool | None) -> Resources:
+        """This machine, whatever a scheduler would be asked for."""
+        if torchrun is False:
+            return resources_of(replace(self.settings, gpus_per_node=None), False)
+        processes = self.settings.nproc_per_node or 1
+        return Resources(nodes=1, processes=processes, torchrun=processes > 1)
+
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        nodes = self.settings.nodes or 1
+        problems: tuple[Problem, ...] = ()
+        # A command that is one process has one node, whatever the profile says; its plan notes that.
+        if nodes > 1 and context.torchrun is not False:
+            more = "Use nproc_per_node for more processes."
+            problems = (Problem("the local executor has one node.", field=f"nodes={nodes}", hint=more),)
+        return ExecutorPlan(problems=problems, notes=context.resources.notes)
+
+    def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
+        yield from super().without_effect(given, launch)
+        if "python" in given and launch != DETACHED:
+            yield "python: no effect on a job in this process; --batch starts the profile's Python."
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        return run.LocalExecutor(
+            ntasks_per_node=config.nproc_per_node or 1, nodes=config.nodes or 1, env_vars=env, **(config.extra or {})
+        )
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """All is here."""
@@ -33,10 +71,8 @@ class Local:
             if job.state().state == "pending":
                 self._start(job, plan)
 
-    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        del run
-        states = {job.number: job.state() for job in jobs}
-        return {number: Observation(s.state, s.code, s.error) for number, s in states.items()}
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        return {run.id: {job.number: _seen(job.state()) for job in jobs} for run, jobs in runs}
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         del run
@@ -48,6 +84,18 @@ class Local:
         return operations.pieces(
             *operations.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit, only=only, skip=skip)
         )
+
+    def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
+        """In the job's folder, with the job's variables."""
+        del plan, state, node
+        os.chdir(job.path)
+        os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
+        return command or [os.environ.get("SHELL") or "/bin/sh"]
+
+    def checks(self) -> Sequence[Check]:
+        from nemotron_kit.executors import checks
+
+        return (checks.connection, checks.python, checks.storage, checks.registry, checks.secrets)
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
         """Start the worker. Returns once it says that it runs."""
@@ -64,13 +112,11 @@ class Local:
                 raise NemotronError(f"{job.run_id}: {error}.")
 
 
+def _seen(state: JobState) -> Observation:
+    return Observation(state.state, state.code, state.error)
+
+
 def _unheard(job: JobFolder) -> bool:
     """Whether the worker has not said anything yet; one that waits for another run says so, and stays pending."""
     state = job.state()
     return state.state == "pending" and not state.facts.get("process")
-
-
-def make(settings: RunConfig) -> Local:
-    """The back end of executor "local"."""
-    del settings
-    return Local()

@@ -13,7 +13,7 @@ import select
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -25,7 +25,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import shell_word
-from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, resolve_partition, with_overrides
+from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, with_overrides
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.process import start_apart
 
@@ -64,161 +64,19 @@ _PACKAGERS = {"worktree": _nothing, "none": _nothing, "git": git_packager, "patt
 
 
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
-Env = dict[str, str]
 
 
 class FromProfile(str):
     """A variable's value as a profile gives it: `$NAME` in it is what that is where the job runs."""
 
 
-def _word(value: str) -> str:
+def word(value: str) -> str:
+    """A variable's value as a word of a shell."""
     return shell_word(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
-def _local(run: Any, config: RunConfig, env: Env) -> Any:
-    return run.LocalExecutor(
-        ntasks_per_node=config.nproc_per_node or 1, nodes=config.nodes or 1, env_vars=env, **(config.extra or {})
-    )
-
-
-def _docker(run: Any, config: RunConfig, env: Env) -> Any:
-    _need(config, "container_image")
-    gpus = config.gpus_per_node
-    return run.DockerExecutor(
-        container_image=config.container_image,
-        ntasks_per_node=config.nproc_per_node or 1,
-        num_gpus=config.nproc_per_node if gpus is None and config.runtime == "nvidia" else gpus,
-        runtime=config.runtime,
-        ipc_mode=config.ipc_mode,
-        shm_size=config.shm_size,
-        volumes=list(config.mounts or ()),
-        packager=build_packager(run, config),
-        env_vars=env,
-        **(config.extra or {}),
-    )
-
-
-_SLURM_AS_THEY_ARE = (
-    *("gpus_per_node", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem", "mem_per_gpu", "mem_per_cpu", "gres"),
-    *("qos", "constraint", "exclude", "exclusive", "array", "time", "container_image"),
-)
-
-
-def _slurm(run: Any, config: RunConfig, env: Env) -> Any:
-    partition = resolve_partition(config, is_launch=bool(config.detach))
-    _need(replace(config, partition=partition), "account", "partition")
-    # NeMo-Run writes every name in capitals: one that isn't would become another variable.
-    capitals = {name: _word(value) for name, value in env.items() if name == name.upper()}
-    others = [f"export {name}={_word(value)}" for name, value in env.items() if name != name.upper()]
-    return run.SlurmExecutor(
-        account=config.account,
-        partition=partition,
-        job_name_prefix=f"{config.job_name}.",
-        nodes=config.nodes or 1,
-        ntasks_per_node=config.ntasks_per_node or 1,
-        torchrun_nproc_per_node=config.nproc_per_node,
-        container_mounts=list(config.mounts or ()),
-        setup_lines="\n".join([*others, *_shell(config)]) or None,
-        tunnel=_tunnel(run, config),
-        packager=build_packager(run, config),
-        env_vars=capitals,
-        # Otherwise a thread of NeMo-Run's prints over whatever else is shown.
-        poll_estimated_start_time=False,
-        **{name: getattr(config, name) for name in _SLURM_AS_THEY_ARE},
-        **(config.extra or {}),
-    )
-
-
-def _skypilot(run: Any, config: RunConfig, env: Env) -> Any:
-    kind, _, count = (config.gpus or "").partition(":")
-    if count and not count.isdecimal():
-        raise ProfileError(f"gpus: expected NAME or NAME:COUNT, got {config.gpus!r}.")
-    return run.SkypilotExecutor(
-        container_image=config.container_image,
-        cloud=config.cloud,
-        gpus=kind or None,
-        gpus_per_node=int(count) if count else config.gpus_per_node,
-        num_nodes=config.nodes or 1,
-        cluster_name=config.cluster_name,
-        setup="\n".join(_shell(config)) or None,
-        torchrun_nproc_per_node=config.nproc_per_node,
-        # SkyPilot's executor takes no other.
-        packager=git_packager(run, config),
-        env_vars=env,
-        **(config.extra or {}),
-    )
-
-
-def _dgxcloud(run: Any, config: RunConfig, env: Env) -> Any:
-    needed = ("base_url", "app_id", "app_secret", "project_name", "container_image", "nemo_run_dir")
-    _need(config, *needed)
-    extra = dict(config.extra or {})
-    if "kube_apiserver_url" not in extra:
-        raise ProfileError('dgxcloud needs the address of its API server: extra = {kube_apiserver_url = "https://…"}.')
-    return run.DGXCloudExecutor(
-        base_url=config.base_url,
-        client_id=config.app_id,
-        client_secret=_secret("app_secret", config.app_secret or ""),
-        project_name=config.project_name,
-        container_image=config.container_image,
-        pvc_nemo_run_dir=config.nemo_run_dir,
-        nodes=config.nodes or 1,
-        gpus_per_node=config.gpus_per_node or 0,
-        nprocs_per_node=config.nproc_per_node or 1,
-        pvcs=[_claim(item) for item in config.pvcs or ()],
-        packager=build_packager(run, config),
-        env_vars={name: _word(value) for name, value in env.items()},
-        **extra,
-    )
-
-
-def _lepton(run: Any, config: RunConfig, env: Env) -> Any:
-    _need(config, "container_image", "nemo_run_dir")
-    mounts = [mount.split(":", 2) for mount in config.mounts or ()]
-    if any(len(parts) < 2 for parts in mounts):
-        raise ProfileError(f"mounts: lepton takes PATH:MOUNT_PATH:STORAGE, got {config.mounts}.")
-    return run.LeptonExecutor(
-        container_image=config.container_image,
-        nemo_run_dir=config.nemo_run_dir,
-        nodes=config.nodes or 1,
-        gpus_per_node=config.gpus_per_node or 0,
-        nprocs_per_node=config.nproc_per_node or 1,
-        resource_shape=config.resource_shape or "",
-        node_group=config.node_group or "",
-        mounts=[dict(zip(("path", "mount_path", "from"), parts, strict=False)) for parts in mounts],
-        pre_launch_commands=_shell(config),
-        packager=build_packager(run, config),
-        env_vars=env,
-        **(config.extra or {}),
-    )
-
-
-def _kubeflow(run: Any, config: RunConfig, env: Env) -> Any:
-    _need(config, "container_image")
-    return run.KubeflowExecutor(
-        image=config.container_image,
-        num_nodes=config.nodes or 1,
-        nprocs_per_node=config.nproc_per_node,
-        gpus_per_node=config.gpus_per_node,
-        packager=build_packager(run, config),
-        # As entries of the pod, not as env_vars: those go through a script that quotes nothing.
-        env_list=[{"name": name, "value": value} for name, value in env.items()],
-        **(config.extra or {}),
-    )
-
-
-BUILDERS: dict[str, Callable[[Any, RunConfig, Env], Any]] = {
-    "local": _local,
-    "docker": _docker,
-    "slurm": _slurm,
-    "skypilot": _skypilot,
-    "dgxcloud": _dgxcloud,
-    "lepton": _lepton,
-    "kubeflow": _kubeflow,
-}
-
-
-def _need(config: RunConfig, *names: str) -> None:
+def need(config: RunConfig, *names: str) -> None:
+    """Raise ProfileError where one of these fields is not set."""
     missing = [name for name in names if not getattr(config, name)]
     if missing:
         raise ProfileError(
@@ -227,7 +85,8 @@ def _need(config: RunConfig, *names: str) -> None:
         )
 
 
-def _tunnel(run: Any, config: RunConfig) -> Any:
+def tunnel(run: Any, config: RunConfig) -> Any:
+    """NeMo-Run's tunnel to the profile's target."""
     if config.tunnel == "local":
         return run.LocalTunnel(job_dir="")  # NeMo-Run never fills a folder that is named here
     if not (config.host and config.user):
@@ -238,12 +97,12 @@ def _tunnel(run: Any, config: RunConfig) -> Any:
     return run.SSHTunnel(host=config.host, user=config.user, identity=identity, job_dir=job_dir)
 
 
-def _shell(config: RunConfig) -> list[str]:
+def shell_lines(config: RunConfig) -> list[str]:
     """The lines that are shell by intent."""
     return [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
 
 
-def _secret(name: str, value: str) -> str:
+def secret_value(name: str, value: str) -> str:
     """`${secret:NAME}` is the environment variable NAME; anything else is taken as it stands."""
     match = _SECRET.match(value)
     if match is None:
@@ -253,7 +112,7 @@ def _secret(name: str, value: str) -> str:
     return os.environ[match[1]]
 
 
-def _claim(item: str | dict[str, Any]) -> dict[str, Any]:
+def claim(item: str | dict[str, Any]) -> dict[str, Any]:
     """`claim:/path`, or a table as DGX Cloud's own API takes it."""
     if isinstance(item, dict):
         return item
@@ -276,12 +135,14 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     needs itself.
     """
     checked = _checked(config)
-    build = BUILDERS[checked.executor]
+    from nemotron_kit.executors.base import executor_for
+
+    planner = executor_for(checked)
     added = env_dict(RunConfig(env_vars=[f"{name}={value}" for name, value in (env_vars or {}).items()]))
     run = _nemo_run()
     try:
-        executor = build(
-            run, checked, {**{name: FromProfile(text) for name, text in env_dict(checked).items()}, **added}
+        executor = planner.nemo_run(
+            run, {**{name: FromProfile(text) for name, text in env_dict(checked).items()}, **added}
         )
     except TypeError as error:
         raise ProfileError(f"extra: NeMo-Run's {checked.executor} executor says: {error}.") from error

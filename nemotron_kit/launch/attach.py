@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from nemotron_kit import files
 from nemotron_kit.errors import Unreachable, printable
-from nemotron_kit.executors.base import Backend, Observation
+from nemotron_kit.executors.base import Executor, Observation
 from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import (
@@ -63,7 +63,6 @@ class LogOffsets:
         self._jobs = {}
 
 
-FASTEST, SLOWEST = 0.3, 10.0
 # A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
 PATIENCE = 600.0
 # One round trip over ssh each.
@@ -80,7 +79,7 @@ class Follower:
     """
 
     def __init__(
-        self, backend: Backend, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
+        self, backend: Executor, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
     ) -> None:
         self.backend, self.job, self.label = backend, job, label
         self.offsets = dict(offsets or {})
@@ -125,7 +124,7 @@ class Follower:
 
 def attach(
     run: RunFolder,
-    backend: Backend,
+    backend: Executor,
     jobs: Sequence[JobFolder],
     *,
     offsets: LogOffsets | None = None,
@@ -155,7 +154,7 @@ def attach(
 
 
 def _follow(
-    run: RunFolder, backend: Backend, jobs: Sequence[JobFolder], followers: Sequence[Follower], offsets: LogOffsets
+    run: RunFolder, backend: Executor, jobs: Sequence[JobFolder], followers: Sequence[Follower], offsets: LogOffsets
 ) -> Outcome:
     def keep() -> None:
         with unless_gone(sys.stdout):
@@ -163,7 +162,7 @@ def _follow(
         offsets.keep({follower.job.number: follower.written for follower in followers})
 
     # A back end that is a folder of this machine is asked more often than one that many ask.
-    fastest, slowest = getattr(backend, "pace", (FASTEST, SLOWEST))
+    fastest, slowest = backend.pace
     pace, lost, known = Pace(fastest, 1.3, slowest), False, time.monotonic()
     try:
         while True:

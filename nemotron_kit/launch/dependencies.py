@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.errors import Cancelled, NemotronError, Problem, printable
-from nemotron_kit.launch.mounts import with_folders
+from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.launch.status import (
     ENDED,
     StatusSnapshot,
@@ -64,9 +64,10 @@ class After:
         """The scheduler ids that a job depends on; None where the runs are not all of one scheduler, or have no ids
         yet.
         """
-        if plan.executor != "slurm" or any(target_of(stored_plan(run)) != target_of(plan) for run in self.left):
+        executor = executor_for(plan.settings)
+        if not executor.holds_back or any(target_of(stored_plan(run)) != target_of(plan) for run in self.left):
             return None
-        found = [_scheduler_ids(run, self.snapshots.get(run.id)) for run in self.left if self.connect]
+        found = [_dependency_ids(executor, run, self.snapshots.get(run.id)) for run in self.left if self.connect]
         return sorted(set().union(*found)) if all(found) else None
 
     def apply(self, plan: Plan, command: Command) -> Plan:
@@ -89,14 +90,15 @@ class After:
         deferred = _late(plan, {run.id for run in self.runs}, command)
         kept = [problem for problem in plan.problems if problem.slot not in deferred]
         read = [run for run in self.runs if any(reference.run == run.id for reference in deferred.values())]
-        plan = with_folders(replace(plan, problems=tuple(kept)), [stored_plan(run).place.run for run in read])
+        folders = [stored_plan(run).place.run for run in read]
+        plan = executor_for(plan.settings).with_folders(replace(plan, problems=tuple(kept)), folders)
         if deferred:
             spec["late"] = {slot: str(reference) for slot, reference in deferred.items()}
             notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in spec["late"].items()]
         return replace(
             plan,
             files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
-            problems=(*kept, *problems),
+            problems=(*plan.problems, *problems),
             notes=(*plan.notes, *notes),
             after=tuple(run.id for run in self.runs),
             **waits,
@@ -159,17 +161,16 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
         job.transition("pending", process=process_facts(), reason=reason)
 
 
-def _scheduler_ids(run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:
-    """The scheduler's numbers of a run's jobs that are not over; of an array's tasks, the array's."""
+def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:
+    """What a dependency calls a run's jobs that are not over; empty where one has no such name yet."""
     found = set()
     for job in run.jobs():
         state = effective_state(job, snapshot)
         if state.terminal:
             continue
         seen = snapshot.observed.get(job.number) if snapshot else None
-        facts = {**state.facts, **(seen.facts if seen else {})}
-        number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
-        if not number.isdecimal():
+        number = executor.dependency_id({**state.facts, **(seen.facts if seen else {})})
+        if number is None:
             return set()
         found.add(number)
     return found

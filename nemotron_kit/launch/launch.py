@@ -15,7 +15,7 @@ from nemotron_kit.app import Command
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.executors.base import Backend, backend_for
+from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.polling import until
 from nemotron_kit.remote.ssh import NotSent
@@ -94,7 +94,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
 
 def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     """Submit to the plan's back end, now or later; with --run, stay until the end."""
-    backend, job = backend_for(plan), run.job(plan.job)
+    backend, job = executor_for(plan.settings), run.job(plan.job)
     try:
         submitted(run, job, backend, plan)
     except KeyboardInterrupt:
@@ -104,7 +104,7 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.cancel_on_interrupt))
 
 
-def submitted(run: RunFolder, job: JobFolder, backend: Backend, plan: Plan) -> None:
+def submitted(run: RunFolder, job: JobFolder, backend: Executor, plan: Plan) -> None:
     """Hand a job over, now or later. What goes wrong is raised, and is on its record."""
     try:
         if plan.deferred:
@@ -128,12 +128,12 @@ def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
     """Run a job whose folder is there: in this process, or under torchrun below a worker that outlives it."""
     if plan.launch == IN_PROCESS:
         return run_job(job, command.load_handler(), command.load_config_cls())
-    run, backend = RunFolder(Path(plan.folder)), backend_for(plan)
+    run, backend = RunFolder(Path(plan.folder)), executor_for(plan.settings)
     return followed(run, backend, job, lambda: backend.submit(run, [plan]))
 
 
 def followed(
-    run: RunFolder, backend: Backend, job: JobFolder, start: Callable[[], None], offsets: LogOffsets | None = None
+    run: RunFolder, backend: Executor, job: JobFolder, start: Callable[[], None], offsets: LogOffsets | None = None
 ) -> Outcome:
     """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
     ends this process leaves it running."""

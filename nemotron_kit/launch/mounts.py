@@ -1,17 +1,16 @@
-"""Folders that a container gets besides its own: git repositories, and the files of runs it waits for."""
+"""Git repositories that a container gets: which commit is meant, and the folder that it is mounted from."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.spec.plan import Plan
 
 if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
@@ -91,41 +90,3 @@ def _commit(settings: RunConfig, url: str, ref: str, transports: TransportFactor
     if key not in _commits:
         _commits[key] = transports(settings).call("commit_of", url=url, ref=ref)[0]
     return _commits[key]
-
-
-def with_folders(plan: Plan, folders: Sequence[str]) -> Plan:
-    """The plan of a job that finds `folders` at the same paths; as it is where that needs no mount."""
-    if not folders or plan.problems or not plan.settings.container_image:
-        return plan
-    if plan.executor == "docker" and plan.container:
-        return _docker(plan, folders)
-    return _slurm(plan, folders) if plan.executor == "slurm" else plan
-
-
-def _docker(plan: Plan, folders: Sequence[str]) -> Plan:
-    from nemotron_kit.executors.docker import mount
-
-    assert plan.container  # noqa: S101 — asked before
-    arguments = list(plan.container.words)
-    at = arguments.index("--entrypoint=")
-    arguments[at:at] = [argument for folder in folders for argument in mount(folder, writable=False)]
-    return replace(plan, container=replace(plan.container, words=tuple(arguments)))
-
-
-def _slurm(plan: Plan, folders: Sequence[str]) -> Plan:
-    from nemotron_kit.executors.slurm import script as slurm_script
-    from nemotron_kit.spec.resources import label_of, resources_of
-
-    mounts = (*(plan.mounts or ()), *folders)
-    if slurm_script.FILE not in plan.files:
-        return replace(plan, mounts=mounts)
-    intent, place = slurm_script.intent_of(plan.run_id, [plan.job]), plan.place
-    script = slurm_script.Script(
-        slurm_script.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage)),
-        place.run,
-        slurm_script.command_of(place.python, place.package, place.job),
-        mounts=mounts,
-    )
-    resources = plan.resources or resources_of(plan.settings, None)
-    text = slurm_script.render(plan.settings, resources, script, batch=plan.mode == "batch")
-    return replace(plan, mounts=mounts, files={**plan.files, slurm_script.FILE: text})

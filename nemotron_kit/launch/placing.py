@@ -22,7 +22,9 @@ from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError
-from nemotron_kit.spec.paths import RemotePaths, below, moved, remote_paths, with_folder
+from nemotron_kit.executors.base import executor_for
+from nemotron_kit.spec.paths import RemotePaths, below, moved, with_folder
+from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -67,7 +69,7 @@ def check_paths(values: Mapping[str, Any], place: RemotePaths, settings: RunConf
 
     `values` is the frozen config before it is moved. Raises UserError for a relative path that leads out of the code.
     """
-    if settings.executor == "local":
+    if is_here(settings.executor):
         return {}
     mounted = [target for mount in settings.mounts or () for target in _mounted(mount, settings)]
     left: dict[str, str] = {}
@@ -156,8 +158,8 @@ def _placed(
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
     settings = effective_settings(frozen["run"], composed.overrides, recorded)
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
-    place = remote_paths(settings, run_id, job, registry=registry_here(settings))
-    if settings.executor == "local":
+    place = executor_for(settings).place(run_id, job, registry=registry_here(settings))
+    if is_here(settings.executor):
         return ResolvedJob(frozen, settings, place)
 
     fetch: tuple[dict[str, str], ...] = ()

@@ -16,8 +16,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
-from nemotron_kit.executors.base import ExecutorPlan
-from nemotron_kit.executors.slurm.script import sbatch_for
+from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
@@ -31,9 +30,9 @@ from nemotron_kit.launch.placing import (
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
-from nemotron_kit.spec.resources import Resources, label_of, resources_of, without_effect
+from nemotron_kit.spec.resources import Resources, fields_given, label_of
 from nemotron_kit.worker import python_module, torchrun_command
 
 if TYPE_CHECKING:
@@ -105,22 +104,24 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
 
 
 def launch_kind(mode: str, settings: RunConfig, resources: Resources) -> str:
-    if mode == "batch" or settings.executor != "local":
+    if mode == "batch" or not is_here(settings.executor):
         return DETACHED
     return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
-def launch_command(
-    command: Command, launch: str, settings: RunConfig, place: RemotePaths, resources: Resources
-) -> list[str]:
-    folder = place.job
-    if place.package:  # a folder with a __main__.py, which is the worker
-        return [place.python, place.package, folder]
-    if launch == DETACHED or settings.executor != "local":
-        return python_module("nemotron_kit.worker", folder, python=place.python)
+def worker_command(place: RemotePaths) -> list[str]:
+    """The words that start a job's worker. Where the package is sent, its folder has a __main__.py."""
+    if place.package:
+        return [place.python, place.package, place.job]
+    return python_module("nemotron_kit.worker", place.job, python=place.python)
+
+
+def launch_command(command: Command, launch: str, place: RemotePaths, resources: Resources) -> list[str]:
+    if launch == DETACHED:
+        return worker_command(place)
     if launch == IN_PROCESS:
         return [command.handler_name or str(command.handler)]
-    return torchrun_command(resources.processes, folder)
+    return torchrun_command(resources.processes, place.job)
 
 
 def job_spec(command: Command, settings: RunConfig, place: RemotePaths, resources: Resources) -> dict[str, Any]:
@@ -175,7 +176,6 @@ def problems_of(
 ) -> list[Problem]:
     """The problems that need no look at the inputs."""
     return [
-        *_executor_problems(command, settings),
         *_handler_problems(command, launch),
         *_wandb_problems(environment),
         *_secret_problems(frozen, settings, environment),
@@ -186,14 +186,6 @@ def missing_value(key: str) -> Problem:
     option = "--" + key.replace("_", "-")
     hint = f"Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
     return Problem(f"{key} has no value.", hint=hint)
-
-
-def _executor_problems(command: Command, settings: RunConfig) -> list[Problem]:
-    # A command that is one process has one node, whatever the profile says; its plan notes that.
-    if settings.executor == "local" and (settings.nodes or 1) > 1 and command.torchrun is not False:
-        more = "Use nproc_per_node for more processes."
-        return [Problem("the local executor has one node.", field=f"nodes={settings.nodes}", hint=more)]
-    return []
 
 
 def _handler_problems(command: Command, launch: str) -> list[Problem]:
@@ -292,7 +284,7 @@ def _secret_problems(
 ) -> Iterator[Problem]:
     """Secrets that the config refers to and that the job would look for in vain. What a machine behind ssh has in its
     own environment is not known here."""
-    local = settings.executor == "local"
+    local = is_here(settings.executor)
     for key, name in secrets_used(frozen):
         if name in environment:
             continue
@@ -333,19 +325,33 @@ def build_plan(
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
     detached = list(_detached(frozen, settings, alone))
-    resources = resources_of(settings, command.torchrun)
-    launch = launch_kind(frozen["run"]["mode"], settings, resources)
-    sbatch = _of_executor(command, settings, resources, place, inputs, run_id, job, frozen["run"]["mode"], alone)
+    executor, mode = executor_for(settings), frozen["run"]["mode"]
+    resources = executor.resources(command.torchrun)
+    launch = launch_kind(mode, settings, resources)
+    added = executor.plan(
+        PlanContext(
+            resources=resources,
+            place=place,
+            inputs=inputs.pins,
+            run_id=run_id,
+            job=job,
+            label=label_of(settings, command.recipe, command.stage),
+            mode=mode,
+            secrets=tuple(settings.secrets or ()),
+            torchrun=command.torchrun,
+            alone=alone,
+        )
+    )
     environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
     problems = [
         *(missing_value(key) for key in missing),
         *inputs.problems,
         *still_behind(placed, transports),
-        *sbatch.problems,
+        *added.problems,
         *([Problem(_PREVIEW)] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
     ]
-    found = preflight(command, frozen, inputs, place, connect, settings.executor == "local") if not missing else []
+    found = preflight(command, frozen, inputs, place, connect, is_here(settings.executor)) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, place, resources)
@@ -356,7 +362,7 @@ def build_plan(
         folder=f"{nemotron_home()}/runs/{run_id}",
         argv=tuple(argv),
         hydra=tuple(composed.overrides),
-        mode=frozen["run"]["mode"],
+        mode=mode,
         profile=frozen["run"]["profile"],
         executor=settings.executor,
         settings=settings,
@@ -366,27 +372,27 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(launch_command(command, launch, settings, place, resources)),
+        launch_command=tuple(launch_command(command, launch, place, resources)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
         captured=_captured(composed, place),
-        files={**job_files(frozen, spec, inputs, environment, place), **sbatch.files},
+        files={**job_files(frozen, spec, inputs, environment, place), **added.files},
         problems=tuple(problems),
         notes=(
             *composed.notes,
             *detached,
             *inputs.notes,
-            *sbatch.notes,
+            *added.notes,
             *placed.notes,
             *left_out(place),
             *unjudged,
-            *without_effect(settings, launch, frozen["run"], composed.overrides),
+            *executor.without_effect(fields_given(settings, frozen["run"], composed.overrides), launch),
         ),
         job=job,
         place=place,
         repositories=placed.fetch,
         alone=alone,
-        **{name: getattr(sbatch, name) for name in ("resources", "mounts", "container", "request")},
+        **added.fields,
     )
 
 
@@ -405,30 +411,3 @@ def _captured(composed: Composed, place: RemotePaths) -> dict[str, str]:
     """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
     found = launch_environment(composed.config)
     return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
-
-
-def _of_executor(
-    command: Command,
-    settings: RunConfig,
-    resources: Resources,
-    place: RemotePaths,
-    inputs: Inputs,
-    run_id: str,
-    job: int,
-    mode: str,
-    alone: bool,
-) -> ExecutorPlan:
-    if settings.executor == "local":
-        return ExecutorPlan(notes=resources.notes)
-    if settings.executor == "docker":
-        from nemotron_kit.executors.docker import docker_for
-
-        return docker_for(settings, resources, place, inputs.pins, run_id=run_id, job=job, mode=mode)
-    if settings.executor != "slurm":
-        from nemotron_kit.executors.cloud import cloud_for
-
-        return cloud_for(settings, run_id=run_id, job=job, mode=mode)
-    label = label_of(settings, command.recipe, command.stage)
-    return sbatch_for(
-        settings, resources, place, inputs.pins, run_id=run_id, job=job, label=label, mode=mode, alone=alone
-    )

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import backend_for, missing_secrets
+from nemotron_kit.executors.base import executor_for, missing_secrets
 from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.launch import followed, submitted
@@ -35,7 +35,7 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         plan = _held(job, load_plan(run, job))
         for said in missing_secrets(plan.secrets):
             raise UserError(f"{job.reference}: {said}")
-        backend = backend_for(plan)
+        backend = executor_for(plan.settings)
         offsets = _printed_before(run, job)
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.executors.base import Backend, Observation, backend_for
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.executors.base import Executor, Observation, executor_for
 from nemotron_kit.home import runs_root
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
@@ -249,7 +249,7 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
     found: dict[str, dict[int, Observation]] = {}
     lost = None
     try:
-        found = observe_many(backend_for(group[0][1]), [(run, jobs) for run, _, jobs in group])
+        found = executor_for(group[0][1].settings).observe_many([(run, jobs) for run, _, jobs in group])
         for run, plan, jobs in group:
             _record(plan, jobs, found.get(run.id, {}), asked)
     except NemotronError as error:
@@ -269,28 +269,10 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
     return any((job.state().at or 0.0) > at for job in doubted)
 
 
-def ask(run: RunFolder, backend: Backend, jobs: Sequence[JobFolder]) -> None:
+def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
     """Bring the record of one run's jobs up to date now, whatever was seen a moment ago. Raises Unreachable."""
     asked = time.time()
     _record(stored_plan(run), jobs, backend.observe(run, jobs), asked)
-
-
-def observe_many(
-    backend: Backend, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]
-) -> dict[str, dict[int, Observation]]:
-    """One question where the back end has one for many runs, else one a run. Raises Unreachable."""
-    many: Any = getattr(backend, "observe_many", None)
-    if many is not None:
-        found: dict[str, dict[int, Observation]] = many(runs)
-        return found
-    return {run.id: _each(backend, run, jobs) for run, jobs in runs}
-
-
-def _each(backend: Backend, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-    try:
-        return backend.observe(run, jobs)
-    except Unreachable as error:
-        return {job.number: Observation(LOST, error=error.message) for job in jobs}
 
 
 def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float) -> None:

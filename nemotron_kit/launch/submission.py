@@ -11,11 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, Unreachable, UserError
-from nemotron_kit.executors.base import Backend, Observation, backend_for, missing_secrets
+from nemotron_kit.executors.base import Executor, Observation, executor_for, missing_secrets
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text
@@ -29,8 +28,6 @@ from nemotron_kit.worker import python_module
 from nemotron_kit.worker.process import Terminated, start_apart
 
 log = logging.getLogger("nemotron_kit.launcher")
-# Submitting a few at a time, as others end, would make very many arrays.
-_LEAST = 250
 
 Ended = Callable[[JobFolder], None]
 
@@ -41,10 +38,10 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
     What an earlier process had begun to hand over comes first. Raises what the back end raises; the rest waits on.
     """
     plan = stored_plan(run)
-    backend, given = backend_for(plan), list[int]()
+    backend, given = executor_for(plan.settings), list[int]()
     with run_lock(run):
         queue = SweepQueue(run)
-        while numbers := queue.unfinished or _fitting(queue, backend, plan, running + len(given)):
+        while numbers := queue.unfinished or _fitting(queue, backend, running + len(given)):
             queue.begin(numbers)
             _reopen(run, numbers)
             try:
@@ -113,20 +110,17 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
             log.warning("%d jobs are still to be submitted: nemotron runs resume %s", open_jobs, run.id)
 
 
-def _fitting(queue: SweepQueue, backend: Backend, plan: Plan, running: int) -> list[int]:
+def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
     """As many of those that wait as the back end takes now."""
     waiting = queue.waiting
     if not waiting:
         return []
-    if plan.executor == "docker":  # an engine starts whatever it is told to
-        most = plan.settings.max_parallel or os.cpu_count() or 1
-        return waiting[: max(0, most - running)]
-    room: Any = getattr(backend, "room", None)
-    free = len(waiting) if room is None else int(room())
-    return waiting[:free] if free >= min(len(waiting), _LEAST) or not running else []
+    room = backend.capacity(running)
+    free = len(waiting) if room is None else room
+    return waiting[:free] if free >= min(len(waiting), backend.least) or not running else []
 
 
-def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: NemotronError) -> None:
+def _told(run: RunFolder, backend: Executor, numbers: Sequence[int], error: NemotronError) -> None:
     """Put on record what is known of jobs whose submission failed: some may be queued, others refused."""
     jobs = [run.job(number) for number in numbers]
     try:
@@ -137,14 +131,14 @@ def _told(run: RunFolder, backend: Backend, numbers: Sequence[int], error: Nemot
 
 
 def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-    backend_for(stored_plan(run)).cancel(run, drop_waiting(run, jobs))
+    executor_for(stored_plan(run).settings).cancel(run, drop_waiting(run, jobs))
     log.warning("%s: cancelled.", run.id)
 
 
 def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
     """Losing sight of the jobs ends nothing."""
     plan, pace, lost = stored_plan(run), Pace(0.3, 1.2, 10.0), False
-    backend, left = backend_for(plan), {job.number: job for job in given}
+    backend, left = executor_for(plan.settings), {job.number: job for job in given}
     unseen = {job.number for job in jobs} - set(left)
     while left or unseen:
         asked = time.time()
@@ -183,7 +177,7 @@ _LONGEST_PAUSE = 1800.0
 
 def defer(plan: Plan, run: RunFolder) -> None:
     """Send what the job needs, and leave the rest to a process of this machine."""
-    backend_for(plan).prepare(run, [plan])
+    executor_for(plan.settings).prepare(run, [plan])
     files.write_text(run.job(plan.job).path / LAUNCH_FILE, to_text(plan))
     SweepQueue(run).add([plan.job])
     start(run)

@@ -207,29 +207,32 @@ def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[Ru
     )
 
 
-def remote_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
-    """The place of a job. Connects to nothing and looks at nothing but this machine's folders.
+def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
+    """The place of a job that is a process of this machine."""
+    root, here = str(nemotron_home()), _here()
+    run = f"{root}/runs/{run_id}"
+    own, python = settings.artifacts_root, settings.python or sys.executable
+    artifacts = own or registry or f"{root}/artifacts"
+    return RemotePaths(
+        root, run, f"{run}/jobs/{job}", None, here, python, None, artifacts, own_registry=own is not None
+    )
+
+
+def sent_paths(
+    settings: RunConfig, run_id: str, job: int, *, registry: str | None = None, image: bool = False
+) -> RemotePaths:
+    """The place of a job to which code is sent: in folders of this machine, or of the one that `tunnel = "ssh"` leads
+    to. In a container (`image`) there is another Python, without nemotron_kit. Connects to nothing.
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
     """
-    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
-    is_remote = settings.tunnel == "ssh"
+    here, is_remote = _here(), settings.tunnel == "ssh"
     root = _root(settings, is_remote)
     run = f"{root}/runs/{run_id}"
     folder = f"{run}/jobs/{job}"
     artifacts = settings.artifacts_root or (f"{root}/artifacts" if is_remote else registry or f"{root}/artifacts")
-    here = str(Path.cwd())
-    if settings.executor == "local":
-        python = settings.python or sys.executable
-        own = settings.artifacts_root is not None
-        return RemotePaths(root, run, folder, None, here, python, None, artifacts, own_registry=own)
-
     tree = code_tree(settings)
-    if settings.executor not in ("slurm", "docker"):
-        return _in_a_cloud(settings, tree, artifacts)
     code = f"{folder}/code" if tree else None
-    # A container has another Python, without nemotron_kit.
-    image = settings.executor != "slurm" or settings.container_image is not None
     package = f"{root}/kit/{package_hash()}" if is_remote or image else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
     # Over ssh the profile's is the login node's, which no image has at that path.
@@ -251,8 +254,16 @@ def remote_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | 
     )
 
 
-def _in_a_cloud(settings: RunConfig, tree: CodeTree | None, artifacts: str) -> RemotePaths:
+def _here() -> str:
+    check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
+    return str(Path.cwd())
+
+
+def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePaths:
     """Where NeMo-Run puts a job's folder in all of the clouds. The image's own Python has nemotron_kit installed."""
+    _here()
+    tree = code_tree(settings)
+    artifacts = settings.artifacts_root or registry or f"{_root(settings, False)}/artifacts"
     job, code = f"{IN_A_CLOUD}/job", f"{IN_A_CLOUD}/code" if tree else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else job
     return RemotePaths(
@@ -283,13 +294,6 @@ def below(text: str, folder: str) -> bool:
 
 def _root(settings: RunConfig, is_remote: bool) -> str:
     named = settings.remote_job_dir
-    if is_remote and settings.executor != "slurm":
-        raise UserError(
-            f"tunnel 'ssh' leads to a Slurm cluster; executor {settings.executor!r} has its own way.",
-            hint='Set executor = "slurm", or leave tunnel out.',
-        )
-    if settings.executor == "local":
-        return str(nemotron_home())
     if not is_remote:
         return str(Path(named).expanduser().absolute()) if named else str(nemotron_home())
     for field in ("host", "user"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import omegaconf_unescaped
-from nemotron_kit.spec.plan import DETACHED
 from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name
 
 MODES = ("local", "run", "batch")
@@ -81,9 +80,6 @@ def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
     processes = config.nproc_per_node or (tasks if tasks > 1 else (config.gpus_per_node or 1))
     if torchrun is False:
         return _plain(config, nodes, tasks, processes)
-    if config.executor == "local":  # this machine, whatever a scheduler would be asked for
-        processes = config.nproc_per_node or 1
-        return Resources(nodes=1, processes=processes, torchrun=processes > 1)
     notes = []
     if processes > 1 and not config.nproc_per_node:
         name = "ntasks_per_node" if tasks > 1 else "gpus_per_node"
@@ -100,7 +96,7 @@ def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
 
 def _plain(config: RunConfig, nodes: int, tasks: int, processes: int) -> Resources:
     asked = {"nodes": nodes, "ntasks_per_node": tasks, "nproc_per_node": config.nproc_per_node or 1}
-    if config.executor != "local" and processes == config.gpus_per_node:
+    if processes == config.gpus_per_node:
         asked["gpus_per_node"] = processes
     said = [f"{name}={count}" for name, count in asked.items() if count > 1]
     notes = [f"{', '.join(said)}: this command is one process on one node."] if said else []
@@ -124,81 +120,14 @@ def _cpus(config: RunConfig, tasks: int) -> int | None:
     return count if count > 1 else config.cpus_per_task
 
 
-_EVERYWHERE = (
-    *("executor", "nproc_per_node", "nodes", "env_vars", "secrets", "tunnel", "artifacts_root"),
-    *("dry_run", "detach", "max_parallel"),
-)
-# Wherever code is sent to a job in a place of its own.
-_SENT = (
-    *("python", "workdir", "remote_job_dir", "packager", "packager_include_pattern", "subpath", "include_submodules"),
-    *("allow_dirty", "extra", "cancel_on_interrupt"),
-)
-_SHELL = ("startup_commands", "setup")
-_CLOUD = tuple(name for name in _SENT if name not in ("remote_job_dir", "cancel_on_interrupt"))
-READ: dict[str, frozenset[str]] = {
-    "local": frozenset({*_EVERYWHERE, "python"}),
-    "docker": frozenset(
-        {*_EVERYWHERE, *_SENT, *_SHELL, "container_image", "mounts", "runtime", "ipc_mode", "shm_size"}
-        | {"ntasks_per_node", "gpus_per_node", "retries", "max_segments"}
-    ),
-    "slurm": frozenset(
-        {*_EVERYWHERE, *_SENT, *_SHELL, "container_image", "mounts", "account", "partition", "run_partition"}
-        | {"batch_partition", "time", "job_name", "ntasks_per_node", "gpus_per_node", "mem", "exclusive"}
-        | {"cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos", "constraint"}
-        | {"exclude", "gres", "array", "host", "user", "identity", "retries", "max_segments"}
-    ),
-    "skypilot": frozenset(
-        {*_EVERYWHERE, *_CLOUD, *_SHELL, "container_image", "cloud", "gpus", "gpus_per_node", "cluster_name"}
-        | {"retries"}
-    ),
-    "dgxcloud": frozenset(
-        {*_EVERYWHERE, *_CLOUD, "container_image", "base_url", "app_id", "app_secret", "project_name", "nemo_run_dir"}
-        | {"gpus_per_node", "pvcs", "retries"}
-    ),
-    "lepton": frozenset(
-        {*_EVERYWHERE, *_CLOUD, *_SHELL, "container_image", "mounts", "nemo_run_dir", "gpus_per_node"}
-        | {"resource_shape", "node_group", "retries"}
-    ),
-    "kubeflow": frozenset({*_EVERYWHERE, *_CLOUD, "container_image", "gpus_per_node", "retries"}),
-}  # fmt: skip
-# A field that is read only where another one says so.
-_PACKAGERS = {
-    "packager_include_pattern": ("pattern", "hybrid"),
-    "include_submodules": ("worktree", "git", "hybrid"),
-    "allow_dirty": ("git",),
-}
-_WITH_SSH = ("host", "user", "identity")
-
-
 def label_of(settings: RunConfig, recipe: str, stage: str) -> str:
     """What a job is called on a cluster, besides the kit's own mark: the profile's `job_name`, else the command."""
     return settings.job_name if settings.job_name != DEFAULTS["job_name"] else f"{recipe}-{stage}"
 
 
-def without_effect(settings: RunConfig, launch: str, run: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[str]:
-    """A sentence for the fields of the profile and the command line that this job does not read. What a config file
-    gives in `run.env` is for whichever executor has a use for it."""
+def fields_given(settings: RunConfig, run: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The fields that the profile and the command line set. What a config file gives in `run.env` is for whichever
+    executor has a use for it."""
     given = {name for name, default in DEFAULTS.items() if getattr(settings, name) not in (default, [], {})}
-    from_file = {field_name(key, key) for key in run.get("env") or {} if not _typed(key, overrides)}
-    yield from _sentences(settings, launch, sorted(given - from_file))
-
-
-def _typed(key: str, overrides: Sequence[str]) -> bool:
-    return any(word.lstrip("+").startswith((f"run.env.{key}=", f"run.env.{key}.")) for word in overrides)
-
-
-def _sentences(settings: RunConfig, launch: str, given: Collection[str]) -> Iterator[str]:
-    executor = settings.executor
-    unread = [name for name in given if name not in READ[executor]]
-    if unread:
-        yield f"{', '.join(unread)}: no effect on a job with executor {executor!r}."
-    packager = settings.packager or "worktree"
-    for name, packagers in _PACKAGERS.items():
-        if name in given and name not in unread and packager not in packagers:
-            yield f"{name}: no effect with packager {packager!r}, only with {' and '.join(packagers)}."
-    if settings.tunnel != "ssh" and (names := [name for name in _WITH_SSH if name in given and name not in unread]):
-        yield f'{", ".join(names)}: no effect without tunnel = "ssh".'
-    if executor == "slurm" and "mounts" in given and not settings.container_image:
-        yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
-    if executor == "local" and "python" in given and launch != DETACHED:
-        yield "python: no effect on a job in this process; --batch starts the profile's Python."
+    from_file = {field_name(key, key) for key in run.get("env") or {} if not _on_command_line(key, overrides)}
+    return sorted(given - from_file)

@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NoReturn
 
@@ -247,9 +247,28 @@ def _check_flag(line: str) -> None:
         raise ProfileError(f"{flag.replace('-', '_')}: {quoted[:80]} is no value that sbatch --{flag} takes.")
 
 
-EXECUTORS = ("local", "docker", "slurm", "skypilot", "dgxcloud", "lepton", "kubeflow")
+# Executor → its class. Those of other packages are entry points in the group ENTRY_POINTS.
+EXECUTORS = {
+    "local": "nemotron_kit.executors.local:Local",
+    "docker": "nemotron_kit.executors.docker:Docker",
+    "slurm": "nemotron_kit.executors.slurm.client:Slurm",
+    "skypilot": "nemotron_kit.executors.cloud:SkyPilot",
+    "dgxcloud": "nemotron_kit.executors.cloud:DGXCloud",
+    "lepton": "nemotron_kit.executors.cloud:Lepton",
+    "kubeflow": "nemotron_kit.executors.cloud:Kubeflow",
+}
+ENTRY_POINTS = "nemotron_kit.executors"
+
+
+def installed_executors() -> dict[str, str]:
+    """The executors of other installed packages: name → "module:Class". A name of ours stays ours."""
+    from importlib import metadata
+
+    return {p.name: p.value for p in metadata.entry_points(group=ENTRY_POINTS) if p.name not in EXECUTORS}
+
+
 CHOICES = {
-    "executor": EXECUTORS,
+    "executor": tuple(EXECUTORS),
     "tunnel": ("local", "ssh"),
     "packager": ("worktree", "git", "pattern", "hybrid", "none"),
     "ray_mode": ("job", "cluster"),
@@ -346,7 +365,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def _clean_text(name: str, value: str, where: str) -> str:
     if name in CHOICES and value not in CHOICES[name]:
-        raise ProfileError(f"{where}: {value!r} is none of {', '.join(CHOICES[name])}.", hint=_near(name, value))
+        choices = [*CHOICES[name], *(installed_executors() if name == "executor" else ())]
+        if value not in choices:
+            raise ProfileError(f"{where}: {value!r} is none of {', '.join(choices)}.", hint=_near(choices, value))
     # A newline would end a line of a batch script and begin a command.
     if "\x00" in value or (name not in _SHELL and _CONTROL.search(value)):
         raise ProfileError(f"{where}: {value!r} holds a control character.")
@@ -443,6 +464,6 @@ _FROM_TEXT: dict[str, Callable[[str, str], Any]] = {
 }
 
 
-def _near(name: str, value: str) -> str | None:
-    found = nearest(value, CHOICES[name])
+def _near(choices: Iterable[str], value: str) -> str | None:
+    found = nearest(value, choices)
     return found[:1].upper() + found[1:] if found.startswith("did") else None

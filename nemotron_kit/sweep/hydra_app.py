@@ -20,18 +20,16 @@ from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_by_name
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.base import ExecutorPlan
-from nemotron_kit.executors.slurm.script import command_of, sbatch_for
+from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
 from nemotron_kit.launch.mounts import with_repositories
 from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, registry_here, registry_table
-from nemotron_kit.launch.plan import job_environment, references
+from nemotron_kit.launch.plan import job_environment, references, worker_command
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
-from nemotron_kit.spec.paths import NONE, RemotePaths, remote_paths, with_folder
-from nemotron_kit.spec.plan import DETACHED, Plan
-from nemotron_kit.spec.resources import resources_of
+from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
+from nemotron_kit.spec.plan import DETACHED, Plan, is_here
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
@@ -40,7 +38,7 @@ from nemotron_kit.worker.hydra import plain
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, name_of, task_of, versions
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
+    pass
 
 
 PLUGINS = "hydra_plugins."
@@ -296,24 +294,26 @@ class ProgramPlanner:
                 hint="hydra.launcher.env.dry_run=false starts it.",
             )
         self.run, _ = with_folder(self.run, lambda: transport_for(self.run).root)
-        if self.run.packager is None and self.run.executor == "slurm" and _sees_this_tree(self.run):
+        here = is_here(self.run.executor)
+        if self.run.packager is None and not here and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
-        if self.run.executor != "local":
-            root = remote_paths(self.run, run_id, 0, registry=self.registry).root
+        if not here:
+            root = executor_for(self.run).place(run_id, 0, registry=self.registry).root
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
-        self.mode = "local" if self.run.executor == "local" else "batch" if settings.detach else "run"
+        self.executor = executor_for(self.run)
+        self.mode = "local" if here else "batch" if settings.detach else "run"
         # One that starts processes by itself would be started many times: torchrun only where it is asked for.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
-        self.resources = resources_of(self.run, None if several else False)
+        self.resources = self.executor.resources(None if several else False)
         self.payloads = PayloadBuilder(task, callbacks, list(sys.argv), earlier)
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """The SweepJob of one composed job; `hydra` is Hydra's own node."""
-        place = remote_paths(self.run, self.run_id, number, registry=self.registry)
+        place = self.executor.place(self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
-        is_remote = place.is_remote or self.run.executor == "docker" or bool(self.run.container_image)
+        is_remote = place.is_remote or bool(self.run.container_image)
         place = place if is_remote else _shared_code(place)
         label, overrides = str(hydra.job.name), overrides_of(hydra)
         environment, secrets = self._environment(hydra, place)
@@ -325,7 +325,20 @@ class ProgramPlanner:
         pins = pin_slots(shown, ResolvedJob(shown, self.run, place), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
-        added = self._added(place, pins, number, label, secrets)
+        added = self.executor.plan(
+            PlanContext(
+                resources=self.resources,
+                place=place,
+                inputs=pins,
+                run_id=self.run_id,
+                job=number,
+                label=label,
+                mode=self.mode,
+                secrets=secrets,
+                torchrun=False,
+                alone=False,
+            )
+        )
         spec = self._spec(place, place.cwd if is_remote else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
@@ -344,7 +357,7 @@ class ProgramPlanner:
             config=shown,
             inputs=pins,
             references={slot: str(shown["run"][slot]) for slot in pins},
-            launch_command=command_of(place.python, place.package, place.job),
+            launch_command=tuple(worker_command(place)),
             environment=environment,
             secrets=secrets,
             captured={},
@@ -361,7 +374,7 @@ class ProgramPlanner:
             place=place,
             repositories=self.fetch,
             alone=False,
-            **{name: getattr(added, name) for name in ("resources", "mounts", "container", "request")},
+            **added.fields,
         )
         return SweepJob(plan, tuple(overrides))
 
@@ -388,20 +401,6 @@ class ProgramPlanner:
             "environment": dict(environment),
             "expand": references(self.run),
         }
-
-    def _added(
-        self, place: RemotePaths, pins: Mapping[str, Pin], number: int, label: str, secrets: Sequence[str]
-    ) -> ExecutorPlan:
-        """What the executor adds to the plan."""
-        if self.run.executor == "docker":
-            from nemotron_kit.executors.docker import docker_for
-
-            run = replace(self.run, secrets=list(secrets) or None)
-            return docker_for(run, self.resources, place, pins, run_id=self.run_id, job=number, mode=self.mode)
-        if self.run.executor == "slurm":
-            asked: dict[str, Any] = {"run_id": self.run_id, "job": number, "label": label, "mode": self.mode}
-            return sbatch_for(self.run, self.resources, place, pins, **asked, alone=False)
-        return ExecutorPlan()
 
     def _environment(self, hydra: Any, place: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""

@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -21,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.executors import nemo_run
+from nemotron_kit.executors.base import executor_class
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
 from nemotron_kit.launch.launch import refuse_problems
@@ -29,6 +28,7 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.submission import run_elsewhere
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
+from nemotron_kit.spec.plan import is_here
 from nemotron_kit.sweep.hydra_app import ProgramPlanner
 from nemotron_kit.sweep.local import LocalSchedulerClient
 from nemotron_kit.sweep.recipe import RecipePlanner, RecipeTask
@@ -231,14 +231,14 @@ class Jobs:
                     write_plan(self.run, sweep_job, self._hydra)
                 if sweep_job.plan.executor != executor:
                     raise UserError(f"One sweep goes to one executor: not to {executor} and {sweep_job.plan.executor}.")
-                writer.add(sweep_job, attached=executor == "local" and not detached)
+                writer.add(sweep_job, attached=is_here(executor) and not detached)
             return writer.done()
 
     def _launch(self, made: Sequence[Made]) -> None:
         first = made[0][0]
         plan, detached = first.plan, self.detached(first)
         labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in made}
-        if plan.executor == "local":
+        if is_here(plan.executor):
             secrets = dict.fromkeys(name for sweep_job, _ in made for name in sweep_job.plan.secrets)
             self._run_here(first, labels, detached, secrets)
         else:
@@ -319,8 +319,8 @@ class Sweep:
         name = name_of(task)
         self._earlier = _sweeps[name]
         _sweeps[name] += 1
-        if self._expected == "slurm" and find_spec("nemo_run"):
-            nemo_run.start()
+        if self._expected is not None:
+            executor_class(self._expected).warm_up()
 
     @property
     def jobs(self) -> Jobs:
@@ -329,7 +329,7 @@ class Sweep:
             overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
             run = sweep_record(self.config, self.task)
             self._jobs = Jobs(run, self.settings, overrides, ours=ours)
-            if self._expected == "local":
+            if self._expected is not None and is_here(self._expected):
                 self._jobs.scheduler()
         return self._jobs
 
@@ -389,4 +389,4 @@ def _expected_executor(config: Any, settings: Settings) -> str | None:
     profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)
     executor = effective_profile(profile, file_env={}, command_line=dict(settings.env)).config.executor
     detached = settings.detach or OmegaConf.select(config, "run.mode", default=None) == "batch"
-    return None if detached and executor == "local" else executor
+    return None if detached and is_here(executor) else executor

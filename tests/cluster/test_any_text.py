@@ -20,7 +20,7 @@ import pytest
 
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.spec.plan import Plan
 
@@ -258,7 +258,7 @@ def _plain(name: str) -> bool:
 
 def _submit(plan: Plan) -> RunFolder:
     run = create_run(plan.run_id, plan.to_dict(), [plan.files])
-    backend_for(plan).submit(run, [plan])
+    executor_for(plan.settings).submit(run, [plan])
     log = run.job().path / "logs" / "job.log"
     until(lambda: run.job().state().terminal, 120, lambda: log.read_text() if log.exists() else "no log")
     assert run.job().state().state == "succeeded", log.read_text()[-3000:]

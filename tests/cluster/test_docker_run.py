@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import stored_plan
@@ -150,12 +150,12 @@ def test_submitting_again_starts_nothing(world: World) -> None:  # noqa: F811
     first = world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0")
     with world.seen():
         plan = load_plan(run, job)
-        backend_for(plan).submit(run, [plan])
+        executor_for(plan.settings).submit(run, [plan])
         # Also where the job's own record does not say yet that it runs.
         for state in (job.path / "state").iterdir():
             if "running" in state.read_text():
                 state.unlink()
-        backend_for(plan).submit(run, [plan])
+        executor_for(plan.settings).submit(run, [plan])
     assert containers(world, run.id) == [f"nk-{run.id}-0"]
     assert world.slurm.run("docker", "inspect", "--format={{.Id}}", f"nk-{run.id}-0") == first
 
@@ -195,7 +195,7 @@ def test_an_engine_that_is_down(world: World) -> None:  # noqa: F811
     assert world.wait(job, "running") == "running"
     run = RunFolder(job.path.parent.parent)
     with world.seen(**NO_ENGINE), pytest.raises(Unreachable):
-        backend_for(stored_plan(run)).observe(run, [job])
+        executor_for(stored_plan(run).settings).observe(run, [job])
     assert tool(world, "runs", "cancel", run.id, **NO_ENGINE).returncode == 3
     assert job.state().state == "running"
 

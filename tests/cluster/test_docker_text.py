@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import stored_plan
 
@@ -119,6 +119,6 @@ def test_a_sweep_is_one_run_of_many_containers(world: World) -> None:  # noqa: F
     texts = {json.loads((job.path / "seen-0.json").read_text())["text"] for job in run.jobs()}
     assert texts == {"a", "b", "c"}
     with world.seen():
-        seen = backend_for(stored_plan(run)).observe(RunFolder(run.path), run.jobs())
+        seen = executor_for(stored_plan(run).settings).observe(RunFolder(run.path), run.jobs())
     assert {o.state for o in seen.values()} == {"succeeded"}
     assert until(lambda: containers(world, run.id) == [], 10)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import record
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -38,7 +38,7 @@ def look(job: JobFolder) -> str:
     """What an observer sees now, and puts on record."""
     run = run_of(job)
     try:
-        seen = backend_for(stored_plan(run)).observe(run, [job])
+        seen = executor_for(stored_plan(run).settings).observe(run, [job])
     except Unreachable:
         return "unreachable"
     record([job], seen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import new_run_id
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -43,10 +43,10 @@ def states(run: RunFolder) -> list[str]:
 def test_a_sweep_is_one_array_and_each_task_finds_its_own_job(world: World) -> None:
     run, plans = sweep(world, [("lines=1", f"text=t{n}") for n in range(12)])
     with world.seen(**counting(world)):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert calls(world) == ["sbatch"]
         until(lambda: set(states(run)) == {"succeeded"}, 90, lambda: str(states(run)))
-        assert set(backend_for(plans[0]).observe(run, run.jobs())) == set(range(12))
+        assert set(executor_for(plans[0].settings).observe(run, run.jobs())) == set(range(12))
         assert calls(world) == [], "their own records say all"
     for job in run.jobs():
         assert json.loads((job.path / "job.json").read_text())["environment"]["NEMO_RUN_DIR"] == str(job.path)
@@ -58,7 +58,7 @@ def test_other_resources_are_another_array(world: World) -> None:
     points = [("lines=1", f"run.env.cpus_per_task={1 + n % 2}") for n in range(6)]
     run, plans = sweep(world, points)
     with world.seen(**counting(world)):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
     assert calls(world).count("sbatch") == 2
     until(lambda: set(states(run)) == {"succeeded"}, 90, lambda: str(states(run)))
     assert sorted(tuple(found.jobs) for found in slurm.read_all(run.path)) == [(0, 2, 4), (1, 3, 5)]
@@ -67,7 +67,7 @@ def test_other_resources_are_another_array(world: World) -> None:
 def test_a_failed_task_is_told_from_the_others(world: World) -> None:
     run, plans = sweep(world, [(f"code={int(n == 3)}", "lines=1") for n in range(5)])
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         until(lambda: "pending" not in states(run) and "running" not in states(run), 90)
     assert states(run) == ["succeeded", "succeeded", "succeeded", "failed", "succeeded"]
 
@@ -75,7 +75,7 @@ def test_a_failed_task_is_told_from_the_others(world: World) -> None:
 def test_all_pending_jobs_are_seen_with_one_squeue(world: World) -> None:
     run, plans = sweep(world, [("lines=1", f"text=t{n}", "run.env.max_parallel=1", "sleep=2") for n in range(8)])
     with world.seen(**counting(world)):
-        backend = backend_for(plans[0])
+        backend = executor_for(plans[0].settings)
         backend.submit(run, plans)
         calls(world)
         seen = backend.observe(run, run.jobs())
@@ -90,7 +90,7 @@ def test_all_pending_jobs_are_seen_with_one_squeue(world: World) -> None:
 def test_an_array_that_was_submitted_is_not_submitted_again(world: World) -> None:
     run, plans = sweep(world, [("lines=1", f"text=t{n}") for n in range(3)])
     with world.seen(**counting(world)):
-        backend_for(plans[0]).submit(run, plans)
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
     assert calls(world).count("sbatch") == 1
     until(lambda: set(states(run)) == {"succeeded"}, 90, lambda: str(states(run)))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -65,13 +65,13 @@ def test_a_reply_that_is_lost(world: World) -> None:
     env = world.fake("sbatch", f'kill -STOP {pid}; exec $REAL "$@"')
     try:
         with world.seen(**env), pytest.raises(Unreachable, match="isn't known whether the job was submitted"):
-            backend_for(plans[0]).submit(run, plans)
+            executor_for(plans[0].settings).submit(run, plans)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert only_submission(run).job is None
     with world.seen():
         until(lambda: _answers(world), 60)
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert only_submission(run).job is not None
         assert world.wait(run.job()) == "succeeded"
     assert world.jobs_named(only_submission(run).name) == 1
@@ -89,7 +89,7 @@ def test_a_launch_whose_reply_is_lost_says_so_and_finds_its_job_later(world: Wor
     run = world.only_run()
     with world.seen():
         until(lambda: _answers(world), 60)
-        until(lambda: backend_for(stored_plan(run)).observe(run, run.jobs())[0].state == "succeeded", 60)
+        until(lambda: executor_for(stored_plan(run).settings).observe(run, run.jobs())[0].state == "succeeded", 60)
     assert world.jobs_named(only_submission(run).name) == 1
 
 
@@ -98,12 +98,12 @@ def test_a_controller_that_dies_as_sbatch_asks(world: World) -> None:
     env = world.fake("sbatch", f'kill -9 {controller(world)}; exec $REAL "$@"')
     try:
         with world.seen(**env), pytest.raises(Unreachable, match="isn't known whether"):
-            backend_for(plans[0]).submit(run, plans)
+            executor_for(plans[0].settings).submit(run, plans)
         assert only_submission(run).job is None
     finally:
         restart(world)
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
     assert world.jobs_named(only_submission(run).name) == 1
 
@@ -135,12 +135,12 @@ def test_a_launch_that_is_killed_and_submitted_again(world: World, script: str) 
         child = os.fork()
         if child == 0:  # no test goes on in here
             try:
-                backend_for(plans[0]).submit(run, plans)
+                executor_for(plans[0].settings).submit(run, plans)
             finally:
                 os._exit(1)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
     time.sleep(1)
     assert world.jobs_named(only_submission(run).name) == 1
@@ -154,7 +154,7 @@ def test_two_launches_of_the_same_at_once(world: World) -> None:
             child = os.fork()
             if child == 0:
                 try:
-                    backend_for(plans[0]).submit(run, plans)
+                    executor_for(plans[0].settings).submit(run, plans)
                     os._exit(0)
                 finally:
                     os._exit(1)
@@ -184,7 +184,7 @@ def test_a_banner_around_the_answer(world: World, script: str) -> None:
 def test_an_answer_from_one_of_many_clusters(world: World) -> None:
     run, plans = world.planned("speak", "lines=1")
     with world.seen(**world.fake("sbatch", '$REAL "$@" | sed "s/$/;nk/"')):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
     assert only_submission(run).cluster == "nk"
     assert world.wait(run.job()) == "succeeded"
 
@@ -192,7 +192,7 @@ def test_an_answer_from_one_of_many_clusters(world: World) -> None:
 def test_a_job_that_squeue_has_forgotten(world: World) -> None:
     run, plans = world.planned("deaf", "sleep=60")
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         until(lambda: run.job().state().state == "running", 60)
         stop_worker(run)
         until(lambda: not world.queue("-j", world.slurm_ids(run)[0]), 60)
@@ -217,7 +217,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
     time.sleep(15)
     assert process.poll() is None
     with world.seen(**env), pytest.raises(Unreachable):
-        backend_for(stored_plan(world.only_run())).observe(world.only_run(), world.only_run().jobs())
+        executor_for(stored_plan(world.only_run()).settings).observe(world.only_run(), world.only_run().jobs())
     (world.folder / "silent").unlink()
     assert process.wait(60) == 1
     said = process.stderr.read()
@@ -228,7 +228,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
 def test_what_accounting_says_of_a_job_without_a_record(world: World) -> None:
     run, plans = world.planned("speak", "lines=1")
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
     (run.job().path / "exit.json").unlink()
     number = world.slurm_ids(run)[0]
@@ -245,7 +245,7 @@ def test_what_accounting_says_of_a_job_without_a_record(world: World) -> None:
     ):
         env = world.fake("sacct", f"echo '{number}|{state}|2026-01-01T00:00:00|name|{codes}'")
         with world.seen(**env):
-            seen = backend_for(plans[0]).observe(run, run.jobs())[0]
+            seen = executor_for(plans[0].settings).observe(run, run.jobs())[0]
         assert (seen.state, seen.code) == (wanted, code)
         assert why in str(seen.error)
 
@@ -253,20 +253,20 @@ def test_what_accounting_says_of_a_job_without_a_record(world: World) -> None:
 def test_a_job_that_both_have_forgotten_is_unknown(world: World) -> None:
     run, plans = world.planned("speak", "lines=1")
     with world.seen():
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
     (run.job().path / "exit.json").unlink()
     submission = only_submission(run)
     slurm.write(run.path, slurm.Submission(**{**vars(submission), "at": submission.at - 3600}))
     world.fake("sacct", "exit 0")
     with world.seen(**world.fake("squeue", "exit 0")):
-        assert backend_for(plans[0]).observe(run, run.jobs())[0].state == "unknown"
+        assert executor_for(plans[0].settings).observe(run, run.jobs())[0].state == "unknown"
 
 
 def test_what_slurm_refuses_is_not_asked_for_again(world: World) -> None:
     run, plans = world.planned("speak", "run.env.account=nobody")
     with world.seen(), pytest.raises(UserError, match="Invalid account"):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
     assert world.jobs_named(only_submission(run).name) == 0
 
 
@@ -282,5 +282,5 @@ def _answers(world: World) -> bool:
 
 
 def _ended(run: RunFolder) -> Any:
-    seen = backend_for(stored_plan(run)).observe(run, run.jobs())[0]
+    seen = executor_for(stored_plan(run).settings).observe(run, run.jobs())[0]
     return seen if seen.state in ("failed", "succeeded", "cancelled") else None

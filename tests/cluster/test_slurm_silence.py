@@ -17,7 +17,7 @@ from dataclasses import replace
 import pytest
 
 from nemotron_kit.errors import Unreachable
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.job import JobFolder
 
@@ -135,14 +135,14 @@ def test_a_job_that_has_run_is_not_submitted_again(world: World) -> None:
     world.fake("squeue", "exit 1")
     world.fake("sacct", "exit 1")
     with world.seen(**world.fake("sbatch", '$REAL "$@"; exit 1')), pytest.raises(Unreachable):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
     assert world.wait(run.job()) == "succeeded"
     world.fake("sbatch", 'exec $REAL "$@"')
     world.fake("squeue", "exit 0")
     with world.seen(**world.fake("sacct", "exit 0")):
-        backend_for(plans[0]).submit(run, plans)
+        executor_for(plans[0].settings).submit(run, plans)
         (run.job().path / "exit.json").unlink()
         submission = only_submission(run)
         slurm.write(run.path, replace(submission, at=submission.at - 3600))
-        assert backend_for(plans[0]).observe(run, run.jobs())[0].state == "unknown"
+        assert executor_for(plans[0].settings).observe(run, run.jobs())[0].state == "unknown"
     assert world.jobs_named(submission.name) == 1

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
@@ -77,7 +77,7 @@ def each_round(world: World, profile: str = "held") -> Iterator[tuple[RunFolder,
 
 
 def submit(run: RunFolder, plans: list[Plan]) -> None:
-    backend_for(plans[0]).submit(run, plans)
+    executor_for(plans[0].settings).submit(run, plans)
 
 
 def in_a_child(run: RunFolder, plans: list[Plan]) -> int:
@@ -144,7 +144,7 @@ def test_the_connection_is_cut(world: World, sshd: Any, tmp_path: Path) -> None:
     source, cuts = random.Random(5), 0
     with world.seen(NEMOTRON_SSH_CONFIG=str(sshd.facts["config"])):
         for run, plans in each_round(world, "far"):
-            backend: Any = backend_for(plans[0])
+            backend: Any = executor_for(plans[0].settings)
             cutter = threading.Timer(source.choice([0, 0.002, 0.005, 0.01, 0.02]), _cut)
             backend.transport = Starting(backend.transport, "slurm_submit", cutter.start)
             try:

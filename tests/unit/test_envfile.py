@@ -13,9 +13,9 @@ from nemotron_kit.cli import index as quick
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.spec.paths import remote_paths
 from nemotron_kit.spec.profiles import check_reserved_tables, load_run_profile
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -170,7 +170,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monke
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(odd)
     with pytest.raises(UserError, match=r"The working folder, b'.*/b\\xffd', has a name that is not UTF-8 text"):
-        remote_paths(RunConfig(), "run", 0)
+        executor_for(RunConfig()).place("run", 0)
     with pytest.raises(OSError, match=r"udcffd.* is not UTF-8 text, so no record can hold it: .*x.json"):
         write_json(tmp_path / "x.json", {"path": odd})
     assert not (tmp_path / "x.json").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,19 +17,18 @@ from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.remote.agent.operations import versions_in
-from nemotron_kit.remote.ssh import ssh_command, transport_for
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
 from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import is_here, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
-    from nemotron_kit.spec.runconfig import RunConfig
 
 
 _PATIENCE = 600
@@ -184,7 +182,7 @@ def _cancel_elsewhere(
     if not left:
         _say_over(run, chosen)
         return 0
-    backend = backend_for(stored_plan(run))
+    backend = executor_for(stored_plan(run).settings)
     if handed_over := drop_waiting(run, left):
         backend.cancel(run, handed_over)
 
@@ -259,7 +257,6 @@ def _remove_there(run: RunFolder) -> None:
 def artifacts_in(run: RunFolder) -> list[str]:
     """The versions of this machine's registry whose files lie in the run's folder, and what it says that it saved there
     into another registry."""
-
     registry = open_registry()
     folder = run.path.resolve()
     found = versions_in(registry, folder)
@@ -386,25 +383,10 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) -> list[str]:
     plan = stored_plan(run)
-    executor = plan.executor
-    if is_here(executor):
-        return _here(job, command)
-    state = _running(run, job)
-    if executor == "slurm":
-        return slurm_line(plan, job, state, command, node)
-    container = state.facts.get("container")
-    if executor == "docker" and container:
-        folder = f"{plan.place.run}/jobs/{job.number}"
-        inside = ["docker", "exec", "--interactive", *_terminal("--tty"), f"--workdir={folder}", str(container)]
-        return [*inside, *(command or ["/bin/sh"])]
-    raise UserError(f"{run.id} runs through {executor}, for which there is no shell.")
-
-
-def _here(job: JobFolder, command: list[str]) -> list[str]:
-    """In the job's folder, with the job's variables."""
-    os.chdir(job.path)
-    os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
-    return command or [os.environ.get("SHELL") or "/bin/sh"]
+    executor = executor_for(plan.settings)
+    # One of this machine has a folder to be in whatever its state is.
+    state = job.state() if is_here(plan.executor) else _running(run, job)
+    return executor.shell(plan, job, state, command, node)
 
 
 def _running(run: RunFolder, job: JobFolder) -> JobState:
@@ -419,55 +401,3 @@ def _running(run: RunFolder, job: JobFolder) -> JobState:
         where = f" Its folder: {job.path}" if state.terminal else ""
         raise UserError(f"{run.id}: job {job.number} is {state.state}{why}; there is nothing to enter.{where}")
     return JobState(state.state, facts={**state.facts, **(seen.facts if seen else {})})
-
-
-def slurm_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-    """`srun` into the job's allocation, on the machine where srun is."""
-    number = str((state.facts.get("scheduler") or {}).get("job") or "")
-    if not number.replace("_", "").isdecimal():
-        raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
-    folder, settings = f"{plan.place.run}/jobs/{job.number}", plan.settings
-    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
-        number = _step(settings, folder).partition(".")[0]
-    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
-    srun += [f"--nodelist={node}"] if node else []
-    srun += _terminal("--pty")
-    srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
-    if settings.tunnel != "ssh":
-        return srun
-    terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
-    return [
-        *_ssh(ssh_command(str(settings.host), settings.user, settings.identity, *terminal)),
-        shlex.join(srun),
-    ]
-
-
-def _inside(settings: RunConfig, folder: str) -> list[str]:
-    """srun's words for a job's folder: in its container, where it has one."""
-    if not settings.container_image:
-        return [f"--chdir={folder}"]
-    given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
-    named = [
-        argument.split("=", 1)[1].partition(":")[0] for argument in given if argument.startswith("--container-name=")
-    ]
-    name = named[-1] if named else _step(settings, folder)
-    return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
-
-
-def _step(settings: RunConfig, folder: str) -> str:
-    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
-    (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
-    schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
-    steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
-    if not steps or not steps[-1].replace(".", "").isdecimal():
-        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
-    return steps[-1]
-
-
-def _ssh(arguments: list[str]) -> list[str]:
-    """With a terminal over there where there is one here."""
-    return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
-
-
-def _terminal(*options: str) -> list[str]:
-    return list(options) if sys.stdin.isatty() else []

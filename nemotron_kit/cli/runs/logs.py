@@ -11,12 +11,11 @@ from nemotron_kit.cli.output import clean
 from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import Backend, backend_for
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import CHUNK, LogOffsets
 from nemotron_kit.launch.attach import attach as follow_jobs
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
-from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
@@ -29,8 +28,8 @@ class RemoteLog:
 
     def __init__(self, plan: Plan, job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
-        self._backend: Backend = backend_for(plan)
-        self._transport = transport_for(plan.settings)
+        self._executor = executor_for(plan.settings)
+        self._transport = self._executor.transport
         self._folder = f"{plan.place.run}/jobs/{job.number}"
 
     def names(self) -> list[str]:
@@ -48,7 +47,7 @@ class RemoteLog:
         return (piece.data for piece in self._pieces(offset))
 
     def _pieces(self, offset: int) -> Iterator[Piece]:
-        while pieces := self._backend.read_logs(self.job, {self.name: offset}, CHUNK, only=True):
+        while pieces := self._executor.read_logs(self.job, {self.name: offset}, CHUNK, only=True):
             (piece,) = pieces
             offset = piece.offset + len(piece.data)
             yield piece
@@ -207,7 +206,7 @@ def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outco
     if from_start:
         offsets.forget()
     cancels = bool(plan.settings.cancel_on_interrupt)
-    return follow_jobs(run, backend_for(plan), jobs, offsets=offsets, cancel_on_interrupt=cancels)
+    return follow_jobs(run, executor_for(plan.settings), jobs, offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import Unreachable, UserError
-from nemotron_kit.executors.base import Observation, fetch_repositories, make_mounted
+from nemotron_kit.errors import Problem, Unreachable, UserError
+from nemotron_kit.executors.base import (
+    EVERYWHERE,
+    HELD,
+    SENT,
+    SHELL,
+    Executor,
+    ExecutorPlan,
+    Observation,
+    PlanContext,
+    executor_for,
+)
+from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, need, shell_lines, start, tunnel, word
 from nemotron_kit.executors.slurm import script as scripts
-from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
-from nemotron_kit.remote.agent.operations import packed
-from nemotron_kit.remote.snapshot import code_there, place_package
-from nemotron_kit.remote.ssh import NotSent, Transport, transport_for
+from nemotron_kit.remote.ssh import NotSent, ssh_command, transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, stored_plan
-from nemotron_kit.spec.resources import label_of, resources_of
+from nemotron_kit.spec.resources import label_of
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
+
+if TYPE_CHECKING:
+    from nemotron_kit.executors.checks import Check
 
 MOST_PER_ARRAY = 1000
 # They lead to the packages of another Python than an image's own.
@@ -44,15 +57,77 @@ class Call:
     sent: bool = True  # whether the script's file is there by now
 
 
-class Slurm:
+class Slurm(Executor):
     """Slurm's back end: the agent's operations, through one Transport, do the work where Slurm's commands are."""
 
-    def __init__(self, transport: Transport, settings: RunConfig) -> None:
-        self.transport, self.settings = transport, settings
+    reads = EVERYWHERE | SENT | HELD | SHELL | {
+        *("mounts", "account", "partition", "run_partition", "batch_partition", "time", "job_name", "ntasks_per_node"),
+        *("mem", "exclusive", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos"),
+        *("constraint", "exclude", "gres", "array", "host", "user", "identity", "max_segments"),
+    }  # fmt: skip
+    over_ssh = True
+    # Submitting a few at a time, as others end, would make very many arrays.
+    least = 250
+    holds_back = True
+
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        """The script of one job. Those of a sweep share a script, which is rendered at submission."""
+        config, place, resources = self.settings, context.place, context.resources
+        mounts = scripts.mounts_of(place, context.inputs) if config.container_image else []
+        planned = ExecutorPlan(notes=resources.notes, resources=resources, mounts=(*mounts, *context.folders))
+        problems = tuple(scripts.problems_of(config, context.mode, context.secrets))
+        if problems or not context.alone:
+            return replace(planned, problems=problems)
+        intent = scripts.intent_of(context.run_id, [context.job])
+        command = scripts.command_of(place.python, place.package, place.job)
+        script = scripts.Script(
+            scripts.job_name(intent, context.label), place.run, command, mounts=tuple(planned.mounts or ())
+        )
+        try:
+            text = scripts.render(config, resources, script, batch=context.mode == "batch")
+        except MissingExtra as error:
+            return replace(planned, problems=(Problem(error.message, hint=error.hint),))
+        return replace(planned, files={scripts.FILE: text})
+
+    def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
+        yield from super().without_effect(given, launch)
+        if "mounts" in given and not self.settings.container_image:
+            yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
+
+    def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
+        config = self.settings
+        partition = resolve_partition(config, is_launch=bool(config.detach))
+        need(replace(config, partition=partition), "account", "partition")
+        # NeMo-Run writes every name in capitals: one that isn't would become another variable.
+        capitals = {name: word(value) for name, value in env.items() if name == name.upper()}
+        others = [f"export {name}={word(value)}" for name, value in env.items() if name != name.upper()]
+        return run.SlurmExecutor(
+            account=config.account,
+            partition=partition,
+            job_name_prefix=f"{config.job_name}.",
+            nodes=config.nodes or 1,
+            ntasks_per_node=config.ntasks_per_node or 1,
+            torchrun_nproc_per_node=config.nproc_per_node,
+            container_mounts=list(config.mounts or ()),
+            setup_lines="\n".join([*others, *shell_lines(config)]) or None,
+            tunnel=tunnel(run, config),
+            packager=build_packager(run, config),
+            env_vars=capitals,
+            # Otherwise a thread of NeMo-Run's prints over whatever else is shown.
+            poll_estimated_start_time=False,
+            **{name: getattr(config, name) for name in _AS_THEY_ARE},
+            **(config.extra or {}),
+        )
+
+    @classmethod
+    def warm_up(cls) -> None:
+        """A process that renders scripts imports NeMo-Run meanwhile."""
+        if find_spec("nemo_run"):
+            start()
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         with _nothing_sent():
-            self._send(run, plans, plans[0].place)
+            super().prepare(run, plans)
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         place = plans[0].place
@@ -64,8 +139,9 @@ class Slurm:
             scripts.check_syntax(call.text)
             self._submit(place.run, call, limits["time"])
 
-    def room(self) -> int:
+    def capacity(self, running: int) -> int:
         """How many more jobs the controller takes now, a twentieth left for others."""
+        del running
         limits, _ = self.transport.call("slurm_limits", count=True)
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
 
@@ -96,18 +172,19 @@ class Slurm:
         asked: dict[str, Any] = {"job": _job(job), "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
-    def _send(self, run: RunFolder, plans: Sequence[Plan], place: RemotePaths) -> None:
-        """Code, and the jobs' folders where the target's are not the record's own."""
-        texts = code_there(self.transport, place, self.settings)
-        if place.package and not place.is_remote:  # over ssh it is sent with the first question
-            place_package(place.package)
-        if plans[0].is_apart:
-            for plan in plans:
-                texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
-        fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=place.run)
-        if self.settings.container_image:
-            make_mounted(self.transport, place)
+    def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
+        """The scheduler's number; of an array's task, the array's."""
+        number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
+        return number if number.isdecimal() else None
+
+    def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
+        """`srun` into the job's allocation, on the machine where srun is."""
+        return srun_line(plan, job, state, command, node)
+
+    def checks(self) -> Sequence[Check]:
+        from nemotron_kit.executors import checks as c
+
+        return (c.connection, c.slurm, c.partitions, c.python, c.image, c.mounts, c.storage, c.registry, c.secrets)
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
@@ -138,28 +215,23 @@ def _nothing_sent() -> Iterator[None]:
         raise NotSent(f"Nothing was submitted: {error.message}", hint=error.hint) from error
 
 
-def make(settings: RunConfig) -> Slurm:
-    """The back end of executor "slurm"."""
-    return Slurm(transport_for(settings), settings)
-
-
 def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
-    if len(plans) == 1 and slurm_script.FILE in plans[0].files:
+    if len(plans) == 1 and scripts.FILE in plans[0].files:
         yield _single(plans[0])
         return
     alike: dict[str, list[Plan]] = {}
     for plan in plans:
         alike.setdefault(repr((replace(plan.settings, env_vars=None), plan.resources)), []).append(plan)
     for group in alike.values():
-        for start in range(0, len(group), most):
-            yield _array(group[start : start + most])
+        for at in range(0, len(group), most):
+            yield _array(group[at : at + most])
 
 
 def _single(plan: Plan) -> Call:
     """The plan's own script. Another attempt has another intent, so another name, and is a script of its own."""
-    text, first = plan.files[slurm_script.FILE], scripts.intent_of(plan.run_id, [plan.job])
+    text, first = plan.files[scripts.FILE], scripts.intent_of(plan.run_id, [plan.job])
     if not plan.attempt:
-        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{slurm_script.FILE}", text)
+        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{scripts.FILE}", text)
     intent = scripts.intent_of(plan.run_id, [plan.job], plan.attempt)
     name = _name(intent, plan)
     text = text.replace(_name(first, plan), name)
@@ -179,7 +251,7 @@ def _array(plans: list[Plan]) -> Call:
         array=f"0-{len(plans) - 1}{throttle}",
         mounts=first.mounts or (),
     )
-    resources = first.resources or resources_of(config, None)
+    resources = first.resources or executor_for(config).resources(None)
     text = scripts.render(config, resources, script, batch=first.mode == "batch")
     return Call(intent, name, tuple(plans), True, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
 
@@ -201,6 +273,12 @@ def _target(run: RunFolder) -> str:
 def _job(job: JobFolder) -> str:
     """The job's folder on the target."""
     return f"{_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
+
+
+_AS_THEY_ARE = (
+    *("gpus_per_node", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem", "mem_per_gpu", "mem_per_cpu", "gres"),
+    *("qos", "constraint", "exclude", "exclusive", "array", "time", "container_image"),
+)
 
 
 def _secret(name: str) -> str:
@@ -237,3 +315,55 @@ def _observation(values: Mapping[str, Any]) -> Observation:
         estimated_start=values.get("start") if values["state"] == "pending" else None,
         facts=facts,
     )
+
+
+def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
+    """`srun` into the job's allocation, on the machine where srun is."""
+    number = str((state.facts.get("scheduler") or {}).get("job") or "")
+    if not number.replace("_", "").isdecimal():
+        raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
+    folder, settings = f"{plan.place.run}/jobs/{job.number}", plan.settings
+    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
+        number = _step(settings, folder).partition(".")[0]
+    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
+    srun += [f"--nodelist={node}"] if node else []
+    srun += _terminal("--pty")
+    srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
+    if settings.tunnel != "ssh":
+        return srun
+    terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
+    return [
+        *_ssh(ssh_command(str(settings.host), settings.user, settings.identity, *terminal)),
+        shlex.join(srun),
+    ]
+
+
+def _inside(settings: RunConfig, folder: str) -> list[str]:
+    """srun's words for a job's folder: in its container, where it has one."""
+    if not settings.container_image:
+        return [f"--chdir={folder}"]
+    given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
+    named = [
+        argument.split("=", 1)[1].partition(":")[0] for argument in given if argument.startswith("--container-name=")
+    ]
+    name = named[-1] if named else _step(settings, folder)
+    return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
+
+
+def _step(settings: RunConfig, folder: str) -> str:
+    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
+    (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
+    schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
+    steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
+    if not steps or not steps[-1].replace(".", "").isdecimal():
+        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
+    return steps[-1]
+
+
+def _ssh(arguments: list[str]) -> list[str]:
+    """With a terminal over there where there is one here."""
+    return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
+
+
+def _terminal(*options: str) -> list[str]:
+    return list(options) if sys.stdin.isatty() else []

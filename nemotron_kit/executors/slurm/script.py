@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import Problem, UserError
-from nemotron_kit.executors.base import ExecutorPlan, folder_of, missing_secrets
+from nemotron_kit.executors.base import folder_of, missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
@@ -239,39 +239,8 @@ def command_of(python: str, kit: str | None, target: str, *, array: bool = False
 FILE = "sbatch.sh"
 
 
-def sbatch_for(
-    config: RunConfig,
-    resources: Resources,
-    place: RemotePaths,
-    inputs: Mapping[str, Pin | None],
-    *,
-    run_id: str,
-    job: int,
-    label: str,
-    mode: str,
-    alone: bool,
-) -> ExecutorPlan:
-    """The script of one job. `alone` is false for the jobs of a sweep: they share a script, which is rendered at
-    submission.
-    """
-    problems = list(_problems(config, mode))
-    mounts = _mounts(place, inputs) if config.container_image else []
-    planned = ExecutorPlan(notes=resources.notes, resources=resources, mounts=tuple(mounts))
-    if problems or not alone:
-        return replace(planned, problems=tuple(problems))
-    from nemotron_kit.executors.nemo_run import MissingExtra
-
-    intent = intent_of(run_id, [job])
-    command = command_of(place.python, place.package, place.job)
-    script = Script(job_name(intent, label), place.run, command, mounts=tuple(mounts))
-    try:
-        text = render(config, resources, script, batch=mode == "batch")
-    except MissingExtra as error:
-        return replace(planned, problems=(Problem(error.message, hint=error.hint),))
-    return replace(planned, files={FILE: text})
-
-
-def _problems(config: RunConfig, mode: str) -> Iterator[Problem]:
+def problems_of(config: RunConfig, mode: str, secrets: Sequence[str]) -> Iterator[Problem]:
+    """What would stop a job of this profile."""
     if mode == "local":
         yield Problem("this profile's executor is slurm: launch with --run or --batch.")
     needed = {"account": config.account, "partition": resolve_partition(config, is_launch=mode == "batch")}
@@ -282,10 +251,10 @@ def _problems(config: RunConfig, mode: str) -> Iterator[Problem]:
         yield Problem(what, hint=f"Add to the profile in env.toml:\n{lines}")
     if config.array:
         yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
-    yield from missing_secrets(config.secrets or ())
+    yield from missing_secrets(secrets)
 
 
-def _mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
+def mounts_of(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
     """Folders that the job finds at the same path in its container: its run, the registry, the package, its inputs."""
     found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.package])]
     found += [pin.path if place.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]

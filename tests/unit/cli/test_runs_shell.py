@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.runs.control import slurm_line
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors.slurm.client import srun_line
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.plan import Plan
 
@@ -24,7 +24,7 @@ def job(tmp_path: Path) -> JobFolder:
 
 
 def line(job: JobFolder, *command: str, state: JobState = ALONE, **settings: Any) -> list[str]:
-    return slurm_line(Plan.from_dict({"settings": settings}, job.path.parent.parent), job, state, list(command), "n2")
+    return srun_line(Plan.from_dict({"settings": settings}, job.path.parent.parent), job, state, list(command), "n2")
 
 
 def began(job: JobFolder, *steps: str) -> None:

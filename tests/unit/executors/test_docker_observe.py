@@ -32,5 +32,5 @@ def test_a_pending_job_without_a_container(
     if log_age is not None:
         run.job().open_log("worker").close()
         os.utime(run.job().log_path("worker"), (time.time() - log_age,) * 2)
-    seen = docker.make(RunConfig()).observe(run, run.jobs())[0]
+    seen = docker.Docker(RunConfig()).observe(run, run.jobs())[0]
     assert seen.state == state and says in f"{seen.reason} {seen.error}"

@@ -11,8 +11,8 @@ import pytest
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors import nemo_run
+from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import script as slurm_script
-from nemotron_kit.executors.slurm.script import sbatch_for
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
@@ -206,10 +206,8 @@ def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path)
     file.touch()
     place = RemotePaths("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
     pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
-    mounted = sbatch_for(
-        config(container_image="i"), resources_of(config(), None), place, pins,
-        run_id="r", job=0, label="l", mode="batch", alone=False,
-    ).mounts  # fmt: skip
+    context = PlanContext(resources_of(config(), None), place, pins, "r", 0, "l", "batch", alone=False)
+    mounted = executor_for(config(container_image="i")).plan(context).mounts
     assert mounted == ("/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder))
 
 

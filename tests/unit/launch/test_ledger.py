@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from nemotron_kit.errors import NemotronError, Unreachable
-from nemotron_kit.executors.base import BACKENDS, Observation
+from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
@@ -22,6 +20,7 @@ from nemotron_kit.launch.status import StatusCache, effective_run_state, effecti
 from nemotron_kit.remote.ssh import Ssh
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.runconfig import EXECUTORS
 
 
 class Cluster:
@@ -39,14 +38,26 @@ class Cluster:
         return {run.id: {job.number: self.says[run.id] for job in jobs} for run, jobs in runs}
 
 
+class Fake(Executor):
+    """The executor of runs on the cluster that `made` is."""
+
+    made: ClassVar[Cluster]
+
+    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
+        return self.made.observe_many(runs)
+
+    def plan(self, context: PlanContext) -> ExecutorPlan:
+        raise NotImplementedError
+
+    submit = cancel = read_logs = plan  # type: ignore[assignment]
+
+
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
-    made, module = Cluster(), ModuleType("a_cluster")
-    module.make = lambda settings: made  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "a_cluster", module)
-    monkeypatch.setitem(BACKENDS, "fake", "a_cluster")
-    yield made
+    monkeypatch.setattr(Fake, "made", Cluster(), raising=False)
+    monkeypatch.setitem(EXECUTORS, "fake", f"{__name__}:Fake")
+    yield Fake.made
 
 
 def make(cluster: Cluster, state: str = "pending", *, jobs: int = 1, host: str | None = None, **says: Any) -> RunFolder:

@@ -16,11 +16,11 @@ from nemotron_kit.config.compose import Composed, compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.nemo_run import BUILDERS
+from nemotron_kit.executors.base import executor_class, executor_for
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.profiles import effective_profile
-from nemotron_kit.spec.resources import READ, label_of
+from nemotron_kit.spec.resources import label_of
 from nemotron_kit.spec.runconfig import EXECUTORS, FIELDS, ProfileError, RunConfig, check_value
 
 # One value for each field that is neither its default nor what ENOUGH gives.
@@ -97,14 +97,14 @@ def seen(plan: Plan) -> dict[str, Any]:
 
 def test_every_field_and_executor_is_here() -> None:
     assert {*VALUES, "executor", "extends"} == set(FIELDS)
-    assert set(READ) == set(ENOUGH) == set(EXECUTORS)
+    assert set(ENOUGH) == set(EXECUTORS)
     for name, value in VALUES.items():
         check_value(name, value, name)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_what_is_not_read_is_named(world: tuple[App, Composed, Composed], executor: str) -> None:
-    unread = sorted(set(VALUES) - READ[executor] - set(ENOUGH[executor]))
+    unread = sorted(set(VALUES) - executor_class(executor).reads - set(ENOUGH[executor]))
     notes = "\n".join(planned(world, executor, **{name: VALUES[name] for name in unread}).notes)
     assert f"{', '.join(unread)}: no effect on a job with executor {executor!r}." in notes
 
@@ -113,7 +113,7 @@ def test_what_is_not_read_is_named(world: tuple[App, Composed, Composed], execut
 def test_what_is_read_changes_the_plan(world: tuple[App, Composed, Composed], executor: str) -> None:
     plain = {mode: seen(planned(world, executor, mode)) for mode in ("run", "batch")}
     without = []
-    for name in sorted(READ[executor] - WHEN_IT_RUNS - SNAPSHOT - {"executor"}):
+    for name in sorted(executor_class(executor).reads - WHEN_IT_RUNS - SNAPSHOT - {"executor"}):
         mode = "batch" if name in ("batch_partition", "python") else "run"
         more = WHERE_IT_COUNTS.get(name, {}) if executor == "slurm" else {}
         try:
@@ -138,13 +138,13 @@ def test_what_a_cloud_reads_reaches_nemo_run(executor: str) -> None:
 
         config = RunConfig(executor=executor, **{**ENOUGH[executor], **fields})
         env = dict(entry.split("=", 1) for entry in config.env_vars or ())
-        BUILDERS[executor](Recorder(), config, env)
+        executor_for(config).nemo_run(Recorder(), env)
         return calls
 
     # The worker, the code and the profile's secrets are the kit's own business in a cloud, as everywhere.
     ours = {"executor", "python", "workdir", "secrets", "artifacts_root", "tunnel", "retries", "packager", "detach"}
     base = called()
-    names = READ[executor] - WHEN_IT_RUNS - SNAPSHOT - ours
+    names = executor_class(executor).reads - WHEN_IT_RUNS - SNAPSHOT - ours
     values = {**VALUES, "mounts": ["/a:/b:node-nfs"], "extra": {**ENOUGH[executor].get("extra", {}), "x": 1}}
     assert [name for name in sorted(names) if called(**{name: values[name]}) == base and name != "subpath"] == []
 

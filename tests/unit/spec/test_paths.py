@@ -17,9 +17,10 @@ from nemotron_kit.config.freeze import freeze
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.placing import ResolvedJob, check_paths, still_behind
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.spec.paths import RemotePaths, moved, remote_paths, with_folder
+from nemotron_kit.spec.paths import RemotePaths, moved, with_folder
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -42,7 +43,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def place(**settings: object) -> RemotePaths:
-    return remote_paths(RunConfig(**settings), RUN, 0)  # type: ignore[arg-type]
+    return executor_for(RunConfig(**settings)).place(RUN, 0)  # type: ignore[arg-type]
 
 
 def frozen(where: RemotePaths, **values: object) -> dict[str, object]:
@@ -184,7 +185,7 @@ def test_only_a_cluster_is_reached_over_ssh(launch: Path) -> None:
 
 def behind(settings: dict[str, object], **values: object) -> dict[str, str]:
     config = RunConfig(**settings)  # type: ignore[arg-type]
-    return check_paths({"run": {}, **values}, remote_paths(config, RUN, 0), config)
+    return check_paths({"run": {}, **values}, executor_for(config).place(RUN, 0), config)
 
 
 def test_a_path_that_only_this_machine_has_is_named_with_its_field(launch: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.ssh import Transport, transport_for
-from nemotron_kit.spec.paths import RemotePaths, remote_paths, with_folder
+from nemotron_kit.spec.paths import RemotePaths, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
 OK, WARNING, WRONG, UNREACHABLE = "ok", "warning", "wrong", "unreachable"
@@ -189,11 +190,6 @@ def _options(config: RunConfig, partition: str) -> list[str]:
 _ANY_RUN = "20000101-000000-check-000000"
 
 Check = Callable[[Target], Iterator[Finding]]
-CHECKS: dict[str, tuple[Check, ...]] = {
-    "local": (connection, python, storage, registry, secrets),
-    "slurm": (connection, slurm, partitions, python, image, mounts, storage, registry, secrets),
-    "docker": (connection, docker, mounts, storage, registry, secrets),
-}
 
 
 def check_profile(config: RunConfig) -> Iterator[Finding]:
@@ -203,8 +199,9 @@ def check_profile(config: RunConfig) -> Iterator[Finding]:
     except NemotronError as error:
         yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
-    target = Target(config, remote_paths(config, _ANY_RUN, 0), transport_for(config))
-    for check in CHECKS.get(config.executor, (elsewhere, secrets)):
+    executor = executor_for(config)
+    target = Target(config, executor.place(_ANY_RUN, 0), executor.transport)
+    for check in executor.checks():
         try:
             yield from check(target)
         except Unreachable as error:
