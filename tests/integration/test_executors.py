@@ -22,6 +22,7 @@ import signal
 import subprocess
 
 from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation
+from nemotron_kit.polling import looks
 from nemotron_kit.remote.agent import operations
 
 
@@ -41,7 +42,11 @@ class Mine(Executor):
                 continue
             with job.open_log("worker") as log, started:
                 given = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-                started.write(str(subprocess.Popen(plan.launch_command, **given).pid))
+                worker = subprocess.Popen(plan.launch_command, **given)
+                started.write(str(worker.pid))
+            for _ in looks(0.02, within=30):  # until then it would die of TERM without a word
+                if job.state().state != "pending" or worker.poll() is not None:
+                    break
 
     def observe_many(self, runs):
         states = {run.id: {job.number: job.state() for job in jobs} for run, jobs in runs}

@@ -128,7 +128,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             patch.delenv(name, raising=False)
         patch.setattr("nemotron_kit.launch.attach.PATIENCE", 0.0)  # how long a state that is not known is waited for
         patch.chdir(folder)
-        patch.setattr("nemotron_kit.launch.attach.FASTEST", 0.001)
+        patch.setattr("nemotron_kit.executors.base.Executor.pace", (0.001, 0.3))
         known: dict[str, Any] = {}
         exec(SLURM, known)  # noqa: S102 — the text above, which the launch below runs, too
         patch.setattr("nemotron_kit.remote.agent.slurm_commands.run", known["slurm"])
