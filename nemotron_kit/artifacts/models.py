@@ -213,9 +213,15 @@ class SFTDataArtifact(_Tokenized):
 
 
 class SplitJsonlDataArtifact(_Sourced):
-    """JSONL files by split, for reinforcement learning; `path` may be its manifest.json."""
+    """JSONL files by split, for reinforcement learning; `path` may be its manifest.json. `train`, `val`, `test` and
+    `valid_path` are other names of its three files."""
 
-    field_aliases: ClassVar[Mapping[str, str]] = {"valid_path": "val_path"}
+    field_aliases: ClassVar[Mapping[str, str]] = {
+        "valid_path": "val_path",
+        "train": "train_path",
+        "val": "val_path",
+        "test": "test_path",
+    }
 
     train_path: str | None = None
     val_path: str | None = None
@@ -230,6 +236,36 @@ class SplitJsonlDataArtifact(_Sourced):
     @valid_path.setter
     def valid_path(self, value: str | None) -> None:
         self.val_path = value
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def train(self) -> str | None:
+        """The same as `train_path`."""
+        return self.train_path
+
+    @train.setter
+    def train(self, value: str | None) -> None:
+        self.train_path = value
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def val(self) -> str | None:
+        """The same as `val_path`."""
+        return self.val_path
+
+    @val.setter
+    def val(self, value: str | None) -> None:
+        self.val_path = value
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def test(self) -> str | None:
+        """The same as `test_path`."""
+        return self.test_path
+
+    @test.setter
+    def test(self, value: str | None) -> None:
+        self.test_path = value
 
 
 class ModelArtifact(Artifact):

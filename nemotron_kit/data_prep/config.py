@@ -108,20 +108,23 @@ class DataBlend:
     """Sources by split: {"all": …} from `datasets`, to be split into train, valid and test; or those three by name.
 
     `folder` is where the blend file lies (relative paths are looked for there too); `tokens` is what its author
-    published as its size, for estimates only.
+    published as its size, for estimates only. `placeholders` are the sources, by name, that rows of an RL blend refer
+    to for a part of their content.
     """
 
     splits: dict[str, tuple[Dataset, ...]]
     folder: Path = field(default_factory=Path.cwd)
     tokens: int | None = None
+    placeholders: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def datasets(self) -> list[Dataset]:
         return [dataset for datasets in self.splits.values() for dataset in datasets]
 
     @classmethod
-    def load(cls, path: str | Path) -> DataBlend:
-        """Read a blend file. Raises UserError with file, key and (for broken JSON) line."""
+    def load(cls, path: str | Path, *, placeholders: bool = False) -> DataBlend:
+        """Read a blend file, which may have `placeholders` only where they are asked for. Raises UserError with file,
+        key and (for broken JSON) line."""
         path = Path(path).expanduser()
         try:
             content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
@@ -137,18 +140,18 @@ class DataBlend:
             raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
         except (_Duplicate, RecursionError) as error:
             raise UserError(f"{path}: {error}.") from error
-        return _blend(content, path)
+        return _blend(content, path, ("datasets", "tokens", *SPLITS, *(["placeholders"] if placeholders else [])))
 
 
 _EXAMPLE = 'A blend file is JSON: {"datasets": [{"name": "docs", "path": "docs/*.jsonl", "weight": 1.0}]}'
 
 
-def _blend(content: Any, path: Path) -> DataBlend:
+def _blend(content: Any, path: Path, known: tuple[str, ...]) -> DataBlend:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a blend file holds one JSON object.", hint=_EXAMPLE)
     for key in content:
-        if key not in ("datasets", "tokens", *SPLITS):
-            raise UserError(f"{path}: unknown key {key!r}: {nearest(key, ('datasets', 'tokens', *SPLITS))}.")
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r}: {nearest(key, known)}.")
     named = [split for split in SPLITS if content.get(split)]
     whole = content.get("datasets") is not None
     if whole and named:
@@ -160,7 +163,17 @@ def _blend(content: Any, path: Path) -> DataBlend:
         raise UserError(f"{path}, tokens: expected a whole number, got {tokens!r}.")
     keys = {"all": "datasets"} if whole else {split: split for split in named}
     splits = {split: _datasets(content[key], f"{path}, {key}") for split, key in keys.items()}
-    return DataBlend(splits, path.absolute().parent, tokens)
+    return DataBlend(splits, path.absolute().parent, tokens, _placeholders(content.get("placeholders"), path))
+
+
+def _placeholders(entries: Any, path: Path) -> dict[str, Dataset]:
+    if not isinstance(entries, dict | None):
+        raise UserError(f"{path}, placeholders: expected an object, a source by each name, got {entries!r}.")
+    where = f"{path}, placeholders"
+    return {
+        name: _dataset({"name": name, **entry} if isinstance(entry, dict) else entry, f"{where}.{name}")
+        for name, entry in (entries or {}).items()
+    }
 
 
 def _datasets(entries: Any, where: str) -> tuple[Dataset, ...]:

@@ -35,12 +35,13 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
     except UserError as error:
         return [str(error).replace("\n", " ")]
     problems = list(_missing(blend))
+    tokenizer = None
     try:
-        on_hub = local_tokenizer(config.tokenizer_model) is None
+        if local_tokenizer(config.tokenizer_model) is None:
+            tokenizer = config.tokenizer_model
     except UserError as error:
         problems.append(str(error))
-        on_hub = False
-    problems += _unreachable(config, blend, connect, smaller, on_hub)
+    problems += _unreachable(blend, connect, smaller, tokenizer)
     problems += _full(config, blend, smaller)
     return problems
 
@@ -52,6 +53,11 @@ def setting_problems(config: DataPrepConfig) -> list[str]:
     except UserError as error:
         return [str(error).replace("\n", " ")]
     return []
+
+
+def source_problems(blend: DataBlend, *, connect: bool, smaller: str) -> list[str]:
+    """What is wrong with a blend's sources alone: files that are not there, a hub that does not answer."""
+    return [*_missing(blend), *_unreachable(blend, connect, smaller, None)]
 
 
 def _check_settings(config: DataPrepConfig) -> None:
@@ -71,11 +77,13 @@ def _missing(blend: DataBlend) -> Iterator[str]:
                 yield f"Dataset {dataset.name!r}: there is no {dataset.path}; correct its path in the blend file."
 
 
-def _unreachable(config: DataPrepConfig, blend: DataBlend, connect: bool, smaller: str, on_hub: bool) -> list[str]:
+def _unreachable(blend: DataBlend, connect: bool, smaller: str, tokenizer: str | None) -> list[str]:
+    """`tokenizer`: the one that the hub has."""
     needed = [dataset.path for dataset in blend.datasets if dataset.path.startswith("hf://") and dataset.weight]
-    if not needed and (not on_hub or _is_cached(config.tokenizer_model.removeprefix(HUB))):
+    if not needed and (tokenizer is None or _is_cached(tokenizer.removeprefix(HUB))):
         return []
-    what = f"{len(needed)} datasets such as {needed[0]}" if needed else f"the tokenizer {config.tokenizer_model}"
+    number = "the dataset" if len(needed) == 1 else f"{len(needed)} datasets such as"
+    what = f"{number} {needed[0]}" if needed else f"the tokenizer {tokenizer}"
     estimate = f" (about {blend.tokens / 1e12:.1f} T tokens)" if needed and blend.tokens else ""
     why = _hub_refusal(connect)
     return [f"Can't fetch {what}{estimate}: {why}; try {smaller}, which needs no download."] if why else []

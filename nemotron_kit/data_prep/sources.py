@@ -12,7 +12,7 @@ import re
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -321,6 +321,28 @@ def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions
     return _local(find_local(dataset.path, folder), dataset, where, left)
 
 
+def list_splits(dataset: Dataset, *, folder: Path, corpora: Path) -> dict[str, list[FoundFile]]:
+    """The dataset's files by the splits that it comes with: those of a repository's card, else those that the files'
+    names speak of ("" for files of none). Where the blend names a split, that alone, as ""."""
+    if dataset.split is None and dataset.path.startswith("hf://"):
+        where = f"dataset {dataset.name!r}"
+        below, configs = _hub_listing(dataset, where, Omissions())
+        subset = _card_subset(dataset, configs)
+        names = dict.fromkeys(split for split, _ in configs.get(subset or "", ()))
+        if names:
+            return {
+                split: hub_files(below, configs, replace(dataset, split=split), where, Omissions()) for split in names
+            }
+    files = list_files(dataset, folder=folder, corpora=corpora)
+    if dataset.split is not None:
+        return {"": files}
+    root = os.path.commonpath([os.path.dirname(file.path) for file in files])  # noqa: PTH120  (of URLs, too)
+    found: dict[str, list[FoundFile]] = {}
+    for file in files:
+        found.setdefault(_split_word(file.path.removeprefix(root)) or "", []).append(file)
+    return found
+
+
 def find_local(path: str, folder: Path) -> str:
     """An absolute path for a local path or pattern: in the working folder, else in `folder`."""
     given = Path(path.removeprefix(LOCAL)).expanduser()
@@ -437,6 +459,14 @@ def _split_word(path: str) -> str | None:
 
 def list_hub(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
     """hf://owner/name[@revision][/path], with or without `datasets/` before it."""
+    below, configs = _hub_listing(dataset, where, left)
+    return hub_files(below, configs, dataset, where, left)
+
+
+def _hub_listing(
+    dataset: Dataset, where: str, left: Omissions
+) -> tuple[dict[str, FoundFile], dict[str, list[tuple[str, str]]]]:
+    """What `hub_files` takes: a repository's files, and what its card says of them."""
     parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) < 2:
         raise UserError(f"{where}: {dataset.path} is not hf://owner/name.")
@@ -450,7 +480,12 @@ def list_hub(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
         configs = _card_configs(fs.cat_file(card).decode("utf-8", "replace")) if known else {}
     except Exception as error:  # each HTTP library raises its own
         raise unlistable(dataset.path, where, error) from error
-    return hub_files(below, configs, dataset, where, left)
+    return below, configs
+
+
+def _card_subset(dataset: Dataset, configs: dict[str, list[tuple[str, str]]]) -> str | None:
+    subset = dataset.subset or (next(iter(configs)) if len(configs) == 1 else None)
+    return subset or ("default" if "default" in configs else None)
 
 
 def hub_files(
@@ -465,8 +500,7 @@ def hub_files(
     `below` maps paths in the repository to files; `configs` is its card's: subset → (split, pattern) pairs. Without
     a card, a subset is a folder.
     """
-    subset = dataset.subset or (next(iter(configs)) if len(configs) == 1 else None)
-    subset = subset or ("default" if "default" in configs else None)
+    subset = _card_subset(dataset, configs)
     if configs and subset in configs:
         split = dataset.split or "train"
         patterns = [pattern for name, pattern in configs[subset] if name == split]

@@ -47,6 +47,20 @@ _prep.command(
     preflight=f"{_SFT}.data_prep:preflight",
 )
 
+_STAGE2 = Path(__file__).parent / "stage2_rl"
+_RL = "nemotron.recipes.nano3.stage2_rl"
+_prep.command(
+    "rl",
+    f"{_RL}.data_prep:RLDataPrepConfig",
+    f"{_RL}.data_prep:main",
+    script_path=_STAGE2 / "data_prep.py",
+    description="Collect the prompts of reinforcement learning as JSONL by split",
+    config_dir=_STAGE2 / "config" / "data_prep",
+    produces=("SplitJsonlDataArtifact-{config}",),
+    preflight=f"{_RL}.data_prep:preflight",
+    distributed=False,
+)
+
 _IMPORTS = "nemotron.recipes.nano3.imports"
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")
 _data_import.command(

@@ -75,10 +75,16 @@ def import_sft_data(cfg: ImportSFTData) -> Artifact:
 
 
 def import_rl_data(cfg: ImportRLData) -> Artifact:
-    """Register a folder of RL splits, with its manifest.json."""
+    """Register RL splits by their manifest.json, which names the splits' files."""
     from nemotron.kit import SplitJsonlDataArtifact
 
-    return _saved(_described(SplitJsonlDataArtifact, _folder(cfg)), cfg)
+    folder = _folder(cfg)
+    if (folder / "metadata.json").is_file():
+        return _saved(SplitJsonlDataArtifact.load(folder), cfg)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    named = manifest if isinstance(manifest, dict) else {}
+    files = {split: named[split] for split in ("train", "val", "test") if isinstance(named.get(split), str)}
+    return _saved(SplitJsonlDataArtifact(path=folder / "manifest.json", **files), cfg)
 
 
 def import_model(cfg: ImportModel) -> Artifact:

@@ -1,0 +1,437 @@
+"""RL prompts: rows of a blend with all their fields, placeholders restored, as one JSONL file a split.
+
+A row is what NeMo-Gym takes: `responses_create_params` (with its `input`), `agent_ref` (whose `name` says how an answer
+is judged), and whatever fields that judge reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.data_prep import sources
+from nemotron_kit.data_prep.config import DataBlend
+from nemotron_kit.data_prep.indexed import HashedFile
+from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
+from nemotron_kit.data_prep.run import check_packages
+from nemotron_kit.data_prep.sources import FoundFile
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import fsync_dir, write_json
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import SplitJsonlDataArtifact
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+SPLITS = ("train", "val", "test")
+_VERSION = 1
+
+
+@dataclass
+class RLPrepConfig:
+    """Input of `prepare_rl`. The ratios are for a source that comes without splits; `sample` takes the first rows of
+    each dataset (of each of its splits)."""
+
+    blend_path: Path = Path("data_blend.json")
+    output_dir: Path = Path("output")
+    train_ratio: float = 0.98
+    valid_ratio: float = 0.01
+    test_ratio: float = 0.01
+    seed: int = 42
+    sample: int | None = None
+    force: bool = False
+    artifact_name: str | None = None
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        return {"train": self.train_ratio, "val": self.valid_ratio, "test": self.test_ratio}
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense, naming the field."""
+        if min(self.ratios.values()) < 0 or self.train_ratio == 0 or abs(sum(self.ratios.values()) - 1) > 1e-6:
+            raise UserError(
+                f"train_ratio {self.train_ratio}, valid_ratio {self.valid_ratio}, test_ratio {self.test_ratio}: they "
+                "must be 0 or more, train_ratio above 0, and their sum 1."
+            )
+        if self.sample is not None and self.sample < 1:
+            raise UserError(f"sample={self.sample}: must be at least 1.")
+
+
+def load_blend(path: Path) -> DataBlend:
+    """The blend of an RL preparation. UserError for what a blend of rows can't have."""
+    blend = DataBlend.load(path, placeholders=True)
+    for dataset in blend.datasets:
+        if dataset.weight not in (0.0, 1.0):
+            raise UserError(
+                f"{path}: dataset {dataset.name!r} has the weight {dataset.weight:g}; each row is written once.",
+                hint="Leave it out here; in training env.weights says how often each environment comes up.",
+            )
+    return blend
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A file of a dataset; `split` is the source's own name of the split it is of ("" for none)."""
+
+    dataset: str
+    split: str
+    file: FoundFile
+    identity: str
+
+
+@dataclass
+class _Part:
+    """What one file gave: its rows lie in `path`, a line each; `keys` tells rows of the same prompt."""
+
+    path: Path
+    rows: int = 0
+    restored: int = 0
+    agents: Counter[str] = field(default_factory=Counter)
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+
+
+def prepare_rl(config: RLPrepConfig) -> SplitJsonlDataArtifact:
+    """Write train.jsonl, val.jsonl, test.jsonl and manifest.json to `config.output_dir`; return them as an artifact.
+
+    What is there already, whole, of the same blend and settings is kept; a run that was stopped goes on with the files
+    that it had finished. Raises UserError for bad input, naming file and row.
+    """
+    check_packages()
+    config.check()
+    began = monotonic()
+    blend = load_blend(Path(config.blend_path))
+    output = Path(config.output_dir).expanduser().absolute()
+    inputs = _inputs(blend, output / "sources")
+    restorer = Restorer(blend, output / "sources")
+    run_hash = _run_hash(config, inputs, restorer)
+    found = _finished(output, run_hash)
+    if found is None:
+        _require_free(output, run_hash, force=config.force)
+        found = _make(config, inputs, restorer, output, run_hash)
+    else:
+        _say("data prep: everything is there already")
+    _tell(found)
+    artifact = _artifact(blend, found, output, monotonic() - began)
+    artifact.save(name=config.artifact_name)
+    return artifact
+
+
+def _make(
+    config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str
+) -> dict[str, Any]:
+    """Read every file, write the splits, the report and, at last, the manifest; returns the report."""
+    work = output / f".parts-{run_hash}"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        left: dict[tuple[str, str], int | None] = {(one.dataset, one.split): config.sample for one in inputs}
+        parts = []
+        for number, one in enumerate(inputs):
+            limit = left[one.dataset, one.split]
+            part = _read(one, work / f"{number:05d}.jsonl", limit, restorer)
+            left[one.dataset, one.split] = None if limit is None else limit - part.rows
+            parts.append(part)
+        places = _assigned(config, inputs, parts)
+        report = _written(config, inputs, parts, places, output, run_hash)
+        for path in sorted(work.iterdir()):
+            path.unlink()
+        work.rmdir()
+    except OSError as error:
+        raise NemotronError(
+            f"{error.filename or output}: {error.strerror or error}.", hint="What is finished is kept: run it again."
+        ) from error
+    return report
+
+
+def _inputs(blend: DataBlend, corpora: Path) -> list[_Input]:
+    found = []
+    for given, datasets in blend.splits.items():
+        for dataset in datasets:
+            if not dataset.weight:
+                continue
+            splits = sources.list_splits(dataset, folder=blend.folder, corpora=corpora)
+            for split, files in splits.items():
+                for file in files:
+                    own = split if given == "all" else given
+                    found.append(_Input(dataset.name, own, file, identity_of(file)))
+    return found
+
+
+def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer) -> str:
+    """A digest of all that decides the output."""
+    settings = {name: getattr(config, name) for name in ("train_ratio", "valid_ratio", "test_ratio", "seed", "sample")}
+    read = [[one.dataset, one.split, one.identity] for one in inputs]
+    text = json.dumps([_VERSION, settings, read, restorer.identity], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def _finished(output: Path, run_hash: str) -> dict[str, Any] | None:
+    """The report of an earlier run with this hash whose files are whole, else None."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads((output / REPORT).read_text(encoding="utf-8"))
+        if not manifest["run_hash"] == report["run_hash"] == run_hash:
+            return None
+        for split, (size, sha256) in report["files"].items():
+            with (output / f"{split}.jsonl").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256 or file.tell() != size:
+                    return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return report
+
+
+def _require_free(output: Path, run_hash: str, *, force: bool) -> None:
+    """UserError where the folder holds another run's data."""
+    if force or not (output / MANIFEST).exists():
+        return
+    try:
+        there = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["run_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        there = None
+    if there != run_hash:
+        raise UserError(
+            f"output_dir: {output} holds data of another blend, or of other settings.",
+            hint="Use --force to replace it, or another output_dir.",
+        )
+
+
+def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Part:
+    """The rows of a file, written to `path`; kept where an earlier run has finished it."""
+    record = path.with_suffix(".json")
+    kept = _kept(path, record, limit)
+    if kept is not None:
+        return kept
+    part = _Part(path)
+    with _files([path]) as (out,):
+        for where, line, row in rows_of_file(one.file.path):
+            if limit is not None and part.rows >= limit:
+                break
+            at = f"{one.file.path}, {where}"
+            if row.get("_hf_placeholder") is not None:
+                row, line = restorer.restored(row, at), None
+                part.restored += 1
+            part.agents[_checked(row, at)] += 1
+            part.keys.append(_key(row))
+            out.write((line if line is not None else json.dumps(row, ensure_ascii=False).encode("utf-8")) + b"\n")
+            part.rows += 1
+        out.finish().temporary.replace(path)
+    fsync_dir(path.parent)
+    counts = {"rows": part.rows, "restored": part.restored, "agents": dict(part.agents), "limit": limit}
+    write_json(record, {**counts, "size": out.size, "keys": list(part.keys)}, mode=0o666)
+    return part
+
+
+@contextmanager
+def _files(paths: list[Path]) -> Iterator[list[HashedFile]]:
+    """Files that are being written; what was not put into its place by the end is removed."""
+    files = [HashedFile(path) for path in paths]
+    try:
+        yield files
+    finally:
+        for file in files:
+            file.discard()
+
+
+def _kept(path: Path, record: Path, limit: int | None) -> _Part | None:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known["limit"] != limit or path.stat().st_size != known["size"]:
+            return None
+        return _Part(path, known["rows"], known["restored"], Counter(known["agents"]), array("Q", known["keys"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checked(row: Mapping[str, Any], at: str) -> str:
+    """The name of the row's agent. UserError where the row lacks what every trainer needs."""
+    params = row.get("responses_create_params")
+    given = params.get("input") if isinstance(params, dict) else None
+    if not given or not isinstance(given, str | list):
+        what = "responses_create_params" if not isinstance(params, dict) else "responses_create_params.input"
+        raise UserError(
+            f"{at}: there is no {what}: the row has no prompt; it has {_fields(row)}.",
+            hint='A row has "responses_create_params": {"input": [{"role": "user", "content": "…"}]}.',
+        )
+    agent = row.get("agent_ref")
+    name = agent.get("name") if isinstance(agent, dict) else None
+    if not name or not isinstance(name, str):
+        what = "agent_ref" if not isinstance(agent, dict) else "agent_ref.name"
+        raise UserError(
+            f"{at}: there is no {what}: nothing says how an answer is judged; it has {_fields(row)}.",
+            hint='A row has "agent_ref": {"type": "responses_api_agents", "name": "…"}.',
+        )
+    return name
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(row)[:8]) or "nothing"
+
+
+def _key(row: Mapping[str, Any]) -> int:
+    """The same for rows with the same prompt."""
+    text = json.dumps(row["responses_create_params"]["input"], sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
+
+
+_OWN = {"train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part]) -> list[list[str] | str]:
+    """For each file the split of its rows: one for all, or one for each row.
+
+    A dataset that has splits of its own keeps them; any other is cut by the ratios, so that no prompt is in two of
+    them.
+    """
+    places: list[list[str] | str] = ["train"] * len(parts)
+    for dataset in dict.fromkeys(one.dataset for one in inputs):
+        mine = [number for number, one in enumerate(inputs) if one.dataset == dataset]
+        own = {inputs[number].split for number in mine}
+        if len(own) > 1:
+            for number in mine:
+                places[number] = _own_split(inputs[number])
+            continue
+        split_of = _cut(config, [key for number in mine for key in parts[number].keys])
+        for number in mine:
+            places[number] = [split_of[key] for key in parts[number].keys]
+    return places
+
+
+def _own_split(one: _Input) -> str:
+    if one.split not in _OWN:
+        raise UserError(
+            f"dataset {one.dataset!r}: its split {one.split!r} is none of {', '.join(_OWN)}.",
+            hint=f'Name the one to read in the blend file, as "split": "{one.split}".',
+        )
+    return _OWN[one.split]
+
+
+def _cut(config: RLPrepConfig, keys: list[int]) -> dict[int, str]:
+    """The split of each key, in an order that only the seed decides; val and test get a row where there are three."""
+    count = Counter(keys)
+    split_of = dict.fromkeys(count, "train")
+    salt = str(config.seed).encode("ascii")
+    order = sorted(count, key=lambda key: hashlib.blake2b(key.to_bytes(8, "big"), key=salt, digest_size=16).digest())
+    for split in ("test", "val"):
+        wanted = round(len(keys) * config.ratios[split])
+        wanted = max(wanted, 1) if config.ratios[split] and len(count) >= len(SPLITS) else wanted
+        while wanted > 0 and len(order) > 1:
+            key = order.pop()
+            split_of[key] = split
+            wanted -= count[key]
+    return split_of
+
+
+def _written(
+    config: RLPrepConfig,
+    inputs: list[_Input],
+    parts: list[_Part],
+    places: list[list[str] | str],
+    output: Path,
+    run_hash: str,
+) -> dict[str, Any]:
+    """Write the splits, then the report, then the manifest that says they are whole; returns the report."""
+    rows: Counter[str] = Counter()
+    seen: dict[str, set[int]] = {split: set() for split in SPLITS}
+    made: dict[str, tuple[int, str]] = {}
+    with _files([output / f"{split}.jsonl" for split in SPLITS]) as opened:
+        files = dict(zip(SPLITS, opened, strict=True))
+        for part, place in zip(parts, places, strict=True):
+            with part.path.open("rb") as lines:
+                for number, line in enumerate(lines):
+                    split = place if isinstance(place, str) else place[number]
+                    files[split].write(line)
+                    rows[split] += 1
+                    seen[split].add(part.keys[number])
+        if not rows["train"]:
+            read = ", ".join(one.file.path for one in inputs[:5])
+            raise UserError("No row is left for training.", hint=f"Read were {read}.")
+        # The manifest says that the files beside it are whole: it goes before they are replaced.
+        (output / MANIFEST).unlink(missing_ok=True)
+        for split, file in files.items():
+            written = file.finish()
+            if rows[split]:
+                written.temporary.replace(written.final)
+                made[split] = written.size, written.sha256
+            else:
+                written.final.unlink(missing_ok=True)
+    fsync_dir(output)
+    report = {
+        "run_hash": run_hash,
+        "rows": {split: rows[split] for split in SPLITS},
+        "held_out_in_train": len((seen["val"] | seen["test"]) & seen["train"]),
+        "files": made,
+        "datasets": _counts(inputs, parts),
+    }
+    write_json(output / REPORT, report, mode=0o666)
+    manifest = {
+        **{split: str(output / f"{split}.jsonl") if rows[split] else None for split in SPLITS},
+        "mode": "resolve",
+        "source_splits": sorted({one.split for one in inputs if one.split}),
+        "run_hash": run_hash,
+    }
+    write_json(output / MANIFEST, manifest, mode=0o666)
+    return report
+
+
+def _counts(inputs: list[_Input], parts: list[_Part]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for one, part in zip(inputs, parts, strict=True):
+        entry = found.setdefault(one.dataset, {"name": one.dataset, "files": 0, "rows": 0, "restored": 0, "agents": {}})
+        entry["files"] += 1
+        entry["rows"] += part.rows
+        entry["restored"] += part.restored
+        for agent, count in part.agents.items():
+            entry["agents"][agent] = entry["agents"].get(agent, 0) + count
+    return list(found.values())
+
+
+def _tell(report: Mapping[str, Any]) -> None:
+    for dataset in report["datasets"]:
+        agents = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset["agents"].items()))
+        restored = f", {dataset['restored']:,} of them restored" if dataset["restored"] else ""
+        _say(f"data prep: {dataset['name']}: {dataset['rows']:,} rows{restored} ({agents})")
+    _say("data prep: " + ", ".join(f"{split} {report['rows'][split]:,}" for split in SPLITS) + " rows")
+    if report["held_out_in_train"]:
+        _say(f"data prep: {report['held_out_in_train']:,} prompts of the source's val or test are in its train too.")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
+
+
+def _artifact(blend: DataBlend, report: Mapping[str, Any], output: Path, elapsed: float) -> SplitJsonlDataArtifact:
+    from nemotron_kit.artifacts import InputDatasetInfo, SplitJsonlDataArtifact
+
+    rows = {entry["name"]: entry["rows"] for entry in report["datasets"]}
+    agents: Counter[str] = sum((Counter(entry["agents"]) for entry in report["datasets"]), Counter())
+    used: list[InputDatasetInfo | str] = [
+        InputDatasetInfo(
+            uri=dataset.path if "://" in dataset.path else sources.find_local(dataset.path, blend.folder),
+            name=dataset.name,
+            split=dataset.split,
+            subset=dataset.subset,
+            num_rows=rows.get(dataset.name),
+        )
+        for dataset in blend.datasets
+        if dataset.weight
+    ]
+    paths = {split: str(output / f"{split}.jsonl") if report["rows"][split] else None for split in SPLITS}
+    return SplitJsonlDataArtifact(
+        path=output / MANIFEST,
+        train_path=paths["train"],
+        val_path=paths["val"],
+        test_path=paths["test"],
+        total_sequences=sum(report["rows"].values()),
+        source_datasets=used,
+        elapsed_sec=elapsed,
+        metadata={"rows": dict(report["rows"]), "agents": dict(agents), "run_hash": report["run_hash"]},
+    )

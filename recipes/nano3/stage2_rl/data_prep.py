@@ -1,0 +1,118 @@
+"""Prepare the prompts of reinforcement learning (stage 2): one JSONL file a split, with a manifest.
+
+    python data_prep.py --config config/data_prep/tiny.yaml sample=100
+
+Saves the manifest as `SplitJsonlDataArtifact-<config_name>`. Started again, it keeps what is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron_kit.data_prep.rl import RLPrepConfig
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import SplitJsonlDataArtifact
+
+STAGE = Path(__file__).parent
+DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
+
+
+@dataclass
+class RLDataPrepConfig:
+    """Stage 2's data preparation: which prompts, how they are split, where to."""
+
+    blend_path: Path = field(
+        default=Path("blends/default.json"),
+        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
+    )
+    output_dir: Path = field(
+        default=Path("output/nano3/stage2_rl"),
+        metadata={"help": "Folder for train.jsonl, val.jsonl, test.jsonl and manifest.json"},
+    )
+    train_ratio: float = field(
+        default=0.98, metadata={"help": "Share of the rows to train on, where a source has no splits of its own"}
+    )
+    valid_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for validation, likewise"})
+    test_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for the test, likewise"})
+    seed: int = field(default=42, metadata={"help": "Seed of that split"})
+    sample: int | None = field(
+        default=None, metadata={"help": "Take only the first rows of each dataset (of each of its splits), this many"}
+    )
+    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
+    )
+
+
+def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
+    """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
+    from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.data_prep.rl import prepare_rl
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    cfg = cfg if cfg is not None else _config_from_command_line()
+    init_wandb_from_env()
+    artifact = prepare_rl(settings(cfg))
+    print_step_complete(data=artifact)
+    return artifact
+
+
+def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: wrong settings, and on this machine (`here`) a missing file or no network."""
+    from nemotron_kit.data_prep.preflight import source_problems
+    from nemotron_kit.data_prep.rl import load_blend
+
+    config = settings(cfg)
+    try:
+        config.check()
+        return source_problems(load_blend(config.blend_path), connect=connect, smaller="-c tiny") if here else []
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+
+
+def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
+    """The recipe's config as what `prepare_rl` takes."""
+    given = Path(cfg.blend_path).expanduser()
+    return RLPrepConfig(
+        blend_path=next((place for place in (given, STAGE / given) if place.is_file()), given),
+        output_dir=Path(cfg.output_dir),
+        train_ratio=cfg.train_ratio,
+        valid_ratio=cfg.valid_ratio,
+        test_ratio=cfg.test_ratio,
+        seed=cfg.seed,
+        sample=cfg.sample,
+        force=cfg.force,
+        artifact_name=f"SplitJsonlDataArtifact-{_config_name(cfg)}",
+    )
+
+
+def _config_name(cfg: RLDataPrepConfig) -> str:
+    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
+
+
+def _config_from_command_line() -> RLDataPrepConfig:
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
+
+    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
+    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    cfg = omegaconf_to_dataclass(config, RLDataPrepConfig)
+    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
+        cfg.config_name = path.stem
+    problems = preflight(cfg, connect=True)
+    if problems:
+        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return cfg
+
+
+if __name__ == "__main__":
+    main()

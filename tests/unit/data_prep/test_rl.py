@@ -1,0 +1,208 @@
+"""RL prompts: placeholders, splits, what is kept of a row, the manifest and the artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.data_prep.config import DataBlend
+from nemotron_kit.data_prep.placeholders import answer_of, filled
+from nemotron_kit.data_prep.rl import RLPrepConfig, prepare_rl
+from nemotron_kit.errors import UserError
+
+AGENT = {"type": "responses_api_agents", "name": "exact_match"}
+DAPO = (
+    "Solve the following math problem step by step. The last line is the answer.\n\n{}\n\n"
+    'Remember to put your answer on its own line after "Answer:".'
+)
+
+
+def row(text: str, **more: Any) -> dict[str, Any]:
+    return {"responses_create_params": {"input": [{"role": "user", "content": text}]}, "agent_ref": AGENT, **more}
+
+
+def refers(number: int, template: Any) -> dict[str, Any]:
+    return {"agent_ref": AGENT, "_hf_placeholder": {"row": number, "question_template": template}}
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+
+
+def blend(folder: Path, path: str, **more: Any) -> Path:
+    file = folder / "blend.json"
+    file.write_text(json.dumps({"datasets": [{"name": "rows", "path": path}], **more}), encoding="utf-8")
+    return file
+
+
+def rows_of(path: str | None) -> list[dict[str, Any]]:
+    assert path is not None
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def prepared(folder: Path, path: str, **settings: Any) -> Any:
+    more = settings.pop("blend", {})
+    return prepare_rl(RLPrepConfig(blend_path=blend(folder, path, **more), output_dir=folder / "out", **settings))
+
+
+@pytest.mark.parametrize(
+    ("question", "template", "expected"),
+    [
+        ("2+2", {"prefix": "Q: ", "suffix": "\nShow it.\n"}, "Q: 2+2\nShow it."),
+        (DAPO.format("a\n\nb"), {"prefix": "", "suffix": "!"}, "a\n\nb!"),
+        ("one\n\ntwo\n\nthree", {"suffix": "!"}, "one\n\ntwo\n\nthree!"),  # no wrapper: nothing to strip
+        ("q", {}, "q"),
+        ("2+2", "Solve {question}, {question}.", "Solve 2+2, 2+2."),
+        ("2+2", "no place", "2+2"),
+    ],
+)
+def test_questions_are_filled_into_their_template(question: str, template: Any, expected: str) -> None:
+    assert filled(question, template) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('["34"]', "34"),
+        ("[42, 1]", "42"),
+        ('{"a": "x"}', "x"),
+        ('"7"', "7"),
+        ("34", "34"),
+        ("x^2", "x^2"),
+        ("[]", "[]"),
+    ],
+)
+def test_answers_are_the_first_element_and_stay_texts(given: Any, expected: Any) -> None:
+    assert answer_of(given) == expected
+
+
+def test_placeholders_are_restored_and_all_else_of_a_row_is_kept(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    dapo = [
+        {"prompt": [{"content": DAPO.format(f"What is {n}?")}], "reward_model": {"ground_truth": str(n)}}
+        for n in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(dapo), tmp_path / "dapo.parquet")
+    write_rows(tmp_path / "sky.jsonl", [{"prompt": [{"content": "1+1"}], "reward_model": {"ground_truth": '["2"]'}}])
+    rows = [
+        {"dataset": "d", "pass_rate": 0.5, **refers(3, {"prefix": "P: "})},
+        {"dataset": "s", **refers(0, "Think: {question}")},
+        row("plain", verifier_metadata={"unit_tests": [1, 2]}, options=[{"A": "x"}], big=2**70),
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    places = {"d": {"path": "dapo.parquet"}, "s": {"path": "sky.jsonl"}}
+    made = prepared(tmp_path, "rows.jsonl", blend={"placeholders": places}, train_ratio=1, valid_ratio=0, test_ratio=0)
+    first, second, third = rows_of(made.train_path)
+    assert first == row("P: What is 3?", dataset="d", pass_rate=0.5, question="P: What is 3?", expected_answer="3")
+    assert second == row("Think: 1+1", dataset="s", question="1+1", expected_answer="2")
+    assert third == rows[2]
+    assert made.metadata["agents"] == {"exact_match": 3}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"responses_create_params": {"input": [{"role": "user", "content": "x"}]}}, "line 2: there is no agent_ref"),
+        ({"agent_ref": AGENT, "messages": []}, "line 2: there is no responses_create_params"),
+        ({**row("x"), "agent_ref": {"type": "x"}}, "line 2: there is no agent_ref.name"),
+        ({**row("x"), "dataset": "q", "_hf_placeholder": {"row": 0}}, "line 2: it refers to the data set 'q'"),
+        ([1], "line 2: expected a JSON object"),
+    ],
+)
+def test_a_row_that_no_trainer_takes_is_named(tmp_path: Path, bad: Any, words: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row("good"), bad])
+    with pytest.raises(UserError, match=r"rows\.jsonl, " + words):
+        prepared(tmp_path, "rows.jsonl")
+    assert not list((tmp_path / "out").glob("*.json*"))
+
+
+def test_splits_are_the_sources_own(tmp_path: Path) -> None:
+    for split, count in (("train", 5), ("validation", 2), ("test", 1)):
+        write_rows(tmp_path / "data" / f"{split}-00000.jsonl", [row(f"{split} {n}") for n in range(count)])
+    made = prepared(tmp_path, "data")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert [len(rows_of(manifest[split])) for split in ("train", "val", "test")] == [5, 2, 1]
+    assert manifest["source_splits"] == ["test", "train", "valid"]
+    assert manifest["mode"] == "resolve"
+    assert made.metadata["rows"] == {"train": 5, "val": 2, "test": 1}
+    sampled = prepared(tmp_path, "data", sample=1, force=True)
+    assert sampled.metadata["rows"] == {"train": 1, "val": 1, "test": 1}
+
+
+def test_ratios_split_prompts_and_not_rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row(f"prompt {n % 50}", n=n) for n in range(100)])
+    made = prepared(tmp_path, "rows.jsonl", train_ratio=0.8, valid_ratio=0.1, test_ratio=0.1)
+    prompts = [{str(one["responses_create_params"]) for one in rows_of(p)} for p in (made.train, made.val, made.test)]
+    assert [len(one) for one in prompts] == [40, 5, 5]
+    assert len(set.union(*prompts)) == 50
+    # A sample has a validation split, too.
+    assert prepared(tmp_path, "rows.jsonl", sample=10, force=True).metadata["rows"] == {"train": 8, "val": 1, "test": 1}
+
+
+def test_what_is_whole_is_kept_and_what_differs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(tmp_path / "rows.jsonl", [row(f"prompt {n}") for n in range(30)])
+    made = prepared(tmp_path, "rows.jsonl")
+    before = Path(made.train_path).stat().st_mtime_ns
+    assert prepared(tmp_path, "rows.jsonl").metadata["rows"] == made.metadata["rows"]
+    assert Path(made.train_path).stat().st_mtime_ns == before
+    assert "already" in capsys.readouterr().err
+    with pytest.raises(UserError, match="another blend, or of other settings"):
+        prepared(tmp_path, "rows.jsonl", seed=7)
+    Path(made.val_path).write_text("", encoding="utf-8")  # damaged: made again
+    again = prepared(tmp_path, "rows.jsonl")
+    assert len(rows_of(again.val_path)) == 1
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_stopped_run_goes_on_with_the_files_it_had(tmp_path: Path) -> None:
+    write_rows(tmp_path / "data" / "a.jsonl", [row("a")])
+    write_rows(tmp_path / "data" / "b.jsonl", [{"no": "row"}])
+    with pytest.raises(UserError, match=r"b\.jsonl"):
+        prepared(tmp_path, "data")
+    kept = list((tmp_path / "out").glob(".parts-*/00000.json*"))
+    assert len(kept) == 2  # of the first file: rows and record
+    assert not list((tmp_path / "out").glob(".parts-*/.*"))
+
+
+def test_manifest_artifact_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.artifacts import SplitJsonlDataArtifact
+    from nemotron_kit.config.resolvers import register_resolvers
+
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    write_rows(tmp_path / "rows.jsonl", [row(f"prompt {n}") for n in range(10)])
+    made = prepared(tmp_path, "rows.jsonl", artifact_name="SplitJsonlDataArtifact-here")
+    assert SplitJsonlDataArtifact.load(tmp_path / "out").test == made.test_path
+    register_resolvers()
+    keys = ("path", "train", "val", "test", "train_path", "val_path", "valid_path", "test_path", "metadata.rows.val")
+    config = OmegaConf.create(
+        {"run": {"data": "SplitJsonlDataArtifact-here:latest"}, "x": {key: f"${{art:data,{key}}}" for key in keys}}
+    )
+    found = OmegaConf.to_container(config.x, resolve=True)
+    out = str(tmp_path / "out")
+    files = {split: f"{out}/{split}.jsonl" for split in ("train", "val", "test")}
+    assert found == {
+        "path": f"{out}/manifest.json",
+        **files,
+        **{f"{split}_path": path for split, path in files.items()},
+        "valid_path": files["val"],
+        "metadata.rows.val": 1,
+    }
+
+
+def test_blends_with_weights_and_other_stages_blends(tmp_path: Path) -> None:
+    file = tmp_path / "blend.json"
+    file.write_text(json.dumps({"datasets": [{"name": "a", "path": "a.jsonl", "weight": 2}]}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"weight 2; each row is written once"):
+        prepare_rl(RLPrepConfig(blend_path=file, output_dir=tmp_path / "out"))
+    with pytest.raises(UserError, match=r"unknown key 'placeholders'"):
+        DataBlend.load(blend(tmp_path, "a.jsonl", placeholders={}))
+    with pytest.raises(UserError, match=r"their sum 1"):
+        prepare_rl(RLPrepConfig(blend_path=file, train_ratio=0.5))
