@@ -10,37 +10,15 @@ from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import LocalRegistry
     from nemotron_kit.artifacts.store import DamagedVersion
 
-HELP = """\
-usage: nemotron artifacts [REFERENCE] [--alias WORD] [--verify] [--json]
-       nemotron artifacts COMMAND …
 
-Without a reference: every name in the registry. With a name: its versions. With a version (Name:v3, Name:alias): where
-it lies, what it was made from and by which run. Versions whose files are gone or changed, or whose record is damaged,
-are marked.
-
-commands
-{commands}
-
-options
-  --alias WORD   make WORD stand for the version: nemotron artifacts Name:v3 --alias production
-  --verify       read all of its files again and compare them with what was registered
-  --json         for programs
-"""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command; the exit code. Raises UserError for a reference to nothing, or to files that have changed."""
-    return dispatch("artifacts", argv, HELP, _look)
-
-
-def _look(argv: list[str]) -> int:
+def look(argv: list[str]) -> int:
+    """`nemotron artifacts [REFERENCE]`. Raises UserError for a reference to nothing, or to files that have changed."""
     from nemotron_kit.artifacts.registry import open_registry
 
     parser = ToolParser("artifacts")

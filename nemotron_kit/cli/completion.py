@@ -15,16 +15,6 @@ from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
 TYPE_CHECKING = False
 
 
-USAGE = """\
-usage: nemotron completion bash|zsh|fish
-
-Prints a completion script. To have it in every new shell:
-
-  bash   echo 'eval "$(nemotron completion bash)"' >> ~/.bashrc
-  zsh    echo 'eval "$(nemotron completion zsh)"' >> ~/.zshrc   (after compinit)
-  fish   nemotron completion fish > ~/.config/fish/completions/nemotron.fish
-"""
-
 # A word that ends in `=`, `:` or `.` goes on, so no space is put behind it. No answer: the shell completes file names.
 _BASH = """\
 _nemotron_complete() {
@@ -169,15 +159,13 @@ _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOT
 
 def main(argv: Sequence[str]) -> int:
     """`nemotron completion bash|zsh|fish`: print the script. Exit code 0."""
-
-    shell = argv[0] if argv else "--help"
-    if shell not in SCRIPTS and shell not in ("-h", "--help"):
+    shell = argv[0]
+    if shell not in SCRIPTS:
         from nemotron_kit.cli.request import near
         from nemotron_kit.errors import UserError
 
         raise UserError(f"No completion for {shell!r}.", hint=near(shell, SCRIPTS))
-    sys.stdout.write(SCRIPTS.get(shell, USAGE))
-    sys.stdout.flush()
+    sys.stdout.write(SCRIPTS[shell])
     return 0
 
 

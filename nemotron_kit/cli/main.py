@@ -171,11 +171,9 @@ def _say_step(arguments: Sequence[str]) -> None:
 
 
 def _tool(name: str, argv: Sequence[str]) -> int:
-    from importlib import import_module
+    from nemotron_kit.cli.tools import run
 
-    from nemotron_kit.cli.tools import TOOLS
-
-    code = int(import_module(TOOLS[name].module).main(list(argv)))
+    code = run(name, argv)
     sys.stdout.flush()  # what can't be printed is an error of a command that prints
     return code
 

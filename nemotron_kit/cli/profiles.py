@@ -10,7 +10,6 @@ from typing import Any
 
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser, short_span, span
-from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.masking import MASK, is_secret_name
@@ -124,26 +123,8 @@ def _control(ssh: Sequence[str], argument: str) -> int:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
 
 
-HELP = """\
-usage: nemotron profiles [--json]
-       nemotron profiles COMMAND NAME …
-
-The profiles of env.toml: where and how `--run NAME` and `--batch NAME` start a job.
-
-commands
-{commands}
-
-options
-  --json   for programs
-"""
-
-
-def main(argv: Sequence[str]) -> int:
-    """The words after `nemotron profiles`. Returns the exit code; raises UserError for wrong ones."""
-    return dispatch("profiles", argv, HELP, _list)
-
-
-def _list(argv: list[str]) -> int:
+def list_all(argv: list[str]) -> int:
+    """`nemotron profiles`: one line for each."""
     parser = ToolParser("profiles")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)

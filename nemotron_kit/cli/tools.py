@@ -6,7 +6,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 # What a command's own words are: completion offers them, and ToolParser reads them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
@@ -29,22 +29,23 @@ class Subcommand:
 
 
 class OwnCommand:
-    """One of nemotron's own commands. `module` has `main(argv) -> int`; `words` may stand behind it and are no
-    subcommands."""
+    """One of nemotron's own commands. `function` is called where no subcommand is named; `page` is its help page, with
+    {commands} where they are listed; `words` may stand behind it and are no subcommands."""
 
-    __slots__ = ("commands", "module", "options", "summary", "takes", "words")
+    __slots__ = ("commands", "function", "options", "page", "summary", "takes", "words")
 
     def __init__(
         self,
-        module: str,
+        function: str,
         summary: str,
+        page: str,
         commands: dict[str, Subcommand] | None = None,
         *,
         takes: str = "",
         options: tuple[str, ...] = (),
         words: tuple[str, ...] = (),
     ) -> None:
-        self.module, self.summary, self.commands = module, summary, commands or {}
+        self.function, self.summary, self.page, self.commands = function, summary, page, commands or {}
         self.takes, self.options, self.words = takes, options, words
 
 
@@ -175,63 +176,126 @@ again; no artifact's files are touched), and removes what killed saves left behi
 that is called gc is art://gc.""",
     ),
 }
+_RUNS_PAGE = """\
+usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
+       nemotron runs COMMAND ID …
+
+The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
+about there. ID is a run's id, the start of one, its last six digits, or latest; ID/N is its job N (as --job N is).
+
+commands
+{commands}
+
+options
+  --recipe NAME    only of this recipe
+  --stage STAGE    only this stage, or those below it: data/prep
+  --state STATE    only in these states, with commas between them
+  --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
+  --limit N        at most so many (20; 0 for all)
+  --json           for programs
+
+exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
+show: 3 where the state is not known, else 0; of diff: 0 the same, 1 different
+"""
+_PROFILES_PAGE = """\
+usage: nemotron profiles [--json]
+       nemotron profiles COMMAND NAME …
+
+The profiles of env.toml: where and how `--run NAME` and `--batch NAME` start a job.
+
+commands
+{commands}
+
+options
+  --json   for programs
+"""
+_ARTIFACTS_PAGE = """\
+usage: nemotron artifacts [REFERENCE] [--alias WORD] [--verify] [--json]
+       nemotron artifacts COMMAND …
+
+Without a reference: every name in the registry. With a name: its versions. With a version (Name:v3, Name:alias): where
+it lies, what it was made from and by which run. Versions whose files are gone or changed, or whose record is damaged,
+are marked.
+
+commands
+{commands}
+
+options
+  --alias WORD   make WORD stand for the version: nemotron artifacts Name:v3 --alias production
+  --verify       read all of its files again and compare them with what was registered
+  --json         for programs
+"""
+_COMPLETION_PAGE = """\
+usage: nemotron completion bash|zsh|fish
+
+Prints a completion script. To have it in every new shell:
+
+  bash   echo 'eval "$(nemotron completion bash)"' >> ~/.bashrc
+  zsh    echo 'eval "$(nemotron completion zsh)"' >> ~/.zshrc   (after compinit)
+  fish   nemotron completion fish > ~/.config/fish/completions/nemotron.fish
+"""
 TOOLS = {
     "runs": OwnCommand(
-        "nemotron_kit.cli.runs.list",
+        "nemotron_kit.cli.runs.list:list_all",
         "list runs; show one, read its logs",
+        _RUNS_PAGE,
         _RUNS,
         options=("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
     ),
     "profiles": OwnCommand(
-        "nemotron_kit.cli.profiles", "list the profiles of env.toml", _PROFILES, options=("--json",)
+        "nemotron_kit.cli.profiles:list_all",
+        "list the profiles of env.toml",
+        _PROFILES_PAGE,
+        _PROFILES,
+        options=("--json",),
     ),
     "artifacts": OwnCommand(
-        "nemotron_kit.cli.artifacts",
+        "nemotron_kit.cli.artifacts:look",
         "list artifacts, versions and lineage",
+        _ARTIFACTS_PAGE,
         _ARTIFACTS,
         takes=ARTIFACT,
         options=("--alias", "--verify", "--json"),
     ),
     "completion": OwnCommand(
-        "nemotron_kit.cli.completion",
+        "nemotron_kit.cli.completion:main",
         "print the completion script of bash, zsh or fish",
+        _COMPLETION_PAGE,
         words=("bash", "zsh", "fish"),
     ),
 }
 
 
-def _listed(name: str) -> Iterator[str]:
-    rows = [(f"{word} {entry.usage}", entry.summary) for word, entry in TOOLS[name].commands.items()]
-    width = max(len(usage) for usage, _ in rows)
-    yield from (f"  {usage:{width}}  {summary}" for usage, summary in rows)
-
-
-def dispatch(name: str, argv: Sequence[str], help_page: str, own: Callable[[list[str]], int]) -> int:
-    """Run what the words after `nemotron NAME` ask for: its help page, a subcommand, or (no word, or `list`) `own`.
-    Returns the exit code. Raises UserError for a word that is no subcommand, unless the command takes words itself."""
-    arguments, commands = list(argv), TOOLS[name].commands
-    first, takes = arguments[0] if arguments else "-", TOOLS[name].takes
-    if first in commands:
-        return _function(commands[first].function)(arguments[1:])
-    if {"-h", "--help"} & set(arguments) or (first == "help" and not takes):
+def run(name: str, argv: Sequence[str]) -> int:
+    """Do what the words after `nemotron NAME` ask for: its help page, a subcommand, or (without one, or for `list`)
+    what the command does by itself. Returns the exit code. Raises UserError for a word that is no subcommand."""
+    arguments, own = list(argv), TOOLS[name]
+    first = arguments[0] if arguments else ""
+    if first in own.commands:
+        return _call(own.commands[first].function, arguments[1:])
+    free = bool(own.takes or own.words)  # its own words may be any
+    if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (own.words and not first):
         from nemotron_kit.cli.output import write_lines
 
-        write_lines(help_page.replace("{commands}", "\n".join(_listed(name))).splitlines())
+        write_lines(own.page.replace("{commands}", "\n".join(_listed(own))).splitlines())
         return 0
-    if first == "list" and not takes:
-        return own(arguments[1:])
-    if not first.startswith("-") and not takes:
+    if first and not first.startswith("-") and first != "list" and not free:
         from nemotron_kit.cli.request import near
         from nemotron_kit.errors import UserError
 
-        hint = f"{near(first, [*commands, 'list'])} Of one {name[:-1]}: nemotron {name} show {first}"
+        hint = f"{near(first, [*own.commands, 'list'])} Of one {name[:-1]}: nemotron {name} show {first}"
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
-    return own(arguments)
+    return _call(own.function, arguments[1:] if first == "list" and not free else arguments)
 
 
-def _function(spelled: str) -> Callable[[list[str]], int]:
+def _listed(own: OwnCommand) -> Iterator[str]:
+    rows = [(f"{word} {entry.usage}", entry.summary) for word, entry in own.commands.items()]
+    width = max((len(usage) for usage, _ in rows), default=0)
+    yield from (f"  {usage:{width}}  {summary}" for usage, summary in rows)
+
+
+def _call(spelled: str, arguments: list[str]) -> int:
     from importlib import import_module
 
     module, _, name = spelled.partition(":")
-    function: Callable[[list[str]], int] = getattr(import_module(module), name)
-    return function
+    return int(getattr(import_module(module), name)(arguments))

@@ -12,7 +12,6 @@ from typing import Any
 from nemotron_kit.cli.output import print_json, print_table, terminal_width, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
-from nemotron_kit.cli.tools import dispatch
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
@@ -50,38 +49,12 @@ def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
     return run, job
 
 
-HELP = """\
-usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
-       nemotron runs COMMAND ID …
-
-The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
-about there. ID is a run's id, the start of one, its last six digits, or latest; ID/N is its job N (as --job N is).
-
-commands
-{commands}
-
-options
-  --recipe NAME    only of this recipe
-  --stage STAGE    only this stage, or those below it: data/prep
-  --state STATE    only in these states, with commas between them
-  --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
-  --limit N        at most so many (20; 0 for all)
-  --json           for programs
-
-exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
-show: 3 where the state is not known, else 0; of diff: 0 the same, 1 different
-"""
-
 _LIMIT = 20
 _WIDE = 120
 
 
-def main(argv: Sequence[str]) -> int:
-    """The words after `nemotron runs`. Returns the exit code; raises UserError for wrong ones."""
-    return dispatch("runs", argv, HELP, _list)
-
-
-def _list(argv: list[str]) -> int:
+def list_all(argv: list[str]) -> int:
+    """`nemotron runs`: the launches, newest first."""
     parser = ToolParser("runs")
     parser.add_argument("--recipe")
     parser.add_argument("--stage")

@@ -12,7 +12,7 @@ import pytest
 from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
 from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.artifacts.registry import LocalRegistry
-from nemotron_kit.cli.artifacts import main
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.remote.snapshot import artifact_folders
@@ -49,9 +49,9 @@ def test_a_damaged_version(filled: LocalRegistry, make: Maker, kind: str, capsys
     before = file.read_bytes()
     file.write_bytes(DAMAGE[kind](before))
     for line, others in (([], "Other"), (["Data"], "v0"), (["Data"], "v2")):
-        assert main(line) == 0
+        assert run_tool("artifacts", line) == 0
         assert others in capsys.readouterr().out
-    assert main(["Data", "--json"]) == 0
+    assert run_tool("artifacts", ["Data", "--json"]) == 0
     assert [row["files"] for row in json.loads(capsys.readouterr().out)] == ["whole", "damaged", "whole"]
     with pytest.raises(DamagedRecordError) as raised:
         filled.resolve("Data:v1")
@@ -60,18 +60,18 @@ def test_a_damaged_version(filled: LocalRegistry, make: Maker, kind: str, capsys
     assert filled.resolve(f"Data@{filled.find('Data:v0').digest[:12]}").version == 0
     assert artifact_folders(str(make.base))
     assert versions_in(filled, make.base / "20261124-171204-a-b-1f03a7") == []
-    assert main(["gc", "--dry-run"]) == 0
+    assert run_tool("artifacts", ["gc", "--dry-run"]) == 0
     remedy = "repaired" if kind in REPAIRED else "dropped"
     assert f"would be {remedy}" in capsys.readouterr().out
     assert file.exists()
-    assert main(["gc"]) == 0
+    assert run_tool("artifacts", ["gc"]) == 0
     if kind in REPAIRED:
         assert file.read_bytes() == before
         assert filled.resolve("Data:v1").path.endswith("Data-b")
     else:
         assert filled.versions("Data") == [0, 2]
         assert (filled.root / "Data" / "dropped-v1" / "version.json").exists()
-    assert main(["gc"]) == 0
+    assert run_tool("artifacts", ["gc"]) == 0
     assert "Nothing to repair" in capsys.readouterr().out.splitlines()[-1]
     assert filled.commit(make.draft("Data", "d")).version == 3
 
@@ -141,16 +141,16 @@ def test_what_a_damaged_record_says_of_a_run_still_counts(registry: LocalRegistr
 def test_lists_mark_what_is_gone_or_changed(
     filled: LocalRegistry, make: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["Data"]) == 0
+    assert run_tool("artifacts", ["Data"]) == 0
     assert "FILES" not in capsys.readouterr().out
     shutil.rmtree(make.base / "Data-a")
     (make.base / "Data-b" / "data").write_text("other")
     os.utime(make.base / "Data-c" / "data")  # equal content, another time: read, and as saved
-    assert main(["Data"]) == 0
+    assert run_tool("artifacts", ["Data"]) == 0
     lines = capsys.readouterr().out.splitlines()
     marks = {line.split()[0]: {"gone", "changed"} & set(line.split()) for line in lines[1:]}
     assert marks == {"v0": {"gone"}, "v1": {"changed"}, "v2": set()}
-    assert main(["--json"]) == 0
+    assert run_tool("artifacts", ["--json"]) == 0
     assert {row["name"]: row["files"] for row in json.loads(capsys.readouterr().out)} == {
         "Data": "whole",
         "Other": "whole",
@@ -163,17 +163,17 @@ def test_leftovers_of_killed_saves(filled: LocalRegistry, capsys: pytest.Capture
     (filled.root / "Data" / "index" / ".tmp-4567").write_text("1")
     for left in (stage, filled.root / "Data" / "index" / ".tmp-4567"):
         os.utime(left, (time.time() - 90_000,) * 2)
-    assert main(["gc", "--dry-run", "--json"]) == 0
+    assert run_tool("artifacts", ["gc", "--dry-run", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["leftovers"]) == 2
     assert stage.exists()
-    assert main(["gc"]) == 0
+    assert run_tool("artifacts", ["gc"]) == 0
     assert not list(filled.root.rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize("line", [["--dry-run"], ["gc", "--verify"], ["gc", "--alias", "x"]])
 def test_wrong_lines(line: list[str]) -> None:
     with pytest.raises(UserError):
-        main(line)
+        run_tool("artifacts", line)
 
 
 def test_a_save_collects_what_killed_ones_left(filled: LocalRegistry, make: Maker) -> None:
@@ -222,7 +222,7 @@ def test_whole_records_with_values_of_other_types(
             file.write_text(render_checksummed(changed))
             for line in (*lines, ["gc", "--dry-run"]):
                 try:
-                    main([*line])
+                    run_tool("artifacts", [*line])
                 except NemotronError as error:
                     assert error.message
             assert "\x1b" not in "".join(capsys.readouterr())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, main, split_line
+from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, split_line
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.runs import list
 from nemotron_kit.cli.tools import TOOLS
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs import job
 
@@ -101,7 +101,7 @@ def test_split_line(line: str, words: list[str]) -> None:
     ("shell", "mark"), [("bash", "complete -o default"), ("zsh", "#compdef nemotron"), ("fish", "complete -c nemotron")]
 )
 def test_scripts(shell: str, mark: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([shell]) == 0
+    assert run_tool("completion", [shell]) == 0
     assert mark in capsys.readouterr().out
 
 
@@ -119,8 +119,10 @@ def test_the_table_of_tools_is_true(page: str, capsys: pytest.CaptureFixture[str
     tool, *words = page.split()
     own = TOOLS[tool]
     entry = own.commands[words[0]] if words else own
-    assert import_module(own.module).main([*words, "--help"]) == 0
+    assert run_tool(tool, [*words, "--help"]) == 0
     text = capsys.readouterr().out
+    module, _, name = entry.function.partition(":")
+    assert callable(getattr(import_module(module), name))
     if not words:
         assert all(f"  {word} {each.usage}".rstrip() in text for word, each in own.commands.items())
         text = text.partition("\noptions\n")[2]
@@ -129,7 +131,7 @@ def test_the_table_of_tools_is_true(page: str, capsys: pytest.CaptureFixture[str
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+    assert run_tool("completion", []) == 0
     assert "usage: nemotron completion" in capsys.readouterr().out
     with pytest.raises(UserError, match="Did you mean bash"):
-        main(["bahs"])
+        run_tool("completion", ["bahs"])

@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.cli.runs.list import main
 from nemotron_kit.cli.runs.show import differences, flat
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.quoting import hydra_data
@@ -36,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def diff(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = main(["diff", *words])
+    code = run_tool("runs", ["diff", *words])
     return code, capsys.readouterr().out
 
 
@@ -78,9 +78,9 @@ def test_two_jobs_of_one_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = diff(capsys, f"{run.id}/0", f"{run.id}/1", "--json")
     assert code == 1 and json.loads(out)["differences"] == {"config": {"lr": {"a": 1, "b": 2}}}
     with pytest.raises(UserError, match="is a sweep of 2 jobs"):
-        main(["diff", run.id, f"{run.id}/1"])
+        run_tool("runs", ["diff", run.id, f"{run.id}/1"])
     with pytest.raises(UserError, match="stands the number of a job"):
-        main(["diff", f"{run.id}/x", f"{run.id}/1"])
+        run_tool("runs", ["diff", f"{run.id}/x", f"{run.id}/1"])
 
 
 VALUES = st.recursive(

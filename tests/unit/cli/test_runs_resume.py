@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli.runs.list import main
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
@@ -38,7 +38,7 @@ def test_what_is_not_over_or_all_done_is_refused(state: str, said: str, hint: st
     else:
         job.transition(state)
     with pytest.raises(UserError, match=said) as raised:
-        main(["resume", "latest"])
+        run_tool("runs", ["resume", "latest"])
     assert hint in str(raised.value.hint) and job.state().state == state
 
 
@@ -47,7 +47,7 @@ def test_of_a_sweep_one_job_is_named() -> None:
     for number, code in enumerate((0, 1, 75)):
         run.job(number).finish(code)
     with pytest.raises(UserError, match="2 have stopped") as raised:
-        main(["resume", "latest"])
+        run_tool("runs", ["resume", "latest"])
     assert f"nemotron runs resume {run.id}/1" in str(raised.value.hint)
 
 
@@ -58,7 +58,7 @@ def test_one_that_starts_after_another_says_which_goes_first() -> None:
     second = create_run(new_run_id("nano3", "pretrain"), plan, [{}])
     second.job().finish(1, error="it did not start")
     with pytest.raises(UserError, match=f"starts after {first.id}, which failed") as raised:
-        main(["resume", second.id])
+        run_tool("runs", ["resume", second.id])
     assert f"nemotron runs resume {first.id}" in str(raised.value.hint)
     assert second.job().state().state == "failed"
 
@@ -67,7 +67,7 @@ def test_a_sweep_whose_launch_died_while_it_planned() -> None:
     plan = {"kind": "sweep", "executor": "slurm", "command_line": "python app.py -m x=1,2"}
     create_run(new_run_id("app", ""), plan, [{}])
     with pytest.raises(UserError, match="before anything was submitted") as raised:
-        main(["resume", "latest"])
+        run_tool("runs", ["resume", "latest"])
     assert raised.value.hint == "Launch it again: python app.py -m x=1,2"
 
 
@@ -80,7 +80,7 @@ def test_jobs_that_a_dead_launch_never_listed_have_failed(capsys: pytest.Capture
         launch.kill()
         launch.wait()
     assert refreshed(run) == ["pending", "failed"]
-    assert main(["show", run.id, "--job", "1"]) == 0
+    assert run_tool("runs", ["show", run.id, "--job", "1"]) == 0
     assert "its launch ended before it was submitted" in capsys.readouterr().out
 
 
@@ -90,7 +90,7 @@ def refreshed(run: RunFolder) -> list[str]:
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["resume", "--help"]) == 0
+    assert run_tool("runs", ["resume", "--help"]) == 0
     assert "none twice" in " ".join(capsys.readouterr().out.split())
 
 
@@ -101,11 +101,11 @@ def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest
     written = {"folder": "/there/code", "files": ["out/model.bin", "odd\x1b[2J"], "more": 3}
     job.finish(0, "succeeded", written=written)
     with pytest.raises(UserError, match=r"wrote 5 files .* go with the run: out/model\.bin, odd[^\x1b]*") as raised:
-        main(["rm", run.id])
+        run_tool("runs", ["rm", run.id])
     assert "/there/code" in str(raised.value.hint)
-    assert main(["show", run.id]) == 0
+    assert run_tool("runs", ["show", run.id]) == 0
     assert "out/model.bin, odd" in capsys.readouterr().out
-    assert main(["rm", run.id, "--force"]) == 0
+    assert run_tool("runs", ["rm", run.id, "--force"]) == 0
     assert not run.path.exists()
 
 
@@ -126,7 +126,7 @@ def test_nobody_waits_for_a_run_that_does_not_say_where_it_is(
 ) -> None:
     run = create_run(new_run_id("nano3", "sweep"), {"executor": "slurm"}, [{}, {}])
     (run.path / "plan.json").write_text('{"executor": 3}')
-    assert main(["wait", reference]) == 3
+    assert run_tool("runs", ["wait", reference]) == 3
     assert "damaged: plan.json" in capsys.readouterr().out
 
 
@@ -165,7 +165,7 @@ def test_one_job_is_named_wherever_one_is_meant(
     names = {"id": run.id, "tail": run.id[-6:]}
     names["run"] = start.format(**names)
     try:
-        found = main([word.format(**names) for word in words])
+        found = run_tool("runs", [word.format(**names) for word in words])
         text = capfdbinary.readouterr().out.decode()
     except UserError as error:
         found, text = error.exit_code, error.message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli import profiles
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.ssh import LocalTransport
@@ -94,16 +94,16 @@ def test_what_can_not_be_removed_keeps_nothing_else(
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(NemotronError, match=rf"1 could not be removed: .*{DIGEST}.tar.gz: Operation not permitted"):
-        profiles.main(["clean", "here"])
+        run_tool("profiles", ["clean", "here"])
     said = capsys.readouterr().out
     assert "2 removed" in said and DIGEST not in said and KIT in said and TOOL in said
 
 
 def test_the_command_says_what_it_removes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert profiles.main(["clean", "here", "--dry-run"]) == 0
+    assert run_tool("profiles", ["clean", "here", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert DIGEST in said and "3 would go, 2.0 MB: unused for 30d00h" in said
-    assert profiles.main(["clean", "here", "--unused", "1h", "--json"]) == 0
+    assert run_tool("profiles", ["clean", "here", "--unused", "1h", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3 and not things(root)
-    assert profiles.main(["clean", "here"]) == 0
+    assert run_tool("profiles", ["clean", "here"]) == 0
     assert capsys.readouterr().out.startswith("0 removed, 0.0 MB")

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.runs import list as runs_command
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError
 
 RECIPE = """
@@ -178,7 +178,7 @@ def said(line: list[str]) -> str | None:
     out = io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            runs_command.main(line)
+            run_tool("runs", line)
     except NemotronError as error:
         out.write(f"{error.message} {error.hint}")
     except Exception as error:
