@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +342,9 @@ class _Compiled:
     """A template, compiled; `marks` tells whether it marks what the assistant says."""
 
     def __init__(self, text: str) -> None:
+        if find_spec("jinja2") is None:
+            hint = 'Run: pip install "nemotron-kit[data]"'
+            raise UserError("Chat templates need jinja2, which is not installed.", hint=hint)
         from jinja2 import TemplateError
 
         self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", text))

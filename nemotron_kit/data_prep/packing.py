@@ -40,8 +40,9 @@ class Packing:
 def pack(lengths: Sequence[int] | Order, size: int, algorithm: str, rng: np.random.Generator | None = None) -> Packing:
     """Assign sequences (by their lengths, each at most `size`) to rows of at most `size` tokens.
 
-    concatenative keeps the order and begins a row where the next sequence doesn't fit; first_fit_decreasing takes the
-    longest first; first_fit_shuffle mixes them, and the rows, by `rng`.
+    concatenative keeps the order and begins a row where the next sequence doesn't fit. The others put each sequence
+    into the first row with room for it, first_fit_decreasing the longest first, first_fit_shuffle in an order by `rng`,
+    and mix the rows by it.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and int(lengths.max()) > size:
@@ -64,17 +65,19 @@ def _concatenative(lengths: Order, size: int, _: np.random.Generator) -> Packing
     return Packing(np.arange(len(lengths), dtype=np.int64), np.asarray(bounds, dtype=np.int64))
 
 
-def _decreasing(lengths: Order, size: int, _: np.random.Generator) -> Packing:
-    order = np.argsort(-lengths, kind="stable")
-    return _by_row(order, _first_fit(lengths[order], size))
+def _decreasing(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
+    return _in_any_order(np.argsort(-lengths, kind="stable"), lengths, size, rng)
 
 
 def _shuffle(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
-    order = rng.permutation(len(lengths))
+    return _in_any_order(rng.permutation(len(lengths)), lengths, size, rng)
+
+
+def _in_any_order(order: Order, lengths: Order, size: int, rng: np.random.Generator) -> Packing:
+    """First fit in this order. The first rows have the longest sequences, or are the fullest: the rows are mixed, so
+    that a part of them is like the whole."""
     rows = _first_fit(lengths[order], size)
-    # The first rows are the fullest, the last ones have what is left: mixed, so that no part of the data is special.
-    shuffled = rng.permutation(int(rows.max()) + 1 if len(rows) else 0)
-    return _by_row(order, shuffled[rows])
+    return _by_row(order, rng.permutation(int(rows.max()) + 1 if len(rows) else 0)[rows])
 
 
 ALGORITHMS: dict[str, Callable[[Order, int, np.random.Generator], Packing]] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, parse_size, show_size
+from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, SftPrepConfig, parse_size, show_size
 from nemotron_kit.data_prep.run import check_packages
 from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
@@ -34,7 +34,7 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
         blend = DataBlend.load(config.blend_path)
     except UserError as error:
         return [str(error).replace("\n", " ")]
-    problems = list(_missing(blend))
+    problems = [*_missing(blend), *_template_problems(config)]
     tokenizer = None
     try:
         if local_tokenizer(config.tokenizer_model) is None:
@@ -64,6 +64,16 @@ def _check_settings(config: DataPrepConfig) -> None:
     config.check()
     if config.shard_size is not None:
         parse_size(config.shard_size)
+
+
+def _template_problems(config: DataPrepConfig) -> Iterator[str]:
+    if isinstance(config, SftPrepConfig):
+        from nemotron_kit.data_prep.chat import load_template
+
+        try:
+            load_template(config.chat_template)
+        except UserError as error:
+            yield str(error).replace("\n", " ")
 
 
 def _missing(blend: DataBlend) -> Iterator[str]:

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +49,6 @@ def run_sft_data_prep(config: SftPrepConfig) -> SFTDataArtifact:
     What is there already, whole, of the same plan is kept; ranks and `artifact_name` are as in `run_data_prep`. Raises
     UserError for bad input, naming file, key and line.
     """
-    if find_spec("jinja2") is None:
-        raise UserError("Chat data needs jinja2, which is not installed.", hint='Run: pip install "nemotron-kit[data]"')
     if config.sample is not None:
         config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
     outputs = Outputs(print_summary, write_outputs, make_artifact)

@@ -71,7 +71,15 @@ def import_sft_data(cfg: ImportSFTData) -> Artifact:
     """Register a folder of packed SFT data, with its blend.json."""
     from nemotron.kit import SFTDataArtifact
 
-    return _saved(_described(SFTDataArtifact, _folder(cfg)), cfg)
+    folder = _folder(cfg)
+    splits = folder / "splits" if (folder / "splits").is_dir() else folder  # data prep's artifact is that folder
+    artifact = _described(SFTDataArtifact, splits)
+    if not (splits / "metadata.json").is_file():
+        artifact.blend_path = str(folder / "blend.json")
+        for split, field in (("train", "training_path"), ("valid", "validation_path"), ("test", "test_path")):
+            if (splits / split).is_dir():
+                setattr(artifact, field, str(splits / split))
+    return _saved(artifact, cfg)
 
 
 def import_rl_data(cfg: ImportRLData) -> Artifact:

@@ -39,7 +39,7 @@ def test_each_sequence_is_in_one_row_and_no_row_is_too_long(algorithm: str) -> N
 def test_first_fit_decreasing_fills_rows() -> None:
     lengths = lengths_of_chats(10_000, 4_096)
     assert lengths.sum() / (len(rows_of(lengths, 4_096, "first_fit_decreasing")) * 4_096) >= 0.995
-    assert rows_of([80, 20, 70, 30], 100, "first_fit_decreasing") == [[0, 1], [2, 3]]
+    assert sorted(rows_of([80, 20, 70, 30], 100, "first_fit_decreasing")) == [[0, 1], [2, 3]]
 
 
 def test_concatenative_keeps_the_order() -> None:
@@ -54,7 +54,7 @@ def test_first_fit_is_what_a_plain_loop_gives() -> None:
         fits = (row for row in plain if sum(lengths[n] for n in row) + lengths[number] <= 512)
         row = next(fits, None)
         plain.append([number]) if row is None else row.append(number)
-    assert rows_of(lengths, 512, "first_fit_decreasing") == plain
+    assert sorted(rows_of(lengths, 512, "first_fit_decreasing")) == sorted(plain)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
