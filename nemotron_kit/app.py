@@ -31,11 +31,14 @@ class ArtifactInput:
     `default_name` is the reference used when nothing else is given (`Name[:alias|:vN]`). `mappings` says which field of
     the artifact fills which field of the config: `{"path": "data_path"}`; `""` is the path, `metadata.K` a free field.
     `type` is the artifact's class name; it matches piped JSON, and is read off the default name when left out.
+    An `optional` input is read only where it is given (--art.X, run.X, a pipe): `default_name` is then only what
+    `--art.X v3` is relative to. It has no mappings: the handler looks in its job's inputs (`lineage.job_inputs`).
     """
 
     default_name: str
     mappings: Mapping[str, str] = field(default_factory=dict)
     type: str | None = None
+    optional: bool = False
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Command:
     preflight: Callable[..., list[str]] | str | None = None
     torchrun: bool | None = None
     targets: tuple[str, ...] = ()
+    interactive: bool = False
 
     @property
     def recipe(self) -> str:
@@ -155,6 +159,7 @@ class Group:
         torchrun: bool | None = None,
         distributed: bool = True,
         targets: Sequence[str] = (),
+        interactive: bool = False,
     ) -> Command:
         """Register a command.
 
@@ -168,6 +173,8 @@ class Group:
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
         name there.
+        `interactive=True` says that the command talks with the user: it runs in this process, has the terminal and
+        standard input to itself, and leaves no record; it can't be sent elsewhere.
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
@@ -179,8 +186,10 @@ class Group:
             _check_name(word, "command")
             if word in self.children:
                 raise ValueError(f"{where}: {word!r} is registered already.")
-        for slot in artifacts or {}:
+        for slot, artifact in (artifacts or {}).items():
             _check_slot(slot, where)
+            if artifact.optional and artifact.mappings:
+                raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
         if isinstance(config_cls, type):
             _check_fields(config_cls, where)
         command = Command(
@@ -194,8 +203,9 @@ class Group:
             aliases=tuple(aliases),
             produces=tuple(produces),
             preflight=preflight,
-            torchrun=torchrun if distributed else False,
+            torchrun=torchrun if distributed and not interactive else False,
             targets=tuple(targets),
+            interactive=interactive,
         )
         self.children[name] = command
         return command

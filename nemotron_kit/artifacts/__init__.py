@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import (
         Artifact,
         DataBlendsArtifact,
+        EvalArtifact,
         ModelArtifact,
         PretrainBlendsArtifact,
         PretrainDataArtifact,
@@ -60,7 +61,7 @@ _HOMES = {
     "datasets": "apply_scale InputDatasetInfo to_wandb_uri tokenizer_to_uri",
     "lineage": "inputs record_input record_output",
     "models": (
-        "Artifact DataBlendsArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact "
+        "Artifact DataBlendsArtifact EvalArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact "
         "SFTDataArtifact SplitJsonlDataArtifact TrackingInfo"
     ),
     "pipe": "parse_piped pick piped_pin print_step_complete",
@@ -91,6 +92,7 @@ __all__ = [
     "DamagedRecordError",
     "DataBlendsArtifact",
     "Draft",
+    "EvalArtifact",
     "FileTracker",
     "InputDatasetInfo",
     "KitConfig",

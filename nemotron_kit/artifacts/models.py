@@ -290,3 +290,26 @@ class ModelArtifact(Artifact):
     @final_loss.setter
     def final_loss(self, value: float | None) -> None:
         self.loss = value
+
+
+class EvalArtifact(Artifact):
+    """What an evaluation found: `path` is the folder with its results.json.
+
+    `results` is {what was measured: {metric: number}}, `tasks` the names in the order they were asked for, `model` the
+    address of the model.
+    """
+
+    results: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    tasks: list[str] = Field(default_factory=list)
+    model: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Each result as `what.metric`, with the other numbers in `metadata`."""
+        found = {
+            f"{what}.{metric}": float(value)
+            for what, values in self.results.items()
+            for metric, value in values.items()
+            if value is not None
+        }
+        return {**super().metrics, **found}

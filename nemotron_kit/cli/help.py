@@ -144,7 +144,8 @@ def _options(detail: Node) -> Rows:
 
 def _slot(slot: Node) -> tuple[str, str]:
     fills = ", ".join(f"{target} from {source or 'path'}" for source, target in slot["mappings"].items())
-    return f"--art.{slot['slot']}", f"{slot['default']}{f' (fills {fills})' if fills else ''}"
+    default = slot["default"] or "none unless given"
+    return f"--art.{slot['slot']}", f"{default}{f' (fills {fills})' if fills else ''}"
 
 
 def _mapped(detail: Node) -> dict[str, str]:

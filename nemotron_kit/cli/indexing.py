@@ -184,7 +184,12 @@ def command_detail(command: Command) -> Node:
     except (Exception, SystemExit) as error:
         raise BrokenCommand(command.full_name, f"{type(error).__name__}: {error}.") from error
     slots = [
-        {"slot": slot, "default": each.default_name, "type": each.type or "", "mappings": dict(each.mappings)}
+        {
+            "slot": slot,
+            "default": "" if each.optional else each.default_name,
+            "type": each.type or "",
+            "mappings": dict(each.mappings),
+        }
         for slot, each in command.artifacts.items()
     ]
     return {

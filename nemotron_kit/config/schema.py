@@ -72,7 +72,10 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     fields = _fields(cls, command.full_name, mapped)
     _check_mappings(command, cls, mapped)
     identity = {"name": f"{command.recipe}/{command.stage}", "script": str(command.script_path or "")}
-    inputs = [(slot, str, a.default_name) for slot, a in command.artifacts.items()]
+    inputs: list[tuple[str, Any, str | None]] = [
+        (slot, str | None, None) if artifact.optional else (slot, str, artifact.default_name)
+        for slot, artifact in command.artifacts.items()
+    ]
     run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,), **_BARE)
     default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
     return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], kw_only=True, **_BARE)

@@ -49,7 +49,8 @@ def piped_overrides(
 def _asked_for(command: Command, asked: list[str], open_slots: list[str], notes: list[str], dry_run: bool) -> list[str]:
     if dry_run:
         notes.append("A dry-run reads no standard input: what is shown is the input without it.")
-        return [f"run.{slot}={hydra_quoted(command.artifacts[slot].default_name)}" for slot in asked]
+        inputs = ((slot, command.artifacts[slot]) for slot in asked)
+        return [f"run.{slot}={'null' if a.optional else hydra_quoted(a.default_name)}" for slot, a in inputs]
     if sys.stdin is None or sys.stdin.isatty():
         raise UserError(f"--art.{asked[0]} -: standard input is a terminal.", hint="Pipe a step's output into it.")
     artifacts = _parsed(pipe.read_all())
@@ -223,7 +224,12 @@ def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
             hint=sentence(nearest(unknown[0], known)),
         )
     # An input without mappings is read by the handler itself.
-    unmapped = {slot for slot, artifact in command.artifacts.items() if not artifact.mappings and slot not in used}
+    run = frozen.get("run", {})
+    unmapped = {
+        slot
+        for slot, artifact in command.artifacts.items()
+        if not artifact.mappings and slot not in used and not (artifact.optional and run.get(slot) is None)
+    }
     return sorted(used | {slot for slot in unmapped if not _files_refer(slot, command)})
 
 

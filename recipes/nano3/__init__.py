@@ -99,3 +99,21 @@ for _stage, _config in (("pretrain", "ImportModel"), ("sft", "ImportSFTModel"), 
         preflight=f"{_IMPORTS}:preflight",
         distributed=False,
     )
+
+_EVAL = "nemotron.recipes.nano3.stage3_eval.evaluation"
+for _group in (app, app.group("model")):
+    _group.command(
+        "eval",
+        f"{_EVAL}:EvalConfig",
+        f"{_EVAL}:main",
+        script_path=Path(__file__).parent / "stage3_eval" / "evaluation.py",
+        description="Evaluate a model: held-out loss, exact match, tasks of lm-eval-harness (stage 3)",
+        artifacts={
+            "model": ArtifactInput("ModelArtifact-rl:latest", type="ModelArtifact"),
+            "data": ArtifactInput("PretrainBlendsArtifact-default:latest", optional=True),
+            "tasks": ArtifactInput("SplitJsonlDataArtifact-default:latest", optional=True),
+        },
+        produces=("EvalArtifact-{config}",),
+        preflight=f"{_EVAL}:preflight",
+        distributed=False,
+    )

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from nemotron_kit.artifacts import (
     Artifact,
     DataBlendsArtifact,
+    EvalArtifact,
     InputDatasetInfo,
     ModelArtifact,
     PretrainBlendsArtifact,
@@ -90,6 +91,7 @@ def test_nothing_but_the_path_is_required(tmp_path: Path) -> None:
         SFTDataArtifact,
         SplitJsonlDataArtifact,
         ModelArtifact,
+        EvalArtifact,
     ):
         artifact = cls(path=made(tmp_path / cls.__name__))
         artifact.save()

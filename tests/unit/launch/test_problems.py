@@ -119,6 +119,19 @@ def test_a_field_that_an_artifact_lacks_is_found_for_every_executor(data: Path, 
     assert "not judged" in plan.notes and "not judged" not in plan.problems
 
 
+def test_an_optional_input_is_read_only_where_it_is_given(data: Path) -> None:
+    app = App("demo")
+    app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest", optional=True)})
+    without = planned(data.parent, app, "here")
+    assert (without.inputs, without.references, without.problems) == ({}, {}, ())
+    given = planned(data.parent, app, "here", "run.data=v0")
+    assert {slot: pin.label for slot, pin in given.inputs.items() if pin} == {"data": "D:v0"}
+    (problem,) = planned(data.parent, app, "here", "run.data=E").problems
+    assert problem.startswith("data: ") and "'E'" in problem
+    with pytest.raises(TypeError, match="'data' is optional, and a mapped field would have no value without it"):
+        app.command("no", Config, print, artifacts={"data": ArtifactInput("D", {"path": "key"}, optional=True)})
+
+
 def test_what_lies_elsewhere_is_left_to_the_job(data: Path) -> None:
     app = App("demo")
     app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest")}, preflight=check)

@@ -1,0 +1,341 @@
+"""What a model is worth: its loss on data that it was not trained on, its answers to questions with a known answer,
+and the tasks of lm-eval-harness."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
+from nemotron_kit.training.generate import Sampling, Speaker
+from nemotron_kit.training.loop import summed_nll
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Result = dict[str, float | None]
+SPLITS = ("valid", "test")
+# Tokens of padded sequences in one forward pass over packed rows.
+_BATCH_TOKENS = 8192
+
+
+def held_out(
+    speaker: Speaker, data: Path, *, split: str, limit: int | None, seq_length: int | None, batch_size: int
+) -> Result:
+    """{"loss", "bits_per_byte", "tokens"} of a split of prepared data: pretraining shards with a blend.json, or packed
+    chat rows, of which the tokens count that an assistant says. The loss is in nats a token.
+
+    `limit` is a number of windows (shards) or rows (packed). UserError for data without the split.
+    """
+    rows = packed_files(data, split)
+    if rows:
+        nll, tokens, size = _packed(speaker, rows, limit)
+    else:
+        nll, tokens, size = _shards(speaker, data, split, limit, seq_length, batch_size)
+    if not math.isfinite(nll):
+        raise NemotronError(f"The held-out loss is {nll}: the model's weights hold values that are no numbers.")
+    return {
+        "loss": nll / tokens,
+        "bits_per_byte": nll / math.log(2) / size if size else None,
+        "tokens": float(tokens),
+    }
+
+
+def _shards(
+    speaker: Speaker, data: Path, split: str, limit: int | None, seq_length: int | None, batch_size: int
+) -> tuple[float, int, int]:
+    import torch
+
+    path = data / "blend.json" if data.is_dir() else data
+    if not path.is_file():
+        raise UserError(
+            f"{data}: neither blend.json nor Parquet rows of the {split} split: this is no prepared data.",
+            hint="Give what `nemotron nano3 data prep pretrain` or `data prep sft` has made.",
+        )
+    blend = read_blend(path)
+    if split not in blend:
+        raise UserError(f"{path}: there is no {split} split.", hint=f"It has: {', '.join(blend)}. Set split=.")
+    length = seq_length or trained_length(speaker.folder) or min(4096, speaker.model.config.max_position_embeddings)
+    samples = HeldOutSamples(blend[split], length, limit)
+    if len(samples) == 0:
+        raise UserError(
+            f"{path}: no shard of the {split} split holds {length + 1} tokens.", hint="Set a smaller seq_length."
+        )
+    sizes = byte_lengths(speaker.tokenizer, speaker.model.config.vocab_size)
+    total, size, model = 0.0, 0, speaker.model
+    with torch.no_grad():
+        for start in range(0, len(samples), batch_size):
+            positions = range(start, min(start + batch_size, len(samples)))
+            batch = collate(samples, positions, model.config.vocab_size)
+            logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
+            total += float(summed_nll(logits, batch["labels"].to(model.device)).item())
+            size += int(sizes[batch["labels"].numpy()].sum())
+    return total, len(samples) * length, size
+
+
+def packed_files(data: Path, split: str) -> list[Path]:
+    """The Parquet files of a split of packed rows: in the folder of splits, in the one that holds it, or in the split's
+    own."""
+    names = ("valid", "validation") if split == "valid" else (split,)
+    folders = [root / name for root in (data, data / "splits") for name in names]
+    return next((found for folder in folders if (found := sorted(folder.glob("*.parquet")))), [])
+
+
+def _packed(speaker: Speaker, files: Sequence[Path], limit: int | None) -> tuple[float, int, int]:
+    """(summed loss, tokens that count, their bytes) of packed rows. A row's sequences are run apart, padded on the
+    right, so that none sees another."""
+    import torch
+
+    sizes = byte_lengths(speaker.tokenizer, speaker.model.config.vocab_size)
+    model = speaker.model
+    total, tokens, size = 0.0, 0, 0
+    for batch in _batches(islice(_rows(files), limit)):
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.zeros((len(batch), longest), dtype=torch.int64)
+        counts = torch.zeros((len(batch), longest), dtype=torch.bool)
+        for row, (tokens_of, mask) in enumerate(batch):
+            ids[row, : len(tokens_of)] = torch.from_numpy(tokens_of)
+            counts[row, : len(mask)] = torch.from_numpy(mask)
+        if int(ids.max()) >= model.config.vocab_size:
+            raise UserError(
+                f"{files[0].parent}: the data holds token {int(ids.max())}, but the model has "
+                f"{model.config.vocab_size}.",
+                hint="Give data that was made with the model's own tokenizer.",
+            )
+        labels = ids.roll(-1, dims=1)[counts]
+        with torch.no_grad():
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[counts.to(model.device)]
+        total += float(summed_nll(logits, labels.to(model.device)).item())
+        tokens += len(labels)
+        size += int(sizes[labels.numpy()].sum())
+    if not tokens:
+        raise UserError(f"{files[0].parent}: no token of these rows counts (loss_mask is 0 everywhere).")
+    return total, tokens, size
+
+
+def _rows(files: Sequence[Path]) -> Iterator[list[tuple[NDArray[np.int64], NDArray[np.bool_]]]]:
+    """The sequences of each packed row, as (token ids, mask of the positions whose next token counts)."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for file in files:
+        try:
+            opened = parquet.ParquetFile(file)
+            for batch in opened.iter_batches(64, columns=["input_ids", "loss_mask", "seq_start_id"]):
+                for row in batch.to_pylist():
+                    ids = np.asarray(row["input_ids"], dtype=np.int64)
+                    mask = np.asarray(row["loss_mask"], dtype=bool)
+                    starts = row["seq_start_id"]
+                    if len(ids) != len(mask) or not starts or starts[0] != 0 or sorted(set(starts)) != starts:
+                        raise UserError(f"{file}: a row that is not packed as `data prep sft` packs.")
+                    ends = [*starts[1:], len(ids)]
+                    yield [(ids[s:e], mask[s:e]) for s, e in zip(starts, ends, strict=True)]
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise UserError(f"{file}: not packed rows: {' '.join(str(error).split())}") from error
+
+
+def _batches(rows: Iterator[list[tuple[Any, Any]]]) -> Iterator[list[tuple[Any, Any]]]:
+    """Sequences of like length together, as many as a forward pass may have tokens. Those in which nothing counts are
+    left out."""
+    while held := [pair for row in islice(rows, 64) for pair in row]:
+        held = sorted((pair for pair in held if pair[1].any()), key=lambda pair: len(pair[0]))
+        while held:
+            count = max(1, _BATCH_TOKENS // len(held[-1][0]))
+            yield held[-count:]
+            del held[-count:]
+
+
+def trained_length(folder: Path) -> int | None:
+    """The length of the sequences that a model of ours was trained on, from its artifact's metadata."""
+    try:
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get("metadata", {})
+        return int(metadata["seq_length"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # not ours, or not of a run that says so
+
+
+def byte_lengths(tokenizer: Any, vocab_size: int) -> NDArray[np.int64]:
+    """[vocab_size]: how many bytes of text each token stands for; 0 for special tokens.
+
+    In a byte-level vocabulary a token's characters are bytes. In any other a token's own text is measured, which is not
+    exact for tokens that stand for parts of a character.
+    """
+    import numpy as np
+
+    sizes = np.zeros(vocab_size, dtype=np.int64)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder"))
+    for token, number in tokenizer.get_vocab().items():
+        if number < vocab_size and number not in special:
+            sizes[number] = len(token) if byte_level else len(tokenizer.decode([number]).encode())
+    return sizes
+
+
+def exact_match(
+    speaker: Speaker,
+    data: Path,
+    *,
+    split: str,
+    limit: int | None,
+    batch_size: int,
+    max_new_tokens: int,
+    enable_thinking: bool,
+) -> Result:
+    """{"accuracy", "stderr", "ended", "count"}: how many of the greedy answers to the questions of RL data are the
+    expected ones, and how many of them end their turn."""
+    if not speaker.chats:
+        raise UserError(
+            f"{speaker.folder}: the model has no chat template, so it can't be asked questions.",
+            hint="Give a model that sft or rl has made, or leave run.tasks out.",
+        )
+    file = jsonl_of(data, split)
+    rows = list(islice(_questions(file), limit))
+    if not rows:
+        raise UserError(f"{file}: there are no rows.")
+    prompts = [
+        speaker.prompt(_messages(row), row["responses_create_params"].get("tools"), enable_thinking=enable_thinking)
+        for row in rows
+    ]
+    # Prompts of like length together: the less is padding.
+    order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    scores, ended = [], 0
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        answers = speaker.answers([prompts[number] for number in numbers], sampling)
+        scores += [score(answer.said, rows[number]) for answer, number in zip(answers, numbers, strict=True)]
+        ended += sum(answer.ended for answer in answers)
+    accuracy = sum(scores) / len(scores)
+    spread = sum((each - accuracy) ** 2 for each in scores) / max(1, len(scores) - 1)
+    return {
+        "accuracy": accuracy,
+        "stderr": math.sqrt(spread / len(scores)),
+        "ended": ended / len(scores),
+        "count": float(len(scores)),
+    }
+
+
+def score(said: str, row: Mapping[str, Any]) -> float:
+    """1.0 where what was said is the row's expected answer, else 0.0; case and space around it don't count."""
+    return float(said.strip().casefold() == str(row["expected_answer"]).strip().casefold())
+
+
+def jsonl_of(data: Path, split: str) -> Path:
+    """The JSONL file of a split of RL data: data is its manifest.json, or the folder that holds it. UserError where it
+    has none."""
+    manifest = data / "manifest.json" if data.is_dir() else data
+    try:
+        named = json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = "Give what `nemotron nano3 data prep rl` has made."
+        raise UserError(f"{manifest}: {error.strerror}.", hint=hint) from error
+    except ValueError as error:
+        raise UserError(f"{manifest}: not valid JSON: {error}.") from error
+    keys = ("val", "valid", "validation") if split == "valid" else (split,)
+    found = next((named[key] for key in keys if isinstance(named, dict) and named.get(key)), None)
+    if found is None:
+        have = ", ".join(sorted(named)) if isinstance(named, dict) else "no object"
+        raise UserError(f"{manifest}: there is no {split} split.", hint=f"It has: {have}.")
+    return manifest.parent / str(found)
+
+
+def _questions(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    _messages(row), row["expected_answer"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        f"{file}:{number}: no question with a known answer: {type(error).__name__}: {error}.",
+                        hint="Exact match needs responses_create_params.input and expected_answer in each row.",
+                    ) from error
+                yield row
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}.") from error
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of an RL row, in the chat template's terms."""
+    given = row["responses_create_params"]["input"]
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    roles = {"developer": "system"}
+    return [{**message, "role": roles.get(message["role"], message["role"])} for message in given]
+
+
+def run_tasks(
+    speaker: Speaker,
+    tasks: Sequence[str],
+    *,
+    task_path: Path | None,
+    limit: int | None,
+    batch_size: int,
+    num_fewshot: int | None,
+    enable_thinking: bool,
+) -> dict[str, Result]:
+    """Task → {metric: value}, by lm-eval-harness. `task_path` is a folder of the user's own tasks (YAML), which are
+    looked for first. UserError for a task that there isn't, or whose data can't be had."""
+    import logging
+
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = _task_manager(tasks, task_path)
+    model = HFLM(
+        pretrained=speaker.model,
+        tokenizer=speaker.tokenizer,
+        batch_size=batch_size,
+        enable_thinking=enable_thinking,
+    )
+    try:
+        found = simple_evaluate(
+            model,
+            tasks=list(tasks),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=speaker.chats,
+            log_samples=False,
+        )
+    except (OSError, ConnectionError, FileNotFoundError) as error:
+        raise UserError(
+            f"The data of {', '.join(tasks)} can't be read: {' '.join(str(error).split())[:400]}",
+            hint="A task of lm-eval fetches its data from the Hugging Face hub; task_path=FOLDER names tasks whose "
+            "data_files are on this machine.",
+        ) from error
+    named = {**(found or {}).get("results", {})}
+    return {task: _metrics(values) for task, values in named.items()}
+
+
+def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    # The harness's own thousands of tasks take seconds to list: only where they are needed.
+    manager = TaskManager(include_path=str(task_path), include_defaults=False) if task_path else None
+    if manager is None or any(task not in manager.all_tasks for task in tasks):
+        manager = TaskManager(include_path=str(task_path) if task_path else None)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise UserError(f"lm-eval has no task {task!r}.", hint=sentence(nearest(task, manager.all_tasks)))
+    return manager
+
+
+def _metrics(values: Mapping[str, Any]) -> Result:
+    """`{"acc,none": …, "acc_stderr,none": …, "alias": …}` with the filter's name only where it is one."""
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

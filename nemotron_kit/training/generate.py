@@ -1,0 +1,273 @@
+"""What a model says: answers to prompts in batches, and one answer that is streamed as it comes.
+
+Models are loaded by training.model: what they say token by token is what their forward pass says of the whole text.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.training.engine import quiet
+from nemotron_kit.training.model import load_model, require_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Ends a turn in the chat format; a model that was taught it may say so only in its tokenizer.
+TURN_END = "<|im_end|>"
+# Stands inside of special tokens that a user wrote, so that they are encoded as text. No text may hold it: Unicode
+# reserves it for a program's own use.
+_SHIELD = "\ufdd2"
+# Special tokens that may stand in what is said; all others are the template's alone.
+_SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 takes the likeliest. `seed` makes a random choice repeatable."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature is {self.temperature}; it must be 0 (always the likeliest token) or more, and finite."
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be more than 0, and 1 at most.")
+        if self.seed is not None and not 0 <= self.seed < 1 << 63:
+            raise UserError(f"seed is {self.seed}; it must be a whole number from 0.")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` without the token that ended it; `ended`: the model ended its turn (else the limit did)."""
+
+    text: str
+    ended: bool
+    tokens: int
+
+    @property
+    def said(self) -> str:
+        """The answer itself, without the reasoning before it."""
+        return self.text.rpartition("</think>")[2].strip()
+
+
+class Speaker:
+    """A model and its tokenizer, from a folder in transformers' format."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError where there is no model, or no tokenizer beside it."""
+        import torch
+
+        quiet()
+        self.folder = folder
+        self.tokenizer = load_tokenizer(folder)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = load_model(folder).to(device).eval()
+        self.stops = self._stops()
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
+    ) -> list[int]:
+        """The tokens of a conversation up to where the model answers, by the model's own template. A special token in
+        what is said is text there, and no token."""
+        return chat_ids(self.tokenizer, messages, tools, enable_thinking=enable_thinking)
+
+    def raw(self, text: str) -> list[int]:
+        """The tokens of a text as it is. Without any, those of a document's begin."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        if ids:
+            return ids
+        begin = self.tokenizer.bos_token_id
+        begin = begin if begin is not None else self.tokenizer.eos_token_id
+        if begin is None:
+            raise UserError("The prompt is empty, and the tokenizer has no token that a text begins with.")
+        return [int(begin)]
+
+    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Answer]:
+        """An answer to each prompt (token ids), all in one batch, padded on the left."""
+        import torch
+
+        self._check(prompts)
+        longest = max(map(len, prompts))
+        pad = self._pad()
+        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.no_grad():
+            made = self.model.generate(
+                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), **self._how(sampling)
+            )
+        return [self._answer(row) for row in made[:, longest:].tolist()]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """One answer, piece by piece. Whoever stops reading (closes the generator) stops the model after its current
+        token."""
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+        self._check([prompt])
+        stop, stops, failed = threading.Event(), self.stops, []
+
+        class Told(StoppingCriteria):  # type: ignore[misc,unused-ignore]
+            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+                return torch.full((input_ids.shape[0],), stop.is_set(), device=input_ids.device, dtype=torch.bool)
+
+        class Pieces(TextIteratorStreamer):  # type: ignore[misc,unused-ignore]
+            def put(self, value: Any) -> None:
+                # The token that ends the turn is no part of what is said.
+                if self.next_tokens_are_prompt or int(value.flatten()[-1]) not in stops:
+                    super().put(value)
+
+        pieces = Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        ids = torch.tensor([list(prompt)], device=self.model.device)
+        how = self._how(sampling)
+
+        def speak() -> None:
+            try:
+                with torch.no_grad():
+                    self.model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        streamer=pieces,
+                        stopping_criteria=StoppingCriteriaList([Told()]),
+                        **how,
+                    )
+            except BaseException as error:  # noqa: BLE001 — raised where the answer is read
+                failed.append(error)
+                pieces.on_finalized_text("", stream_end=True)
+
+        thread = threading.Thread(target=speak, name="generate", daemon=True)
+        thread.start()
+        try:
+            yield from filter(None, pieces)
+        finally:
+            stop.set()
+            thread.join()
+        if failed:
+            raise NemotronError(f"The model failed while it answered: {failed[0]}") from failed[0]
+
+    def _how(self, sampling: Sampling) -> dict[str, Any]:
+        """The arguments of `generate` that say how tokens are chosen and where an answer ends."""
+        import torch
+        from transformers import GenerationConfig
+
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        chosen: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature > 0:
+            # top_k 0: the whole vocabulary; transformers would take 50.
+            chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        return {
+            "generation_config": GenerationConfig(
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=sorted(self.stops) or None,
+                pad_token_id=self._pad(),
+                use_cache=True,
+                **chosen,
+            )
+        }
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        size = int(self.model.config.vocab_size)
+        largest = max(max(prompt) for prompt in prompts)
+        if largest >= size:
+            raise UserError(
+                f"{self.folder}: its tokenizer gives token {largest}, but the model has {size}.",
+                hint="Put the tokenizer that the model was trained with beside it.",
+            )
+
+    def _answer(self, ids: list[int]) -> Answer:
+        end = next((at for at, token in enumerate(ids) if token in self.stops), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Answer(text, end is not None, len(kept))
+
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else min(self.stops, default=0)
+
+    def _stops(self) -> frozenset[int]:
+        """The tokens after which the model is done: those of its own settings, its tokenizer's, and, for a model that
+        chats, the end of a turn."""
+        found: set[int] = set()
+        for config in (self.model.generation_config, self.model.config):
+            named = getattr(config, "eos_token_id", None)
+            found.update(named if isinstance(named, list) else [] if named is None else [named])
+        if self.tokenizer.eos_token_id is not None:
+            found.add(self.tokenizer.eos_token_id)
+        if self.chats and (token := self.tokenizer.get_vocab().get(TURN_END)) is not None:
+            found.add(token)
+        return frozenset(map(int, found))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer beside a model. UserError where there is none that can be read."""
+    from transformers import AutoTokenizer
+
+    require_model(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder}: no tokenizer beside the model (no tokenizer.json): what it says can't be read.",
+            hint="Copy the tokenizer's files there: tokenizer.json, tokenizer_config.json.",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return,unused-ignore]
+    except Exception as error:  # the library raises bare Exception
+        said = " ".join(str(error).split())
+        raise UserError(f"{folder}: the tokenizer can't be read: {said}") from error
+
+
+def chat_ids(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
+) -> list[int]:
+    """See Speaker.prompt. Raises UserError for what the template takes for no conversation."""
+    from jinja2 import TemplateError
+
+    own = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    own += [str(added) for added in tokenizer.added_tokens_decoder.values() if added.special and len(str(added)) > 1]
+    own = [token for token in dict.fromkeys(own) if not _SAID.match(token)]
+    pattern = re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True)))) if own else None
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [_shielded(dict(message), pattern) for message in messages],
+            tools=_shielded(tools, pattern),
+            tokenize=False,
+            add_generation_prompt=True,
+            # The published templates ask for the one or the other.
+            enable_thinking=enable_thinking,
+            chat_template_kwargs={"enable_thinking": enable_thinking},
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"The chat template does not take this conversation: {error}.") from error
+    return [
+        token for piece in text.split(_SHIELD) if piece for token in tokenizer.encode(piece, add_special_tokens=False)
+    ]
+
+
+def _shielded(value: Any, own: re.Pattern[str] | None) -> Any:
+    if isinstance(value, str):
+        text = value.replace(_SHIELD, "\ufffd")
+        return own.sub(lambda found: found[0][:-1] + _SHIELD + found[0][-1], text) if own else text
+    if isinstance(value, Mapping):
+        return {key: _shielded(item, own) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shielded(item, own) for item in value]
+    return value

@@ -1,0 +1,231 @@
+"""Evaluate a model (stage 3): held-out loss, exact match on questions, and tasks of lm-eval-harness.
+
+    python evaluation.py --config config/tiny.yaml limit=100
+
+Inputs: `run.model`, and, where they are given, `run.data` (pretraining shards or packed chat rows) and `run.tasks` (RL
+data). Saves results.json as `EvalArtifact-<config_name>`, and prints a table. One process, on one device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import EvalArtifact, Pin
+
+DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
+_LAUNCHER = "that is nemo-evaluator-launcher's, which serves the model and asks it over HTTP; this command loads it."
+# What there is instead of the keys of another engine.
+_ELSEWHERE = {
+    "execution": "Where it runs is a profile's matter: --run or --batch PROFILE.",
+    "evaluation": "Tasks are named by -t TASK or tasks=[…]; their settings are batch_size, limit and num_fewshot.",
+    "deployment": "Of this block, checkpoint_path is read: the folder of the model.",
+}
+
+
+@dataclass
+class EvalConfig:
+    """What an evaluation measures."""
+
+    deployment: dict[str, Any] = field(
+        default_factory=lambda: {"checkpoint_path": "${art:model,path}"},
+        metadata={"help": "checkpoint_path: the model's folder, in place of run.model"},
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"short": "-t", "help": "A task of lm-eval-harness (may be given again)"}
+    )
+    task_path: Path | None = field(
+        default=None, metadata={"help": "Folder of tasks of your own (YAML, in lm-eval's form)"}
+    )
+    num_fewshot: int | None = field(default=None, metadata={"help": "Examples before each question (null: the task's)"})
+    split: Literal["valid", "test"] = field(default="valid", metadata={"help": "Split of run.data for the loss"})
+    seq_length: int | None = field(
+        default=None, metadata={"help": "Tokens a window of pretraining data (null: as the model was trained)"}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Windows, rows, questions or documents of each measure (null: all)"}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Windows, questions or documents at a time"})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer to a question of run.tasks, in tokens"})
+    enable_thinking: bool = field(default=False, metadata={"help": "Let the model reason before it answers"})
+    output_dir: Path = field(default=Path("output/nano3/stage3_eval"), metadata={"help": "Folder for results.json"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
+    )
+    execution: dict[str, Any] = field(default_factory=dict, metadata={"help": "Refused: see --run and --batch"})
+    evaluation: dict[str, Any] = field(default_factory=dict, metadata={"help": "Refused: see tasks"})
+
+
+def main(cfg: EvalConfig | None = None) -> EvalArtifact:
+    """Measure, save and return what was found; without `cfg`, the config comes from the command line."""
+    cfg, inputs = (cfg, _job_inputs()) if cfg is not None else _from_command_line()
+    for problem in preflight(cfg, connect=False):
+        raise UserError(problem)
+    from nemotron_kit.artifacts import print_step_complete
+
+    data, questions = inputs.get("data"), inputs.get("tasks")
+    if data is None and questions is None and not cfg.tasks:
+        raise UserError(
+            "There is nothing to measure.",
+            hint="Give --art.data (held-out loss), --art.tasks (RL data: exact match), or -t TASK (lm-eval).",
+        )
+    model = Path(str(cfg.deployment["checkpoint_path"])).expanduser()
+    found = _measured(cfg, model, data, questions)
+    artifact = _saved(cfg, found, _address(model, inputs))
+    _show(found, artifact)
+    print_step_complete(eval=artifact)
+    return artifact
+
+
+def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: settings that are another program's, and on this machine (`here`) a missing package or
+    folder."""
+    del connect
+    problems = [
+        f"{block}.{key}: {_LAUNCHER} {_ELSEWHERE[block]}"
+        for block, values in (
+            ("execution", cfg.execution),
+            ("evaluation", cfg.evaluation),
+            ("deployment", {key: value for key, value in cfg.deployment.items() if key != "checkpoint_path"}),
+        )
+        for key in values
+    ]
+    for name in ("limit", "batch_size", "max_new_tokens", "seq_length"):
+        value = getattr(cfg, name)
+        if value is not None and value < 1:
+            problems.append(f"{name} is {value}; it must be 1 or more.")
+    path = cfg.deployment.get("checkpoint_path")
+    if not path:
+        problems.append("deployment.checkpoint_path is not set: there is no model. It is ${art:model,path} by default.")
+    elif here and "${" not in str(path) and not (Path(str(path)).expanduser() / "config.json").is_file():
+        problems.append(f"deployment.checkpoint_path: {path} holds no model in transformers' format (no config.json).")
+    if here and cfg.task_path is not None and not cfg.task_path.expanduser().is_dir():
+        problems.append(f"task_path: there is no folder {cfg.task_path}.")
+    return problems + (_missing_packages(cfg) if here else [])
+
+
+def _missing_packages(cfg: EvalConfig) -> list[str]:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return ["An evaluation needs torch and transformers: pip install 'nemotron-kit[train]'."]
+    if cfg.tasks and find_spec("lm_eval") is None:
+        return [f"-t {cfg.tasks[0]} needs lm-eval, which is not installed: pip install 'nemotron-kit[eval]'."]
+    return []
+
+
+def _job_inputs() -> dict[str, Pin]:
+    from nemotron_kit.artifacts.lineage import job_inputs
+
+    return job_inputs()
+
+
+def _from_command_line() -> tuple[EvalConfig, Mapping[str, Pin]]:
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.artifacts import Reference, open_registry, record_input
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
+
+    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
+    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    inputs = _job_inputs()
+    for slot in ("data", "tasks"):
+        named = OmegaConf.select(config, f"run.{slot}")
+        if slot not in inputs and named:
+            inputs[slot] = open_registry().resolve(Reference.parse(str(named)))
+            record_input(inputs[slot])
+    cfg = omegaconf_to_dataclass(config, EvalConfig)
+    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
+        cfg.config_name = path.stem
+    return cfg, inputs
+
+
+def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | None) -> dict[str, dict[str, Any]]:
+    from nemotron_kit.training import evaluate
+    from nemotron_kit.training.generate import Speaker
+
+    speaker = Speaker(model)
+    found: dict[str, dict[str, Any]] = {}
+    if data is not None:
+        found["held_out"] = evaluate.held_out(
+            speaker,
+            Path(data.path),
+            split=cfg.split,
+            limit=cfg.limit,
+            seq_length=cfg.seq_length,
+            batch_size=cfg.batch_size,
+        )
+    if questions is not None:
+        found["exact_match"] = evaluate.exact_match(
+            speaker,
+            Path(questions.path),
+            split="test",
+            limit=cfg.limit,
+            batch_size=cfg.batch_size,
+            max_new_tokens=cfg.max_new_tokens,
+            enable_thinking=cfg.enable_thinking,
+        )
+    if cfg.tasks:
+        found |= evaluate.run_tasks(
+            speaker,
+            cfg.tasks,
+            task_path=cfg.task_path.expanduser() if cfg.task_path else None,
+            limit=cfg.limit,
+            batch_size=cfg.batch_size,
+            num_fewshot=cfg.num_fewshot,
+            enable_thinking=cfg.enable_thinking,
+        )
+    return found
+
+
+def _address(model: Path, inputs: Mapping[str, Pin]) -> str:
+    """How the model is called: its version where it is the job's input, else its folder."""
+    pin = inputs.get("model")
+    return pin.uri if pin is not None and Path(pin.path).resolve() == model.resolve() else str(model.resolve())
+
+
+def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> EvalArtifact:
+    from nemotron_kit.artifacts import EvalArtifact
+    from nemotron_kit.files import write_json
+
+    folder = Path(cfg.output_dir).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", {"model": model, "results": found}, mode=0o666)
+    artifact = EvalArtifact(path=folder, results=found, tasks=list(found), model=model)
+    artifact.save(name=f"EvalArtifact-{cfg.config_name or os.environ.get('NEMOTRON_CONFIG_NAME') or 'default'}")
+    return artifact
+
+
+def _show(found: Mapping[str, Mapping[str, Any]], artifact: EvalArtifact) -> None:
+    """The results as a table, on standard error: standard output is for what a step hands on."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{artifact.model}"), title_justify="left")
+    for name in ("task", "metric"):
+        table.add_column(name)
+    table.add_column("value", justify="right")
+    for task, values in found.items():
+        for metric, value in values.items():
+            if metric.endswith("stderr") and metric != "stderr":
+                continue
+            spread = values.get("stderr" if metric == "accuracy" else f"{metric}_stderr")
+            shown = "none" if value is None else f"{value:,.0f}" if value == int(value) > 1 else f"{value:.4f}"
+            table.add_row(Text(task), metric, f"{shown} ± {spread:.4f}" if spread is not None else shown)
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()
