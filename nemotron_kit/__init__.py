@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         to_wandb_uri,
         tokenizer_to_uri,
     )
-    from nemotron_kit.config.store import register_recipes
+    from nemotron_kit.config.registration import register_recipes
     from nemotron_kit.config_manager import ConfigManager, cli
     from nemotron_kit.executors.nemo_run import build_executor
     from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile, load_wandb_config, resolve_partition
@@ -64,7 +64,7 @@ __version__ = "0.1.0"
 # Home module → its names. All others in __all__ are of nemotron_kit.artifacts.
 _HOMES = {
     "app": "App ArtifactInput Command Group",
-    "config.store": "register_recipes",
+    "config.registration": "register_recipes",
     "config_manager": "ConfigManager",
     "executors.nemo_run": "build_executor",
     "spec.profiles": "list_run_profiles load_run_profile load_wandb_config resolve_partition",

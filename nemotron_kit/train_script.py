@@ -21,7 +21,7 @@ from nemotron_kit.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from nemotron_kit.config.files import Spelled
+    from nemotron_kit.config.config_files import Spelled
 
 __all__ = [
     "ConfigPath",
@@ -74,7 +74,7 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             _apply(config, override, added)
     except OverrideParseException as error:
-        from nemotron_kit.config.errors import unreadable
+        from nemotron_kit.config.wording import unreadable
 
         raise unreadable(error) from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -91,8 +91,8 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     """
     from omegaconf import OmegaConf
 
+    from nemotron_kit.config.config_files import keep_text_spelling
     from nemotron_kit.config.convert import means_text, to_dataclass
-    from nemotron_kit.config.files import keep_text_spelling
     from nemotron_kit.config.freeze import resolve
     from nemotron_kit.config.resolvers import pinned
 
@@ -131,7 +131,7 @@ def init_wandb_from_env() -> Any:
 def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
     """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
     may be text."""
-    from nemotron_kit.config.files import load_with_spelling
+    from nemotron_kit.config.config_files import load_with_spelling
     from nemotron_kit.config.scripts import compose_file
 
     values, spelled = load_with_spelling(path)
@@ -147,7 +147,7 @@ def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
     """The config without a `wandb` block that is no field of the dataclass: it is about tracking."""
     from omegaconf import OmegaConf
 
-    from nemotron_kit.config.files import with_wandb
+    from nemotron_kit.config.config_files import with_wandb
 
     moved = with_wandb(raw, cls)
     if moved is not raw and not os.environ.get("NEMOTRON_RUN_ID"):

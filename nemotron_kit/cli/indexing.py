@@ -173,7 +173,7 @@ class BrokenCommand(UserError):
 
 def command_detail(command: Command) -> Node:
     """A command's fields, artifact inputs and configs as plain data. Raises UserError where that can't be had."""
-    from nemotron_kit.config.files import config_files
+    from nemotron_kit.config.config_files import config_files
 
     # A stranger's module may raise anything, SystemExit included.
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
-from nemotron_kit.cli.launch import print_end, say_commands, show_plan
+from nemotron_kit.cli.job import print_end, say_commands, show_plan
 from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
 from nemotron_kit.config.compose import (
     CHOICES,
@@ -26,12 +26,12 @@ from nemotron_kit.config.compose import (
     search_path,
     stages_of,
 )
-from nemotron_kit.config.errors import translated, unreadable
-from nemotron_kit.config.files import config_files
+from nemotron_kit.config.config_files import config_files
 from nemotron_kit.config.limits import bounded_interpolations, hydra_reading_fixes
+from nemotron_kit.config.registration import broken_choice, conf_dir, register_recipes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.config.store import broken_choice, conf_dir, register_recipes
+from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
@@ -43,7 +43,7 @@ from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, run_state
-from nemotron_kit.sweep.recipe import REFUSED, SAFE_PATH, RecipeTask, set_run
+from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
 from nemotron_kit.worker.process import hangup_ignored
 from nemotron_kit.worker.streams import unless_gone

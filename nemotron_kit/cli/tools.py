@@ -58,14 +58,14 @@ _RUNS = {
         ("--job", "--json"),
     ),
     "attach": Subcommand(
-        "nemotron_kit.cli.runs.logs:attach",
+        "nemotron_kit.cli.runs.show_logs:attach",
         JOB,
         "ID[/N] [--all]",
         "its logs from where they were last shown, until it ends",
         ("--job", "--all"),
     ),
     "logs": Subcommand(
-        "nemotron_kit.cli.runs.logs:logs",
+        "nemotron_kit.cli.runs.show_logs:logs",
         JOB,
         "ID[/N] [-f] [-n N] [--rank N]",
         "what it printed; -f follows until it ends",
@@ -132,28 +132,28 @@ another. `nemotron runs rerun` starts anew, under a new record.""",
 }
 _PROFILES = {
     "show": Subcommand(
-        "nemotron_kit.cli.profiles:show",
+        "nemotron_kit.cli.profile_commands:show",
         PROFILE,
         "NAME [--all] [--json]",
         "one profile as it is resolved, and where each value comes from",
         ("--all", "--json"),
     ),
     "check": Subcommand(
-        "nemotron_kit.cli.profiles:check",
+        "nemotron_kit.cli.profile_commands:check",
         PROFILE,
         "NAME [--json]",
         "connect to its target and report whether a launch would work there",
         ("--json",),
     ),
     "login": Subcommand(
-        "nemotron_kit.cli.profiles:login",
+        "nemotron_kit.cli.profile_commands:login",
         PROFILE,
         "NAME [--close]",
         "open its ssh connection on this terminal (passwords, second factors)",
         ("--close",),
     ),
     "clean": Subcommand(
-        "nemotron_kit.cli.profiles:clean_target",
+        "nemotron_kit.cli.profile_commands:clean_target",
         PROFILE,
         "NAME [--unused 30d] [--dry-run] [--json]",
         "remove from its target what launches left there and no run needs",
@@ -243,7 +243,7 @@ TOOLS = {
         options=("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
     ),
     "profiles": OwnCommand(
-        "nemotron_kit.cli.profiles:list_all",
+        "nemotron_kit.cli.profile_commands:list_all",
         "list the profiles of env.toml",
         _PROFILES_PAGE,
         _PROFILES,

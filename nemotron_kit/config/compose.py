@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.files import config_files, find_config_file
+from nemotron_kit.config.config_files import config_files, find_config_file
 from nemotron_kit.config.limits import faster_omegaconf
+from nemotron_kit.config.registration import RegisteredCommand, add_file, conf_dir, register
 from nemotron_kit.config.secrets import refuse_literal_secrets
-from nemotron_kit.config.store import RegisteredCommand, add_file, conf_dir, register
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -59,7 +59,7 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    from nemotron_kit.config.errors import translated
+    from nemotron_kit.config.wording import translated
 
     prepared = prepare(tree, overrides, env)
     where = search_path(config_dir)
@@ -170,7 +170,7 @@ def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[s
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    from nemotron_kit.config.errors import unreadable
+    from nemotron_kit.config.wording import unreadable
 
     loader: Any = _Options(names)
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.files import config_files, key_location, load_mapping
+from nemotron_kit.config.config_files import config_files, key_location, load_mapping
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.ownership import untrusted_reason

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit.artifacts.pipe import announce_step
-from nemotron_kit.config.files import Spelled, find_config_file, read_job_file
-from nemotron_kit.config.store import conf_dir, register_group
+from nemotron_kit.config.config_files import Spelled, find_config_file, read_job_file
+from nemotron_kit.config.registration import conf_dir, register_group
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.quoting import hydra_quoted
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS, App, Command
 from nemotron_kit.artifacts import pipe
-from nemotron_kit.config.files import config_files, load_mapping
+from nemotron_kit.config.config_files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used, walk_strings
 from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import shadows_library
 from nemotron_kit.config.compose import Composed, hydra_visible
+from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.convert import type_hints
-from nemotron_kit.config.files import key_location
 from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import freeze, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import add_import_folders, load_object
-from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, Problem

@@ -31,7 +31,7 @@ from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan, is_here
 from nemotron_kit.spec.runconfig import RunConfig
-from nemotron_kit.sweep.compose import uninstall
+from nemotron_kit.sweep.compose_jobs import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
 from nemotron_kit.worker import payload
 from nemotron_kit.worker.hydra import plain

@@ -30,8 +30,8 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.sweep.hydra_app import ProgramPlanner
-from nemotron_kit.sweep.local import LocalSchedulerClient
-from nemotron_kit.sweep.recipe import RecipePlanner, RecipeTask
+from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
+from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, returned, starter_kind
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
 from nemotron_kit.config.secrets import masked_by_name, masked_overrides

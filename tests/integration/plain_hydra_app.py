@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hydra
 
-from nemotron_kit.config.store import conf_dir, register_recipes
+from nemotron_kit.config.registration import conf_dir, register_recipes
 from nemotron_kit.envfile import EnvFile
 
 os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from nemotron_kit.sweep.compose import SweepComposer, install
+from nemotron_kit.sweep.compose_jobs import SweepComposer, install
 
 FILES = {
     "config.yaml": "defaults: [base, model: small, opt@train.opt: adam, extra: null, _self_]\n"

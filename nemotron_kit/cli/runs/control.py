@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
-from nemotron_kit.cli.runs.logs import report_end
 from nemotron_kit.cli.runs.show import written_by
+from nemotron_kit.cli.runs.show_logs import report_end
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import executor_for

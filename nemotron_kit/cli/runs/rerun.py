@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.cli import sweep
-from nemotron_kit.cli.launch import carry_out, show_plan, spelled_out
+from nemotron_kit.cli.job import carry_out, show_plan, spelled_out
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import write_lines
 from nemotron_kit.cli.request import Job
 from nemotron_kit.config.compose import Composed, compose, find_command
-from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.foreign import trusting
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.schema import schema_node
@@ -46,7 +46,7 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.runconfig import FIELDS, check_value
 from nemotron_kit.sweep.launcher import Jobs
-from nemotron_kit.sweep.recipe import sweep_job_of
+from nemotron_kit.sweep.recipe_task import sweep_job_of
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 
 if TYPE_CHECKING:

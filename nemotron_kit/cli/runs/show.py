@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, open_job
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
-from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import RunFolder

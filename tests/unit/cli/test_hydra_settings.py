@@ -2,7 +2,7 @@
 
 import pytest
 
-from nemotron_kit.cli.launch import as_meant
+from nemotron_kit.cli.job import as_meant
 from nemotron_kit.cli.request import Job
 from nemotron_kit.errors import UserError
 

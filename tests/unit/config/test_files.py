@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.config.files import key_location, load_mapping
+from nemotron_kit.config.config_files import key_location, load_mapping
 from nemotron_kit.errors import UserError
 
 

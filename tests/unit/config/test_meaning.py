@@ -13,7 +13,7 @@ import pytest
 from nemotron_kit.app import App
 from nemotron_kit.cli.indexing import rows
 from nemotron_kit.config.compose import compose
-from nemotron_kit.config.files import load_mapping
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import freeze, typed
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile

@@ -38,7 +38,7 @@ class RecipesSearchPath(SearchPathPlugin):
 
 
 class RecipesSource(ConfigSource):
-    """The configs of all recipes (see `nemotron_kit.config.store.recipes_store`).
+    """The configs of all recipes (see `nemotron_kit.config.registration.recipes_store`).
 
     They are looked for when a config of one is asked for, so that a program that names none never pays for it.
     """
@@ -80,6 +80,6 @@ class RecipesSource(ConfigSource):
 
     @staticmethod
     def _recipes() -> ConfigStore:
-        from nemotron_kit.config.store import recipes_store
+        from nemotron_kit.config.registration import recipes_store
 
         return recipes_store()

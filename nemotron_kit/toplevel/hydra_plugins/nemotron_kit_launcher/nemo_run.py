@@ -51,7 +51,7 @@ class NemoRunLauncher(Launcher):
         self._sweep: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from nemotron_kit.sweep.compose import install
+        from nemotron_kit.sweep.compose_jobs import install
         from nemotron_kit.sweep.launcher import Sweep, worded
         from nemotron_kit.sweep.sweep_job import Settings
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
+from nemotron_kit.config.config_files import key_location, load_mapping
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
-from nemotron_kit.config.files import key_location, load_mapping
 from nemotron_kit.config.freeze import omegaconf_message
-from nemotron_kit.config.store import broken_choice
+from nemotron_kit.config.registration import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import Any
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config import foreign
-from nemotron_kit.config.convert import means_text
-from nemotron_kit.config.files import (
+from nemotron_kit.config.config_files import (
     Spot,
     config_files,
     group_files,
@@ -26,6 +25,7 @@ from nemotron_kit.config.files import (
     read_job_file,
     with_wandb,
 )
+from nemotron_kit.config.convert import means_text
 from nemotron_kit.config.schema import schema_node
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
