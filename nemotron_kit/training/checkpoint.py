@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 OPTIMIZER = "optimizer.safetensors"
+# A time_step_min that limits nothing. Not 0: where weights are made anew, its logarithm is taken.
+NO_TIME_STEP_LIMIT = 1e-30
 
 
 @dataclass
@@ -61,12 +63,19 @@ class TrainingProgress:
 
 def export_model(model: Any, folder: Path) -> None:
     """Write the model to `folder` in transformers' format (safetensors). OSError when the disk refuses."""
-    use_cache, model.config.use_cache = model.config.use_cache, True  # the Trainer turns it off; it is for generation
+    config = model.config
+    before = {name: getattr(config, name) for name in ("use_cache", "time_step_min") if hasattr(config, name)}
+    config.use_cache = True  # the Trainer turns it off; it is for generation
+    if "time_step_min" in before:
+        # Once there are weights, this is nothing but transformers' lower limit of dt, which it has in forward passes
+        # over whole sequences and not in decoding, and our training in neither (see model.py).
+        config.time_step_min = min(config.time_step_min, NO_TIME_STEP_LIMIT)
     try:
         with _disk_errors():
             model.save_pretrained(folder)
     finally:
-        model.config.use_cache = use_cache
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,43 @@ class TrainConfig:
                 f"{self.micro_batch_size} × {processes} process{'es' if processes > 1 else ''}.",
                 hint=f"For instance train.global_batch_size={math.ceil(self.global_batch_size / share) * share}.",
             )
+
+
+@dataclass
+class OptimizerConfig:
+    """The `optimizer` block of pretraining: Megatron's place for what `train` has too. What is set here wins."""
+
+    lr: float | None = field(default=None, metadata={"help": "Peak learning rate (null: train.lr)"})
+    min_lr: float | None = field(default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)"})
+    weight_decay: float | None = field(default=None, metadata={"help": "AdamW's (null: train.weight_decay)"})
+    adam_beta1: float | None = field(default=None, metadata={"help": "null: train.adam_beta1"})
+    adam_beta2: float | None = field(default=None, metadata={"help": "null: train.adam_beta2"})
+    adam_eps: float | None = field(default=None, metadata={"help": "null: train.adam_eps"})
+    clip_grad: float | None = field(default=None, metadata={"help": "Largest norm of the gradients (null: train's)"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        check_optimizer(self)
+
+
+def check_optimizer(block: Any) -> None:
+    """UserError for a value of an `optimizer` block that can't be trained with; None is no value."""
+    for name, least, most in (
+        ("lr", None, math.inf),
+        ("min_lr", 0, math.inf),
+        ("weight_decay", 0, math.inf),
+        ("adam_beta1", 0, 1),
+        ("adam_beta2", 0, 1),
+        ("adam_eps", None, math.inf),
+        ("clip_grad", 0, math.inf),
+    ):
+        value = getattr(block, name)
+        if value is None:
+            continue
+        if not (value > 0 if least is None else value >= least) or not value < most:
+            lower = "more than 0" if least is None else f"{least} or more"
+            upper = "" if most == math.inf else f" and less than {most}"
+            raise UserError(f"optimizer.{name} is {value}; it must be {lower}{upper}.")
 
 
 @dataclass
@@ -208,9 +245,21 @@ class PretrainConfig:
         },
     )
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def with_optimizer(self) -> PretrainConfig:
+        """The same run with the values of the `optimizer` block where they take effect, and that block empty."""
+        given = {name: value for name, value in asdict(self.optimizer).items() if value is not None}
+        min_lr = given.pop("min_lr", self.scheduler.min_lr)
+        return replace(
+            self,
+            train=replace(self.train, **given),
+            scheduler=replace(self.scheduler, min_lr=min_lr),
+            optimizer=OptimizerConfig(),
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -251,11 +300,11 @@ class PretrainConfig:
                 f"recipe._target_ is {target!r}, which this recipe doesn't run.",
                 hint=f"Leave it out, or set it to {' or '.join(TARGETS)}.",
             )
-        _whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
-        _whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
+        whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
+        whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
         if not isinstance(self.verify_data, bool | None) and not unknown(self.verify_data):
             raise UserError(f"dataset.verify is {self.verify_data!r}; it must be true, false or null.")
-        for block in (self.train, self.scheduler, self.checkpoint, self.logger):
+        for block in (self.train, self.optimizer, self.scheduler, self.checkpoint, self.logger):
             block.check()
 
 
@@ -270,7 +319,7 @@ def unknown(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _whole_number(name: str, value: Any, *, least: int) -> None:
+def whole_number(name: str, value: Any, *, least: int) -> None:
     if unknown(value):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

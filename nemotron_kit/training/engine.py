@@ -15,7 +15,14 @@ from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
-from nemotron_kit.training.export import export, model_folder, output_folder, prepare_output, require_place
+from nemotron_kit.training.export import (
+    export,
+    model_card,
+    model_folder,
+    output_folder,
+    prepare_output,
+    require_place,
+)
 from nemotron_kit.training.loop import (
     TrainingRun,
     build_optimizer,
@@ -64,9 +71,10 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     """
     passive_cpu_waits()
     config.check()
+    config = config.with_optimizer()
     config.train.check_split(processes.world_size())
     data = open_data(config)
-    folder = output_folder(config)
+    folder = output_folder(config.checkpoint, "pretrain")
     model_config(data.model)  # refused before anything is written
     start = _start(config, data, folder)
     if processes.rank() == 0:
@@ -104,7 +112,7 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     shards = [*data.train.shards, *(data.held_out.shards if data.held_out else ())]
     registered = registered_as(config.blend_path.parent)
     contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
-    precision = "bf16" if use_bf16(config.train) else "fp32"
+    precision = "bf16" if use_bf16(config.train.precision) else "fp32"
     start = find_start(config, identity(config, data.model, data.train, contents.digests, precision))
     done = start.progress.step if start.progress else 0
     if done < config.train.train_iters:
@@ -172,7 +180,16 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
     changes = [change for change in run.progress.changes if change["step"] < step]
     if processes.rank() == 0:
         record = {"step": step, "identity": portable(run.identity), "changes": changes}
-        export(run.model, path, config.blend_path.parent, record)
+        facts = {
+            "steps": step,
+            "tokens": step * config.train.global_batch_size * config.seq_length,
+            "training loss, nats a token": run.progress.loss,
+            "held-out loss, nats a token": run.progress.valid_loss,
+            "data": config.blend_path.parent,
+            "pretrained weights": config.checkpoint.pretrained_checkpoint,
+        }
+        card = model_card("Nemotron-H, pretrained", facts, portable(run.identity))
+        export(run.model, path, config.blend_path.parent, record, card=card)
     processes.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length
     return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))

@@ -8,27 +8,33 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.artifacts.lineage import inputs
 from nemotron_kit.artifacts.manifest import METADATA, read_checksummed, render_checksummed
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
 from nemotron_kit.training.checkpoint import export_model, remove, sync_and_hash
-from nemotron_kit.training.config import PretrainConfig
+from nemotron_kit.training.config import CheckpointConfig
 
 # In a model's folder: the run that made it.
 RECORD = "training.json"
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CARD = "README.md"
+CHAT_TEMPLATE = "chat_template.jinja"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", CHAT_TEMPLATE)
+# What ends a turn in the chat template of nano3 and its kin.
+TURN_END = "<|im_end|>"
 
 
-def output_folder(config: PretrainConfig) -> Path:
+def output_folder(block: CheckpointConfig, stage: str) -> Path:
     """Where models and metrics go: checkpoint.save, else the job's folder. UserError when there is neither."""
-    if config.checkpoint.save:
-        return Path(config.checkpoint.save).absolute()
+    if block.save:
+        return Path(block.save).absolute()
     if os.environ.get("NEMO_RUN_DIR"):
-        return Path(os.environ["NEMO_RUN_DIR"], "pretrain").absolute()
+        return Path(os.environ["NEMO_RUN_DIR"], stage).absolute()
     raise UserError(
         "checkpoint.save is not set: the trained model has nowhere to go.", hint="Set checkpoint.save=<folder>."
     )
@@ -82,15 +88,24 @@ def _without_length(block: Any) -> Any:
     return {key: value for key, value in block.items() if key != "train_iters"} if isinstance(block, Mapping) else block
 
 
-def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> None:
-    """Write the model to `path`, whole or not at all, with a `record` of the run that made it. Where the very same
-    model is there already it stays; anything else there is replaced."""
+def export(
+    model: Any, path: Path, data: Path, record: Mapping[str, Any], *, card: str = "", chat: ChatTokens | None = None
+) -> None:
+    """Write the model to `path`, whole or not at all, with a `record` of the run that made it, its model card, and the
+    tokenizer in `data`. With `chat` it ends its turn there. Where the very same model is there already it stays;
+    anything else there is replaced."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     old = aside.with_suffix(".old.tmp")
     try:
         aside.mkdir(parents=True)
+        if chat is not None:
+            chat.set_in(model)
         export_model(model, aside)
         _copy_tokenizer(data, aside)
+        if chat is not None:
+            chat.set_beside(aside)
+        if card:
+            write_text(aside / CARD, card, mode=0o666)
         check_weights(aside)
         write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(record, sort_keys=True))), mode=0o666)
         files = sync_and_hash(aside)
@@ -110,7 +125,7 @@ def export(model: Any, path: Path, data: Path, record: Mapping[str, Any]) -> Non
 
 def _is_same(path: Path, files: Mapping[str, Any]) -> bool:
     """Whether the model at `path` is whole, with these files; the record may be that of an equal model's own run."""
-    beside = {RECORD, METADATA}  # registering adds the latter
+    beside = {RECORD, CARD, METADATA}  # registering adds the last
     try:
         if (path / RECORD).exists():
             read_checksummed(path / RECORD, "record")
@@ -125,3 +140,105 @@ def _copy_tokenizer(data: Path, folder: Path) -> None:
         for name in _TOKENIZER:
             if (place / name).is_file() and not (folder / name).exists():
                 shutil.copyfile(place / name, folder / name)
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """The tokens at which a model that chats stops: the text's end, and the turn's. `stops` and `pad` are ids."""
+
+    stops: tuple[int, ...]
+    pad: int
+    turn_end: str
+    pad_token: str
+
+    @classmethod
+    def of(cls, tokenizer: Path) -> ChatTokens | None:
+        """What the tokenizer in a folder has of them; None where it has no token that ends a turn."""
+        ids = token_ids(tokenizer)
+        settings = _json(tokenizer / "tokenizer_config.json")
+        if TURN_END not in ids:
+            return None
+        named = [_token(settings.get("eos_token")) or "</s>", TURN_END]
+        pad = next(name for name in (_token(settings.get("pad_token")), "<pad>", TURN_END) if name in ids)
+        return cls(tuple(sorted({ids[name] for name in named if name in ids})), ids[pad], TURN_END, pad)
+
+    def set_in(self, model: Any) -> None:
+        """In the model's config, and in what it generates by."""
+        for config in (model.config, model.generation_config):
+            config.eos_token_id, config.pad_token_id = list(self.stops), self.pad
+
+    def set_beside(self, folder: Path) -> None:
+        """In the tokenizer's files beside a model."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            settings = _json(folder / name)
+            if settings or name == "tokenizer_config.json":
+                settings = settings or {"tokenizer_class": "PreTrainedTokenizerFast"}
+                settings |= {"eos_token": self.turn_end, "pad_token": self.pad_token}
+                if (folder / CHAT_TEMPLATE).is_file():  # the one that the data was made with
+                    settings.pop("chat_template", None)
+                write_text(folder / name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n", mode=0o666)
+
+
+def tokenizer_folder(*places: Path | None) -> Path | None:
+    """The first of the places that has a tokenizer.json in it or in its `tokenizer/`; the folder of that file."""
+    for place in places:
+        for folder in (place / "tokenizer", place) if place is not None else ():
+            if (folder / "tokenizer.json").is_file():
+                return folder
+    return None
+
+
+def token_ids(tokenizer: Path) -> dict[str, int]:
+    """Every token of the tokenizer.json in a folder, with its id."""
+    read = _json(tokenizer / "tokenizer.json")
+    vocab = (read.get("model") or {}).get("vocab") or {}
+    ids = dict(vocab) if isinstance(vocab, Mapping) else {str(entry[0]): number for number, entry in enumerate(vocab)}
+    return {**ids, **{str(token["content"]): int(token["id"]) for token in read.get("added_tokens") or []}}
+
+
+def _token(value: Any) -> str | None:
+    """A special token's text: in the settings of a tokenizer it is that, or an object with it."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it can't be read: {error}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def model_card(title: str, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The README.md of a model: what it came from, with which settings, to what losses."""
+    pins = [pin.label for pin in inputs()]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {title}",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {_shown(value)} |" for name, value in facts.items() if value is not None),
+        *([f"| made from | {', '.join(f'`{label}`' for label in pins)} |"] if pins else []),
+        "",
+        "Settings:",
+        "",
+        "```json",
+        json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False),
+        "```",
+        "",
+        "`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` (transformers) load this folder.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

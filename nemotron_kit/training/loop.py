@@ -154,15 +154,15 @@ def held_out_loss(model: PreTrainedModel, samples: HeldOutSamples, batch_size: i
     return float(sum_over_ranks(total).item()) / (len(samples) * samples.seq_length)
 
 
-def use_bf16(config: TrainConfig) -> bool:
-    """Whether to train in bf16. UserError when it is asked for and the GPU has none."""
+def use_bf16(precision: str) -> bool:
+    """Whether to train in bf16, by train.precision. UserError when it is asked for and the GPU has none."""
     import torch
 
     if not torch.cuda.is_available():
-        return config.precision == "bf16"
-    if config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        return precision == "bf16"
+    if precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise UserError("train.precision is bf16, which this GPU doesn't have.", hint="Set train.precision=fp32.")
-    return config.precision != "fp32" and bool(torch.cuda.is_bf16_supported())
+    return precision != "fp32" and bool(torch.cuda.is_bf16_supported())
 
 
 def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:
@@ -177,7 +177,7 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> Training
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=config.global_batch_size // (config.micro_batch_size * world_size()),
         max_grad_norm=config.clip_grad,
-        bf16=use_bf16(config),
+        bf16=use_bf16(config.precision),
         use_cpu=cpu,
         seed=config.seed,
         logging_strategy="no",
@@ -197,7 +197,22 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> Training
     return args
 
 
-def build_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.AdamW:
+class AdamSettings(Protocol):
+    """What AdamW is told, by Megatron's names: a `train` block, or an `optimizer` block."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def adam_beta1(self) -> float: ...
+    @property
+    def adam_beta2(self) -> float: ...
+    @property
+    def adam_eps(self) -> float: ...
+
+
+def build_optimizer(config: AdamSettings, model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW with weight decay on everything that has more than one dimension."""
     import torch
 
@@ -230,12 +245,12 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
 
 
-def require_finite(what: str, value: float, step: int) -> None:
-    """NemotronError when a number that training depends on is none any more."""
+def require_finite(what: str, value: float, step: int, lr_setting: str = "train.lr") -> None:
+    """NemotronError when a number that training depends on is none any more. `lr_setting`: the rate's dotted name."""
     if not math.isfinite(value):
         raise NemotronError(
             f"{what} is {value} at step {step}: training has diverged.",
-            hint="Lower the learning rate, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
+            hint=f"Lower {lr_setting}, or raise scheduler.lr_warmup_iters; earlier checkpoints are kept.",
         )
 
 

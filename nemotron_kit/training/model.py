@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,12 @@ class ExpertBalance:
     `update()`, called after an optimizer step, adds `rate` to the bias of every expert that received fewer tokens than
     the average since the last update, summed over all ranks, and subtracts `rate` where it received more. The bias only
     takes part in the choice of the experts, not in their weights, so it has no gradient. Tokens of eval mode are not
-    counted.
+    counted, and within `counting(real)` only those that `real` marks: padding is no load.
     """
 
     def __init__(self, model: torch.nn.Module, rate: float) -> None:
         self.rate = rate
+        self._real: torch.Tensor | None = None
         self.loads: list[tuple[torch.nn.Module, torch.Tensor]] = []
         if rate:
             for module in model.modules():
@@ -40,10 +42,20 @@ class ExpertBalance:
 
         def count(module: Any, _inputs: Any, outputs: Any) -> None:
             if module.training:
-                load.add_(torch.bincount(outputs[2].flatten(), minlength=len(load)))
+                chosen = outputs[2] if self._real is None else outputs[2][self._real]
+                load.add_(torch.bincount(chosen.flatten(), minlength=len(load)))
 
         router.register_forward_hook(count)
         self.loads.append((router, load))
+
+    @contextlib.contextmanager
+    def counting(self, real: torch.Tensor) -> Iterator[None]:
+        """Within it, a forward pass over tokens of the shape of `real` (bool) counts those where it is true."""
+        self._real = real.flatten()
+        try:
+            yield
+        finally:
+            self._real = None
 
     def update(self) -> None:
         """Move every bias by one step of size `rate`, and reset the token counts."""

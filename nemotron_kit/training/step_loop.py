@@ -44,6 +44,7 @@ class LoopSettings:
     log_interval: int = 10
     eval_interval: int | None = None
     bf16: bool = False
+    lr_setting: str = "optimizer.lr"  # what errors call the peak rate
 
 
 class StepLoop:
@@ -201,7 +202,7 @@ class StepLoop:
         evaluates = evaluate is not None and not self.stopped and self._due(number, self.settings.eval_interval)
         if not (logs or saves or evaluates or self.stopped):
             return
-        require_finite("The gradients' norm", float(norm), number)
+        require_finite("The gradients' norm", float(norm), number, self.settings.lr_setting)
         if logs:
             self._log(number, float(norm))
         if evaluates and evaluate is not None:
@@ -240,7 +241,7 @@ class StepLoop:
         self.progress.tokens += int(sums.pop())
         self._tokens.zero_()
         for name, value in zip(names, sums, strict=True):
-            require_finite(f"The step's {name}", value, self.progress.step)
+            require_finite(f"The step's {name}", value, self.progress.step, self.settings.lr_setting)
         return dict(zip(names, sums, strict=True))
 
     def _lr(self, number: int) -> float:

@@ -61,6 +61,21 @@ _prep.command(
     distributed=False,
 )
 
+app.command(
+    "sft",
+    f"{_SFT}.train:SFTConfig",
+    f"{_SFT}.train:main",
+    script_path=_STAGE1 / "train.py",
+    description="Fine-tune a model to chat, on packed rows (stage 1)",
+    artifacts={
+        "data": ArtifactInput("SFTDataArtifact-default:latest", type="SFTDataArtifact"),
+        "model": ArtifactInput("ModelArtifact-pretrain:latest", type="ModelArtifact"),
+    },
+    produces=("ModelArtifact-sft",),
+    preflight=f"{_SFT}.train:preflight",
+    targets=("nemotron_kit.training.sft",),
+)
+
 _IMPORTS = "nemotron.recipes.nano3.imports"
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")
 _data_import.command(

@@ -44,6 +44,17 @@ def test_held_out_text_does_not_count() -> None:
     assert all(bias.eq(0).all() for bias in biases(model))
 
 
+def test_padding_does_not_count() -> None:
+    model = new_model(model_config(BLOCK), seed=0).train()
+    balance = ExpertBalance(model, rate=0.25)
+    real = torch.arange(16) < torch.tensor([[16], [5]])
+    with balance.counting(real):
+        model(input_ids=torch.arange(32).reshape(2, 16))
+    assert [int(load.sum()) for _, load in balance.loads] == [21, 21]
+    model(input_ids=torch.arange(32).reshape(2, 16))
+    assert [int(load.sum()) for _, load in balance.loads] == [53, 53]
+
+
 def test_rate_zero_watches_nothing() -> None:
     assert ExpertBalance(new_model(model_config(BLOCK), seed=0), rate=0.0).loads == []
 

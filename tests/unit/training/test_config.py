@@ -13,7 +13,8 @@ from nemotron_kit.training import PretrainConfig, TrainConfig
 def test_importing_the_config_loads_nothing_heavy() -> None:
     code = (
         "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t, nemotron_kit.training.config as e;"
-        "t.preflight(t.PretrainConfig(), connect=False);"
+        "import nemotron.recipes.nano3.stage1_sft.train as s;"
+        "t.preflight(t.PretrainConfig(), connect=False); s.preflight(s.SFTConfig(), connect=False);"
         "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'rich', 'wandb', 'pyarrow'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -23,7 +24,7 @@ def test_importing_the_config_loads_nothing_heavy() -> None:
 
 def test_the_blocks_have_the_contracts_names() -> None:
     names = {field.name for field in fields(PretrainConfig)}
-    assert names == {"recipe", "model", "dataset", "train", "scheduler", "checkpoint", "logger"}
+    assert names == {"recipe", "model", "dataset", "train", "optimizer", "scheduler", "checkpoint", "logger"}
     config = PretrainConfig()
     for block, keys in {
         "train": ("train_iters", "global_batch_size", "micro_batch_size", "lr", "seed"),

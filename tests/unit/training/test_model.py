@@ -102,6 +102,7 @@ def test_settings_hold_for_given_weights_or_are_refused_by_name(tmp_path: Path) 
 
 def test_word_by_word_it_says_what_it_says_at_once(tmp_path: Path) -> None:
     import torch
+    from transformers import AutoModelForCausalLM
 
     block = {**BLOCK, "hybrid_override_pattern": "MEM*"}
     model = new_model(model_config(block), 1)
@@ -115,7 +116,8 @@ def test_word_by_word_it_says_what_it_says_at_once(tmp_path: Path) -> None:
                 parameter.mul_(6)
     export_model(model, tmp_path)
     tokens = torch.arange(24).reshape(1, 24)
-    for same in (model.eval(), load_model(tmp_path).eval()):
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for same in (model.eval(), load_model(tmp_path).eval(), plain.eval()):
         with torch.no_grad():
             at_once = same(input_ids=tokens, use_cache=False).logits
             told = same(input_ids=tokens[:, :8], use_cache=True)

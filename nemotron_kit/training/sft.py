@@ -1,0 +1,301 @@
+"""Supervised fine-tuning on packed rows, from a config to a model on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.artifacts.manifest import sha256_of
+from nemotron_kit.errors import UserError
+from nemotron_kit.training import lora, processes
+from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training.content import weights_digest
+from nemotron_kit.training.engine import TrainingOutcome, passive_cpu_waits, quiet
+from nemotron_kit.training.export import (
+    ChatTokens,
+    export,
+    model_card,
+    model_folder,
+    output_folder,
+    prepare_output,
+    require_place,
+    token_ids,
+    tokenizer_folder,
+)
+from nemotron_kit.training.loop import build_optimizer, summed_nll, use_bf16
+from nemotron_kit.training.metrics import Reporter, metrics_path
+from nemotron_kit.training.model import ExpertBalance, load_model, require_model
+from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.sft_config import SFTConfig, settings_identity
+from nemotron_kit.training.sft_data import Batch, PackedRows, Row, batches, packed_batches
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable
+from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import NemotronHForCausalLM
+
+
+def sft(config: SFTConfig) -> TrainingOutcome:
+    """Fine-tune as `config` says, resuming where a checkpoint exists, and return where the model lies.
+
+    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config, data or model are wrong;
+    Preempted when a signal stopped the run (a checkpoint is saved by then).
+    """
+    passive_cpu_waits()
+    config.check()
+    config.train.check_split(processes.world_size())
+    run = _Run(config)
+    run.prepare()
+    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    try:
+        with StopRequest() as stop:
+            return run.go(stop)
+    finally:
+        processes.leave()
+
+
+class _Run:
+    """One run: its data and where it starts, then the loop, then the model."""
+
+    def __init__(self, config: SFTConfig) -> None:
+        self.base = config.checkpoint.pretrained_checkpoint
+        self.config = config.without_finetune()
+        train = config.split_folder("train")
+        assert train is not None  # noqa: S101 - check() has seen to it
+        if not train.exists():
+            raise UserError(
+                f"{train}: there is no train split.",
+                hint="Prepare the data first: nemotron nano3 data prep sft -c tiny",
+            )
+        self.rows = PackedRows(train, config.seq_length, config.data_seed)
+        valid = config.split_folder("valid")
+        self.valid_place = valid
+        self.held_out = PackedRows(valid, config.seq_length) if valid is not None and _has_rows(valid) else None
+        self.folder = output_folder(self.config.checkpoint, "sft")
+        self.tokenizer = tokenizer_folder(train.parent, train.parent.parent, Path(self.base) if self.base else None)
+        self.start = StartingPoint()
+
+    def prepare(self) -> None:
+        """Find where the run starts, and refuse what is wrong, before anything is written."""
+        self.start = self._start()
+        if processes.rank() == 0:
+            prepare_output(self.folder)
+
+    def _start(self) -> StartingPoint:
+        if self.base:
+            require_model(Path(self.base))
+        if processes.rank() != 0:
+            return find_start(self.config, {})
+        self._require_tokenizer()
+        same = settings_identity(self.config, "bf16" if use_bf16(self.config.train.precision) else "fp32")
+        same["dataset"] = {
+            "seq_length": self.config.seq_length,
+            "seed": self.config.data_seed,
+            "rows": self.rows.count,
+            "content": self.rows.digest(),
+        }
+        if self.config.lora:
+            same["peft"]["base"] = weights_digest(Path(str(self.base)))
+        same |= given_weights(self.config.checkpoint)
+        start = find_start(self.config, same)
+        done = start.progress.step if start.progress else 0
+        if done < self.config.train.train_iters:
+            require_place(model_folder(self.folder, self.config.train.train_iters), portable(start.identity))
+        held_out = self.held_out
+        valid_on = sha256_of([held_out.digest(), self.config.train.eval_iters]) if held_out is not None else None
+        return replace(start, valid_on=valid_on)
+
+    def _require_tokenizer(self) -> None:
+        """UserError when the data's tokens are not the model's: it would learn to say other words."""
+        model = tokenizer_folder(Path(self.base)) if self.base else None
+        if model is None or self.tokenizer is None or model == self.tokenizer:
+            return
+        here, there = token_ids(self.tokenizer), token_ids(model)
+        if here != there:
+            odd = next(iter(sorted(name for name in {*here, *there} if here.get(name) != there.get(name))))
+            raise UserError(
+                f"{self.tokenizer}: the data's tokenizer is not that of {self.base}: {odd!r} is "
+                f"{here.get(odd, 'no token')} in the data and {there.get(odd, 'no token')} in the model.",
+                hint="Prepare the data with the model's own tokenizer: nemotron nano3 data prep sft "
+                f"tokenizer_model={model}",
+            )
+
+    def model(self) -> NemotronHForCausalLM:
+        """The model that the run goes on with, its adapters in place where it trains those."""
+        settings, start = self.config.model_settings, self.start
+        if self.config.lora is None:
+            assert start.weights is not None  # noqa: S101 - check() has seen to it
+            return load_model(start.weights, settings)
+        model = load_model(Path(str(self.base)), settings)
+        lora.add_adapters(model, self.config.lora, self.config.train.seed)
+        if start.optimizer is not None:
+            lora.load_adapters(model, start.optimizer.parent / lora.ADAPTERS)
+        return model
+
+    def go(self, stop: StopRequest) -> TrainingOutcome:
+        quiet()
+        config, start = self.config, self.start
+        progress = start.progress or TrainingProgress()
+        model = self.model().to(processes.device())
+        for rows in filter(None, (self.rows, self.held_out)):
+            rows.vocab_size = model.config.vocab_size
+        optimizer = build_optimizer(config.optimizer, model)
+        if start.optimizer is not None:
+            load_optimizer(optimizer, model, start.optimizer)
+        silent = processes.rank() != 0
+        path = metrics_path(config.logger, self.folder)
+        reporter = Reporter(path, progress.step, config.train.train_iters, silent=silent)
+        # Frozen weights are frozen: with adapters, no expert's bias moves either.
+        balance = ExpertBalance(model, 0.0 if config.lora else config.train.moe_router_bias_update_rate)
+        settings = LoopSettings(
+            config.train.train_iters,
+            config.optimizer.lr,
+            config.scheduler,
+            config.checkpoint,
+            config.optimizer.clip_grad,
+            config.train.seed,
+            config.logger.log_interval,
+            config.train.eval_interval,
+            use_bf16(config.train.precision),
+        )
+        loop = StepLoop(
+            settings,
+            model,
+            optimizer,
+            progress=progress,
+            identity=start.identity,
+            reporter=reporter,
+            stop=stop,
+            balance=balance,
+            write_model=(lambda folder: lora.save_adapters(model, folder / lora.ADAPTERS)) if config.lora else None,
+        )
+        work = _Work(self, model, loop)
+        try:
+            for line in (*start.notes, *self._notes(model), self._described()):
+                reporter.say(line)
+            evaluate = work.evaluate if self.held_out is not None else None
+            new_data = evaluate is not None and start.valid_on != progress.valid_on and not silent
+            progress.valid_on = start.valid_on
+            if progress.step < config.train.train_iters:
+                loop.run(work.step, evaluate)
+            elif evaluate is not None and processes.any_rank(new_data, model.device):
+                loop.evaluate(evaluate)  # the loss that is known is that of other held-out data
+        finally:
+            reporter.close()
+        return self._finish(model, loop)
+
+    def _described(self) -> str:
+        adapters = "adapters" if self.config.lora and self.start.optimizer is None else ""
+        return f"New {adapters} beside the weights in {self.base}." if adapters else self.start.describe()
+
+    def _notes(self, model: Any) -> Iterator[str]:
+        if self.config.lora:
+            trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+            yield f"Adapters: {trained:,} numbers are trained; all else is frozen."
+        if self.held_out is None:
+            where = self.valid_place or "the config names no valid split"
+            yield f"No held-out rows ({where}): there is no held-out loss."
+        if self.tokenizer is None:
+            yield "No tokenizer beside the data or the model: the trained model gets none, nor an end of its turn."
+        elif ChatTokens.of(self.tokenizer) is None:
+            yield f"{self.tokenizer}: no token ends a turn (<|im_end|>): the model stops as it did before."
+
+    def _finish(self, model: Any, loop: StepLoop) -> TrainingOutcome:
+        progress, config = loop.progress, self.config
+        path = model_folder(self.folder, progress.step)
+        changes = [change for change in progress.changes if change["step"] < progress.step]
+        if config.lora:
+            lora.merge_adapters(model)
+        if processes.rank() == 0:
+            chat = ChatTokens.of(self.tokenizer) if self.tokenizer else None
+            facts = {
+                "base model": self.base or config.checkpoint.load,
+                "data": self.rows.folder,
+                "steps": progress.step,
+                "tokens": progress.tokens,
+                "training loss, nats a token of answers": progress.loss,
+                "held-out loss, nats a token of answers": progress.valid_loss,
+                "adapters": f"LoRA of rank {config.lora.dim}, merged" if config.lora else None,
+            }
+            record = {"step": progress.step, "identity": portable(loop.identity), "changes": changes}
+            card = model_card("Nemotron-H, fine-tuned to chat", facts, portable(loop.identity))
+            export(model, path, self.tokenizer or self.rows.folder, record, card=card, chat=chat)
+        processes.barrier()
+        return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
+
+
+class _Work:
+    """What a step and an evaluation compute."""
+
+    def __init__(self, run: _Run, model: NemotronHForCausalLM, loop: StepLoop) -> None:
+        self.run, self.model, self.loop = run, model, loop
+        self.per_step = run.config.train.global_batch_size
+        self.most = run.config.train.micro_batch_size * run.config.seq_length
+        self.packed = runs_packed(model.device)
+
+    def step(self, number: int) -> dict[str, Any]:
+        """The gradients of a step: of the sum over this rank's rows, divided by the loss tokens of all ranks' rows."""
+        rows = self.run.rows.rows_at((number - 1) * self.per_step, number * self.per_step)
+        total = max(1, sum(row.loss_tokens for row in rows))
+        nll: Any = 0.0
+        tokens = counted = 0
+        for part in self.loop.parts(self.per_step):
+            own = [rows[place] for place in part]
+            for summed in self._losses(own):
+                (summed / total).backward()
+                nll = nll + summed.detach().double()
+            tokens += sum(len(row.ids) for row in own)
+            counted += sum(row.loss_tokens for row in own)
+        return {"loss": nll / total, "loss_tokens": counted, "tokens": tokens}
+
+    def evaluate(self, _step: int) -> dict[str, float]:
+        """The mean loss of a held-out token; the ranks take turns."""
+        import torch
+
+        assert self.run.held_out is not None  # noqa: S101 - the caller has seen to it
+        limit = self.run.config.train.eval_iters
+        sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        rows = list(self.run.held_out.in_order(limit * self.per_step if limit else None))
+        for turn, start in enumerate(range(0, len(rows), self.per_step)):
+            if turn % processes.world_size() == processes.rank():
+                own = rows[start : start + self.per_step]
+                for summed in self._losses(own):
+                    sums[0] += summed
+                sums[1] += sum(row.loss_tokens for row in own)
+        nll, tokens = processes.sum_over_ranks(sums).tolist()
+        return {"valid_loss": nll / tokens} if tokens else {}
+
+    def _losses(self, rows: Sequence[Row]) -> Iterator[Any]:
+        for batch in (packed_batches if self.packed else batches)(rows, self.most):
+            batch = batch.to(self.model.device)
+            with self.loop.autocast(), self.loop.balance.counting(batch.real):
+                summed = batch_nll(self.model, batch)
+            yield summed
+
+
+def batch_nll(model: NemotronHForCausalLM, batch: Batch) -> torch.Tensor:
+    """The summed negative log likelihood of the labels that count. The head is applied to these alone."""
+    packed: dict[str, Any] = {}
+    if batch.seq_idx is not None:
+        packed = {"position_ids": batch.position_ids, "seq_idx": batch.seq_idx}
+    hidden = model.model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
+    return summed_nll(model.lm_head(hidden[batch.counts]), batch.labels[batch.counts])
+
+
+def runs_packed(device: torch.device) -> bool:
+    """Whether rows are trained on as they are packed: on a GPU with Mamba's kernels, which keep the sequences of a row
+    apart by seq_idx (transformers from 5.21 on hands it to them). Read from source, not run by us."""
+    if device.type != "cuda" or find_spec("mamba_ssm") is None or find_spec("causal_conv1d") is None:
+        return False
+    import transformers
+    from packaging.version import Version
+
+    return Version(transformers.__version__) >= Version("5.21")
+
+
+def _has_rows(place: Path) -> bool:
+    return place.is_file() or next(place.glob("**/*.parquet"), None) is not None

@@ -1,0 +1,331 @@
+"""The config of supervised fine-tuning. Light: every launch imports it, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import Note, UserError, nearest
+from nemotron_kit.training.config import (
+    FIELDS,
+    PRECISIONS,
+    CheckpointConfig,
+    LoggerConfig,
+    SchedulerConfig,
+    available_bytes,
+    check_block,
+    check_optimizer,
+    training_bytes,
+    unknown,
+    whole_number,
+)
+
+# What a config may name in recipe._target_: nothing else is ever imported on a config's word.
+TARGETS = ("nemotron_kit.training.sft",)
+_RECIPE_KEYS = ("_target_", "packed_sequence", "peft")
+_DATASET_KEYS = ("dataset_root", "nano3_packed_sft_dir", "seq_length", "seed", "packed_sequence_specs")
+_PACKED_KEYS = (
+    "packed_sequence_size",
+    "packed_train_data_path",
+    "packed_val_data_path",
+    "packed_metadata_path",
+    "pad_cu_seqlens",
+    "pad_seq_to_mult",
+)
+# How Megatron cuts a model into pieces: there is one piece here.
+_PARALLEL = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "sequence_parallel",
+)
+LORA_MODULES = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class SFTTrainConfig:
+    """The `train` block; the names are Megatron's."""
+
+    train_iters: int = field(default=1700, metadata={"help": "Optimizer steps"})
+    global_batch_size: int = field(default=32, metadata={"help": "Packed rows a step, over all processes"})
+    micro_batch_size: int = field(
+        default=1, metadata={"help": "Rows whose tokens one process handles at a time, padding included"}
+    )
+    seed: int = field(default=1234, metadata={"help": "Seed of everything random in a step, and of new adapters"})
+    precision: str = field(
+        default="auto", metadata={"help": "bf16 (over float32 weights), fp32, or auto: bf16 on a GPU that has it"}
+    )
+    eval_interval: int | None = field(
+        default=None, metadata={"help": "Steps between held-out evaluations (null: only at the end)"}
+    )
+    eval_iters: int | None = field(
+        default=None, metadata={"help": "Global batches of the valid split an evaluation reads (null: the whole split)"}
+    )
+    moe_router_bias_update_rate: float = field(
+        default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
+    )
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        for name in ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"train.{name} is {value}; it must be 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
+
+    def check_split(self, processes: int) -> None:
+        """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
+        if self.global_batch_size % processes:
+            raise UserError(
+                f"train.global_batch_size {self.global_batch_size} is no multiple of {processes} processes.",
+                hint=f"For instance train.global_batch_size={-(-self.global_batch_size // processes) * processes}.",
+            )
+
+
+@dataclass
+class SFTOptimizerConfig:
+    """The `optimizer` block; the names are Megatron's."""
+
+    lr: float = field(default=1e-5, metadata={"help": "Peak learning rate (its course: the scheduler block)"})
+    min_lr: float | None = field(default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)"})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
+    )
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        check_optimizer(self)
+
+
+@dataclass
+class PeftConfig:
+    """The `peft` block: low-rank adapters (LoRA) beside frozen weights, merged into them in the model that is saved."""
+
+    scheme: str | None = field(default=None, metadata={"help": "lora, or null: all weights are trained"})
+    dim: int = field(default=8, metadata={"help": "Rank of the adapters"})
+    alpha: float = field(default=16.0, metadata={"help": "An adapter counts alpha / dim times"})
+    dropout: float = field(default=0.0, metadata={"help": "Not available in this engine; must be 0"})
+    target_modules: list[str] = field(
+        default_factory=lambda: list(LORA_MODULES), metadata={"help": "Names of the linear layers that get adapters"}
+    )
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing here."""
+        if self.scheme not in (None, "lora"):
+            raise UserError(f"peft.scheme is {self.scheme!r}; this engine has lora, or null for training all weights.")
+        if self.dim < 1 or self.alpha <= 0:
+            raise UserError(f"peft: dim {self.dim} and alpha {self.alpha} must be more than 0.")
+        if self.dropout:
+            raise UserError(f"peft.dropout is {self.dropout}; this engine's adapters have none.", hint="Set it to 0.")
+        for name in self.target_modules:
+            if name not in LORA_MODULES:
+                raise UserError(f"peft.target_modules: {name!r} is no linear layer; {nearest(name, LORA_MODULES)}")
+        if self.scheme and not self.target_modules:
+            raise UserError("peft.target_modules is empty: there would be nothing to train.")
+
+
+@dataclass
+class SFTConfig:
+    """A run of supervised fine-tuning on packed rows."""
+
+    recipe: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "packed_sequence: true; peft: null or lora; _target_: the engine, if named at all"},
+    )
+    model: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "seq_length; fields of transformers' NemotronHConfig in place of the pretrained model's, without "
+            "those that decide its shape; Megatron's parallel sizes, which must be 1"
+        },
+    )
+    dataset: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "nano3_packed_sft_dir, a folder with train/ and valid/ (or packed_sequence_specs with "
+            "packed_train_data_path and packed_val_data_path); seq_length, of the longest row (4096); seed, of the "
+            "shuffle (1234)"
+        },
+    )
+    train: SFTTrainConfig = field(default_factory=SFTTrainConfig)
+    optimizer: SFTOptimizerConfig = field(default_factory=SFTOptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    @property
+    def peak_lr(self) -> float:
+        return self.optimizer.lr
+
+    @property
+    def seq_length(self) -> int:
+        packed = self.dataset.get("packed_sequence_specs") or {}
+        given = self.dataset.get("seq_length") or packed.get("packed_sequence_size") or self.model.get("seq_length")
+        return int(given or 4096)
+
+    @property
+    def data_seed(self) -> int:
+        return int(self.dataset.get("seed", 1234))
+
+    @property
+    def lora(self) -> PeftConfig | None:
+        """The adapters to train; None where all weights are trained."""
+        return self.peft if self.peft.scheme == "lora" or self.recipe.get("peft") == "lora" else None
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What the `model` block says of NemotronHConfig."""
+        return {name: value for name, value in self.model.items() if name in FIELDS}
+
+    def split_folder(self, split: str) -> Path | None:
+        """The folder (or file) of the rows of `split` (train or valid), None where the config names none."""
+        packed = self.dataset.get("packed_sequence_specs") or {}
+        given = packed.get("packed_train_data_path" if split == "train" else "packed_val_data_path")
+        if given:
+            return Path(str(given))
+        root = self.dataset.get("nano3_packed_sft_dir") or (None if packed else self.dataset.get("dataset_root"))
+        return Path(str(root)) / split if root else None
+
+    def without_finetune(self) -> SFTConfig:
+        """The config with one way to start: checkpoint.load, which is a run to go on with, comes before the pretrained
+        model; scheduler.min_lr is the optimizer's where that is set."""
+        block = self.checkpoint
+        if block.load and block.pretrained_checkpoint:
+            block = replace(block, finetune=False, pretrained_checkpoint=None)
+        min_lr = self.scheduler.min_lr if self.optimizer.min_lr is None else self.optimizer.min_lr
+        return replace(self, checkpoint=block, scheduler=replace(self.scheduler, min_lr=min_lr))
+
+    def check(self) -> None:
+        """Raises UserError, naming the field, for anything that can be told to be wrong without the data."""
+        packed = self.dataset.get("packed_sequence_specs") or {}
+        for place, values, names in (
+            ("recipe", self.recipe, _RECIPE_KEYS),
+            ("dataset", self.dataset, _DATASET_KEYS),
+            ("dataset.packed_sequence_specs", packed, _PACKED_KEYS),
+        ):
+            for name in values:
+                if name not in names:
+                    raise UserError(f"{place}.{name}: this engine has no such setting; {nearest(name, names)}")
+        self._check_recipe()
+        self._check_model()
+        for name, value in (
+            ("dataset.seq_length", self.dataset.get("seq_length")),
+            ("dataset.packed_sequence_specs.packed_sequence_size", packed.get("packed_sequence_size")),
+            ("model.seq_length", self.model.get("seq_length")),
+        ):
+            if value is not None:
+                whole_number(name, value, least=2)
+                if not unknown(value) and not unknown(self.dataset.get("seq_length")) and value != self.seq_length:
+                    raise UserError(f"{name} is {value}, but dataset.seq_length is {self.seq_length}.")
+        whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
+        for block in (self.train, self.optimizer, self.scheduler, self.peft, self.logger):
+            block.check()
+        self.without_finetune().checkpoint.check()
+        if self.split_folder("train") is None:
+            raise UserError(
+                "dataset.nano3_packed_sft_dir is not set: there is no data to train on.",
+                hint="In the config: dataset.nano3_packed_sft_dir: ${art:data,path}",
+            )
+        if not (self.checkpoint.pretrained_checkpoint or self.checkpoint.load):
+            raise UserError(
+                "checkpoint.pretrained_checkpoint is not set: there is no model to fine-tune.",
+                hint="In the config: checkpoint.pretrained_checkpoint: ${art:model,path}",
+            )
+        if self.lora and not self.checkpoint.pretrained_checkpoint:
+            raise UserError(
+                "checkpoint.pretrained_checkpoint is not set: a checkpoint of adapters has not the model that they "
+                "stand beside.",
+                hint="In the config: checkpoint.pretrained_checkpoint: ${art:model,path}",
+            )
+
+    def _check_recipe(self) -> None:
+        target = self.recipe.get("_target_")
+        if target is not None and not unknown(target) and target not in TARGETS:
+            raise UserError(
+                f"recipe._target_ is {target!r}, which this recipe doesn't run: its engine is another one.",
+                hint=f"Leave it out, or set it to {' or '.join(TARGETS)}.",
+            )
+        if self.recipe.get("packed_sequence") not in (None, True):
+            raise UserError("recipe.packed_sequence: the rows are packed; it must be true or left out.")
+        if self.recipe.get("peft") not in (None, "lora"):
+            raise UserError(
+                f"recipe.peft is {self.recipe['peft']!r}; this engine has lora, or null for training all weights.",
+                hint="The adapters' settings are the block peft (dim, alpha, target_modules).",
+            )
+
+    def _check_model(self) -> None:
+        for name in _PARALLEL:
+            if self.model.get(name) not in (None, 1, False):
+                raise UserError(
+                    f"model.{name} is {self.model[name]!r}: this engine cuts no model into pieces; it trains "
+                    "data-parallel.",
+                    hint="Set it to 1, and start more processes (nproc_per_node, nodes).",
+                )
+        if self.model.get("calculate_per_token_loss") not in (None, True):
+            raise UserError("model.calculate_per_token_loss: the loss is that of each token; it must be true.")
+        known = {*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"}
+        for name in self.model:
+            if name not in known:
+                raise UserError(f"model.{name}: this engine has no such setting; {nearest(name, known)}")
+
+
+def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
+    """What, beside data and given weights, decides the weights at a step: by the names of the config."""
+    free = {"micro_batch_size", "eval_interval", "eval_iters"}
+    train = {name: value for name, value in asdict(config.train).items() if name not in free}
+    return {
+        "model": dict(config.model_settings),
+        "train": {**train, "precision": precision},
+        "optimizer": {name: value for name, value in asdict(config.optimizer).items() if name != "min_lr"},
+        "scheduler": asdict(config.scheduler),
+        "peft": {**asdict(config.lora), "scheme": "lora"} if config.lora else {"scheme": None},
+    }
+
+
+def preflight(config: SFTConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
+    the run is another machine's: only its settings are checked."""
+    del connect
+    try:
+        config.check()
+        notes: list[Note] = check_block(config.model_settings) if config.model_settings else []
+        return [*notes, *(memory_problems(config) if here else [])]
+    except UserError as error:
+        return [" ".join(str(error).split("\n"))]
+
+
+def memory_problems(config: SFTConfig) -> list[str]:
+    """A sentence with the estimate when this machine can't hold the training of the pretrained model; nothing is said
+    of one that is not there yet."""
+    block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
+    if not block or config.lora or unknown(config.dataset.get("seq_length")):
+        return []
+    needed = training_bytes(block, config.train.micro_batch_size, config.seq_length)
+    have, what = available_bytes()
+    if needed <= have:
+        return []
+    return [
+        f"Fine-tuning {config.checkpoint.pretrained_checkpoint} needs about {needed / 1e9:,.0f} GB in one process "
+        f"(16 bytes a parameter, and activations), but {what} has {have / 1e9:,.0f} GB; train adapters "
+        "(lora=small), or try -c tiny."
+    ]
+
+
+def _pretrained_block(folder: str | None) -> Mapping[str, Any]:
+    try:
+        found = json.loads((Path(folder or "") / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):  # the run says what is wrong with it
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,55 @@
+"""Fine-tune Nemotron 3 Nano to chat (stage 1) on packed rows.
+
+    python train.py --config config/tiny.yaml train.train_iters=5
+    torchrun --nproc_per_node=2 -m nemotron.recipes.nano3.stage1_sft.train --config config/tiny.yaml
+
+Saves the model as `ModelArtifact-sft`. Started again, it goes on from the last checkpoint in checkpoint.save; stopped
+by TERM or USR1, it saves one and exits with code 75.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemotron_kit.training.sft_config import SFTConfig
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts import ModelArtifact
+
+__all__ = ["SFTConfig", "main", "preflight"]
+
+DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
+
+
+def main(cfg: SFTConfig | None = None) -> ModelArtifact:
+    """Fine-tune and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
+    prints."""
+    from nemotron.recipes.nano3.training_stage import config_from_command_line, model_artifact, publish, start_tracking
+
+    from nemotron_kit.errors import UserError
+    from nemotron_kit.training.processes import rank
+    from nemotron_kit.training.sft import sft
+    from nemotron_kit.training.sft_config import memory_problems
+
+    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTConfig)
+    cfg.check()
+    for problem in memory_problems(cfg):
+        raise UserError(problem)
+    if rank() == 0:
+        start_tracking(cfg.logger)
+    artifact = model_artifact(sft(cfg), cfg.seq_length)
+    if rank() == 0:
+        publish(artifact, "ModelArtifact-sft")
+    return artifact
+
+
+def preflight(cfg: SFTConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run: wrong settings, and on this machine (`here`) too little memory. Loads nothing heavy."""
+    from nemotron_kit.training.sft_config import preflight as check
+
+    return check(cfg, connect=connect, here=here)
+
+
+if __name__ == "__main__":
+    main()
