@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from nemotron_kit.app import App, ArtifactInput, Command, Group
+    from nemotron_kit.app import App, ArtifactInput, Command, Group, Pipeline
     from nemotron_kit.artifacts import (
         Artifact,
         ArtifactEntry,
@@ -63,7 +63,7 @@ __version__ = "0.1.0"
 
 # Home module → its names. All others in __all__ are of nemotron_kit.artifacts.
 _HOMES = {
-    "app": "App ArtifactInput Command Group",
+    "app": "App ArtifactInput Command Group Pipeline",
     "config.registration": "register_recipes",
     "config_manager": "ConfigManager",
     "executors.nemo_run": "build_executor",
@@ -94,6 +94,7 @@ __all__ = [
     "LineageTracker",
     "ModelArtifact",
     "NoOpTracker",
+    "Pipeline",
     "PretrainBlendsArtifact",
     "PretrainDataArtifact",
     "RunConfig",

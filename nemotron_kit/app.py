@@ -1,4 +1,4 @@
-"""A command tree as data: App, Group, Command, ArtifactInput. Declaring one imports and runs nothing."""
+"""A command tree as data: App, Group, Command, Pipeline, ArtifactInput. Declaring one imports and runs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, nearest
 
 # Names reach a scheduler, a path and a script: only these characters, and never `..`.
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -58,6 +58,7 @@ class Command:
     torchrun: bool | None = None
     targets: tuple[str, ...] = ()
     interactive: bool = False
+    resources: str | None = None
 
     @property
     def recipe(self) -> str:
@@ -122,6 +123,74 @@ class Command:
         return Path(module_file) if module_file else None
 
 
+# What an artifact's name is made of where a command saves one for each of its configs.
+_CONFIG = "{config}"
+
+
+@dataclass
+class Pipeline:
+    """Commands of one recipe, run in the order of their artifacts. `path` is its names from the recipe on."""
+
+    path: tuple[str, ...]
+    stages: tuple[Command, ...]
+    description: str = ""
+
+    @property
+    def recipe(self) -> str:
+        return self.path[0]
+
+    @property
+    def stage(self) -> str:
+        """As a command's: what Hydra's `stage=` names."""
+        return "/".join(self.path[1:])
+
+    @property
+    def full_name(self) -> str:
+        return " ".join(self.path)
+
+    def makers(self, stage: Command) -> dict[str, Command]:
+        """Slot → the stage that, as declared, saves what `stage` reads there; a slot that none fills is left out."""
+        found = {}
+        for slot, artifact in stage.artifacts.items():
+            name = artifact.default_name.partition(":")[0].partition("@")[0]
+            for other in self.stages:
+                if other is not stage and any(may_be(pattern, name) for pattern in other.produces):
+                    found[slot] = other
+        return found
+
+
+def stage_prefix(command: Command) -> str:
+    """What stands before a stage's own keys where a pipeline has many: `data.prep.sft` (`data.prep.sft.sample=50`)."""
+    return ".".join(command.path[1:])
+
+
+def may_be(produced: str, name: str) -> bool:
+    """Whether a command that saves `produced` (`Data-{config}`) may have saved the artifact called `name`."""
+    return re.fullmatch(re.escape(produced).replace(re.escape(_CONFIG), ".+"), name) is not None
+
+
+def in_order(stages: Sequence[Command], makers: Callable[[Command], Mapping[str, Command]]) -> list[Command]:
+    """The stages, each behind those that `makers` names for it (slot → stage), and else as they were declared.
+
+    Raises ValueError, which names them, for stages that wait for each other.
+    """
+    ordered: list[Command] = []
+
+    def add(stage: Command, waiting: list[Command]) -> None:
+        if stage in ordered:
+            return
+        if stage in waiting:
+            circle = [each.full_name for each in [*waiting[waiting.index(stage) :], stage]]
+            raise ValueError(f"these stages read each other's artifacts: {' ← '.join(circle)}")
+        for other in makers(stage).values():
+            add(other, [*waiting, stage])
+        ordered.append(stage)
+
+    for stage in stages:
+        add(stage, [])
+    return ordered
+
+
 class Group:
     """A named group of commands and groups."""
 
@@ -130,13 +199,14 @@ class Group:
         self.name = name
         self.description = description
         self.path = (*path, name)
-        self.children: dict[str, Group | Command] = {}
+        self.children: dict[str, Group | Command | Pipeline] = {}
 
     def group(self, name: str, description: str = "") -> Group:
         """The group `name` below this one, made on first use."""
         child = self.children.get(name)
-        if isinstance(child, Command):
-            raise ValueError(f"{' '.join(self.path)}: {name!r} is a command already, not a group.")
+        if isinstance(child, Command | Pipeline):
+            kind = "command" if isinstance(child, Command) else "pipeline"
+            raise ValueError(f"{' '.join(self.path)}: {name!r} is a {kind} already, not a group.")
         if child is None:
             child = self.children[name] = Group(name, description, path=self.path)
         child.description = child.description or description
@@ -160,6 +230,7 @@ class Group:
         distributed: bool = True,
         targets: Sequence[str] = (),
         interactive: bool = False,
+        resources: str | None = None,
     ) -> Command:
         """Register a command.
 
@@ -172,7 +243,8 @@ class Group:
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
-        name there.
+        name there. `resources` is a word for what the command needs ("prep"): a profile C with a table
+        `[C.resources.prep]` gives it that table's settings over its own.
         `interactive=True` says that the command talks with the user: it runs in this process, has the terminal and
         standard input to itself, and leaves no record; it can't be sent elsewhere.
         """
@@ -190,6 +262,8 @@ class Group:
             _check_slot(slot, where)
             if artifact.optional and artifact.mappings:
                 raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
+        if resources is not None:
+            _check_name(resources, "resource class")
         if isinstance(config_cls, type):
             _check_fields(config_cls, where)
         command = Command(
@@ -206,21 +280,73 @@ class Group:
             torchrun=torchrun if distributed and not interactive else False,
             targets=tuple(targets),
             interactive=interactive,
+            resources=resources,
         )
         self.children[name] = command
         return command
 
     def commands(self) -> Iterator[Command]:
-        """Every command below, depth first, in the order of declaration."""
+        """Every command below, depth first, in the order of declaration. A pipeline is none."""
         for child in self.children.values():
             if isinstance(child, Command):
                 yield child
-            else:
+            elif isinstance(child, Group):
                 yield from child.commands()
+
+    def pipelines(self) -> Iterator[Pipeline]:
+        """Every pipeline below, depth first, in the order of declaration."""
+        for child in self.children.values():
+            if isinstance(child, Pipeline):
+                yield child
+            elif isinstance(child, Group):
+                yield from child.pipelines()
 
 
 class App(Group):
     """A recipe: the root of a command tree."""
+
+    def pipeline(self, name: str, stages: Sequence[Command | str], description: str = "") -> Pipeline:
+        """Register a pipeline: `nemotron RECIPE NAME` runs the stages in the order of their artifacts.
+
+        A stage is a command of this recipe, or its words ("data prep sft"). It follows the stages that save, by their
+        `produces`, what it reads, by the default names of its `artifacts`; the others keep the order given here.
+
+            prepare = app.command("prepare", PrepareConfig, prepare_main, produces=["Mine-data-{config}"])
+            train = app.command("train", TrainConfig, train_main, produces=["Mine-model"],
+                                artifacts={"data": ArtifactInput("Mine-data-default:latest")})
+            app.pipeline("pipeline", stages=[prepare, train])
+
+        `nemotron mine pipeline -c tiny train.steps=20` runs both, each with its config `tiny` where it has one; a key
+        of a stage's config has the stage's words before it, with dots (`data.prep.sft.sample=50`). A stage of which
+        nothing has changed since it last succeeded is skipped. `--from`, `--to`, `--only` and `--force` take a stage.
+
+        Raises ValueError for stages that read each other's artifacts, that are given twice, or that are none.
+        """
+        where = f"{self.name} {name}"
+        _check_name(name, "pipeline")
+        if name in self.children:
+            raise ValueError(f"{where}: {name!r} is registered already.")
+        known = {" ".join(command.path[1:]): command for command in self.commands()}
+        chosen: list[Command] = []
+        for stage in stages:
+            command = known.get(" ".join(stage.replace("/", " ").split())) if isinstance(stage, str) else stage
+            if command is None or command not in known.values():
+                said = stage if isinstance(stage, str) else stage.full_name
+                raise ValueError(f"{where}: {said!r} is no command of {self.name}: {nearest(str(said), known)}")
+            if command.interactive:
+                raise ValueError(f"{where}: {command.full_name!r} talks with the user, and can be no stage.")
+            if command in chosen:
+                raise ValueError(f"{where}: the stage {command.full_name!r} is given twice.")
+            chosen.append(command)
+        if not chosen:
+            raise ValueError(f"{where}: a pipeline has one stage at least.")
+        pipeline = Pipeline((self.name, name), tuple(chosen), description)
+        try:
+            pipeline.stages = tuple(in_order(chosen, pipeline.makers))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from error
+        self.children[name] = pipeline
+        return pipeline
 
     def run(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Run the command line (`sys.argv[1:]` when `argv` is None) against this tree and exit with its code."""

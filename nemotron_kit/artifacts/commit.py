@@ -224,12 +224,16 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
         ensure_registry(store)
         _ensure_name(store, draft.name)
         record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), place).run()
-        if SLUG.match(draft.producer) and draft.producer != "local":
-            document = pointer_document(draft.name, draft.producer, record.version)
-            replace_checksummed(store.folder(draft.name) / "runs" / draft.producer, document, store.modes)
+        note_run(store, draft.name, draft.producer, record.version)
         require_registered(store, record.pin)
         _collect(store, draft.name)
     return record
+
+
+def note_run(store: Store, name: str, run: str, version: int) -> None:
+    """Have `Name@run:RUN` stand for a version; nothing for what is no run's id."""
+    if SLUG.match(run) and run != "local":
+        replace_checksummed(store.folder(name) / "runs" / run, pointer_document(name, run, version), store.modes)
 
 
 def _collect(store: Store, name: str) -> None:

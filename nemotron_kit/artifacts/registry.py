@@ -160,6 +160,15 @@ class LocalRegistry(Store):
         check_slug(draft.name, "artifact name")
         return commit(self, draft, self.hash_limit).pin
 
+    def note_run(self, pin: Pin, run: str) -> None:
+        """Have `Name@run:RUN` stand for a version that another run saved: that run found nothing to do."""
+        from nemotron_kit.artifacts.commit import note_run
+        from nemotron_kit.artifacts.store import writing_to
+
+        record = self.record_of(pin)
+        with writing_to(self.root):
+            note_run(self, record.name, run, record.version)
+
     def require_registered(self, pin: Pin) -> None:
         """NemotronError where a version that was just committed is not in the registry at this place any more."""
         from nemotron_kit.artifacts.commit import require_registered

@@ -109,13 +109,17 @@ def _listed(leaf: Node, depth: int) -> tuple[str, str]:
 def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     fields = detail["fields"]
     positional = [row["name"].upper() for row in fields if row.get("positional")]
+    what, key = ("NAME", "STAGE.key") if "stages" in detail else ("NAME|PATH", "key")
     page.text(
-        " ".join(("usage:", prefix, *positional, "[-c NAME|PATH] [-r PROFILE | -b PROFILE] [options] [key=value …]"))
+        " ".join(("usage:", prefix, *positional, f"[-c {what}] [-r PROFILE | -b PROFILE] [options] [{key}=value …]"))
     )
     if leaf["description"]:
         page.text(leaf["description"])
     if "broken" in leaf:
         page.text(page.paint.bad(f"broken: {leaf['broken']}"))
+        return
+    if "stages" in detail:
+        _pipeline(page, detail, prefix)
         return
     page.section("options", _options(detail))
     page.section("artifacts it reads (--art.NAME REF uses another)", map(_slot, detail["artifacts"]))
@@ -129,6 +133,36 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
         "next",
         ["nemotron runs              what ran, and how it ended", "nemotron profiles          where else it can run"],
     )
+
+
+def _pipeline(page: Page, detail: Node, prefix: str) -> None:
+    """The stages in their order, with what they read and save; a pipeline has no config of its own."""
+    rows = [(" ".join(stage["path"][1:]), _reads_and_saves(stage)) for stage in detail["stages"]]
+    page.section("stages, in this order", rows)
+    page.text(
+        "A stage of which nothing has changed since it last succeeded is skipped; one that fails ends the pipeline."
+    )
+    chosen = [row for row in detail["fields"] if row["kind"] != "dict"]
+    page.section("which of them", [(f"--{row['name']} STAGE", row["help"]) for row in chosen])
+    page.section("options", [row for row in _options(detail) if not row[0].strip().startswith(_NOT_A_PIPELINES)])
+    first = detail["stages"][0]
+    values = [(f"{stage['name']}.KEY=VALUE", f"as {' '.join(stage['path'])} KEY=VALUE") for stage in detail["stages"]]
+    page.section("a stage's own values", values)
+    if detail["configs"]:
+        page.lines("configs for -c, each stage's own", [", ".join(detail["configs"])])
+    config = " -c tiny" if "tiny" in detail["configs"] else ""
+    page.lines(
+        "examples", [f"{prefix}{config} --dry-run", f"{prefix}{config}", f"{prefix}{config} --only {first['name']}"]
+    )
+
+
+_NOT_A_PIPELINES = ("-m", "--cfg", "--resolve", "--package", "--info", "--hydra-help")
+
+
+def _reads_and_saves(stage: Node) -> str:
+    reads = [f"{slot}: {default}{f' of {maker}' if maker else ''}" for slot, default, maker in stage["reads"]]
+    parts = [f"reads {', '.join(reads)}"] if reads else []
+    return "; ".join([*parts, *([f"saves {', '.join(stage['saves'])}"] if stage["saves"] else [])])
 
 
 def _options(detail: Node) -> Rows:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
-from nemotron_kit.app import App, Command, Group
+from nemotron_kit.app import App, Command, Group, Pipeline, stage_prefix
 from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
@@ -138,12 +138,17 @@ class Live(Index):
 
     def __init__(self, apps: dict[str, App], broken: dict[str, str]) -> None:
         self.commands: dict[tuple[str, ...], Command] = {}
+        self.pipelines: dict[tuple[str, ...], Pipeline] = {}
         taken = {name: "the name is a command of nemotron's own" for name in apps if name in TOOLS}
         children = {name: self._node(app) for name, app in apps.items() if name not in taken}
         root: Node = {"name": "", "path": [], "description": "", "children": children}
         super().__init__(root, {**broken, **taken}, [])
 
-    def _node(self, item: Group | Command) -> Node:
+    def _node(self, item: Group | Command | Pipeline) -> Node:
+        if isinstance(item, Pipeline):
+            self.pipelines[item.path] = item
+            path = list(item.path)
+            return {"name": path[-1], "path": path, "description": item.description or _stages(item), "aliases": []}
         if isinstance(item, Command):
             self.commands[item.path] = item
             aliases, path = list(item.aliases), list(item.path)
@@ -154,7 +159,8 @@ class Live(Index):
 
     def detail(self, leaf: Node) -> Node:
         """See Index.detail; UserError with the reason when the command's config can't be imported or isn't usable."""
-        return command_detail(self.commands[tuple(leaf["path"])])
+        path = tuple(leaf["path"])
+        return pipeline_detail(self.pipelines[path]) if path in self.pipelines else command_detail(self.commands[path])
 
 
 def live(found: Tree) -> Live:
@@ -201,6 +207,49 @@ def command_detail(command: Command) -> Node:
     }
 
 
+_CHOOSES = {
+    "from": "Begin with this stage; what it reads of the others is what they saved last",
+    "to": "End with this stage",
+    "only": "Only this stage (may be given again)",
+    "force": "Run this stage also if nothing has changed (may be given again)",
+}
+
+
+def pipeline_detail(pipeline: Pipeline) -> Node:
+    """A pipeline's own options and its stages, as plain data; no stage's config is imported."""
+    from nemotron_kit.config.files import config_files
+
+    names = [stage_prefix(stage) for stage in pipeline.stages]
+    several: Row = {"kind": "list", "of": "str", "type": "STAGE"}
+    fields: list[Row] = [
+        {"name": name, "help": text, "default": "null", "choices": names, "free": True}
+        | (several if name in ("only", "force") else {"kind": "str", "type": "STAGE"})
+        for name, text in _CHOOSES.items()
+    ]
+    fields += [
+        {"name": name, "kind": "dict", "type": "{…}", "help": "Values of this stage", "default": "{}"} for name in names
+    ]
+    stages, configs = [], {}
+    for stage, prefix in zip(pipeline.stages, names, strict=True):
+        try:
+            own = list(config_files(stage))
+        except (UserError, ImportError, ValueError):  # a stage that is broken says so in its own help
+            own = []
+        configs.update(dict.fromkeys(own))
+        makers = pipeline.makers(stage)
+        reads = [
+            [s, a.default_name, stage_prefix(makers[s]) if s in makers else ""] for s, a in stage.artifacts.items()
+        ]
+        stages.append(
+            {"name": prefix, "path": list(stage.path), "reads": reads, "saves": list(stage.produces), "configs": own}
+        )
+    return {**EMPTY, "fields": fields, "configs": sorted(configs), "stages": stages}
+
+
+def _stages(pipeline: Pipeline) -> str:
+    return f"Run {', '.join(' '.join(stage.path[1:]) for stage in pipeline.stages)}"
+
+
 def summary(command: Command) -> str:
     """The description, or the first line of the handler's doc if that is loaded: no handler is imported for it."""
     handler: Any = command.handler
@@ -229,8 +278,10 @@ def rebuild() -> Index:
 
 def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> Node:
     """The command's detail. A command that is broken says so in the tree, and its siblings go on."""
-    command = index.commands[tuple(leaf["path"])]
     leaf["line"] = number
+    if tuple(leaf["path"]) in index.pipelines:
+        return index.detail(leaf)
+    command = index.commands[tuple(leaf["path"])]
     with contextlib.suppress(ImportError, ValueError):  # a handler whose package isn't there has no folder either
         recorder.add(str(command.config_folder or ""))
     try:

@@ -25,6 +25,7 @@ from nemotron_kit.spec.profiles import check_reserved_tables
 from nemotron_kit.spec.runconfig import FIELDS
 
 if TYPE_CHECKING:
+    from nemotron_kit.app import Pipeline
     from nemotron_kit.config.compose import Composed
     from nemotron_kit.discovery import Tree
     from nemotron_kit.envfile import EnvFile
@@ -167,6 +168,10 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     env = read_env_file()
     check_reserved_tables(env)
     request = as_meant(request)
+    if (pipeline := find_pipeline(tree, request)) is not None:
+        from nemotron_kit.cli.pipeline import run_pipeline
+
+        return run_pipeline(pipeline, request, argv, tree, env)
     if asks_hydra(request):
         from nemotron_kit.cli.sweep import run_hydra
 
@@ -186,12 +191,18 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
     plan = build_plan(
-        composed, app, run_id=run_id, argv=argv, connect=connect, transports=_transport if connect else None
+        composed, app, run_id=run_id, argv=argv, connect=connect, transports=transport_to if connect else None
     )
     return carry_out(plan, composed, request, env)
 
 
-def _transport(settings: RunConfig) -> Transport:
+def find_pipeline(tree: Tree, request: Job) -> Pipeline | None:
+    """The pipeline that a request names; None for a command, and for what is neither."""
+    app = tree.apps.get(request.recipe)
+    return next((each for each in app.pipelines() if each.stage == request.stage), None) if app else None
+
+
+def transport_to(settings: RunConfig) -> Transport:
     """The connection to a job's target; a job of this machine asks for none, and loads nothing for it."""
     from nemotron_kit.remote.ssh import transport_for
 

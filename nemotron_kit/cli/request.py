@@ -231,7 +231,7 @@ def _several(text: str) -> bool:
 def _check_choice(row: Row, text: str) -> None:
     choices = row.get("choices")
     optional_null = text == "null" and row["type"].endswith("|null")
-    if not choices or text in choices or optional_null or "${" in text:
+    if not choices or row.get("free") or text in choices or optional_null or "${" in text:
         return
     hint = f"Sweep with -m {row['name']}={text}." if "," in text else near(text, choices)
     raise UserError(f"{row['name']} has no choice {text!r}.", hint=hint)

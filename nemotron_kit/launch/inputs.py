@@ -169,7 +169,7 @@ def resolve_inputs(
     run = frozen.get("run", {})
     result = Inputs()
     asked: dict[str, tuple[str, str | None]] = {}
-    for slot in _slots(command, frozen):
+    for slot in input_slots(command, frozen):
         text = run.get(slot)
         if text is None:
             hint = f"Give --art.{slot} NAME."
@@ -214,7 +214,8 @@ def _default(slot: str, command: Command, composed: Composed) -> str | None:
     return run.get(slot) or (declared.default_name if declared else None)
 
 
-def _slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
+def input_slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
+    """The inputs that a frozen config reads. UserError for a key of `run` that means nothing."""
     used = slots_used({key: value for key, value in frozen.items() if key != "run"}) | slots_used(frozen.get("run", {}))
     unknown = [key for key in frozen.get("run", {}) if key not in RESERVED_SLOTS | set(command.artifacts) | used]
     if unknown:

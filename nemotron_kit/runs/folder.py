@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,8 +18,10 @@ from nemotron_kit.home import is_run_id, runs_root, started_at
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import (
     DAMAGED,
+    TERMINAL,
     DamagedRecord,
     JobFolder,
+    is_gone,
     now_iso,
     parse_time,
     process_facts,
@@ -51,6 +54,18 @@ PLAN_SHAPE: dict[str, Any] = {
     "repositories": [_TEXTS],
     "dependency": [(str, int)],
     "attempt": int,
+    "part_of": str,
+    "stages": [str],
+}
+# The kind of a run that has no jobs of its own: its stages are runs.
+PIPELINE = "pipeline"
+_STAGES = "stages"
+_STAGE_SHAPE: dict[str, Any] = {
+    **dict.fromkeys(("stage", "run", "why", "producer"), str),
+    "skipped": bool,
+    "outputs": [dict],
+    "inputs": {None: dict},
+    "fingerprint": dict,
 }
 
 
@@ -124,8 +139,29 @@ class RunFolder:
         files.fsync_dir(final.parent)
         return JobFolder(final)
 
+    def add_stage(self, number: int, record: Mapping[str, Any]) -> None:
+        """What was decided about a pipeline's stage, by its number: `stage`, `why`, and `skipped` with the `outputs` of
+        an earlier run, or the `run` that it is."""
+        folder = self.path / _STAGES
+        folder.mkdir(mode=0o700, exist_ok=True)
+        files.write_json(folder / f"{number:03d}.json", masked({"at": now_iso(), **record}))
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The records of a pipeline's stages in order; those that can't be read are left out."""
+        found = []
+        for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
+            with contextlib.suppress(DamagedRecord, FileNotFoundError):
+                found.append(read_object(file, _STAGE_SHAPE))
+        return found
+
+    def stage_run(self, record: Mapping[str, Any]) -> RunFolder | None:
+        """The run that a stage's record names, None where it was skipped or its run was removed."""
+        folder = self.path.parent / str(record.get("run"))
+        return RunFolder(folder) if record.get("run") and folder.is_dir() else None
+
     def state(self) -> str:
-        return run_state(job.state().state for job in self.jobs())
+        jobs = self.jobs()
+        return run_state(job.state().state for job in jobs) if jobs else self.summary().state
 
     def summary(self) -> RunSummary:
         """Never raises for what is in the folder: a run that can't be read is `damaged`, with the reason."""
@@ -136,6 +172,8 @@ class RunFolder:
         except DamagedRecord as error:
             reason = error.message.replace(f"{self.path}/", "")
             return RunSummary(self.id, DAMAGED, created=created, error=reason)
+        if plan.get("kind") == PIPELINE:
+            return self._of_stages(plan, created)
         jobs = [job.state() for job in self.jobs()]
         state = run_state(job.state for job in jobs)
         ended = [job.finished for job in jobs if job.finished is not None]
@@ -154,6 +192,46 @@ class RunFolder:
             error=next((str(job.error) for job in jobs if job.error), None),
             reason=next((_text(job.facts.get("reason")) for job in jobs if job.state == "pending"), None),
         )
+
+    def _of_stages(self, plan: Mapping[str, Any], created: float | None) -> RunSummary:
+        """A pipeline stands as its stages do; one whose launch is gone has failed if stages are left."""
+        records, names = self.stages(), plan.get("stages") or []
+        known = [self._of_stage(record) for record in records]
+        state = run_state(each.state for each in known) if known else "succeeded"
+        left, launcher = names[len(records) :], plan.get("launcher") or {}
+        error = next(
+            (f"{each.stage}: {each.error}" for each in known if each.error and each.state != "succeeded"), None
+        )
+        if left and state == "succeeded":
+            state = "failed" if is_gone(launcher) else "running"
+            error = f"its launch ended before {left[0]}" if state == "failed" else None
+        elif state == "pending" and any(each.started is not None for each in known):
+            state = "running"
+        started = [each.started for each in known if each.started is not None]
+        ended = [each.finished for each in known if each.finished is not None]
+        made = parse_time(plan.get("created_at")) or created
+        return RunSummary(
+            id=self.id,
+            state=state,
+            recipe=_text(plan.get("recipe")),
+            stage=_text(plan.get("stage")),
+            executor=_text(plan.get("executor")),
+            profile=_text(plan.get("profile")),
+            created=made,
+            started=min(started, default=made),
+            finished=max(ended, default=made) if state in TERMINAL else None,
+            code=next((each.code for each in known if each.code), 0 if state == "succeeded" else None),
+            error=error,
+        )
+
+    def _of_stage(self, record: Mapping[str, Any]) -> RunSummary:
+        name = _text(record.get("stage"))
+        if record.get("skipped"):
+            return RunSummary(self.id, "succeeded", stage=name, code=0)
+        run = self.stage_run(record)
+        if run is None:
+            return RunSummary(self.id, "unknown", stage=name, error=f"{record.get('run')} was removed")
+        return replace(run.summary(), stage=name)
 
 
 def create_run(

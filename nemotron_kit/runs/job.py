@@ -270,6 +270,7 @@ _SPEC: dict[str, Any] = {
     "secrets": [str],
     "environment": {None: str},
     "late": {None: str},
+    "unchanged": {"run": str, "inputs": {None: str}, "outputs": [dict]},
     "after": [str],
     "torchrun": bool,
     "retries": int,

@@ -52,7 +52,7 @@ class Plan:
     holds their jobs' numbers where the scheduler waits for them, `wait_first` those that this machine waits for before
     it submits the job. `attempt` counts a job that goes on (`runs resume`), `rerun_of` names the run that a new one
     repeats, `code` is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's
-    jobs are not `alone`: they share a script.
+    jobs are not `alone`: they share a script. `part_of` names the pipeline's run of which it is a stage.
     """
 
     run_id: str
@@ -93,6 +93,7 @@ class Plan:
     code: Mapping[str, Any] | None = None
     kind: str | None = None
     launcher: Mapping[str, Any] | None = None
+    part_of: str | None = None
     alone: bool = True
 
     @property
@@ -134,6 +135,7 @@ class Plan:
             "code": self.code,
             "kind": self.kind,
             "launcher": self.launcher,
+            "part_of": self.part_of,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -216,7 +218,7 @@ class Plan:
 # Fields of a plan that its record holds as they are, and those that are lists there.
 _AS_THEY_ARE = (
     *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
-    *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher"),
+    *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher", "part_of"),
 )
 _LISTS = ("launch_command", "secrets", "notes", "mounts", "repositories", "after", "wait_first")
 _NOTHING: dict[str, Any] = {
@@ -277,6 +279,8 @@ class JobSpec:
 
     `after` are runs that must have succeeded before it starts, `late` its inputs (slot → reference) that they save.
     `expand` are the variables of `environment` that refer to others.
+    `unchanged` is an earlier run of the same config and code, by its `run`, its `inputs` (slot → digest) and `outputs`
+    (pins): a job that turns out to have these inputs hands on those outputs.
     `module` is a module of the kit's that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
@@ -299,6 +303,7 @@ class JobSpec:
     after: list[str] = field(default_factory=list)
     late: dict[str, str] = field(default_factory=dict)
     expand: list[str] = field(default_factory=list)
+    unchanged: dict[str, Any] | None = None
 
     @property
     def scheduled(self) -> bool:

@@ -26,7 +26,7 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command
-from nemotron_kit.worker.handler import verified_inputs
+from nemotron_kit.worker.handler import handed_on, verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels
 
@@ -164,7 +164,8 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **signals, **value, **_written(job, spec))
+        facts = {**signals, **value, **_written(job, spec), **({"skipped": outcome.skipped} if outcome.skipped else {})}
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **facts)
 
 
 def _written(job: JobFolder, spec: JobSpec) -> dict[str, Any]:
@@ -288,7 +289,9 @@ def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
 
 def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
     try:
-        with environment(spec.environment, spec.expand), pinned(verified_inputs(job)):
+        with environment(spec.environment, spec.expand), pinned(pins := verified_inputs(job)):
+            if (done := handed_on(job, pins)) is not None:
+                return done
             if node.is_head and not spec.module:
                 files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
             with _rank_logs(job, spec, node):

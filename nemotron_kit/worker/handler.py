@@ -38,6 +38,32 @@ def verified_inputs(job: JobFolder) -> dict[str, Pin]:
     return pins
 
 
+def handed_on(job: JobFolder, pins: Mapping[str, Pin]) -> Outcome | None:
+    """The end of a job that an earlier one has done: its inputs are those that were `unchanged`, and what that one
+    saved is still whole; it is this job's output now. None: the job has to run. To be called in the job's environment.
+    """
+    from nemotron_kit.artifacts import lineage
+    from nemotron_kit.artifacts.reference import Pin
+    from nemotron_kit.artifacts.registry import open_registry
+
+    before = read_spec(job.path).unchanged
+    if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
+        return None
+    registry, outputs = open_registry(), [Pin.from_dict(pin) for pin in before["outputs"]]
+    try:
+        for pin in outputs:
+            registry.verify(pin)
+    except NemotronError as error:
+        print(f"runs again: {error}", file=sys.stderr)  # noqa: T201
+        return None
+    for pin in outputs:
+        registry.note_run(pin, job.run_id)
+        lineage.record_output(pin)
+    said = f"unchanged since {before['run']}: {', '.join(pin.label for pin in outputs)}"
+    print(f"skipped: {said}", file=sys.stderr, flush=True)  # noqa: T201
+    return Outcome(0, "succeeded", skipped=said)
+
+
 def _inputs(job: JobFolder) -> Mapping[str, dict[str, object]]:
     inputs = job.artifacts()["inputs"]
     return inputs if isinstance(inputs, Mapping) else {}

@@ -35,7 +35,8 @@ class Outcome:
     returned.
 
     `job_exit_code` is the exit code of the job's process, where that was another process: 128+N if signal N killed it.
-    `signal` is the signal that ended a child to which the worker had sent none.
+    `signal` is the signal that ended a child to which the worker had sent none. `skipped` says why a job did not run:
+    an earlier one with the same inputs had done its work.
     """
 
     code: int
@@ -45,6 +46,7 @@ class Outcome:
     exception: BaseException | None = None
     signal: int | None = None
     job_exit_code: int | None = None
+    skipped: str | None = None
 
     @property
     def recorded(self) -> int:

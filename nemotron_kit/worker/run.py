@@ -17,7 +17,7 @@ from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import python_module, torchrun_command
 from nemotron_kit.worker.distributed import VALUE, rank_log
-from nemotron_kit.worker.handler import call_handler, verified_inputs
+from nemotron_kit.worker.handler import call_handler, handed_on, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (
     INTERRUPTED,
@@ -75,7 +75,8 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
         error = f"cancelled: {outcome.error}" if outcome.state == "preempted" else "cancelled"
         outcome = Outcome(Cancelled.exit_code, "cancelled", error, job_exit_code=outcome.recorded)
     try:
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **_value(outcome))
+        skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
+        job.finish(outcome.recorded, outcome.state, error=outcome.error, **skipped, **_value(outcome))
     except OSError as error:
         # Its last step may be what failed: the record is there, and will be read.
         if job.state().state != outcome.state:
@@ -88,6 +89,8 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
     pins = verified_inputs(job)
+    if (done := handed_on(job, pins)) is not None:
+        return done
     if spec.module:
         read_config(job.path)  # it notes the secrets
         alone = python_module(spec.module, str(job.path))

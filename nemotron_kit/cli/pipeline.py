@@ -1,0 +1,246 @@
+"""`nemotron RECIPE PIPELINE`: what a pipeline's line asks for, its graph for --dry-run, and how it went."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.app import Pipeline
+from nemotron_kit.cli.launch import announce, print_end, report, say_commands, transport_to
+from nemotron_kit.cli.output import print_json, write_lines
+from nemotron_kit.cli.request import Job, shell_line
+from nemotron_kit.errors import UserError, printable
+from nemotron_kit.quoting import hydra_text
+
+if TYPE_CHECKING:
+    from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
+    from nemotron_kit.launch.pipeline import Decision, Launch, Stage
+    from nemotron_kit.spec.plan import Plan
+    from nemotron_kit.worker.process import Outcome
+
+# Hydra's flags that are about one job, and what answers for a stage.
+_ONE_JOB = {
+    "--cfg": "--cfg prints the config of one stage: {line} --cfg job. --dry-run shows the pipeline.",
+    "--info": "Of one stage: {line} --info.",
+    "--resolve": "Of one stage: {line} --cfg job --resolve.",
+    "--package": "Of one stage: {line} --cfg job --package KEY.",
+    "--multirun": "A pipeline is no sweep: sweep over one stage ({line} -m key=1,2), or start it once for each value.",
+    "--hydra-help": "Of one stage: {line} --hydra-help.",
+}
+
+
+def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
+    """Run, submit, or with --dry-run only show, a pipeline; the exit code."""
+    for flag, instead in _ONE_JOB.items():
+        if request.flag(flag) is not None:
+            line = " ".join(_program(argv, pipeline, pipeline.stages[0].path))
+            raise UserError(f"{flag} is not a pipeline's.", hint=instead.format(line=line))
+    from nemotron_kit.launch.pipeline import Launch, read_request
+
+    asked = read_request(pipeline, request.config, request.overrides)
+    launch = Launch(
+        request=asked,
+        app=tree.apps[pipeline.recipe],
+        tree=tree,
+        env=env,
+        argv=argv,
+        prog=_program(argv, pipeline, ()),
+        base=_base(request),
+        config_dir=request.flag("--config-dir"),
+        transports=None if request.dry_run else transport_to,
+        after=request.after,
+    ).prepare()
+    if request.dry_run:
+        return _show(launch, request)
+    return _start(launch, request)
+
+
+def _program(argv: Sequence[str], pipeline: Pipeline, path: Sequence[str]) -> list[str]:
+    """How a command of the pipeline's recipe is called: as the pipeline was, by `nemotron` or by the recipe's own
+    program."""
+    own = bool(argv) and argv[0] != "nemotron" and list(argv[:3]) != ["python", "-m", "nemotron_kit"]
+    before = list(argv[: 3 if list(argv[1:2]) == ["-m"] else 2]) if own else ["nemotron", pipeline.recipe]
+    return [*before, *path[1:]]
+
+
+def _base(request: Job) -> list[str]:
+    profile = [f"run.profile={hydra_text(request.profile)}"] if request.profile else []
+    return [*profile, *([f"run.mode={request.mode}"] if request.mode else [])]
+
+
+# --- shown
+
+
+def _show(launch: Launch, request: Job) -> int:
+    """Print the graph and the decisions; 0, since it composes. What would stop a stage stands under its name."""
+    from nemotron_kit.launch.pipeline import problems_of
+
+    rows = []
+    for stage in launch.stages:
+        decision = launch.decide(stage)
+        problems = [] if decision.skip else problems_of(launch, stage)
+        if decision.skip and decision.before is not None:
+            stage.outputs = decision.before.outputs()
+        rows.append((stage, decision, problems))
+    if request.json:
+        print_json(
+            {
+                "pipeline": launch.request.pipeline.full_name,
+                "hydra": shell_line(request),
+                "mode": launch.mode,
+                "profile": launch.stages[0].placed.config["run"]["profile"],
+                "stages": [_stage_json(*row) for row in rows],
+            }
+        )
+        return 0
+    write_lines(
+        [
+            "Pipeline",
+            f"  {launch.request.pipeline.full_name}: {_count(launch)}",
+            f"  in Hydra's syntax: {shell_line(request)}",
+            "",
+            "Stages",
+        ]
+    )
+    for number, (stage, decision, problems) in enumerate(rows, 1):
+        write_lines([f"  {line}" for line in _stage_lines(number, stage, decision, problems)])
+    return 0
+
+
+def _count(launch: Launch) -> str:
+    chosen, every = len(launch.stages), len(launch.request.pipeline.stages)
+    return f"{chosen} of {every} stages" if chosen < every else f"{every} stage{'s' if every > 1 else ''}"
+
+
+def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequence[str]) -> Iterator[str]:
+    settings = stage.placed.settings
+    resources = f"   (resources {stage.command.resources})" if stage.command.resources else ""
+    where = f"   on {settings.executor}" if settings.executor != "local" else ""
+    config = f" -c {stage.composed.config_name}" if stage.composed.config_file else ""
+    yield f"{number}  {stage.words}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
+    for slot, text in stage.references.items():
+        yield f"     reads {slot}: {_source(stage, slot, text)}"
+    for name in stage.produces:
+        yield f"     saves {name}"
+    yield from (f"     note: {note}" for note in [*stage.notes, *stage.composed.notes])
+    yield from (f"     problem: {line}" for problem in problems for line in problem.splitlines())
+
+
+def _source(stage: Stage, slot: str, text: str) -> str:
+    pin = stage.inputs().get(slot)
+    label = pin.label if pin else text
+    return f"{label}, from {stage.wired[slot][0].words}" if slot in stage.wired else label
+
+
+def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> dict[str, Any]:
+    pins = stage.inputs()
+    return {
+        "stage": stage.name,
+        "config": stage.composed.config_name,
+        "decision": "skip" if decision.skip else "run",
+        "why": decision.why,
+        "inputs": {
+            slot: {
+                "reference": text,
+                "from": stage.wired[slot][0].name if slot in stage.wired else None,
+                "version": pin.label if (pin := pins.get(slot)) else None,
+            }
+            for slot, text in stage.references.items()
+        },
+        "produces": stage.produces,
+        "outputs": [pin.label for pin in stage.outputs or ()],
+        "resources": stage.command.resources,
+        "executor": stage.placed.settings.executor,
+        "problems": list(problems),
+        "notes": [*stage.notes, *stage.composed.notes],
+    }
+
+
+# --- started
+
+
+class _Said:
+    """Says on standard error how a pipeline goes on: standard output is its jobs' own."""
+
+    def __init__(self) -> None:
+        self.place = 0
+        self.rows: list[dict[str, Any]] = []
+
+    def decided(self, stage: Stage, decision: Decision, of: int) -> None:
+        self.place += 1
+        verb = "skipped" if decision.skip else "runs"
+        _say(f"[{self.place}/{of}] {stage.words} {verb}: {decision.why}")
+        for note in stage.notes:
+            _say(f"note: {note}")
+        self.rows.append({"stage": stage.name, "state": "skipped" if decision.skip else "pending", "why": decision.why})
+
+    def starts(self, plan: Plan) -> None:
+        announce(plan)
+        self.rows[-1]["run_id"] = plan.run_id
+
+    def ended(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
+        self.rows[-1]["state"] = outcome.state
+        if outcome.state != "pending":
+            report(plan, outcome, seconds)
+
+
+def _start(launch: Launch, request: Job) -> int:
+    launch.check()
+    said, started = _Said(), time.monotonic()
+    if launch.submitted:
+        return _submit(launch, request, said)
+    outcome = launch.run_here(said)
+    seconds = time.monotonic() - started
+    ran = sum(row["state"] != "skipped" for row in said.rows)
+    if outcome.state == "succeeded":
+        how = f"{ran} ran, {len(said.rows) - ran} skipped" if ran else "nothing to do"
+        _say(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
+    else:
+        _say(f"{launch.id}: stopped at {said.rows[-1]['stage'].replace('/', ' ')}; the same line goes on there")
+    _end(launch, request, said, outcome.state, outcome.code)
+    return outcome.code
+
+
+def _submit(launch: Launch, request: Job, said: _Said) -> int:
+    attached = launch.mode == "run"
+    launch.base = ["run.mode=batch" if word == "run.mode=run" else word for word in launch.base]
+    given = launch.submit(said)
+    _say(f"{launch.id}: {len(given)} stages submitted, {len(said.rows) - len(given)} skipped")
+    state, code = "pending" if given else "succeeded", 0
+    if not attached or not given:
+        if given:
+            say_commands(launch.id, "show", "wait", "cancel")
+    else:
+        outcome = _follow(given)
+        state, code = outcome.state, outcome.code
+    _end(launch, request, said, state, code)
+    return code
+
+
+def _follow(given: Sequence[tuple[Stage, Plan]]) -> Outcome:
+    """Show each run's log until it ends, in order; how the pipeline ended."""
+    from pathlib import Path
+
+    from nemotron_kit.executors.base import executor_for
+    from nemotron_kit.launch.attach import attach
+    from nemotron_kit.runs.folder import RunFolder
+
+    for _, plan in given:
+        run, started = RunFolder(Path(plan.folder)), time.monotonic()
+        outcome = attach(run, executor_for(plan.settings), [run.job(plan.job)])
+        report(plan, outcome, time.monotonic() - started)
+        if outcome.state != "succeeded":
+            return outcome
+    return outcome
+
+
+def _end(launch: Launch, request: Job, said: _Said, state: str, code: int) -> None:
+    if request.json:
+        print_end(launch.id, state, code, stages=said.rows)
+
+
+def _say(text: str) -> None:
+    print(printable(text), file=sys.stderr)  # noqa: T201

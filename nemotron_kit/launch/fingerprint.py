@@ -1,0 +1,280 @@
+"""What decides whether a stage would do the same again: its config, its code, the files that these name, its inputs."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import nemotron_kit
+from nemotron_kit.app import Command
+from nemotron_kit.config.freeze import walk_strings
+from nemotron_kit.launch.placing import ResolvedJob
+
+# A file larger than this is known by its size and time.
+_HASHED = 64 << 20
+# A file that lists others (a blend) is small.
+_LISTING = 4 << 20
+_MOST_FILES = 10_000
+_KIT = Path(nemotron_kit.__file__).resolve().parent
+# The rooms of the kit that recipes do their work with; the rest launches them, and the kit's version stands for it.
+_ENGINES = ("data_prep", "training")
+_NAMED = [f"{name}.{engine}".encode() for name in ("nemotron_kit", "nemotron") for engine in _ENGINES]
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`config` is the frozen config without `run`, flat, the job's own folder written as `<job>`; `code` file → digest;
+    `files` those that the config names, and those that these list. All that a record needs is plain JSON."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Fingerprint:
+        """As `to_dict` wrote it; what is missing or of another kind counts as empty."""
+        tables = {name: stored.get(name) for name in ("config", "code", "files")}
+        return cls(**{name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)})
+
+    def changes(self, before: Fingerprint, outputs: Sequence[str]) -> list[str]:
+        """What is not as it was `before`, in words; [] for nothing. Files in the folders `outputs` are the stage's own
+        results."""
+        found = [f"{key} {_short(old)} → {_short(new)}" for key, old, new in _pairs(before.config, self.config)]
+        found += [f"code: {name} {_how(old, new)}" for name, old, new in _pairs(before.code, self.code)]
+        for name, old, new in _pairs(before.files, self.files):
+            if not any(Path(name).is_relative_to(folder) for folder in outputs):
+                found.append(f"{name} {_how(old, new)}")
+        return found
+
+
+_ABSENT = object()
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+        if old != new:
+            yield key, old, new
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "(not set)"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _how(old: Any, new: Any) -> str:
+    return "is new" if old is _ABSENT else "is gone" if new is _ABSENT else "changed"
+
+
+def fingerprint(placed: ResolvedJob, command: Command) -> Fingerprint:
+    """The fingerprint of a composed job; its inputs are not in it."""
+    config = {key: value for key, value in placed.config.items() if key != "run"}
+    flat = {key: _portable(value, placed) for key, value in _flat(config)}
+    beside = [command.script_path.resolve().parent] if command.script_path else []
+    return Fingerprint(flat, code_of(command), named_files(config, [Path.cwd(), *beside]))
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _portable(value: Any, placed: ResolvedJob) -> Any:
+    if isinstance(value, list):
+        return [_portable(item, placed) for item in value]
+    return value.replace(placed.place.job, "<job>") if isinstance(value, str) else value
+
+
+# --- code
+
+
+def code_of(command: Command) -> dict[str, str]:
+    """File → digest of the modules that a command's work is written in: that of its handler, and what these import, as
+    far as it is no part of Python or of an installed package other than the recipe's own. Nothing is imported for it.
+
+    Of the kit itself it is the version, and the engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) whole
+    where the recipe uses them."""
+    found: dict[Path, str] = {}
+    engines: set[str] = set()
+    left = [path for path in _roots(command) if path.is_file()]
+    own = {_top(name) for name in (command.handler_name, _class_name(command)) if name}
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        data = path.read_bytes()
+        found[path] = hashlib.sha256(data).hexdigest()[:16]
+        engines |= {name.rpartition(b".")[2].decode() for name in _NAMED if name in data}
+        left += [file for module in _imported(path, data) if (file := _source(module, own))]
+    for engine in list(engines):  # one of them may use the other
+        files = sorted((_KIT / engine).rglob("*.py"))
+        engines |= {name.rpartition(b".")[2].decode() for file in files for name in _NAMED if name in file.read_bytes()}
+    for engine in engines:
+        for file in sorted((_KIT / engine).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                found[file] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return {"nemotron_kit": nemotron_kit.__version__, **{_shown(file): found[file] for file in sorted(found)}}
+
+
+def _shown(file: Path) -> str:
+    """A kit's file by its place in the kit, so that it is the same wherever that is installed."""
+    return str(Path("nemotron_kit", file.relative_to(_KIT))) if file.is_relative_to(_KIT) else str(file)
+
+
+def _class_name(command: Command) -> str:
+    cls = command.config_cls
+    return cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _roots(command: Command) -> Iterator[Path]:
+    if command.script_path:
+        yield command.script_path.resolve()
+    for name in (command.handler_name, _class_name(command)):
+        module = name.rpartition(":")[0]
+        found = Path(module) if module.endswith(".py") else _spec_file(module)
+        if found is not None and not found.resolve().is_relative_to(_KIT):
+            yield found.resolve()
+
+
+def _top(name: str) -> str:
+    return name.partition(":")[0].partition(".")[0]
+
+
+def _spec_file(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module) if module and module != "__main__" else None
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+def _imported(path: Path, data: bytes) -> Iterator[str]:
+    """The names of the modules that a file may import, absolute; also those that only stand in it as "module:name"."""
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError):
+        return
+    package = _package_of(path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and ":" in node.value:
+            module, _, name = node.value.partition(":")
+            if name.isidentifier() and module.replace(".", "").isidentifier():
+                yield module
+
+
+def _package_of(path: Path) -> list[str]:
+    """The names of the package that a file is in, from the topmost folder with an __init__.py."""
+    names: list[str] = []
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return names
+
+
+def _source(module: str, own: set[str]) -> Path | None:
+    """The file of a module that counts as the recipe's code; None for all others."""
+    first, *rest = module.split(".")
+    if not first or first in ("nemotron_kit", "__main__"):
+        return None
+    try:
+        name, spec = first, importlib.util.find_spec(first)
+        for part in rest:
+            loaded = getattr(sys.modules.get(name), "__path__", None)  # which a package may have extended
+            places = loaded if loaded is not None else spec.submodule_search_locations if spec else None
+            name = f"{name}.{part}"
+            spec = PathFinder.find_spec(name, list(places)) if places is not None else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.has_location or not spec.origin or not spec.origin.endswith(".py"):
+        return None
+    installed = spec.origin.startswith(_INSTALLED)
+    return Path(spec.origin).resolve() if not installed or first in own else None
+
+
+# --- files
+
+
+def named_files(config: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, str]:
+    """File → digest of the files that a config names, and of what is listed in those of them that are JSON or YAML
+    (a blend of datasets); of a folder that is listed, its files by size and time. Relative paths are looked for in
+    `folders`, the first first."""
+    found: dict[str, str] = {}
+    for _, text in walk_strings(config):
+        path = _there(text, folders)
+        if path is None or not path.is_file():  # a folder may be the stage's own output
+            continue
+        found[str(path)] = _digest(path)
+        for listed in _listed(path):
+            there = _there(listed, [path.parent, *folders])
+            if there is not None and there != path:
+                found[str(there)] = _digest(there) if there.is_file() else _folder_digest(there)
+    return found
+
+
+def _there(text: str, folders: Sequence[Path]) -> Path | None:
+    """The path that a text is, where there is something."""
+    text = text.removeprefix("file://")
+    if text in ("", ".", "..") or len(text) > 4096 or any(mark in text for mark in ("\n", "\0", "${", "://")):
+        return None
+    for folder in folders:
+        path = os.path.normpath(folder / os.path.expanduser(text))  # noqa: PTH111 — any text
+        if os.path.exists(path):  # noqa: PTH110 — a name may be too long
+            return Path(path)
+    return None
+
+
+def _listed(path: Path) -> Iterator[str]:
+    if path.suffix.lower() not in (".json", ".yaml", ".yml") or path.stat().st_size > _LISTING:
+        return
+    from nemotron_kit.config.files import load_mapping
+    from nemotron_kit.errors import UserError
+
+    try:
+        values = load_mapping(path)
+    except (UserError, OSError):  # whoever reads it says what is wrong with it
+        return
+    yield from (text for _, text in walk_strings(values))
+
+
+def _digest(path: Path) -> str:
+    info = path.stat()
+    if info.st_size > _HASHED:
+        return f"{info.st_size} bytes, {info.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _folder_digest(folder: Path) -> str:
+    rows = []
+    for at, file in enumerate(sorted(folder.rglob("*"))):
+        if at > _MOST_FILES:
+            break
+        info = file.stat()
+        rows.append((str(file.relative_to(folder)), info.st_size, info.st_mtime_ns if file.is_file() else 0))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
