@@ -217,7 +217,7 @@ _CHOOSES = {
 
 def pipeline_detail(pipeline: Pipeline) -> Node:
     """A pipeline's own options and its stages, as plain data; no stage's config is imported."""
-    from nemotron_kit.config.files import config_files
+    from nemotron_kit.config.config_files import config_files
 
     names = [stage_prefix(stage) for stage in pipeline.stages]
     several: Row = {"kind": "list", "of": "str", "type": "STAGE"}

@@ -253,7 +253,7 @@ def _there(text: str, folders: Sequence[Path]) -> Path | None:
 def _listed(path: Path) -> Iterator[str]:
     if path.suffix.lower() not in (".json", ".yaml", ".yml") or path.stat().st_size > _LISTING:
         return
-    from nemotron_kit.config.files import load_mapping
+    from nemotron_kit.config.config_files import load_mapping
     from nemotron_kit.errors import UserError
 
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.app import App, Command, Pipeline, in_order, may_be, stage_prefix
 from nemotron_kit.config.compose import Composed, compose
-from nemotron_kit.config.files import config_files
+from nemotron_kit.config.config_files import config_files
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
