@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,3 +75,15 @@ def tiny_data(tmp_path: Path) -> Path:
     (folder / "blend.json").write_text(json.dumps(blend))
     (folder / "metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 64, "eos_id": 0, "bos_id": None}}))
     return folder / "blend.json"
+
+
+def write_chat_model(folder: Path) -> Path:
+    """Write a model with fresh weights, the tiny tokenizer and nano3's chat template to `folder`."""
+    from nemotron_kit.training.model import model_config, new_model
+
+    root = Path(__file__).parents[1]
+    new_model(model_config({**MODEL, "vocab_size": 4096, "eos_token_id": 2}), seed=3).save_pretrained(folder)
+    for file in (root / "recipes/nano3/tokenizers/tiny").iterdir():
+        shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(root / "nemotron_kit/data_prep/templates/nano3.jinja", folder / "chat_template.jinja")
+    return folder

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ SAVES = "artifacts.d"
 # One process can run several jobs after another (a sweep on this machine): each job's folder has its own inputs.
 _read_here: dict[str, list[Pin]] = {}
 _lock = threading.Lock()
+# The inputs of what runs in this process without a job's folder.
+_given: list[dict[str, Pin]] = []
 
 
 def job_folder() -> Path | None:
@@ -61,7 +64,19 @@ def record_input(pin: Pin) -> None:
 
 def job_inputs() -> dict[str, Pin]:
     """The job's pins by slot, as its artifacts.json names them; {} outside of a job."""
+    if _given:
+        return dict(_given[-1])
     return {slot: Pin.from_dict(pin) for slot, pin in _job_artifacts()["inputs"].items()}
+
+
+@contextlib.contextmanager
+def given_inputs(pins: Mapping[str, Pin]) -> Iterator[None]:
+    """Within the block these are the inputs by slot, in this process, which runs a command that has no folder."""
+    _given.append(dict(pins))
+    try:
+        yield
+    finally:
+        _given.pop()
 
 
 def inputs() -> tuple[Pin, ...]:

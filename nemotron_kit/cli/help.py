@@ -110,9 +110,8 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     fields = detail["fields"]
     positional = [row["name"].upper() for row in fields if row.get("positional")]
     what, key = ("NAME", "STAGE.key") if "stages" in detail else ("NAME|PATH", "key")
-    page.text(
-        " ".join(("usage:", prefix, *positional, f"[-c {what}] [-r PROFILE | -b PROFILE] [options] [{key}=value …]"))
-    )
+    sent = () if detail.get("interactive") else ("[-r PROFILE | -b PROFILE]",)
+    page.text(" ".join(("usage:", prefix, *positional, f"[-c {what}]", *sent, f"[options] [{key}=value …]")))
     if leaf["description"]:
         page.text(leaf["description"])
     if "broken" in leaf:
@@ -129,6 +128,9 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     if detail["produces"]:
         page.text(f"It saves {', '.join(detail['produces'])}.")
     page.lines("examples", _examples(detail, " ".join((prefix, *positional))))
+    if detail.get("interactive"):
+        page.text("It runs on this terminal, can't be sent elsewhere, and leaves no record.")
+        return
     page.lines(
         "next",
         ["nemotron runs              what ran, and how it ended", "nemotron profiles          where else it can run"],
@@ -165,14 +167,21 @@ def _reads_and_saves(stage: Node) -> str:
     return "; ".join([*parts, *([f"saves {', '.join(stage['saves'])}"] if stage["saves"] else [])])
 
 
+# What an interactive command has no use for: all that sends jobs elsewhere, or is about their record.
+_NOT_INTERACTIVE = ("run", "batch", "after", "multirun", "wandb")
+
+
 def _options(detail: Node) -> Rows:
+    left_out = _NOT_INTERACTIVE if detail.get("interactive") else ()
     for option in NEMOTRON.options:
+        if option.name in left_out:
+            continue
         yield (
             f"{option.short or '  '}{', ' if option.short else '  '}{option.flag} {option.metavar}".rstrip(),
             option.help,
         )
     for prefix, (metavar, text) in PREFIXES.items():
-        if text and (prefix != "art" or detail["artifacts"]):
+        if text and prefix not in left_out and (prefix != "art" or detail["artifacts"]):
             yield f"    --{prefix}.{metavar}", text
 
 

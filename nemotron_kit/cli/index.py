@@ -109,7 +109,7 @@ class Index:
         self._lines = lines
 
     def detail(self, leaf: Node) -> Node:
-        """What a command takes: {"fields", "artifacts", "configs", "config_folder", "produces"}."""
+        """What a command takes: {"fields", "artifacts", "configs", "config_folder", "produces", "interactive"}."""
         detail: Node = json.loads(self._lines[leaf["line"]])
         return detail
 

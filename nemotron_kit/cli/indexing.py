@@ -63,7 +63,7 @@ def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any
         row["required"] = True
     else:
         row["default"] = text(default)
-    row.update({key: metadata[key] for key in ("help", "short", "positional") if metadata.get(key)})
+    row.update({key: metadata[key] for key in ("help", "short", "positional", "verbatim") if metadata.get(key)})
     return row
 
 
@@ -204,6 +204,7 @@ def command_detail(command: Command) -> Node:
         "configs": list(configs),
         "config_folder": str(folder or ""),
         "produces": list(command.produces),
+        "interactive": command.interactive,
     }
 
 

@@ -20,7 +20,7 @@ from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text, new_run_id
-from nemotron_kit.spec.plan import IN_PROCESS, Plan, is_here
+from nemotron_kit.spec.plan import IN_PROCESS, INTERACTIVE, Plan, is_here
 from nemotron_kit.spec.profiles import check_reserved_tables
 from nemotron_kit.spec.runconfig import FIELDS
 
@@ -122,7 +122,10 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
         yield "Container", [shlex.join(plan.container.words)]
     if plan.request:
         yield "Request", _yaml(plan.request)
-    yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
+    if plan.launch == INTERACTIVE:
+        yield "Would write", ["nothing: it runs on this terminal, and leaves no record"]
+    else:
+        yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
     if plan.notes:
         yield "Notes", list(plan.notes)
     if plan.problems:
@@ -183,7 +186,10 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     command = find_command(tree, request.recipe, request.stage)
     overrides = hydra_overrides(request)
     notes: list[str] = []
-    piped = piped_overrides(command, overrides, notes, dry_run=request.dry_run)
+    if command.interactive and request.after:
+        raise UserError(f"{command.full_name} talks with you on this terminal: it starts after no run.")
+    # An interactive command has standard input to itself.
+    piped = [] if command.interactive else piped_overrides(command, overrides, notes, dry_run=request.dry_run)
     composed = compose(tree, [*overrides, *piped], env, request.flag("--config-dir"))
     composed.notes.extend(notes)
     if composed.config_file or request.flag("--config-dir"):
@@ -222,7 +228,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
             _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
 
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
-    if plan.launch != IN_PROCESS:
+    if plan.launch not in (IN_PROCESS, INTERACTIVE):
         gc.freeze()  # NeMo-Run is half a million objects, and none of a job's own code runs here (see main.leave)
     gc.enable()
     from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
@@ -230,6 +236,8 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
 
     # What lies unread in a pipe may be the input that is missing.
     refuse_problems(plan, composed.notes)
+    if plan.launch == INTERACTIVE:
+        return _talk(plan, composed)
     announce(plan)
     if plan.wait_first and not plan.deferred:
         from nemotron_kit.launch.dependencies import wait_for
@@ -246,6 +254,26 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
             said = {"job_exit_code": outcome.job_exit_code, "error": outcome.error, "folder": plan.folder}
             print_end(plan.run_id, outcome.state, outcome.code, **said)
     return outcome.code
+
+
+def _talk(plan: Plan, composed: Composed) -> int:
+    """Call the handler of an interactive command: on this process's own streams, which a job's log would come between
+    and the terminal, and without a record."""
+    from nemotron_kit.artifacts.lineage import given_inputs
+    from nemotron_kit.artifacts.registry import open_registry
+    from nemotron_kit.config.freeze import resolve, typed
+    from nemotron_kit.config.resolvers import pinned
+
+    pins = {slot: pin for slot, pin in plan.inputs.items() if pin is not None}
+    for pin in pins.values():
+        open_registry().verify(pin)
+    for note in plan.notes:
+        _say(f"note: {note}")
+    command = composed.command
+    with pinned(pins), given_inputs(pins):
+        config: Any = typed(resolve(plan.config), command.load_config_cls())
+        code = command.load_handler()(config)
+    return code if isinstance(code, int) else 0
 
 
 def as_meant(request: Job) -> Job:

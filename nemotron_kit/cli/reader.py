@@ -15,6 +15,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
+_OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*(=|\Z)")
 _SENDING = ("run", "batch")
 # What Hydra's words and our options both can choose.
 _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
@@ -77,7 +78,9 @@ class Reader:
     def _bare(self, argument: str) -> None:
         row = self.positionals[0] if self.positionals and not self.names else None
         is_path = row is not None and argument.startswith(("/", "./", "../", "~/"))
-        if options.is_override(argument) and not is_path:
+        # Of what people write only `word=…` looks like an override.
+        is_text = row is not None and row.get("verbatim") and not _OVERRIDE.match(argument)
+        if options.is_override(argument) and not is_path and not is_text:
             self._override(argument)
         elif self.names:
             if argument != self.names[0]:

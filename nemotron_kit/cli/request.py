@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.quoting import hydra_field, hydra_text, hydra_untyped
+from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
 
 
 class Help(NamedTuple):
@@ -142,7 +142,9 @@ class Assignments:
             hint = f"Set what is in it: {row['name']}.KEY=VALUE."
             raise UserError(f"{row['name']} is a block, and {row['name']}=… selects one of Hydra's groups.", hint=hint)
         _check_choice(row, text)
-        if row["kind"] == "list":
+        if row.get("verbatim"):
+            self.set(row["name"], hydra_quoted(omegaconf_escaped(text)))
+        elif row["kind"] == "list":
             self._append(row["name"], text, row.get("of", "any"))
         else:
             self.set(row["name"], hydra_field(text, row["kind"]))

@@ -30,7 +30,7 @@ from nemotron_kit.launch.placing import (
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, TORCHRUN, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, fields_given, label_of
 from nemotron_kit.worker import python_module, torchrun_command
@@ -103,7 +103,9 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
     return variables
 
 
-def launch_kind(mode: str, settings: RunConfig, resources: Resources) -> str:
+def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Resources) -> str:
+    if command.interactive:
+        return INTERACTIVE
     if mode == "batch" or not is_here(settings.executor):
         return DETACHED
     return TORCHRUN if resources.processes > 1 else IN_PROCESS
@@ -119,7 +121,7 @@ def worker_command(place: RemotePaths) -> list[str]:
 def launch_command(command: Command, launch: str, place: RemotePaths, resources: Resources) -> list[str]:
     if launch == DETACHED:
         return worker_command(place)
-    if launch == IN_PROCESS:
+    if launch in (IN_PROCESS, INTERACTIVE):
         return [command.handler_name or str(command.handler)]
     return torchrun_command(resources.processes, place.job)
 
@@ -194,7 +196,7 @@ def _handler_problems(command: Command, launch: str) -> list[Problem]:
 
     if launch == TORCHRUN and find_spec("torch") is None:
         return [Problem("torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'.")]
-    if launch != IN_PROCESS and not command.script_path and not command.handler_name:
+    if launch not in (IN_PROCESS, INTERACTIVE) and not command.script_path and not command.handler_name:
         why = "the handler has no importable name, so no other process can call it: define it in a module."
         return [Problem(why)]
     return []
@@ -319,15 +321,20 @@ def build_plan(
     profile's. `alone`: false for the jobs of a sweep, which share a script.
     """
     command = composed.command
-    transports = transports if connect else None
+    transports = transports if connect and not command.interactive else None
     placed = resolve_job(composed, run_id, job, recorded, transports)
     frozen, settings, place = placed.config, placed.settings, placed.place
+    if command.interactive and (frozen["run"]["mode"] != "local" or not is_here(settings.executor) or not alone):
+        what = "is sent to no profile" if alone else "is no job of a sweep"
+        raise UserError(
+            f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
+        )
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
     detached = list(_detached(frozen, settings, alone))
     executor, mode = executor_for(settings), frozen["run"]["mode"]
     resources = executor.resources(command.torchrun)
-    launch = launch_kind(mode, settings, resources)
+    launch = launch_kind(command, mode, settings, resources)
     added = executor.plan(
         PlanContext(
             resources=resources,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _PROGRAM = ("python", "-m", "nemotron_kit")
-IN_PROCESS, TORCHRUN, DETACHED = "in-process", "torchrun", "detached"
+IN_PROCESS, TORCHRUN, DETACHED, INTERACTIVE = "in-process", "torchrun", "detached", "interactive"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,14 +117,15 @@ class Speaker:
             )
         return [self._answer(row) for row in made[:, longest:].tolist()]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
-        """One answer, piece by piece. Whoever stops reading (closes the generator) stops the model after its current
-        token."""
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, bool]:
+        """One answer, piece by piece; its value is whether the model ended its turn. Whoever stops reading (closes it)
+        stops the model after its current token."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
         self._check([prompt])
-        stop, stops, failed = threading.Event(), self.stops, []
+        stop, ended, stops = threading.Event(), threading.Event(), self.stops
+        failed: list[BaseException] = []
 
         class Told(StoppingCriteria):  # type: ignore[misc,unused-ignore]
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
@@ -135,6 +136,8 @@ class Speaker:
                 # The token that ends the turn is no part of what is said.
                 if self.next_tokens_are_prompt or int(value.flatten()[-1]) not in stops:
                     super().put(value)
+                else:
+                    ended.set()
 
         pieces = Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         ids = torch.tensor([list(prompt)], device=self.model.device)
@@ -163,6 +166,7 @@ class Speaker:
             thread.join()
         if failed:
             raise NemotronError(f"The model failed while it answered: {failed[0]}") from failed[0]
+        return ended.is_set()
 
     def _how(self, sampling: Sampling) -> dict[str, Any]:
         """The arguments of `generate` that say how tokens are chosen and where an answer ends."""
@@ -171,6 +175,8 @@ class Speaker:
 
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
+        elif sampling.temperature > 0:
+            torch.seed()  # torch begins every process with the same one
         chosen: dict[str, Any] = {"do_sample": False}
         if sampling.temperature > 0:
             # top_k 0: the whole vocabulary; transformers would take 50.

@@ -132,3 +132,17 @@ for _group in (app, app.group("model")):
         preflight=f"{_EVAL}:preflight",
         distributed=False,
     )
+
+_GENERATION = "nemotron.recipes.nano3.generation"
+for _name, _config, _text in (
+    ("generate", "GenerateConfig", "Print what a model says to a prompt"),
+    ("chat", "ChatConfig", "Talk with a model on this terminal"),
+):
+    app.command(
+        _name,
+        f"{_GENERATION}:{_config}",
+        f"{_GENERATION}:{_name}",
+        description=_text,
+        artifacts={"model": ArtifactInput("ModelArtifact-rl:latest", type="ModelArtifact", optional=True)},
+        interactive=True,
+    )

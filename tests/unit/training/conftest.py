@@ -1,7 +1,28 @@
-"""Fixtures that write shards."""
+"""Fixtures that write shards, and a small model that can be asked."""
 
 from __future__ import annotations
 
-from ...shards import tiny_data, write_shard_fixture
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ...shards import tiny_data, write_chat_model, write_shard_fixture
+
+if TYPE_CHECKING:
+    from nemotron_kit.training.generate import Speaker
 
 __all__ = ["tiny_data", "write_shard_fixture"]
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that knows nothing, with a tokenizer and a chat template."""
+    return write_chat_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def speaker(chat_model: Path) -> Speaker:
+    from nemotron_kit.training.generate import Speaker
+
+    return Speaker(chat_model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,8 @@ from pyarrow import parquet
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import evaluate
 from nemotron_kit.training.generate import Answer, Sampling, Speaker, chat_ids
-from nemotron_kit.training.model import model_config, new_model
 
-from ...shards import MODEL, write_shard
-
-TOKENIZER = Path(__file__).parents[3] / "recipes/nano3/tokenizers/tiny"
-TEMPLATE = Path(__file__).parents[3] / "nemotron_kit/data_prep/templates/nano3.jinja"
-
-
-@pytest.fixture(scope="module")
-def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
-    """A small model that knows nothing, with the tiny tokenizer and a chat template beside it."""
-    folder = tmp_path_factory.mktemp("model")
-    new_model(model_config({**MODEL, "vocab_size": 4096, "eos_token_id": 2}), seed=3).save_pretrained(folder)
-    for file in TOKENIZER.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
-    return Speaker(folder)
+from ...shards import write_shard
 
 
 def _nll(speaker: Speaker, ids: list[int], counts: list[int]) -> float:

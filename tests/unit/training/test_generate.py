@@ -1,0 +1,147 @@
+"""`nemotron nano3 generate` and `chat`, in this process: what goes to the model, and what comes back."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.artifacts import ModelArtifact
+from nemotron_kit.cli.main import nemotron
+from nemotron_kit.training.generate import Sampling, Speaker
+
+Script = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    (tmp_path / "env.toml").write_text('[here]\nexecutor = "local"\n')
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a model was given, as text. It answers `answer N`; to what holds `stop`, it is stopped after a word."""
+    given: list[str] = []
+
+    def stream(self: Speaker, prompt: list[int], sampling: Sampling) -> Generator[str, None, bool]:
+        given.append(self.tokenizer.decode(prompt))
+        yield "answer"
+        if "stop" in given[-1].rpartition("<|im_start|>user")[2]:
+            raise KeyboardInterrupt
+        yield f" {len(given)}"
+        return sampling.max_new_tokens > 1
+
+    monkeypatch.setattr(Speaker, "stream", stream)
+    return given
+
+
+def test_generate_prints_what_the_model_says_and_nothing_else(
+    chat_model: Path, speaker: Speaker, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "What is ${x} = 'y'?\nAnd 2+2="
+    sampling = Sampling(max_new_tokens=5)
+    shared = ["--art.model", str(chat_model), "--max-new-tokens", "5"]
+    for more, ids in (
+        ([], speaker.prompt([{"role": "user", "content": text}])),
+        (["--raw"], speaker.raw(text)),
+        (
+            ["--system", "Be ${brief}", "--enable-thinking"],
+            speaker.prompt(
+                [{"role": "system", "content": "Be ${brief}"}, {"role": "user", "content": text}], enable_thinking=True
+            ),
+        ),
+    ):
+        assert nemotron(["nano3", "generate", text, *shared, *more]) == 0
+        assert capsys.readouterr().out.removesuffix("\n") == speaker.answers([ids], sampling)[0].text.removesuffix("\n")
+    assert not (home / "runs").exists()
+
+
+def test_the_prompt_may_come_through_a_pipe(
+    chat_model: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n"))
+        assert nemotron(["nano3", "generate", *words, "--art.model", str(chat_model)]) == 0
+    assert nemotron(["nano3", "generate", "x", "--art.model", str(chat_model), "--max-new-tokens", "1"]) == 0
+    assert "user\ntwo\nlines<|im_end|>" in asked[0] and asked[0] == asked[1]
+    captured = capsys.readouterr()
+    assert captured.out == "answer 1\nanswer 2\nanswer 3\n"
+    assert captured.err == "The answer was cut off after 1 tokens: --max-new-tokens N allows more.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["generate", "x", "--temperature", "-1"], "temperature is -1.0; it must be 0"),
+        (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
+        (["generate", "x", "--top-p", "1.5"], "top_p is 1.5; it must be more than 0, and 1 at most"),
+        (["generate", "x", "--seed", "-3"], "seed is -3"),
+        (["generate", "x", "--raw", "--system", "y"], "--system has no place in it"),
+        (
+            ["generate", "x", "--run", "here"],
+            "nano3 generate talks with you on this terminal: it is sent to no profile",
+        ),
+        (["generate", "x", "--after", "latest"], "it starts after no run"),
+        (["generate", "x", "tempreature=1"], "temperature"),
+        (["generate"], "Standard input is empty: there is no prompt."),
+        (["chat", "--art.model", "./none"], "There is no file or folder"),
+        (["chat", "--art.model", "./empty"], "holds no model in transformers' format (no config.json)"),
+        (["chat"], "There is no model: none of ModelArtifact-rl, ModelArtifact-sft, ModelArtifact-pretrain"),
+    ],
+)
+def test_mistakes_are_one_error(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    Path("empty").mkdir()
+    assert nemotron(["nano3", *words]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.out == "" and captured.err.count("error:") == 1
+
+
+def test_without_a_model_given_the_last_stage_answers(
+    chat_model: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("pretrain", "sft"):
+        ModelArtifact(path=chat_model, step=1).save(name=f"ModelArtifact-{stage}")
+        assert nemotron(["nano3", "generate", "x"]) == 0
+        assert capsys.readouterr().err == f"ModelArtifact-{stage}:v0 answers.\n"
+    (chat_model / "metadata.json").unlink()
+
+
+def test_a_chat_has_a_history_that_can_be_saved_and_forgotten(
+    chat_model: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["one", "", "stop here", "two", "/save talk.jsonl", "/save taken", "/rest", "/reset", "three", "/save"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    Path("taken").write_text("mine")
+    assert nemotron(["nano3", "chat", "--art.model", str(chat_model), "--system", "S"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "answer 1\nanswer\nanswer 3\nanswer 4\n"
+    said = [("system", "S"), ("user", "one"), ("assistant", "answer 1"), ("user", "stop here")]
+    said += [("assistant", "answer"), ("user", "two"), ("assistant", "answer 3")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    assert json.loads(Path("talk.jsonl").read_text()) == {"messages": messages}
+    assert "user\none<|im_end|>" in asked[2] and "answer<|im_end|>\n<|im_start|>user\ntwo" in asked[2]
+    assert "one" not in asked[3] and "system\nS" in asked[3]
+    assert Path("taken").read_text() == "mine"
+    for part in ("(stopped)", "taken is there already", "no command /rest; did you mean /reset?", "/save needs a file"):
+        assert part in captured.err
+
+
+def test_a_long_chat_drops_its_oldest_turns(
+    chat_model: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("first\n" + "word " * 30 + "\nlast\n"))
+    # 4096 is what the model takes.
+    assert nemotron(["nano3", "chat", "--art.model", str(chat_model), "--max-new-tokens", str(4096 - 70)]) == 0
+    assert "first" in asked[0] and "first" not in asked[2] and "last" in asked[2]
+    assert "(forgot the " in capsys.readouterr().err
