@@ -1,4 +1,5 @@
-"""Text to Megatron shards: a blend of weighted sources, a frozen plan, shards with the same bytes on any machine."""
+"""Text to Megatron shards, conversations to packed rows: a blend of weighted sources, a frozen plan, shards with the
+same bytes on any machine."""
 
 from __future__ import annotations
 
@@ -7,11 +8,19 @@ from typing import TYPE_CHECKING
 from nemotron_kit.lazy import load_names
 
 if TYPE_CHECKING:
-    from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, PerSplitConfig, TokenizerConfig
+    from nemotron_kit.data_prep.config import (
+        DataBlend,
+        DataPrepConfig,
+        Dataset,
+        PerSplitConfig,
+        SftPrepConfig,
+        TokenizerConfig,
+    )
     from nemotron_kit.data_prep.plan import ShardPlan
     from nemotron_kit.data_prep.plan import ShardPlan as Plan
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.run import run_data_prep
+    from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
     from nemotron_kit.data_prep.shard import make_shard
     from nemotron_kit.data_prep.transforms import (
         Message,
@@ -29,10 +38,11 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "config": "DataBlend DataPrepConfig Dataset PerSplitConfig TokenizerConfig",
+    "config": "DataBlend DataPrepConfig Dataset PerSplitConfig SftPrepConfig TokenizerConfig",
     "plan": "Plan ShardPlan",
     "planning": "freeze_plan",
     "run": "run_data_prep",
+    "sft_prep": "run_sft_data_prep",
     "shard": "make_shard",
     "transforms": (
         "Message nemotron_rl openai_chat OpenAIChatRecord passthrough rename select sft SftRecord sharegpt "
@@ -48,6 +58,7 @@ __all__ = [
     "OpenAIChatRecord",
     "PerSplitConfig",
     "Plan",
+    "SftPrepConfig",
     "SftRecord",
     "ShardPlan",
     "ShareGPTRecord",
@@ -60,6 +71,7 @@ __all__ = [
     "passthrough",
     "rename",
     "run_data_prep",
+    "run_sft_data_prep",
     "select",
     "sft",
     "sharegpt",

@@ -87,8 +87,7 @@ def _questions() -> Iterator[dict[str, Any]]:
     for module, _, tree in _modules("**/*.py"):
         for name, node in _definitions(tree, module):
             answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-            private = any(part.startswith("_") for part in name.split("."))
-            if private or not _SHORT_ANSWER <= len(answer) <= _LONG_ANSWER or answer in seen:
+            if not _SHORT_ANSWER <= len(answer) <= _LONG_ANSWER or answer in seen:
                 continue
             seen.add(answer)
             what = "module " if isinstance(node, ast.Module) else "class " if isinstance(node, ast.ClassDef) else ""

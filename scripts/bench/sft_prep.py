@@ -44,7 +44,7 @@ OURS = """
 import sys, time, resource
 began = time.perf_counter()
 from nemotron_kit.data_prep.config import SftPrepConfig
-from nemotron_kit.data_prep.sft import run_sft_data_prep
+from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
 run_sft_data_prep(SftPrepConfig(
     blend_path=sys.argv[2], output_dir=sys.argv[3], tokenizer_model=sys.argv[1], num_shards=8, pack_size=4096,
 ))

@@ -20,7 +20,7 @@ TOKENIZER = ROOT / "recipes" / "nano3" / "tokenizers" / "tiny"
 PREP = """
 import sys
 from nemotron_kit.data_prep.config import SftPrepConfig
-from nemotron_kit.data_prep.sft import run_sft_data_prep
+from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
 run_sft_data_prep(SftPrepConfig(
     blend_path=sys.argv[1], output_dir=sys.argv[2], num_workers=int(sys.argv[3]), num_shards=7, pack_size=256,
     tokenizer_model=sys.argv[4], train_ratio=0.8, valid_ratio=0.1, test_ratio=0.1,

@@ -92,7 +92,7 @@ def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
     """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
     from nemotron_kit.artifacts import print_step_complete
     from nemotron_kit.data_prep.ranks import ranks_here
-    from nemotron_kit.data_prep.sft import run_sft_data_prep
+    from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
     from nemotron_kit.train_script import init_wandb_from_env
 
     cfg = cfg if cfg is not None else _config_from_command_line()
