@@ -15,7 +15,6 @@ from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
 from nemotron_kit.remote.agent.operations import Piece, packed
-from nemotron_kit.remote.snapshot import code_there, place_package
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
@@ -199,6 +198,8 @@ class Executor(ABC):
         """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does what is
         missing of it, too. Raises Unreachable.
         """
+        from nemotron_kit.remote.snapshot import code_there, place_package  # no dry-run needs it
+
         place = plans[0].place
         texts = code_there(self.transport, place, self.settings)
         if place.package and not place.is_remote:  # over ssh it is sent with the first question

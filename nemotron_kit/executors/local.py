@@ -12,13 +12,11 @@ from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Obse
 from nemotron_kit.polling import looks
 from nemotron_kit.quoting import refers
 from nemotron_kit.remote.agent import operations
-from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, local_paths
 from nemotron_kit.spec.plan import DETACHED, Plan
 from nemotron_kit.spec.resources import Resources, resources_of
-from nemotron_kit.worker.process import start_worker
 
 if TYPE_CHECKING:
     from nemotron_kit.executors.checks import Check
@@ -76,6 +74,8 @@ class Local(Executor):
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         del run
+        from nemotron_kit.runs.cancel import cancel_jobs
+
         cancel_jobs(jobs)
 
     def read_logs(
@@ -99,6 +99,8 @@ class Local(Executor):
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
         """Start the worker. Returns once it says that it runs."""
+        from nemotron_kit.worker.process import start_worker
+
         # The worker sets what refers to other variables: twice would be once too often.
         worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
         # A worker that dies before it says `running` would leave its job pending for ever.
