@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ class TrainingProgress:
     training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. valid_on: what
     stands for the data that it was measured on. changes: what was other than before when the run was resumed ({step,
     name, there, here}), since checkpoint.may_differ allowed it. window, tokens and held_out are the step loop's: the
-    sums of a step's values since the last row, the tokens in all, the last row of held-out values.
+    sums of a step's values since the last row, the tokens in all, the last row of held-out values, and those from
+    before the first step.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class TrainingProgress:
     window: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -185,7 +187,7 @@ def sync_and_hash(folder: Path) -> dict[str, dict[str, Any]]:
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, or None."""
-    return max(_all(folder), default=None, key=lambda path: path.name)
+    return max(all_in(folder), default=None, key=lambda path: path.name)
 
 
 def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str, Any]:
@@ -232,12 +234,15 @@ def _read_record(file: Path, allow_unchecked: bool) -> dict[str, Any]:
         return {**record, "unchecked": True}
 
 
-def prune(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints, and what killed writers left. What can't be removed (a file that is
-    open on NFS leaves a `.nfs…`) stays for the next time and is returned, a sentence each: training needs none of it.
+def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:
+    """Remove all but the newest `keep` checkpoints and those in `also`, and what killed writers left. What can't be
+    removed (a file that is open on NFS leaves a `.nfs…`) stays for the next time and is returned, a sentence each:
+    training needs none of it.
     """
     problems = []
-    for path in sorted(_all(folder))[:-keep]:
+    for path in sorted(all_in(folder))[:-keep]:
+        if path in also:
+            continue
         gone = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PRUNED}")
         try:
             path.rename(gone)  # it stops being a checkpoint at once, not file by file
@@ -280,7 +285,8 @@ def _is_old(debris: Path) -> bool:
         return False
 
 
-def _all(folder: Path) -> list[Path]:
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, in no order."""
     return [path for path in folder.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
 
 
@@ -294,7 +300,7 @@ def _intact(path: Path, entry: dict[str, Any], verify: bool) -> bool:
 
 
 def _around(path: Path) -> str:
-    others = sorted(other.name for other in _all(path.parent) if other != path)
+    others = sorted(other.name for other in all_in(path.parent) if other != path)
     if others:
         return f"Remove {path} to go on from {others[-1]}."
     return f"Remove {path} to start anew."

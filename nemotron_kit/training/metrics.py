@@ -55,7 +55,7 @@ class Reporter:
             file.write(json.dumps(finite(row)) + "\n")
         _to_wandb(row)
         text = describe(row, self._total)
-        if self._bar is not None and "valid_loss" not in row:
+        if self._bar is not None and not {"valid_loss", "val_reward"} & row.keys():
             self._bar.describe(text.partition(": ")[2])
         else:
             self.say(text)
@@ -97,6 +97,13 @@ def metrics_path(config: LoggerConfig, save: Path) -> Path:
     return Path(os.environ.get("NEMO_RUN_DIR") or save) / "metrics.jsonl"
 
 
+_REWARDS = {
+    "reward": "reward",
+    "val_reward_greedy": "held-out reward greedy",
+    "val_reward": "held-out reward sampled",
+}
+
+
 def describe(row: dict[str, Any], total: int) -> str:
     """A row as a line: `step 20/300: loss 5.123, lr 1.00e-03, 34,100 tokens/s`."""
     parts = []
@@ -104,6 +111,7 @@ def describe(row: dict[str, Any], total: int) -> str:
         parts.append(f"loss {row['loss']:.4f}")
     if "valid_loss" in row:
         parts.append(f"held-out loss {row['valid_loss']:.4f}")
+    parts += [f"{words} {row[name]:.3f}" for name, words in _REWARDS.items() if name in row]
     if "lr" in row:
         parts.append(f"lr {row['lr']:.2e}")
     if "tokens_per_second" in row:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 # How the work is cut into pieces and how it is watched: free to change when a run is resumed.
+_STEPS = ("train.train_iters", "grpo.max_num_steps")
 _FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
 
 
@@ -119,7 +120,7 @@ def differences(
 
 
 def _changes_nothing(difference: SettingDifference, config: Resumable, done: int) -> bool:
-    if difference.name != "train.train_iters" or not isinstance(difference.there, int):
+    if difference.name not in _STEPS or not isinstance(difference.there, int):
         return False
     # How long a run goes on is free, as long as the steps that are done would have been the same.
     block, lr = config.scheduler, config.peak_lr

@@ -76,6 +76,20 @@ app.command(
     targets=("nemotron_kit.training.sft",),
 )
 
+app.command(
+    "rl",
+    f"{_RL}.train:GRPOConfig",
+    f"{_RL}.train:main",
+    script_path=_STAGE2 / "train.py",
+    description="Reinforcement learning with GRPO (stage 2)",
+    artifacts={
+        "model": ArtifactInput("ModelArtifact-sft:latest", type="ModelArtifact"),
+        "data": ArtifactInput("SplitJsonlDataArtifact-default:latest", type="SplitJsonlDataArtifact"),
+    },
+    produces=("ModelArtifact-rl",),
+    preflight=f"{_RL}.train:preflight",
+)
+
 _IMPORTS = "nemotron.recipes.nano3.imports"
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")
 _data_import.command(

@@ -1,0 +1,537 @@
+"""GRPO: answers are sampled and judged, and the model learns to give the better ones more often."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.artifacts.manifest import sha256_files
+from nemotron_kit.errors import UserError
+from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training.config import TrainConfig
+from nemotron_kit.training.engine import passive_cpu_waits, quiet
+from nemotron_kit.training.export import (
+    ChatTokens,
+    export,
+    model_card,
+    model_folder,
+    prepare_output,
+    require_place,
+)
+from nemotron_kit.training.grpo_config import METRICS, GRPOConfig, renamed, settings_identity
+from nemotron_kit.training.grpo_loss import advantages, token_losses
+from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.metrics import Reporter, metrics_path
+from nemotron_kit.training.model import load_model, require_model
+from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
+from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
+from nemotron_kit.training.sampling import Answer, answering, end_ids, generate, probabilities
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable
+from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+
+if TYPE_CHECKING:
+    import torch
+
+# Validation samples the same for each step: what differs is the model alone.
+_VALIDATION = -1
+
+
+@dataclass(frozen=True)
+class RLOutcome:
+    """A finished run: the model's folder, its last step, the last training loss, and the held-out rewards (by name)
+    before the first step and after the last; empty where they were not measured."""
+
+    path: Path
+    step: int
+    loss: float | None
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    tokens: int
+    changes: tuple[dict[str, Any], ...] = ()
+
+
+def grpo(config: GRPOConfig) -> RLOutcome:
+    """Train as `config` says, resuming where a checkpoint exists, and return where the model lies.
+
+    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config, data or model are wrong;
+    Preempted when a signal, or checkpoint_must_save_by, stopped the run (a checkpoint is saved by then).
+    """
+    passive_cpu_waits()
+    began = time.monotonic()
+    config.check()
+    if config.prompts % processes.world_size():
+        raise UserError(
+            f"grpo.num_prompts_per_step {config.prompts} is no multiple of {processes.world_size()} processes.",
+            hint=f"For instance {-(-config.prompts // processes.world_size()) * processes.world_size()}.",
+        )
+    quiet()
+    run = _Run(config, began)
+    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    try:
+        with StopRequest() as stop:
+            return run.go(stop)
+    finally:
+        processes.leave()
+
+
+class _Run:
+    """One run: its data and where it starts, then the loop, then the model."""
+
+    def __init__(self, config: GRPOConfig, began: float) -> None:
+        from transformers import AutoTokenizer
+
+        self.config, self.began = config, began
+        self.base = Path(str(config.policy.model_name))
+        require_model(self.base)
+        place = Path(config.tokenizer) if config.tokenizer else self.base
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{place}: no tokenizer can be read: {' '.join(str(error).split())}",
+                hint="policy.tokenizer names a folder; null is the model's own.",
+            ) from error
+        longest = config.policy.max_total_sequence_length
+        self.most_new = min(config.policy.generation.max_new_tokens or longest - 1, longest - 1)
+        self.train = self._prompts(config.data.train_jsonl_fpath, "data.train_jsonl_fpath")
+        given = config.data.validation_jsonl_fpath
+        self.valid = self._prompts(given, "data.validation_jsonl_fpath", config.grpo.max_val_samples) if given else None
+        agents = [*self.train.agents, *(self.valid.agents if self.valid else ())]
+        self.verifiers = find_verifiers(dict.fromkeys(agents), config.env.verifiers)
+        if processes.rank() == 0:
+            check_rows(self.train.rows, self.verifiers, str(config.data.train_jsonl_fpath))
+            check_rows(self.valid.rows if self.valid else (), self.verifiers, str(given))
+        self.order = PromptOrder(
+            [agent_of(row) for row in self.train.rows],
+            config.grpo.seed,
+            shuffle=config.data.shuffle,
+            weights=config.env.weights,
+        )
+        self.steps = min(config.steps, self.order.rows * config.grpo.max_num_epochs // config.prompts)
+        if not self.steps:
+            raise UserError(
+                f"There are {self.order.rows} prompts, fewer than a step takes ({config.prompts}).",
+                hint="Set grpo.num_prompts_per_step lower, or grpo.max_num_epochs higher.",
+            )
+        self.folder = self._folder()
+        self.start = self._start()
+        if processes.rank() == 0:
+            prepare_output(self.folder)
+
+    def _prompts(self, path: str | None, key: str, most: int | None = None) -> Prompts:
+        rows = read_rows(Path(str(path)), key)[:most]
+        longest = self.config.policy.max_total_sequence_length - self.most_new
+        if self.config.policy.generation.max_new_tokens is None:
+            longest = self.config.policy.max_total_sequence_length - 1
+        return encode(rows, self.tokenizer, longest, self.config.template_settings)
+
+    def _folder(self) -> Path:
+        given = self.config.checkpointing.checkpoint_dir
+        job = os.environ.get("NEMO_RUN_DIR")
+        if not given and not job:
+            raise UserError(
+                "checkpointing.checkpoint_dir is not set: the trained model has nowhere to go.",
+                hint="Set checkpointing.checkpoint_dir=<folder>.",
+            )
+        return Path(given).absolute() if given else Path(str(job), "rl").absolute()
+
+    def _start(self) -> StartingPoint:
+        """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
+        config = replace(self.config, grpo=replace(self.config.grpo, max_num_steps=self.steps, num_iterations=None))
+        try:
+            if processes.rank() != 0:
+                return find_start(config, {})
+            same = settings_identity(config, "bf16" if self._bf16() else "fp32")
+            rows = Path(str(config.data.train_jsonl_fpath))
+            same["data"]["content"] = sha256_files([rows], rows.stat().st_size)[0]
+            tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
+            same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
+            same |= given_weights(config.checkpoint)
+            start = find_start(config, same)
+            if (start.progress.step if start.progress else 0) < self.steps:
+                require_place(model_folder(self.folder, self.steps), portable(start.identity))
+        except UserError as error:
+            raise renamed(error) from None
+        return start
+
+    def _bf16(self) -> bool:
+        import torch
+
+        if self.config.precision != "auto":
+            return self.config.precision == "bf16"
+        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+    def begin(self, stop: StopRequest) -> _Work:
+        """The model, the loop around it, and what the loop calls."""
+        config, start, policy = self.config, self.start, self.config.policy
+        assert start.weights is not None  # noqa: S101  (a model's, or a checkpoint's)
+        progress = start.progress or TrainingProgress()
+        model = load_model(start.weights).to(processes.device())
+        optimizer = build_optimizer(self._optimizer_settings(), model)
+        if start.optimizer is not None:
+            load_optimizer(optimizer, model, start.optimizer)
+        silent = processes.rank() != 0
+        reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps, silent=silent)
+        settings = LoopSettings(
+            self.steps,
+            config.peak_lr,
+            config.scheduler,
+            # All are written; which are kept is decided by the metric, below.
+            replace(config.checkpoint, most_recent_k=1 << 30),
+            policy.max_grad_norm,
+            config.grpo.seed,
+            config.logger.log_interval,
+            config.grpo.val_period or None,
+            self._bf16(),
+        )
+        loop = _Loop(
+            settings,
+            model,
+            optimizer,
+            progress=progress,
+            identity=start.identity,
+            reporter=reporter,
+            stop=stop,
+            keep=_Keep(config),
+        )
+        return _Work(self, model, loop)
+
+    def go(self, stop: StopRequest) -> RLOutcome:
+        work = self.begin(stop)
+        model, loop, config = work.model, work.loop, self.config
+        progress, reporter = loop.progress, loop.reporter
+        try:
+            for line in (*self.start.notes, *self._notes(), self.start.describe()):
+                reporter.say(line)
+            evaluate = work.evaluate if self.valid is not None else None
+            if evaluate is not None and config.grpo.val_at_start and not progress.step:
+                loop.evaluate(evaluate)
+                progress.before = dict(progress.held_out)
+            if progress.step < self.steps:
+                loop.run(work.step, evaluate)
+            if evaluate is not None:
+                reporter.say(
+                    _comparison(progress.before, progress.held_out, len(self.valid.rows if self.valid else ()))
+                )
+        finally:
+            reporter.close()
+        return self._finish(model, loop)
+
+    def _optimizer_settings(self) -> TrainConfig:
+        block = self.config.policy.optimizer
+        first, second = block.value("betas")
+        return TrainConfig(
+            lr=self.config.peak_lr,
+            weight_decay=float(block.value("weight_decay")),
+            adam_beta1=float(first),
+            adam_beta2=float(second),
+            adam_eps=float(block.value("eps")),
+        )
+
+    def _notes(self) -> list[str]:
+        agents = ", ".join(self.train.agents)
+        notes = [f"{len(self.train.rows):,} prompts ({agents}), {self.config.prompts} a step: {self.steps} steps."]
+        for prompts, what in ((self.train, "train"), (self.valid, "validation")):
+            if prompts is not None and prompts.left_out:
+                notes.append(f"{prompts.left_out:,} {what} prompts are too long and left out.")
+        return notes
+
+    def _finish(self, model: Any, loop: StepLoop) -> RLOutcome:
+        progress = loop.progress
+        path = model_folder(self.folder, progress.step)
+        changes = [change for change in progress.changes if change["step"] < progress.step]
+        if processes.rank() == 0:
+            same = portable(loop.identity)
+            tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
+            facts = {
+                "base model": self.base,
+                "prompts": self.config.data.train_jsonl_fpath,
+                "judged by": ", ".join(self.train.agents),
+                "steps": progress.step,
+                "tokens": progress.tokens,
+                **{f"{name}, before": round(value, 4) for name, value in progress.before.items()},
+                **{name: round(value, 4) for name, value in progress.held_out.items()},
+            }
+            export(
+                model,
+                path,
+                tokenizer,
+                {"step": progress.step, "identity": same, "changes": changes},
+                card=model_card("Nemotron-H, trained by rewards", facts, same),
+                chat=ChatTokens.of(tokenizer),
+            )
+        processes.barrier()
+        return RLOutcome(
+            path,
+            progress.step,
+            progress.loss,
+            progress.before,
+            progress.held_out,
+            progress.tokens,
+            tuple(changes),
+        )
+
+
+def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts: int) -> str:
+    """`Held-out reward (n = 340): greedy 0.521 → 0.744, sampled 0.190 → 0.703.`"""
+    parts = []
+    for name, word in (("val_reward_greedy", "greedy"), ("val_reward", "sampled")):
+        if name in after:
+            began = f"{before[name]:.3f} → " if name in before else ""
+            parts.append(f"{word} {began}{after[name]:.3f}")
+    return f"Held-out reward (n = {prompts}): {', '.join(parts)}."
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """Which checkpoints are kept: the newest, and the best by a held-out value."""
+
+    config: GRPOConfig
+
+    def __call__(self, folder: Path) -> list[str]:
+        block = self.config.checkpointing
+        column = METRICS[block.metric_name] if block.metric_name else None
+        if column is None or self.config.data.validation_jsonl_fpath is None:
+            return checkpoint.prune(folder, block.keep_top_k)
+        sign = 1.0 if block.higher_is_better else -1.0
+        values = {}
+        for path in checkpoint.all_in(folder):
+            held_out = checkpoint.read(path, verify=False)["progress"].get("held_out") or {}
+            values[path] = (sign * held_out.get(column, -sign * math.inf), path.name)
+        best = sorted(values, key=lambda path: values[path], reverse=True)[: block.keep_top_k]
+        return checkpoint.prune(folder, 1, also=best)
+
+
+class _Loop(StepLoop):
+    """The loop, which keeps the best checkpoints and stops in time."""
+
+    def __init__(self, *given: Any, keep: Callable[[Path], list[str]], **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._keep = keep
+
+    def save(self) -> None:
+        super().save()
+        folder = self.settings.checkpoint.save
+        if folder and processes.rank() == 0:
+            for problem in self._keep(Path(folder)):
+                self.reporter.say(f"Warning: {problem} It is tried again after the next checkpoint.")
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """The answers to some prompts, prompt by prompt: their prompts, texts' rewards, [answers], and advantages."""
+
+    prompts: list[tuple[int, ...]]
+    answers: list[Answer]
+    rewards: torch.Tensor
+    advantages: torch.Tensor
+    counts: torch.Tensor  # whether an answer is learned from
+
+
+class _Work:
+    """What a step and a validation compute."""
+
+    def __init__(self, run: _Run, model: Any, loop: StepLoop) -> None:
+        self.run, self.model, self.loop, self.config = run, model, loop, run.config
+        self.generation = run.config.policy.generation
+        self.ends = end_ids(model, run.tokenizer, self.generation.stop_token_ids)
+        self.pad = run.tokenizer.pad_token_id or 0
+        self.shares = list(loop.parts(run.config.prompts))  # no gradients yet: only which prompts are whose
+        self.reference = None
+        if run.config.loss_fn.reference_policy_kl_penalty:
+            self.reference = load_model(run.base).to(model.device).eval().requires_grad_(False)
+        self.limit = run.config.seconds
+
+    def step(self, number: int) -> dict[str, Any]:
+        """The gradients of a step: answers are sampled for this rank's share of the prompts, judged, and learned from;
+        the loss is divided by the tokens (or answers) of all ranks."""
+        import torch
+
+        if self.limit is not None and time.monotonic() - self.run.began > self.limit:
+            self.loop.stop.signal = self.loop.stop.signal or "checkpointing.checkpoint_must_save_by"
+        rows = self.run.order.take((number - 1) * self.config.prompts, self.config.prompts)
+        with answering(self.model):
+            rollouts = [self._rollout(number, [rows[place] for place in part]) for part in self.shares]
+        own = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        for rollout in rollouts:
+            lengths = torch.as_tensor([len(a.ids) for a in rollout.answers], device=own.device)
+            own += torch.stack([(lengths * rollout.counts).sum(), rollout.counts.sum()])
+        tokens, answers = processes.sum_over_ranks(own).tolist()
+        totals = (max(1.0, tokens), max(1.0, answers))
+        parts = self.loop.parts(self.config.prompts)
+        values: dict[str, Any] = {"loss": 0.0, **({"kl": 0.0} if self.reference is not None else {})}
+        for _, rollout in zip(parts, rollouts, strict=True):
+            for name, value in self._learn(rollout, totals).items():
+                values[name] = values[name] + value
+        return {**values, **self._described(rollouts)}
+
+    def _rollout(self, number: int, rows: Sequence[int]) -> _Rollout:
+        """Sampled and judged answers to the prompts in `rows`."""
+        import torch
+
+        per_prompt, prompts = self.config.grpo.num_generations_per_prompt, self.run.train
+        wanted = [(row, answer) for row in rows for answer in range(per_prompt)]
+        keys = [(self.config.grpo.seed, number, row, answer) for row, answer in wanted]
+        asked = [prompts.ids[row] for row, _ in wanted]
+        answers = self._answers(asked, keys, self.config.policy.generation_batch_size)
+        found = [self._judged(prompts.rows[row], answer) for (row, _), answer in zip(wanted, answers, strict=True)]
+        rewards = torch.as_tensor(found, dtype=torch.float32, device=self.model.device)
+        valid = torch.as_tensor(
+            [answer.ended or not self.config.grpo.overlong_filtering for answer in answers], device=rewards.device
+        )
+        compared = advantages(
+            rewards.view(-1, per_prompt),
+            leave_one_out=self.config.grpo.use_leave_one_out_baseline,
+            normalize=self.config.grpo.normalize_rewards,
+        )
+        return _Rollout(asked, answers, rewards, compared.flatten(), valid)
+
+    def _answers(self, prompts: Sequence[tuple[int, ...]], keys: Any, size: int) -> list[Answer]:
+        """Greedy without keys."""
+        answers: list[Answer] = []
+        longest = self.config.policy.max_total_sequence_length
+        for at in range(0, len(prompts), size):
+            batch = prompts[at : at + size]
+            room = longest - max(map(len, batch))
+            with self.loop.autocast():
+                answers += generate(
+                    self.model,
+                    batch,
+                    self.ends,
+                    min(self.run.most_new, room),
+                    pad=self.pad,
+                    temperature=self.generation.temperature,
+                    keys=None if keys is None else keys[at : at + size],
+                )
+        return answers
+
+    def _judged(self, row: Mapping[str, Any], answer: Answer) -> float:
+        agent = agent_of(row)
+        return reward(self.run.verifiers[agent], self._text(answer), row, agent)
+
+    def _text(self, answer: Answer) -> str:
+        ids = answer.ids[:-1] if answer.ended else answer.ids
+        # Special tokens stay: a turn that goes on in another one is not the answer.
+        return str(self.run.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _learn(self, rollout: _Rollout, totals: tuple[float, float]) -> dict[str, Any]:
+        """Add the gradients of the rollout's part of the loss; its values."""
+        # Without a reference, answers that are like the others of their prompt have no gradient.
+        counts = rollout.counts if self.reference is not None else rollout.counts & (rollout.advantages != 0)
+        chosen = counts.nonzero().flatten().tolist()
+        chosen.sort(key=lambda n: (len(rollout.prompts[n]) + len(rollout.answers[n].ids), n))
+        size = self.config.policy.train_micro_batch_size
+        sums: dict[str, Any] = {"loss": 0.0}
+        for at in range(0, len(chosen), size):
+            loss, kl = self._loss(rollout, chosen[at : at + size], totals)
+            loss.backward()
+            sums["loss"] = sums["loss"] + loss.detach()
+            if kl is not None:
+                sums["kl"] = sums.get("kl", 0.0) + kl.detach()
+        return sums
+
+    def _loss(self, rollout: _Rollout, chosen: list[int], totals: tuple[float, float]) -> tuple[Any, Any]:
+        import torch
+
+        prompts = [rollout.prompts[n] for n in chosen]
+        answers = [rollout.answers[n] for n in chosen]
+        temperature = self.generation.temperature
+        with self.loop.autocast():
+            logprobs, rows = probabilities(self.model, prompts, answers, temperature, pad=self.pad)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad(), self.loop.autocast():
+                reference = self._reference_logprobs(prompts, answers)
+        per_token, kl = token_losses(
+            logprobs, logprobs.detach(), rollout.advantages[chosen][rows], self.config.loss_fn, reference
+        )
+        if self.config.loss_fn.token_level_loss:
+            weights = torch.full_like(per_token, 1.0 / totals[0])
+        else:
+            lengths = torch.as_tensor([len(answer.ids) for answer in answers], device=per_token.device)
+            weights = 1.0 / (lengths[rows] * totals[1])
+        return (per_token * weights).sum(), None if kl is None else kl.sum() / totals[0]
+
+    def _reference_logprobs(self, prompts: list[tuple[int, ...]], answers: list[Answer]) -> torch.Tensor:
+        import torch
+
+        size = self.config.policy.logprob_batch_size
+        temperature = self.generation.temperature
+        found = [
+            probabilities(
+                self.reference, prompts[at : at + size], answers[at : at + size], temperature, pad=self.pad
+            ).logprobs
+            for at in range(0, len(prompts), size)
+        ]
+        return torch.cat(found)
+
+    def _described(self, rollouts: Sequence[_Rollout]) -> dict[str, Any]:
+        """Rewards, lengths, entropy: this rank's part of each mean."""
+        answers = [answer for rollout in rollouts for answer in rollout.answers]
+        total = self.config.answers
+        written = sum(len(answer.ids) for answer in answers)
+        entropies = sum(answer.entropy / len(answer.ids) for answer in answers)
+        return {
+            "reward": sum(float(rollout.rewards.double().sum()) for rollout in rollouts) / total,
+            "length": written / total,
+            "truncated": sum(not answer.ended for answer in answers) / total,
+            "entropy": entropies / total,
+            # How many of the answers say something about their prompt: the rest are like its others.
+            "informative": sum(float((rollout.advantages != 0).sum()) for rollout in rollouts) / total,
+            "tokens": written + sum(len(prompt) for rollout in rollouts for prompt in rollout.prompts),
+        }
+
+    def evaluate(self, _step: int) -> dict[str, float]:
+        """The held-out rewards, greedy and sampled, in all and by environment; the ranks take turns."""
+        import torch
+
+        assert self.run.valid is not None  # noqa: S101  (the caller has seen to it)
+        prompts, samples = self.run.valid, self.config.grpo.num_val_generations_per_prompt
+        size = self.config.grpo.val_batch_size
+        agents = prompts.agents
+        sums = torch.zeros(2, len(agents) + 1, dtype=torch.float64)
+        lengths = torch.zeros(1, dtype=torch.float64)
+        wanted = [(row, sample) for sample in range(-1, samples) for row in range(len(prompts.rows))]
+        batches = [wanted[at : at + size] for at in range(0, len(wanted), size)]
+        shown = 0
+        for turn, batch in enumerate(batches):
+            if turn % processes.world_size() != processes.rank():
+                continue
+            for greedy in (True, False):
+                own = [(row, sample) for row, sample in batch if (sample < 0) == greedy]
+                keys = [(self.config.grpo.seed, _VALIDATION, row, sample) for row, sample in own]
+                answers = self._answers([prompts.ids[row] for row, _ in own], None if greedy else keys, size)
+                for (row, _), answer in zip(own, answers, strict=True):
+                    value = self._judged(prompts.rows[row], answer)
+                    place = agents.index(agent_of(prompts.rows[row]))
+                    sums[0 if greedy else 1, place] += value
+                    sums[0 if greedy else 1, -1] += value
+                    lengths[0] += len(answer.ids) * (not greedy)
+                    if greedy and shown < self.config.logger.num_val_samples_to_print:
+                        shown += 1
+                        self._show(row, answer, value)
+        totals = processes.sum_over_ranks(torch.cat([sums.flatten(), lengths]).to(self.model.device)).tolist()
+        count = len(prompts.rows)
+        of_agent = [sum(agent_of(row) == agent for row in prompts.rows) for agent in agents]
+        greedy_sums, sampled_sums = totals[: len(agents) + 1], totals[len(agents) + 1 : -1]
+        found = {
+            "val_reward": sampled_sums[-1] / (count * samples),
+            "val_reward_greedy": greedy_sums[-1] / count,
+            "val_length": totals[-1] / (count * samples),
+        }
+        if len(agents) > 1:
+            for number, agent in enumerate(agents):
+                found[f"val_reward/{agent}"] = sampled_sums[number] / (of_agent[number] * samples)
+        return found
+
+    def _show(self, row: int, answer: Answer, value: float) -> None:
+        assert self.run.valid is not None  # noqa: S101
+        asked = self.run.tokenizer.decode(self.run.valid.ids[row], skip_special_tokens=False)
+        self.loop.reporter.say(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")

@@ -1,0 +1,162 @@
+"""What a config of reinforcement learning may not say: settings of other engines, and values that make no sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.training.config import unknown
+from nemotron_kit.training.grpo_config import METRICS, PRECISIONS, GRPOConfig, PolicyOptimizer, renamed
+
+_BACKENDS = ("hf", "megatron", "vllm", "sglang")
+_ADAMW = ("torch.optim.AdamW", "AdamW", "adamw")
+
+
+def other_engines(config: GRPOConfig) -> Iterator[str]:
+    """What is asked of engines that are not this one: key, value, and what to do."""
+    policy, generation, grpo, loss = config.policy, config.policy.generation, config.grpo, config.loss_fn
+    if generation.backend != "hf":
+        also = f"; {nearest(generation.backend, _BACKENDS)}" if generation.backend not in _BACKENDS else ""
+        yield (
+            f"policy.generation.backend is {generation.backend!r}{also}: here the model that is trained "
+            "answers itself. Set policy.generation.backend=hf."
+        )
+    for name in ("vllm_cfg", "vllm_kwargs", "colocated"):
+        if getattr(generation, name):
+            yield f"policy.generation.{name} is another engine's (vLLM). Set policy.generation.{name}=null."
+    for name in ("megatron_cfg", "dtensor_cfg"):
+        block = getattr(policy, name)
+        if block and block.get("enabled", True):
+            yield (
+                f"policy.{name} is enabled: this engine cuts no model into pieces, it trains data-parallel. Set "
+                f"policy.{name}.enabled=false (the optimizer is policy.optimizer, its schedule policy.scheduler)."
+            )
+    for name in ("sequence_packing", "dynamic_batching"):
+        if (getattr(policy, name) or {}).get("enabled"):
+            yield f"policy.{name} is enabled, which this engine has not. Set policy.{name}.enabled=false."
+    if config.env.should_use_nemo_gym or config.env.nemo_gym:
+        key = "env.nemo_gym" if config.env.nemo_gym else "env.should_use_nemo_gym"
+        paths = len((config.env.nemo_gym or {}).get("config_paths") or ())
+        yield (
+            f"{key} asks for NeMo-Gym's servers{f' ({paths} config_paths)' if paths else ''}, which this engine does "
+            "not start. Set env.should_use_nemo_gym=false and env.nemo_gym=null: verifiers go by the rows' "
+            "agent_ref.name, your own by env.verifiers."
+        )
+    if config.cluster:
+        yield (
+            f"cluster ({', '.join(f'{k}={v}' for k, v in config.cluster.items())}) is Ray's. Set cluster=null: the "
+            "profile says how many machines (nodes, nproc_per_node)."
+        )
+    for key, asked in (
+        ("grpo.async_grpo.enabled", (grpo.async_grpo or {}).get("enabled")),
+        ("grpo.use_dynamic_sampling", grpo.use_dynamic_sampling),
+        ("grpo.batch_multiplier", grpo.batch_multiplier != 1),
+        ("grpo.reward_shaping.enabled", (grpo.reward_shaping or {}).get("enabled")),
+        ("grpo.reward_scaling.enabled", (grpo.reward_scaling or {}).get("enabled")),
+        ("grpo.max_rollout_turns", grpo.max_rollout_turns != 1),
+        ("loss_fn.ratio_clip_c", loss.ratio_clip_c is not None),
+        ("loss_fn.sequence_level_importance_ratios", loss.sequence_level_importance_ratios),
+        ("loss_fn.truncated_importance_sampling_ratio", loss.truncated_importance_sampling_ratio is not None),
+        ("policy.generation.top_p", generation.top_p != 1.0),
+        ("policy.generation.top_k", generation.top_k is not None),
+        ("policy.generation.stop_strings", bool(generation.stop_strings)),
+        *((f"logger.{name}", getattr(config.logger, name)) for name in _LOGGERS),
+    ):
+        if asked:
+            default = _default(key)
+            yield f"{key}: this engine has no such thing. Set {key}={'null' if default is None else default}."
+
+
+_LOGGERS = ("tensorboard_enabled", "mlflow_enabled", "swanlab_enabled", "monitor_gpus")
+
+
+def _default(key: str) -> Any:
+    if key.endswith(".enabled"):
+        return "false"
+    value: Any = GRPOConfig()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def bad_values(config: GRPOConfig) -> Iterator[str]:
+    """What is no value that a run can have."""
+    grpo, policy, block = config.grpo, config.policy, config.checkpointing
+    for alias, name in (("num_iterations", "max_num_steps"), ("batch_size", "num_prompts_per_step")):
+        if getattr(grpo, alias) is not None and getattr(grpo, alias) < 1:
+            yield f"grpo.{alias} ({name}) is {getattr(grpo, alias)}; it must be 1 or more."
+    for where, names in (
+        ("grpo", "num_prompts_per_step num_generations_per_prompt num_val_generations_per_prompt max_num_epochs "),
+        ("grpo", "max_num_steps max_val_samples val_batch_size"),
+        ("policy", "train_micro_batch_size generation_batch_size logprob_batch_size max_total_sequence_length"),
+        ("policy.generation", "max_new_tokens"),
+        ("checkpointing", "keep_top_k"),
+        ("logger", "log_interval"),
+    ):
+        owner: Any = config
+        for part in where.split("."):
+            owner = getattr(owner, part)
+        for name in names.split():
+            value = getattr(owner, name)
+            if value is not None and value < 1:
+                yield f"{where}.{name} is {value}; it must be 1 or more."
+    if grpo.num_generations_per_prompt == 1:
+        yield "grpo.num_generations_per_prompt is 1: an answer is compared with others to the same prompt; 2 at least."
+    if policy.train_global_batch_size not in (None, config.answers):
+        yield (
+            f"policy.train_global_batch_size is {policy.train_global_batch_size}: this engine makes one optimizer step "
+            f"of all answers of a step. Set it to null, or to {config.answers} ({config.prompts} prompts × "
+            f"{grpo.num_generations_per_prompt} answers)."
+        )
+    if policy.precision not in PRECISIONS:
+        yield f"policy.precision is {policy.precision!r}; {nearest(policy.precision, PRECISIONS)}"
+    if policy.model_name is None:
+        yield "policy.model_name is not set: there is no model. In the config: policy.model_name: ${art:model,path}"
+    if config.data.train_jsonl_fpath is None:
+        yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
+    if not (math.isfinite(config.policy.generation.temperature) and config.policy.generation.temperature > 0):
+        yield f"policy.generation.temperature is {config.policy.generation.temperature}; it must be more than 0."
+    yield from _optimizer_values(config)
+    if config.loss_fn.reference_policy_kl_type != "k3":
+        yield f"loss_fn.reference_policy_kl_type is {config.loss_fn.reference_policy_kl_type!r}; this engine has k3."
+    for name in ("reference_policy_kl_penalty", "ratio_clip_min", "ratio_clip_max"):
+        if getattr(config.loss_fn, name) < 0:
+            yield f"loss_fn.{name} is {getattr(config.loss_fn, name)}; it must be 0 or more."
+    if block.metric_name is not None and block.metric_name not in METRICS:
+        yield f"checkpointing.metric_name is {block.metric_name!r}; {nearest(block.metric_name, METRICS)}"
+    for name, weight in config.env.weights.items():
+        if not unknown(weight) and weight < 0:
+            yield f"env.weights.{name} is {weight}; it must be 0 or more."
+    if config.env.weights and not any(config.env.weights.values()):
+        yield "env.weights: every weight is 0."
+    for name, settings in config.env.verifiers.items():
+        if not (isinstance(settings, Mapping) and settings.get("_target_")):
+            yield f"env.verifiers.{name} has no _target_, which names its function, as in my_recipe.rewards.brief."
+    parts: tuple[Callable[[GRPOConfig], object], ...] = (
+        lambda c: c.seconds,
+        lambda c: c.scheduler.check(),
+        lambda c: c.checkpoint.check(),
+    )
+    for check in parts:
+        try:
+            check(config)
+        except UserError as error:
+            yield renamed(error).message
+
+
+def _optimizer_values(config: GRPOConfig) -> Iterator[str]:
+    block = config.policy.optimizer
+    if block.name not in _ADAMW:
+        yield f"policy.optimizer.name is {block.name!r}; this engine has torch.optim.AdamW."
+    known = PolicyOptimizer().kwargs
+    for name in block.kwargs:
+        if name not in known:
+            yield f"policy.optimizer.kwargs.{name}: AdamW has no such setting here; {nearest(name, known)}"
+    key = "policy.optimizer.kwargs.lr" if config.grpo.learning_rate is None else "grpo.learning_rate"
+    try:
+        if not (math.isfinite(config.peak_lr) and config.peak_lr > 0):
+            yield f"{key} is {config.peak_lr}; it must be more than 0."
+    except (TypeError, ValueError):
+        yield f"{key} is {block.value('lr')!r}; it must be a number."

@@ -1,0 +1,423 @@
+"""The config of reinforcement learning (GRPO), by NeMo-RL's names. Light: every launch imports it, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training.config import (
+    CheckpointConfig,
+    LoggerConfig,
+    SchedulerConfig,
+    available_bytes,
+    count_parameters,
+    training_bytes,
+    unknown,
+)
+
+PRECISIONS = {"auto": "auto", "bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "fp32": "fp32"}
+# What checkpointing.metric_name may be → the column of the metrics that it means.
+METRICS = {"val:total_reward/mean": "val_reward", "val_reward": "val_reward", "val_reward_greedy": "val_reward_greedy"}
+
+
+@dataclass
+class GRPOBlock:
+    """The `grpo` block."""
+
+    num_prompts_per_step: int = field(default=128, metadata={"help": "Prompts a step, over all processes"})
+    num_generations_per_prompt: int = field(default=16, metadata={"help": "Answers to each of them"})
+    num_val_generations_per_prompt: int = field(default=4, metadata={"help": "Sampled answers to a validation prompt"})
+    max_rollout_turns: int = field(default=1, metadata={"help": "Turns of an answer; this engine has 1"})
+    max_num_epochs: int = field(default=1, metadata={"help": "How often each prompt comes up at most"})
+    max_num_steps: int = field(default=1000000, metadata={"help": "Optimizer steps at most"})
+    normalize_rewards: bool = field(
+        default=True, metadata={"help": "Divide advantages by the rewards' standard deviation over a prompt's answers"}
+    )
+    use_leave_one_out_baseline: bool = field(
+        default=True, metadata={"help": "Compare an answer with the prompt's other answers, not with all of them"}
+    )
+    overlong_filtering: bool = field(
+        default=False, metadata={"help": "Learn nothing from answers that did not end within their tokens"}
+    )
+    val_period: int | None = field(
+        default=5, metadata={"help": "Steps between validations (0 or null: only at the end)"}
+    )
+    val_at_start: bool = field(default=False, metadata={"help": "Validate before the first step, too"})
+    max_val_samples: int | None = field(default=None, metadata={"help": "Validation prompts at most (null: all)"})
+    val_batch_size: int = field(default=256, metadata={"help": "Validation answers that are generated at a time"})
+    seed: int = field(default=42, metadata={"help": "Seed of the prompts' order and of what is sampled"})
+    num_iterations: int | None = field(default=None, metadata={"help": "Another name of max_num_steps; it wins"})
+    batch_size: int | None = field(default=None, metadata={"help": "Another name of num_prompts_per_step; it wins"})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Another name of policy.optimizer.kwargs.lr; it wins"}
+    )
+    async_grpo: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: enabled is false"})
+    use_dynamic_sampling: bool = field(default=False, metadata={"help": "Not in this engine"})
+    batch_multiplier: int = field(default=1, metadata={"help": "Of dynamic sampling, which this engine has not"})
+    reward_shaping: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: a verifier's"})
+    reward_scaling: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: a verifier's"})
+
+
+@dataclass
+class LossBlock:
+    """The `loss_fn` block."""
+
+    reference_policy_kl_penalty: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence from the model that the run began with (0: none)"}
+    )
+    reference_policy_kl_type: str = field(default="k3", metadata={"help": "Its estimator: k3"})
+    kl_input_clamp_value: float | None = field(default=None, metadata={"help": "Largest log ratio that counts in it"})
+    kl_output_clamp_value: float | None = field(default=None, metadata={"help": "Its largest value for a token"})
+    ratio_clip_min: float = field(
+        default=0.2, metadata={"help": "How far a token's probability may fall and still count"}
+    )
+    ratio_clip_max: float = field(default=0.28, metadata={"help": "How far it may rise and still count"})
+    ratio_clip_c: float | None = field(default=None, metadata={"help": "Not in this engine (dual clipping)"})
+    use_on_policy_kl_approximation: bool = field(
+        default=True, metadata={"help": "Exact here: what is sampled is sampled by the weights that are trained"}
+    )
+    use_importance_sampling_correction: bool = field(
+        default=True, metadata={"help": "Nothing to correct here: one engine generates and trains"}
+    )
+    sequence_level_importance_ratios: bool = field(default=False, metadata={"help": "Not in this engine"})
+    truncated_importance_sampling_ratio: float | None = field(default=None, metadata={"help": "Not in this engine"})
+    token_level_loss: bool = field(
+        default=True, metadata={"help": "The mean over all tokens; false: the mean over answers of their means"}
+    )
+
+
+@dataclass
+class PolicyOptimizer:
+    """The block `policy.optimizer`."""
+
+    name: str = field(default="torch.optim.AdamW", metadata={"help": "torch.optim.AdamW"})
+    kwargs: dict[str, Any] = field(
+        default_factory=lambda: {"lr": 3e-6, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8},
+        metadata={"help": "lr, weight_decay, betas, eps"},
+    )
+
+    def value(self, name: str) -> Any:
+        return {**PolicyOptimizer().kwargs, **self.kwargs}[name]
+
+
+@dataclass
+class GenerationBlock:
+    """The block `policy.generation`."""
+
+    backend: str = field(default="hf", metadata={"help": "hf: the model that is trained also answers"})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer (null: what policy.max_total_sequence_length leaves)"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Of sampling, and of the probabilities in the loss"})
+    top_p: float = field(default=1.0, metadata={"help": "This engine samples from the whole distribution: 1"})
+    top_k: int | None = field(default=None, metadata={"help": "Likewise: null"})
+    stop_token_ids: list[int] | None = field(default=None, metadata={"help": "More tokens that end an answer"})
+    stop_strings: list[str] | None = field(default=None, metadata={"help": "Not in this engine"})
+    vllm_cfg: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    vllm_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    colocated: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+
+
+def _constant() -> SchedulerConfig:
+    return SchedulerConfig(lr_decay_style="constant")
+
+
+@dataclass
+class PolicyBlock:
+    """The `policy` block."""
+
+    model_name: str | None = field(default=None, metadata={"help": "Folder of the model to begin with"})
+    tokenizer: Any = field(
+        default=None,
+        metadata={
+            "help": "Folder of the tokenizer (null: the model's); or a block with name and chat_template_kwargs, "
+            "such as enable_thinking"
+        },
+    )
+    train_global_batch_size: int | None = field(
+        default=None, metadata={"help": "Answers of an optimizer step: all of a step's (null), or that number"}
+    )
+    train_micro_batch_size: int = field(default=1, metadata={"help": "Answers of a forward and backward pass"})
+    generation_batch_size: int = field(default=64, metadata={"help": "Answers that are generated at a time"})
+    logprob_batch_size: int = field(default=1, metadata={"help": "Answers of a pass of the reference model"})
+    max_total_sequence_length: int = field(default=4096, metadata={"help": "Tokens of prompt and answer at most"})
+    precision: str = field(
+        default="auto", metadata={"help": "bfloat16 (over float32 weights), float32, or auto: the former on a GPU"}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+    optimizer: PolicyOptimizer = field(default_factory=PolicyOptimizer)
+    scheduler: SchedulerConfig = field(default_factory=_constant)
+    generation: GenerationBlock = field(default_factory=GenerationBlock)
+    dtensor_cfg: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    megatron_cfg: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    sequence_packing: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    dynamic_batching: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+
+
+@dataclass
+class DataBlock:
+    """The `data` block."""
+
+    train_jsonl_fpath: str | None = field(default=None, metadata={"help": "Rows to train on"})
+    validation_jsonl_fpath: str | None = field(default=None, metadata={"help": "Rows to validate with (null: none)"})
+    shuffle: bool = field(default=True, metadata={"help": "Another order of the rows in each epoch"})
+    num_workers: int = field(default=1, metadata={"help": "Rows are read before the first step, by one process"})
+
+
+@dataclass
+class EnvBlock:
+    """The `env` block: who judges, and how often each environment comes up."""
+
+    weights: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Share of the prompts by agent_ref.name (empty: as the rows have it; unnamed ones: none)"},
+    )
+    verifiers: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Verifiers of one's own, by agent_ref.name: {_target_: module.function, and its arguments}"},
+    )
+    should_use_nemo_gym: bool = field(default=False, metadata={"help": "Another engine's"})
+    nemo_gym: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+
+
+@dataclass
+class CheckpointingBlock:
+    """The `checkpointing` block."""
+
+    enabled: bool = field(default=True, metadata={"help": "Whether checkpoints are saved"})
+    checkpoint_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for checkpoints and the trained model; a complete checkpoint there is resumed from"},
+    )
+    metric_name: str | None = field(
+        default="val:total_reward/mean", metadata={"help": f"What makes one better: {', '.join(METRICS)}; null: newer"}
+    )
+    higher_is_better: bool = field(default=True, metadata={"help": "Whether more of it is better"})
+    keep_top_k: int = field(default=3, metadata={"help": "How many of the best are kept, beside the newest"})
+    save_period: int | None = field(default=10, metadata={"help": "Steps between checkpoints"})
+    checkpoint_must_save_by: str | None = field(
+        default=None, metadata={"help": "Time after which a checkpoint is saved and the run stops: DD:HH:MM:SS"}
+    )
+    may_differ: list[str] = field(
+        default_factory=list, metadata={"help": "Settings in which a checkpoint may differ and is resumed all the same"}
+    )
+
+
+@dataclass
+class RLLoggerBlock:
+    """The `logger` block."""
+
+    log_dir: str | None = field(default=None, metadata={"help": "Folder of metrics.jsonl (null: the job's)"})
+    log_interval: int = field(default=1, metadata={"help": "Steps between two rows of metrics"})
+    num_val_samples_to_print: int = field(default=0, metadata={"help": "Validation answers that are shown"})
+    wandb_enabled: bool = field(default=False, metadata={"help": "Log to W&B"})
+    wandb: dict[str, Any] = field(default_factory=dict, metadata={"help": "project, name, entity"})
+    tensorboard_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
+    mlflow_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
+    swanlab_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
+    monitor_gpus: bool = field(default=False, metadata={"help": "Not in this engine"})
+
+
+@dataclass
+class GRPOConfig:
+    """A run of reinforcement learning."""
+
+    grpo: GRPOBlock = field(default_factory=GRPOBlock)
+    loss_fn: LossBlock = field(default_factory=LossBlock)
+    policy: PolicyBlock = field(default_factory=PolicyBlock)
+    data: DataBlock = field(default_factory=DataBlock)
+    env: EnvBlock = field(default_factory=EnvBlock)
+    checkpointing: CheckpointingBlock = field(default_factory=CheckpointingBlock)
+    logger: RLLoggerBlock = field(default_factory=RLLoggerBlock)
+    cluster: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's: a profile says it here"})
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps at most."""
+        given = self.grpo.num_iterations
+        return self.grpo.max_num_steps if given is None else given
+
+    @property
+    def prompts(self) -> int:
+        """Prompts a step."""
+        return self.grpo.num_prompts_per_step if self.grpo.batch_size is None else self.grpo.batch_size
+
+    @property
+    def answers(self) -> int:
+        """Answers a step."""
+        return self.prompts * self.grpo.num_generations_per_prompt
+
+    @property
+    def peak_lr(self) -> float:
+        given = self.grpo.learning_rate
+        return float(self.policy.optimizer.value("lr")) if given is None else given
+
+    @property
+    def scheduler(self) -> SchedulerConfig:
+        return self.policy.scheduler
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer's folder; None for the model's own."""
+        given = self.policy.tokenizer
+        name = given.get("name") if isinstance(given, Mapping) else given
+        return None if name is None else str(name)
+
+    @property
+    def template_settings(self) -> dict[str, Any]:
+        given = self.policy.tokenizer
+        return dict((given.get("chat_template_kwargs") if isinstance(given, Mapping) else None) or {})
+
+    @property
+    def precision(self) -> str:
+        return PRECISIONS[self.policy.precision]
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """The same in the words of the other stages."""
+        block = self.checkpointing
+        return CheckpointConfig(
+            save=block.checkpoint_dir if block.enabled else None,
+            save_interval=block.save_period or None,
+            pretrained_checkpoint=self.policy.model_name,
+            may_differ=list(block.may_differ),
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """When a checkpoint must have been saved, in seconds from the start."""
+        text = self.checkpointing.checkpoint_must_save_by
+        if text is None:
+            return None
+        parts = str(text).split(":")
+        if len(parts) > 4 or not all(part.isdecimal() for part in parts):
+            raise UserError(
+                f"checkpointing.checkpoint_must_save_by is {text!r}; it must be DD:HH:MM:SS, such as 00:03:40:00."
+            )
+        *longer, seconds = [0, 0, 0, *map(int, parts)][-4:]
+        days, hours, minutes = longer
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+    @property
+    def metrics(self) -> LoggerConfig:
+        folder = self.logger.log_dir
+        return LoggerConfig(
+            log_interval=self.logger.log_interval, metrics_file=str(Path(folder) / "metrics.jsonl") if folder else None
+        )
+
+    def check(self) -> None:
+        """Raises UserError, naming the field, for what can't be run, the first thing first."""
+        for problem in self.problems():
+            raise UserError(problem)
+
+    def problems(self) -> list[str]:
+        """A sentence for each setting that is another engine's, or makes no sense."""
+        from nemotron_kit.training.grpo_checks import bad_values, other_engines
+
+        return [*other_engines(self), *bad_values(self)]
+
+
+def renamed(error: UserError) -> UserError:
+    """The error of a part that the stages share, in this config's words."""
+    words = (
+        ("checkpoint.pretrained_checkpoint", "policy.model_name"),
+        ("checkpoint.save_interval", "checkpointing.save_period"),
+        ("checkpoint.may_differ", "checkpointing.may_differ"),
+        ("checkpoint.save", "checkpointing.checkpoint_dir"),
+        ("scheduler.", "policy.scheduler."),
+    )
+    message, hint = error.message, error.hint or ""
+    for theirs, ours in words:
+        message, hint = message.replace(theirs, ours), hint.replace(theirs, ours)
+    return UserError(message, hint=hint or None)
+
+
+def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
+    """What, beside data and given weights, decides the weights at a step: by the names of the config, aliases under
+    what they stand for."""
+    free = {
+        "max_num_epochs",
+        "val_period",
+        "val_at_start",
+        "max_val_samples",
+        "val_batch_size",
+        "num_val_generations_per_prompt",
+    }
+    grpo = {
+        name: value
+        for name, value in asdict(
+            replace(config.grpo, num_iterations=None, batch_size=None, learning_rate=None)
+        ).items()
+        if name not in free and value is not None
+    }
+    policy, generation = config.policy, config.policy.generation
+    return {
+        "grpo": {**grpo, "max_num_steps": config.steps, "num_prompts_per_step": config.prompts},
+        "loss_fn": asdict(config.loss_fn),
+        "policy": {
+            "optimizer": {**PolicyOptimizer().kwargs, **policy.optimizer.kwargs, "lr": config.peak_lr},
+            "scheduler": asdict(config.scheduler),
+            "precision": precision,
+            "max_grad_norm": policy.max_grad_norm,
+            "generation_batch_size": policy.generation_batch_size,
+            "train_micro_batch_size": policy.train_micro_batch_size,
+            "max_total_sequence_length": policy.max_total_sequence_length,
+            "generation": {
+                "max_new_tokens": generation.max_new_tokens,
+                "temperature": generation.temperature,
+                "stop_token_ids": generation.stop_token_ids,
+            },
+            "chat_template_kwargs": config.template_settings,
+        },
+        "data": {"shuffle": config.data.shuffle},
+        "env": {"weights": dict(config.env.weights), "verifiers": dict(config.env.verifiers)},
+    }
+
+
+# Rows that are looked at before a launch: whose judges they name.
+_LOOKED_AT = 20000
+
+
+def preflight(config: GRPOConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
+    the run is another machine's: only its settings are checked."""
+    del connect
+    problems = config.problems()
+    if problems or not here:
+        return problems
+    return [*_judges(config), *_memory(config)]
+
+
+def _judges(config: GRPOConfig) -> list[str]:
+    """Verifiers that the rows name and that are not here. Rows that are not there yet name none."""
+    from nemotron_kit.training.prompts import agents_in
+    from nemotron_kit.training.rewards import missing_verifiers
+
+    named: dict[str, None] = {}
+    for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath):
+        if path is not None and not unknown(path):
+            named |= dict.fromkeys(agents_in(Path(path), _LOOKED_AT))
+    return missing_verifiers(named, config.env.verifiers)
+
+
+def _memory(config: GRPOConfig) -> list[str]:
+    """A sentence with the estimate when this machine can't hold the training of a model that is there."""
+    place = Path(str(config.policy.model_name), "config.json")
+    try:
+        block = json.loads(place.read_text(encoding="utf-8"))
+        answers = config.policy.train_micro_batch_size
+        needed = training_bytes(block, answers, config.policy.max_total_sequence_length)
+        needed += 4 * count_parameters(block) if config.loss_fn.reference_policy_kl_penalty else 0
+    except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run says what is wrong with it
+        return []
+    have, what = available_bytes()
+    if needed <= have:
+        return []
+    return [
+        f"Training {config.policy.model_name} needs about {needed / 1e9:,.0f} GB in one process (16 bytes a parameter, "
+        f"and activations), but {what} has {have / 1e9:,.0f} GB; try -c tiny."
+    ]

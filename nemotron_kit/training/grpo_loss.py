@@ -1,0 +1,63 @@
+"""GRPO's arithmetic: what an answer's reward is worth beside the others', and what each of its tokens costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nemotron_kit.training.grpo_config import LossBlock
+
+if TYPE_CHECKING:
+    import torch
+
+
+def advantages(rewards: torch.Tensor, *, leave_one_out: bool, normalize: bool) -> torch.Tensor:
+    """How much better each answer is than the others to its prompt, [prompts, answers], from the rewards.
+
+    The baseline is the mean of the other answers (or of all of them), the scale their standard deviation, where they
+    have one; a prompt whose answers are all alike says nothing.
+    """
+    import torch
+
+    values = rewards.double()
+    count = values.shape[1]
+    if leave_one_out:
+        total, squares = values.sum(dim=1, keepdim=True), values.square().sum(dim=1, keepdim=True)
+        mean = (total - values) / (count - 1)
+        variance = (squares - values.square()) / (count - 1) - mean.square()
+    else:
+        mean = values.mean(dim=1, keepdim=True).expand_as(values)
+        variance = values.square().mean(dim=1, keepdim=True) - mean.square()
+    found = values - mean
+    found = torch.where(values.amax(dim=1, keepdim=True) == values.amin(dim=1, keepdim=True), 0.0, found)
+    if normalize:
+        deviation = variance.clamp(min=0).sqrt()
+        found = torch.where(deviation > 1e-6, found / deviation.clamp(min=1e-6), found)
+    return found.float()
+
+
+def token_losses(
+    logprobs: torch.Tensor,
+    old: torch.Tensor,
+    advantages: torch.Tensor,
+    block: LossBlock,
+    reference: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The loss of each token, [tokens], and its divergence from the reference (None without one).
+
+    The clipped objective of PPO (Schulman et al., arXiv 1707.06347) with a limit of its own on either side (DAPO, arXiv
+    2503.14476). `old` are the log probabilities with which the tokens were sampled. The divergence is Schulman's k3.
+    """
+    import torch
+
+    ratio = torch.exp(logprobs - old)
+    clipped = ratio.clamp(1 - block.ratio_clip_min, 1 + block.ratio_clip_max)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if reference is None:
+        return loss, None
+    difference = reference - logprobs
+    if block.kl_input_clamp_value is not None:
+        difference = difference.clamp(-block.kl_input_clamp_value, block.kl_input_clamp_value)
+    divergence = difference.exp() - difference - 1
+    if block.kl_output_clamp_value is not None:
+        divergence = divergence.clamp(max=block.kl_output_clamp_value)
+    return loss + block.reference_policy_kl_penalty * divergence, divergence

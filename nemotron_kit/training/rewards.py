@@ -1,0 +1,312 @@
+"""Verifiers: how right an answer is, 0 to 1. A row's `agent_ref.name` names its verifier.
+
+A verifier is called with the answer's text (without its reasoning) and the row, whose fields say what is right. Those
+of NeMo-Gym's servers that need no server of their own are here, by the same names; a recipe registers more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from nemotron_kit.errors import NemotronError, UserError, nearest
+
+Row = Mapping[str, Any]
+Verifier = Callable[[str, Row], float]
+TARGET = "_target_"
+# NeMo-Gym calls the agent of a server "<server>_simple_agent".
+_ENDING = "_simple_agent"
+_KNOWN: dict[str, Verifier] = {}
+# What a verifier needs that is not always installed, by its name.
+_PACKAGES = {"math": "math_verify", "math_with_judge": "math_verify"}
+
+
+def register_verifier(name: str, verifier: Verifier) -> None:
+    """Have rows whose `agent_ref.name` is `name` judged by `verifier(answer, row) -> reward`."""
+    _KNOWN[name] = verifier
+
+
+def known_name(agent: str) -> str | None:
+    """The name under which there is a verifier for the agent, None without one."""
+    return next((name for name in (agent, agent.removesuffix(_ENDING)) if name in _KNOWN), None)
+
+
+def find_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Verifier]:
+    """The verifier of each agent: one of the config's own (`given`: name → {_target_: …, and its arguments}), else a
+    registered one. UserError for an agent that has none, and for a package that is missing."""
+    problems = missing_verifiers(agents, given)
+    if problems:
+        raise UserError(problems[0])
+    found: dict[str, Verifier] = {}
+    for agent in agents:
+        if agent in given:
+            found[agent] = _own(agent, given[agent])
+        else:
+            name = known_name(agent)
+            assert name is not None  # noqa: S101  (told above)
+            found[agent] = _KNOWN[name]
+    return found
+
+
+def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each agent that can't be judged here."""
+    problems = []
+    for agent in agents:
+        name = known_name(agent)
+        if agent in given:
+            continue
+        if name is None:
+            problems.append(
+                f"No verifier is called {agent!r} (agent_ref.name of the rows): {nearest(agent, _KNOWN)} NeMo-Gym's "
+                f"servers are not called by this engine: name a function, env.verifiers.{agent}._target_=module.name, "
+                "or leave those rows out."
+            )
+        elif name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
+            problems.append(
+                f"The verifier {name!r} needs math-verify, which is not installed: pip install 'nemotron-kit[rl]'."
+            )
+    return problems
+
+
+def _own(agent: str, settings: Mapping[str, Any]) -> Verifier:
+    """The function that the config names, with its other settings as arguments."""
+    target = str(settings.get(TARGET) or "")
+    where = f"env.verifiers.{agent}.{TARGET}"
+    module, _, name = target.replace(":", ".").rpartition(".")
+    if not module:
+        raise UserError(f"{where} is {target!r}; it must be module.function.")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}: {target} can't be imported: {error}.") from error
+    if not callable(function):
+        raise UserError(f"{where}: {target} is no function.")
+    arguments = {key: value for key, value in settings.items() if key != TARGET}
+    return partial(function, **arguments) if arguments else function
+
+
+def reward(verifier: Verifier, text: str, row: Row, agent: str) -> float:
+    """The reward of an answer. NemotronError where the verifier fails or gives no number."""
+    try:
+        value = float(verifier(without_reasoning(text), row))
+    except NemotronError:
+        raise
+    except Exception as error:  # a user's own function raises whatever it does
+        raise NemotronError(f"The verifier of {agent!r} failed: {type(error).__name__}: {error}.") from error
+    if not math.isfinite(value):
+        raise NemotronError(f"The verifier of {agent!r} gave {value} for a reward.")
+    return value
+
+
+def check_rows(rows: Iterable[Row], agents: Mapping[str, Verifier], where: str) -> None:
+    """UserError, with its number, for a row whose verifier can't read it; of those verifiers that say so quickly."""
+    quick = {
+        agent for agent in agents if known_name(agent) in _QUICK and agents[agent] is _KNOWN[known_name(agent) or ""]
+    }
+    for number, row in enumerate(rows, 1):
+        agent = _agent(row)
+        if agent in quick:
+            try:
+                agents[agent]("x", row)
+            except UserError as error:
+                raise UserError(f"{where}, row {number}: {error.message}", hint=error.hint) from error
+
+
+_QUICK = ("exact_match", "numeric", "mcqa", "instruction_following")
+
+
+def without_reasoning(text: str) -> str:
+    """What is said after the thinking."""
+    return text.rpartition("</think>")[2].strip()
+
+
+def _field(row: Row, name: str) -> Any:
+    if row.get(name) is None:
+        raise UserError(f"A row has no {name!r}, which its verifier {_agent(row)!r} reads.")
+    return row[name]
+
+
+def _agent(row: Row) -> Any:
+    agent = row.get("agent_ref")
+    return agent.get("name") if isinstance(agent, dict) else agent
+
+
+def exact_match(text: str, row: Row) -> float:
+    """1 for the very text of `expected_answer`."""
+    return float(text == str(_field(row, "expected_answer")).strip())
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def numeric(text: str, row: Row) -> float:
+    """1 where the last number of the answer is that of `expected_answer`."""
+    expected, found = _last_number(str(_field(row, "expected_answer"))), _last_number(text)
+    if expected is None:
+        raise UserError(f"expected_answer {row['expected_answer']!r} is no number, which the verifier numeric needs.")
+    return float(found is not None and math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9))
+
+
+def _last_number(text: str) -> float | None:
+    found = [match[0] for match in _NUMBER.finditer(text) if any(map(str.isdigit, match[0]))]
+    return float(found[-1].replace(",", "")) if found else None
+
+
+_BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+_COLON = re.compile(r"answer\s*:\s*\**\s*\(?([A-Za-z])\b", re.IGNORECASE)
+MODES = ("strict_single_letter_boxed", "lenient_boxed", "lenient_answer_colon")
+
+
+def mcqa(text: str, row: Row) -> float:
+    """1 for the letter `expected_answer` among the `options`, in a box or after "Answer:", as `grading_mode` says."""
+    mode = row.get("grading_mode") or MODES[0]
+    if mode not in MODES:
+        raise UserError(f"grading_mode {mode!r}: {nearest(str(mode), MODES)}")
+    expected = str(_field(row, "expected_answer")).strip().upper()
+    options = {
+        str(letter).upper(): str(words).strip()
+        for option in row.get("options") or ()
+        for letter, words in (option.items() if isinstance(option, dict) else ())
+    }
+    if mode == MODES[2]:
+        said = [match[1].upper() for match in _COLON.finditer(text)]
+    else:
+        said = [_letter(match[1], options, lenient=mode == MODES[1]) for match in _BOXED.finditer(text)]
+    chosen = said[-1] if said else ""
+    return float(chosen == expected and (not options or chosen in options))
+
+
+def _letter(boxed: str, options: Mapping[str, str], *, lenient: bool) -> str:
+    content = boxed.strip()
+    if len(content) == 1 and content.isalpha():
+        return content.upper()
+    if not lenient:
+        return ""
+    content = re.sub(r"\\text\{([^{}]*)\}", r"\1", content).strip()
+    same = [letter for letter, words in options.items() if words.casefold() == content.casefold()]
+    if same:
+        return same[0]
+    match = re.match(r"\(?([A-Za-z])\)?(?:[.:)\s]|\Z)", content)
+    return match[1].upper() if match else ""
+
+
+def math_answer(text: str, row: Row) -> float:
+    """1 where math-verify finds the answer equal to `expected_answer`."""
+    from math_verify import parse, verify
+
+    expected = str(_field(row, "expected_answer"))
+    # Their limits of time are alarms, which belong to the process.
+    gold = parse(expected if "$" in expected or "\\boxed" in expected else f"${expected}$", parsing_timeout=None)
+    return float(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
+
+
+def instruction_following(text: str, row: Row) -> float:
+    """1 where the answer keeps to every instruction of `instruction_id_list`, whose arguments are `kwargs`."""
+    ids = _field(row, "instruction_id_list")
+    kwargs = row["kwargs"] if row.get("kwargs") is not None else [{}] * len(ids)
+    if len(kwargs) != len(ids):
+        raise UserError(f"A row has {len(ids)} instructions, but {len(kwargs)} kwargs.")
+    for name in ids:
+        if name not in INSTRUCTIONS:
+            raise UserError(f"The instruction {name!r} can't be checked here: {nearest(str(name), INSTRUCTIONS)}")
+    return float(bool(text.strip()) and all(_follows(name, text, one) for name, one in zip(ids, kwargs, strict=True)))
+
+
+def _follows(name: str, text: str, given: Mapping[str, Any] | None) -> bool:
+    arguments = {key: value for key, value in (given or {}).items() if value is not None}
+    try:
+        return INSTRUCTIONS[name](text, arguments)
+    except KeyError as error:
+        raise UserError(f"The instruction {name!r} needs {error.args[0]!r} in its kwargs.") from error
+
+
+def _related(count: int, wanted: int, relation: str) -> bool:
+    if relation not in ("at least", "less than"):
+        raise UserError(f"The relation {relation!r} is neither 'at least' nor 'less than'.")
+    return count >= wanted if relation == "at least" else count < wanted
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
+
+
+def _has_word(text: str, word: str) -> int:
+    return len(re.findall(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
+
+
+def _is_json(text: str) -> bool:
+    inner = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text.strip(), flags=re.IGNORECASE)
+    try:
+        json.loads(inner)
+    except ValueError:
+        return False
+    return True
+
+
+def _sections(text: str, a: Mapping[str, Any]) -> bool:
+    return len(re.findall(rf"{re.escape(a['section_spliter'])}\s?\d+", text)) >= int(a["num_sections"])
+
+
+def _sentences(text: str) -> int:
+    return len([part for part in re.split(r"[.!?]+(?:\s|\Z)", text) if part.strip()])
+
+
+def _highlights(text: str) -> int:
+    return len(re.findall(r"\*\*[^\n*]+\*\*|(?<!\*)\*[^\n*]+\*(?!\*)", text))
+
+
+# IFEval's instructions (Zhou et al., arXiv 2311.07911), by their ids; those that need a language model's or another
+# package's judgement are not among them.
+INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
+    "keywords:existence": lambda t, a: all(_has_word(t, word) for word in a["keywords"]),
+    "keywords:forbidden_words": lambda t, a: not any(_has_word(t, word) for word in a["forbidden_words"]),
+    "keywords:frequency": lambda t, a: _related(_has_word(t, a["keyword"]), a["frequency"], a["relation"]),
+    "keywords:letter_frequency": lambda t, a: _related(
+        t.lower().count(a["letter"].lower()), a["let_frequency"], a["let_relation"]
+    ),
+    "length_constraints:number_words": lambda t, a: _related(len(_words(t)), a["num_words"], a["relation"]),
+    "length_constraints:number_sentences": lambda t, a: _related(_sentences(t), a["num_sentences"], a["relation"]),
+    "length_constraints:number_paragraphs": lambda t, a: (
+        len([part for part in re.split(r"\s*\*\*\*\s*", t) if part.strip()]) == a["num_paragraphs"]
+    ),
+    "detectable_format:number_bullet_lists": lambda t, a: (
+        len(re.findall(r"^\s*(?:\*(?!\*)|-)\s?\S", t, re.MULTILINE)) == a["num_bullets"]
+    ),
+    "detectable_format:number_highlighted_sections": lambda t, a: _highlights(t) >= a["num_highlights"],
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:title": lambda t, a: bool(re.search(r"<<[^\n<>]*\S[^\n<>]*>>", t)),
+    "detectable_format:json_format": lambda t, a: _is_json(t),
+    "detectable_format:constrained_response": lambda t, a: any(
+        f"My answer is {word}." in t for word in ("yes", "no", "maybe")
+    ),
+    "detectable_content:number_placeholders": lambda t, a: len(re.findall(r"\[[^\[\]]+\]", t)) >= a["num_placeholders"],
+    "detectable_content:postscript": lambda t, a: (
+        str(a["postscript_marker"]).replace(" ", "").lower() in t.replace(" ", "").lower()
+    ),
+    "startend:end_checker": lambda t, a: t.strip().strip('"').lower().endswith(str(a["end_phrase"]).strip().lower()),
+    "startend:quotation": lambda t, a: len(t.strip()) > 1 and t.strip()[0] == t.strip()[-1] == '"',
+    "change_case:english_capital": lambda t, a: t.isupper(),
+    "change_case:english_lowercase": lambda t, a: t.islower(),
+    "change_case:capital_word_frequency": lambda t, a: _related(
+        sum(word.isupper() for word in _words(t)), a["capital_frequency"], a["capital_relation"]
+    ),
+    "punctuation:no_comma": lambda t, a: "," not in t,
+    "combination:two_responses": lambda t, a: len([part for part in t.split("******") if part.strip()]) == 2,
+    "combination:repeat_prompt": lambda t, a: t.strip().lower().startswith(str(a["prompt_to_repeat"]).strip().lower()),
+}
+
+for _name, _verifier in (
+    ("exact_match", exact_match),
+    ("numeric", numeric),
+    ("mcqa", mcqa),
+    ("math", math_answer),
+    ("math_with_judge", math_answer),
+    ("instruction_following", instruction_following),
+):
+    register_verifier(_name, _verifier)

@@ -1,0 +1,168 @@
+"""Answers by the model that is trained, and the probabilities of their tokens.
+
+What is sampled for a prompt depends on its key alone, not on what else is in the batch, which process does it, or
+whether the run was resumed: each token takes one random number of a stream that the key decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nemotron_kit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+# What tells one sampled answer from all others: seed, step, prompt, number of the answer.
+Key = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote after a prompt: token ids, the one that ends its turn among them where it came to that
+    (`ended`). `entropy` is that of the distributions that the tokens were drawn from, summed; 0 for a greedy answer."""
+
+    ids: tuple[int, ...]
+    ended: bool
+    entropy: float = 0.0
+
+
+def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None) -> frozenset[int]:
+    """The ids of the tokens that end an answer. UserError where there is none."""
+    found: set[int] = set(more or ())
+    for place in (model.generation_config, model.config, tokenizer):
+        given = getattr(place, "eos_token_id", None)
+        found |= set(given if isinstance(given, list | tuple) else [] if given is None else [given])
+    if not found:
+        raise UserError("The model has no token that ends its turn (eos_token_id).", hint="Start from an SFT model.")
+    return frozenset(int(one) for one in found)
+
+
+@contextmanager
+def answering(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, the model is in eval mode and records no gradients."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    max_new_tokens: int,
+    *,
+    pad: int = 0,
+    temperature: float = 1.0,
+    keys: Sequence[Key] | None = None,
+) -> list[Answer]:
+    """An answer to each prompt, all at once; greedy without `keys`. To be called within `answering`."""
+    import torch
+
+    if not prompts:
+        return []
+    device = model.lm_head.weight.device
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad, device=device)
+    mask = torch.zeros_like(ids)
+    for number, prompt in enumerate(prompts):  # padded on the left: all go on from the same place
+        ids[number, longest - len(prompt) :] = torch.as_tensor(prompt, device=device)
+        mask[number, longest - len(prompt) :] = 1
+    numbers = None if keys is None else torch.from_numpy(uniform(keys, max_new_tokens)).to(device)
+    ending = torch.as_tensor(sorted(ends), device=device)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    entropy = torch.zeros(len(prompts), dtype=torch.float64, device=device)
+    written: list[torch.Tensor] = []
+    cache = None
+    for at in range(max_new_tokens):
+        # The mask goes along in every step: what is padded is no part of a prompt.
+        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = out.past_key_values
+        logits = out.logits[:, -1].float()
+        if numbers is None:
+            chosen = logits.argmax(dim=-1)
+        else:
+            chosen, spread = drawn(logits / temperature, numbers[:, at])
+            entropy += spread.masked_fill(done, 0.0)
+        chosen = chosen.masked_fill(done, pad)
+        written.append(chosen)
+        done = done | torch.isin(chosen, ending)
+        if bool(done.all()):
+            break
+        ids = chosen.unsqueeze(1)
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    rows = zip(torch.stack(written, dim=1).tolist(), entropy.tolist(), strict=True)
+    return [_answer(row, ends, spread) for row, spread in rows]
+
+
+def drawn(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens, [batch], that random numbers in [0, 1), [batch], choose by the probabilities of `logits`, and the
+    entropies of these."""
+    import torch
+
+    logs = logits.double().log_softmax(dim=-1)
+    shares = logs.exp()
+    entropy = -(shares * logs).sum(dim=-1)
+    shares = shares.cumsum(dim=-1)
+    chosen = torch.searchsorted(shares, (numbers * shares[:, -1]).unsqueeze(1), right=True).squeeze(1)
+    return chosen.clamp(max=logits.shape[-1] - 1), entropy
+
+
+def uniform(keys: Sequence[Key], count: int) -> NDArray[Any]:
+    """`count` random numbers in [0, 1) for each key, [keys, count]."""
+    import numpy as np
+
+    streams = []
+    for key in keys:
+        words = int.from_bytes(hashlib.blake2b(repr(key).encode("ascii"), digest_size=16).digest(), "big")
+        streams.append(np.random.Generator(np.random.Philox(key=words)).random(count))
+    return np.stack(streams)
+
+
+def _answer(row: list[int], ends: frozenset[int], entropy: float) -> Answer:
+    for at, token in enumerate(row):
+        if token in ends:
+            return Answer(tuple(row[: at + 1]), True, entropy)
+    return Answer(tuple(row), False, entropy)
+
+
+class TokenProbabilities(NamedTuple):
+    """Of every token that was written, [tokens], answer by answer: its log probability, and the number of its
+    answer."""
+
+    logprobs: torch.Tensor
+    answers: torch.Tensor
+
+
+def probabilities(
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], temperature: float, *, pad: int = 0
+) -> TokenProbabilities:
+    """The log probabilities of the answers' tokens in one forward pass, right-padded: what comes after a sequence does
+    not reach back into it. The head is applied only where it is asked for."""
+    import torch
+
+    device = model.lm_head.weight.device
+    sequences = [[*prompt, *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = torch.full((len(sequences), max(map(len, sequences))), pad)
+    wanted = torch.zeros_like(ids, dtype=torch.bool)
+    for number, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+        ids[number, : len(sequence)] = torch.as_tensor(sequence)
+        wanted[number, len(prompt) - 1 : len(sequence) - 1] = True
+    ids, wanted = ids.to(device), wanted.to(device)
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[wanted[:, :-1]]).float() / temperature
+    taken = ids[:, 1:][wanted[:, :-1]].unsqueeze(1)
+    logprobs = logits.gather(1, taken).squeeze(1) - logits.logsumexp(dim=-1)
+    rows = torch.arange(len(sequences), device=device).unsqueeze(1).expand_as(ids[:, :-1])
+    return TokenProbabilities(logprobs, rows[wanted[:, :-1]])
