@@ -12,7 +12,17 @@ from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
 
+# pathlib alone costs as much as the rest of a help page.
+# ruff: noqa: PTH118, PTH208
+
 TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    from nemotron_kit.cli.index import Index, Node
+
+    Candidates = Iterator[tuple[str, str]]
 
 
 # A word that ends in `=`, `:` or `.` goes on, so no space is put behind it. No answer: the shell completes file names.
@@ -62,23 +72,11 @@ complete -c nemotron -f -a '(__nemotron_complete)'
 
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
-
-# pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH118, PTH208
-
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from nemotron_kit.cli.index import Index
-
-    ToolAnswers = Iterator[tuple[str, str]]
-
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
 _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run"}
 
 
-def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> ToolAnswers:
+def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> Candidates:
     """(what may stand in place of `current`, what it means), behind one of nemotron's own commands."""
     bare = [argument for argument in arguments if not options.is_option(argument)]
     own = TOOLS[name]
@@ -95,7 +93,7 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
         yield from _own_words((entry or own).takes, current)
 
 
-def _own_words(takes: str, current: str) -> ToolAnswers:
+def _own_words(takes: str, current: str) -> Candidates:
     if takes == ARTIFACT:
         yield from artifacts(current)
     elif takes == PROFILE:
@@ -104,7 +102,7 @@ def _own_words(takes: str, current: str) -> ToolAnswers:
         yield from runs()
 
 
-def _tool_values(option: str, index: Index) -> ToolAnswers:
+def _tool_values(option: str, index: Index) -> Candidates:
     if option == "--state":
         yield from ((state, "") for state in STATES)
     elif option == "--recipe":
@@ -113,19 +111,19 @@ def _tool_values(option: str, index: Index) -> ToolAnswers:
         yield from profiles()
 
 
-def runs() -> ToolAnswers:
+def runs() -> Candidates:
     """The runs' ids, the newest first, and the word for it."""
     yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_files.home(), "runs")))))
 
 
-def profiles() -> ToolAnswers:
+def profiles() -> Candidates:
     """The profiles of env.toml."""
     for name, table in index_files.tables().items():
         if name not in index_files.RESERVED and isinstance(table, dict):
             yield name, str(table.get("executor", "local"))
 
 
-def artifacts(current: str) -> ToolAnswers:
+def artifacts(current: str) -> Candidates:
     """Names; after `Name:`, its versions and aliases. Read off the folders of the registry on this machine."""
     name, colon, _ = current.partition(":")
     root = index_files.artifacts_root()
@@ -144,14 +142,6 @@ def listing(folder: str) -> list[str]:
     except OSError:
         return []
 
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from typing import Any
-
-    from nemotron_kit.cli.index import Index, Node
-
-    Candidates = Iterator[tuple[str, str]]
 
 _EMPTY: Node = {"fields": [], "artifacts": [], "configs": []}
 _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOTALL)

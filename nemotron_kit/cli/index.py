@@ -13,9 +13,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    Node = dict[str, Any]
+    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: it isn't there)
+else:
+    Node, Stamp = dict, list
 
 # pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH117, PTH118, PTH120, PTH123
+# ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH116, PTH117, PTH118, PTH120, PTH123
 
 
 RESERVED = ("wandb", "artifacts", "cache", "cli")
@@ -84,18 +88,6 @@ def tables() -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
 
-
-# pathlib alone costs as much as the rest of a help page.
-# ruff: noqa: PTH116, PTH118, PTH120, PTH123
-
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    Node = dict[str, Any]
-    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: it isn't there)
-else:
-    Node, Stamp = dict, list
 
 FORMAT = 1
 

@@ -235,7 +235,7 @@ def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ..
     if isinstance(request, Tool):
         return _tool(request.name, request.argv)
     if isinstance(request, Job):
-        from nemotron_kit.cli.job import run
+        from nemotron_kit.cli.run_job import run
 
         return run(request, argv, tree)
     from nemotron_kit.cli import fast

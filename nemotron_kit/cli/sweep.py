@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
-from nemotron_kit.cli.job import print_end, say_commands, show_plan
 from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
+from nemotron_kit.cli.run_job import print_end, say_commands, show_plan
 from nemotron_kit.config.compose import (
     CHOICES,
     PreparedCommand,

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.cli import sweep
-from nemotron_kit.cli.job import carry_out, show_plan, spelled_out
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import write_lines
 from nemotron_kit.cli.request import Job
+from nemotron_kit.cli.run_job import carry_out, show_plan, spelled_out
 from nemotron_kit.config.compose import Composed, compose, find_command
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.foreign import trusting

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nemotron_kit.cli.job import as_meant
 from nemotron_kit.cli.request import Job
+from nemotron_kit.cli.run_job import as_meant
 from nemotron_kit.errors import UserError
 
 SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.profile=C", "hydra.sweep.dir=/x"]
