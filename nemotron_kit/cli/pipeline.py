@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Pipeline
-from nemotron_kit.cli.job import announce, print_end, report, say_commands, transport_to
 from nemotron_kit.cli.output import print_json, write_lines
 from nemotron_kit.cli.request import Job, shell_line
+from nemotron_kit.cli.run_job import announce, print_end, report, say_commands, transport_to
 from nemotron_kit.errors import UserError, printable
 from nemotron_kit.quoting import hydra_text
 
