@@ -160,3 +160,13 @@ for _name, _config, _text in (
         artifacts={"model": ArtifactInput("ModelArtifact-rl:latest", type="ModelArtifact", optional=True)},
         interactive=True,
     )
+
+app.group("model").command(
+    "export",
+    "nemotron.recipes.nano3.exports:ExportModel",
+    "nemotron.recipes.nano3.exports:export_model",
+    description="Copy a model's weights to a folder, or upload them to the Hugging Face hub",
+    artifacts={"model": ArtifactInput("ModelArtifact-rl:latest", {"path": "path"}, type="ModelArtifact")},
+    preflight="nemotron.recipes.nano3.exports:preflight",
+    distributed=False,
+)
