@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
@@ -86,6 +87,8 @@ def test_the_packages_names_are_the_same_for_type_checkers_and_at_run_time(packa
     names = [(name, there, home) for name, there, home in names if home.startswith("nemotron_kit.")]
     assert sorted(name for name, *_ in names) == sorted(module.__all__)
     assert set(module.__all__) <= set(dir(module))
+    # A module that is imported takes its package's name of the same spelling. cli is callable as the function.
+    assert {found.name for found in iter_modules(module.__path__)} & set(module.__all__) <= {"cli"}
     for name, there, home in names:
         assert name == "cli" or getattr(module, name) is getattr(import_module(home), there)
 
