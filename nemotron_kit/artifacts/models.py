@@ -174,6 +174,10 @@ class DataBlendsArtifact(_Tokenized):
     test_tokens: int | None = Field(default=None, ge=0)
 
 
+def _blend_file(path: str | None) -> list[tuple[str, str]]:
+    return [(path, "blend.json")] if path and Path(path).is_file() else []
+
+
 class PretrainBlendsArtifact(DataBlendsArtifact):
     """Megatron shards by split, with blend.json. `path` is always the folder: a blend.json given becomes its parent."""
 
@@ -189,8 +193,7 @@ class PretrainBlendsArtifact(DataBlendsArtifact):
         return folder_of(path)
 
     def get_wandb_files(self) -> list[tuple[str, str]]:
-        blend = Path(self.blend_path) if self.blend_path else self.path / "blend.json"
-        return super().get_wandb_files() + ([(str(blend), "blend.json")] if blend.is_file() else [])
+        return super().get_wandb_files() + _blend_file(self.blend_path or str(self.path / "blend.json"))
 
 
 class PretrainDataArtifact(_Tokenized):
@@ -210,6 +213,9 @@ class SFTDataArtifact(_Tokenized):
     validation_path: str | None = None
     test_path: str | None = None
     metadata_path: str | None = None
+
+    def get_wandb_files(self) -> list[tuple[str, str]]:
+        return super().get_wandb_files() + _blend_file(self.blend_path)
 
 
 class SplitJsonlDataArtifact(_Sourced):

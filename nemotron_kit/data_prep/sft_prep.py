@@ -103,7 +103,7 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
         told = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
         raise UserError(
             f"No conversation is left for training: {told}.",
-            hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
+            hint=f"Read were {', '.join(source.uri for source in plan.sources)}. Is messages_field right?",
         )
     known = {(rows.split, rows.name) for rows in chosen}
     for path in output.glob("splits/*/*__shard_*.parquet"):

@@ -9,6 +9,7 @@ whole.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,9 +48,7 @@ class SFTDataPrepConfig:
     )
     tokenizer: TokenizerConfig = field(
         default_factory=TokenizerConfig,
-        metadata={
-            "help": "The same as a block: model; add_bos and add_eos can't be true, the template has its own ends"
-        },
+        metadata={"help": "The same as a block: model; add_bos, add_eos have no effect: the template has its own ends"},
     )
     chat_template: str = field(
         default="nano3", metadata={"help": "nano3, the path of a .jinja file, or a template's text"}
@@ -99,6 +98,11 @@ def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
     ranks = ranks_here()
     leads = ranks is None or ranks.leads
     if leads:
+        if cfg.tokenizer.add_bos or cfg.tokenizer.add_eos:  # as in configs made for the reference, where it is the same
+            note = (
+                "data prep: tokenizer.add_bos and add_eos have no effect: a conversation has the template's own ends."
+            )
+            print(note, file=sys.stderr)
         init_wandb_from_env()
     artifact = run_sft_data_prep(settings(cfg))
     if leads:
@@ -122,11 +126,6 @@ def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> li
 def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
     model = cfg.tokenizer.model or cfg.tokenizer_model
-    if cfg.tokenizer.add_bos or cfg.tokenizer.add_eos:
-        raise UserError(
-            "tokenizer.add_bos and tokenizer.add_eos can't be true: a conversation has the template's own ends.",
-            hint="Leave them out, or set them to false.",
-        )
     if cfg.num_actors is not None and cfg.num_workers is not None and cfg.num_actors != cfg.num_workers:
         raise UserError(f"num_workers={cfg.num_workers} and num_actors={cfg.num_actors} are two names of one setting.")
     return SftPrepConfig(
