@@ -26,7 +26,7 @@ Mask = NDArray[np.uint8]
 Order = NDArray[np.int64]
 # What is packed at a time, so that memory is bounded: sequences, and tokens where sequences are long.
 WINDOW = 10_000
-WINDOW_TOKENS = 8 << 20
+WINDOW_TOKENS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -132,22 +132,21 @@ def schema() -> pa.Schema:
     return pa.schema([pa.field(name, pa.list_(kind)) for name, kind in types.items()])
 
 
-def rows_of(ids: Ids, mask: Mask, lengths: Order, packing: Packing) -> pa.Table:
-    """The rows of sequences that stand one after the other in `ids` and (not shifted yet) `mask`."""
+def rows_of(ids: Sequence[Ids], masks: Sequence[Mask], lengths: Order, packing: Packing) -> pa.Table:
+    """The rows of sequences with these tokens, (not shifted) masks and lengths."""
     import pyarrow as pa
 
-    in_order, ends = lengths[packing.order], np.cumsum(lengths)[packing.order]
-    slices = list(map(slice, (ends - in_order).tolist(), ends.tolist()))
-    moved = shifted(mask, lengths)
-    packed_ids = np.concatenate([ids[part] for part in slices])
-    packed_mask = np.concatenate([moved[part] for part in slices])
-    before = np.concatenate([[0], np.cumsum(in_order)])
+    order = packing.order.tolist()
+    lengths = lengths[packing.order]
+    before = np.concatenate([[0], np.cumsum(lengths)])
     row_starts = before[packing.bounds]
     seq_starts = before[:-1] - np.repeat(row_starts[:-1], np.diff(packing.bounds))
-    tokens = pa.array(row_starts.astype(np.int32))
+    in_rows = pa.array(row_starts.astype(np.int32))
+    tokens = np.concatenate([ids[number] for number in order])
+    mask = shifted(np.concatenate([masks[number] for number in order]), lengths)
     columns = [
-        pa.ListArray.from_arrays(tokens, pa.array(packed_ids)),
-        pa.ListArray.from_arrays(tokens, pa.array(packed_mask)),
+        pa.ListArray.from_arrays(in_rows, pa.array(tokens)),
+        pa.ListArray.from_arrays(in_rows, pa.array(mask)),
         pa.ListArray.from_arrays(pa.array(packing.bounds.astype(np.int32)), pa.array(seq_starts.astype(np.int32))),
     ]
     return pa.Table.from_arrays(columns, schema=schema())
@@ -216,14 +215,12 @@ class PackedWriter:
     def _flush(self) -> None:
         if not self._ids:
             return
-        ids, mask = np.concatenate(self._ids), np.concatenate(self._masks)
         lengths = np.fromiter(map(len, self._ids), dtype=np.int64, count=len(self._ids))
+        table = rows_of(self._ids, self._masks, lengths, pack(lengths, self.pack_size, self.algorithm, self._rng))
         self._ids, self._masks, self._held = [], [], 0
-        packing = pack(lengths, self.pack_size, self.algorithm, self._rng)
-        table = rows_of(ids, mask, lengths, packing)
         self.sequences += len(lengths)
-        self.tokens += len(ids)
-        self.loss_tokens += int(mask.sum()) - int(mask[np.cumsum(lengths) - lengths].sum())
+        self.tokens += int(lengths.sum())
+        self.loss_tokens += int(np.sum(table["loss_mask"].chunk(0).values.to_numpy(), dtype=np.int64))
         self.rows += table.num_rows
         if self._parquet is None:
             self._parquet = _parquet_writer(self._file, self.compression)

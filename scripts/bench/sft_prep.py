@@ -46,7 +46,7 @@ began = time.perf_counter()
 from nemotron_kit.data_prep.config import SftPrepConfig
 from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
 run_sft_data_prep(SftPrepConfig(
-    blend_path=sys.argv[2], output_dir=sys.argv[3], tokenizer_model=sys.argv[1], num_shards=8, pack_size=4096,
+    blend_path=sys.argv[2], output_dir=sys.argv[3], tokenizer_model=sys.argv[1], num_shards=2, pack_size=4096,
 ))
 seconds = time.perf_counter() - began
 peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -88,13 +88,13 @@ def packing_speed(windows: int) -> tuple[float, float]:
     seconds = tokens = rows = 0.0
     for window in range(windows + 1):
         lengths = np.clip(rng.lognormal(6.3, 1.0, WINDOW).astype(np.int64), 16, 4096)
-        ids = rng.integers(0, 1 << 17, int(lengths.sum()), dtype=np.int32)
-        mask = np.ones(len(ids), dtype=np.uint8)
+        ids = [rng.integers(0, 1 << 17, length, dtype=np.int32) for length in lengths.tolist()]
+        masks = [np.ones(length, dtype=np.uint8) for length in lengths.tolist()]
         began = time.process_time()
-        table = rows_of(ids, mask, lengths, pack(lengths, 4096, "first_fit_decreasing"))
+        table = rows_of(ids, masks, lengths, pack(lengths, 4096, "first_fit_decreasing"))
         if window:
             seconds += time.process_time() - began
-            tokens += len(ids)
+            tokens += int(lengths.sum())
             rows += table.num_rows
     return tokens / seconds / 1e6, tokens / rows / 4096
 

@@ -92,6 +92,16 @@ def test_text_is_that_of_trls_template(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ours == expected
 
 
+def test_plain_transformers_finds_the_same_answers() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    plain = PreTrainedTokenizerFast(tokenizer_file=str(TINY), chat_template=load_template("nano3"))
+    messages = [user("a"), says("b"), user("c"), says("d", "why")]
+    shown = plain.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [token for token, mask in zip(shown["input_ids"], shown["assistant_masks"], strict=True) if mask]
+    assert plain.decode(marked) == "b<|im_end|>\nwhy\n</think>\nd<|im_end|>\n"
+
+
 def test_without_reasoning_one_sequence_in_which_each_answer_counts() -> None:
     messages = [user("a"), says("b"), user("c"), user("d"), says("e"), user("left over")]
     [(text, counted)] = answers(messages)
