@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.app import App, Command, Pipeline, in_order, may_be, stage_prefix
 from nemotron_kit.config.compose import Composed, compose
-from nemotron_kit.config.config_files import config_files
+from nemotron_kit.config.config_files import config_files, load_mapping, other_command_of
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
@@ -22,7 +22,7 @@ from nemotron_kit.launch.fingerprint import Fingerprint, fingerprint
 from nemotron_kit.launch.inputs import input_slots, look_up_for, makers
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
+from nemotron_kit.quoting import hydra_text, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, process_facts
 from nemotron_kit.runs.ledger import run_ids
@@ -79,12 +79,17 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
     for name in ("from", "to"):
         if len(chosen[name]) > 1:
             raise UserError(f"--{name} names {len(chosen[name])} stages.", hint="Give one.")
+    selected = _selected(pipeline, chosen)
+    for at, words in enumerate(own):
+        if words and at not in selected:
+            prefix = stage_prefix(stages[at])
+            raise UserError(f"{prefix}.{words[0]}: {prefix} is not among the stages that run.")
     return Request(
         pipeline,
         tuple(common),
         tuple(map(tuple, own)),
         _configs(pipeline, config, own),
-        _selected(pipeline, chosen),
+        selected,
         tuple(chosen["force"]),
     )
 
@@ -113,23 +118,28 @@ def _place(pipeline: Pipeline, word: str, option: str) -> int:
 
 def _meant(pipeline: Pipeline, override: str) -> str:
     """Which stages have the key, else the stages that there are."""
-    first = override.lstrip("+~").partition("=")[0].partition(".")[0]
+    first_key = override.lstrip("+~").partition("=")[0]
+    first = first_key.partition(".")[0]
     with suppress(Exception):  # a stage whose config does not import has no say in it
         having = [s for s in pipeline.stages if first in {f.name for f in fields(s.load_config_cls())}]
         if having:
             return f"Say whose value it is: {', '.join(f'{stage_prefix(stage)}.{override}' for stage in having)}."
-    prefixes = [stage_prefix(stage) for stage in pipeline.stages]
-    key = override.lstrip("+~").partition("=")[0]
-    close = nearest(key[: max(map(len, prefixes))], prefixes)
-    return (
-        sentence(close) if close.startswith("did") else f"Write STAGE.key=value; the stages are {', '.join(prefixes)}."
-    )
+    prefixes, parts = [stage_prefix(stage) for stage in pipeline.stages], _plain(first_key).split(".")
+    for length in range(len(parts), 0, -1):
+        close = nearest(".".join(parts[:length]), prefixes)
+        if close.startswith("did"):
+            return sentence(close)
+    return f"Write STAGE.key=value; the stages are {', '.join(prefixes)}."
 
 
 def _configs(pipeline: Pipeline, name: str | None, own: Sequence[Sequence[str]]) -> tuple[str | None, ...]:
     """Each stage's config: its own `STAGE.config=`, else the one called `name` where it has that. UserError for a name
-    that no stage has."""
+    that no stage has. A file in a folder that stages share is that stage's whose fields it sets."""
     files = [config_files(stage) for stage in pipeline.stages]
+    for stage, own_files in zip(pipeline.stages, files, strict=True):
+        shared = any(other.config_folder == stage.config_folder for other in pipeline.stages if other is not stage)
+        if shared and name in own_files and other_command_of(load_mapping(own_files[name]), stage, [*pipeline.stages]):
+            del own_files[name]
     if name is not None and not any(name in each for each in files):
         known = sorted({each for names in files for each in names})
         hint = sentence(nearest(name, known)) if "/" not in name else "A file is one stage's: STAGE.config=PATH."
@@ -188,6 +198,11 @@ class Stage:
     @property
     def words(self) -> str:
         return " ".join(self.command.path[1:])
+
+    @property
+    def given(self) -> set[str]:
+        """The inputs that the command line names: they are meant as they stand."""
+        return {word.removeprefix("run.").partition("=")[0] for word in self.overrides if word.startswith("run.")}
 
     @property
     def produces(self) -> list[str]:
@@ -309,13 +324,12 @@ class Launch:
         for stage in self.stages:
             made.update(dict.fromkeys(stage.produces, stage))
         for stage in self.stages:
-            given = {o.removeprefix("run.").partition("=")[0] for o in stage.overrides if o.startswith("run.")}
             for slot, text in stage.references.items():
                 declared = stage.command.artifacts.get(slot)
                 default = declared.default_name if declared else None
                 reference = parse_override(text, default, aliases=lambda _: ())
                 maker = made.get(reference.slug) if reference.path is None else None
-                if maker and maker is not stage and reference.alias == LATEST and slot not in given:
+                if maker and maker is not stage and reference.alias == LATEST and slot not in stage.given:
                     stage.wired[slot] = (maker, reference.slug)
         by_command = {id(stage.command): stage for stage in self.stages}
 
@@ -335,7 +349,8 @@ class Launch:
             if slot in stage.wired:
                 continue
             declared = stage.command.artifacts.get(slot)
-            asked[slot] = (self._own_version(stage, slot, text) or text, declared.default_name if declared else None)
+            own = self._own_version(stage, slot, text) if slot not in stage.given else None
+            asked[slot] = (own or text, declared.default_name if declared else None)
         look_up = look_up_for(stage.placed, self.id, self.transports)
         stage.pins = dict(look_up(asked, {})) if look_up and asked else dict.fromkeys(asked)
         for slot, pin in stage.pins.items():
@@ -445,7 +460,7 @@ class Launch:
                 text = f"{name}@run:{maker.run or deferred}"
             else:
                 continue
-            pins.append(f"run.{slot}={hydra_quoted(omegaconf_escaped(text))}")
+            pins.append(f"run.{slot}={hydra_text(omegaconf_escaped(text))}")
         composed = self._composed(stage.number, pins).composed
         plan = build_plan(
             composed,

@@ -181,6 +181,12 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
         return {run_id: snapshot for answer in answers for run_id, snapshot in answer.items()}
 
 
+def refresh_stages(run: RunFolder) -> None:
+    """Ask about those stages of a pipeline that run elsewhere: their records are then as they stand."""
+    stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
+    refresh([each for each in stages if each.summary().state not in TERMINAL])
+
+
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
     """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to ask about."""
     snapshots = refresh(runs.values())

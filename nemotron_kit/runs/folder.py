@@ -117,6 +117,10 @@ class RunFolder:
     def job(self, number: int = 0) -> JobFolder:
         """Job `number`; UserError when the run has no such job."""
         folder = self.path / "jobs" / str(number)
+        if not folder.is_dir() and self.is_pipeline:
+            named = [f"{self.id}/{at} ({each['stage'].replace('/', ' ')})" for at, each in enumerate(self.stages())]
+            hint = f"Name one: {', '.join(named)}." if named else "None has started."
+            raise UserError(f"{self.id} is a pipeline, whose stages are runs.", hint=hint)
         if not folder.is_dir():
             there = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"
             raise UserError(f"{self.id} has no job {number}.", hint=f"Its jobs: {there}.")
@@ -138,6 +142,14 @@ class RunFolder:
             raise
         files.fsync_dir(final.parent)
         return JobFolder(final)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether its stages are runs, and it has no jobs of its own."""
+        try:
+            return self.plan().get("kind") == PIPELINE
+        except DamagedRecord:
+            return False
 
     def add_stage(self, number: int, record: Mapping[str, Any]) -> None:
         """What was decided about a pipeline's stage, by its number: `stage`, `why`, and `skipped` with the `outputs` of

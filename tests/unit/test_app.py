@@ -91,3 +91,37 @@ def test_handlers_by_name_are_not_imported() -> None:
     assert command.handler_name == "no.such.module:main"
     with pytest.raises(ModuleNotFoundError):
         command.load_config_cls()
+
+
+def test_a_pipeline_is_in_the_order_of_its_artifacts() -> None:
+    app = App("a")
+    late = app.command("late", Config, handler, artifacts={"m": ArtifactInput("M-x:latest")})
+    app.group("data").command("prep", Config, handler, produces=["D-{config}"])
+    app.command("train", Config, handler, artifacts={"data": ArtifactInput("D-default")}, produces=["M-x"])
+    pipeline = app.pipeline("all", stages=[late, "data/prep", "train"])
+    assert [stage.stage for stage in pipeline.stages] == ["data/prep", "train", "late"]
+    assert (pipeline.full_name, pipeline.stage) == ("a all", "all")
+    assert [stage.stage for stage in app.commands()] == ["late", "data/prep", "train"]
+    assert list(app.pipelines()) == [pipeline]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "said"),
+    [
+        ("p", ["x", "y"], "a p: these stages read each other's artifacts: a x ← a y ← a x."),
+        ("p", ["z", "zz"], "'zz' is no command of a: did you mean z"),
+        ("p", ["z", "z"], "'a z' is given twice"),
+        ("p", [], "one stage at least"),
+        ("z", ["z"], "'z' is registered already"),
+        ("p q", ["z"], "use letters, digits"),
+        ("p", ["chat"], "talks with the user"),
+    ],
+)
+def test_a_pipeline_that_cannot_be(name: str, stages: list[str], said: str) -> None:
+    app = App("a")
+    app.command("x", Config, handler, artifacts={"in": ArtifactInput("Y")}, produces=["X"])
+    app.command("y", Config, handler, artifacts={"in": ArtifactInput("X")}, produces=["Y"])
+    app.command("z", Config, handler, artifacts={"in": ArtifactInput("Z")}, produces=["Z"])
+    app.command("chat", Config, handler, interactive=True)
+    with pytest.raises(ValueError, match=said):
+        app.pipeline(name, stages)

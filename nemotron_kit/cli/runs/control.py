@@ -85,6 +85,10 @@ class _Wait:
         return state if state in TERMINAL or self.run.summary().state != DAMAGED else DAMAGED
 
     def _standing(self, snapshot: StatusSnapshot | None) -> str:
+        if self.run.is_pipeline:
+            from nemotron_kit.launch.status import refresh_stages
+
+            refresh_stages(self.run)
         if self.jobs is not None:
             from nemotron_kit.launch.status import effective_state
 
@@ -149,6 +153,8 @@ def cancel(argv: list[str]) -> int:
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
+    if run.is_pipeline:
+        return _cancel_stages(run, options.grace)
     jobs = run.jobs() if chosen is None else chosen
     elsewhere = not is_here(run.summary().executor)
     if not elsewhere and all(job.state().terminal for job in jobs):
@@ -159,6 +165,15 @@ def cancel(argv: list[str]) -> int:
     cancel_jobs(jobs, grace=options.grace)
     say_end(run, _state(run, chosen), chosen)
     return 0
+
+
+def _cancel_stages(run: RunFolder, grace: int) -> int:
+    """Stop the stages of a pipeline that are not over, the last first: none of them starts because another one ends."""
+    stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
+    left = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
+    if not left:
+        _say_over(run, None)
+    return max((cancel([each.id, f"--grace={grace}"]) for each in left), default=0)
 
 
 def _state(run: RunFolder, chosen: Sequence[JobFolder] | None) -> str:

@@ -24,13 +24,16 @@ def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
     """The run, and the jobs of it that are meant: one, or all."""
     run, chosen = chosen_jobs(reference)
     jobs = run.jobs() if chosen is None else chosen
+    if not jobs and run.is_pipeline:
+        jobs = [run.job(0)]  # it says that the stages are runs, and which
     if not jobs:
         raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
     return run, jobs
 
 
 def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, list[JobFolder] | None]:
-    """The run, and the job of it that `ID/N` or `--job N` names; None where neither does."""
+    """The run, and the job of it that `ID/N` or `--job N` names; None where neither does. Of a pipeline, N is a stage,
+    which is a run of its own."""
     name, slash, behind = reference.partition("/")
     if slash and not re.fullmatch("[0-9]{1,9}", behind):
         raise UserError(f"{reference!r}: behind the / stands the number of a job.")
@@ -38,7 +41,18 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
         raise UserError(f"{reference} and --job {number} name two jobs.", hint="Leave one of them out.")
     run = open_run(name)
     chosen = int(behind) if slash else number
+    if chosen is not None and run.is_pipeline:
+        return _stage_run(run, chosen), None
     return run, None if chosen is None else [run.job(chosen)]
+
+
+def _stage_run(run: RunFolder, number: int) -> RunFolder:
+    """The run of a pipeline's stage; where it was skipped, the one that did its work."""
+    records = run.stages()
+    if number >= len(records):
+        there = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
+        raise UserError(f"{run.id} has no stage {number}.", hint=f"Its stages: {there}.")
+    return open_run(str(records[number].get("run") or records[number].get("producer")))
 
 
 def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
@@ -89,6 +103,16 @@ def list_all(argv: list[str]) -> int:
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs as they stand now: those that are not over are asked about where they run, once a target."""
+    for at, run in enumerate(runs):
+        if (
+            not run.jobs
+            and run.state not in (*TERMINAL, DAMAGED)
+            and (folder := RunFolder(runs_root() / run.id)).is_pipeline
+        ):
+            from nemotron_kit.launch.status import refresh_stages
+
+            refresh_stages(folder)
+            runs = [*runs[:at], folder.summary(), *runs[at + 1 :]]
     left = [run.id for run in runs if not is_here(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
     if not left:
         return list(runs)

@@ -17,7 +17,7 @@ from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 
@@ -124,6 +124,8 @@ def show(argv: list[str]) -> int:
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
+    if run.is_pipeline:
+        return _show_pipeline(run, as_data=options.json)
     jobs = run.jobs() if chosen is None else chosen
     view = RunView(run, jobs)
     if options.json:
@@ -131,6 +133,60 @@ def show(argv: list[str]) -> int:
     else:
         print_facts(list(_facts(view)))
     return 3 if EXIT_CODES.get(view.state) == 3 else 0
+
+
+def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:
+    """A pipeline: how it stands, and a line for each stage with the run that it is."""
+    from nemotron_kit.launch.status import refresh_stages
+
+    refresh_stages(run)
+    plan, summary = run.plan(), run.summary()
+    rows = [_stage_row(run, record) for record in run.stages()]
+    rows += [{"stage": name, "state": "not started"} for name in (plan.get("stages") or [])[len(rows) :]]
+    if as_data:
+        print_json({**as_json(summary), "plan": plan, "stages": rows})
+    else:
+        print_facts(list(_pipeline_facts(run, plan, summary, rows)))
+    return 3 if EXIT_CODES.get(summary.state) == 3 else 0
+
+
+def _stage_row(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    its = run.stage_run(record)
+    row = {"stage": record.get("stage"), "why": record.get("why"), "run": record.get("run") or record.get("producer")}
+    if record.get("skipped") or its is None:
+        outputs = record.get("outputs") or []
+        return {**row, "state": "skipped" if record.get("skipped") else "removed", "outputs": outputs}
+    state = its.summary()
+    job = its.jobs()[0] if its.jobs() else None
+    skipped = job.state().facts.get("skipped") if job else None
+    return {
+        **row,
+        "state": "skipped" if skipped else state.state,
+        **({"why": skipped} if skipped else {}),
+        "error": state.error,
+        "duration_s": duration(state.started, state.finished, state.state),
+        "outputs": _artifacts(job)["outputs"] if job else [],
+    }
+
+
+def _pipeline_facts(
+    run: RunFolder, plan: Mapping[str, Any], summary: RunSummary, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[Fact]:
+    yield "run", run.id
+    yield "state", summary.state
+    yield from [("why", summary.error)] if summary.error else []
+    yield "command", plan.get("command_line")
+    yield "profile", plan.get("profile") or "none: this machine"
+    yield "folder", run.path
+    for at, row in enumerate(rows):
+        took = f" in {short_span(row['duration_s'])}" if row.get("duration_s") is not None else ""
+        labels = ", ".join(_pin(pin).partition("  ")[0] for pin in row.get("outputs") or ())
+        said = f"{at}  {str(row['stage']).replace('/', ' ')}: {row['state']}{took}{f': {labels}' if labels else ''}"
+        yield "stages", f"{said}  {row['run']}" if row.get("run") else said
+    if rows:
+        yield "next", f"nemotron runs show {run.id}/0"
+    if summary.state in ("failed", "cancelled", "preempted"):
+        yield "next", f"{plan.get('command_line')} goes on where it stopped"
 
 
 def _json(view: RunView) -> dict[str, Any]:
@@ -205,6 +261,8 @@ def _known(state: JobState) -> str:
 def _links(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.rerun_of:
         yield "rerun of", plan.rerun_of
+    if plan.part_of:
+        yield "pipeline", plan.part_of
     for run_id in plan.after:
         yield "after", run_id
     code = plan.code or {}
@@ -303,7 +361,9 @@ def _moment(entry: Mapping[str, Any]) -> str:
 
 def _outcome(state: JobState) -> str:
     code = f", exit code {state.code}" if state.code is not None else ""
-    return f"{state.state}{code}{f': {state.error}' if state.error else ''}"
+    skipped = state.facts.get("skipped") if state.state == "succeeded" else None
+    said = state.error or (f"skipped, {skipped}" if skipped else None)
+    return f"{state.state}{code}{f': {said}' if said else ''}"
 
 
 def _clock(seconds: float | None) -> str:
