@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ...packed import base_model, packed_data
 from ...shards import tiny_data, write_chat_model, write_shard_fixture
 
 if TYPE_CHECKING:
     from nemotron_kit.training.generate import Speaker
 
-__all__ = ["tiny_data", "write_shard_fixture"]
+__all__ = ["base_model", "packed_data", "tiny_data", "write_shard_fixture"]
 
 
 @pytest.fixture(scope="session")
