@@ -147,6 +147,7 @@ def _shown(text: str) -> str:
 def _nemotron(arguments: list[str]) -> int:
     from nemotron_kit.cli import fast
 
+    gc.disable()  # a page or an answer makes little garbage, and ends
     code = fast.handle(arguments)
     if code is not None:
         return code
@@ -173,6 +174,7 @@ def _say_step(arguments: Sequence[str]) -> None:
 def _tool(name: str, argv: Sequence[str]) -> int:
     from nemotron_kit.cli.tools import run
 
+    gc.enable()  # it may stay for days
     code = run(name, argv)
     sys.stdout.flush()  # what can't be printed is an error of a command that prints
     return code
