@@ -176,7 +176,13 @@ def show(argv: list[str]) -> int:
 def _fields(profile: Profile) -> list[dict[str, Any]]:
     values = {name: value for name, value in asdict(profile.config).items() if name != "extends"}
     set_first = sorted(values, key=lambda name: name not in profile.origins)
-    return [{"field": name, "value": _masked(name, values[name]), "from": _origin(profile, name)} for name in set_first]
+    rows = [{"field": name, "value": _masked(name, values[name]), "from": _origin(profile, name)} for name in set_first]
+    rows += [
+        {"field": f"resources.{each}.{name}", "value": _masked(name, value), "from": origin}
+        for each, fields in profile.classes.items()
+        for name, (value, origin) in fields.items()
+    ]
+    return rows
 
 
 def _origin(profile: Profile, name: str) -> str:

@@ -156,7 +156,7 @@ def _placed(
     from nemotron_kit.home import nemotron_home
 
     frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
-    settings = effective_settings(frozen["run"], composed.overrides, recorded)
+    settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     place = executor_for(settings).place(run_id, job, registry=registry_here(settings))
     if is_here(settings.executor):

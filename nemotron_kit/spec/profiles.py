@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,6 +255,8 @@ def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple
 
     seen: dict[str, str] = {}
     for key, value in table.items():
+        if key == _RESOURCES:
+            continue
         where = lines.where(name, key)
         if key.replace("-", "_") != key:
             raise ProfileError(f"{where}: no such field.", hint=f"Did you mean {key.replace('-', '_')}?")
@@ -264,6 +266,38 @@ def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple
         seen[wanted] = key
         if wanted != "extends":
             yield wanted, check_value(wanted, value, where)
+
+
+# `[C.resources.prep]`: what the profile C gives jobs of the class `prep` in the place of its own values.
+_RESOURCES = "resources"
+# Where the jobs are is the profile's to say: all jobs of a launch are there.
+_PLACE = frozenset({"executor", "extends", "tunnel", "host", "user", "identity", "remote_job_dir", "artifacts_root"})
+
+
+def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str, Any, str]]:
+    """(class, field, value, where it stands) of the resource classes that one table has, checked."""
+    from nemotron_kit.spec.runconfig import check_value
+
+    classes = env.tables[table].get(_RESOURCES, {})
+    if not isinstance(classes, dict):
+        what = f"expected tables [{table}.resources.CLASS], got {classes!r}."
+        raise ProfileError(f"{lines.where(table, _RESOURCES)}: {what}")
+    for name, values in classes.items():
+        place = f"[{table}.resources.{name}]"
+        if not isinstance(values, dict):
+            raise ProfileError(
+                f"{lines.where(table, _RESOURCES)}: {name} is {values!r}, no table.",
+                hint=f"A class is a table: {place}.",
+            )
+        for key, value in values.items():
+            line = lines.line(table, _RESOURCES, name, key) or 1
+            where = f"{lines.path}:{line}: {place} {key}"
+            wanted = field_name(key, where)
+            if wanted in _PLACE:
+                raise ProfileError(
+                    f"{where}: where jobs are is the profile's own, not a class's.", hint=f"Set it in [{table}]."
+                )
+            yield name, wanted, check_value(wanted, value, where), f"{lines.path.name}:{line} {place}"
 
 
 __all__ = [
@@ -282,6 +316,7 @@ __all__ = [
 class Profile:
     """A resolved profile. `origins` says for each field that is set where its value stands: `env.toml:12 [base]`,
     `config file`, `command line`; the others have their defaults. `chain` is the profile and what it extends, in order.
+    `classes` are its resource classes: name → field → (value, origin).
     """
 
     name: str | None
@@ -289,6 +324,7 @@ class Profile:
     origins: Mapping[str, str] = field(default_factory=dict)
     chain: tuple[str, ...] = ()
     path: Path | None = None
+    classes: Mapping[str, Mapping[str, tuple[Any, str]]] = field(default_factory=dict)
 
 
 def load_run_profile(name: str, config_path: str | Path | None = None) -> RunConfig:
@@ -317,12 +353,15 @@ def read_profile(name: str, config_path: str | Path | None = None) -> Profile:
     lines = Lines(env)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    classes: dict[str, dict[str, tuple[Any, str]]] = {}
     chain = list(chain_of(env, name, lines))
     for table in reversed(chain):
+        for each, key, value, origin in _classes(env, table, lines):
+            classes.setdefault(each, {})[key] = (value, origin)
         for key, value in checked(env.tables[table], table, lines):
             values[key] = value
             origins[key] = lines.short(table, key) + (f" [{table}]" if table != name else "")
-    return Profile(name, RunConfig(**values), origins, tuple(chain), lines.path)
+    return Profile(name, RunConfig(**values), origins, tuple(chain), lines.path, classes)
 
 
 def effective_profile(
@@ -331,12 +370,18 @@ def effective_profile(
     file_env: Mapping[str, Any] | None = None,
     command_line: Mapping[str, Any] | None = None,
     config_path: str | Path | None = None,
+    resources: str | None = None,
 ) -> Profile:
     """What a launch runs with: the command line beats the profile, the profile beats a config file's `run.env`.
 
-    `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`.
+    `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`. `resources` is the
+    class of the job, whose values beat the profile's own where it has that class.
     """
     profile = _profile(name, config_path)
+    if wanted := profile.classes.get(resources or ""):
+        config = replace(profile.config, **{key: value for key, (value, _) in wanted.items()})
+        origins = {**profile.origins, **{key: origin for key, (_, origin) in wanted.items()}}
+        profile = replace(profile, config=config, origins=origins)
     from_file = {field_name(key, f"run.env.{key}"): value for key, value in (file_env or {}).items()}
     from_file = {key: value for key, value in from_file.items() if key not in profile.origins and value is not None}
     given = {field_name(key, f"run.env.{key}"): value for key, value in (command_line or {}).items()}
@@ -347,7 +392,7 @@ def effective_profile(
         **dict.fromkeys(from_file, "config file"),
         **dict.fromkeys(given, "command line"),
     }
-    return Profile(profile.name, config, origins, profile.chain, profile.path)
+    return replace(profile, config=config, origins=origins)
 
 
 def _profile(name: str | None, config_path: str | Path | None) -> Profile:

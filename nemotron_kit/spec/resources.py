@@ -14,11 +14,12 @@ MODES = ("local", "run", "batch")
 
 
 def effective_settings(
-    run: Mapping[str, Any], overrides: Sequence[str], recorded: RunConfig | None = None
+    run: Mapping[str, Any], overrides: Sequence[str], recorded: RunConfig | None = None, resources: str | None = None
 ) -> RunConfig:
     """The RunConfig of a composed `run` section. Raises UserError for a wrong mode, profile, field or type.
 
-    `recorded` stands in the profile's place: what an earlier launch of the same job had.
+    `recorded` stands in the profile's place: what an earlier launch of the same job had. `resources` is the class of
+    the job, for which a profile may have values of its own.
     """
     mode, profile = run.get("mode"), run.get("profile")
     if mode not in MODES:
@@ -43,6 +44,7 @@ def effective_settings(
         profile,
         file_env={key: value for key, value in environment.items() if key not in given},
         command_line={key: value for key, value in environment.items() if key in given},
+        resources=resources,
     ).config
 
 

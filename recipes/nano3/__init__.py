@@ -32,6 +32,7 @@ _prep.command(
     config_dir=_STAGE0 / "config" / "data_prep",
     produces=("PretrainBlendsArtifact-{config}",),
     preflight=f"{_MODULE}.data_prep:preflight",
+    resources="prep",
 )
 
 _STAGE1 = Path(__file__).parent / "stage1_sft"
@@ -45,6 +46,7 @@ _prep.command(
     config_dir=_STAGE1 / "config" / "data_prep",
     produces=("SFTDataArtifact-{config}",),
     preflight=f"{_SFT}.data_prep:preflight",
+    resources="prep",
 )
 
 _STAGE2 = Path(__file__).parent / "stage2_rl"
@@ -58,6 +60,7 @@ _prep.command(
     config_dir=_STAGE2 / "config" / "data_prep",
     produces=("SplitJsonlDataArtifact-{config}",),
     preflight=f"{_RL}.data_prep:preflight",
+    resources="prep",
     distributed=False,
 )
 
@@ -169,4 +172,10 @@ app.group("model").command(
     artifacts={"model": ArtifactInput("ModelArtifact-rl:latest", {"path": "path"}, type="ModelArtifact")},
     preflight="nemotron.recipes.nano3.exports:preflight",
     distributed=False,
+)
+
+app.pipeline(
+    "pipeline",
+    stages=["data prep pretrain", "pretrain", "data prep sft", "sft", "data prep rl", "rl", "eval"],
+    description="From raw text to an evaluated chat model: all of the stages, each where something has changed",
 )

@@ -245,3 +245,45 @@ def test_every_truncation_loads_whole_or_is_refused(env: Path) -> None:
         loaded += 1
         assert config.executor == "slurm" or config == RunConfig(), "never a parent's values in part"
     assert loaded
+
+
+CLASSES = """
+[base]
+executor = "slurm"
+partition = "gpu"
+gpus_per_node = 8
+[base.resources.prep]
+partition = "cpu"
+gpus_per_node = 0
+[C]
+extends = "base"
+nodes = 4
+[C.resources.prep]
+nodes = 1
+"""
+
+
+def test_a_resource_class_beats_its_profile_and_the_command_line_beats_both(env: Path) -> None:
+    env.write_text(CLASSES)
+    found = effective_profile("C", resources="prep", command_line={"gpus_per_node": "1"})
+    assert (found.config.partition, found.config.nodes, found.config.gpus_per_node) == ("cpu", 1, 1)
+    assert found.origins["partition"] == "env.toml:7 [base.resources.prep]"
+    assert effective_profile("C", resources="prep", file_env={"nodes": 9, "partition": "x"}).config.nodes == 1
+    for other in (None, "train"):
+        plain = effective_profile("C", resources=other).config
+        assert (plain.partition, plain.nodes, plain.gpus_per_node) == ("gpu", 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[C.resources.prep]\npartitoin = 'x'", ":1: [C.resources.prep] partitoin: no such field.|2"),
+        ("[C.resources.prep]\nnodes = 'two'", "[C.resources.prep] nodes: expected a whole number"),
+        ("[C.resources.prep]\nhost = 'h'", "[C.resources.prep] host: where jobs are is the profile's own"),
+        ("[C]\nresources = 3", "[C] resources: expected tables [C.resources.CLASS], got 3."),
+        ("[C.resources]\nprep = 3", "prep is 3, no table."),
+    ],
+)
+def test_wrong_resource_classes(env: Path, text: str, message: str) -> None:
+    message, _, line = message.partition("|")
+    assert (message.replace(":1:", f":{line}:") if line else message) in refused(env, text)
