@@ -15,7 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemotron_kit.config.scripts import ConfigPath, parse_config_and_overrides
+from nemotron_kit.artifacts.pipe import pins_from_step
+from nemotron_kit.config.config_files import keep_text_spelling, load_with_spelling, with_wandb
+from nemotron_kit.config.convert import means_text, to_dataclass
+from nemotron_kit.config.freeze import resolve, slots_used
+from nemotron_kit.config.resolvers import pinned, register_resolvers
+from nemotron_kit.config.scripts import ConfigPath, compose_file, parse_config_and_overrides
+from nemotron_kit.config.secrets import refuse_literal_secrets
+from nemotron_kit.config.wording import unreadable
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +49,6 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
     """
     from omegaconf import OmegaConf
 
-    from nemotron_kit.config.resolvers import register_resolvers
-
     register_resolvers()
     overrides = list(getattr(path, "overrides", ()))
     values, chosen, spelled = _load(Path(path), overrides)
@@ -64,8 +69,6 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    from nemotron_kit.config.secrets import refuse_literal_secrets
-
     if not overrides or config.__dict__.get("_applied") == tuple(overrides):
         return config
     refuse_literal_secrets(overrides)
@@ -74,8 +77,6 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             _apply(config, override, added)
     except OverrideParseException as error:
-        from nemotron_kit.config.wording import unreadable
-
         raise unreadable(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{str(error).splitlines()[0]}") from error
@@ -90,11 +91,6 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     them. Artifact inputs (`${art:…}`) are resolved here.
     """
     from omegaconf import OmegaConf
-
-    from nemotron_kit.config.config_files import keep_text_spelling
-    from nemotron_kit.config.convert import means_text, to_dataclass
-    from nemotron_kit.config.freeze import resolve
-    from nemotron_kit.config.resolvers import pinned
 
     raw: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else dict(config)
     if spelled := getattr(config, "__dict__", {}).get("_spelled"):
@@ -131,9 +127,6 @@ def init_wandb_from_env() -> Any:
 def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
     """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
     may be text."""
-    from nemotron_kit.config.config_files import load_with_spelling
-    from nemotron_kit.config.scripts import compose_file
-
     values, spelled = load_with_spelling(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
     return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
@@ -146,8 +139,6 @@ _wandb: dict[str, Any] = {}
 def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
     """The config without a `wandb` block that is no field of the dataclass: it is about tracking."""
     from omegaconf import OmegaConf
-
-    from nemotron_kit.config.config_files import with_wandb
 
     moved = with_wandb(raw, cls)
     if moved is not raw and not os.environ.get("NEMOTRON_RUN_ID"):
@@ -162,8 +153,6 @@ def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     leaves open."""
     if os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
         return {}
-    from nemotron_kit.artifacts.pipe import pins_from_step
-    from nemotron_kit.config.freeze import slots_used
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     return pins_from_step([slot for slot in sorted(slots_used(raw)) if f"run.{slot}" not in given])

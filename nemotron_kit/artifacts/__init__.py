@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
     from nemotron_kit.artifacts.registry import LocalRegistry, Registry, artifact_field, open_registry
     from nemotron_kit.artifacts.store import ArtifactVersion, Draft
-    from nemotron_kit.artifacts.trackers import (
+    from nemotron_kit.artifacts.tracking import (
         FileTracker,
         KitConfig,
         LineageTracker,
@@ -71,7 +71,7 @@ _HOMES = {
     ),
     "registry": "artifact_field LocalRegistry open_registry Registry",
     "store": "ArtifactVersion Draft",
-    "trackers": (
+    "tracking": (
         "FileTracker get_config get_lineage_tracker init is_initialized KitConfig LineageTracker "
         "NoOpTracker set_lineage_tracker"
     ),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nemotron_kit.artifacts.commit import describe_versions, require_unchanged
+from nemotron_kit.artifacts.commit import commit, describe_versions, require_registered, require_unchanged
 from nemotron_kit.artifacts.metadata import absolute, folder_of, path_pin, read_document
 from nemotron_kit.artifacts.reference import (
     LATEST,
@@ -21,7 +21,17 @@ from nemotron_kit.artifacts.reference import (
     check_slug,
     registry_name,
 )
-from nemotron_kit.artifacts.store import KINDS, MODES, ArtifactVersion, Draft, Store, pointer_document
+from nemotron_kit.artifacts.store import (
+    KINDS,
+    MODES,
+    ArtifactVersion,
+    Draft,
+    Store,
+    collect_garbage,
+    pointer_document,
+    replace_checksummed,
+    writing_to,
+)
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import DAY_S
@@ -155,7 +165,6 @@ class LocalRegistry(Store):
     def commit(self, draft: Draft) -> Pin:
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
         _ = self.uuid  # known before the files are read: a registry that is moved away meanwhile is not begun anew
-        from nemotron_kit.artifacts.commit import commit
 
         check_slug(draft.name, "artifact name")
         return commit(self, draft, self.hash_limit).pin
@@ -171,14 +180,10 @@ class LocalRegistry(Store):
 
     def require_registered(self, pin: Pin) -> None:
         """NemotronError where a version that was just committed is not in the registry at this place any more."""
-        from nemotron_kit.artifacts.commit import require_registered
-
         require_registered(self, pin)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
-        from nemotron_kit.artifacts.store import replace_checksummed, writing_to
-
         if check_alias(alias) == LATEST:
             raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
@@ -188,8 +193,6 @@ class LocalRegistry(Store):
 
     def remove_alias(self, name: str, alias: str) -> None:
         """Take an alias away; ArtifactVersionNotFoundError if there is none."""
-        from nemotron_kit.artifacts.store import writing_to
-
         slug = registry_name(name)
         find_version(self, Reference(slug, alias=check_alias(alias)))
         with writing_to(self.root):
@@ -197,8 +200,6 @@ class LocalRegistry(Store):
 
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
-        from nemotron_kit.artifacts.store import collect_garbage, writing_to
-
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             folders += [name, *(name / kind for kind in KINDS)]
@@ -208,7 +209,6 @@ class LocalRegistry(Store):
     def mend(self, *, dry_run: bool = False) -> list[DamageFinding]:
         """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
         from nemotron_kit.artifacts.repair import findings
-        from nemotron_kit.artifacts.store import writing_to
 
         done: list[DamageFinding] = []
         with writing_to(self.root):
@@ -263,7 +263,7 @@ def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None)
     """The registry at `root`; without one, at the root given to `init()`, else at `[artifacts] root` of env.toml, else
     at $NEMOTRON_HOME/artifacts. Opening creates nothing."""
     settings = artifact_settings(env if env is not None else read_env_file())
-    backend = sys.modules.get("nemotron_kit.artifacts.trackers")  # nobody has called init() who has not imported it
+    backend = sys.modules.get("nemotron_kit.artifacts.tracking")  # nobody has called init() who has not imported it
     config = backend.get_config() if backend is not None else None
     if root is None and config is not None:
         root = config.root

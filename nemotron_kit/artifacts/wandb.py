@@ -89,7 +89,7 @@ class WandbTracker:
 
     def _log(self, run: Any, artifact: Artifact, name: str, used: list[str]) -> dict[str, Any]:
         from nemotron_kit.artifacts.saving import document_of
-        from nemotron_kit.artifacts.trackers import tracked
+        from nemotron_kit.artifacts.tracking import tracked
 
         document = document_of(artifact)
         pin = artifact._pin
@@ -279,7 +279,7 @@ def init_wandb_if_configured(
         return
     if os.environ.get("WANDB_MODE") == "disabled":
         return
-    from nemotron_kit.artifacts.trackers import get_config, init
+    from nemotron_kit.artifacts.tracking import get_config, init
 
     wandb = require_wandb()
     known = get_config()

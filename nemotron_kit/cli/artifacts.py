@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.reference import Reference
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 def look(argv: list[str]) -> int:
     """`nemotron artifacts [REFERENCE]`. Raises UserError for a reference to nothing, or to files that have changed."""
-    from nemotron_kit.artifacts.registry import open_registry
-
     parser = ToolParser("artifacts")
     parser.add_argument("--alias", metavar="WORD")
     parser.add_argument("--verify", action="store_true")
@@ -55,8 +54,6 @@ def look(argv: list[str]) -> int:
 
 def collect(argv: list[str]) -> int:
     """The words after `nemotron artifacts gc`."""
-    from nemotron_kit.artifacts.registry import open_registry
-
     parser = ToolParser("artifacts", "gc")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--json", action="store_true", help="for programs")

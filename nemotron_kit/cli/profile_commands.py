@@ -12,6 +12,7 @@ from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser, short_span, span
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.executors.checks import check_profile
 from nemotron_kit.masking import MASK, is_secret_name
 from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
 from nemotron_kit.spec.profiles import (
@@ -34,7 +35,6 @@ def check(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    from nemotron_kit.executors.checks import check_profile
 
     findings = list(check_profile(effective_profile(options.name).config))
     if options.json:

@@ -14,7 +14,9 @@ from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import config_files, find_config_file
 from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.registration import RegisteredCommand, add_file, conf_dir, register
+from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import refuse_literal_secrets
+from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -58,8 +60,6 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
-
-    from nemotron_kit.config.wording import translated
 
     prepared = prepare(tree, overrides, env)
     where = search_path(config_dir)
@@ -110,8 +110,6 @@ def hydra_visible(node: Any) -> Iterator[None]:
 
 def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool = False) -> PreparedCommand:
     """Find the command that `recipe=` and `stage=` name, register it, and turn `config=PATH` into an option's name."""
-    from nemotron_kit.config.resolvers import register_resolvers
-
     register_resolvers()
     refuse_literal_secrets(overrides)
     stage = _choice(overrides, "stage")
@@ -169,8 +167,6 @@ def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[s
         return [_plain(part) for part in parts]
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
-
-    from nemotron_kit.config.wording import unreadable
 
     loader: Any = _Options(names)
     try:

@@ -26,7 +26,9 @@ from nemotron_kit.config.config_files import (
     with_wandb,
 )
 from nemotron_kit.config.convert import means_text
+from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.schema import schema_node
+from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 
@@ -60,9 +62,6 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
 
     `apps` defaults to all recipes that can be found. A broken one is left out.
     """
-    from nemotron_kit.config.resolvers import register_resolvers
-    from nemotron_kit.discovery import discover
-
     env = env if env is not None else read_env_file()
     register_resolvers()
     for app in apps if apps is not None else discover(env).apps.values():

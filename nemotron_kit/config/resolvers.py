@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS
+from nemotron_kit.artifacts.reference import Reference
+from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import nemotron_home, new_run_id
 from nemotron_kit.masking import note_used
 
 if TYPE_CHECKING:
@@ -44,8 +47,6 @@ def set_run_dir(folder: str) -> None:
 def run_dir() -> str:
     """The folder of this launch; a new one where the process was not started by a launch."""
     if not _run_dir:
-        from nemotron_kit.home import nemotron_home, new_run_id
-
         _run_dir.append(str(nemotron_home() / "runs" / new_run_id("hydra", "app")))
     return _run_dir[0]
 
@@ -66,8 +67,6 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
 def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
     """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section has
     for the slot, looked up in the registry once a config."""
-    from nemotron_kit.artifacts.registry import artifact_field
-
     return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
 
 
@@ -87,8 +86,6 @@ def resolve_auto_mount(spec: str, target: str = "") -> str:
 
 def _pin(slot: str, parent: Any, root: Any) -> Pin:
     from nemotron_kit.artifacts.lineage import record_input
-    from nemotron_kit.artifacts.reference import Reference
-    from nemotron_kit.artifacts.registry import open_registry
 
     key, reference, run = _asked(slot, parent)
     pin = _pins.get(key) or _job_pin(key)
@@ -128,8 +125,6 @@ def _job_pin(slot: str) -> Pin | None:
 
 def _by_name(slot: str, run: Any) -> str:
     """A slot that the config does not set may be a registered artifact's own name."""
-    from nemotron_kit.artifacts.registry import open_registry
-
     if slot.partition(":")[0] in open_registry().names():
         return slot
     known = [k for k in (run or {}) if k not in RESERVED_SLOTS]

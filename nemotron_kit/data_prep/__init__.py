@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from nemotron_kit.data_prep.plan import ShardPlan
     from nemotron_kit.data_prep.plan import ShardPlan as Plan
     from nemotron_kit.data_prep.planning import freeze_plan
-    from nemotron_kit.data_prep.run import run_data_prep
-    from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
-    from nemotron_kit.data_prep.shard import make_shard
-    from nemotron_kit.data_prep.transforms import (
+    from nemotron_kit.data_prep.record_transforms import (
         Message,
         OpenAIChatRecord,
         SftRecord,
@@ -36,6 +33,9 @@ if TYPE_CHECKING:
         sft,
         sharegpt,
     )
+    from nemotron_kit.data_prep.run import run_data_prep
+    from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
+    from nemotron_kit.data_prep.shard import make_shard
 
 _HOMES = {
     "config": "DataBlend DataPrepConfig Dataset PerSplitConfig SftPrepConfig TokenizerConfig",
@@ -44,7 +44,7 @@ _HOMES = {
     "run": "run_data_prep",
     "sft_prep": "run_sft_data_prep",
     "shard": "make_shard",
-    "transforms": (
+    "record_transforms": (
         "Message nemotron_rl openai_chat OpenAIChatRecord passthrough rename select sft SftRecord sharegpt "
         "ShareGPTRecord Transform"
     ),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep import sources, streams
+from nemotron_kit.data_prep import line_streams, sources
 from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, DataBlend, Dataset, show_size
 from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of
 from nemotron_kit.errors import UserError, nearest
@@ -32,8 +32,8 @@ def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]
         return
     if kind.startswith(("csv", "text")):
         raise UserError(f"{path}: rows with objects in them are needed: JSON lines or Parquet.")
-    for number, line in enumerate(streams.all_lines(path, compression_of(kind), DEFAULT_MAX_DOC_SIZE), 1):
-        if isinstance(line, streams.TooLong):
+    for number, line in enumerate(line_streams.all_lines(path, compression_of(kind), DEFAULT_MAX_DOC_SIZE), 1):
+        if isinstance(line, line_streams.TooLong):
             raise UserError(f"{path}, line {number}: more than {show_size(DEFAULT_MAX_DOC_SIZE)}.")
         text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
         if text:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemotron_kit.data_prep import readers, tokenizer
+from nemotron_kit.data_prep.chat import load_template
 from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, SftPrepConfig, parse_size
 from nemotron_kit.data_prep.plan import (
     ALL,
@@ -164,8 +165,6 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
 
 
 def _chat_settings(config: SftPrepConfig) -> ChatSettings:
-    from nemotron_kit.data_prep.chat import load_template
-
     wanted = (word.strip() for word in (config.used_in_filter or "").split(","))
     return ChatSettings(
         template=load_template(config.chat_template),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nemotron_kit.data_prep.chat import load_template
 from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, SftPrepConfig, parse_size, show_size
 from nemotron_kit.data_prep.run import check_packages
 from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
@@ -68,8 +69,6 @@ def _check_settings(config: DataPrepConfig) -> None:
 
 def _template_problems(config: DataPrepConfig) -> Iterator[str]:
     if isinstance(config, SftPrepConfig):
-        from nemotron_kit.data_prep.chat import load_template
-
         try:
             load_template(config.chat_template)
         except UserError as error:

@@ -12,7 +12,7 @@ from io import BytesIO
 from operator import itemgetter
 from typing import Any, BinaryIO
 
-from nemotron_kit.data_prep import parquet, sources, streams
+from nemotron_kit.data_prep import line_streams, parquet, sources
 from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, RowCounts, show_size
 from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.sources import compression_of, kind_of
@@ -88,7 +88,7 @@ def count_jsonlines(file: SourceFile, compression: str, limit: int, max_size: in
 
 def _rows(path: str, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line that is not blank."""
-    numbered = enumerate(streams.all_lines(path, compression, max_size), 1)
+    numbered = enumerate(line_streams.all_lines(path, compression, max_size), 1)
     return ((number, line) for number, line in numbered if line and not line.isspace())
 
 
@@ -103,7 +103,7 @@ def _ranges(file: SourceFile, piece: FilePart, max_size: int) -> Iterator[tuple[
     """(byte offset, line) of each line that is not blank in the piece's byte ranges."""
     for part in piece.parts:
         start, end = file.size * part // piece.of, file.size * (part + 1) // piece.of
-        lines = streams.lines_between(file.path, start, end, max_size)
+        lines = line_streams.lines_between(file.path, start, end, max_size)
         yield from ((at, line) for at, line in lines if not line.isspace())
 
 
@@ -133,7 +133,7 @@ def _is_doubled(key: bytes, line: bytes) -> bool:
 def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: str) -> Any:
     """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass, a key
     that leads to the text and stands twice in one object is not."""
-    if isinstance(line, streams.TooLong):
+    if isinstance(line, line_streams.TooLong):
         raise rows.too_large("a line")
     path = {field, *field.split(".")}
 
@@ -253,7 +253,7 @@ class _Reader:
         self._taken = self._line = 0
         # The module's limit is for the process. Ours is on a row, of which a field is a part.
         csv.field_size_limit(max_size)
-        lines = map(self._text, streams.all_lines(path, compression, max_size))
+        lines = map(self._text, line_streams.all_lines(path, compression, max_size))
         self._csv = csv.reader(lines, delimiter="\t" if ".tsv" in name else ",", strict=True)
         self._begins = b""
         header = next(self.rows(), (1, []))[1]
@@ -292,7 +292,7 @@ class _Reader:
     def _text(self, line: bytes) -> str:
         self._line += 1
         self._taken += len(line)
-        if isinstance(line, streams.TooLong) or self._taken > self.max_size:
+        if isinstance(line, line_streams.TooLong) or self._taken > self.max_size:
             raise _TooLarge
         if self._line == 1:  # before the parser: a quoted name may follow a BOM
             self._begins, line = line[:8], line.removeprefix(b"\xef\xbb\xbf")
@@ -352,7 +352,7 @@ def _cut_out(file: SourceFile, of: int, parts: frozenset[int]) -> Iterator[tuple
 def _unpacked(file: SourceFile, compression: str) -> Iterator[tuple[int, bytes]]:
     """(first byte, content) of each document of a compressed file, which is read from its start."""
     held, start = b"", 0
-    for chunk in streams.content(file.path, compression):
+    for chunk in line_streams.content(file.path, compression):
         held += chunk
         while len(held) >= _DOCUMENT + _SEARCH:
             end = _cut(BytesIO(held), _DOCUMENT, len(held))

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
 from nemotron_kit.data_prep.plan import ALL, Omission, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.planning import freeze_plan
+from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
@@ -363,8 +365,6 @@ def prepare(
     """`run_data_prep`, for a blend and a number type of the .bin that need not be those of the config."""
     check_packages()
     config.check()
-    from nemotron_kit.data_prep.planning import freeze_plan
-    from nemotron_kit.data_prep.ranks import RankSync, ranks_here
 
     outputs = outputs or Outputs(print_summary, _write_outputs, make_artifact)
     began = time.monotonic()
@@ -481,7 +481,6 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
 def _remove_temporary(output: Path) -> None:
     """Remove temporary files of killed runs: now that every shard is complete, none is needed."""
     from nemotron_kit.data_prep.indexed import TEMPORARY
-    from nemotron_kit.data_prep.ranks import FOLDER
 
     for path in output.glob(f"*/.shard_*{TEMPORARY}"):
         with suppress(OSError):  # it disturbs nobody, and the next run tries again

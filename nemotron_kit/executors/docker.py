@@ -56,7 +56,6 @@ def container_name(run_id: str, job: int) -> str:
 
 def answer(config: dict[str, Any]) -> dict[str, Any]:
     """What NeMo-Run's executor says of these settings, in docker's words; asked in a process beside the launch."""
-
     executor = build_executor(RunConfig(**config))
     return {
         "options": list(_options(executor)),

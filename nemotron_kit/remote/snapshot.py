@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.bootstrap import unpack
@@ -328,8 +329,6 @@ def place_package(folder: str) -> None:
 def artifact_folders(root: str) -> list[str]:
     """The folders below `root` that versions of this machine's registry refer to; also damaged ones, as far as they
     still say so."""
-    from nemotron_kit.artifacts.registry import open_registry
-
     registry = open_registry()
     found = {record.root for record in registry.everything()}
     return sorted(folder for folder in found if folder and folder.startswith(root.rstrip("/") + "/"))

@@ -24,9 +24,10 @@ from typing import Any, Protocol
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError, printable
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.remote.agent.operations import error_from_dict
+from nemotron_kit.remote.agent.operations import error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
+from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile
 from nemotron_kit.spec.runconfig import RunConfig
 
 # A socket's path has 108 bytes at most; ssh adds a slash, 40 hex digits and a suffix of 17 while it makes it.
@@ -181,8 +182,6 @@ def _login(to: Destination) -> str:
 
 def _profile_of(to: Destination) -> str | None:
     """The profile that leads there: an error is worth reading env.toml once more."""
-    from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile
-
     try:
         for name in list_run_profiles():
             config = load_run_profile(name)
@@ -483,8 +482,6 @@ class LocalTransport:
         return 0.0
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        from nemotron_kit.remote.agent.operations import perform
-
         result, data = perform(op, payload, args)
         # The same round trip through JSON as over ssh.
         return json.loads(json.dumps(result)), data

@@ -167,7 +167,6 @@ def _fits(value: Any, expected: str) -> bool:
 
 def _where(env: EnvFile, *key: str) -> str:
     """`/home/me/env.toml:7: [wandb] project`."""
-
     line = line_of(key_lines(env.path.read_text(encoding="utf-8-sig")), *key) if env.path else None
     return f"{env.path}:{line or 1}: [{key[0]}]{''.join(f' {part}' for part in key[1:])}"
 

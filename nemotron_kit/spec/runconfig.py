@@ -130,7 +130,6 @@ def with_overrides(config: RunConfig, values: Mapping[str, Any], *, prefix: str 
     Each is converted to its field's type; None, or the text `null`, unsets it. `prefix` is what errors put before the
     key. Raises ProfileError for an unknown key (with the nearest ones) and for a value that isn't of the field's type.
     """
-
     changes: dict[str, Any] = {}
     for key, value in values.items():
         name = field_name(key, f"{prefix}{key}")
@@ -150,7 +149,6 @@ def resolve_partition(config: RunConfig, is_launch: bool) -> str | None:
 
 def env_dict(config: RunConfig) -> dict[str, str]:
     """`env_vars` as a mapping; a later entry of the same name wins."""
-
     checked = check_value("env_vars", config.env_vars, "env_vars") if config.env_vars is not None else []
     return dict(entry.split("=", 1) for entry in checked)
 

@@ -30,6 +30,7 @@ from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan, is_here
+from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose_jobs import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
@@ -283,8 +284,6 @@ class ProgramPlanner:
         self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0
     ) -> None:
         """`earlier`: as PayloadBuilder has it."""
-        from nemotron_kit.spec.profiles import effective_profile
-
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config

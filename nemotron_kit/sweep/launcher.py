@@ -29,6 +29,7 @@ from nemotron_kit.launch.submission import run_elsewhere
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.hydra_app import ProgramPlanner
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
@@ -383,8 +384,6 @@ def _expected_executor(config: Any, settings: Settings) -> str | None:
 
     Raises UserError for a profile that isn't there."""
     from omegaconf import OmegaConf
-
-    from nemotron_kit.spec.profiles import effective_profile
 
     profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)
     executor = effective_profile(profile, file_env={}, command_line=dict(settings.env)).config.executor

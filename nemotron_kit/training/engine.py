@@ -27,6 +27,7 @@ from nemotron_kit.training.loop import (
     TrainingRun,
     build_optimizer,
     build_schedule,
+    build_trainer,
     preempted,
     trainer_arguments,
     use_bf16,
@@ -156,8 +157,6 @@ def _train(
 
 
 def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: Any) -> None:
-    from nemotron_kit.training.loop import build_trainer
-
     batches = BatchSampler(
         data.train,
         first_step=run.first_step,

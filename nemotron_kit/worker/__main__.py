@@ -15,6 +15,10 @@ from pathlib import Path
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import mask
+from nemotron_kit.runs.folder import open_job
+from nemotron_kit.spec.plan import read_spec
+from nemotron_kit.worker.distributed import run_scheduled, this_node
+from nemotron_kit.worker.run import run_job, run_rank
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,11 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: Path, as_rank: bool) -> int:
-    from nemotron_kit.runs.folder import open_job
-    from nemotron_kit.spec.plan import read_spec
-    from nemotron_kit.worker.distributed import run_scheduled, this_node
-    from nemotron_kit.worker.run import run_job, run_rank
-
     job = open_job(folder)
     if as_rank:
         return run_rank(job)

@@ -22,7 +22,9 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.polling import until
+from nemotron_kit.remote.agent.code import place_code as unpack
 from nemotron_kit.remote.agent.code import registered_folders, written_since
+from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command
@@ -251,8 +253,6 @@ def place_code(job: JobFolder, spec: JobSpec) -> None:
     """Unpack the launch's code as this job's own copy, unless another node was faster or it is there from before."""
     if spec.code is None or Path(spec.code).is_dir():
         return
-    from nemotron_kit.remote.agent.code import place_code as unpack
-    from nemotron_kit.remote.agent.operations import CODE
 
     record = json.loads(files.read_regular(job.path.parent.parent / CODE))
     unpack(b"", root=record["target_root"], digest=record["digest"], folders=[spec.code])

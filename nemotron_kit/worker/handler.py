@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -71,11 +72,12 @@ def _inputs(job: JobFolder) -> Mapping[str, dict[str, object]]:
 
 def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
     """Run `handler(config)`. A non-zero int that it returns is the exit code, as is the code of a SystemExit."""
-    from nemotron_kit.train_script import init_wandb_from_env
-
     try:
         with term_raises():
-            init_wandb_from_env()
+            if os.environ.get("WANDB_PROJECT"):
+                from nemotron_kit.train_script import init_wandb_from_env
+
+                init_wandb_from_env()
             value = handler(config)
     except KeyboardInterrupt:
         outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")

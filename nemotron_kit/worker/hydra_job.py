@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.argv = list(payload.argv)
     # The launch's way of finding modules, then this environment's own.
     sys.path[:] = [*payload.sys_path, *(entry for entry in sys.path if entry not in payload.sys_path)]
-    run = Job(payload, folder)
+    run = TaskRun(payload, folder)
     try:
         payload.check_versions()
         payload.check_literals()
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     return run.task_result.code if run.task_result else _never_arrived(payload, run)
 
 
-class Job:
+class TaskRun:
     """Runs the task function once and writes its TaskResult. It is called with the function (None: the one in the
     payload).
     """
@@ -95,7 +95,7 @@ def _found(payload: JobPayload) -> Callable[..., Any]:
     return task
 
 
-def _program_again(payload: JobPayload, run: Job) -> None:
+def _program_again(payload: JobPayload, run: TaskRun) -> None:
     """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
     import hydra  # noqa: F401 — hydra.main below is the module, not the function
 
@@ -142,7 +142,7 @@ def run_file(program: str) -> None:
     exec(code, vars(main))  # noqa: S102
 
 
-def _never_arrived(payload: JobPayload, run: Job) -> int:
+def _never_arrived(payload: JobPayload, run: TaskRun) -> int:
     text = f"{payload.program} ended without reaching its task function {payload.function}."
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     run.end(TaskResult(1, failure=Failure("nemotron_kit.NeverArrived", text)))

@@ -21,6 +21,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.worker.distributed import VALUE
 
 _DEPTH = 32
 # Type → (what JSON has of it, and what makes it again of that). A subclass goes as the type that it stands under.
@@ -277,7 +278,6 @@ class TaskResult:
         if not scheduled:
             files.write_text(folder / FILE, json.dumps(files.encoded(masked(asdict(self)))) + "\n")
             return
-        from nemotron_kit.worker.distributed import VALUE
 
         files.write_text(folder / VALUE, json.dumps(files.encoded({"answer": masked(asdict(self))})) + "\n")
 

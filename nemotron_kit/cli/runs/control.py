@@ -18,6 +18,11 @@ from nemotron_kit.cli.runs.show_logs import report_end
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
+from nemotron_kit.launch import submission
+from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
+from nemotron_kit.launch.resume import resume as begin_again
+from nemotron_kit.launch.status import ask, effective_run_state, effective_state, refresh
+from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.remote.ssh import transport_for
@@ -90,14 +95,11 @@ class _Wait:
 
             refresh_stages(self.run)
         if self.jobs is not None:
-            from nemotron_kit.launch.status import effective_state
-
             return run_state(effective_state(job, snapshot).state for job in self.jobs)
         if not self.run.jobs():
             return self.run.summary().state
         if not self.elsewhere:
             return self.run.state()
-        from nemotron_kit.launch.status import effective_run_state
 
         return effective_run_state(self.run, snapshot)
 
@@ -124,7 +126,6 @@ def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     asked = list(runs)
     if not asked:
         return {}
-    from nemotron_kit.launch.status import refresh
 
     return refresh(asked)
 
@@ -189,9 +190,6 @@ def _cancel_elsewhere(
     run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float
 ) -> int:
     """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
-    from nemotron_kit.launch.status import ask, refresh
-    from nemotron_kit.launch.submission import drop_waiting
-
     refresh([run])
     left = [job for job in jobs if not job.state().terminal]
     if not left:
@@ -226,8 +224,6 @@ def remove(argv: list[str]) -> int:
     runs = list({run.id: run for run in map(open_run, options.ids)}.values())
     asked = [run for run in runs if not is_here(run.summary().executor)]
     if asked:
-        from nemotron_kit.launch.status import refresh
-
         refresh(asked)
     for run in runs:
         if run in asked and run.state() in _QUEUED:
@@ -312,15 +308,10 @@ def resume(argv: list[str]) -> int:
 
 def _submit_waiting(run: RunFolder) -> str | None:
     """Submit the jobs that wait to be; what was done, None where none does."""
-    from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
-    from nemotron_kit.launch.submission import submit_waiting
-
     if not (run.path / SWEEP_FILE).exists():
         _refuse_unplanned(run)
         return None
     if stored_plan(run).wait_first:
-        from nemotron_kit.launch import submission
-
         return f"{run.id}: it waits again, to be submitted" if submission.resume(run) else None
     queue = SweepQueue(run)
     if not (queue.waiting or queue.unfinished):
@@ -358,8 +349,6 @@ def _stopped(jobs: list[JobFolder]) -> list[JobFolder]:
 
 
 def _go_on(run: RunFolder, job: JobFolder) -> int:
-    from nemotron_kit.launch.resume import resume as begin_again
-
     started = time.time()
     outcome = begin_again(run, job)
     if outcome.state != "pending":
@@ -406,8 +395,6 @@ def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) 
 
 def _running(run: RunFolder, job: JobFolder) -> JobState:
     """The job's state as it is now; UserError for one that holds no allocation."""
-    from nemotron_kit.launch.status import effective_state, refresh
-
     snapshot = refresh([run]).get(run.id)
     state = effective_state(job, snapshot)
     seen = snapshot.observed.get(job.number) if snapshot else None

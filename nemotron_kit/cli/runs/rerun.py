@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-from nemotron_kit.cli import sweep
+from nemotron_kit.cli import indexing, sweep
+from nemotron_kit.cli import tree as trees
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import write_lines
+from nemotron_kit.cli.reader import Reader
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import carry_out, show_plan, spelled_out
+from nemotron_kit.cli.runs.list import open_jobs
 from nemotron_kit.config.compose import Composed, compose, find_command
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.foreign import trusting
@@ -259,10 +262,6 @@ class RerunContext:
 
 def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
     """The arguments behind the run's id, parsed as arguments of its command."""
-    from nemotron_kit.cli import indexing
-    from nemotron_kit.cli import tree as trees
-    from nemotron_kit.cli.reader import Reader
-
     command = find_command(tree, recorded.recipe, recorded.stage)
     index = indexing.live(tree)
     node = trees.find(index, command.path)
@@ -283,7 +282,6 @@ def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
 
 def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
     """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
-
     values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
     given = {_key(override) for override in request.overrides}
     mode, profile = request.mode or recorded.plan.mode, request.profile or recorded.plan.profile
@@ -344,7 +342,6 @@ def plan_again(
     alone: bool = True,
 ) -> Plan:
     """Its plan, in the run and under the number that it gets. UserError where a pinned input is not what it was."""
-
     connect = not request.dry_run
     plan = build_plan(
         composed,
@@ -503,7 +500,6 @@ def rerun(argv: list[str]) -> int:
         raise UserError(
             f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
         )
-    from nemotron_kit.cli.runs.list import open_jobs
 
     run, jobs = open_jobs(reference)
     recorded = Recorded(run, jobs[0])

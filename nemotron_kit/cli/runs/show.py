@@ -17,9 +17,13 @@ from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import read_regular
+from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh
+from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.runconfig import settings_dict
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
@@ -49,8 +53,6 @@ class RunView:
         return run_state(self._standing(job).state for job in self.run.jobs())
 
     def _ask(self) -> None:
-        from nemotron_kit.launch.status import is_mirrored, mirror, refresh
-
         self.snapshot = refresh([self.run]).get(self.run.id)
         if len(self.jobs) != 1 or (self.snapshot and self.snapshot.lost):
             return
@@ -63,7 +65,6 @@ class RunView:
     def _standing(self, job: JobFolder) -> JobState:
         if not self._asked:
             return job.state()
-        from nemotron_kit.launch.status import effective_state
 
         return effective_state(job, self.snapshot)
 
@@ -72,7 +73,6 @@ class RunView:
         """How many jobs of a sweep its back end has not been given yet."""
         if not self._asked:
             return 0
-        from nemotron_kit.launch.queue import SweepQueue
 
         return len(SweepQueue(self.run).waiting)
 
@@ -88,8 +88,6 @@ class RunView:
 def written_by(job: JobFolder) -> dict[str, Any]:
     """What a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`, {} for nothing.
     Its record says so; where it has none, or not all names, what lies there."""
-    from nemotron_kit.remote.agent.code import registered_folders, written_since
-
     saved = registered_folders(job)
     try:
         record = job.exit_record()
@@ -411,8 +409,6 @@ def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 
 def facts(run: RunFolder, job: JobFolder) -> Facts:
     """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
-    from nemotron_kit.spec.runconfig import settings_dict
-
     plan, spec = stored_plan(run), job.spec()
     there = plan.place.run
     own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}

@@ -14,6 +14,8 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import CHUNK, LogOffsets
 from nemotron_kit.launch.attach import attach as follow_jobs
+from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.launch.status import refresh
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
@@ -122,7 +124,6 @@ def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
     """
     if is_here(_plan(run).executor):
         return lambda: job.state().terminal or job.state().state == "unknown"
-    from nemotron_kit.launch.status import refresh
 
     def over() -> bool:
         if not job.state().terminal:
@@ -176,8 +177,6 @@ def attach(argv: list[str]) -> int:
 
 def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
     """Stay while a process of this machine waits for other runs, to submit this one."""
-    from nemotron_kit.launch.queue import SweepQueue
-
     told, pace = False, Pace(0.2, 1.2, 5.0)
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
         if not told:
@@ -188,8 +187,6 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
 
 def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
     """Those that somebody was asked to run; of a large sweep, some may wait for room. UserError where none was."""
-    from nemotron_kit.launch.queue import SweepQueue
-
     waiting = set(SweepQueue(run).waiting)
     there = [job for job in jobs if job.number not in waiting]
     if not there:

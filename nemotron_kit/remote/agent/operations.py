@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from nemotron_kit import errors, files
 from nemotron_kit.artifacts.reference import Pin, parse_override
-from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.registry import LocalRegistry, artifact_field
 from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.files import open_regular
@@ -367,8 +367,6 @@ def _one(registry: LocalRegistry, text: str, default: str | None, fields: Sequen
 
 
 def _field(pin: Pin, name: str, registry: LocalRegistry) -> dict[str, Any]:
-    from nemotron_kit.artifacts.registry import artifact_field
-
     try:
         return {"value": artifact_field(pin, name, registry=registry)}
     except NemotronError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts import lineage, trackers
+from nemotron_kit.artifacts import lineage, tracking
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import Draft
 
@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.chdir(work)
     yield folder
-    trackers.reset()
+    tracking.reset()
     lineage.forget_inputs()
 
 

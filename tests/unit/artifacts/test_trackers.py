@@ -33,7 +33,7 @@ from nemotron_kit.artifacts import (
     set_lineage_tracker,
     to_wandb_uri,
     tokenizer_to_uri,
-    trackers,
+    tracking,
     wandb_config_from_env_file,
     wandb_config_from_environ,
 )
@@ -202,7 +202,7 @@ def test_init_and_get_config(tmp_path: Path) -> None:
     init()
     assert is_initialized()
     assert open_registry().root != tmp_path / "r"
-    trackers.reset()
+    tracking.reset()
     assert not is_initialized()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from nemotron_kit.data_prep import DataPrepConfig, parquet, readers, run_data_prep, streams
+from nemotron_kit.data_prep import DataPrepConfig, line_streams, parquet, readers, run_data_prep
 from nemotron_kit.data_prep.config import RowCounts
 from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.readers import SMALL
@@ -224,12 +224,12 @@ def test_zstd_frames_are_read_block_by_block_as_the_library_does(tmp_path: Path)
     skipped = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"skip!"
     empty = zstandard.compress(b"")
     path.write_bytes(b"".join([frames[0], skipped, frames[1], empty, b"\0" * 8, frames[2]]))
-    assert b"\n".join(streams.all_lines(str(path), "zst", 1 << 20)) == (content * 3)[:-1]
+    assert b"\n".join(line_streams.all_lines(str(path), "zst", 1 << 20)) == (content * 3)[:-1]
     damaged = bytearray(frames[0])
     damaged[len(damaged) // 2] ^= 0xFF
     path.write_bytes(bytes(damaged))
     with pytest.raises(UserError, match=r"not a valid \.zst file"):
-        list(streams.all_lines(str(path), "zst", 1 << 20))
+        list(line_streams.all_lines(str(path), "zst", 1 << 20))
 
 
 def bad_source(tmp_path: Path, bad: int = 7) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts import Artifact, DataBlendsArtifact, trackers
+from nemotron_kit.artifacts import Artifact, DataBlendsArtifact, tracking
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.spec.plan import read_config, read_spec
@@ -54,7 +54,7 @@ def says(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     yield run
     gc.enable()
     sys.modules.pop("letters", None)
-    trackers.reset()
+    tracking.reset()
 
 
 def test_the_list_of_runs(says: Says) -> None:

@@ -1,6 +1,6 @@
 """Pure functions from record to record."""
 
-from nemotron_kit.data_prep.transforms import (
+from nemotron_kit.data_prep.record_transforms import (
     Message,
     OpenAIChatRecord,
     SftRecord,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri, tokenizer_to_uri
+from nemotron_kit.artifacts.registry import local_root, open_registry
 from nemotron_kit.artifacts.wandb import WandbTracker
 from nemotron_kit.errors import UserError, nearest, sentence
 
@@ -65,8 +66,6 @@ class FileTracker:
     @property
     def registry(self) -> Registry:
         """The registry it was given, else the one of env.toml."""
-        from nemotron_kit.artifacts.registry import open_registry
-
         return self._registry or open_registry()
 
     def is_active(self) -> bool:
@@ -159,7 +158,6 @@ def init(
     for a root that is no folder here, and for "wandb" where it isn't installed.
     """
     global _config
-    from nemotron_kit.artifacts.registry import local_root
 
     if backend not in _BACKENDS:
         raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _BACKENDS)))
