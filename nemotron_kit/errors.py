@@ -54,6 +54,10 @@ class Unreachable(NemotronError):
     exit_code = 3
 
 
+class NotSent(Unreachable):
+    """The connection failed before the operation was sent: it has not been carried out."""
+
+
 class Cancelled(NemotronError):
     """The job was cancelled."""
 

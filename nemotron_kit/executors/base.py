@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
-from nemotron_kit.remote.agent.operations import Piece, packed
-from nemotron_kit.remote.ssh import Transport, transport_for
-from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan
@@ -26,6 +23,9 @@ from nemotron_kit.spec.runconfig import EXECUTORS, ProfileError, RunConfig, inst
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.executors.checks import Check
+    from nemotron_kit.remote.agent.operations import Piece
+    from nemotron_kit.remote.ssh import Transport
+    from nemotron_kit.runs.folder import RunFolder
 
 
 # Fields of a profile that every executor reads, and those that count wherever code is sent to a job.
@@ -126,6 +126,8 @@ class Executor(ABC):
     @cached_property
     def transport(self) -> Transport:
         """The way to the machine where the jobs' folders are."""
+        from nemotron_kit.remote.ssh import transport_for
+
         return transport_for(self.settings)
 
     # --- planning: nothing is written, and nobody is asked
@@ -198,7 +200,8 @@ class Executor(ABC):
         """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does what is
         missing of it, too. Raises Unreachable.
         """
-        from nemotron_kit.remote.snapshot import code_there, place_package  # no dry-run needs it
+        from nemotron_kit.remote.agent.operations import packed
+        from nemotron_kit.remote.snapshot import code_there, place_package
 
         place = plans[0].place
         texts = code_there(self.transport, place, self.settings)

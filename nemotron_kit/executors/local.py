@@ -11,8 +11,6 @@ from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.polling import looks
 from nemotron_kit.quoting import refers
-from nemotron_kit.remote.agent import operations
-from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, local_paths
 from nemotron_kit.spec.plan import DETACHED, Plan
@@ -20,6 +18,8 @@ from nemotron_kit.spec.resources import Resources, resources_of
 
 if TYPE_CHECKING:
     from nemotron_kit.executors.checks import Check
+    from nemotron_kit.remote.agent.operations import Piece
+    from nemotron_kit.runs.folder import RunFolder
 
 START_SECONDS = 10.0
 
@@ -73,14 +73,16 @@ class Local(Executor):
         return {run.id: {job.number: _seen(job.state()) for job in jobs} for run, jobs in runs}
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        del run
         from nemotron_kit.runs.cancel import cancel_jobs
 
+        del run
         cancel_jobs(jobs)
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
-    ) -> list[operations.Piece]:
+    ) -> list[Piece]:
+        from nemotron_kit.remote.agent import operations
+
         return operations.pieces(
             *operations.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit, only=only, skip=skip)
         )

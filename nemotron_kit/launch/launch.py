@@ -8,24 +8,24 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
 from nemotron_kit.app import Command
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.resolvers import set_run_dir
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError
 from nemotron_kit.executors.base import Executor, executor_for
-from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.polling import until
-from nemotron_kit.remote.ssh import NotSent
-from nemotron_kit.runs.cancel import terminate
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
 from nemotron_kit.worker.hydra import set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
 from nemotron_kit.worker.run import run_job
+
+if TYPE_CHECKING:
+    from nemotron_kit.launch.attach import LogOffsets
 
 # A work tree so large that git needs longer than this is recorded by its commit alone.
 _SECONDS = 2.0
@@ -94,6 +94,8 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
 
 def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
     """Submit to the plan's back end, now or later; with --run, stay until the end."""
+    from nemotron_kit.launch.attach import attach
+
     backend, job = executor_for(plan.settings), run.job(plan.job)
     try:
         submitted(run, job, backend, plan)
@@ -137,6 +139,9 @@ def followed(
 ) -> Outcome:
     """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
     ends this process leaves it running."""
+    from nemotron_kit.launch.attach import attach
+    from nemotron_kit.runs.cancel import terminate
+
     try:
         with term_raises():
             start()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, Unreachable, UserError, printable
+from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError, printable
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.operations import error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
@@ -121,10 +121,6 @@ def ssh_command(host: str, user: str | None, identity: str | None, *options: str
     if user:
         arguments += ["-l", user]
     return [*arguments, "--", host]
-
-
-class NotSent(Unreachable):
-    """The connection failed before the operation was sent: it has not been carried out."""
 
 
 class Destination(Protocol):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import Problem, Unreachable, UserError
+from nemotron_kit.errors import NotSent, Problem, Unreachable, UserError
 from nemotron_kit.executors.base import (
     EVERYWHERE,
     HELD,
@@ -29,7 +29,7 @@ from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, need, 
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
-from nemotron_kit.remote.ssh import NotSent, ssh_command, transport_for
+from nemotron_kit.remote.ssh import ssh_command, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, stored_plan

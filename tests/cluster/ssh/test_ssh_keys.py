@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.remote.ssh import NotSent, transport_for
+from nemotron_kit.errors import NotSent
+from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.runconfig import RunConfig
 
 # What a server's debug log says once a client has offered a user name, let alone a key or a password.
