@@ -533,3 +533,7 @@ def _from_exit(record: Mapping[str, Any], started: float | None, history: list[d
 def _check_state(state: str) -> None:
     if state not in STATES:
         raise UserError(f"{state!r} is no state of a job.", hint=nearest(state, STATES))
+
+
+# In the job's folder: what its function returned, if a sweeper can use it.
+VALUE = "value.json"

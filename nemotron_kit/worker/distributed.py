@@ -25,7 +25,7 @@ from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import place_code as unpack
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, JobFolder
+from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command
 from nemotron_kit.worker.handler import handed_on, verified_inputs
@@ -112,8 +112,6 @@ def _is_loopback(name: str) -> bool:
 
 
 OTHERS_SECONDS = 20.0
-# In the job's folder: what its function returned, if a sweeper can use it.
-VALUE = "value.json"
 _LAST = "this was the last of its segments, max_segments"
 
 

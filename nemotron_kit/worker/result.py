@@ -20,8 +20,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
-from nemotron_kit.worker.distributed import VALUE
+from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object
 
 _DEPTH = 32
 # Type → (what JSON has of it, and what makes it again of that). A subclass goes as the type that it stands under.

@@ -13,10 +13,9 @@ from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import python_module, torchrun_command
-from nemotron_kit.worker.distributed import VALUE, rank_log
 from nemotron_kit.worker.handler import call_handler, handed_on, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (
@@ -123,6 +122,8 @@ def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: ty
 
 def run_rank(job: JobFolder) -> int:
     """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
+    from nemotron_kit.worker.distributed import rank_log
+
     spec = read_spec(job.path)
     note_secrets(spec.secrets)
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
