@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
-from nemotron_kit.training.generate import Sampling, Speaker
+from nemotron_kit.training.generate import Speaker
 from nemotron_kit.training.loop import summed_nll
+from nemotron_kit.training.prompts import agent_of, read_rows
+from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,8 @@ Result = dict[str, float | None]
 SPLITS = ("valid", "test")
 # Tokens of padded sequences in one forward pass over packed rows.
 _BATCH_TOKENS = 8192
+# Packed rows may be as long as they are: what is loaded is a row's sequences.
+_ANY_LENGTH = 1 << 40
 
 
 def held_out(
@@ -33,9 +37,9 @@ def held_out(
 
     `limit` is a number of windows (shards) or rows (packed). UserError for data without the split.
     """
-    rows = packed_files(data, split)
-    if rows:
-        nll, tokens, size = _packed(speaker, rows, limit)
+    packed = split_folder(data, split)
+    if packed is not None:
+        nll, tokens, size = _packed(speaker, packed, limit)
     else:
         nll, tokens, size = _shards(speaker, data, split, limit, seq_length, batch_size)
     if not math.isfinite(nll):
@@ -79,77 +83,36 @@ def _shards(
     return total, len(samples) * length, size
 
 
-def packed_files(data: Path, split: str) -> list[Path]:
-    """The Parquet files of a split of packed rows: in the folder of splits, in the one that holds it, or in the split's
-    own."""
+def split_folder(data: Path, split: str) -> Path | None:
+    """The folder of a split of packed rows: in the folder of splits, or in the one that holds it; None without one."""
     names = ("valid", "validation") if split == "valid" else (split,)
     folders = [root / name for root in (data, data / "splits") for name in names]
-    return next((found for folder in folders if (found := sorted(folder.glob("*.parquet")))), [])
+    return next((folder for folder in folders if next(folder.glob("**/*.parquet"), None) is not None), None)
 
 
-def _packed(speaker: Speaker, files: Sequence[Path], limit: int | None) -> tuple[float, int, int]:
-    """(summed loss, tokens that count, their bytes) of packed rows. A row's sequences are run apart, padded on the
-    right, so that none sees another."""
+def _packed(speaker: Speaker, folder: Path, limit: int | None) -> tuple[float, int, int]:
+    """(summed loss, tokens that count, their bytes) of packed rows, each sequence run apart."""
     import torch
 
-    sizes = byte_lengths(speaker.tokenizer, speaker.model.config.vocab_size)
+    from nemotron_kit.training.sft import batch_nll
+    from nemotron_kit.training.sft_data import PackedRows, batches
+
     model = speaker.model
+    sizes = byte_lengths(speaker.tokenizer, model.config.vocab_size)
+    packed = PackedRows(folder, seq_length=_ANY_LENGTH)
+    packed.vocab_size = model.config.vocab_size
     total, tokens, size = 0.0, 0, 0
-    for batch in _batches(islice(_rows(files), limit)):
-        longest = max(len(ids) for ids, _ in batch)
-        ids = torch.zeros((len(batch), longest), dtype=torch.int64)
-        counts = torch.zeros((len(batch), longest), dtype=torch.bool)
-        for row, (tokens_of, mask) in enumerate(batch):
-            ids[row, : len(tokens_of)] = torch.from_numpy(tokens_of)
-            counts[row, : len(mask)] = torch.from_numpy(mask)
-        if int(ids.max()) >= model.config.vocab_size:
-            raise UserError(
-                f"{files[0].parent}: the data holds token {int(ids.max())}, but the model has "
-                f"{model.config.vocab_size}.",
-                hint="Give data that was made with the model's own tokenizer.",
-            )
-        labels = ids.roll(-1, dims=1)[counts]
-        with torch.no_grad():
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[counts.to(model.device)]
-        total += float(summed_nll(logits, labels.to(model.device)).item())
-        tokens += len(labels)
-        size += int(sizes[labels.numpy()].sum())
+    rows = packed.in_order(limit)
+    while some := list(islice(rows, 64)):
+        for batch in batches(some, _BATCH_TOKENS):
+            with torch.no_grad():
+                total += float(batch_nll(model, batch.to(model.device)).item())
+            labels = batch.labels[batch.counts].numpy()
+            tokens += len(labels)
+            size += int(sizes[labels].sum())
     if not tokens:
-        raise UserError(f"{files[0].parent}: no token of these rows counts (loss_mask is 0 everywhere).")
+        raise UserError(f"{folder}: no token of these rows counts (loss_mask is 0 everywhere).")
     return total, tokens, size
-
-
-def _rows(files: Sequence[Path]) -> Iterator[list[tuple[NDArray[np.int64], NDArray[np.bool_]]]]:
-    """The sequences of each packed row, as (token ids, mask of the positions whose next token counts)."""
-    import numpy as np
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    for file in files:
-        try:
-            opened = parquet.ParquetFile(file)
-            for batch in opened.iter_batches(64, columns=["input_ids", "loss_mask", "seq_start_id"]):
-                for row in batch.to_pylist():
-                    ids = np.asarray(row["input_ids"], dtype=np.int64)
-                    mask = np.asarray(row["loss_mask"], dtype=bool)
-                    starts = row["seq_start_id"]
-                    if len(ids) != len(mask) or not starts or starts[0] != 0 or sorted(set(starts)) != starts:
-                        raise UserError(f"{file}: a row that is not packed as `data prep sft` packs.")
-                    ends = [*starts[1:], len(ids)]
-                    yield [(ids[s:e], mask[s:e]) for s, e in zip(starts, ends, strict=True)]
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise UserError(f"{file}: not packed rows: {' '.join(str(error).split())}") from error
-
-
-def _batches(rows: Iterator[list[tuple[Any, Any]]]) -> Iterator[list[tuple[Any, Any]]]:
-    """Sequences of like length together, as many as a forward pass may have tokens. Those in which nothing counts are
-    left out."""
-    while held := [pair for row in islice(rows, 64) for pair in row]:
-        held = sorted((pair for pair in held if pair[1].any()), key=lambda pair: len(pair[0]))
-        while held:
-            count = max(1, _BATCH_TOKENS // len(held[-1][0]))
-            yield held[-count:]
-            del held[-count:]
 
 
 def trained_length(folder: Path) -> int | None:
@@ -178,7 +141,7 @@ def byte_lengths(tokenizer: Any, vocab_size: int) -> NDArray[np.int64]:
     return sizes
 
 
-def exact_match(
+def answers(
     speaker: Speaker,
     data: Path,
     *,
@@ -187,31 +150,44 @@ def exact_match(
     batch_size: int,
     max_new_tokens: int,
     enable_thinking: bool,
-) -> Result:
-    """{"accuracy", "stderr", "ended", "count"}: how many of the greedy answers to the questions of RL data are the
-    expected ones, and how many of them end their turn."""
+    verifiers: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Result]:
+    """What the greedy answers to the questions of RL data are worth, by the name of who judges them (`exact_match`):
+    {"accuracy", "stderr", "ended", "count"}. `ended` is how many of them end their turn.
+
+    `verifiers` are the config's own, as rl takes them. UserError for data without the split, and for rows that can't be
+    judged here.
+    """
     if not speaker.chats:
         raise UserError(
             f"{speaker.folder}: the model has no chat template, so it can't be asked questions.",
             hint="Give a model that sft or rl has made, or leave run.tasks out.",
         )
     file = jsonl_of(data, split)
-    rows = list(islice(_questions(file), limit))
-    if not rows:
-        raise UserError(f"{file}: there are no rows.")
+    every = read_rows(file, "run.tasks")
+    kept = len(every) if limit is None else min(limit, len(every))
+    rows = [every[number * len(every) // kept] for number in range(kept)]
+    judges = find_verifiers(dict.fromkeys(map(agent_of, rows)), verifiers or {})
+    check_rows(rows, judges, str(file))
     prompts = [
         speaker.prompt(_messages(row), row["responses_create_params"].get("tools"), enable_thinking=enable_thinking)
         for row in rows
     ]
     # Prompts of like length together: the less is padding.
     order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))
-    sampling = Sampling(max_new_tokens=max_new_tokens)
-    scores, ended = [], 0
+    scores: dict[str, list[float]] = {agent: [] for agent in judges}
+    ended = dict.fromkeys(judges, 0)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        answers = speaker.answers([prompts[number] for number in numbers], sampling)
-        scores += [score(answer.said, rows[number]) for answer, number in zip(answers, numbers, strict=True)]
-        ended += sum(answer.ended for answer in answers)
+        said = speaker.answers([prompts[number] for number in numbers], max_new_tokens)
+        for answer, number in zip(said, numbers, strict=True):
+            agent = agent_of(rows[number])
+            scores[agent].append(reward(judges[agent], answer.text, rows[number], agent))
+            ended[agent] += answer.ended
+    return {agent: _summary(given, ended[agent]) for agent, given in scores.items()}
+
+
+def _summary(scores: Sequence[float], ended: int) -> Result:
     accuracy = sum(scores) / len(scores)
     spread = sum((each - accuracy) ** 2 for each in scores) / max(1, len(scores) - 1)
     return {
@@ -220,11 +196,6 @@ def exact_match(
         "ended": ended / len(scores),
         "count": float(len(scores)),
     }
-
-
-def score(said: str, row: Mapping[str, Any]) -> float:
-    """1.0 where what was said is the row's expected answer, else 0.0; case and space around it don't count."""
-    return float(said.strip().casefold() == str(row["expected_answer"]).strip().casefold())
 
 
 def jsonl_of(data: Path, split: str) -> Path:
@@ -244,25 +215,6 @@ def jsonl_of(data: Path, split: str) -> Path:
         have = ", ".join(sorted(named)) if isinstance(named, dict) else "no object"
         raise UserError(f"{manifest}: there is no {split} split.", hint=f"It has: {have}.")
     return manifest.parent / str(found)
-
-
-def _questions(file: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    _messages(row), row["expected_answer"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{file}:{number}: no question with a known answer: {type(error).__name__}: {error}.",
-                        hint="Exact match needs responses_create_params.input and expected_answer in each row.",
-                    ) from error
-                yield row
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}.") from error
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.training import sampling
 from nemotron_kit.training.engine import quiet
 from nemotron_kit.training.model import load_model, require_model
 
@@ -59,11 +60,6 @@ class Answer:
     ended: bool
     tokens: int
 
-    @property
-    def said(self) -> str:
-        """The answer itself, without the reasoning before it."""
-        return self.text.rpartition("</think>")[2].strip()
-
 
 class Speaker:
     """A model and its tokenizer, from a folder in transformers' format."""
@@ -102,22 +98,14 @@ class Speaker:
             raise UserError("The prompt is empty, and the tokenizer has no token that a text begins with.")
         return [int(begin)]
 
-    def answers(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Answer]:
-        """An answer to each prompt (token ids), all in one batch, padded on the left."""
-        import torch
-
+    def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        """The likeliest answer to each prompt (token ids), all in one batch, as rl asks the model."""
         self._check(prompts)
-        longest = max(map(len, prompts))
-        pad = self._pad()
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        with torch.no_grad():
-            made = self.model.generate(
-                input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), **self._how(sampling)
-            )
-        return [self._answer(row) for row in made[:, longest:].tolist()]
+        with sampling.answering(self.model):
+            said = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
+        return [self._answer(list(each.ids)) for each in said]
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Generator[str, None, bool]:
+    def stream(self, prompt: Sequence[int], how: Sampling) -> Generator[str, None, bool]:
         """One answer, piece by piece; its value is whether the model ended its turn. Whoever stops reading (closes it)
         stops the model after its current token."""
         import torch
@@ -141,7 +129,7 @@ class Speaker:
 
         pieces = Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         ids = torch.tensor([list(prompt)], device=self.model.device)
-        how = self._how(sampling)
+        arguments = self._how(how)
 
         def speak() -> None:
             try:
@@ -151,7 +139,7 @@ class Speaker:
                         attention_mask=torch.ones_like(ids),
                         streamer=pieces,
                         stopping_criteria=StoppingCriteriaList([Told()]),
-                        **how,
+                        **arguments,
                     )
             except BaseException as error:  # noqa: BLE001 — raised where the answer is read
                 failed.append(error)
@@ -168,22 +156,22 @@ class Speaker:
             raise NemotronError(f"The model failed while it answered: {failed[0]}") from failed[0]
         return ended.is_set()
 
-    def _how(self, sampling: Sampling) -> dict[str, Any]:
+    def _how(self, how: Sampling) -> dict[str, Any]:
         """The arguments of `generate` that say how tokens are chosen and where an answer ends."""
         import torch
         from transformers import GenerationConfig
 
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        elif sampling.temperature > 0:
+        if how.seed is not None:
+            torch.manual_seed(how.seed)
+        elif how.temperature > 0:
             torch.seed()  # torch begins every process with the same one
         chosen: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
+        if how.temperature > 0:
             # top_k 0: the whole vocabulary; transformers would take 50.
-            chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            chosen = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
         return {
             "generation_config": GenerationConfig(
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=how.max_new_tokens,
                 eos_token_id=sorted(self.stops) or None,
                 pad_token_id=self._pad(),
                 use_cache=True,

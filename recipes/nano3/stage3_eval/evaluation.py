@@ -54,6 +54,9 @@ class EvalConfig:
     batch_size: int = field(default=16, metadata={"help": "Windows, questions or documents at a time"})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer to a question of run.tasks, in tokens"})
     enable_thinking: bool = field(default=False, metadata={"help": "Let the model reason before it answers"})
+    verifiers: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Verifiers of your own for run.tasks: NAME._target_, as rl takes them"}
+    )
     output_dir: Path = field(default=Path("output/nano3/stage3_eval"), metadata={"help": "Folder for results.json"})
     config_name: str | None = field(
         default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
@@ -167,7 +170,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
             batch_size=cfg.batch_size,
         )
     if questions is not None:
-        found["exact_match"] = evaluate.exact_match(
+        found |= evaluate.answers(
             speaker,
             Path(questions.path),
             split="test",
@@ -175,6 +178,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
             batch_size=cfg.batch_size,
             max_new_tokens=cfg.max_new_tokens,
             enable_thinking=cfg.enable_thinking,
+            verifiers=cfg.verifiers,
         )
     if cfg.tasks:
         found |= evaluate.run_tasks(

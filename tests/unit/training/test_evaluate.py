@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from nemotron_kit.data_prep.packing import schema
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import evaluate
 from nemotron_kit.training.generate import Answer, Sampling, Speaker, chat_ids
@@ -42,7 +43,7 @@ def test_loss_of_packed_rows_is_that_of_their_sequences_alone(speaker: Speaker, 
             sequences.append((said, counts))
         rows.append({"input_ids": ids, "loss_mask": mask, "seq_start_id": starts})
     (tmp_path / "splits/valid").mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "splits/valid/a.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows, schema()), tmp_path / "splits/valid/a.parquet")
 
     found = evaluate.held_out(speaker, tmp_path, split="valid", limit=None, seq_length=None, batch_size=2)
     tokens = sum(sum(counts) for _, counts in sequences)
@@ -79,15 +80,15 @@ def test_loss_of_shards(speaker: Speaker, tmp_path: Path) -> None:
             )
 
 
-def test_exact_match_counts_what_was_said(speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "responses_create_params": {"input": [{"role": "user", "content": f"Question {n}?"}]},
-            "expected_answer": str(n),
-        }
-        for n in range(5)
-    ]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_answers_are_judged_by_the_verifier_of_their_row(
+    speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(n: int, agent: str) -> dict[str, Any]:
+        asked = {"input": [{"role": "user", "content": f"Question {n}?"}]}
+        return {"responses_create_params": asked, "agent_ref": {"name": agent}, "expected_answer": str(n)}
+
+    rows = [row(n, "numeric" if n > 4 else "exact_match") for n in range(6)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     (tmp_path / "manifest.json").write_text(json.dumps({"test": "test.jsonl"}))
     said = {
         "Question 0?": Answer(" 0\n", True, 1),
@@ -95,23 +96,29 @@ def test_exact_match_counts_what_was_said(speaker: Speaker, tmp_path: Path, monk
         "Question 2?": Answer("3", True, 1),
         "Question 3?": Answer("3 and", False, 2),
         "Question 4?": Answer("4", False, 1),
+        "Question 5?": Answer("It is 5.0", True, 3),
     }
 
-    def answers(self: Speaker, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
+    def answers(self: Speaker, prompts: list[list[int]], max_new_tokens: int) -> list[Answer]:
         texts = [self.tokenizer.decode(prompt) for prompt in prompts]
-        assert sampling == Sampling(max_new_tokens=4)
+        assert max_new_tokens == 4
         return [next(answer for question, answer in said.items() if question in text) for text in texts]
 
     monkeypatch.setattr(Speaker, "answers", answers)
     settings: dict[str, Any] = {"batch_size": 2, "max_new_tokens": 4, "enable_thinking": False}
-    found = evaluate.exact_match(speaker, tmp_path / "manifest.json", split="test", limit=None, **settings)
-    assert found == {"accuracy": 0.6, "stderr": pytest.approx(math.sqrt(0.3 / 5)), "ended": 0.6, "count": 5}
-    assert evaluate.exact_match(speaker, tmp_path, split="test", limit=2, **settings)["accuracy"] == 1.0
+    found = evaluate.answers(speaker, tmp_path / "manifest.json", split="test", limit=None, **settings)
+    assert found == {
+        "exact_match": {"accuracy": 0.6, "stderr": pytest.approx(math.sqrt(0.3 / 5)), "ended": 0.6, "count": 5},
+        "numeric": {"accuracy": 1.0, "stderr": 0.0, "ended": 1.0, "count": 1},
+    }
+    # Of a limit, rows from all over the file.
+    few = evaluate.answers(speaker, tmp_path, split="test", limit=2, **settings)
+    assert few == {"exact_match": {"accuracy": 0.5, "stderr": pytest.approx(0.5), "ended": 0.5, "count": 2}}
     with pytest.raises(UserError, match="no valid split"):
-        evaluate.exact_match(speaker, tmp_path, split="valid", limit=None, **settings)
-    (tmp_path / "test.jsonl").write_text('{"question": "?"}\n')
-    with pytest.raises(UserError, match=r"test.jsonl:1: no question with a known answer"):
-        evaluate.exact_match(speaker, tmp_path, split="test", limit=None, **settings)
+        evaluate.answers(speaker, tmp_path, split="valid", limit=None, **settings)
+    (tmp_path / "test.jsonl").write_text(json.dumps({**rows[0], "expected_answer": None}) + "\n")
+    with pytest.raises(UserError, match=r"test.jsonl, row 1: A row has no 'expected_answer'"):
+        evaluate.answers(speaker, tmp_path, split="test", limit=None, **settings)
 
 
 @torch.no_grad()
@@ -119,8 +126,8 @@ def test_answers_are_what_the_forward_pass_says(speaker: Speaker) -> None:
     """Greedy answers in a padded batch, one by one, streamed, and by the forward pass of the whole text."""
     prompts = [speaker.raw(text) for text in ("The library", "A much longer prompt than the first one, so", "def f(")]
     sampling = Sampling(max_new_tokens=12)
-    together = speaker.answers(prompts, sampling)
-    assert together == [speaker.answers([prompt], sampling)[0] for prompt in prompts]
+    together = speaker.answers(prompts, 12)
+    assert together == [speaker.answers([prompt], 12)[0] for prompt in prompts]
     for prompt, answer in zip(prompts, together, strict=True):
         assert "".join(speaker.stream(prompt, sampling)) == answer.text
         ids = list(prompt)
@@ -137,12 +144,12 @@ def test_answers_are_what_the_forward_pass_says(speaker: Speaker) -> None:
 def test_sampling_is_repeatable_and_an_answer_ends_at_a_stop(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = speaker.raw("Once")
     drawn = Sampling(max_new_tokens=8, temperature=1.5, seed=7)
-    assert speaker.answers([prompt], drawn) == speaker.answers([prompt], drawn)
-    assert "".join(speaker.stream(prompt, drawn)) == speaker.answers([prompt], drawn)[0].text
+    first = "".join(speaker.stream(prompt, drawn))
+    assert "".join(speaker.stream(prompt, drawn)) == first != speaker.answers([prompt], 8)[0].text
     assert {2, 5} <= speaker.stops
-    ids = speaker.raw(speaker.answers([prompt], Sampling(max_new_tokens=6))[0].text)
+    ids = speaker.raw(speaker.answers([prompt], 6)[0].text)
     monkeypatch.setattr(speaker, "stops", frozenset(ids[2:3]))
-    answer = speaker.answers([prompt], Sampling(max_new_tokens=6))[0]
+    answer = speaker.answers([prompt], 6)[0]
     assert (answer.ended, answer.tokens) == (True, ids.index(ids[2]))
     assert "".join(speaker.stream(prompt, Sampling(max_new_tokens=6))) == answer.text
     stream = speaker.stream(prompt, Sampling(max_new_tokens=4000))

@@ -47,7 +47,6 @@ def test_generate_prints_what_the_model_says_and_nothing_else(
     chat_model: Path, speaker: Speaker, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "What is ${x} = 'y'?\nAnd 2+2="
-    sampling = Sampling(max_new_tokens=5)
     shared = ["--art.model", str(chat_model), "--max-new-tokens", "5"]
     for more, ids in (
         ([], speaker.prompt([{"role": "user", "content": text}])),
@@ -60,7 +59,7 @@ def test_generate_prints_what_the_model_says_and_nothing_else(
         ),
     ):
         assert nemotron(["nano3", "generate", text, *shared, *more]) == 0
-        assert capsys.readouterr().out.removesuffix("\n") == speaker.answers([ids], sampling)[0].text.removesuffix("\n")
+        assert capsys.readouterr().out.removesuffix("\n") == speaker.answers([ids], 5)[0].text.removesuffix("\n")
     assert not (home / "runs").exists()
 
 
