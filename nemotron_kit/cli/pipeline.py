@@ -13,6 +13,7 @@ from nemotron_kit.cli.request import Job, shell_line
 from nemotron_kit.cli.run_job import announce, print_end, report, say_commands, transport_to
 from nemotron_kit.errors import UserError, printable
 from nemotron_kit.quoting import hydra_text
+from nemotron_kit.spec.plan import is_here
 
 if TYPE_CHECKING:
     from nemotron_kit.discovery import Tree
@@ -118,7 +119,7 @@ def _count(launch: Launch) -> str:
 def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequence[str]) -> Iterator[str]:
     settings = stage.placed.settings
     resources = f"   (resources {stage.command.resources})" if stage.command.resources else ""
-    where = f"   on {settings.executor}" if settings.executor != "local" else ""
+    where = f"   on {settings.executor}" if not is_here(settings.executor) else ""
     config = f" -c {stage.composed.config_name}" if stage.composed.config_file else ""
     yield f"{number}  {stage.words}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
     for slot, text in stage.references.items():
