@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,9 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         after=request.after,
     ).prepare()
     if request.dry_run:
+        return _show(launch, request)
+    if launch.stages[0].placed.settings.dry_run:
+        _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
         return _show(launch, request)
     return _start(launch, request)
 
@@ -190,7 +194,9 @@ class _Said:
 
 def _start(launch: Launch, request: Job) -> int:
     launch.check()
+    gc.enable()  # for the stages' own code (see main.leave)
     said, started = _Said(), time.monotonic()
+    _say(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
     if launch.submitted:
         return _submit(launch, request, said)
     outcome = launch.run_here(said)
@@ -206,7 +212,7 @@ def _start(launch: Launch, request: Job) -> int:
 
 
 def _submit(launch: Launch, request: Job, said: _Said) -> int:
-    attached = launch.mode == "run"
+    attached = launch.mode == "run" and not launch.stages[0].placed.settings.detach
     launch.base = ["run.mode=batch" if word == "run.mode=run" else word for word in launch.base]
     given = launch.submit(said)
     _say(f"{launch.id}: {len(given)} stages submitted, {len(said.rows) - len(given)} skipped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import time
@@ -441,10 +442,7 @@ class Launch:
                 stage.outputs = decision.before.outputs() if decision.before else []
                 continue
             _, plan = self.plan(stage, new_run_id(stage.command.recipe, stage.name), deferred=self.id)
-            problems = [problem for problem in plan.problems if problem.slot not in stage.wired]
-            if problems:
-                hint = "\n".join(problems[1:]) or None
-                raise UserError(f"{stage.words}: {problems[0]}", hint=hint)
+            _refuse(stage, [problem for problem in plan.problems if problem.slot not in stage.wired])
         for stage in self.stages:
             stage.outputs = None
 
@@ -518,6 +516,7 @@ class Launch:
             self._require_inputs(stage)
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
+            _refuse(stage, plan.problems)
             plan = replace(plan, code=code_facts(), files={**plan.files, **hydra_files(composed)})
             say.starts(plan)
             started = time.monotonic()
@@ -527,6 +526,8 @@ class Launch:
             if outcome.state != "succeeded":
                 return outcome
             stage.outputs = saved_by(RunFolder(runs_root() / stage.run))
+            del composed, plan
+            gc.collect()  # a model of the stage before is in the way of the next one
         return outcome
 
     def submit(self, say: Reporter) -> list[tuple[Stage, Plan]]:
@@ -552,6 +553,7 @@ class Launch:
             after = list(dict.fromkeys(after or self.after))
             if after:
                 plan = After.of(after).apply(plan, stage.command)
+            _refuse(stage, plan.problems)
             plan = replace(
                 plan, code=code_facts(), files={**plan.files, **hydra_files(composed), **_again(plan, decision)}
             )
@@ -598,6 +600,12 @@ class Launch:
                 "fingerprint": stage.print.to_dict(),
             },
         )
+
+
+def _refuse(stage: Stage, problems: Sequence[str]) -> None:
+    """Raise what would stop a stage as one UserError that names it."""
+    if problems:
+        raise UserError(f"{stage.words}: {problems[0]}", hint="\n".join(problems[1:]) or None)
 
 
 def _again(plan: Plan, decision: Decision) -> dict[str, str]:

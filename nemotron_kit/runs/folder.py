@@ -119,7 +119,8 @@ class RunFolder:
         folder = self.path / "jobs" / str(number)
         if not folder.is_dir() and self.is_pipeline:
             named = [f"{self.id}/{at} ({each['stage'].replace('/', ' ')})" for at, each in enumerate(self.stages())]
-            hint = f"Name one: {', '.join(named)}." if named else "None has started."
+            again = f"To go on where it stopped: {self.plan().get('command_line')}"
+            hint = f"Name one: {', '.join(named)}.\n{again}" if named else again
             raise UserError(f"{self.id} is a pipeline, whose stages are runs.", hint=hint)
         if not folder.is_dir():
             there = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"

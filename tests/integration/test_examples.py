@@ -57,6 +57,8 @@ def of_pipeline(world: World, shown: list[str]) -> None:
     assert world.parents("Words-counts:v0") == ["Words-corpus:v0"]
     assert world.parents("Words-counts:v1") == ["Words-corpus:v1"]
     assert "Counts" in shown[5]
+    assert '{"be,": 2}' in shown[6] and '"that": 1' in shown[7]
+    assert shown[8].count("words all") == shown[8].count("succeeded") == 2
 
 
 def of_optuna(world: World, shown: list[str]) -> None:

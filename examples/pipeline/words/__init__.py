@@ -1,4 +1,5 @@
-"""Two commands: `collect` saves a typed artifact, `count` reads it and saves what it found, which descends from it."""
+"""Two commands: `collect` saves a typed artifact, `count` reads it and saves what it found, which descends from it.
+`all` runs both, and each only where something has changed."""
 
 import json
 from collections import Counter
@@ -61,3 +62,4 @@ app.command(
     artifacts={"corpus": ArtifactInput(default_name="Words-corpus:latest", mappings={"path": "corpus"})},
     produces=["Words-counts"],
 )
+app.pipeline("all", stages=["collect", "count"], description="Collect a text and count its words")
