@@ -240,10 +240,12 @@ def run_tasks(
     looked for first. UserError for a task that there isn't, or whose data can't be had."""
     import logging
 
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # It would ask git about the working folder, and git complains where there is no work tree.
+    evaluator.get_git_commit_hash = lambda: None
     manager = _task_manager(tasks, task_path)
     model = HFLM(
         pretrained=speaker.model,
@@ -252,7 +254,7 @@ def run_tasks(
         enable_thinking=enable_thinking,
     )
     try:
-        found = simple_evaluate(
+        found = evaluator.simple_evaluate(
             model,
             tasks=list(tasks),
             task_manager=manager,

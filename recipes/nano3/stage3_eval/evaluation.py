@@ -9,6 +9,7 @@ data). Saves results.json as `EvalArtifact-<config_name>`, and prints a table. O
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,6 +156,8 @@ def _from_command_line() -> tuple[EvalConfig, Mapping[str, Pin]]:
 
 
 def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | None) -> dict[str, dict[str, Any]]:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a log; read where tqdm is imported
     from nemotron_kit.training import evaluate
     from nemotron_kit.training.generate import Speaker
 
