@@ -96,7 +96,8 @@ def _stays_behind(text: str, place: RemotePaths, mounted: list[str], settings: R
         return False
     if not place.is_remote and not settings.container_image:
         return False  # the same files are there
-    system = any(below(text, folder) for folder in _SYSTEM)
+    # /dev/shm is a disk in memory: its files are as much of this machine alone as those of a home.
+    system = any(below(text, folder) for folder in _SYSTEM) and not below(text, "/dev/shm")  # noqa: S108
     return not system and text not in ("/", "/tmp") and os.path.exists(text)  # noqa: S108, PTH110 — any text
 
 
