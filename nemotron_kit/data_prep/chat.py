@@ -223,12 +223,9 @@ def texts_of(messages: Iterable[Any]) -> Iterator[str]:
 
 def _prepared(messages: Any, tools: Any) -> tuple[Messages, list[dict[str, Any]] | None]:
     """Messages and tools as a template takes them. Raises UserError naming the message that is none."""
-    if isinstance(messages, str):
-        messages = _from_json(messages, "messages")
+    messages, tools = from_json(messages, "messages"), from_json(tools, "tools")
     if not isinstance(messages, list | tuple):
         raise UserError(f"messages is a {type(messages).__name__}, not a list of messages.")
-    if isinstance(tools, str):
-        tools = _from_json(tools, "tools") if tools.strip() else None
     if tools is not None and not isinstance(tools, list | tuple):
         raise UserError(f"tools is a {type(tools).__name__}, not a list of tools.")
     said = [_message(message, number) for number, message in enumerate(messages)]
@@ -245,9 +242,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
     # A table's row has every column: what is null is not there.
     kept = {key: value for key, value in message.items() if value is not None}
     kept["content"] = _content(kept.get("content"), where)
-    calls = kept.pop("tool_calls", None)
-    if isinstance(calls, str):
-        calls = _from_json(calls, f"{where}.tool_calls") if calls.strip() else None
+    calls = from_json(kept.pop("tool_calls", None), f"{where}.tool_calls")
     if calls:
         if not isinstance(calls, list | tuple):
             raise UserError(f"{where}.tool_calls is a {type(calls).__name__}, not a list.")
@@ -277,9 +272,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     inner = call if inner is None else inner
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise UserError(f"{where} names no function.")
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _from_json(arguments, f"{where}.arguments") if arguments.strip() else {}
+    arguments = from_json(inner.get("arguments"), f"{where}.arguments")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(f"{where}.arguments is a {type(arguments).__name__}, not an object.")
     return {"type": "function", "function": {"name": inner["name"], "arguments": dict(arguments or {})}}
@@ -295,13 +288,16 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
     # `strict` is how an API is to check calls, nothing that the model is told.
     known = {key: value for key, value in inner.items() if value is not None and key not in ("type", "strict")}
     if isinstance(known.get("parameters"), str):
-        known["parameters"] = _from_json(known["parameters"], f"{where}.parameters")
+        known["parameters"] = from_json(known["parameters"], f"{where}.parameters")
     return {"type": "function", "function": known}
 
 
-def _from_json(text: str, where: str) -> Any:
+def from_json(value: Any, where: str) -> Any:
+    """What a text holds as JSON, None for a blank one; any other value is itself. Raises UserError naming `where`."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(text)
+        return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is text, and not JSON: {error}.") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.data_prep import readers
-from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, special_tokens, texts_of
+from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, from_json, special_tokens, texts_of
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
 from nemotron_kit.data_prep.packing import PackedWriter
 from nemotron_kit.data_prep.plan import ChatSettings, ShardPlan
@@ -151,18 +151,19 @@ def _conversations(
     others = (chat.tools_field, chat.used_in_field)
     for piece in plan.shards[number].pieces:
         for record, place in readers.records(source, piece, rows, others):
-            messages, tools = record.get(source.text_field), record.get(chat.tools_field)
-            why = _filtered(record, messages, tools, chat)
-            if why is None:
-                try:
+            try:
+                messages = from_json(record.get(source.text_field), "messages")
+                tools = from_json(record.get(chat.tools_field), "tools")
+                why = _filtered(record, messages, tools, chat)
+                if why is None:
                     identity = _identity(messages)
                     if len(identity) > rows.max_size:  # a line is bounded as it is read, a Parquet's row is not
                         raise rows.too_large("messages")
                     sequences = form.sequences(messages, tools)
-                except UserError as error:
-                    rows.refuse(place, error)
-                    continue
-                why = None if sequences else NO_ANSWER
+                    why = None if sequences else NO_ANSWER
+            except UserError as error:
+                rows.refuse(place, error)
+                continue
             if why is None:
                 yield _Conversation(_split(identity, chat), sequences)
             else:

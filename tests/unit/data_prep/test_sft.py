@@ -133,13 +133,13 @@ def test_all_of_one_record_is_in_one_split_and_so_is_its_copy(prep: Prep) -> Non
 def test_what_is_left_out_is_counted_by_reason(prep: Prep, capsys: pytest.CaptureFixture[str]) -> None:
     called = {"role": "assistant", "content": "<tool_call>f</tool_call>"}
     records = [
-        asks(1, used_in=["a", "b"]),
+        asks(1, used_in=["a", "b"], tools=""),
         asks(2, used_in="x, b"),
         asks(3, used_in="x"),
         asks(4),
         {"messages": [], "used_in": "b"},
         {"used_in": "b"},
-        {"messages": [called], "used_in": "b"},
+        {"messages": json.dumps([called]), "used_in": "b", "tools": "[]"},
         {"messages": [{"role": "system", "content": "# Tools\n"}, called], "used_in": "b"},
         {"messages": [called], "used_in": "b", "tools": [{"name": "f"}]},
         {"messages": [{"role": "user", "content": "?"}], "used_in": "b"},
