@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -56,6 +58,27 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
     run: Any = root._get_node("run")
     run._set_flag("struct", False)
     return root
+
+
+def contradictions(overrides: Iterable[str], values: Mapping[str, Any], cls: type) -> list[str]:
+    """A sentence for each setting to which `overrides` give two values, under two names: a dataclass's field says by
+    `metadata={"same_as": "train.lr"}` which other one it stands for."""
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    found = []
+    for name, other in _same_as(cls):
+        one, two = (functools.reduce(lambda block, key: block[key], key.split("."), values) for key in (name, other))
+        if name in given and other in given and one != two:
+            found.append(f"{name} is {one} and {other} is {two}, but they are one setting; give one of them.")
+    return found
+
+
+def _same_as(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
+    hints = type_hints(cls)
+    for f in input_fields(cls).values():
+        if "same_as" in f.metadata:
+            yield f"{above}{f.name}", f.metadata["same_as"]
+        if isinstance(hints[f.name], type) and dataclasses.is_dataclass(hints[f.name]):
+            yield from _same_as(hints[f.name], f"{above}{f.name}.")
 
 
 def mapped_fields(command: Command) -> dict[str, str]:

@@ -14,6 +14,7 @@ from nemotron_kit.app import App, Command
 from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
+from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import PlanContext, executor_for
@@ -357,6 +358,7 @@ def build_plan(
         *added.problems,
         *([Problem(_PREVIEW)] if settings.dry_run and connect and not alone else []),
         *problems_of(command, launch, settings, frozen, environment),
+        *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
     found = preflight(command, frozen, inputs, place, connect, is_here(settings.executor)) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]

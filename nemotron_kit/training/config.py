@@ -84,13 +84,25 @@ class TrainConfig:
 class OptimizerConfig:
     """The `optimizer` block of pretraining: Megatron's place for what `train` has too. What is set here wins."""
 
-    lr: float | None = field(default=None, metadata={"help": "Peak learning rate (null: train.lr)"})
-    min_lr: float | None = field(default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)"})
-    weight_decay: float | None = field(default=None, metadata={"help": "AdamW's (null: train.weight_decay)"})
-    adam_beta1: float | None = field(default=None, metadata={"help": "null: train.adam_beta1"})
-    adam_beta2: float | None = field(default=None, metadata={"help": "null: train.adam_beta2"})
-    adam_eps: float | None = field(default=None, metadata={"help": "null: train.adam_eps"})
-    clip_grad: float | None = field(default=None, metadata={"help": "Largest norm of the gradients (null: train's)"})
+    lr: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (null: train.lr)", "same_as": "train.lr"}
+    )
+    min_lr: float | None = field(
+        default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)", "same_as": "scheduler.min_lr"}
+    )
+    weight_decay: float | None = field(
+        default=None, metadata={"help": "AdamW's (null: train.weight_decay)", "same_as": "train.weight_decay"}
+    )
+    adam_beta1: float | None = field(
+        default=None, metadata={"help": "null: train.adam_beta1", "same_as": "train.adam_beta1"}
+    )
+    adam_beta2: float | None = field(
+        default=None, metadata={"help": "null: train.adam_beta2", "same_as": "train.adam_beta2"}
+    )
+    adam_eps: float | None = field(default=None, metadata={"help": "null: train.adam_eps", "same_as": "train.adam_eps"})
+    clip_grad: float | None = field(
+        default=None, metadata={"help": "Largest norm of the gradients (null: train's)", "same_as": "train.clip_grad"}
+    )
 
     def check(self) -> None:
         """Raises UserError for a value that can't be trained with."""

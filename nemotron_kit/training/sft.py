@@ -173,7 +173,7 @@ class _Run:
             balance=balance,
             write_model=(lambda folder: lora.save_adapters(model, folder / lora.ADAPTERS)) if config.lora else None,
         )
-        work = _Work(self, model, loop)
+        work = SFTWork(config, self.rows, self.held_out, model, loop)
         try:
             for line in (*start.notes, *self._notes(model), self._described()):
                 reporter.say(line)
@@ -228,18 +228,25 @@ class _Run:
         return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
 
 
-class _Work:
+class SFTWork:
     """What a step and an evaluation compute."""
 
-    def __init__(self, run: _Run, model: NemotronHForCausalLM, loop: StepLoop) -> None:
-        self.run, self.model, self.loop = run, model, loop
-        self.per_step = run.config.train.global_batch_size
-        self.most = run.config.train.micro_batch_size * run.config.seq_length
+    def __init__(
+        self,
+        config: SFTConfig,
+        rows: PackedRows,
+        held_out: PackedRows | None,
+        model: NemotronHForCausalLM,
+        loop: StepLoop,
+    ) -> None:
+        self.rows, self.held_out, self.model, self.loop = rows, held_out, model, loop
+        self.per_step, self.eval_iters = config.train.global_batch_size, config.train.eval_iters
+        self.most = config.train.micro_batch_size * config.seq_length
         self.packed = runs_packed(model.device)
 
     def step(self, number: int) -> dict[str, Any]:
         """The gradients of a step: of the sum over this rank's rows, divided by the loss tokens of all ranks' rows."""
-        rows = self.run.rows.rows_at((number - 1) * self.per_step, number * self.per_step)
+        rows = self.rows.rows_at((number - 1) * self.per_step, number * self.per_step)
         total = max(1, sum(row.loss_tokens for row in rows))
         nll: Any = 0.0
         tokens = counted = 0
@@ -256,10 +263,10 @@ class _Work:
         """The mean loss of a held-out token; the ranks take turns."""
         import torch
 
-        assert self.run.held_out is not None  # noqa: S101 - the caller has seen to it
-        limit = self.run.config.train.eval_iters
+        assert self.held_out is not None  # noqa: S101 - the caller has seen to it
+        limit = self.eval_iters
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        rows = list(self.run.held_out.in_order(limit * self.per_step if limit else None))
+        rows = list(self.held_out.in_order(limit * self.per_step if limit else None))
         for turn, start in enumerate(range(0, len(rows), self.per_step)):
             if turn % processes.world_size() == processes.rank():
                 own = rows[start : start + self.per_step]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from nemotron_kit.artifacts import ModelArtifact
     from nemotron_kit.training import LoggerConfig, TrainingOutcome
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def config_from_command_line(default: Path, kind: type[Config]) -> Config:
     """The config of a stage's script: `--config FILE` (else `default`) with the overrides that follow."""
+    from nemotron_kit.config.schema import contradictions
+    from nemotron_kit.errors import UserError
     from nemotron_kit.train_script import (
         apply_hydra_overrides,
         load_omegaconf_yaml,
@@ -23,7 +28,10 @@ def config_from_command_line(default: Path, kind: type[Config]) -> Config:
     )
 
     path, overrides = parse_config_and_overrides(default)
-    return omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), overrides), kind)
+    config = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), overrides), kind)
+    for problem in contradictions(overrides, asdict(config), kind):
+        raise UserError(problem)
+    return config
 
 
 def start_tracking(logger: LoggerConfig) -> None:

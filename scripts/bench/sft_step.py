@@ -1,0 +1,175 @@
+"""Fine-tuning, ours against trl's SFTTrainer: the same tiny model and conversations, tokens a second of CPU time.
+
+    OMP_NUM_THREADS=1 python scripts/bench/sft_step.py [--steps 30] [--rounds 3]
+
+Ours reads packed rows (each with the sequences of a few conversations); trl refuses packing without the kernels of a
+GPU, and gets the same sequences one by one, four rows' worth a step, padded by its own collator, with the same mask.
+Rounds alternate; what is compared is the CPU time of the process over the steps after the first three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import TrainerCallback
+
+from nemotron_kit.data_prep.packing import PackedWriter
+from nemotron_kit.training.checkpoint import TrainingProgress, export_model
+from nemotron_kit.training.config import CheckpointConfig, LoggerConfig, SchedulerConfig
+from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.model import ExpertBalance, load_model, model_config, new_model
+from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.sft import SFTWork
+from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTTrainConfig
+from nemotron_kit.training.sft_data import PackedRows
+from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+
+MODEL = {
+    "hybrid_override_pattern": "MEM*E",
+    "vocab_size": 4096,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "ssm_state_size": 16,
+    "n_groups": 1,
+    "chunk_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "moe_shared_expert_intermediate_size": 128,
+}
+PACK, ROWS = 512, 4
+WARM = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        data(folder, args.steps)
+        export_model(new_model(model_config(MODEL), 0), folder / "model")
+        rounds = [(ours(folder, args.steps), trls(folder, args.steps)) for _ in range(args.rounds)]
+    mine, other = (statistics.median(pair[side] for pair in rounds) for side in (0, 1))
+    ratio = statistics.median(pair[0] / pair[1] for pair in rounds)
+    print(f"tokens a CPU-second: ours {mine:,.0f}, trl's SFTTrainer {other:,.0f}: {ratio:.2f} times as many")
+
+
+def data(folder: Path, steps: int) -> None:
+    """Packed rows of conversations of 109 tokens on average, half of each an answer."""
+    rng = np.random.default_rng(0)
+    with PackedWriter(folder / "train/a.parquet", PACK, algorithm="first_fit_shuffle") as writer:
+        while writer.tokens + writer._held < steps * ROWS * PACK:
+            length = int(np.clip(rng.lognormal(4.4, 0.7), 16, PACK))
+            mask = np.arange(length) >= length // 2
+            writer.add(rng.integers(16, 4096, length), mask)
+        writer.publish()
+
+
+def ours(folder: Path, steps: int) -> float:
+    config = SFTConfig(
+        dataset={"nano3_packed_sft_dir": str(folder), "seq_length": PACK},
+        train=SFTTrainConfig(train_iters=steps, global_batch_size=ROWS, micro_batch_size=ROWS),
+        optimizer=SFTOptimizerConfig(lr=1e-4),
+        logger=LoggerConfig(log_interval=10),
+    )
+    model = load_model(folder / "model")
+    rows = PackedRows(folder / "train", PACK, 1)
+    rows.vocab_size = model.config.vocab_size
+    reporter = Reporter(folder / "metrics.jsonl", 0, steps)
+    reporter.say = lambda text: None  # type: ignore[method-assign]
+    times: list[tuple[float, int]] = []
+    with StopRequest() as stop:
+        loop = StepLoop(
+            LoopSettings(steps, 1e-4, SchedulerConfig(lr_decay_style="constant"), CheckpointConfig()),
+            model,
+            build_optimizer(config.optimizer, model),
+            progress=TrainingProgress(),
+            identity={},
+            reporter=reporter,
+            stop=stop,
+            balance=ExpertBalance(model, 1e-3),
+        )
+        work = SFTWork(config, rows, None, model, loop)
+
+        def step(number: int) -> dict[str, Any]:
+            told = work.step(number)
+            times.append((time.process_time(), told["tokens"]))
+            return told
+
+        loop.run(step)
+    return sum(tokens for _, tokens in times[WARM:]) / (times[-1][0] - times[WARM - 1][0])
+
+
+def trls(folder: Path, steps: int) -> float:
+    from datasets import Dataset
+    from trl import SFTConfig as TrlConfig
+    from trl import SFTTrainer
+
+    ids: list[list[int]] = []
+    masks: list[list[int]] = []
+    sizes: list[int] = []
+    for row in PackedRows(folder / "train", PACK, 1).rows_at(0, steps * ROWS):
+        ends = [*row.starts[1:].tolist(), len(row.ids)]
+        for start, end in zip(row.starts.tolist(), ends, strict=True):
+            ids.append(row.ids[start:end].tolist())
+            masks.append([0, *row.mask[start : end - 1].tolist()])
+        sizes.append(len(ends))
+    per_step = round(ROWS * sum(sizes) / len(sizes))
+    model = load_model(folder / "model")
+    args = TrlConfig(
+        output_dir=str(folder / "trl"),
+        max_steps=steps,
+        per_device_train_batch_size=per_step,
+        learning_rate=1e-4,
+        max_length=PACK,
+        packing=False,
+        use_cpu=True,
+        bf16=False,
+        logging_steps=10,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        activation_checkpointing=False,
+        train_sampling_strategy="sequential",
+    )
+
+    class Clock(TrainerCallback):
+        times: list[float] = []  # noqa: RUF012
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.times.append(time.process_time())
+
+    clock = Clock()
+    clock.times = []
+    tokenizer = _tokenizer()
+    dataset = Dataset.from_dict({"input_ids": ids, "completion_mask": masks})
+    trainer = SFTTrainer(model, args=args, train_dataset=dataset, processing_class=tokenizer, callbacks=[clock])
+    trainer.log = lambda *_, **__: None  # type: ignore[method-assign]
+    trainer.train()
+    tokens = sum(map(len, ids[WARM * per_step : steps * per_step]))
+    return tokens / (clock.times[-1] - clock.times[WARM - 1])
+
+
+def _tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "recipes/nano3/tokenizers/tiny")
+
+
+if __name__ == "__main__":
+    main()
