@@ -186,8 +186,9 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     command = find_command(tree, request.recipe, request.stage)
     overrides = hydra_overrides(request)
     notes: list[str] = []
-    if command.interactive and request.after:
-        raise UserError(f"{command.full_name} talks with you on this terminal: it starts after no run.")
+    if command.interactive and (request.after or (request.json and not request.dry_run)):
+        what = "it starts after no run" if request.after else "there is no end of a job to print as JSON"
+        raise UserError(f"{command.full_name} talks with you on this terminal: {what}.")
     # An interactive command has standard input to itself.
     piped = [] if command.interactive else piped_overrides(command, overrides, notes, dry_run=request.dry_run)
     composed = compose(tree, [*overrides, *piped], env, request.flag("--config-dir"))

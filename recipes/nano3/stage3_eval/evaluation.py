@@ -81,7 +81,7 @@ def main(cfg: EvalConfig | None = None) -> EvalArtifact:
         )
     model = Path(str(cfg.deployment["checkpoint_path"])).expanduser()
     found = _measured(cfg, model, data, questions)
-    artifact = _saved(cfg, found, _address(model, inputs))
+    artifact = _saved(cfg, found, _address(model))
     _show(found, artifact)
     print_step_complete(eval=artifact)
     return artifact
@@ -196,10 +196,12 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
     return found
 
 
-def _address(model: Path, inputs: Mapping[str, Pin]) -> str:
-    """How the model is called: its version where it is the job's input, else its folder."""
-    pin = inputs.get("model")
-    return pin.uri if pin is not None and Path(pin.path).resolve() == model.resolve() else str(model.resolve())
+def _address(model: Path) -> str:
+    """How the model is called: its version where it was read as an artifact, else its folder."""
+    from nemotron_kit.artifacts import inputs
+
+    found = (pin for pin in inputs() if pin.version is not None and Path(pin.path).resolve() == model.resolve())
+    return next((pin.uri for pin in found), str(model.resolve()))
 
 
 def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> EvalArtifact:

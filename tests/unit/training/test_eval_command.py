@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nemotron.recipes.nano3.stage3_eval.evaluation import EvalConfig, preflight
 
-from nemotron_kit.artifacts import EvalArtifact, PretrainBlendsArtifact, open_registry
+from nemotron_kit.artifacts import EvalArtifact, ModelArtifact, PretrainBlendsArtifact
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.training import evaluate
 from nemotron_kit.training.generate import Speaker
@@ -46,10 +47,12 @@ def test_what_is_found_is_an_artifact_with_its_inputs(
     assert found.metrics == {f"held_out.{name}": value for name, value in expected.items()}
     assert json.loads((found.path / "results.json").read_text())["results"] == {"held_out": expected}
     assert found.get_input_uris() == ["art://Data:v0"]
-    # The alias, with the model as an input: it is in the lineage, too.
-    assert nemotron(["nano3", "model", "eval", "--art.model", str(chat_model), *shared]) == 0
-    (version,) = open_registry().versions("EvalArtifact-default")[1:]
-    assert len(open_registry().look("EvalArtifact-default", version).inputs) == 2  # type: ignore[union-attr]
+    # The other name of the command, and the model as an input: it is in the lineage, too.
+    ModelArtifact(path=shutil.copytree(chat_model, tmp_path / "model"), step=1).save(name="ModelArtifact-rl")
+    assert nemotron(["nano3", "model", "eval", *shared]) == 0
+    found = EvalArtifact.from_uri("art://EvalArtifact-default:v1")
+    assert (found.results, found.model) == ({"held_out": expected}, "art://ModelArtifact-rl:v0")
+    assert set(found.get_input_uris()) == {"art://Data:v0", "art://ModelArtifact-rl:v0"}
 
 
 def test_there_must_be_something_to_measure(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

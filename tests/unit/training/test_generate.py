@@ -89,6 +89,7 @@ def test_the_prompt_may_come_through_a_pipe(
             "nano3 generate talks with you on this terminal: it is sent to no profile",
         ),
         (["generate", "x", "--after", "latest"], "it starts after no run"),
+        (["generate", "x", "--json"], "there is no end of a job to print as JSON"),
         (["generate", "x", "tempreature=1"], "temperature"),
         (["generate"], "Standard input is empty: there is no prompt."),
         (["chat", "--art.model", "./none"], "There is no file or folder"),
