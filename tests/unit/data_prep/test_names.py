@@ -28,7 +28,8 @@ def test_both_spellings_are_the_same_objects() -> None:
 def test_what_a_launch_imports_is_light() -> None:
     code = (
         "import sys, nemotron.recipes.nano3.stage0_pretrain.data_prep as recipe, nemotron_kit.data_prep.preflight\n"
-        "heavy = {'numpy', 'tokenizers', 'pyarrow', 'pydantic', 'rich', 'torch', 'fsspec', 'huggingface_hub'}\n"
+        "import nemotron.recipes.nano3.stage1_sft.data_prep\n"
+        "heavy = set('numpy tokenizers pyarrow pydantic rich torch jinja2 fsspec huggingface_hub'.split())\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
