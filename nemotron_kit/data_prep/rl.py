@@ -221,13 +221,20 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
                 part.restored += 1
             part.agents[_checked(row, at)] += 1
             part.keys.append(_key(row))
-            out.write((line if line is not None else json.dumps(row, ensure_ascii=False).encode("utf-8")) + b"\n")
+            out.write((line if line is not None else _as_json(row, at)) + b"\n")
             part.rows += 1
         out.finish().temporary.replace(path)
     fsync_dir(path.parent)
     counts = {"rows": part.rows, "restored": part.restored, "agents": dict(part.agents), "limit": limit}
     write_json(record, {**counts, "size": out.size, "keys": list(part.keys)}, mode=0o666)
     return part
+
+
+def _as_json(row: Mapping[str, Any], at: str) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError) as error:  # Parquet holds times and bytes, too
+        raise UserError(f"{at}: it can't be said in JSON: {error}.") from error
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
 Row = Mapping[str, Any]
 Verifier = Callable[[str, Row], float]
@@ -63,9 +63,9 @@ def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, An
             continue
         if name is None:
             problems.append(
-                f"No verifier is called {agent!r} (agent_ref.name of the rows): {nearest(agent, _KNOWN)} NeMo-Gym's "
-                f"servers are not called by this engine: name a function, env.verifiers.{agent}._target_=module.name, "
-                "or leave those rows out."
+                f"No verifier is called {agent!r} (agent_ref.name of the rows): {sentence(nearest(agent, _KNOWN))} "
+                "NeMo-Gym's servers are not called by this engine: name a function, "
+                f"env.verifiers.{agent}._target_=module.name, or leave those rows out."
             )
         elif name in _PACKAGES and find_spec(_PACKAGES[name]) is None:
             problems.append(
