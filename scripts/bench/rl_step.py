@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/bench/rl_step.py [--steps 6] [--rounds 3]
 
-A step is all of it: prompts, sampled answers (16 prompts × 8, six tokens each), rewards, loss, gradients, optimizer. The
-reward is a digest's bit, so that there is something to learn in almost every group. Rounds alternate; the figure is the
-ratio of median step times, in CPU time of the process: on a shared machine, wall time measures the neighbours.
+A step is all of it: prompts, sampled answers (16 prompts × 8, six tokens each), rewards, loss, gradients, optimizer.
+The reward is a digest's bit, so that there is something to learn in almost every group. Rounds alternate; the figure is
+the ratio of median step times, in CPU time of the process: on a shared machine, wall time measures the neighbours.
 """
 
 from __future__ import annotations
