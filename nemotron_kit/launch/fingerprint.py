@@ -25,6 +25,8 @@ _HASHED = 64 << 20
 # A file that lists others (a blend) is small.
 _LISTING = 4 << 20
 _MOST_FILES = 10_000
+# What is composed and makes no other result: where it runs, and whether it begins anew.
+_NO_RESULT = ("run", "force")
 _KIT = Path(nemotron_kit.__file__).resolve().parent
 # The rooms of the kit that recipes do their work with; the rest launches them, and the kit's version stands for it.
 _ENGINES = ("data_prep", "training")
@@ -34,7 +36,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`config` is the frozen config without `run`, flat, the job's own folder written as `<job>`; `code` file → digest;
+    """`config` is the frozen config without `run` and `force`, flat, the job's own folder written as `<job>`; `code` file → digest;
     `files` those that the config names, and those that these list. All that a record needs is plain JSON."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +86,7 @@ def _how(old: Any, new: Any) -> str:
 
 def fingerprint(placed: ResolvedJob, command: Command) -> Fingerprint:
     """The fingerprint of a composed job; its inputs are not in it."""
-    config = {key: value for key, value in placed.config.items() if key != "run"}
+    config = {key: value for key, value in placed.config.items() if key not in _NO_RESULT}
     flat = {key: _portable(value, placed) for key, value in _flat(config)}
     beside = [command.script_path.resolve().parent] if command.script_path else []
     return Fingerprint(flat, code_of(command), named_files(config, [Path.cwd(), *beside]))

@@ -297,7 +297,7 @@ class Launch:
     def _composed(self, at: int, pins: Sequence[str] = ()) -> Stage:
         request = self.request
         command, config = request.pipeline.stages[at], request.configs[at]
-        own = [override for override in request.own[at] if not override.startswith("config=")]
+        own = self._own(at)
         overrides = [
             f"recipe={command.recipe}",
             f"stage={command.stage}",
@@ -385,9 +385,10 @@ class Launch:
         if not successes:
             why = f"it did not succeed in {known[0].id}" if known else "it has not run yet"
             return Decision(False, why)
+        differing: list[tuple[list[str], Earlier]] = []
         for earlier in successes:
-            changes = self._changes(stage, earlier, inputs=not waits)
-            if changes:
+            if changes := self._changes(stage, earlier, inputs=not waits):
+                differing.append((changes, earlier))
                 continue
             if waits:
                 names = " and ".join(other.words for other in waits)
@@ -397,9 +398,9 @@ class Launch:
                 labels = ", ".join(pin.label for pin in earlier.outputs())
                 return Decision(True, f"unchanged since {earlier.id}: {labels}", earlier)
             return Decision(False, broken, earlier)
-        changes = self._changes(stage, successes[0], inputs=not waits)
+        changes, nearest_one = min(differing, key=lambda pair: len(pair[0]))
         more = f" (and {len(changes) - 2} more)" if len(changes) > 2 else ""
-        return Decision(False, f"{', '.join(changes[:2])}{more}", successes[0])
+        return Decision(False, f"{', '.join(changes[:2])}{more}", nearest_one)
 
     def _changes(self, stage: Stage, earlier: Earlier, *, inputs: bool) -> list[str]:
         found = []
@@ -473,8 +474,16 @@ class Launch:
     def _line(self, stage: Stage, pins: Sequence[str]) -> list[str]:
         """The line that starts the same job alone."""
         config = ["-c", stage.config] if stage.config is not None else []
-        own = [override for override in self.request.own[stage.number] if not override.startswith("config=")]
+        own = self._own(stage.number)
         return [*self.prog, *stage.command.path[1:], *config, *self.base, *self.request.common, *own, *pins]
+
+    def _own(self, at: int) -> list[str]:
+        """The overrides of a stage alone. One that is forced, and has a switch of that name, begins anew, too."""
+        own = [override for override in self.request.own[at] if not override.startswith("config=")]
+        if at in self.request.forced and not any(override.lstrip("+").startswith("force=") for override in own):
+            named = {field.name: field.type for field in fields(self.request.pipeline.stages[at].load_config_cls())}
+            own += ["force=true"] if named.get("force") in (bool, "bool") else []
+        return own
 
     def record(self) -> RunFolder:
         """The pipeline's own record, without stages yet."""
