@@ -36,8 +36,9 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`config` is the frozen config without `run` and `force`, flat, the job's own folder written as `<job>`; `code` file → digest;
-    `files` those that the config names, and those that these list. All that a record needs is plain JSON."""
+    """`config` is the frozen config without `run` and `force`, flat, the job's own folder written as `<job>`; `code`
+    file → digest; `files` those that the config names, and those that these list. A record holds it as plain JSON.
+    """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
