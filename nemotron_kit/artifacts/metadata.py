@@ -18,7 +18,8 @@ _BEGINS, _MARKED = b'{\n "path": "', b'"sealed_by": "nemotron_kit"'
 
 def folder_of(path: Path) -> Path:
     """The folder that an artifact at `path` owns: `path`, or the folder of a file (of a .json not written yet, too)."""
-    is_file = path.is_file() or (path.suffix == ".json" and not path.exists())
+    # pathlib's is_file raises for a name that is too long, and a record may hold any text.
+    is_file = os.path.isfile(path) or (path.suffix == ".json" and not os.path.exists(path))  # noqa: PTH110, PTH113
     return path.parent if is_file else path
 
 

@@ -68,7 +68,7 @@ _RUNS = {
         "nemotron_kit.cli.runs.show_logs:logs",
         JOB,
         "ID[/N] [-f] [-n N] [--rank N]",
-        "what it printed; -f follows until it ends",
+        "what it printed, each job of a sweep; -f follows until it ends",
         ("--follow", "--tail", "--job", "--rank"),
     ),
     "wait": Subcommand(

@@ -34,12 +34,14 @@ _NAME = "attached.json"
 
 class LogOffsets:
     """How far each log of a run has been printed: job number → log → bytes, kept in the run's folder. A damaged file
-    counts as empty.
+    counts as empty. Without a run they begin at `jobs`, and are kept nowhere.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._path = run.path / _NAME
-        self._jobs: dict[str, dict[str, int]] = {}
+    def __init__(self, run: RunFolder | None, jobs: Mapping[int, Mapping[str, int]] | None = None) -> None:
+        self._jobs = {str(number): dict(of) for number, of in (jobs or {}).items()}
+        self._path = run.path / _NAME if run else None
+        if self._path is None:
+            return
         with contextlib.suppress(FileNotFoundError, DamagedRecord):
             for number, offsets in read_object(self._path).items():
                 if isinstance(offsets, dict) and all(type(at) is int and at >= 0 for at in offsets.values()):
@@ -51,7 +53,7 @@ class LogOffsets:
     def keep(self, offsets: Mapping[int, Mapping[str, int]]) -> None:
         """Store how far each job's logs have been printed."""
         new = {**self._jobs, **{str(number): dict(of) for number, of in offsets.items() if of}}
-        if new == self._jobs:
+        if self._path is None or new == self._jobs:
             return
         with contextlib.suppress(OSError):  # a full disk must not end the watching
             files.write_json(self._path, new)
@@ -68,7 +70,7 @@ PATIENCE = 600.0
 # One round trip over ssh each.
 CHUNK = 1 << 20
 # Each rank's lines are in its node's log too.
-_SKIPPED = ("rank-", "worker")
+SKIPPED = ("rank-", "worker")
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
@@ -89,7 +91,7 @@ class Follower:
     def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
         """Write what is new, and `keep` how far it has got; whether there was anything."""
         moved = False
-        while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=_SKIPPED):
+        while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=SKIPPED):
             for name, offset, data in pieces:
                 text = self._marked(name, self._clean.setdefault(name, TerminalSanitizer()).feed(data))
                 with _uninterrupted():  # what is written counts as shown, and nothing else

@@ -106,6 +106,14 @@ class RunFolder:
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
 
+    def check_followed(self) -> None:
+        """Raises DamagedRecord where nobody can say how jobs go on that have not ended: the plan can't be read, or
+        names no executor that has them."""
+        plan = self.plan()
+        named = plan.get("executor") or (plan.get("settings") or {}).get("executor")
+        if not named and plan.get("kind") != PIPELINE:
+            raise DamagedRecord(f"{self.path / 'plan.json'}: executor: missing.")
+
     def jobs(self) -> list[JobFolder]:
         """Its jobs by number; none when the folder is damaged."""
         try:
@@ -170,7 +178,8 @@ class RunFolder:
     def stage_run(self, record: Mapping[str, Any]) -> RunFolder | None:
         """The run that a stage's record names, None where it was skipped or its run was removed."""
         folder = self.path.parent / str(record.get("run"))
-        return RunFolder(folder) if record.get("run") and folder.is_dir() else None
+        there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
+        return RunFolder(folder) if record.get("run") and there else None
 
     def state(self) -> str:
         jobs = self.jobs()

@@ -46,11 +46,6 @@ def encodable(text: str, encoding: str | None) -> str:
     return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
 
 
-def log_file(job: JobFolder, rank: int | None = None) -> Path:
-    """The whole job's log, or one rank's; it may not be there yet."""
-    return job.path / "logs" / ("job.log" if rank is None else f"rank-{rank}.log")
-
-
 def log_names(job: JobFolder) -> list[str]:
     """The names of the logs that are there: `job`, `rank-0`, …"""
     return sorted(path.stem for path in (job.path / "logs").glob("*.log"))

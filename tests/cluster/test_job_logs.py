@@ -4,6 +4,12 @@ tests/integration/test_job_logs.py."""
 # ruff: noqa: F811
 from __future__ import annotations
 
+import getpass
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
 import pytest
 
 from ..log_lines import SAYS, TOKEN, WORDS, check
@@ -22,12 +28,21 @@ secrets = ["SAID_TOKEN"]
 extends = "say"
 nodes = 2
 nproc_per_node = 2
+
+[say-far]
+extends = "say"
+tunnel = "ssh"
+host = "nk-plain"
+user = "THE_USER"
+python = "THE_PYTHON"
+remote_job_dir = "THE_FOLDER"
 """
 
 
 def with_say(world: World) -> World:
+    profiles = PROFILES.replace("THE_USER", getpass.getuser()).replace("THE_PYTHON", sys.executable)
     with (world.folder / "env.toml").open("a") as file:
-        file.write(PROFILES)
+        file.write(profiles.replace("THE_FOLDER", str(world.folder.parent / "far")))
     (world.folder / "says.py").write_text(SAYS)
     (world.folder / "work.py").write_text(
         APP.replace(
@@ -46,6 +61,37 @@ def test_on_slurm(world: World, profile: str, ranks: int) -> None:
     assert TOKEN["SAID_TOKEN"] not in str(logs)
     # The node's log has each line that a rank's own has.
     check("".join(text for name, text in logs.items() if "rank" not in name), known="RUN nemotron", ranks=ranks)
+
+
+def test_over_ssh(world: World, sshd: Any) -> None:
+    env = {**TOKEN, **sshd.env, "NEMOTRON_SSH_CONFIG": str(sshd.config)}
+    done = with_say(world).run("say", *WORDS, "--run", "say-far", **env)
+    assert done.returncode == 0, done.stderr
+    check(done.stdout, known="RUN nemotron")
+    for path in (path for path in world.folder.parent.rglob("*") if path.is_file()):
+        assert TOKEN["SAID_TOKEN"].encode() not in path.read_bytes(), path
+
+
+@pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
+def test_under_submitit(world: World) -> None:
+    """Its jobs find a recipe as every command does: in a folder that env.toml names."""
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=batch", "hydra.launcher.timeout_min=5"]
+    of_slurm = ["hydra.launcher.account=research", "hydra.launcher.mem_gb=1"]
+    with_say(world).env.update(TOKEN)
+    with (world.folder / "env.toml").open("a") as file:
+        file.write('[cli]\nrecipes = ["./work"]\n')
+    (world.folder / "work").mkdir()
+    (world.folder / "work.py").rename(world.folder / "work" / "__init__.py")
+    words = [sys.executable, "-m", "nemotron_kit", "-m", "recipe=work", "stage=say", *WORDS, *launcher, *of_slurm]
+    done = subprocess.run(
+        words, cwd=world.folder, env={**world.environment(), "PYTHONPATH": "."}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = world.only_run().job(0)
+    check((job.path / "logs" / "job.log").read_text(), known="MULTIRUN nemotron")
+    for path in (path for path in world.folder.parent.rglob("*") if path.is_file()):
+        assert TOKEN["SAID_TOKEN"].encode() not in path.read_bytes(), path
 
 
 def test_in_a_container_without_hydra(docker_world_of: World) -> None:

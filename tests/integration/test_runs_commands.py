@@ -58,7 +58,9 @@ def in_terminal(*words: str) -> bytes:
 
 def make(stage: str = "pretrain", code: int | None = None, log: bytes = b"", **plan: Any) -> RunFolder:
     run = create_run(
-        new_run_id("nano3", stage), {"recipe": "nano3", "stage": stage, **plan}, [{"config.yaml": "a: 1\n"}]
+        new_run_id("nano3", stage),
+        {"recipe": "nano3", "stage": stage, "executor": "local", **plan},
+        [{"config.yaml": "a: 1\n"}],
     )
     job = run.job()
     if log:

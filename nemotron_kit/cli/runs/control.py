@@ -60,7 +60,7 @@ def wait(argv: list[str]) -> int:
     waits = [_Wait(run, options.patience, jobs) for run, jobs in named.values()]
     until_over(waits)
     for each in waits:
-        say_end(each.run, each.state, each.jobs)
+        say_end(each.run, each.state, each.jobs, each.damage)
     return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
 
 
@@ -71,6 +71,7 @@ class _Wait:
         self.run, self.patience, self.jobs = run, patience, jobs
         self.elsewhere = not is_here(run.summary().executor)
         self.state, self.over = "pending", False
+        self.damage: str | None = None
         self._unsure_since: float | None = None
 
     def look(self, snapshot: StatusSnapshot | None) -> None:
@@ -86,8 +87,14 @@ class _Wait:
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
         state = self._standing(snapshot)
-        # Whoever could be asked how it stands is named in the plan.
-        return state if state in TERMINAL or self.run.summary().state != DAMAGED else DAMAGED
+        if state in TERMINAL:
+            return state
+        try:
+            self.run.check_followed()
+        except DamagedRecord as error:
+            self.damage = error.message.replace(f"{self.run.path}/", "")
+            return DAMAGED
+        return state
 
     def _standing(self, snapshot: StatusSnapshot | None) -> str:
         if self.run.is_pipeline:
@@ -130,12 +137,12 @@ def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     return refresh(asked)
 
 
-def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None) -> None:
+def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, damage: str | None = None) -> None:
     """How a run, or the chosen job of it, ended, in one line."""
     told: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
     code = f" (exit code {told.code})" if told.code else ""
     name = chosen[0].reference if chosen else run.id
-    error = told.error or (run.summary().error if state == DAMAGED else None)
+    error = told.error or damage or (run.summary().error if state == DAMAGED else None)
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
 

@@ -216,7 +216,7 @@ class Recorded:
 
 def enter(folder: str) -> None:
     """Go where the first launch stood: relative paths, recipes and env.toml are found from there."""
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 — pathlib's raises for a name that is too long
         raise UserError(
             f"{folder}, where it was launched, is gone.", hint="Its recipe and its paths are found from there."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def written_by(job: JobFolder) -> dict[str, Any]:
     said = record.get("written")
     if isinstance(said, dict) and isinstance(said.get("files"), list):
         folder, more = Path(str(said.get("folder"))), said.get("more")
-        if more and folder.is_dir():
+        if more and os.path.isdir(folder):  # noqa: PTH112 — pathlib's raises for a name that is too long
             return written_since(folder, saved)
         names = [str(name) for name in said["files"] if saved.isdisjoint((folder / str(name)).parents)]
         more = more if isinstance(more, int) else 0
@@ -278,14 +279,18 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
     if view.unsubmitted:
         yield "waiting", f"{view.unsubmitted} for room: nemotron runs resume {view.run.id} submits what fits"
     shown = view.jobs[:_MANY]
-    overrides = [_overrides(job) for job in shown]
-    common = set.intersection(*map(set, overrides)) if overrides else set()
-    for job, said in zip(shown, overrides, strict=True):
-        own = " ".join(override for override in said if override not in common)
+    for job, own in zip(shown, own_overrides(shown), strict=True):
         yield "jobs", f"{job.number}  {_outcome(view.states[job.number])}{f'  {own}' if own else ''}"
     if len(view.jobs) > _MANY:
         yield "jobs", f"and {len(view.jobs) - _MANY} more"
     yield "next", f"nemotron runs show {view.run.id} --job N"
+
+
+def own_overrides(jobs: Sequence[JobFolder]) -> list[str]:
+    """What each job of a sweep was told that not all of them were, as one text."""
+    overrides = [_overrides(job) for job in jobs]
+    common = set.intersection(*map(set, overrides)) if overrides else set()
+    return [" ".join(override for override in said if override not in common) for said in overrides]
 
 
 def _overrides(job: JobFolder) -> list[str]:

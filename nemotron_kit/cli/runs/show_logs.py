@@ -9,10 +9,11 @@ from typing import Any
 
 from nemotron_kit.cli.output import clean
 from nemotron_kit.cli.runs.list import chosen_jobs
+from nemotron_kit.cli.runs.show import own_overrides
 from nemotron_kit.cli.toolargs import ToolParser, at_least
-from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
-from nemotron_kit.launch.attach import CHUNK, LogOffsets
+from nemotron_kit.launch.attach import CHUNK, SKIPPED, LogOffsets
 from nemotron_kit.launch.attach import attach as follow_jobs
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import refresh
@@ -20,13 +21,37 @@ from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
-from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_file, log_names, read_from
+from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_names, read_from
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 
+class LocalLog:
+    """One log of one job, whose folder is here."""
+
+    def __init__(self, job: JobFolder, name: str) -> None:
+        self.job, self.name = job, name
+        self._path = job.path / "logs" / f"{name}.log"
+
+    def names(self) -> list[str]:
+        """The logs that there are: `job`, `rank-0`, …"""
+        return log_names(self.job)
+
+    def tail(self, lines: int) -> int:
+        """The offset at which the last `lines` lines begin; 0 while there is no log."""
+        return last_lines(self._path, lines)
+
+    def read(self, offset: int) -> Iterator[bytes]:
+        """What there is from `offset` on, in pieces."""
+        return read_from(self._path, offset)
+
+    def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
+        """The log as it grows, until `is_over()` and its end is reached."""
+        return follow(self._path, is_over, offset=offset)
+
+
 class RemoteLog:
-    """One log of one job. Everything raises Unreachable where the target does not answer."""
+    """One log of one job, elsewhere. Everything raises Unreachable where the target does not answer."""
 
     def __init__(self, plan: Plan, job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
@@ -76,28 +101,82 @@ class RemoteLog:
 
 
 def logs(argv: list[str]) -> int:
-    """Print one log of one job."""
+    """Print one log of one job, or that of each job under a heading."""
     parser = ToolParser("runs", "logs")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
+    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines, of each job")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
     parser.add_argument("--rank", type=at_least(0), metavar="N", help="of a job with many ranks: this one")
     options = parser.parse(argv)
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
-    job = chosen[0] if chosen else run.job()
-    plan = _plan(run)
-    if not is_here(plan.executor) and plan.is_apart:
-        _write(_remote(run, plan, job, options))
-        return 0
-    path = log_file(job, options.rank)
-    over = _watch(run, job)
-    if not path.exists() and (not options.follow or over()):
-        raise _no_log(job, options.rank, log_names(job))
-    offset = 0 if options.tail is None else last_lines(path, options.tail)
-    _write(follow(path, over, offset=offset) if options.follow else read_from(path, offset))
+    jobs = chosen or run.jobs() or [run.job()]
+    plan, name = _plan(run), _name(options)
+    if len(jobs) > 1:
+        return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, options)
+    log = _log(plan, jobs[0], name)
+    over, names = _watch(run, log.job), log.names()
+    if name not in names and (not options.follow or over()):
+        raise _no_log(run, log.job, options, names)
+    offset = 0 if options.tail is None else log.tail(options.tail)
+    _write(log.follow(over, offset) if options.follow else log.read(offset))
+    if options.follow and not log.job.state().terminal:
+        run.check_followed()
     return 0
+
+
+def _name(options: Any) -> str:
+    return "job" if options.rank is None else f"rank-{options.rank}"
+
+
+def _log(plan: Plan, job: JobFolder, name: str) -> LocalLog | RemoteLog:
+    apart = not is_here(plan.executor) and plan.is_apart
+    return RemoteLog(plan, job, name) if apart else LocalLog(job, name)
+
+
+def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
+    plan = _plan(run)
+    logs = [_log(plan, job, _name(options)) for job in jobs]
+    if not is_here(plan.executor):
+        refresh([run])
+    there = [log.name in log.names() for log in logs]
+    if not any(there):
+        raise _no_log(run, logs[0].job, options, logs[0].names())
+    _write(_under_headings(logs, there, options.tail))
+    return 0
+
+
+def _under_headings(logs: Sequence[LocalLog | RemoteLog], there: Sequence[bool], tail: int | None) -> Iterator[bytes]:
+    """The logs of several jobs, each below a line that says which job's it is, as `tail` has it for several files."""
+    owns = own_overrides([log.job for log in logs])
+    for at, (log, has_one, own) in enumerate(zip(logs, there, owns, strict=True)):
+        facts = [log.job.state().state, *([own] if own else []), *([] if has_one else [f"no {log.name} log"])]
+        blank = "\n" if at else ""
+        yield f"{blank}==> job {log.job.number}: {clean(', '.join(facts))} <==\n".encode()
+        end = b"\n"
+        for piece in log.read(0 if tail is None else log.tail(tail)) if has_one else ():
+            yield piece
+            end = piece[-1:] or end
+        if end != b"\n":
+            yield b"\n"
+
+
+def _follow_all(run: RunFolder, jobs: list[JobFolder], options: Any) -> int:
+    """As `attach` does, from the beginning or the last lines on, and without a record of what was shown."""
+    if options.rank is not None:
+        hint = f"nemotron runs logs {run.id}/0 -f --rank {options.rank}"
+        raise UserError("-f of many jobs follows their whole logs: --rank is for one of them.", hint=hint)
+    if not all(job.state().terminal for job in jobs):
+        run.check_followed()
+    _wait_for_submission(run, jobs)
+    submitted, plan = _submitted(run, jobs), stored_plan(run)
+    begins: dict[int, dict[str, int]] = {}
+    for job in submitted if options.tail is not None else ():
+        names = [name for name in _log(plan, job, "job").names() if not name.startswith(SKIPPED)]
+        begins[job.number] = {name: _log(plan, job, name).tail(options.tail) for name in names}
+    outcome = follow_jobs(run, executor_for(plan.settings), submitted, offsets=LogOffsets(None, begins))
+    return outcome.code if outcome.state == "detached" else 0
 
 
 def _plan(run: RunFolder) -> Plan:
@@ -108,20 +187,15 @@ def _plan(run: RunFolder) -> Plan:
         return Plan.from_dict({}, run.path)
 
 
-def _remote(run: RunFolder, plan: Plan, job: JobFolder, options: Any) -> Iterator[bytes]:
-    log = RemoteLog(plan, job, "job" if options.rank is None else f"rank-{options.rank}")
-    over, names = _watch(run, job), log.names()
-    if log.name not in names and (not options.follow or over()):
-        raise _no_log(job, options.rank, names)
-    offset = 0 if options.tail is None else log.tail(options.tail)
-    return log.follow(over, offset) if options.follow else log.read(offset)
-
-
 def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
     """Whether nothing more will come of a job. Its own word is enough; else whoever runs it is asked, now and then.
 
-    `unknown` counts where nobody else can be asked: its exit record is there, but damaged.
+    `unknown` counts where nobody else can be asked: its exit record is there, but damaged. So does a damaged plan.
     """
+    try:
+        run.check_followed()
+    except DamagedRecord:
+        return lambda: True
     if is_here(_plan(run).executor):
         return lambda: job.state().terminal or job.state().state == "unknown"
 
@@ -133,11 +207,16 @@ def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
     return over
 
 
-def _no_log(job: JobFolder, rank: int | None, there: Sequence[str]) -> UserError:
-    what = "log" if rank is None else f"log of rank {rank}"
+def _no_log(run: RunFolder, job: JobFolder, options: Any, there: Sequence[str]) -> NemotronError:
+    what = "log" if options.rank is None else f"log of rank {options.rank}"
     if there:
         return UserError(f"{job.run_id}: job {job.number} has no {what}.", hint=f"It has: {', '.join(there)}.")
     state = job.state()
+    if options.follow and not state.terminal:
+        try:
+            run.check_followed()
+        except DamagedRecord as error:
+            return error
     why = f": {state.error}" if state.error else ""
     hint = None if state.terminal else "-f waits for it."
     return UserError(f"{job.run_id}: job {job.number} has no {what}; it is {state.state}{why}.", hint=hint)
@@ -171,6 +250,8 @@ def attach(argv: list[str]) -> int:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = run.jobs() if chosen is None else chosen
+    if not all(job.state().terminal for job in jobs):
+        run.check_followed()
     _wait_for_submission(run, jobs)
     return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
 

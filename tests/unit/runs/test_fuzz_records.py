@@ -98,6 +98,7 @@ COMMANDS = {
     "show --json": ["show", RUN, "--json"],
     "diff": ["diff", f"{RUN}/0", f"{OTHER}/0"],
     "logs": ["logs", RUN],
+    "follow": ["logs", "-f", RUN],
     "show job": ["show", f"{RUN}/0"],
     "wait job": ["wait", f"{RUN}/0", "--patience", "0"],
     "wait": ["wait", RUN, "--patience", "0"],
@@ -198,8 +199,6 @@ def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, 
             if len(at) > 1 and at[0] in ("files", "environment", "sys_path") and not everything:
                 continue
             for command in COMMANDS:
-                if command == "attach" and (name, at) == ("plan.json", ()):
-                    continue  # a plan that names no executor is this machine's, and what is pending here may begin
                 if everything:
                     yield from ((name, at, kind, command) for kind in VALUES)
                 elif dice.random() < (0.04 if command in SLOW else share):

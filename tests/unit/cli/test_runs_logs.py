@@ -1,0 +1,81 @@
+"""`nemotron runs logs` of a sweep; and whoever follows a job that nobody can be asked about is told so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.cli.tools import run as run_tool
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import DamagedRecord
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def sweep(logs: dict[int, bytes], ended: dict[int, int], executor: str = "local") -> RunFolder:
+    """Three jobs, with these logs; those that have ended, with their exit codes."""
+    texts = [{".hydra/overrides.yaml": json.dumps(["recipe=demo", f"n={n}"])} for n in range(3)]
+    run = create_run(new_run_id("demo", "go"), {"executor": executor, "kind": "sweep"}, texts)
+    for number, text in logs.items():
+        with run.job(number).open_log() as file:
+            file.write(text)
+    for number, code in ended.items():
+        run.job(number).transition("running")
+        run.job(number).finish(code)
+    return run
+
+
+def test_each_job_of_a_sweep_under_a_heading(capfdbinary: Any) -> None:
+    run = sweep({0: b"a\nb\nno end", 2: b"c\xff\n"}, {0: 0, 2: 3})
+    assert run_tool("runs", ["logs", run.id]) == 0
+    assert capfdbinary.readouterr().out == (
+        b"==> job 0: succeeded, n=0 <==\na\nb\nno end\n"
+        b"\n==> job 1: pending, n=1, no job log <==\n"
+        b"\n==> job 2: failed, n=2 <==\nc\xff\n"
+    )
+    assert run_tool("runs", ["logs", run.id, "-n", "1"]) == 0
+    assert b" n=0 <==\nno end\n\n" in capfdbinary.readouterr().out
+    # Of one job: its bytes and nothing else.
+    for words in ([f"{run.id}/0"], [run.id, "--job", "0"]):
+        run_tool("runs", ["logs", *words])
+        assert capfdbinary.readouterr().out == b"a\nb\nno end"
+    with pytest.raises(UserError, match="job 0 has no log of rank 4"):
+        run_tool("runs", ["logs", run.id, "--rank", "4"])
+
+
+def test_a_sweep_is_followed_as_attach_does(capsys: pytest.CaptureFixture[str]) -> None:
+    run = sweep({0: b"a\nb\n", 1: b"c\nd\n", 2: b"e\n"}, {0: 0, 1: 0, 2: 0})
+    for words, said in (([], {"[job 0] a", "[job 0] b", "[job 1] c", "[job 1] d", "[job 2] e"}),
+                        (["-n", "1"], {"[job 0] b", "[job 1] d", "[job 2] e"})):  # fmt: skip
+        assert run_tool("runs", ["logs", "-f", run.id, *words]) == 0
+        assert set(capsys.readouterr().out.splitlines()) == said
+    with pytest.raises(UserError, match="--rank is for one of them") as refused:
+        run_tool("runs", ["logs", "-f", run.id, "--rank", "1"])
+    assert f"runs logs {run.id}/0 -f --rank 1" in str(refused.value.hint)
+    # What attach would show has not been shown.
+    assert not (run.path / "attached.json").exists()
+
+
+@pytest.mark.parametrize(("plan", "why"), [("{", "plan.json"), ('{"recipe": "demo"}', "plan.json: executor: missing")])
+@pytest.mark.parametrize("jobs", ["", "/0"])
+def test_nobody_can_be_asked_how_it_goes_on(capsys: pytest.CaptureFixture[str], plan: str, why: str, jobs: str) -> None:
+    run = sweep({0: b"so far\n"}, {}, "slurm")
+    (run.path / "plan.json").write_text(plan)
+    for words in (["logs", "-f"], ["attach"]):
+        with pytest.raises(DamagedRecord, match=why):
+            run_tool("runs", [*words, run.id + jobs])
+    assert jobs == "" or capsys.readouterr().out == "so far\n"
+    with pytest.raises(NemotronError, match=why):
+        run_tool("runs", ["logs", "-f", f"{run.id}/1"])
+    assert run_tool("runs", ["wait", run.id + jobs]) == 3
+    assert f"{run.id}{jobs}: damaged: plan.json" in capsys.readouterr().out
