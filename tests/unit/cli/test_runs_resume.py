@@ -138,7 +138,7 @@ def test_nobody_waits_for_a_run_that_does_not_say_where_it_is(
         (["show", "{run}/1", "--json"], 0, '"number": 1,\n      "state": "failed",\n      "exit_code": 3'),
         (["logs", "{run}/1"], 0, "^log of 1\n$"),
         (["logs", "{run}/1", "--job", "1"], 0, "^log of 1\n$"),
-        (["logs", "{run}"], 0, "^log of 0\n$"),
+        (["logs", "{run}"], 0, "^==> job 0: succeeded <==\nlog of 0\n\n==> job 1: failed <==\nlog of 1\n\n==> job 2"),
         (["logs", "{run}/1", "--job", "2"], 2, "{run}/1 and --job 2 name two jobs"),
         (["logs", "{run}/3"], 2, "has no job 3"),
         (["logs", "{run}/x"], 2, "behind the / stands the number of a job"),
