@@ -121,7 +121,9 @@ class ChatFormat:
     def _chunks(self, messages: Messages, tools: Any, *, first: int) -> list[Chunk]:
         """The conversation's text in parts; of the assistant's messages those from number `first` on count."""
         spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-        if self._template.marks:
+        if self._template.is_nano3 and _is_plain(messages, tools):
+            parts = _plain_parts(messages)
+        elif self._template.marks:
             parts = _marked(self._template.render(messages, tools))
         else:
             parts = self._by_growing(messages, tools, spoken)
@@ -334,6 +336,42 @@ def _marked(text: str) -> list[str]:
     return re.split(f"[{_OPEN}{_CLOSE}]", text)
 
 
+def _is_plain(messages: Messages, tools: Any) -> bool:
+    return not tools and not any(message["role"] == "tool" or "tool_calls" in message for message in messages)
+
+
+def _plain_parts(messages: Messages) -> list[str]:
+    """What nano3's template gives for a conversation without tools, as `_marked` does: the template takes ten times as
+    long, longer than the tokenizer where messages are short. A test holds the two to the same."""
+    has_system = bool(messages) and messages[0]["role"] == "system"
+    turns = messages[1:] if has_system else messages
+    last_user = max((number for number, message in enumerate(turns) if message["role"] == "user"), default=-1)
+    parts: list[str] = []
+    text = f"<|im_start|>system\n{messages[0]['content'] if has_system else ''}<|im_end|>\n"
+    for number, message in enumerate(turns):
+        content, reasoning = message["content"], message.get("reasoning_content")
+        if message["role"] != "assistant":
+            text += f"<|im_start|>{message['role']}\n{content}<|im_end|>\n"
+            continue
+        if isinstance(reasoning, str) and reasoning.strip():
+            answer = f"<think>\n{reasoning}\n</think>\n{content}"
+        elif "<think>" in content:
+            answer = content
+        else:
+            answer = ("<think>\n" if "</think>" in content else "<think></think>") + content
+        if number < last_user:
+            said = answer.rpartition("</think>")[2] if "</think>" in answer else answer.partition("<think>")[0]
+            answer = f"<think></think>{said}"
+        answer = answer.strip()
+        opening = next((start for start in _OPENINGS if answer.startswith(start)), "")
+        parts += [f"{text}<|im_start|>assistant\n{opening}", f"{answer[len(opening) :]}<|im_end|>\n"]
+        text = ""
+    return [*parts, text]
+
+
+_OPENINGS = ("<think></think>", "<think>\n", "<think>")
+
+
 class _Compiled:
     """A template, compiled; `marks` tells whether it marks what the assistant says."""
 
@@ -343,9 +381,10 @@ class _Compiled:
             raise UserError("Chat templates need jinja2, which is not installed.", hint=hint)
         from jinja2 import TemplateError
 
+        self.is_nano3 = text == _nano3()
         self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", text))
         try:
-            self._template = _environment().from_string(text)
+            self._template = _environment(sandboxed=not self.is_nano3).from_string(text)
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             raise UserError(f"chat_template{f', line {line}' if line else ''}: {error}.") from error
@@ -367,11 +406,17 @@ def _compiled(text: str) -> _Compiled:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Any:
-    """Jinja as chat templates expect it: blocks take no line, `tojson` keeps letters, `generation` marks an answer."""
+def _nano3() -> str:
+    return TEMPLATES[NANO3].read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=2)
+def _environment(*, sandboxed: bool) -> Any:
+    """Jinja as chat templates expect it: blocks take no line, `tojson` keeps letters, `generation` marks an answer. The
+    kit's own needs no sandbox, which takes as long as all the rest."""
     import datetime
 
-    from jinja2 import TemplateError, nodes
+    from jinja2 import Environment, TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -392,9 +437,8 @@ def _environment() -> Any:
     def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    kind = ImmutableSandboxedEnvironment if sandboxed else Environment
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from nemotron_kit.data_prep import chat
 from nemotron_kit.data_prep.chat import ChatFormat, chat_sequences, load_template, render, special_tokens
 from nemotron_kit.errors import UserError
 
@@ -90,6 +91,21 @@ def test_text_is_that_of_trls_template(monkeypatch: pytest.MonkeyPatch) -> None:
             messages, tools, chat_template=load_template("nano3"), tokenize=False, **variables
         )
         assert ours == expected
+
+
+def test_without_tools_the_short_way_gives_what_the_template_gives() -> None:
+    rng = random.Random(9)
+    compiled, plain = chat._compiled(load_template("nano3")), 0
+    odd = ["a <think> b", "a </think> b", "<think></think>c", "<think>\nd\n</think>\n\ne", " <think>f</think> g"]
+    for number in range(400):
+        messages, _ = chat._prepared(conversation(rng, reasoning=number % 2 == 0), None)
+        for message in messages:
+            if message["role"] == "assistant" and rng.random() < 0.3:
+                message["content"] = rng.choice(odd)
+        if chat._is_plain(messages, None):
+            plain += 1
+            assert chat._plain_parts(messages) == chat._marked(compiled.render(messages, None))
+    assert plain > 100
 
 
 def test_plain_transformers_finds_the_same_answers() -> None:
