@@ -29,16 +29,17 @@ BATCHES = (64, 256, 1024)
 FLOOR = """
 import sys, time, json
 from tokenizers import Tokenizer
-from nemotron_kit.data_prep.chat import TEMPLATES, _compiled
+from nemotron_kit.data_prep.chat import TEMPLATES
+from transformers.utils.chat_template_utils import _compile_jinja_template
 tokenizer = Tokenizer.from_file(sys.argv[1])
-render = _compiled(TEMPLATES["nano3"].read_text())._template.render
+render = _compile_jinja_template(TEMPLATES["nano3"].read_text()).render
 records = [json.loads(line) for line in open(sys.argv[2], encoding="utf-8")]
 for size in map(int, sys.argv[3:]):
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     for start in range(0, len(records), size):
         shown = [render(messages=record["messages"]) for record in records[start : start + size]]
         tokenizer.encode_batch_fast(shown, add_special_tokens=False)
-    print(size, time.perf_counter() - began)
+    print(size, time.perf_counter() - began, time.process_time() - spent)
 """
 OURS = """
 import sys, time, resource
@@ -49,8 +50,8 @@ run_sft_data_prep(SftPrepConfig(
     blend_path=sys.argv[2], output_dir=sys.argv[3], tokenizer_model=sys.argv[1], num_shards=2, pack_size=4096,
 ))
 seconds = time.perf_counter() - began
-peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(seconds, max(peaks) / 1024)
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(seconds, max(u.ru_maxrss for u in used) / 1024, sum(u.ru_utime + u.ru_stime for u in used))
 """
 
 
@@ -99,11 +100,11 @@ def packing_speed(windows: int) -> tuple[float, float]:
     return tokens / seconds / 1e6, tokens / rows / 4096
 
 
-def ours(folder: Path, tokenizer: Path, source: Path) -> tuple[float, float]:
-    """(seconds, peak megabytes of the largest process)."""
+def ours(folder: Path, tokenizer: Path, source: Path) -> tuple[float, float, float]:
+    """(seconds, peak megabytes of the largest process, CPU-seconds of all)."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        [[seconds, peak]] = texts.child(OURS, tokenizer, texts.blend(folder, source), out)
-    return seconds, peak
+        [[seconds, peak, spent]] = texts.child(OURS, tokenizer, texts.blend(folder, source), out)
+    return seconds, peak, spent
 
 
 def main() -> None:
@@ -140,17 +141,19 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     timed = texts.child(FLOOR, tokenizer, talks, *BATCHES)
     best = int(min(timed, key=lambda row: row[1])[0])
     print(f"floor: batches of {best} conversations; {megabytes:.0f} MB, {os.cpu_count()} CPUs")
-    ratios, peaks = [], []
+    ratios, spent, peaks = [], [], []
     for number in range(args.rounds):
-        floor = texts.child(FLOOR, tokenizer, talks, best)[0][1]
-        seconds, peak = ours(folder, tokenizer, talks)
+        _, floor, floor_spent = texts.child(FLOOR, tokenizer, talks, best)[0]
+        seconds, peak, ours_spent = ours(folder, tokenizer, talks)
         ratios.append(floor / seconds)
+        spent.append(floor_spent / ours_spent)
         peaks.append(peak)
         print(f"round {number + 1}: floor {megabytes / floor:.2f} MB/s, ours {megabytes / seconds:.2f} MB/s")
     print(f"prep sft: {statistics.median(ratios):.2f}x of template and tokenizer alone (goal 0.7x)")
+    print(f"in CPU-seconds, start-up included: {statistics.median(spent):.2f}x")
     if args.memory_at:
         write_talks(folder / "large.jsonl", args.memory_at)
-        _, peak = ours(folder, tokenizer, folder / "large.jsonl")
+        _, peak, _ = ours(folder, tokenizer, folder / "large.jsonl")
         print(f"memory: {max(peaks):.0f} MB a process at {args.megabytes} MB, {peak:.0f} MB at {args.memory_at} MB")
 
 
