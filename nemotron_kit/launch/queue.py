@@ -15,7 +15,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
-from nemotron_kit.runs.job import JobFolder, read_object
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"
@@ -92,6 +92,9 @@ class SweepQueue:
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / SWEEP_FILE
         record = read_object(self._path, _SWEEP) if self._path.exists() else {}
+        if missing := [key for key in _SWEEP if record and record.get(key) is None]:
+            # Taken as nothing submitted yet, the jobs would be waited for without end.
+            raise DamagedRecord(f"{self._path}: {missing[0]}: missing.")
         self._jobs: list[int] = _present(record.get("jobs"))
         batches: list[dict[str, Any]] = _present(record.get("batches"))
         self._batches: list[dict[str, Any]] = [

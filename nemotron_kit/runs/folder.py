@@ -106,14 +106,6 @@ class RunFolder:
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
 
-    def check_followed(self) -> None:
-        """Raises DamagedRecord where nobody can say how jobs go on that have not ended: the plan can't be read, or
-        names no executor that has them."""
-        plan = self.plan()
-        named = plan.get("executor") or (plan.get("settings") or {}).get("executor")
-        if not named and plan.get("kind") != PIPELINE:
-            raise DamagedRecord(f"{self.path / 'plan.json'}: executor: missing.")
-
     def jobs(self) -> list[JobFolder]:
         """Its jobs by number; none when the folder is damaged."""
         try:

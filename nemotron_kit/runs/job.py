@@ -434,7 +434,7 @@ class JobFolder:
             record = read_object(self.path / "artifacts.json", _ARTIFACTS)
         except FileNotFoundError:
             record = {}
-        outputs = list(record.get("outputs") or [])
+        outputs = [pin for pin in record.get("outputs") or () if pin is not None]
         for file in sorted((self.path / "artifacts.d").glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
                 pin = read_object(file)

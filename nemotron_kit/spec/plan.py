@@ -239,6 +239,16 @@ def stored_plan(run: RunFolder, job: int = 0) -> Plan:
     return Plan.from_dict(run.plan(), run.path, job)
 
 
+def check_followed(run: RunFolder) -> None:
+    """Raises DamagedRecord where nobody can say how jobs go on that have not ended: the plan can't be read, or names no
+    executor that has them."""
+    stored_plan(run)
+    plan = run.plan()
+    named = plan.get("executor") or (plan.get("settings") or {}).get("executor")
+    if not named and not run.is_pipeline:
+        raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
+
+
 def _of(cls: type[Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a record says of the fields of a dataclass."""
     return {f.name: value for f in fields(cls) if (value := (stored or {}).get(f.name)) is not None}

@@ -44,10 +44,13 @@ class Config:
     code: int = 0
     text: str = ""
     steps: int = 40
+    gate: str = ""
 
 
 def speak(cfg: Config) -> int:
-    """Print some lines; fail when told to."""
+    """Print some lines, once the file `gate` is there; fail when told to."""
+    while cfg.gate and not Path(cfg.gate).exists():
+        time.sleep(0.1)
     for n in range(cfg.lines):
         print(f"line {n} of rank {os.environ.get('RANK', '-')}", flush=True)
         time.sleep(cfg.sleep)

@@ -44,7 +44,7 @@ def main(cfg):
     if cfg.how == "value": raise ValueError("bad", cfg.x)
     if cfg.how == "exit": sys.exit(3)
     if cfg.how == "kill": os.kill(os.getpid(), signal.SIGKILL)
-    if cfg.how == "sleep": time.sleep(60)
+    if cfg.how == "sleep": time.sleep(300)
     if cfg.how == "nap": print(time.time()); time.sleep(2); print(time.time())
     if cfg.how == "env": print("token", os.environ["DEMO_TOKEN"])
     return [cfg.x, float(os.environ.get("WORLD_SIZE", 1))]

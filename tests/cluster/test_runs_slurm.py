@@ -209,6 +209,12 @@ def test_logs_of_ranks(world: World) -> None:  # noqa: F811
     assert "has no log of rank 7" in runs(world, "logs", job.run_id, "--rank", "7", code=2)
 
 
+def behind_a_gate(world: World, *words: str, profile: str = "C") -> tuple[JobFolder, Path]:  # noqa: F811
+    """A job that goes on once that file is there: whatever is launched until then waits for it."""
+    gate = world.folder.parent / "gate"
+    return world.batch("speak", f"gate='{gate}'", *words, profile=profile), gate
+
+
 def after(world: World, job: JobFolder) -> JobFolder:  # noqa: F811
     done = world.run("speak", "--after", job.run_id, "--batch", "C")
     assert done.returncode == 0 and f"it starts when {job.run_id} has succeeded" in done.stderr, done.stderr
@@ -216,11 +222,14 @@ def after(world: World, job: JobFolder) -> JobFolder:  # noqa: F811
 
 
 def test_a_job_after_another(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=8", "sleep=1")
+    first, gate = behind_a_gate(world)
     second = after(world, first)
-    third = world.run("speak", "--after", second.run_id)  # here: it waits itself
-    assert third.returncode == 0, third.stderr
-    assert f"waits for {second.run_id}" in third.stderr
+    third = world.start("speak", "--after", second.run_id)  # here: it waits itself
+    assert third.stderr is not None
+    said = next((line for line in third.stderr if f"waits for {second.run_id}" in line), "")
+    gate.touch()
+    _, err = third.communicate(timeout=120)
+    assert third.returncode == 0 and said, err
     assert first.state().finished <= second.state().started  # type: ignore[operator]
     assert second.state().finished <= newest(world).state().started  # type: ignore[operator]
     (number,) = world.slurm_ids(RunFolder(first.path.parent.parent))
@@ -230,26 +239,30 @@ def test_a_job_after_another(world: World) -> None:  # noqa: F811
 
 
 def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=8", "sleep=1")
+    first, gate = behind_a_gate(world)
     done = world.run("speak", "-m", "lines=1,2", "--after", first.run_id, "--batch", "C")
     assert done.returncode == 0, done.stderr
     sweep = RunFolder(newest(world).path.parent.parent)
     assert first.state().state in ("pending", "running"), "the launch does not stay"
+    gate.touch()
     runs(world, "wait", sweep.id)
     assert [job.state().state for job in sweep.jobs()] == ["succeeded"] * 2
     assert all(first.state().finished <= job.state().started for job in sweep.jobs())  # type: ignore[operator]
-    second = world.batch("speak", "lines=10", "sleep=1")
+    gate.unlink()
+    second, _ = behind_a_gate(world)
     runs(world, "rerun", sweep.id, "--batch", "C", "--after", second.run_id)
     again = RunFolder(newest(world).path.parent.parent)
     assert second.state().state in ("pending", "running"), "nor does a rerun of it"
+    gate.touch()
     runs(world, "wait", again.id)
     assert all(second.state().finished <= job.state().started for job in again.jobs())  # type: ignore[operator]
 
 
 def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=8", "sleep=1", "code=2")
+    first, gate = behind_a_gate(world, "code=2")
     second = after(world, first)
     assert shown(world, second)["state"] == "pending"
+    gate.touch()
     assert runs(world, "wait", first.run_id, second.run_id, code=1).count("\n") == 2
     assert second.state().state == "cancelled"
     assert second.state().error == f"it did not start: {first.run_id}, which it was to start after, failed."
@@ -259,10 +272,11 @@ def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa:
 
 def test_a_job_after_one_of_this_machine(world: World) -> None:  # noqa: F811
     """No scheduler knows of both: what waits is a process here, and a third one waits for it in turn."""
-    first = world.batch("speak", "lines=20", "sleep=1", profile="here")  # longer than two launches take
+    first, gate = behind_a_gate(world, profile="here")
     second = after(world, first)
     assert shown(world, second)["state"] == "pending" and not world.slurm_ids(RunFolder(second.path.parent.parent))
     third = after(world, second)
+    gate.touch()
     assert world.wait(third) == "succeeded"
     assert first.state().finished <= second.state().started  # type: ignore[operator]
     assert second.state().finished <= third.state().started  # type: ignore[operator]

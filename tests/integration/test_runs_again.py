@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,14 @@ class Config:
     code: int = 0
     text: str = "from the class"
     data_path: Path | None = None
+    gate: str = ""
     out: str = "${oc.env:NEMO_RUN_DIR}/out"
     model: dict = field(default_factory=lambda: {"layers": 4})
 
 
 def speak(cfg: Config) -> int:
+    while cfg.gate and not Path(cfg.gate).exists():
+        time.sleep(0.05)
     for n in range(cfg.lines):
         print(f"line {n}", flush=True)
         time.sleep(cfg.sleep)
@@ -273,26 +277,49 @@ def test_the_code_is_on_record(home: Path) -> None:
     assert "code" not in json.loads(shown)
 
 
+def behind_a_gate(home: Path, *words: str) -> tuple[JobFolder, Callable[[], None]]:
+    """A detached job that goes on once the second one is called: whatever is launched between waits for it."""
+    gate = home.parent / "gate"
+    launch(home, "speak", f"gate='{gate}'", *words, "--batch", "L")
+    return newest(home), gate.touch
+
+
+def launch_that_waits(home: Path, job: JobFolder, open_gate: Callable[[], None], *words: str) -> tuple[str, str]:
+    """A launch in the foreground after `job`, for which the gate opens when it says that it waits."""
+    command = [sys.executable, "again.py", *words, "--after", job.run_id]
+    waits = subprocess.Popen(
+        command, cwd=home.parent / "app", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    said: list[str] = []
+    assert waits.stderr is not None
+    for line in waits.stderr:
+        said.append(line)
+        if f"waits for {job.run_id}" in line:
+            break
+    open_gate()
+    out, err = waits.communicate(timeout=90)
+    assert waits.returncode == 0 and f"waits for {job.run_id}" in "".join(said), (out, *said, err)
+    return out, "".join(said) + err
+
+
 def test_after_a_run_that_succeeds(home: Path) -> None:
-    launch(home, "speak", "lines=6", "sleep=0.4", "--batch", "L")
-    first = newest(home)
+    first, open_gate = behind_a_gate(home)
     _, err = launch(home, "speak", "--batch", "L", "--after", first.run_id)
     second = newest(home)
     assert "is waiting, detached" in err and f"it starts when {first.run_id} has succeeded" in err
     assert first.run_id in json.loads(runs(home, "--json", "--state", "pending")[0])[0]["reason"]
     assert "waits for" in runs(home)[0] and f"waits for  {first.run_id}" in runs(home, "show", second.run_id)[0]
-    out, err = launch(home, "speak", "lines=1", "--after", second.run_id)
-    assert out.startswith("line 0") and f"waits for {second.run_id}" in err
+    out, err = launch_that_waits(home, second, open_gate, "speak", "lines=1")
+    assert out.startswith("line 0"), err
     assert first.state().finished <= second.state().started  # type: ignore[operator]
     assert second.state().finished <= newest(home).state().started  # type: ignore[operator]
     assert launch(home, "speak", "lines=1", "--after", first.run_id)[0].startswith("line 0")  # over long since
 
 
 def test_a_sweep_after_a_run(home: Path) -> None:
-    launch(home, "speak", "lines=3", "sleep=0.5", "--batch", "L")
-    first = newest(home)
-    _, err = launch(home, "speak", "-m", "text=a,b", "lines=0", "--after", first.run_id)
-    assert f"waits for {first.run_id}" in err
+    first, open_gate = behind_a_gate(home)
+    launch_that_waits(home, first, open_gate, "speak", "-m", "text=a,b", "lines=0")
     assert first.state().finished <= newest(home).state().started  # type: ignore[operator]
     launch(home, "speak", "lines=0", "code=1", code=1)
     count = len(list((home / "runs").glob("2*")))
@@ -301,12 +328,12 @@ def test_a_sweep_after_a_run(home: Path) -> None:
 
 
 def test_a_detached_sweep_after_a_run(home: Path) -> None:
-    launch(home, "speak", "lines=8", "sleep=0.4", "--batch", "L")
-    first = newest(home)
+    first, open_gate = behind_a_gate(home)
     words = ("speak", "-m", "lines=1,2", "--batch", "L", "--after", first.run_id)
     launch(home, *words, "hydra/launcher=nemo_run")
     sweep = newest(home)
     assert first.state().state == "running", "the launch does not stay"
+    open_gate()
     runs(home, "wait", sweep.run_id)
     jobs = RunFolder(sweep.path.parent.parent).jobs()
     assert [job.state().state for job in jobs] == ["succeeded"] * 2
@@ -314,10 +341,10 @@ def test_a_detached_sweep_after_a_run(home: Path) -> None:
 
 
 def test_after_a_run_that_fails(home: Path) -> None:
-    launch(home, "speak", "lines=3", "sleep=0.5", "code=3", "--batch", "L")
-    first = newest(home)
+    first, open_gate = behind_a_gate(home, "code=3")
     launch(home, "speak", "--batch", "L", "--after", first.run_id)
     second = newest(home)
+    open_gate()
     out, _ = runs(home, "wait", first.run_id, second.run_id, code=1)
     assert f"it did not start: {first.run_id}, which it was to start after, failed." in out
     assert [entry["state"] for entry in second.history()] == ["pending", "pending"]

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemotron_kit.artifacts.registry import open_registry
@@ -24,13 +23,13 @@ from nemotron_kit.launch.resume import resume as begin_again
 from nemotron_kit.launch.status import ask, effective_run_state, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
-from nemotron_kit.remote.agent.operations import versions_in
+from nemotron_kit.remote.agent.operations import lies_in, versions_in
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
 from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
-from nemotron_kit.spec.plan import is_here, stored_plan
+from nemotron_kit.spec.plan import check_followed, is_here, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
@@ -90,7 +89,7 @@ class _Wait:
         if state in TERMINAL:
             return state
         try:
-            self.run.check_followed()
+            check_followed(self.run)
         except DamagedRecord as error:
             self.damage = error.message.replace(f"{self.run.path}/", "")
             return DAMAGED
@@ -279,8 +278,7 @@ def artifacts_in(run: RunFolder) -> list[str]:
     folder = run.path.resolve()
     found = versions_in(registry, folder)
     for pin in _saved(run):
-        inside = Path(str(pin.get("path"))).resolve().is_relative_to(folder)
-        if inside and pin.get("version") is not None and pin.get("registry") != registry.uuid:
+        if lies_in(pin.get("path"), folder) and pin.get("version") is not None and pin.get("registry") != registry.uuid:
             found.append(f"{pin.get('name')}:v{pin['version']} (of another registry)")
     return found
 

@@ -22,7 +22,7 @@ from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_names, read_from
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, check_followed, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 
@@ -122,7 +122,7 @@ def logs(argv: list[str]) -> int:
     offset = 0 if options.tail is None else log.tail(options.tail)
     _write(log.follow(over, offset) if options.follow else log.read(offset))
     if options.follow and not log.job.state().terminal:
-        run.check_followed()
+        check_followed(run)
     return 0
 
 
@@ -168,7 +168,7 @@ def _follow_all(run: RunFolder, jobs: list[JobFolder], options: Any) -> int:
         hint = f"nemotron runs logs {run.id}/0 -f --rank {options.rank}"
         raise UserError("-f of many jobs follows their whole logs: --rank is for one of them.", hint=hint)
     if not all(job.state().terminal for job in jobs):
-        run.check_followed()
+        check_followed(run)
     _wait_for_submission(run, jobs)
     submitted, plan = _submitted(run, jobs), stored_plan(run)
     begins: dict[int, dict[str, int]] = {}
@@ -193,7 +193,7 @@ def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
     `unknown` counts where nobody else can be asked: its exit record is there, but damaged. So does a damaged plan.
     """
     try:
-        run.check_followed()
+        check_followed(run)
     except DamagedRecord:
         return lambda: True
     if is_here(_plan(run).executor):
@@ -214,7 +214,7 @@ def _no_log(run: RunFolder, job: JobFolder, options: Any, there: Sequence[str]) 
     state = job.state()
     if options.follow and not state.terminal:
         try:
-            run.check_followed()
+            check_followed(run)
         except DamagedRecord as error:
             return error
     why = f": {state.error}" if state.error else ""
@@ -251,7 +251,7 @@ def attach(argv: list[str]) -> int:
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = run.jobs() if chosen is None else chosen
     if not all(job.state().terminal for job in jobs):
-        run.check_followed()
+        check_followed(run)
     _wait_for_submission(run, jobs)
     return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
 

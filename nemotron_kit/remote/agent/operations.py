@@ -200,9 +200,14 @@ def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
         if isinstance(record, DamagedVersion):
             if folder.name in record.text or record.label in saved:
                 found.append(f"{record.label} (its record is damaged)")
-        elif any(Path(path).resolve().is_relative_to(place) for path in (record.path, record.root)):
+        elif any(lies_in(path, place) for path in (record.path, record.root)):
             found.append(record.pin.label)
     return found
+
+
+def lies_in(path: object, folder: Path) -> bool:
+    """Whether a path on record, which may be any text, leads below `folder`, a real path."""
+    return "\0" not in str(path) and Path(str(path)).resolve().is_relative_to(folder)
 
 
 def _saved(run: RunFolder) -> Iterator[dict[str, Any]]:

@@ -66,7 +66,14 @@ def test_a_sweep_is_followed_as_attach_does(capsys: pytest.CaptureFixture[str]) 
     assert not (run.path / "attached.json").exists()
 
 
-@pytest.mark.parametrize(("plan", "why"), [("{", "plan.json"), ('{"recipe": "demo"}', "plan.json: executor: missing")])
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        ("{", "plan.json"),
+        ('{"recipe": "demo"}', "plan.json: executor: missing"),
+        ('{"executor": "slurm", "settings": {"account": 1e300}}', "plan.json: settings.account"),
+    ],
+)
 @pytest.mark.parametrize("jobs", ["", "/0"])
 def test_nobody_can_be_asked_how_it_goes_on(capsys: pytest.CaptureFixture[str], plan: str, why: str, jobs: str) -> None:
     run = sweep({0: b"so far\n"}, {}, "slurm")

@@ -176,7 +176,8 @@ def said(line: list[str]) -> str | None:
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 5)
-    out = io.StringIO()
+    written = io.BytesIO()
+    out = io.TextIOWrapper(written, encoding="utf-8", write_through=True)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             run_tool("runs", line)
@@ -187,7 +188,7 @@ def said(line: list[str]) -> str | None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return "a raw escape" if "\x1b" in out.getvalue() else None
+    return "a raw escape" if b"\x1b" in written.getvalue() else None
 
 
 def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
