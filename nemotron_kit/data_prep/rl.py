@@ -289,7 +289,8 @@ def _key(row: Mapping[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-_OWN = {"train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+# A file that says nothing, beside those that do, is to train on.
+_OWN = {"": "train", "train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
 
 def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part]) -> list[list[str] | str]:

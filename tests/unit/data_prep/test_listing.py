@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.data_prep import Dataset
+from nemotron_kit.data_prep import Dataset, sources
 from nemotron_kit.data_prep.sources import FoundFile, Omissions, hub_files, kind_of, list_files
 from nemotron_kit.errors import UserError
 
@@ -123,6 +123,20 @@ def test_a_hub_repository_is_read_as_its_card_says() -> None:
     assert hub("high", "test", CARD) == ["High/test.parquet"]
     assert hub("low", "train", CARD) == ["Low/part-0.parquet"]
     assert hub("Low", None, {}) == ["Low/part-0.parquet"]  # without a card a subset is a folder
+
+
+def test_the_splits_of_a_hub_repository_are_its_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_hub_listing", lambda *_: (REPOSITORY, CARD))
+
+    def splits(**given: str) -> dict[str, list[str]]:
+        found = sources.list_splits(Dataset("d", "hf://o/n", **given), folder=tmp_path, corpora=tmp_path)
+        return {split: [file.path.rpartition("/n/")[2] for file in files] for split, files in found.items()}
+
+    parts = ["High/part-0.parquet", "High/part-1.parquet"]
+    assert splits(subset="high") == {"train": parts, "test": ["High/test.parquet"]}
+    assert splits(subset="high", split="train") == {"": parts}  # the blend names one
+    monkeypatch.setattr(sources, "_hub_listing", lambda *_: (REPOSITORY, {}))
+    assert splits() == {"": [*parts, "Low/part-0.parquet"], "test": ["High/test.parquet"]}
 
 
 def test_unknown_subset_or_split_of_a_hub_repository() -> None:

@@ -123,12 +123,12 @@ def test_a_row_that_no_trainer_takes_is_named(tmp_path: Path, bad: Any, words: s
 
 
 def test_splits_are_the_sources_own(tmp_path: Path) -> None:
-    for split, count in (("train", 5), ("validation", 2), ("test", 1)):
+    for split, count in (("rows", 5), ("validation", 2), ("test", 1)):
         write_rows(tmp_path / "data" / f"{split}-00000.jsonl", [row(f"{split} {n}") for n in range(count)])
     made = prepared(tmp_path, "data")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert [len(rows_of(manifest[split])) for split in ("train", "val", "test")] == [5, 2, 1]
-    assert manifest["source_splits"] == ["test", "train", "valid"]
+    assert manifest["source_splits"] == ["test", "valid"]
     assert manifest["mode"] == "resolve"
     assert made.metadata["rows"] == {"train": 5, "val": 2, "test": 1}
     sampled = prepared(tmp_path, "data", sample=1, force=True)

@@ -306,6 +306,27 @@ def test_what_cant_be_run_is_refused_by_name(config: GRPOConfig, key: str, value
         config.check()
 
 
+def test_the_recipes_configs_compose_and_the_published_ones_problems_are_told() -> None:
+    from nemotron.recipes.nano3 import app
+
+    from nemotron_kit.config.compose import compose
+    from nemotron_kit.config.freeze import freeze, typed
+    from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
+
+    def problems(name: str, *words: str) -> list[str]:
+        found = compose(Tree(apps={"nano3": app}), ["recipe=nano3", "stage=rl", f"config={name}", *words], EnvFile())
+        return typed(freeze(found.config, "/job"), GRPOConfig).problems()
+
+    assert problems("tiny") == [] == problems("tiny", "policy.tokenizer=/a/folder", "env.weights.a=2")
+    keys = [
+        "policy.generation.backend", "policy.generation.vllm_cfg", "policy.megatron_cfg", "policy.sequence_packing",
+        "env.nemo_gym", "cluster",
+    ]  # fmt: skip
+    assert [problem.split(" ")[0] for problem in problems("default")] == keys
+    assert problems("grpo_nanov3") == problems("default")
+
+
 def test_aliases(config: GRPOConfig) -> None:
     config.grpo.num_iterations, config.grpo.batch_size, config.grpo.learning_rate = 9, 2, 0.5
     config.policy.tokenizer = "a/folder"
