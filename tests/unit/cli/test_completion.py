@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.app import App
 from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, split_line
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.indexing import Live
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
@@ -135,3 +137,14 @@ def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: nemotron completion" in capsys.readouterr().out
     with pytest.raises(UserError, match="Did you mean bash"):
         run_tool("completion", ["bahs"])
+
+
+def test_a_pipelines_options_take_its_stages() -> None:
+    app = App("mine")
+    app.command("train", "no.such:Config", "no.such:main")
+    app.group("data").command("prep", "no.such:Config", "no.such:main")
+    app.pipeline("all", stages=["data prep", "train"])
+    index = Live({"mine": app}, {})
+    assert "all" in _offered(index, "mine ")
+    assert _offered(index, "mine all --from ") == ["data.prep", "train"]
+    assert _offered(index, "mine all --fo") == ["--force"]

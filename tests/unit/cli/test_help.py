@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.cli.help import Page, draw, show
 from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.indexing import Live
@@ -121,3 +122,31 @@ def test_a_terminal_that_lacks_the_signs_gets_a_page_too(index: Index, monkeypat
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     assert show(index, ()) == 0
     assert b"usage: nemotron RECIPE" in raw.getvalue()
+
+
+def pipeline_index() -> Live:
+    app = App("mine", description="Mine")
+    app.command(
+        "train", "no.such:Config", "no.such:main", artifacts={"data": ArtifactInput("D-x:latest")}, produces=["M"]
+    )
+    app.group("data").command("prep", "no.such:Config", "no.such:main", produces=["D-{config}"])
+    app.pipeline("all", stages=["train", "data prep"])
+    return Live({"mine": app}, {})
+
+
+def test_a_pipeline_lists_its_stages_in_order_with_what_they_read_and_save() -> None:
+    page = _page(pipeline_index(), "mine", "all")
+    assert page.startswith("usage: nemotron mine all [-c NAME] [-r PROFILE | -b PROFILE] [options] [STAGE.key=value …]")
+    assert _rows(page, "stages, in this order") == [
+        "data prep saves D-{config}",
+        "train reads data: D-x:latest of data.prep; saves M",
+    ]
+    assert [row.split()[0] for row in _rows(page, "which of them")] == ["--from", "--to", "--only", "--force"]
+    assert not any("--multirun" in row or "--cfg" in row for row in _rows(page, "options"))
+    assert "all Run data prep, train" in _rows(_page(pipeline_index(), "mine"), "commands")
+
+
+def test_a_pipelines_line_is_a_job_of_hydras_words() -> None:
+    job = parse(["mine", "all", "-c", "tiny", "--from", "data prep", "--force", "train", "train.n=1"], pipeline_index())
+    assert isinstance(job, Job) and (job.recipe, job.stage, job.config) == ("mine", "all", "tiny")
+    assert job.overrides == ("from='data prep'", "force=[train]", "train.n=1")
