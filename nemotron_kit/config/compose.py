@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import config_files, find_config_file
 from nemotron_kit.config.limits import faster_omegaconf
-from nemotron_kit.config.registration import RegisteredCommand, add_file, conf_dir, register
+from nemotron_kit.config.registration import RegisteredCommand, add_file, conf_dir, register, register_empty
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import translated, unreadable
@@ -57,11 +57,15 @@ class PreparedCommand:
 
 def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str | None = None) -> Composed:
     """Compose one job. Raises UserError, with the nearest names and the place, for whatever is wrong with it."""
+    return compose_prepared(prepare(tree, overrides, env), config_dir)
+
+
+def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -> Composed:
+    """The job of a command line that is made ready for Hydra. Raises UserError, as `compose` does."""
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    prepared = prepare(tree, overrides, env)
     where = search_path(config_dir)
     GlobalHydra.instance().clear()
     with translated(prepared), faster_omegaconf():
@@ -126,6 +130,16 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
+
+
+def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: EnvFile) -> PreparedCommand:
+    """A command without its config files: in their place its config `name`, which says nothing."""
+    register_resolvers()
+    command = find_command(tree, recipe, stage)
+    registered = register(command, list(tree.apps[recipe].commands()), env, only={}, stages=[stage])
+    register_empty(command, stage, name)
+    overrides = [f"recipe={hydra_text(recipe)}", f"stage={hydra_text(stage)}", f"config={hydra_text(name)}"]
+    return PreparedCommand(command, overrides, overrides, registered, name)
 
 
 def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:

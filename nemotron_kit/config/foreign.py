@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -61,17 +60,6 @@ _HEADS = ("hydra", "run")
 
 # (command's path, config's name) of the configs from elsewhere that this process has read.
 _foreign: set[tuple[tuple[str, ...], str]] = set()
-_trusted_folders: list[Path] = []
-
-
-@contextmanager
-def trusting(folder: Path) -> Iterator[None]:
-    """Within the block files in `folder` are trusted: they were written from a record."""
-    _trusted_folders.append(folder)
-    try:
-        yield
-    finally:
-        _trusted_folders.remove(folder)
 
 
 def is_trusted(path: Path, command: Command) -> bool:
@@ -81,7 +69,7 @@ def is_trusted(path: Path, command: Command) -> bool:
     # Whoever installed the recipe owns its code as well.
     if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
         return True
-    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", *_trusted_folders, _project()]
+    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
     inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
     return inside and untrusted_reason(path) is None
 
@@ -111,9 +99,14 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
 def note_file(path: Path, command: Command, name: str) -> None:
     """Remember whether the config that the command has under this name is from elsewhere."""
     if is_trusted(path, command):
-        _foreign.discard((command.path, name))
+        forget_file(command, name)
     else:
         _foreign.add((command.path, name))
+
+
+def forget_file(command: Command, name: str) -> None:
+    """The config that the command has under this name is from no file, or from one that is trusted."""
+    _foreign.discard((command.path, name))
 
 
 def check_targets(values: Mapping[str, Any], command: Command, name: str, typed: str) -> None:

@@ -43,11 +43,12 @@ _FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)")
 
 
-def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str, Any]:
+def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
     """`config` as a plain mapping: interpolations and the launch's environment resolved, ${art:…} and ${secret:…} kept.
 
     ${oc.env:NEMO_RUN_DIR} is `job_folder`; ${oc.env:PWD} is `pwd` where the job runs elsewhere, in a copy of the code.
-    Raises UserError for an interpolation that can't be resolved, and for ${oc.env:X} where X is a secret by its name.
+    ${oc.env:X} is kept for each X in `keep`. Raises UserError for an interpolation that can't be resolved,
+    and for ${oc.env:X} where X is a secret by its name.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -56,7 +57,8 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
     kept: list[str] = []
     there = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
-    with deferring(kept, DEFERRED), without_secrets(), environment(there), faster_omegaconf(), bounded:
+    reading = without_secrets(kept, keep)
+    with deferring(kept, DEFERRED), reading, environment(there), faster_omegaconf(), bounded:
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
@@ -68,10 +70,42 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None) -> dict[str,
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
+def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, str]) -> dict[str, Any]:
+    """`frozen`, what `freeze` made of `config`, with ${oc.env:X} in the place of what came from a variable X.
+
+    `variables`: name → the value that it had. What a resolver has computed from one (`${parent:${oc.env:PWD}}`) stays
+    as it is in `frozen`.
+    """
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=False)
+    if not any(name in variables for _, text in walk_strings(raw) for name in _OC_ENV.findall(text)):
+        return frozen
+    known = {f"${{oc.env:{name}}}": omegaconf_escaped(value) for name, value in variables.items()}
+
+    def chosen(kept: Any, value: Any) -> Any:
+        if isinstance(kept, dict) and isinstance(value, dict) and kept.keys() == value.keys():
+            return {key: chosen(kept[key], item) for key, item in value.items()}
+        if isinstance(kept, list) and isinstance(value, list) and len(kept) == len(value):
+            return [chosen(*pair) for pair in zip(kept, value, strict=True)]
+        if not isinstance(kept, str):
+            return value
+        text = kept
+        for reference, known_text in known.items():
+            text = text.replace(reference, known_text)
+        return kept if text == value else value
+
+    try:
+        return chosen(freeze(config, "", keep=variables), frozen)  # type: ignore[no-any-return]
+    except UserError:  # a resolver has no use for the placeholder of a variable
+        return frozen
+
+
 @contextmanager
-def without_secrets() -> Iterator[None]:
+def without_secrets(kept: list[str], keep: Collection[str] = ()) -> Iterator[None]:
     """Within the block ${oc.env:X} is an error where X is a secret by its name: asked of the resolver itself, so that
-    it holds however the name is spelt (quoted, put together)."""
+    it holds however the name is spelt (quoted, put together). Of those in `keep` it is a
+    placeholder, and the interpolation is added to `kept`."""
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
@@ -81,6 +115,8 @@ def without_secrets() -> Iterator[None]:
                 f"{name} is a secret by its name; its value would be saved with the config.",
                 hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
             )
+        if name in keep:
+            return _placeholder(kept, f"${{oc.env:{name}}}")
         return oc.env(name, *default)
 
     OmegaConf.register_new_resolver("oc.env", checked, replace=True)
@@ -158,12 +194,7 @@ def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
     from omegaconf import OmegaConf
 
     def mark(name: str) -> Any:
-        def keep(*arguments: Any) -> str:
-            text = f"${{{name}:{','.join(str(a) for a in arguments)}}}"
-            kept.append(text)
-            return f"\x00{len(kept) - 1}\x00"
-
-        return keep
+        return lambda *arguments: _placeholder(kept, f"${{{name}:{','.join(map(str, arguments))}}}")
 
     for name in names:
         OmegaConf.register_new_resolver(name, mark(name), replace=True)
@@ -171,6 +202,12 @@ def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
         yield
     finally:
         register_resolvers()
+
+
+def _placeholder(kept: list[str], text: str) -> str:
+    """A text that stands for an interpolation until `restore`; appends the interpolation to `kept`."""
+    kept.append(text)
+    return f"\x00{len(kept) - 1}\x00"
 
 
 def restore(value: Any, kept: list[str]) -> Any:

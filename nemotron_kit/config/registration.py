@@ -158,6 +158,13 @@ def add_file(command: Command, stage: str, path: Path, result: RegisteredCommand
     return name
 
 
+def register_empty(command: Command, stage: str, name: str) -> None:
+    """Register `name` as a config of the command that sets nothing."""
+    _store("config", name, {})
+    _store(f"job/{command.recipe}/{stage}", name, {})
+    foreign.forget_file(command, name)
+
+
 def _register_file(
     group: str, name: str, path: Path, command: Command, siblings: list[Command], result: RegisteredCommand
 ) -> None:

@@ -18,7 +18,7 @@ from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.convert import type_hints
 from nemotron_kit.config.foreign import check_targets
-from nemotron_kit.config.freeze import freeze, walk_strings
+from nemotron_kit.config.freeze import freeze, keep_variables, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError
@@ -117,12 +117,17 @@ TransportFactory = Callable[[RunConfig], Any]
 
 @dataclass(frozen=True)
 class ResolvedJob:
-    """`behind`: field → path that exists here and that nothing takes along (see unshipped_paths). `fetch`: the
-    repositories that its mounts need (see plan.auto_mounts)."""
+    """A composed job's frozen config as the job reads it, the settings of its profile, and where its files lie.
+
+    `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: what a
+    rerun starts from. `behind`: field → path that exists here and that nothing takes along (see check_paths). `fetch`:
+    the repositories that its mounts need (see mounts.with_repositories).
+    """
 
     config: dict[str, Any]
     settings: RunConfig
     place: RemotePaths
+    composed: dict[str, Any] = field(default_factory=dict)
     behind: Mapping[str, str] = field(default_factory=dict)
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -156,12 +161,14 @@ def _placed(
 ) -> ResolvedJob:
     from nemotron_kit.home import nemotron_home
 
-    frozen = freeze(composed.config, f"{nemotron_home()}/runs/{run_id}/jobs/{job}")
+    folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
+    frozen = freeze(composed.config, folder)
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     place = executor_for(settings).place(run_id, job, registry=registry_here(settings))
     if is_here(settings.executor):
-        return ResolvedJob(frozen, settings, place)
+        variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
+        return ResolvedJob(frozen, settings, place, keep_variables(frozen, composed.config, variables))
 
     fetch: tuple[dict[str, str], ...] = ()
     notes = where
@@ -171,11 +178,12 @@ def _placed(
         settings, fetch, more = with_repositories(settings, place.root, transports)
         notes += more
     there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
+    again = {**keep_variables(there, composed.config, place.environment), "run": frozen["run"]}
     behind = check_paths(there, place, settings)
     there = absolutized(there, composed.command.load_config_cls(), place.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     config = {**moved(there, place), "run": frozen["run"]}
-    return ResolvedJob(config, settings, place, behind, fetch, notes)
+    return ResolvedJob(config, settings, place, again, behind, fetch, notes)
 
 
 def registry_here(settings: RunConfig) -> str | None:

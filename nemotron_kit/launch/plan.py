@@ -21,6 +21,7 @@ from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
+    ResolvedJob,
     TransportFactory,
     import_path,
     left_out,
@@ -158,19 +159,22 @@ def _importable(module: str) -> str:
     return main.__spec__.name if main.__spec__ else str(getattr(main, "__file__", ""))
 
 
+# In a job's folder, where it differs from config.yaml: the config that a rerun starts from (ResolvedJob.composed).
+COMPOSED_FILE = "composed.yaml"
+
+
 def job_files(
-    frozen: Mapping[str, Any],
-    spec: Mapping[str, Any],
-    inputs: Inputs,
-    environment: Mapping[str, str],
-    place: RemotePaths,
+    placed: ResolvedJob, spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
 ) -> dict[str, str]:
+    """Name in the job's folder → text, of the files that every executor's job has."""
+    place, frozen = placed.place, placed.config
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
         "config.yaml": to_yaml(frozen),
         "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
         "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
         **({"env.toml": registry_table(place)} if place.names_registry else {}),
+        **({COMPOSED_FILE: to_yaml(placed.composed)} if placed.composed != frozen else {}),
     }
 
 
@@ -385,7 +389,7 @@ def build_plan(
         environment=environment,
         secrets=tuple(settings.secrets or ()),
         captured=_captured(composed, place),
-        files={**job_files(frozen, spec, inputs, environment, place), **added.files},
+        files={**job_files(placed, spec, inputs, environment), **added.files},
         problems=tuple(problems),
         notes=(
             *composed.notes,

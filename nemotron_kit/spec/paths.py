@@ -135,6 +135,15 @@ class RemotePaths:
         """Whether a path lies in the target's run root or registry."""
         return any(below(text, root) for root in (self.root, self.artifacts))
 
+    def move_back(self, text: str) -> str:
+        """The path on this machine of a path on the target: what `move` was given. Of several spellings of a folder
+        here, its own path."""
+        root = self.tree.root if self.tree else None
+        for here, there in sorted(self.moves, key=lambda move: (-len(move[1]), move[0] != root)):
+            if below(text, there):
+                return here + text[len(there) :]
+        return text
+
     def move_name(self, name: str) -> str:
         """`path/to/file.py:object` with its path moved; `module:object` as it is."""
         path, colon, rest = name.rpartition(":")

@@ -1,4 +1,4 @@
-"""Composes the jobs of a sweep: files once for each choice of groups, then each job's values on a copy."""
+"""Composes many jobs: files once for each choice of groups, then each job's values on a copy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import copy
 import io
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.config.compose import Composed, PreparedCommand, compose_prepared, prepare_without_files
+from nemotron_kit.config.limits import faster_omegaconf
+from nemotron_kit.config.secrets import refuse_literal_secrets
+from nemotron_kit.config.wording import translated
+
+if TYPE_CHECKING:
+    from nemotron_kit.discovery import Tree
+    from nemotron_kit.envfile import EnvFile
 
 
 class Copies:
@@ -153,6 +163,77 @@ class SweepComposer:
         with open_dict(config.hydra):
             _describe(config.hydra.runtime, files, found.overrides.known_choices)
         return config
+
+
+@dataclass(frozen=True)
+class ConfigRecord:
+    """The config of an earlier job. `name` is its config's, `file` holds its `values`. `added` are the keys that are no
+    fields of the command (`+key=…`), `deleted` the overrides that took keys away (`~key`)."""
+
+    recipe: str
+    stage: str
+    name: str
+    file: Path
+    values: Mapping[str, Any]
+    added: Sequence[str] = ()
+    deleted: Sequence[str] = ()
+
+
+class RecordComposer:
+    """Composes jobs anew of what is on record: the command as it is now, with the recorded values in the place of a
+    config file. Hydra composes each command once; each job's values then go onto a copy."""
+
+    def __init__(self, tree: Tree, env: EnvFile) -> None:
+        self._tree, self._env = tree, env
+        self._commands: dict[tuple[str, str, str], tuple[PreparedCommand, Composed, Copies]] = {}
+
+    def compose(self, record: ConfigRecord, overrides: Sequence[str]) -> Composed:
+        """The job with `overrides` on top. Raises UserError for a value that the command no longer takes, with the
+        record's file and line, and for what is wrong with an override."""
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.types import RunMode
+
+        refuse_literal_secrets(overrides)
+        prepared, composed, copies = self._command(record)
+        prepared.registered.files[record.name] = record.file
+        with translated(prepared), faster_omegaconf():
+            config, hydra = copies.make()
+            parsed = OverridesParser.create().parse_overrides([*record.deleted, *overrides])
+            ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
+            _merge(config, record)
+            ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+            _finish(hydra, parsed)
+        return replace(composed, config=config, hydra=hydra, config_file=record.file)
+
+    def _command(self, record: ConfigRecord) -> tuple[PreparedCommand, Composed, Copies]:
+        key = (record.recipe, record.stage, record.name)
+        if key not in self._commands:
+            prepared = prepare_without_files(self._tree, *key, self._env)
+            composed = compose_prepared(prepared)
+            self._commands[key] = prepared, composed, Copies((composed.config, composed.hydra))
+        return self._commands[key]
+
+
+def _merge(config: Any, record: ConfigRecord) -> None:
+    """Put the recorded values into a composed config. What is no field and was not added is Hydra's error for a value
+    of a config file."""
+    from hydra.errors import ConfigCompositionException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        for key in record.added:
+            *above, leaf = key.split(".")
+            block: Any = record.values
+            for part in above:
+                block = block.get(part) if isinstance(block, Mapping) else None
+            if isinstance(block, Mapping) and leaf in block:
+                OmegaConf.update(config, key, block[leaf], force_add=True)
+        config.merge_with(OmegaConf.create(dict(record.values)))
+    except OmegaConfBaseException as error:
+        what = f"In 'job/{record.name}': {type(error).__name__} raised while composing config:"
+        raise ConfigCompositionException(f"{what}\n{error}") from error
 
 
 def uninstall(loader: Any) -> None:

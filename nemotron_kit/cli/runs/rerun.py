@@ -9,9 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +25,8 @@ from nemotron_kit.cli.reader import Reader
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import carry_out, show_plan, spelled_out
 from nemotron_kit.cli.runs.list import open_jobs
-from nemotron_kit.config.compose import Composed, compose, find_command
+from nemotron_kit.config.compose import Composed, find_command
 from nemotron_kit.config.config_files import load_mapping
-from nemotron_kit.config.foreign import trusting
-from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.schema import schema_node
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree, discover, use
 from nemotron_kit.envfile import read_env_file
@@ -40,14 +35,15 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import SweepAfter, wait_for
 from nemotron_kit.launch.launch import code_facts
-from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.launch.plan import COMPOSED_FILE, build_plan
 from nemotron_kit.launch.queue import load_plan
-from nemotron_kit.quoting import hydra_data, hydra_text, omegaconf_escaped
+from nemotron_kit.quoting import hydra_text, omegaconf_escaped
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.runconfig import FIELDS, check_value
+from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
 from nemotron_kit.sweep.launcher import Jobs
 from nemotron_kit.sweep.recipe_task import sweep_job_of
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
@@ -66,7 +62,6 @@ class Recorded:
     """What a job's folder and its run's plan say. Raises UserError for one that can't be started again by them."""
 
     def __init__(self, run: RunFolder, job: JobFolder) -> None:
-
         self.run, self.job = run, job
         try:
             self.plan, self.spec = stored_plan(run, job.number), job.spec()
@@ -87,7 +82,7 @@ class Recorded:
                 f"{run.id} was launched by a program of its own, which alone can compose its config.",
                 hint=f"Its command line: {self.plan.command_line}",
             )
-        self.config = load_mapping(job.config_path)
+        self.environment: Mapping[str, str] = self.spec.get("environment") or {}
         try:
             self.pins: dict[str, Pin] = {slot: Pin.from_dict(pin) for slot, pin in inputs.items()}
         except DamagedRecordError as error:
@@ -109,8 +104,7 @@ class Recorded:
 
     @property
     def config_name(self) -> str:
-        name = (self.spec.get("environment") or {}).get("NEMOTRON_CONFIG_NAME") or self.plan.config_name
-        return str(name or "default")
+        return str(self.environment.get("NEMOTRON_CONFIG_NAME") or self.plan.config_name or "default")
 
     @property
     def folder(self) -> str:
@@ -142,28 +136,51 @@ class Recorded:
             raise UserError(f"{self.run.id}: its record is not whole: {file}: expected a list of texts.")
         return list(overrides)
 
-    def values(self, *, keep_env: bool, is_open: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
-        """(the config for a file, the words that add to it what was added with `+` and delete what was deleted).
-
-        Where the schema is not `is_open`, a key that was added can't stand in the file.
-        """
-        run = {key: value for key, value in (self.config.get("run") or {}).items() if key in ("wandb", "env")}
-        if not keep_env:
+    def config(self, request: Job) -> ConfigRecord:
+        """The config to start from: as it was composed, with the very versions of the artifacts that it read, and for
+        the profile that the request names, or that it had."""
+        file = self.job.path / COMPOSED_FILE
+        values = dict(load_mapping(file)) if file.is_file() else self._config_of_older_version()
+        recorded = values.get("run")
+        run = dict(recorded) if isinstance(recorded, dict) else {}
+        run |= {"profile": request.profile or self.plan.profile, "mode": request.mode or self.plan.mode}
+        run |= {slot: omegaconf_escaped(pin.label) for slot, pin in self.pins.items()}
+        run.pop("recipe", None)  # the command's own
+        if request.profile is None:  # what it set is in the settings
             run.pop("env", None)
-        values = {key: self._back(value) for key, value in self.config.items() if key != "run"}
-        overrides = []
-        added = str((self.spec.get("environment") or {}).get("NEMOTRON_ADDED_KEYS") or "").split(",")
-        for key in filter(None, added):
-            found, value = _take(values, key.split("."), keep=is_open(key))
-            overrides += [f"++{key}={hydra_data(value)}"] if found else []
-        overrides += [
-            override for override in self.overrides if override.startswith("~") and not override.startswith("~/")
-        ]
-        return {**values, **({"run": run} if run else {})}, overrides
+        return ConfigRecord(
+            recipe=self.recipe,
+            stage=self.stage,
+            name=self.config_name,
+            file=file if file.is_file() else self.job.config_path,
+            values={**values, "run": run},
+            added=[key for key in (self.environment.get("NEMOTRON_ADDED_KEYS") or "").split(",") if key],
+            deleted=[text for text in self.typed(request) if text.startswith("~") and not text.startswith("~/")],
+        )
 
-    def references(self) -> dict[str, str]:
-        """Slot → the very version that was read."""
-        return {slot: pin.label for slot, pin in self.pins.items()}
+    def _config_of_older_version(self) -> dict[str, Any]:
+        """The job's own config.yaml, its paths as this machine calls them, and in the place of its folder the new
+        job's. Since COMPOSED_FILE is written, this changes nothing where there is none."""
+
+        def back(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: back(item) for key, item in value.items()}
+            if isinstance(value, list):
+                return [back(item) for item in value]
+            if not isinstance(value, str):
+                return value
+            value = self.place.move_back(value)
+            for folder in (self.place.job, str(self.job.path)):
+                value = value.replace(folder, "${oc.env:NEMO_RUN_DIR}")
+            return value
+
+        values = load_mapping(self.job.config_path)
+        return {key: value if key == "run" else back(value) for key, value in values.items()}
+
+    def typed(self, request: Job) -> list[str]:
+        """The overrides that were typed then, without those of keys that the request gives."""
+        given = {_key(override) for override in _typed(request)}
+        return [override for override in self.overrides if _key(override) not in given]
 
     def app(self, tree: Tree) -> App:
         """The recipe's tree; for a program that was its own recipe, one that holds the command by what is on record."""
@@ -177,13 +194,14 @@ class Recorded:
         group: Group = app
         for each in groups:
             group = group.group(each)
-        inputs = {slot: ArtifactInput(reference) for slot, reference in self.references().items()}
+        references = {**self.plan.references, **{slot: pin.label for slot, pin in self.pins.items()}}
+        inputs = {slot: ArtifactInput(reference) for slot, reference in references.items()}
         script = self.spec.get("script")
         group.command(
             name,
             self._home(self.spec["config_cls"]),
             self._home(self.spec["handler"]),
-            script_path=self._back(script, False) if script else None,
+            script_path=self.place.move_back(script) if script else None,
             artifacts=inputs,
             torchrun=self.spec.get("torchrun"),
         )
@@ -191,27 +209,7 @@ class Recorded:
 
     def _home(self, name: str) -> str:
         path, colon, rest = name.rpartition(":")
-        return f"{self._back(path, False)}{colon}{rest}" if path.endswith(".py") else name
-
-    def _back(self, value: Any, to_folder: bool = True) -> Any:
-        """A value with its paths as this machine calls them, and the old job's folder as whatever job's it will be."""
-        if isinstance(value, Mapping):
-            return {key: self._back(item, to_folder) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._back(item, to_folder) for item in value]
-        if not isinstance(value, str):
-            return value
-        for here, there in self._moves():
-            value = here + value[len(there) :] if value == there or value.startswith(f"{there}/") else value
-        for folder in (self.place.job, str(self.job.path)) if to_folder else ():
-            value = value.replace(folder, "${oc.env:NEMO_RUN_DIR}") if folder else value
-        return value
-
-    def _moves(self) -> Sequence[tuple[str, str]]:
-        """(prefix here, prefix there), the longest there first; of several spellings of a folder here, its own path."""
-        root = self.place.tree.root if self.place.tree else None
-        moves = sorted(self.place.moves, key=lambda move: (-len(move[1]), move[0] != root))
-        return list({there: (here, there) for here, there in reversed(moves)}.values())[::-1]
+        return f"{self.place.move_back(path)}{colon}{rest}" if path.endswith(".py") else name
 
 
 def enter(folder: str) -> None:
@@ -221,29 +219,17 @@ def enter(folder: str) -> None:
             f"{folder}, where it was launched, is gone.", hint="Its recipe and its paths are found from there."
         )
     os.chdir(folder)
-
-
-def _take(values: dict[str, Any], path: Sequence[str], *, keep: bool) -> tuple[bool, Any]:
-    """(whether there is such a value, the value), out of the config unless it is to `keep`: a block that it alone was
-    in goes with it, since that was added, too."""
-    first, *rest = path
-    if first not in values or (rest and not isinstance(values[first], dict)):
-        return False, None
-    if not rest:
-        return True, values[first] if keep else values.pop(first)
-    found = _take(values[first], rest, keep=keep)
-    if found[0] and not values[first]:
-        del values[first]
-    return found
+    os.environ["PWD"] = folder  # as a shell does: configs refer to it
 
 
 @dataclass(frozen=True)
 class RerunContext:
-    """What a rerun needs of the place where the run was launched: its command tree, app and env.toml."""
+    """What a rerun needs of the place where the run was launched: its command tree, its env.toml, and what composes the
+    recorded configs."""
 
     tree: Tree
-    app: App
     env: EnvFile
+    composer: RecordComposer
 
     @classmethod
     def of(cls, recorded: Recorded) -> RerunContext:
@@ -257,7 +243,8 @@ class RerunContext:
         app = recorded.app(found)
         tree = Tree(apps={**found.apps, app.name: app}, broken=found.broken, sources=found.sources)
         use(tree)
-        return cls(tree, app, read_env_file())
+        env = read_env_file()
+        return cls(tree, env, RecordComposer(tree, env))
 
 
 def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
@@ -280,86 +267,52 @@ def request_of(arguments: Sequence[str], recorded: Recorded, tree: Tree) -> Job:
     return replace(job, recipe=command.recipe, stage=command.stage, overrides=spelled_out(job.overrides))
 
 
-def compose_again(recorded: Recorded, request: Job, tree: Tree, env: Any) -> Composed:
-    """The recorded config, checked against the command's schema as it is now, with the new overrides on top."""
-    values, overrides = recorded.values(keep_env=request.profile is not None, is_open=_open_blocks(recorded, tree))
-    given = {_key(override) for override in request.overrides}
-    mode, profile = request.mode or recorded.plan.mode, request.profile or recorded.plan.profile
-    chosen = [f"recipe={hydra_text(request.recipe)}", f"stage={hydra_text(request.stage)}"]
-    chosen += [f"run.profile={hydra_text(str(profile))}"] if profile else []
-    chosen += [f"run.mode={mode}"] if mode else []
-    read = recorded.references().items()
-    pins = [f"run.{slot}={hydra_text(omegaconf_escaped(text))}" for slot, text in read if f"run.{slot}" not in given]
-    kept = [override for override in overrides if _key(override) not in given]
-    with tempfile.TemporaryDirectory(prefix="nemotron-rerun-") as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(to_yaml(values), encoding="utf-8")
-        chosen += [f"config={hydra_text(str(path))}"]
-        try:
-            with trusting(path.parent):
-                composed = compose(tree, [*chosen, *pins, *kept, *request.overrides], env)
-        except UserError as error:  # the file is gone in a moment; what it was made of is not
-            kept_file = str(recorded.job.config_path)
-            hint = error.hint and error.hint.replace(str(path), kept_file)
-            raise UserError(error.message.replace(str(path), kept_file), hint=hint) from error
-    # On record it is what was typed, then and now: the file is gone in a moment.
-    typed = [override for override in recorded.overrides if _key(override) not in given]
-    overrides = [*typed, *request.overrides]
-    return replace(composed, overrides=overrides, config_name=recorded.config_name, config_file=None)
-
-
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _open_blocks(recorded: Recorded, tree: Tree) -> Callable[[str], bool]:
-    """Whether a dotted key stands in a block of the command's that takes any key."""
-    from omegaconf import DictConfig, OmegaConf
+def _typed(request: Job) -> list[str]:
+    """The overrides that the request's command line adds."""
+    profile = [f"run.profile={hydra_text(request.profile)}", f"run.mode={request.mode}"] if request.profile else []
+    return [*profile, *request.overrides]
 
-    schema = schema_node(find_command(tree, recorded.recipe, recorded.stage), {})
 
-    def is_open(key: str) -> bool:
-        above = key.rpartition(".")[0]
-        while above:
-            block = OmegaConf.select(schema, above)
-            if isinstance(block, DictConfig):
-                return not OmegaConf.is_struct(block)
-            above = above.rpartition(".")[0]
-        return False
-
-    return is_open
+def compose_again(recorded: Recorded, request: Job, composer: RecordComposer) -> Composed:
+    """The recorded config with the request's overrides on top. Raises UserError for what the command can't take now."""
+    composed = composer.compose(recorded.config(request), request.overrides)
+    # On record it is what was typed, then and now.
+    return replace(composed, overrides=[*recorded.typed(request), *_typed(request)])
 
 
 def plan_again(
     recorded: Recorded,
     request: Job,
     composed: Composed,
-    app: App,
+    tree: Tree,
     argv: Sequence[str],
-    *,
     run_id: str,
-    job: int = 0,
+    *,
     alone: bool = True,
 ) -> Plan:
-    """Its plan, in the run and under the number that it gets. UserError where a pinned input is not what it was."""
+    """The job's plan in the run `run_id`; of a sweep (not `alone`) the job keeps its number. Raises UserError where a
+    pinned input is not what it was."""
     connect = not request.dry_run
     plan = build_plan(
         composed,
-        app,
+        tree.apps[recorded.recipe],
         run_id=run_id,
         argv=argv,
-        job=job,
+        job=0 if alone else recorded.job.number,
         alone=alone,
         connect=connect,
         transports=transport_for if connect else None,
         recorded=None if request.profile else recorded.settings,
     )
     check_pins(recorded, request, plan)
-    typed = [f"run.profile={hydra_text(str(plan.profile))}", f"run.mode={plan.mode}"] if request.profile else []
-    overrides = (*recorded.overrides, *typed, *request.overrides)
     # Its mounts are on record as folders; those of repositories may have been removed since.
     fetched = () if request.profile else recorded.plan.repositories
-    return replace(plan, hydra=overrides, repositories=plan.repositories or fetched)
+    of = recorded.label if alone else recorded.run.id
+    return replace(plan, rerun_of=of, repositories=plan.repositories or fetched)
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
@@ -385,95 +338,53 @@ def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
             )
 
 
-_QUIET_SECONDS = 10.0
-
-
 def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Sequence[str]) -> int:
     """Launch all jobs of a sweep again, as one sweep; the exit code."""
     old = stored_plan(run)
     run_id = new_run_id(old.recipe or "sweep", old.stage or "jobs")
-    sweep_jobs = partial(_sweep_jobs, run, request, context, argv, run_id)
     if request.dry_run:
-        return _shown(sweep_jobs(), request, context)
+        for sweep_job in _sweep_jobs(run, request, context, argv, run_id):
+            show_plan(sweep_job.plan, as_json=request.json, theme=context.env.table("cli").get("theme"))
+        return 0
     if request.after and (request.mode or old.mode) != "batch":
         wait_for(None, request.after)
-        sweep_jobs = partial(_sweep_jobs, run, replace(request, after=()), context, argv, run_id)
-    overrides = [
-        *(override for override in old.hydra if override not in ("-m", "--multirun")),
-        *_typed(request),
-    ]
+    overrides = [*(override for override in old.hydra if override not in ("-m", "--multirun")), *_typed(request)]
     plan = {"recipe": old.recipe, "stage": old.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *overrides]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
-    again = create_run(run_id, plan, [])
-    print(f"{run_id}: the {len(run.jobs())} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
+    again, count = create_run(run_id, plan, []), len(run.jobs())
+    print(f"{run_id}: the {count} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     settings = Settings(max_parallel=None if "settings" in run.plan() else 1)
-    return _run_again(again, sweep_jobs(), len(run.jobs()), settings, overrides, as_json=request.json)
-
-
-def _typed(request: Job) -> list[str]:
-    """The overrides that the command line adds to the sweep."""
-    profile = [f"run.profile={hydra_text(request.profile)}", f"run.mode={request.mode}"] if request.profile else []
-    return [*profile, *request.overrides]
-
-
-def _run_again(
-    run: RunFolder,
-    sweep_jobs: Iterator[SweepJob],
-    count: int,
-    settings: Settings,
-    overrides: Sequence[str],
-    *,
-    as_json: bool,
-) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    jobs = Jobs(run, settings, overrides, ours=True)
+    jobs = Jobs(again, settings, overrides, ours=True)
     try:
-        (first, _), *_ = jobs.run_all(sweep_jobs, count)
+        (first, _), *_ = jobs.run_all(_sweep_jobs(run, request, context, argv, run_id), count)
     except BaseException:
-        if not run.jobs():
-            shutil.rmtree(run.path)
+        if not again.jobs():
+            shutil.rmtree(again.path)
         raise
     finally:
         jobs.close()
-    if jobs.detached(first):
-        return sweep.told(run, as_json)
-    why = next((state.error for state in (job.state() for job in run.jobs()) if state.state != "succeeded"), None)
-    if error := sweep.sweep_failures(run, why, as_json):
-        raise error
-    return sweep.told(run, as_json)
+    if not jobs.detached(first):
+        states = (job.state() for job in again.jobs())
+        why = next((state.error for state in states if state.state != "succeeded"), None)
+        if error := sweep.sweep_failures(again, why, request.json):
+            raise error
+    return sweep.told(again, request.json)
 
 
 def _sweep_jobs(
     run: RunFolder, request: Job, context: RerunContext, argv: Sequence[str], run_id: str
 ) -> Iterator[SweepJob]:
-    jobs, said = run.jobs(), time.monotonic()
-    after = SweepAfter(request.after) if request.after and not request.dry_run else None
-    for done, job in enumerate(jobs):
-        if time.monotonic() - said > _QUIET_SECONDS:
-            said = time.monotonic()
-            print(f"{run_id}: {done} of {len(jobs)} jobs composed", file=sys.stderr)  # noqa: T201
+    detached = (request.mode or stored_plan(run).mode) == "batch"
+    after = SweepAfter(request.after) if request.after and detached and not request.dry_run else None
+    for job in run.jobs():
         recorded = Recorded(run, job)
-        asked = replace(request, recipe=recorded.recipe, stage=recorded.stage)
-        composed = compose_again(recorded, asked, context.tree, context.env)
-        planned = partial(_plan, recorded, asked, context, composed, argv, run_id)
+        composed = compose_again(recorded, request, context.composer)
+        planned = partial(plan_again, recorded, request, composed, context.tree, argv, run_id, alone=False)
         plan = after.apply(planned(), composed.command, planned) if after else planned()
-        yield sweep_job_of(plan, composed, (*recorded.overrides, *request.overrides))
-
-
-def _plan(
-    recorded: Recorded, asked: Job, context: RerunContext, composed: Composed, argv: Sequence[str], run_id: str
-) -> Plan:
-    app = context.tree.apps[asked.recipe]
-    plan = plan_again(recorded, asked, composed, app, argv, run_id=run_id, job=recorded.job.number, alone=False)
-    return replace(plan, rerun_of=recorded.run.id)
-
-
-def _shown(sweep_jobs: Iterator[SweepJob], request: Job, context: RerunContext) -> int:
-    for sweep_job in sweep_jobs:
-        show_plan(sweep_job.plan, as_json=request.json, theme=context.env.table("cli").get("theme"))
-    return 0
+        yield sweep_job_of(plan, composed, composed.overrides)
 
 
 HELP = """\
@@ -510,10 +421,8 @@ def rerun(argv: list[str]) -> int:
     if len(jobs) > 1:
         return rerun_sweep(run, request, context, line)
 
-    composed = compose_again(recorded, request, context.tree, context.env)
-    run_id = new_run_id(request.recipe, request.stage)
-    plan = plan_again(recorded, request, composed, context.app, line, run_id=run_id)
-    plan = replace(plan, rerun_of=label)
+    composed = compose_again(recorded, request, context.composer)
+    plan = plan_again(recorded, request, composed, context.tree, line, new_run_id(request.recipe, request.stage))
     state = jobs[0].state()
     if state.terminal and state.state != "succeeded":
         note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"

@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config.compose import compose
-from nemotron_kit.config.foreign import is_trusted, trusting
+from nemotron_kit.config.foreign import is_trusted
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -153,9 +153,6 @@ def test_whose_a_file_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_trusted(world.recipe / "config/default.yaml", world.command)
     monkeypatch.chdir(world.elsewhere)
     assert not is_trusted(other, world.command)  # a folder that is no project
-    with trusting(world.elsewhere):
-        assert is_trusted(other, world.command)
-    assert not is_trusted(other, world.command)
 
 
 @ROOT

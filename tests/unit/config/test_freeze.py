@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nemotron_kit.config.freeze import freeze, resolve, slots_used, to_yaml
+from nemotron_kit.config.freeze import freeze, keep_variables, resolve, slots_used, to_yaml
 from nemotron_kit.errors import UserError
 
 
@@ -29,6 +29,35 @@ def test_artifacts_and_secrets_stay_and_all_else_is_resolved(monkeypatch: pytest
 
 def test_the_job_folder_is_fixed_at_launch() -> None:
     assert frozen(a="${oc.env:NEMO_RUN_DIR,.}/x") == {"a": "/job/x"}
+
+
+def test_for_a_rerun_the_launchs_own_variables_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/here")
+    OmegaConf.register_new_resolver("parts_of", lambda text: text.strip("/").split("/"), replace=True)
+    texts = {
+        "out": "${oc.env:NEMO_RUN_DIR}/out",
+        "log": "${out}/log",
+        "code": "${oc.env:PWD,/}",
+        "computed": "${parts_of:${oc.env:NEMO_RUN_DIR}/x}",
+        "escaped": r"\${oc.env:PWD}",
+        "typed": "/job/out",
+        "nested": [{"a": "${log} in ${oc.env:PWD}"}],
+        "n": 3,
+    }
+    config = OmegaConf.create(texts)
+    found = keep_variables(freeze(config, "/job"), config, {"NEMO_RUN_DIR": "/job", "PWD": "/here"})
+    assert found == {
+        "out": "${oc.env:NEMO_RUN_DIR}/out",
+        "log": "${oc.env:NEMO_RUN_DIR}/out/log",
+        "code": "${oc.env:PWD}",
+        "computed": ["job", "x"],  # of what a resolver makes of it nobody knows what it would make of another
+        "escaped": r"\${oc.env:PWD}",
+        "typed": "/job/out",
+        "nested": [{"a": "${oc.env:NEMO_RUN_DIR}/out/log in ${oc.env:PWD}"}],
+        "n": 3,
+    }
+    plain = freeze(config, "/job")
+    assert keep_variables(plain, OmegaConf.create({"a": "${oc.env:HOME}"}), {"PWD": "/here"}) is plain
 
 
 def test_a_secret_by_its_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from nemotron_kit.artifacts import Artifact, DataBlendsArtifact, tracking
 from nemotron_kit.cli.main import nemotron
+from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.spec.plan import read_config, read_spec
 from nemotron_kit.training import checkpoint
@@ -126,6 +127,39 @@ def test_the_same_anew(says: Says, run: str, data: str) -> None:
     assert plan["config"] == {**old["config"], "limit": 7, "output_dir": plan["config"]["output_dir"], "run": {
         **old["config"]["run"], "data": data}}  # fmt: skip
     assert plan.keys() - {"rerun_of"} >= old.keys() - {"created_at", "code"}
+
+
+def test_an_input_that_was_not_pinned_yet_is_the_one_that_was_typed(
+    tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that never got to where its inputs are pinned: not the command's default, Letter:latest."""
+    home = unpack(tmp_path) / "home"
+    monkeypatch.setenv("NEMOTRON_HOME", str(home))
+    monkeypatch.chdir(tmp_path / "work")
+    run = next(home.glob("runs/*-4602fb"))
+    (run / "jobs/0/artifacts.json").write_text('{"inputs": {}, "outputs": []}')
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    plan = json.loads(says("runs rerun 4602fb --dry-run --json"))
+    assert (plan["references"], plan["inputs"]["data"]["version"]) == ({"data": "Letter:draft"}, 0)
+    assert json.loads(says("runs rerun 4602fb --art.data v3 --dry-run --json"))["references"] == {"data": "v3"}
+
+
+def test_a_record_of_now_is_composed_of_what_was_composed(
+    tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the job's own config has the target's paths, the one of this machine is on record, too."""
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    home, work = unpack(tmp_path) / "home", tmp_path / "work"
+    monkeypatch.setenv("NEMOTRON_HOME", str(home))
+    monkeypatch.chdir(work)
+    first = json.loads(says(f"runs rerun 4602fb output_dir={work}/new --dry-run --json"))
+    assert first["config"]["output_dir"] == f"{first['place']['code']}/new"
+    assert f"output_dir: {work}/new\n" in first["files"]["composed.yaml"]
+    create_run(first["run_id"], first, [first["files"]])
+    monkeypatch.setattr("nemotron_kit.spec.paths.RemotePaths.move_back", None)
+    again = json.loads(says(f"runs rerun {first['run_id']} limit=8 --dry-run --json"))
+    assert again["config"]["output_dir"] == f"{again['place']['code']}/new"
+    assert again["config"]["limit"] == 8 and again["inputs"] == first["inputs"]
 
 
 def test_a_sweep_anew(says: Says) -> None:

@@ -51,6 +51,13 @@ def frozen(where: RemotePaths, **values: object) -> dict[str, object]:
     return moved(freeze(config, where.job, pwd=where.environment["PWD"]), where)
 
 
+def test_paths_of_the_target_are_moved_back(launch: Path) -> None:
+    there = place(**SSH)
+    for text in (str(launch / "a.py"), str(launch.parent), "/data/x"):
+        assert there.move_back(there.move(text)) == text
+    assert there.move_back(f"{JOB}/out") == f"{JOB}/out", "no path of this machine"
+
+
 def test_in_a_cloud_all_lies_where_nemo_run_puts_it(launch: Path) -> None:
     there = place(executor="kubeflow", container_image="nemo:1")
     assert (there.job, there.code, there.cwd) == ("/nemo_run/job", "/nemo_run/code", "/nemo_run/code/sub")
