@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nemotron.recipes.nano3.stage3_eval.evaluation import EvalConfig, preflight
+from nemotron.recipes.nano3.stage3_eval.evaluation import EvalConfig, main, preflight
 
-from nemotron_kit.artifacts import EvalArtifact, ModelArtifact, PretrainBlendsArtifact
-from nemotron_kit.cli.main import nemotron
+from nemotron_kit.artifacts import EvalArtifact, ModelArtifact, PretrainBlendsArtifact, Reference, open_registry
+from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
+from nemotron_kit.errors import UserError
 from nemotron_kit.training import evaluate
 from nemotron_kit.training.generate import Speaker
 
@@ -20,11 +22,14 @@ from ...shards import write_shard
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
     (tmp_path / "env.toml").write_text("")
+    forget_inputs()
+    yield
+    forget_inputs()
 
 
 def _data(folder: Path, ids: list[int]) -> None:
@@ -37,8 +42,10 @@ def test_what_is_found_is_an_artifact_with_its_inputs(
     chat_model: Path, speaker: Speaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _data(tmp_path / "data", speaker.raw("Some text that the model has never seen. " * 3))
-    shared = ["--art.data", "Data", "seq_length=8", "limit=2"]
-    assert nemotron(["nano3", "eval", f"deployment.checkpoint_path={chat_model}", *shared]) == 0
+    shared: dict[str, Any] = {"seq_length": 8, "limit": 2, "output_dir": tmp_path / "out"}
+    data = open_registry().resolve(Reference.parse("Data"))
+    with given_inputs({"data": data}):
+        main(EvalConfig(deployment={"checkpoint_path": str(chat_model)}, **shared))
     table = capsys.readouterr().err
     assert "held_out" in table and "bits_per_byte" in table and "\x1b" not in table
     found = EvalArtifact.from_uri("art://EvalArtifact-default:latest")
@@ -47,17 +54,20 @@ def test_what_is_found_is_an_artifact_with_its_inputs(
     assert found.metrics == {f"held_out.{name}": value for name, value in expected.items()}
     assert json.loads((found.path / "results.json").read_text())["results"] == {"held_out": expected}
     assert found.get_input_uris() == ["art://Data:v0"]
-    # The other name of the command, and the model as an input: it is in the lineage, too.
+    forget_inputs()  # what was read back just now
+    # A model that is an input is in the lineage, too.
     ModelArtifact(path=shutil.copytree(chat_model, tmp_path / "model"), step=1).save(name="ModelArtifact-rl")
-    assert nemotron(["nano3", "model", "eval", *shared]) == 0
+    model = open_registry().resolve(Reference.parse("ModelArtifact-rl"))
+    with given_inputs({"data": data, "model": model}):
+        main(EvalConfig(deployment={"checkpoint_path": model.path}, **{**shared, "output_dir": tmp_path / "again"}))
     found = EvalArtifact.from_uri("art://EvalArtifact-default:v1")
     assert (found.results, found.model) == ({"held_out": expected}, "art://ModelArtifact-rl:v0")
     assert set(found.get_input_uris()) == {"art://Data:v0", "art://ModelArtifact-rl:v0"}
 
 
-def test_there_must_be_something_to_measure(chat_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nemotron(["nano3", "eval", f"deployment.checkpoint_path={chat_model}"]) == 2
-    assert "There is nothing to measure." in capsys.readouterr().err
+def test_there_must_be_something_to_measure(chat_model: Path) -> None:
+    with given_inputs({}), pytest.raises(UserError, match=r"There is nothing to measure."):
+        main(EvalConfig(deployment={"checkpoint_path": str(chat_model)}))
 
 
 def test_what_is_another_programs_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nemotron.recipes.nano3.exports import ExportModel, export_model
 
 from nemotron_kit.artifacts import ModelArtifact, PretrainBlendsArtifact, open_registry, record_input
-from nemotron_kit.artifacts.lineage import forget_inputs
-from nemotron_kit.cli.main import nemotron
+from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
+from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.training import publish
 
 TOKEN = "hf_aTokenThatMayWrite"  # noqa: S105 - nobody's
@@ -46,6 +48,13 @@ def model(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     forget_inputs()
 
 
+def export(to: str, path: Path | None = None) -> int:
+    """What the command does with `ModelArtifact-rl:latest`, or with a folder."""
+    pin = open_registry().resolve(_reference("ModelArtifact-rl"))
+    with given_inputs({"model": pin}):
+        return export_model(ExportModel(to=to, path=path or Path(pin.path)))
+
+
 def _reference(name: str) -> Any:
     from nemotron_kit.artifacts import Reference
 
@@ -69,7 +78,7 @@ library_name: transformers
 
 
 def test_a_copy_is_whole_and_has_its_lineage(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nemotron(["nano3", "model", "export", "--to", "out/copy"]) == 0
+    assert export("out/copy") == 0
     copy = tmp_path / "out/copy"
     assert capsys.readouterr().out == f"{copy}\n"
     assert (copy / "README.md").read_text() == CARD
@@ -79,12 +88,12 @@ def test_a_copy_is_whole_and_has_its_lineage(model: Path, tmp_path: Path, capsys
     assert not (copy / "metadata.json").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["copy"]
     # A copy that is exported again: its lineage is told once.
-    assert nemotron(["nano3", "model", "export", "--art.model", "./out/copy", "--to", "again"]) == 0
+    assert export("again", Path("out/copy")) == 0
     assert (tmp_path / "again/README.md").read_text().count("## Lineage") == 1
 
 
 def test_nothing_is_written_over_and_nothing_that_has_changed(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").write_text("x")
@@ -96,9 +105,8 @@ def test_nothing_is_written_over_and_nothing_that_has_changed(
         ("hf://only-a-user", "that names no repository of the hub"),
         ("hf://u/n", "HF_TOKEN is not set"),
     ):
-        assert nemotron(["nano3", "model", "export", "--to", to]) == 2
-        assert said in capsys.readouterr().err
-    assert not (tmp_path / "home/runs").exists()
+        with pytest.raises(UserError, match=re.escape(said)):
+            export(to)
     copyfile = shutil.copyfile
 
     def damaging(source: Path, target: Path) -> None:
@@ -107,8 +115,8 @@ def test_nothing_is_written_over_and_nothing_that_has_changed(
             target.write_bytes(target.read_bytes()[:-1] + b"?")
 
     monkeypatch.setattr(publish.shutil, "copyfile", damaging)
-    assert nemotron(["nano3", "model", "export", "--to", "out"]) == 1
-    assert "model.safetensors: its copy has the sha256" in capsys.readouterr().err
+    with pytest.raises(NemotronError, match=r"model.safetensors: its copy has the sha256"):
+        export("out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -198,7 +206,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_an_upload_is_one_commit_of_all_files(
     hub: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert nemotron(["nano3", "model", "export", "--to", "hf://u/n"]) == 0
+    assert export("hf://u/n") == 0
     assert capsys.readouterr().out == f"{hub.address}/u/n/commit/{'a' * 40}\n"
     assert [(each["name"], each["organization"]) for each in hub.created] == [("n", "u")]
     assert hub.created[0].get("visibility", "private" if hub.created[0].get("private") else None) == "private"
@@ -209,12 +217,12 @@ def test_an_upload_is_one_commit_of_all_files(
     assert kept == []
 
 
-def test_a_hub_that_refuses_or_is_not_there(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hub_that_refuses_or_is_not_there(hub: Hub) -> None:
     hub.status = 403
-    assert nemotron(["nano3", "model", "export", "--to", "hf://u/n"]) == 1
-    said = capsys.readouterr().err
-    assert "hf://u/n: " in said and "403" in said and "May HF_TOKEN write to it?" in said and TOKEN not in said
+    with pytest.raises(NemotronError, match=r"hf://u/n: .*403") as refused:
+        export("hf://u/n")
+    assert "May HF_TOKEN write to it?" in str(refused.value) and TOKEN not in str(refused.value)
     hub.shutdown()
     hub.server_close()
-    assert nemotron(["nano3", "model", "export", "--to", "hf://u/n"]) == 3
-    assert "the hub does not answer" in capsys.readouterr().err
+    with pytest.raises(Unreachable, match="the hub does not answer"):
+        export("hf://u/n")
