@@ -29,7 +29,7 @@ from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import load_model, require_model
-from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sampling import Answer, answering, end_ids, generate, probabilities
@@ -77,6 +77,10 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     try:
         with StopRequest() as stop:
             return run.go(stop)
+    except Preempted as stopped:
+        if config.checkpointing.enabled:
+            raise
+        raise Preempted(stopped.message, hint="With checkpointing.enabled=true a checkpoint is saved.") from None
     finally:
         processes.leave()
 
@@ -190,6 +194,7 @@ class _Run:
             config.logger.log_interval,
             config.grpo.val_period or None,
             self._bf16(),
+            lr_setting="policy.optimizer.kwargs.lr",
         )
         loop = _Loop(
             settings,

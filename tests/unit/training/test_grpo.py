@@ -266,7 +266,12 @@ def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_
     assert sorted(path.name[-1] for path in checkpoint.all_in(tmp_path / "out")) == ["2", "4", "5"]
     config.checkpointing.checkpoint_dir = str(tmp_path / "timed")
     config.checkpointing.checkpoint_must_save_by = "00:00:00:00"
-    with pytest.raises(Preempted, match=r"Stopped by checkpointing\.checkpoint_must_save_by after step 1 of 2"):
+    config.checkpointing.enabled = False
+    with pytest.raises(Preempted, match=r"checkpoint_must_save_by after step 1 of 2; nothing is saved") as stopped:
+        grpo(config)
+    assert "checkpointing.enabled=true" in str(stopped.value)
+    config.checkpointing.enabled = True
+    with pytest.raises(Preempted, match=r"Stopped by checkpointing\.checkpoint_must_save_by after step 1 of 2; saved"):
         grpo(config)
 
 
