@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 
 def pytest_configure() -> None:
@@ -25,3 +28,11 @@ def until(
             return found
         time.sleep(every)
     raise AssertionError(f"not within {timeout:.0f} s {why()}")
+
+
+@pytest.fixture(autouse=True)
+def absl_closes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of this process configures logging, whereupon absl's handler (NeMo-Run brings it) closes the stream that
+    was sys.stderr when it was imported: pytest's own, here."""
+    if absl := sys.modules.get("absl.logging"):
+        monkeypatch.setattr(absl.PythonHandler, "close", lambda handler: handler.flush())
