@@ -383,8 +383,9 @@ class Launch:
         successes = [earlier for earlier in known if earlier.succeeded]
         waits = stage.waits_for()
         if not successes:
-            why = f"it did not succeed in {known[0].id}" if known else "it has not run yet"
-            return Decision(False, why)
+            last = known[0] if known else None
+            why = f"it did not succeed in {last.id}" if last else "it has not run yet"
+            return Decision(False, f"the record of {last.id} was removed" if last and last.removed else why)
         differing: list[tuple[list[str], Earlier]] = []
         for earlier in successes:
             if changes := self._changes(stage, earlier, inputs=not waits):
@@ -532,6 +533,7 @@ class Launch:
             self._note(run, place, stage, decision)
             outcome = execute(plan, composed)
             say.ended(plan, outcome, time.monotonic() - started)
+            self._note(run, place, stage, decision, state=outcome.state)
             if outcome.state != "succeeded":
                 return outcome
             stage.outputs = saved_by(RunFolder(runs_root() / stage.run))
@@ -582,12 +584,14 @@ class Launch:
                     hint=f"Its record: nemotron runs show {maker.run}" if maker.run else None,
                 )
 
-    def _note(self, run: RunFolder, place: int, stage: Stage, decision: Decision) -> None:
+    def _note(self, run: RunFolder, place: int, stage: Stage, decision: Decision, *, state: str | None = None) -> None:
+        """Put a stage's run on the pipeline's record, with its `state` once it has ended here: it may be removed."""
         run.add_stage(
             place,
             {
                 "stage": stage.name,
                 "run": stage.run,
+                "state": state,
                 "why": decision.why,
                 "inputs": {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin},
                 "fingerprint": stage.print.to_dict(),
@@ -646,6 +650,10 @@ class Earlier:
     def id(self) -> str:
         """The run that did the stage's work."""
         return str(self.record.get("run") or self.record.get("producer") or self.pipeline)
+
+    @property
+    def removed(self) -> bool:
+        return bool(self.record.get("run")) and self.run is None
 
     @property
     def succeeded(self) -> bool:

@@ -61,7 +61,7 @@ PLAN_SHAPE: dict[str, Any] = {
 PIPELINE = "pipeline"
 _STAGES = "stages"
 _STAGE_SHAPE: dict[str, Any] = {
-    **dict.fromkeys(("stage", "run", "why", "producer"), str),
+    **dict.fromkeys(("stage", "run", "why", "producer", "state"), str),
     "skipped": bool,
     "outputs": [dict],
     "inputs": {None: dict},
@@ -244,7 +244,13 @@ class RunFolder:
             return RunSummary(self.id, "succeeded", stage=name, code=0)
         run = self.stage_run(record)
         if run is None:
-            return RunSummary(self.id, "unknown", stage=name, error=f"{record.get('run')} was removed")
+            ended = record.get("state")
+            return RunSummary(
+                self.id,
+                ended if ended in TERMINAL else "unknown",
+                stage=name,
+                error=None if ended == "succeeded" else f"{record.get('run')} was removed",
+            )
         return replace(run.summary(), stage=name)
 
 
