@@ -16,6 +16,8 @@ from typing import Any
 import hydra
 import pytest
 
+from ..conftest import until
+
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
 APP = """
@@ -285,18 +287,19 @@ def test_a_secret_of_the_environment(world: World) -> None:
 def test_interrupted(world: World, profile: str) -> None:
     """Ctrl-C leaves a sweep on a cluster alone, unless its profile says otherwise."""
     process = world.start("app.py", "-m", *_launcher(profile), "how=sleep", "x=1,2")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        logs = list(world.home.glob("runs/2*/jobs/*/logs/job.log"))
-        if sum("said" in log.read_text() for log in logs) == 2:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = "".join(process.communicate(timeout=60))  # its jobs would sleep for longer
-    assert f"nemotron runs cancel {world.run().name}" in said or profile == "undo"
-    time.sleep(1.0)
-    assert bool(world.queued()) == (profile == "C")
-    world.slurm.run("scancel", "--name", ",".join(world.queued()) or "none", check=False)
+    try:
+        logs = "runs/2*/jobs/*/logs/job.log"
+        until(lambda: sum("said" in log.read_text() for log in world.home.glob(logs)) == 2, 120)
+        process.send_signal(signal.SIGINT)
+        said = "".join(process.communicate(timeout=120))  # its jobs would sleep for longer
+        assert f"nemotron runs cancel {world.run().name}" in said or profile == "undo"
+        if profile == "undo":
+            until(lambda: not world.queued(), every=0.5)
+        time.sleep(1.0)
+        assert bool(world.queued()) == (profile == "C")
+    finally:
+        process.kill()
+        world.slurm.run("scancel", "--name", ",".join(world.queued()) or "none", check=False)
 
 
 def test_detached(world: World) -> None:
