@@ -241,11 +241,11 @@ def stored_plan(run: RunFolder, job: int = 0) -> Plan:
 
 def check_followed(run: RunFolder) -> None:
     """Raises DamagedRecord where nobody can say how jobs go on that have not ended: the plan can't be read, or names no
-    executor that has them."""
+    executor that has them. A sweep by one of Hydra's own launchers has neither that nor settings: it is here."""
     stored_plan(run)
     plan = run.plan()
     named = plan.get("executor") or (plan.get("settings") or {}).get("executor")
-    if not named and not run.is_pipeline:
+    if not named and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
         raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.job import DamagedRecord, process_facts
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,7 @@ def test_a_sweep_is_followed_as_attach_does(capsys: pytest.CaptureFixture[str]) 
     [
         ("{", "plan.json"),
         ('{"recipe": "demo"}', "plan.json: executor: missing"),
+        ('{"kind": "sweep", "settings": {}}', "plan.json: executor: missing"),
         ('{"executor": "slurm", "settings": {"account": 1e300}}', "plan.json: settings.account"),
     ],
 )
@@ -86,3 +89,16 @@ def test_nobody_can_be_asked_how_it_goes_on(capsys: pytest.CaptureFixture[str], 
         run_tool("runs", ["logs", "-f", f"{run.id}/1"])
     assert run_tool("runs", ["wait", run.id + jobs]) == 3
     assert f"{run.id}{jobs}: damaged: plan.json" in capsys.readouterr().out
+
+
+def test_a_sweep_by_hydras_own_launcher_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its record names no executor: its jobs are processes of this machine."""
+    run = create_run(new_run_id("demo", "go"), {"recipe": "demo", "stage": "go", "kind": "sweep"}, [{}, {}])
+    with subprocess.Popen(["sleep", "60"]) as process:
+        for job in run.jobs():
+            job.transition("running", process=process_facts(process.pid))
+        ends = threading.Timer(0.3, process.kill)
+        ends.start()
+        assert run_tool("runs", ["wait", run.id]) == 1
+        ends.join()
+    assert f"{run.id}: failed: the process disappeared" in capsys.readouterr().out
