@@ -58,7 +58,7 @@ _prep.command(
     script_path=_STAGE2 / "data_prep.py",
     description="Collect the prompts of reinforcement learning as JSONL by split",
     config_dir=_STAGE2 / "config" / "data_prep",
-    produces=("SplitJsonlDataArtifact-{config}",),
+    produces=("SplitJsonlDataArtifact-rl",),
     preflight=f"{_RL}.data_prep:preflight",
     resources="prep",
     distributed=False,
@@ -87,7 +87,7 @@ app.command(
     description="Reinforcement learning with GRPO (stage 2)",
     artifacts={
         "model": ArtifactInput("ModelArtifact-sft:latest", type="ModelArtifact"),
-        "data": ArtifactInput("SplitJsonlDataArtifact-default:latest", type="SplitJsonlDataArtifact"),
+        "data": ArtifactInput("SplitJsonlDataArtifact-rl:latest", type="SplitJsonlDataArtifact"),
     },
     produces=("ModelArtifact-rl",),
     preflight=f"{_RL}.train:preflight",
@@ -143,7 +143,7 @@ for _group in (app, app.group("model")):
         artifacts={
             "model": ArtifactInput("ModelArtifact-rl:latest", type="ModelArtifact"),
             "data": ArtifactInput("PretrainBlendsArtifact-default:latest", optional=True),
-            "tasks": ArtifactInput("SplitJsonlDataArtifact-default:latest", optional=True),
+            "tasks": ArtifactInput("SplitJsonlDataArtifact-rl:latest", optional=True),
         },
         produces=("EvalArtifact-{config}",),
         preflight=f"{_EVAL}:preflight",

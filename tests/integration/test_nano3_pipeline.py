@@ -30,8 +30,8 @@ def test_all_stages_from_nothing_and_none_again(tmp_path: Path) -> None:
     assert [(row["stage"], row["state"]) for row in again["stages"]] == [(stage, "skipped") for stage in STAGES]
     # From the evaluation back to the raw text.
     made = {
-        "EvalArtifact-tiny:v0": {"ModelArtifact-rl:v0", "SFTDataArtifact-tiny:v0", "SplitJsonlDataArtifact-tiny:v0"},
-        "ModelArtifact-rl:v0": {"ModelArtifact-sft:v0", "SplitJsonlDataArtifact-tiny:v0"},
+        "EvalArtifact-tiny:v0": {"ModelArtifact-rl:v0", "SFTDataArtifact-tiny:v0", "SplitJsonlDataArtifact-rl:v0"},
+        "ModelArtifact-rl:v0": {"ModelArtifact-sft:v0", "SplitJsonlDataArtifact-rl:v0"},
         "ModelArtifact-sft:v0": {"ModelArtifact-pretrain:v0", "SFTDataArtifact-tiny:v0"},
         "ModelArtifact-pretrain:v0": {"PretrainBlendsArtifact-tiny:v0"},
     }

@@ -7,7 +7,6 @@ Saves the manifest as `SplitJsonlDataArtifact-<config_name>`. Started again, it 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,9 +43,7 @@ class RLDataPrepConfig:
         default=None, metadata={"help": "Take only the first rows of each dataset (of each of its splits), this many"}
     )
     force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
-    )
+    config_name: str = field(default="rl", metadata={"help": "Ending of the artifact's name"})
 
 
 def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
@@ -87,12 +84,8 @@ def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
         seed=cfg.seed,
         sample=cfg.sample,
         force=cfg.force,
-        artifact_name=f"SplitJsonlDataArtifact-{_config_name(cfg)}",
+        artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",
     )
-
-
-def _config_name(cfg: RLDataPrepConfig) -> str:
-    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
 
 
 def _config_from_command_line() -> RLDataPrepConfig:
@@ -106,8 +99,6 @@ def _config_from_command_line() -> RLDataPrepConfig:
     path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
     config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
     cfg = omegaconf_to_dataclass(config, RLDataPrepConfig)
-    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
-        cfg.config_name = path.stem
     problems = preflight(cfg, connect=True)
     if problems:
         raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
