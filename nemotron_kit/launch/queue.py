@@ -100,6 +100,10 @@ class SweepQueue:
         self._batches: list[dict[str, Any]] = [
             {"jobs": _present(batch.get("jobs")), "done": bool(batch.get("done"))} for batch in batches
         ]
+        batched = {number for batch in self._batches for number in batch["jobs"]}
+        for number in batched.difference(self._jobs):  # one that was dropped has its folder still
+            if not os.path.isdir(run.path / "jobs" / str(number)):  # noqa: PTH112 — a name may be too long
+                raise DamagedRecord(f"{self._path}: batches: there is no such job: {str(number)[:20]}.")
 
     @property
     def listed(self) -> set[int]:

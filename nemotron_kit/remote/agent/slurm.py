@@ -76,6 +76,9 @@ def read(run: Path, intent: str) -> Submission | None:
         raise NemotronError(f"damaged: {error.message}") from error
     if None in [values.get(name) for name in _NEEDED] or None in values["jobs"]:
         raise NemotronError(f"damaged: {path}: it needs {', '.join(_NEEDED)}.")
+    # The name goes into Slurm's command lines and into names of files.
+    if not values["name"].isprintable() or "/" in values["name"]:
+        raise NemotronError(f"damaged: {path}: name: {values['name']!r} is no job's.")
     return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
 
 
