@@ -187,6 +187,9 @@ def test_a_sweep_is_attached_to_whole(world: World) -> None:  # noqa: F811
         own = [line.removeprefix(f"[job {number}] ") for line in out if line.startswith(f"[job {number}] ")]
         assert own == ["line 0 of rank -", "line 1 of rank -", "last words"]
     assert len(out) == 9
+    assert set(runs(world, "logs", "-f", job.run_id).splitlines()) == set(out)
+    each = [f"==> job {n}: succeeded, text={text} <==\nlast words\n" for n, text in enumerate("abc")]
+    assert runs(world, "logs", job.run_id, "-n", "1") == "\n".join(each)
     assert len(shown(world, job)["job_records"]) == 3
 
 

@@ -259,10 +259,14 @@ def test_rerun_reads_the_same_bytes_or_nothing(laptop: Laptop) -> None:
 
 
 def test_a_whole_sweep_again_writes_into_folders_of_its_own(laptop: Laptop) -> None:
-    words = ("saves=one,two", "lines=0", "where=${oc.env:NEMO_RUN_DIR}/out")
+    words = ("saves=one,two", "lines=1", "where=${oc.env:NEMO_RUN_DIR}/out")
     laptop.run("far", "work", "-m", "--batch", "far", *words)
     first = newest(laptop)
     laptop.run("runs", "wait", first.id)
+    headed = [f"==> job {n}: succeeded, saves={text} <==\nline 0\n" for n, text in enumerate(("one", "two"))]
+    assert laptop.run("runs", "logs", first.id)[0] == "\n".join(headed)
+    followed = laptop.run("runs", "logs", "-f", "-n", "1", first.id)[0]
+    assert sorted(followed.splitlines()) == ["[job 0] line 0", "[job 1] line 0"]
     laptop.run("runs", "rerun", first.id)
     again = newest(laptop)
     laptop.run("runs", "wait", again.id)
