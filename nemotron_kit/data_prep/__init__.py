@@ -9,13 +9,20 @@ from nemotron_kit.lazy import load_names
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.config import (
+        BinIdxOutputConfig,
+        ChatSftOutputConfig,
         DataBlend,
         DataPrepConfig,
         Dataset,
+        JsonlOutputConfig,
+        OutputConfig,
+        PackedOutputConfig,
         PerSplitConfig,
+        PipelineConfig,
         SftPrepConfig,
         TokenizerConfig,
     )
+    from nemotron_kit.data_prep.last_mile import PipelineResult, SplitResult, last_mile_process, tokenize
     from nemotron_kit.data_prep.plan import ShardPlan
     from nemotron_kit.data_prep.plan import ShardPlan as Plan
     from nemotron_kit.data_prep.planning import freeze_plan
@@ -38,7 +45,11 @@ if TYPE_CHECKING:
     from nemotron_kit.data_prep.shard import make_shard
 
 _HOMES = {
-    "config": "DataBlend DataPrepConfig Dataset PerSplitConfig SftPrepConfig TokenizerConfig",
+    "config": (
+        "BinIdxOutputConfig ChatSftOutputConfig DataBlend DataPrepConfig Dataset JsonlOutputConfig OutputConfig "
+        "PackedOutputConfig PerSplitConfig PipelineConfig SftPrepConfig TokenizerConfig"
+    ),
+    "last_mile": "last_mile_process PipelineResult SplitResult tokenize",
     "plan": "Plan ShardPlan",
     "planning": "freeze_plan",
     "run": "run_data_prep",
@@ -51,20 +62,29 @@ _HOMES = {
 }
 
 __all__ = [
+    "BinIdxOutputConfig",
+    "ChatSftOutputConfig",
     "DataBlend",
     "DataPrepConfig",
     "Dataset",
+    "JsonlOutputConfig",
     "Message",
     "OpenAIChatRecord",
+    "OutputConfig",
+    "PackedOutputConfig",
     "PerSplitConfig",
+    "PipelineConfig",
+    "PipelineResult",
     "Plan",
     "SftPrepConfig",
     "SftRecord",
     "ShardPlan",
     "ShareGPTRecord",
+    "SplitResult",
     "TokenizerConfig",
     "Transform",
     "freeze_plan",
+    "last_mile_process",
     "make_shard",
     "nemotron_rl",
     "openai_chat",
@@ -75,6 +95,7 @@ __all__ = [
     "select",
     "sft",
     "sharegpt",
+    "tokenize",
 ]
 
 __getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

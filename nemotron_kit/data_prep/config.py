@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from nemotron_kit.data_prep.record_transforms import Transform
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import read_regular
 
@@ -352,3 +353,75 @@ class SftPrepConfig(DataPrepConfig):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"{name}={value!r}: {nearest(value, known)}.")
+
+
+@dataclass(frozen=True)
+class BinIdxOutputConfig:
+    """Megatron's .bin/.idx shards: `num_shards` in all, or as many as make each hold `shard_size` of text (256MB when
+    neither is given). `dtype` is the token ids' number type; None is Megatron's choice for the vocabulary."""
+
+    shard_size: str | int | None = None
+    num_shards: int | None = None
+    dtype: Literal["int32", "int64", "uint16"] | None = None
+
+
+@dataclass(frozen=True)
+class JsonlOutputConfig:
+    """JSON lines, each record through `transform` (None leaves it out); compression "none" or "zstd". Not built: it
+    is refused."""
+
+    transform: Transform | None = None
+    compression: Literal["none", "zstd"] = "none"
+    shard_size: str | int | None = None
+    num_shards: int | None = None
+
+
+@dataclass(frozen=True)
+class PackedOutputConfig:
+    """Documents packed into sequences of `pack_size` tokens. Not built: it is refused."""
+
+    pack_size: int = 4096
+    algorithm: str = FIRST_FIT_SHUFFLE
+    dtype: Literal["int32", "int64", "uint16"] | None = None
+    shard_size: str | int | None = None
+    num_shards: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatSftOutputConfig:
+    """Conversations under a chat template (a name, a path to a .jinja file, or its text; None is nano3), packed, with
+    a loss mask that is 1 for the assistant's tokens."""
+
+    chat_template: str | None = None
+    messages_field: str = "messages"
+    tools_field: str = "tools"
+    pack_size: int = 4096
+    algorithm: str = FIRST_FIT_SHUFFLE
+    shard_size: str | int | None = None
+    num_shards: int | None = None
+
+
+OutputFormat = BinIdxOutputConfig | JsonlOutputConfig | PackedOutputConfig | ChatSftOutputConfig
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where `last_mile_process` writes, and in what form."""
+
+    dir: Path
+    format: OutputFormat = field(default_factory=BinIdxOutputConfig)
+    min_doc_chars: int | None = None
+    max_doc_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Input of `last_mile_process` besides the blend. `per_split` None holds nothing out; the rest is as in
+    `DataPrepConfig`."""
+
+    output: OutputConfig
+    tokenizer: TokenizerConfig | None = None
+    per_split: PerSplitConfig | None = None
+    sample: int | None = None
+    num_workers: int | None = None
+    force: bool = False

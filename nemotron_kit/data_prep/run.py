@@ -346,13 +346,14 @@ class Outputs:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A finished data preparation; `kept` shards were there already."""
+    """A finished data preparation; of the `mine` shards that this process had to make, `kept` were there already."""
 
     plan: ShardPlan
     records: dict[int, Any]
     artifact: Any
     elapsed: float
     kept: int
+    mine: int
 
 
 def prepare(
@@ -389,7 +390,8 @@ def prepare(
     if leads:
         _remove_temporary(output)
         artifact.save(name=config.artifact_name)
-    return PreparedData(plan, records, artifact, time.monotonic() - began, kept)
+    mine = len(_numbers_here(plan, ranks))
+    return PreparedData(plan, records, artifact, time.monotonic() - began, kept, mine)
 
 
 def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> ShardPlan:
@@ -414,7 +416,7 @@ def _make(
 
     ranks = meeting.ranks if meeting else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))
-    mine = range(len(plan.shards))[ranks.rank :: ranks.count] if ranks else range(len(plan.shards))
+    mine = _numbers_here(plan, ranks)
     with PrepProgress(plan, total=len(mine), ranks=ranks) as progress:
         _tell_plan(plan, config, progress)
 
@@ -431,6 +433,11 @@ def _make(
     if ranks is None or ranks.leads:
         outputs.summary(plan, records, progress.say)
     return records, progress.kept
+
+
+def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:
+    """The numbers of the shards that this process makes."""
+    return range(len(plan.shards))[ranks.rank :: ranks.count] if ranks else range(len(plan.shards))
 
 
 def _all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> dict[int, SavedRecord]:

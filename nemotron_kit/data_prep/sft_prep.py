@@ -51,8 +51,7 @@ def run_sft_data_prep(config: SftPrepConfig) -> SFTDataArtifact:
     """
     if config.sample is not None:
         config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
-    outputs = Outputs(print_summary, write_outputs, make_artifact)
-    artifact: SFTDataArtifact = prepare(config, outputs=outputs).artifact
+    artifact: SFTDataArtifact = prepare(config, outputs=OUTPUTS).artifact
     return artifact
 
 
@@ -306,3 +305,6 @@ def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: floa
             "plan": plan.digest,
         },
     )
+
+
+OUTPUTS = Outputs(print_summary, write_outputs, make_artifact)

@@ -12,6 +12,7 @@ from typing import Any
 from nemotron_kit.artifacts.lineage import job_inputs
 from nemotron_kit.artifacts.manifest import sha256_files, sha256_of
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 
 # More than this is not read through before a run starts, unless dataset.verify asks for it: it takes minutes.
 READ_LIMIT = 16 << 30
@@ -50,7 +51,7 @@ def _record(prefix: str) -> dict[str, tuple[int, str]] | None:
     """{suffix: (size, sha256)} of a shard, from its record; None without one. UserError for one that can't be read."""
     path = Path(f"{prefix}.json")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_regular(path))
         if isinstance(record, dict) and "plan" not in record:
             return None  # another tool's file
         found = {suffix: (int(record[suffix][0]), str(record[suffix][1])) for suffix in _SUFFIXES}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import open_regular, read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,7 @@ def read_blend(path: str | Path) -> dict[str, list[BlendSource]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(read_regular(path))
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}.", hint="Prepare the data first: nemotron nano3 data prep pretrain -c tiny"
@@ -260,7 +262,8 @@ def _check_arrays(
 def _map_tokens(path: Path, dtype: type[np.integer[Any]], count: int) -> NDArray[np.integer[Any]]:
     expected = count * np.dtype(dtype).itemsize
     try:
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error
     if size != expected:
@@ -273,7 +276,8 @@ def _map_tokens(path: Path, dtype: type[np.integer[Any]], count: int) -> NDArray
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error
 

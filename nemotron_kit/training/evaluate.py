@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.files import read_regular
 from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
 from nemotron_kit.training.generate import Speaker
 from nemotron_kit.training.loop import summed_nll
@@ -203,7 +204,7 @@ def jsonl_of(data: Path, split: str) -> Path:
     has none."""
     manifest = data / "manifest.json" if data.is_dir() else data
     try:
-        named = json.loads(manifest.read_text(encoding="utf-8"))
+        named = json.loads(read_regular(manifest))
     except OSError as error:
         hint = "Give what `nemotron nano3 data prep rl` has made."
         raise UserError(f"{manifest}: {error.strerror}.", hint=hint) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 
 if TYPE_CHECKING:
     from nemotron.kit import Artifact
@@ -124,9 +125,11 @@ def _folder(cfg: ImportData | ImportModel) -> Path:
     name = "manifest.json" if isinstance(cfg, ImportRLData) else "blend.json"
     file = cfg.path if cfg.path.name == name else cfg.path / name
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        json.loads(read_regular(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file.", hint=f"Give {name}, or the folder that holds it.") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}.", hint=f"Give {name}, or the folder that holds it.") from error
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON: {error}.") from error
     return file.resolve().parent

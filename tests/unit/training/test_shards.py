@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import TokenShard
+from nemotron_kit.training.data import TokenShard, read_blend
 
 DOCUMENTS = [[1, 2, 3], [], [65000], list(range(500, 700))]
 
@@ -106,3 +107,15 @@ def test_a_missing_file_is_named(tmp_path: Path, write_shard, ending) -> None:
     Path(f"{prefix}.{ending}").unlink()
     with pytest.raises(UserError, match=rf"a\.{ending}: No such file"):
         TokenShard(prefix)
+
+
+@pytest.mark.parametrize("ending", ["idx", "bin"])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path, write_shard, ending) -> None:
+    prefix = write_shard(tmp_path / "a", [[1, 2], [3]])
+    Path(f"{prefix}.{ending}").unlink()
+    os.mkfifo(f"{prefix}.{ending}")
+    with pytest.raises(UserError, match=rf"a\.{ending}: is a FIFO, not a regular file"):
+        TokenShard(prefix)
+    os.mkfifo(tmp_path / "blend.json")
+    with pytest.raises(UserError, match=r"blend\.json: is a FIFO, not a regular file"):
+        read_blend(tmp_path / "blend.json")

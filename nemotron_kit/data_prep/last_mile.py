@@ -1,0 +1,209 @@
+"""`last_mile_process`: a blend in hand and a form of output, where `run_data_prep` takes a file and one flat config."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.data_prep import sft_prep
+from nemotron_kit.data_prep.config import (
+    DEFAULT_SHARDS,
+    SPLITS,
+    BinIdxOutputConfig,
+    ChatSftOutputConfig,
+    DataBlend,
+    DataPrepConfig,
+    JsonlOutputConfig,
+    PackedOutputConfig,
+    PipelineConfig,
+    SftPrepConfig,
+)
+from nemotron_kit.data_prep.plan import ALL
+from nemotron_kit.data_prep.run import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
+from nemotron_kit.errors import UserError
+
+SHARD_SIZE = "256MB"
+# What the kit has for those who need a form that is not built.
+_NOT_BUILT = {
+    JsonlOutputConfig: (
+        "JSON lines (JsonlOutputConfig) are not built",
+        "The transforms work by themselves, on any record; `nemotron nano3 data prep rl` writes the JSON lines of RL.",
+    ),
+    PackedOutputConfig: (
+        "packed documents (PackedOutputConfig) are not built",
+        "BinIdxOutputConfig writes documents that a trainer cuts to its sequence length; ChatSftOutputConfig packs "
+        "conversations.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """One split of a result; `data_paths` alternate weights and shard prefixes, `run_hash` is the plan's digest."""
+
+    name: str
+    run_hash: str
+    output_dir: Path
+    data_paths: list[str]
+    num_shards: int
+    total_tokens: int
+    total_sequences: int
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What `last_mile_process` made. `from_cache`: every shard was there already."""
+
+    output_dir: Path
+    blend_path: Path
+    splits: dict[str, SplitResult]
+    is_per_split: bool
+    elapsed_sec: float
+    from_cache: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(split.total_tokens for split in self.splits.values())
+
+    @property
+    def total_sequences(self) -> int:
+        return sum(split.total_sequences for split in self.splits.values())
+
+
+def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
+    """Turn a blend into what a trainer reads, in the form that `config.output.format` says.
+
+    That is Megatron's .bin/.idx, with all that `run_data_prep` promises, or packed conversations, with all that
+    `run_sft_data_prep` does. Of conversations `per_split` holds out a part of the records: V valid_shards beside N
+    num_shards and T test_shards are V / (N + V + T) of them. Raises UserError for bad input, and for a form that is not
+    built.
+    """
+    form = config.output.format
+    if isinstance(form, BinIdxOutputConfig):
+        if form.dtype not in (None, "int32", "int64", "uint16"):
+            raise UserError(f"BinIdxOutputConfig.dtype={form.dtype!r}: it is int32, int64 or uint16.")
+        settings = _settings(form, config, "binidx")
+        flat = DataPrepConfig(**{**settings, "add_eos": settings["add_eos"] is not False})
+        made = prepare(flat, blend, number_type=form.dtype)
+        held_out = flat.held_out != (0, 0)
+        return _result(made, flat.output_dir, _shard_splits(made), is_per_split=ALL not in blend.splits or held_out)
+    if isinstance(form, ChatSftOutputConfig):
+        chat = _chat_settings(form, config)
+        made = prepare(chat, blend, outputs=sft_prep.OUTPUTS)
+        output = chat.output_dir.expanduser().absolute()
+        return _result(made, output, _packed_splits(made, output), is_per_split=chat.train_ratio < 1)
+    for kind, (what, hint) in _NOT_BUILT.items():
+        if isinstance(form, kind):
+            raise UserError(f"OutputConfig.format: {what}.", hint=hint)
+    raise UserError(
+        f"OutputConfig.format: {form!r} is none of the output configs.",
+        hint="Use BinIdxOutputConfig or ChatSftOutputConfig.",
+    )
+
+
+def tokenize(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
+    """The older name of `last_mile_process`."""
+    warnings.warn("tokenize() is the older name of last_mile_process().", DeprecationWarning, stacklevel=2)
+    return last_mile_process(blend, config)
+
+
+def _settings(form: BinIdxOutputConfig | ChatSftOutputConfig, config: PipelineConfig, what: str) -> dict[str, Any]:
+    """What both forms take, as fields of their flat configs."""
+    tokenizer = config.tokenizer
+    if tokenizer is None or not tokenizer.model:
+        raise UserError(
+            f"PipelineConfig.tokenizer: {what} output needs a tokenizer.",
+            hint='Give tokenizer=TokenizerConfig(model="owner/name").',
+        )
+    sized = form.shard_size is not None or form.num_shards is not None
+    return {
+        "output_dir": Path(config.output.dir).expanduser().absolute(),
+        "num_shards": form.num_shards,
+        "shard_size": form.shard_size if sized else SHARD_SIZE,
+        "per_split": config.per_split,
+        "tokenizer_model": tokenizer.model,
+        "add_bos": bool(tokenizer.add_bos),
+        "add_eos": tokenizer.add_eos,
+        "min_doc_chars": config.output.min_doc_chars,
+        "max_doc_tokens": config.output.max_doc_tokens,
+        "sample": config.sample,
+        "num_workers": config.num_workers,
+        "force": config.force,
+    }
+
+
+def _chat_settings(form: ChatSftOutputConfig, config: PipelineConfig) -> SftPrepConfig:
+    settings = _settings(form, config, "chat SFT")
+    if config.output.min_doc_chars:
+        raise UserError(
+            f"OutputConfig.min_doc_chars={config.output.min_doc_chars}: it is for documents, not for chat SFT.",
+            hint="Leave it out; a filter of conversations is SftPrepConfig.used_in_filter.",
+        )
+    held = DataPrepConfig(per_split=config.per_split).held_out
+    if min(held) < 0:
+        raise UserError(f"valid_shards and test_shards can't be negative, got {held}.")
+    parts = (max(1, form.num_shards or DEFAULT_SHARDS), *held)
+    train, valid, test = (part / sum(parts) for part in parts)
+    return SftPrepConfig(
+        # A conversation has the template's own ends.
+        **{**settings, "per_split": None, "add_bos": False, "add_eos": False},
+        text_field=form.messages_field,
+        tools_field=form.tools_field,
+        chat_template=form.chat_template or SftPrepConfig.chat_template,
+        pack_size=form.pack_size,
+        algorithm=form.algorithm,
+        train_ratio=train,
+        valid_ratio=valid,
+        test_ratio=test,
+    )
+
+
+def _result(made: PreparedData, output: Path, splits: dict[str, SplitResult], *, is_per_split: bool) -> PipelineResult:
+    return PipelineResult(
+        output_dir=output,
+        blend_path=output / BLEND_FILE,
+        splits=splits,
+        is_per_split=is_per_split,
+        elapsed_sec=made.elapsed,
+        from_cache=made.kept == made.mine,
+    )
+
+
+def _shard_splits(made: PreparedData) -> dict[str, SplitResult]:
+    output = made.artifact.path
+    lists = blend_lists(made.plan, made.records, output)
+    found = {}
+    for split in SPLITS:
+        records = [made.records[n] for n, shard in enumerate(made.plan.shards) if shard.split == split]
+        if records:
+            found[split] = SplitResult(
+                name=split,
+                run_hash=made.plan.digest,
+                output_dir=output / split,
+                data_paths=lists[split] or [],
+                num_shards=len(records),
+                total_tokens=sum(record.tokens for record in records),
+                total_sequences=sum(record.documents for record in records),
+            )
+    return found
+
+
+def _packed_splits(made: PreparedData, output: Path) -> dict[str, SplitResult]:
+    lists = json.loads((output / BLEND_FILE).read_text(encoding="utf-8"))
+    counts = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
+    return {
+        split: SplitResult(
+            name=split,
+            run_hash=made.plan.digest,
+            output_dir=output / "splits" / split,
+            data_paths=lists[split],
+            num_shards=len(lists[split]) // 2,
+            total_tokens=counts[split]["tokens"],
+            total_sequences=counts[split]["sequences"],
+        )
+        for split in SPLITS
+        if lists[split]
+    }

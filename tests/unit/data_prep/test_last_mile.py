@@ -1,0 +1,148 @@
+"""last_mile_process: the page's examples as they stand there, and what is not built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.errors import UserError
+
+WORDS = [f"The {n}th document says {n * n}." for n in range(60)]
+
+
+@pytest.fixture
+def blend(tmp_path: Path, write_jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Any:
+    from nemotron.data_prep import DataBlend
+
+    write_jsonl("a.jsonl", WORDS)
+    (tmp_path / "data_blend.json").write_text('{"datasets": [{"name": "a", "path": "a.jsonl"}]}')
+    monkeypatch.chdir(tmp_path)
+    return DataBlend.load("data_blend.json")
+
+
+def tokenizer() -> Any:
+    from nemotron.data_prep.config import TokenizerConfig
+
+    return TokenizerConfig(model=str(Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"))
+
+
+@pytest.mark.parametrize(("dtype", "code", "size"), [("int32", 4, 4), ("int64", 5, 8), ("uint16", 8, 2), (None, 8, 2)])
+def test_binidx(blend: Any, dtype: Any, code: int, size: int) -> None:
+    from nemotron.data_prep import BinIdxOutputConfig, OutputConfig, PipelineConfig, PipelineResult, last_mile_process
+
+    config = PipelineConfig(
+        tokenizer=tokenizer(),
+        output=OutputConfig(dir=Path("./tokenized"), format=BinIdxOutputConfig(num_shards=2, dtype=dtype)),
+    )
+    result = last_mile_process(blend, config)
+    assert isinstance(result, PipelineResult)
+    assert (result.total_sequences, list(result.splits), result.is_per_split) == (60, ["train"], False)
+    train = result.splits["train"]
+    assert (train.num_shards, len(train.data_paths), result.from_cache) == (2, 4, False)
+    assert json.loads(result.blend_path.read_text())["train"] == train.data_paths
+    prefix = train.data_paths[1]
+    assert Path(f"{prefix}.idx").read_bytes()[17] == code
+    total = sum(Path(f"{path}.bin").stat().st_size for path in train.data_paths[1::2])
+    assert total == result.total_tokens * size
+    assert last_mile_process(blend, config).from_cache
+
+
+def test_splits_and_the_older_name(blend: Any) -> None:
+    from nemotron.data_prep import OutputConfig, PerSplitConfig, PipelineConfig, tokenize
+
+    config = PipelineConfig(tokenizer=tokenizer(), output=OutputConfig(dir=Path("out")), per_split=PerSplitConfig())
+    with pytest.warns(DeprecationWarning, match="last_mile_process"):
+        result = tokenize(blend, config)
+    assert (list(result.splits), result.is_per_split) == (["train", "valid", "test"], True)
+    assert result.total_sequences == 60
+
+
+@pytest.fixture
+def chats(tmp_path: Path, blend: Any) -> Any:
+    from nemotron.data_prep import DataBlend
+
+    rows = [
+        {"turns": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n * n}."}]}
+        for n in range(200)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "chats.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
+    return DataBlend.load("chats.json")
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_chat_sft(chats: Any, tmp_path: Path, held_out: bool) -> None:
+    import pyarrow.parquet as pq
+    from nemotron.data_prep import ChatSftOutputConfig, OutputConfig, PerSplitConfig, PipelineConfig, last_mile_process
+
+    form = ChatSftOutputConfig(chat_template="nano3", messages_field="turns", pack_size=128, num_shards=2)
+    config = PipelineConfig(
+        tokenizer=tokenizer(),
+        output=OutputConfig(dir=Path("./chat_sft"), format=form),
+        per_split=PerSplitConfig(valid_shards=1, test_shards=1) if held_out else None,
+        num_workers=1,
+    )
+    result = last_mile_process(chats, config)
+    names = ["train", "valid", "test"] if held_out else ["train"]
+    assert (list(result.splits), result.is_per_split, result.from_cache) == (names, held_out, False)
+    assert (result.total_sequences, result.output_dir) == (200, tmp_path / "chat_sft")
+    train = result.splits["train"]
+    assert 80 < train.total_sequences < 120 if held_out else train.total_sequences == 200
+    assert json.loads(result.blend_path.read_text())["train"] == train.data_paths
+    tables = [pq.read_table(f"{prefix}.parquet") for prefix in train.data_paths[1::2]]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert sum(len(row["input_ids"]) for row in rows) == train.total_tokens
+    assert all(len(row["input_ids"]) <= 128 and 0 < sum(row["loss_mask"]) < len(row["input_ids"]) for row in rows)
+    again = last_mile_process(chats, config)
+    assert again.from_cache and again.splits == result.splits
+
+
+@pytest.mark.parametrize(
+    ("output", "model", "says"),
+    [
+        ({"min_doc_chars": 3}, {}, "min_doc_chars=3: it is for documents"),
+        ({}, {"model": None}, "chat SFT output needs a tokenizer"),
+    ],
+)
+def test_what_chat_sft_does_not_take(
+    chats: Any, tmp_path: Path, output: dict[str, Any], model: dict[str, Any], says: str
+) -> None:
+    from nemotron.data_prep import ChatSftOutputConfig, OutputConfig, PipelineConfig, TokenizerConfig, last_mile_process
+
+    given = OutputConfig(dir=tmp_path / "x", format=ChatSftOutputConfig(), **output)
+    config = PipelineConfig(tokenizer=TokenizerConfig(**{"model": tokenizer().model, **model}), output=given)
+    with pytest.raises(UserError, match=says):
+        last_mile_process(chats, config)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["JsonlOutputConfig", "PackedOutputConfig"])
+def test_what_is_not_built_says_so_and_writes_nothing(blend: Any, tmp_path: Path, kind: str) -> None:
+    import nemotron.data_prep as prep
+
+    form = getattr(prep, kind)(**({"transform": prep.sft(input="instruction")} if kind.startswith("J") else {}))
+    with pytest.raises(UserError, match=rf"OutputConfig\.format: .* \({kind}\) are not built"):
+        prep.last_mile_process(blend, prep.PipelineConfig(output=prep.OutputConfig(dir=tmp_path / "x", format=form)))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ({"shard_size": "1MB", "num_shards": 2}, "exclude each other"),
+        ({"dtype": "float8"}, "it is int32, int64 or uint16"),
+        ({"num_shards": 0}, "num_shards=0: must be at least 1"),
+    ],
+)
+def test_values_that_make_no_sense(blend: Any, form: dict[str, Any], says: str) -> None:
+    from nemotron.data_prep import BinIdxOutputConfig, OutputConfig, PipelineConfig, last_mile_process
+
+    output = OutputConfig(dir=Path("out"), format=BinIdxOutputConfig(**form))
+    with pytest.raises(UserError, match=says):
+        last_mile_process(blend, PipelineConfig(tokenizer=tokenizer(), output=output))
+    with pytest.raises(UserError, match="binidx output needs a tokenizer"):
+        last_mile_process(blend, PipelineConfig(output=OutputConfig(dir=Path("out"))))
