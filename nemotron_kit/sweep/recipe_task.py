@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.config.compose import Composed, find_command, from_hydra
 from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
-from nemotron_kit.discovery import tree_in_use
+from nemotron_kit.discovery import discover, tree_in_use
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
@@ -45,6 +45,17 @@ class RecipeTask:
         self._after = SweepAfter(after) if after else None
         self._masked = False
         self._users = {name: os.environ.get(name) for name in (FULL_ERROR, SAFE_PATH)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Where a launcher unpickles this, the commands are those that are found there: a program's own are not.
+        found = discover().apps
+        for name in tree_in_use().apps.keys() - found.keys():
+            raise UserError(
+                f"This launcher starts processes that would not find the recipe {name!r}: it is a program of its own.",
+                hint="hydra/launcher=nemo_run runs it, and so do --run and --batch. For other launchers: put it into a "
+                f"folder {name}, which env.toml names in [cli] recipes.",
+            )
+        return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.

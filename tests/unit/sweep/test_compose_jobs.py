@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
+from nemotron_kit.sweep.recipe_task import RecipeTask
 
 
 @dataclass
@@ -82,3 +84,15 @@ def test_what_does_not_fit_now(
 ) -> None:
     with pytest.raises(UserError, match=message):
         composer.compose(record(tmp_path, text), overrides)
+
+
+def test_a_program_of_its_own_is_sent_to_no_process_that_would_not_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As submitit would: its jobs would end with "No recipe is called 'alone'", after they were submitted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nemotron_kit.discovery._in_use", [Tree(apps={"alone": App("alone")})])
+    with pytest.raises(UserError, match="would not find the recipe 'alone'"):
+        pickle.dumps(RecipeTask(tmp_path, ["alone.py"]))
+    monkeypatch.setattr("nemotron_kit.discovery._in_use", [])
+    assert pickle.dumps(RecipeTask(tmp_path, []))
