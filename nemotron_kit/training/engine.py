@@ -184,10 +184,9 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
             "tokens": step * config.train.global_batch_size * config.seq_length,
             "training loss, nats a token": run.progress.loss,
             "held-out loss, nats a token": run.progress.valid_loss,
-            "data": config.blend_path.parent,
-            "pretrained weights": config.checkpoint.pretrained_checkpoint,
         }
-        card = model_card("Nemotron-H, pretrained", facts, portable(run.identity))
+        given = {"data": config.blend_path.parent, "pretrained weights": config.checkpoint.pretrained_checkpoint}
+        card = model_card("Nemotron-H, pretrained", given, facts, portable(run.identity))
         export(run.model, path, config.blend_path.parent, record, card=card)
     processes.barrier()
     tokens = step * config.train.global_batch_size * config.seq_length

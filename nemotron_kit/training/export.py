@@ -94,6 +94,7 @@ def export(
     """Write the model to `path`, whole or not at all, with a `record` of the run that made it, its model card, and the
     tokenizer in `data`. With `chat` it ends its turn there. Where the very same model is there already it stays;
     anything else there is replaced."""
+    told = without_folders(record)  # it goes where the model goes
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     old = aside.with_suffix(".old.tmp")
     try:
@@ -107,7 +108,7 @@ def export(
         if card:
             write_text(aside / CARD, card, mode=0o666)
         check_weights(aside)
-        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(record, sort_keys=True))), mode=0o666)
+        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(told, sort_keys=True))), mode=0o666)
         files = sync_and_hash(aside)
         if path.exists():
             if _is_same(path, files):
@@ -211,9 +212,13 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def model_card(title: str, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The README.md of a model: what it came from, with which settings, to what losses."""
-    pins = [pin.label for pin in inputs()]
+def model_card(
+    title: str, given: Mapping[str, str | Path | None], facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """The README.md of a model: what it was made of (`given`: paths), with which settings, to what losses. It goes
+    where the model goes, so that no path of this machine stands in it."""
+    pins = [f"`{pin.label if pin.version is not None else Path(pin.path).name}`" for pin in inputs()]
+    shown = {**{name: _input_name(Path(path)) for name, path in given.items() if path}, **facts}
     lines = [
         "---",
         "library_name: transformers",
@@ -224,19 +229,48 @@ def model_card(title: str, facts: Mapping[str, Any], settings: Mapping[str, Any]
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {_shown(value)} |" for name, value in facts.items() if value is not None),
-        *([f"| made from | {', '.join(f'`{label}`' for label in pins)} |"] if pins else []),
+        *(f"| {name} | {_shown(value)} |" for name, value in shown.items() if value is not None),
+        *([f"| made from | {', '.join(dict.fromkeys(pins))} |"] if pins else []),
         "",
         "Settings:",
         "",
         "```json",
-        json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False),
+        json.dumps(without_folders(settings), indent=1, sort_keys=True, ensure_ascii=False),
         "```",
         "",
         "`AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` (transformers) load this folder.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _input_name(path: Path) -> str:
+    """A path in public: the label of the registered input that it is, or is a part of; else its last part."""
+    path = path.expanduser().absolute()
+    for pin in inputs():
+        folder = Path(pin.path).absolute()
+        if pin.version is not None and path.is_relative_to(folder):
+            return pin.label if path == folder else f"{pin.label}, {path.relative_to(folder)}"
+        if pin.version is not None and folder.suffix == ".json" and path.parent == folder.parent:  # a manifest's file
+            return f"{pin.label}, {path.name}"
+    return path.name
+
+
+def local_name(text: str) -> str | None:
+    """The last part of what is a path of this machine; None for anything else."""
+    return Path(text.rstrip("/")).name if text.startswith(("file://", "/", "~", "art:///")) else None
+
+
+def without_folders(value: Any) -> Any:
+    """Settings with the last part alone of each path of this machine."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if isinstance(value, Path):
+        return value.name
+    # One word behind a slash says nothing of a machine, and may be something else: /think.
+    return local_name(value) or value if isinstance(value, str) and value.rstrip("/").count("/") > 1 else value
 
 
 def _shown(value: Any) -> str:

@@ -255,9 +255,8 @@ class _Run:
         if processes.rank() == 0:
             same = portable(loop.identity)
             tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
+            given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
             facts = {
-                "base model": self.base,
-                "prompts": self.config.data.train_jsonl_fpath,
                 "judged by": ", ".join(self.train.agents),
                 "steps": progress.step,
                 "tokens": progress.tokens,
@@ -269,7 +268,7 @@ class _Run:
                 path,
                 tokenizer,
                 {"step": progress.step, "identity": same, "changes": changes},
-                card=model_card("Nemotron-H, trained by rewards", facts, same),
+                card=model_card("Nemotron-H, trained by rewards", given, facts, same),
                 chat=ChatTokens.of(tokenizer),
             )
         processes.barrier()

@@ -19,7 +19,7 @@ from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.files import fsync_dir, write_text
 from nemotron_kit.masking import mask, note_used
 from nemotron_kit.training.checkpoint import remove, sync_and_hash
-from nemotron_kit.training.export import CARD
+from nemotron_kit.training.export import CARD, local_name
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import Registry
@@ -211,6 +211,5 @@ def _made_from(pin: Pin, registry: Registry) -> tuple[list[Pin], dict[str, Any]]
 
 
 def _public(uri: str) -> str:
-    if uri.startswith(("file://", "/", "~", "art:///")):
-        return f"`{Path(uri.rstrip('/')).name}` (a local path)"
-    return f"`{uri}`"
+    name = local_name(uri)
+    return f"`{uri}`" if name is None else f"`{name}` (a local path)"

@@ -212,9 +212,8 @@ class _Run:
             lora.merge_adapters(model)
         if processes.rank() == 0:
             chat = ChatTokens.of(self.tokenizer) if self.tokenizer else None
+            given = {"base model": self.base or config.checkpoint.load, "data": self.rows.folder}
             facts = {
-                "base model": self.base or config.checkpoint.load,
-                "data": self.rows.folder,
                 "steps": progress.step,
                 "tokens": progress.tokens,
                 "training loss, nats a token of answers": progress.loss,
@@ -222,7 +221,7 @@ class _Run:
                 "adapters": f"LoRA of rank {config.lora.dim}, merged" if config.lora else None,
             }
             record = {"step": progress.step, "identity": portable(loop.identity), "changes": changes}
-            card = model_card("Nemotron-H, fine-tuned to chat", facts, portable(loop.identity))
+            card = model_card("Nemotron-H, fine-tuned to chat", given, facts, portable(loop.identity))
             export(model, path, self.tokenizer or self.rows.folder, record, card=card, chat=chat)
         processes.barrier()
         return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))

@@ -17,6 +17,7 @@ from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress
 from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import recorded_digest, weights_digest
+from nemotron_kit.training.export import without_folders
 from nemotron_kit.training.loop import learning_rate
 from nemotron_kit.training.model import (
     LAYER_NAMES,
@@ -103,10 +104,12 @@ def given_weights(block: CheckpointConfig) -> dict[str, Any]:
 
 
 def portable(same: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity without the places where given weights lay: equal for equal weights, wherever a run was made."""
+    """The identity without the places where given weights and other files lay: equal for equal weights, wherever a run
+    was made."""
     given = same.get("checkpoint") or {}
     without = {name: value["sha256"] if isinstance(value, Mapping) else value for name, value in given.items()}
-    return {**same, "checkpoint": without}
+    portable: dict[str, Any] = without_folders({**same, "checkpoint": without})
+    return portable
 
 
 def differences(

@@ -109,7 +109,11 @@ def test_it_learns_to_answer_and_to_end_its_turn(config: SFTConfig, base_model: 
     said = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=True)
     assert said.shape[1] < 35 and said[0, -1] in (2, 5)
     card = (outcome.path / "README.md").read_text()
-    assert f"| base model | {base_model} |" in card and f"{outcome.valid_loss:.4f}" in card and '"lr": 0.01' in card
+    assert (
+        f"| base model | {base_model.name} |" in card and f"{outcome.valid_loss:.4f}" in card and '"lr": 0.01' in card
+    )
+    home = str(base_model.parent).encode()
+    assert [file.name for file in outcome.path.iterdir() if home in file.read_bytes()] == []
 
 
 def test_adapters_leave_the_rest_alone(config: SFTConfig, base_model: Path) -> None:

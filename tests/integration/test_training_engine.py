@@ -181,6 +181,7 @@ def test_without_save_the_model_goes_to_the_job(config: PretrainConfig, tmp_path
     monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path / "job"))
     outcome = pretrain(config)
     assert outcome.path == tmp_path / "job/pretrain/model-00000004"
+    assert [file.name for file in outcome.path.iterdir() if str(tmp_path).encode() in file.read_bytes()] == []
     assert sorted(path.name for path in (tmp_path / "job").rglob("*-0*")) == ["model-00000004"]
     assert (tmp_path / "job/metrics.jsonl").is_file()
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.artifacts import Pin
+from nemotron_kit.artifacts.lineage import given_inputs
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.export import export, require_place
+from nemotron_kit.training.export import export, model_card, require_place
 from nemotron_kit.training.model import load_model, model_config, new_model
 
 from .test_state import BLOCK
@@ -56,3 +58,52 @@ def test_another_runs_model_is_not_replaced(tmp_path: Path, models: list) -> Non
     (path / "training.json").unlink()
     with pytest.raises(UserError, match=r"no training\.json in it says which run made it"):
         require_place(path, SAME)
+
+
+def test_what_goes_out_with_a_model_names_no_path_of_this_machine(tmp_path: Path, models: list) -> None:
+    def pin(name: str, version: int | None) -> Pin:
+        return Pin(name, version, "d" * 64 if version is not None else None, "", str(tmp_path / name))
+
+    pins = {
+        "data": pin("Data", 3),
+        "model": pin("base", None),
+        "rows": Pin("Rows", 0, "e" * 64, "", str(tmp_path / "rl/manifest.json")),
+    }
+    given = {
+        "data": tmp_path / "Data",
+        "split": tmp_path / "Data/splits/train",
+        "prompts": str(tmp_path / "rl/train/part.jsonl"),
+        "more prompts": str(tmp_path / "rl/train.jsonl"),
+        "base model": str(tmp_path / "base"),
+        "pretrained weights": None,
+    }
+    settings = {
+        "env": {"verifiers": {"mine": {"_target_": f"{tmp_path}/judge.py:score", "f": [f"file://{tmp_path}/a.json"]}}},
+        "where": tmp_path / "x",
+        "chat": "/think",
+        "home": "~/models/base",
+    }
+    with given_inputs(pins):
+        card = model_card("A model", given, {"steps": 1234, "judged by": "math/a"}, settings)
+    assert str(tmp_path) not in card
+    for line in (
+        "| data | Data:v3 |",
+        "| split | Data:v3, splits/train |",
+        "| prompts | part.jsonl |",
+        "| more prompts | Rows:v0, train.jsonl |",
+        "| base model | base |",
+        "| steps | 1,234 |",
+        "| judged by | math/a |",
+        "| made from | `Data:v3`, `base`, `Rows:v0` |",
+        '"_target_": "judge.py:score"',
+        '"a.json"',
+        '"where": "x"',
+        '"chat": "/think"',
+        '"home": "base"',
+    ):
+        assert line in card
+    change = {"step": 1, "name": "checkpoint.load", "there": {"path": f"{tmp_path}/old"}, "here": None}
+    folder = tmp_path / "model-00000004"
+    export(models[0], folder, tmp_path, {**RECORD, "identity": settings, "changes": [change]}, card=card)
+    assert [file.name for file in folder.iterdir() if str(tmp_path).encode() in file.read_bytes()] == []
+    assert json.loads((folder / "training.json").read_text())["changes"][0]["there"] == {"path": "old"}

@@ -225,9 +225,9 @@ def test_a_run_of_two_steps_and_the_same_one_stopped_between(
     assert straight.before.keys() == straight.after.keys() == {"val_reward", "val_reward_greedy", "val_length"}
     said = capsys.readouterr().err
     assert "Held-out reward (n = 3): greedy" in said and "12 prompts (odd), 4 a step: 2 steps." in said
-    assert (straight.path / "chat_template.jinja").is_file() and "| judged by | odd |" in (
-        straight.path / "README.md"
-    ).read_text(encoding="utf-8")
+    card = (straight.path / "README.md").read_text(encoding="utf-8")
+    assert (straight.path / "chat_template.jinja").is_file() and "| judged by | odd |" in card
+    assert [file.name for file in straight.path.iterdir() if str(tmp_path).encode() in file.read_bytes()] == []
     before = weights(Path(str(config.policy.model_name)))
     assert not all(a.equal(b) for a, b in zip(before, weights(straight.path), strict=True))
 
