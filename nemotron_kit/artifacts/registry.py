@@ -191,13 +191,6 @@ class LocalRegistry(Store):
             file = self.folder(record.name) / "aliases" / alias
             replace_checksummed(file, pointer_document(record.name, alias, version), self.modes)
 
-    def remove_alias(self, name: str, alias: str) -> None:
-        """Take an alias away; ArtifactVersionNotFoundError if there is none."""
-        slug = registry_name(name)
-        find_version(self, Reference(slug, alias=check_alias(alias)))
-        with writing_to(self.root):
-            (self.folder(slug) / "aliases" / alias).unlink(missing_ok=True)
-
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
         folders = [self.root]

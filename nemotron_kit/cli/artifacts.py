@@ -53,7 +53,7 @@ def look(argv: list[str]) -> int:
 
 
 def collect(argv: list[str]) -> int:
-    """The words after `nemotron artifacts gc`."""
+    """`nemotron artifacts gc ARGUMENTS`: the exit code."""
     parser = ToolParser("artifacts", "gc")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--json", action="store_true", help="for programs")

@@ -64,7 +64,7 @@ def program(root: tuple[str, ...] = ()) -> str:
 
 
 def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...], prog: str) -> None:
-    """Write the page of the node at `path`, whose first words `root` the program's name says already."""
+    """Write the help page of the node at `path`, whose first names `root` are part of the program's name already."""
     node = tree.find(index, path) or index.root
     prefix = " ".join((prog, *path[len(root) :]))
     if not path:

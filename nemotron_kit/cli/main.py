@@ -56,7 +56,8 @@ def hydra(argv: Sequence[str] | None = None) -> int:
 
 
 def run_app(app: App, argv: Sequence[str]) -> int:
-    """`app.run()`: the words below one app, as in `python -m myrecipe data prep run -c tiny`."""
+    """`app.run()`: run the command of this app that the arguments name, as in `python -m myrecipe data prep run -c
+    tiny`."""
     return guarded(lambda: _app(app, _readable(list(argv))))
 
 
@@ -163,7 +164,7 @@ def _nemotron(arguments: list[str]) -> int:
 
 
 def _say_step(arguments: Sequence[str]) -> None:
-    """A job whose output is piped says so at once: the step that reads it may be starting at the same time."""
+    """Report at once that this job's output is piped: the step that reads it may start at the same time."""
     # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(arguments):
         from nemotron_kit.artifacts.pipe import announce_step

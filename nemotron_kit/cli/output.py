@@ -19,7 +19,8 @@ NARROW, WIDE = 40, 110
 
 
 def colour(stream: TextIO) -> bool:
-    """Whether to colour what goes to `stream`: NO_COLOR says no, FORCE_COLOR yes, else a terminal that isn't dumb."""
+    """Whether to colour what goes to `stream`: never with NO_COLOR, always with FORCE_COLOR, else for a terminal that
+    isn't dumb."""
     if os.environ.get("NO_COLOR"):
         return False
     forced = os.environ.get("FORCE_COLOR")

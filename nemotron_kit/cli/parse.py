@@ -22,8 +22,8 @@ NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": []}
 
 
 def parse_hydra(argv: Sequence[str], index: Index) -> Request:
-    """What `python -m nemotron_kit ARGV` asks for: Hydra's words and flags (-c and -r are Hydra's here), --run NAME,
-    --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
+    """The request that `python -m nemotron_kit ARGV` makes, with Hydra's overrides and flags (-c and -r are Hydra's
+    here), --run NAME, --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
     if "--version" in argv:
         return Version()
     node = _node(_last(argv, "recipe"), _last(argv, "stage"), index)
@@ -156,7 +156,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
 
 
 def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
-    """`nemotron help WORDS`"""
+    """The help page that `nemotron help NAME…` asks for."""
     first = tree.first_name(argv)
     return Tool(first, ("--help",)) if first in TOOLS else help_request(argv, index, program_name)
 

@@ -29,7 +29,8 @@ _EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
 
 
 def check(argv: list[str]) -> int:
-    """The words after `nemotron profiles check`: 0 when all is well, 1 when something is wrong, 3 unreachable."""
+    """`nemotron profiles check ARGUMENTS`: 0 when all is well, 1 when something is wrong, 3 when the target does not
+    answer."""
     parser = ToolParser("profiles", "check")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
@@ -46,7 +47,7 @@ def check(argv: list[str]) -> int:
 
 
 def clean_target(argv: list[str]) -> int:
-    """The words after `nemotron profiles clean`. Unreachable (3) when the target does not answer."""
+    """`nemotron profiles clean ARGUMENTS`: the exit code. Raises Unreachable (3) when the target does not answer."""
     parser = ToolParser("profiles", "clean")
     parser.add_argument(
         "--unused", type=span, default=timedelta(days=30), metavar="SPAN", help="unused for so long: 12h, 30d (default)"
@@ -78,7 +79,8 @@ HOURS = int(LOGIN["persist"]) // 3600
 
 
 def login(argv: list[str]) -> int:
-    """The words after `nemotron profiles login`. Unreachable (3) when ssh, which has said why, does not get in."""
+    """`nemotron profiles login ARGUMENTS`: the exit code. Raises Unreachable (3) when ssh does not get in; ssh has
+    printed why."""
     parser = ToolParser("profiles", "login")
     parser.add_argument("--close", action="store_true", help="end the connection instead")
     options = parser.parse(argv)
@@ -156,7 +158,7 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def show(argv: list[str]) -> int:
-    """The words after `nemotron profiles show`: one profile, and where each value comes from."""
+    """`nemotron profiles show ARGUMENTS`: print one profile, and where each value comes from."""
     parser = ToolParser("profiles", "show")
     parser.add_argument("--all", action="store_true", help="also the fields that nobody set")
     parser.add_argument("--json", action="store_true")

@@ -59,7 +59,7 @@ class Job:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The words of the command: ("nano3", "data", "prep", "pretrain")."""
+        """The names of the command: ("nano3", "data", "prep", "pretrain")."""
         return (self.recipe, *self.stage.split("/"))
 
     def flag(self, name: str) -> str | None:

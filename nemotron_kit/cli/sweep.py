@@ -50,7 +50,7 @@ from nemotron_kit.worker.streams import unless_gone
 
 
 def told(run: RunFolder, as_json: bool) -> int:
-    """Say how a sweep ended that nobody complains of, or that it goes on; the exit code."""
+    """Print how a sweep has ended without a failure, or that it goes on; returns the exit code, 0."""
     states = Counter(job.state().state for job in run.jobs())
     said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     over = states.keys() <= TERMINAL
@@ -152,8 +152,8 @@ def _no_package(request: Job, said: str) -> UserError:
 
 
 def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
-    """The words with `glob(…)` and `choice(…)` of recipes, stages and configs written out: which there are, the trees
-    know."""
+    """The overrides with each `glob(…)` and `choice(…)` of recipes, stages and configs replaced by the names that it
+    stands for."""
     names: dict[str, list[str]] = {"recipe": list(tree.apps)}
     result = []
     for override in overrides:
@@ -179,9 +179,8 @@ def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree:
 
 
 def _prepared(overrides: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
-    """The one command that the overrides choose, registered; None where a sweep or nothing stands in its place: then
-    all are.
-    """
+    """The one command that the overrides choose, registered; None where they choose several or none: then all commands
+    are registered."""
     choices = [override.partition("=")[2] for override in overrides if override.startswith(("recipe=", "stage="))]
     if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
         return prepare(tree, overrides, env, sweep=True)
@@ -312,7 +311,7 @@ def _dry_sweep(
 
 
 def _points(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
-    """(Hydra's node as the sweep composes it, the words of each job, notes on them)."""
+    """(Hydra's node as the sweep composes it, the overrides of each job, notes on them)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra

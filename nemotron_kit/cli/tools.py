@@ -267,8 +267,9 @@ TOOLS = {
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Do what the words after `nemotron NAME` ask for: its help page, a subcommand, or (without one, or for `list`)
-    what the command does by itself. Returns the exit code. Raises UserError for a word that is no subcommand."""
+    """Run what the arguments after `nemotron NAME` ask for: its help page, a subcommand, or (without one, or for
+    `list`) what the command does by itself. Returns the exit code. Raises UserError for a name that is no
+    subcommand."""
     arguments, own = list(argv), TOOLS[name]
     first = arguments[0] if arguments else ""
     if first in own.commands:

@@ -65,8 +65,8 @@ class Walk:
 
 
 def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
-    """Follow the bare words of `argv` down the tree. The word after an option unknown here may be that option's value,
-    so it is passed over when it names nothing."""
+    """Follow those of `argv` that are no options down the tree. The argument after an unknown option may be that
+    option's value, so it is passed over when it names nothing."""
     node = find(index, root)
     found = Walk(index.root if node is None else node, root)
     loose = False

@@ -198,7 +198,7 @@ def _load_json(path: Path, text: str) -> Any:
 
 
 def key_location(path: Path, dotted: str) -> str:
-    """`file:line` of a dotted key in a YAML file; `file` where the line can't be told."""
+    """`file:line` of a dotted key in a YAML file; `file` where the line is not known."""
     if path.suffix not in (".yaml", ".yml"):
         return str(path)
     import yaml

@@ -157,7 +157,7 @@ def _is_text(annotation: Any) -> bool:
 
 
 def _inside(annotation: Any, part: str) -> Any:
-    """The type of one field, value or item of a type; None where that can't be told."""
+    """The type of one field, value or item of a type; None where it is not known."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType, typing.Annotated):
         members = [each for each in args[: 1 if origin is typing.Annotated else None] if each is not type(None)]

@@ -22,7 +22,7 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.ownership import untrusted_reason
 
 TARGET = "_target_"
-# What Hydra's node may be told by anybody: a name, how much is logged, what is swept over.
+# What any config file may set in Hydra's node: a name, how much is logged, what is swept over.
 _HYDRA = re.compile(r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z")
 # Of a profile: how much of a machine, and for how long. All else says what is started, where, and as whom.
 _RUN_ENV = frozenset(
@@ -130,7 +130,7 @@ def allowed_targets(command: Command) -> frozenset[str]:
     for path in config_files(command).values():
         try:
             found |= set(_texts(load_mapping(path)))
-        except NemotronError:  # its own mistake is told when it is chosen
+        except NemotronError:  # its mistake is an error when it is chosen
             continue
     return frozenset(found | set(_of_class(command.load_config_cls())))
 

@@ -308,7 +308,7 @@ def _defer(value: Any, key: str, missing: list[str]) -> Any:
 
 
 def _worded(error: Any) -> UserError:
-    """The kit's own error where a resolver raised one, else OmegaConf's first line with its key."""
+    """The UserError that a resolver raised where there is one, else OmegaConf's first line with its key."""
     if own := user_error(error):
         return own
     key = getattr(error, "full_key", None) or "config"

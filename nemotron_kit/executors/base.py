@@ -258,7 +258,8 @@ class Executor(ABC):
         return None
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        """The words that become a shell, or `command`, beside a running job. Raises UserError where there is none."""
+        """The command line that starts a shell, or `command`, beside a running job, as a list of arguments. Raises
+        UserError where there is none."""
         del plan, state, command, node
         raise UserError(f"{job.run_id} runs through {self.settings.executor}, for which there is no shell.")
 

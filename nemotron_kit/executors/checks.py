@@ -167,7 +167,7 @@ def docker(target: Target) -> Iterator[Finding]:
 
 
 def _options(config: RunConfig, partition: str) -> list[str]:
-    """sbatch's options for a job of this profile: words of an argument list, never a shell's."""
+    """sbatch's options for a job of this profile, as a list of arguments that no shell reads."""
     given = {
         "account": config.account,
         "partition": partition,

@@ -11,7 +11,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nemotron_kit.errors import NemotronError, Problem, UserError
 from nemotron_kit.executors.base import (
@@ -20,7 +20,6 @@ from nemotron_kit.executors.base import (
     SHELL,
     Executor,
     ExecutorPlan,
-    Observation,
     PlanContext,
     executor_for,
     missing_secrets,
@@ -35,11 +34,7 @@ from nemotron_kit.executors.nemo_run import (
     shell_lines,
     word,
 )
-from nemotron_kit.remote.agent.operations import Piece
-from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.paths import IN_A_CLOUD, RemotePaths, cloud_paths
-from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
 from nemotron_kit.worker import python_module
 
@@ -136,22 +131,10 @@ class Cloud(Executor):
             "shows the request that NeMo-Run would send."
         )
 
-    def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise UserError(self._refusal)
 
-    def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        raise UserError(self._refusal)
-
-    def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        raise UserError(self._refusal)
-
-    def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        raise UserError(self._refusal)
-
-    def read_logs(
-        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
-    ) -> list[Piece]:
-        raise UserError(self._refusal)
+    prepare = submit = observe_many = cancel = read_logs = _refuse
 
     def checks(self) -> Sequence[Check]:
         from nemotron_kit.executors import checks

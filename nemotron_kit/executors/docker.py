@@ -55,7 +55,8 @@ def container_name(run_id: str, job: int) -> str:
 
 
 def answer(config: dict[str, Any]) -> dict[str, Any]:
-    """What NeMo-Run's executor says of these settings, in docker's words; asked in a process beside the launch."""
+    """The options of `docker run` that NeMo-Run's executor makes of these settings; asked in a process beside the
+    launch."""
     executor = build_executor(RunConfig(**config))
     return {
         "options": list(_options(executor)),
@@ -75,8 +76,8 @@ def mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[s
 
 
 def mount(path: str, writable: bool) -> list[str]:
-    """docker's words for a folder at its own path: any path but one with a line break. Where there is none, none is
-    made, as --volume would."""
+    """The options of `docker run` that mount a folder at its own path; a path may hold anything but a line break. A
+    folder that is missing is an error, where --volume would create it."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()
@@ -86,8 +87,8 @@ def mount(path: str, writable: bool) -> list[str]:
 
 
 def _user(uid: int, gid: int) -> list[str]:
-    """Whoever launches, so that what the job writes is theirs. A user whom the image does not know gets a name and a
-    home that can be written to."""
+    """The options that run the container as the user who launches, so that the job's files are that user's. A user whom
+    the image does not know gets a name, and a home folder that can be written to."""
     arguments = [f"--user={uid}:{gid}"]
     return arguments if uid == 0 else [*arguments, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
 
@@ -219,8 +220,8 @@ class Docker(Executor):
                 _heard(_job(run.job(plan.job)), client)
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        """Run id → job number → what is known of it, in one question to the engine. Raises Unreachable when it does
-        not answer and a job has not ended by its own word."""
+        """Run id → job number → what is observed of it, with one question to the engine. Raises Unreachable when the
+        engine does not answer and a job has no exit record."""
         ended: dict[str, dict[int, Observation]] = {
             run.id: {job.number: end for job in jobs if (end := _ended(_job(job)))} for run, jobs in runs
         }
@@ -247,7 +248,8 @@ class Docker(Executor):
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def capacity(self, running: int) -> int:
-        """An engine starts whatever it is told to."""
+        """How many more containers to start: the profile's `max_parallel`, else one a core, less those that run. The
+        engine itself has no limit."""
         return max(0, (self.settings.max_parallel or os.cpu_count() or 1) - running)
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
@@ -264,8 +266,8 @@ class Docker(Executor):
         return (checks.connection, checks.docker, checks.mounts, checks.storage, checks.registry, checks.secrets)
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
-        """The client that stands for the container, in a session of its own; what the worker says goes to its log. The
-        container outlives it."""
+        """Start the docker client that runs the container, in a session of its own; what the worker prints outside of
+        the job goes to its log. The container outlives the client."""
         arguments = list(plan.container.words if plan.container else ())
         if rootless:  # whoever launches is the container's root
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
@@ -274,7 +276,7 @@ class Docker(Executor):
 
 
 def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
-    """Return once the worker says that it runs. Raises NemotronError for a container that did not get so far."""
+    """Return once the worker has recorded that it runs. Raises NemotronError for a container that ends before that."""
     for _ in looks(0.05, within=START_SECONDS):
         code = client.poll()
         if not _is_pending(job):
@@ -312,12 +314,12 @@ def _have_image(image: str) -> None:
 
 
 def _is_pending(job: JobFolder) -> bool:
-    """Whether its worker has not said anything yet; a folder elsewhere than the record has no states before that."""
+    """Whether the worker has written no state yet. A job folder elsewhere than the record has no states before that."""
     return job.state().state == "pending" or (not job.history() and job.exit_record() is None)
 
 
 def _ended(job: JobFolder) -> Observation | None:
-    """How a job ended by its own word; None while it has not said."""
+    """How a job ended, by the exit record that it wrote; None while there is none."""
     state = job.state()
     if state.state in TERMINAL:
         return Observation(state.state, state.code, state.error)
@@ -327,7 +329,7 @@ def _ended(job: JobFolder) -> Observation | None:
 
 
 def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
-    """A job that had not ended when it was looked at before the engine was asked."""
+    """What is observed of a job that had not ended when its folder was read, before the engine was asked."""
     if engine in ("created", "running", "paused", "restarting"):
         now = job.state()
         facts = {"container": container}
@@ -353,7 +355,7 @@ def _not_yet(log: Path) -> str | None:
 
 
 def _containers(names: Sequence[str]) -> dict[str, str]:
-    """Container → the engine's word for its state, of those that are there."""
+    """Container → its state as the engine names it, of those that exist."""
     text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_is_fine=True)
     pairs = (line.strip().removeprefix("/").partition(" ") for line in text.splitlines())
     return {name: state for name, _, state in pairs if name in names}

@@ -34,7 +34,7 @@ class Local(Executor):
         return local_paths(self.settings, run_id, job, registry=registry)
 
     def resources(self, torchrun: bool | None) -> Resources:
-        """This machine, whatever a scheduler would be asked for."""
+        """One node: this machine. What the profile asks of a scheduler has no effect."""
         if torchrun is False:
             return resources_of(replace(self.settings, gpus_per_node=None), False)
         processes = self.settings.nproc_per_node or 1
@@ -100,7 +100,7 @@ class Local(Executor):
         return (checks.connection, checks.python, checks.storage, checks.registry, checks.secrets)
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
-        """Start the worker. Returns once it says that it runs."""
+        """Start the worker. Returns once it has recorded that it runs."""
         from nemotron_kit.worker.process import start_worker
 
         # The worker sets what refers to other variables: twice would be once too often.
@@ -121,6 +121,7 @@ def _seen(state: JobState) -> Observation:
 
 
 def _unheard(job: JobFolder) -> bool:
-    """Whether the worker has not said anything yet; one that waits for another run says so, and stays pending."""
+    """Whether the worker has written no state yet; one that waits for another run has written that, and stays
+    pending."""
     state = job.state()
     return state.state == "pending" and not state.facts.get("process")

@@ -71,7 +71,7 @@ class FromProfile(str):
 
 
 def word(value: str) -> str:
-    """A variable's value as a word of a shell."""
+    """A variable's value, quoted as one word for a shell."""
     return shell_word(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
@@ -184,8 +184,9 @@ def start() -> None:
 
 
 def ask(module: str, request: Mapping[str, Any]) -> Any:
-    """What `answer(request)` of one of our modules gives in the process beside this one; None where NeMo-Run is
-    imported here already, or there was no answer: doing it here then says why."""
+    """The return value of `answer(request)` of one of our modules, called in the process that has NeMo-Run imported.
+    None where NeMo-Run is imported in this process already, and where there was no answer: calling it here then raises
+    the reason."""
     if not _beside and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
         return None
     try:

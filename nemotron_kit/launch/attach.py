@@ -132,11 +132,12 @@ def attach(
     offsets: LogOffsets | None = None,
     cancel_on_interrupt: bool = False,
 ) -> Outcome:
-    """Follow the jobs to their end. Losing sight of them never cancels them and never counts as success.
+    """Follow jobs to their end, printing what they write. A connection that is lost neither cancels them nor counts as
+    success.
 
-    What `offsets` says was shown before is not shown again; how far this goes is on record in the run's folder.
-
-    Ctrl-C leaves them alone; with `cancel_on_interrupt` it cancels them and stays to see it (a second one leaves).
+    `offsets` is how much of each log was printed before: that is not printed again, and the new offsets are recorded in
+    the run's folder. Ctrl-C leaves the jobs running; with `cancel_on_interrupt` it cancels them and waits for their end
+    (a second one leaves at once).
     """
     offsets = offsets or LogOffsets(run)
     many = len(jobs) > 1

@@ -93,8 +93,8 @@ class After:
         folders = [stored_plan(run).place.run for run in read]
         plan = executor_for(plan.settings).with_folders(replace(plan, problems=tuple(kept)), folders)
         if deferred:
-            spec["late"] = {slot: str(reference) for slot, reference in deferred.items()}
-            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in spec["late"].items()]
+            spec["deferred_inputs"] = {slot: str(reference) for slot, reference in deferred.items()}
+            notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in deferred.items()]
         return replace(
             plan,
             files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},

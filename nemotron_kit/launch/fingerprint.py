@@ -28,7 +28,7 @@ _MOST_FILES = 10_000
 # What is composed and makes no other result: where it runs, and whether it begins anew.
 _NO_RESULT = ("run", "force")
 _KIT = Path(nemotron_kit.__file__).resolve().parent
-# The rooms of the kit that recipes do their work with; the rest launches them, and the kit's version stands for it.
+# The rooms of nemotron_kit that recipes do their work with; of the rest, which launches them, the version counts.
 _ENGINES = ("data_prep", "training")
 _NAMED = [f"{name}.{engine}".encode() for name in ("nemotron_kit", "nemotron") for engine in _ENGINES]
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
@@ -54,8 +54,8 @@ class Fingerprint:
         return cls(**{name: dict(table) for name, table in tables.items() if isinstance(table, Mapping)})
 
     def changes(self, before: Fingerprint, outputs: Sequence[str]) -> list[str]:
-        """What is not as it was `before`, in words; [] for nothing. Files in the folders `outputs` are the stage's own
-        results."""
+        """Sentences on what differs from the fingerprint `before`; [] where nothing does. Files in the folders
+        `outputs` are the stage's own results, and not compared."""
         found = [f"{key} {_short(old)} → {_short(new)}" for key, old, new in _pairs(before.config, self.config)]
         found += [f"code: {name} {_how(old, new)}" for name, old, new in _pairs(before.code, self.code)]
         for name, old, new in _pairs(before.files, self.files):
@@ -111,11 +111,10 @@ def _portable(value: Any, placed: ResolvedJob) -> Any:
 
 
 def code_of(command: Command) -> dict[str, str]:
-    """File → digest of the modules that a command's work is written in: that of its handler, and what these import, as
-    far as it is no part of Python or of an installed package other than the recipe's own. Nothing is imported for it.
-
-    Of the kit itself it is the version, and the engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) whole
-    where the recipe uses them."""
+    """File → digest of the modules that a command's work is written in: its handler's, and those that they import,
+    without Python's own and those of installed packages other than the recipe's. Files are parsed, not imported. For
+    nemotron_kit its version stands, and for the engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) all of
+    their files where the recipe uses them."""
     found: dict[Path, str] = {}
     engines: set[str] = set()
     left = [path for path in _roots(command) if path.is_file()]
@@ -139,7 +138,7 @@ def code_of(command: Command) -> dict[str, str]:
 
 
 def _shown(file: Path) -> str:
-    """A kit's file by its place in the kit, so that it is the same wherever that is installed."""
+    """The name of one of nemotron_kit's files, relative to the package: the same wherever that is installed."""
     return str(Path("nemotron_kit", file.relative_to(_KIT))) if file.is_relative_to(_KIT) else str(file)
 
 

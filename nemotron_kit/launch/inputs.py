@@ -309,10 +309,8 @@ def remote_field(pin: Pin, name: str) -> Any:
 def pin_slots(
     config: Mapping[str, Any], placed: ResolvedJob, run_id: str, transports: TransportFactory | None
 ) -> dict[str, Pin]:
-    """The pins of a config of somebody else's program: of what `${art:slot}` refers to through `run.<slot>`.
-
-    Raises UserError for an artifact that is not there.
-    """
+    """Slot → pin, for a config of another program: of each `${art:slot}` in it, what `run.<slot>` refers to. Raises
+    UserError for an artifact that is not there."""
     run: Any = config.get("run")
     used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
     asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}

@@ -77,7 +77,8 @@ _START_SECONDS = 10.0
 
 
 def execute(plan: Plan, composed: Composed) -> Outcome:
-    """Do what the plan of a composed job says; a plan with problems is refused before anything is written."""
+    """Create the run's folder and run the job, or submit it, as its plan says. Raises UserError for a plan with
+    problems, before anything is written."""
     command = composed.command
     refuse_problems(plan)
     # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
@@ -137,8 +138,8 @@ def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
 def followed(
     run: RunFolder, backend: Executor, job: JobFolder, start: Callable[[], None], offsets: LogOffsets | None = None
 ) -> Outcome:
-    """Start a job of this machine and follow it to its end. Ctrl-C cancels it; TERM is passed on to it; whatever else
-    ends this process leaves it running."""
+    """Call `start`, which starts a job of this machine, and follow the job to its end; returns its outcome. Ctrl-C
+    cancels the job and SIGTERM is passed on to it; anything else that ends this process leaves it running."""
     from nemotron_kit.launch.attach import attach
     from nemotron_kit.runs.cancel import terminate
 

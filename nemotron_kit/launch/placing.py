@@ -65,9 +65,11 @@ _SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/va
 
 
 def check_paths(values: Mapping[str, Any], place: RemotePaths, settings: RunConfig) -> dict[str, str]:
-    """Field → path of this machine that nothing takes along: over there it is only if it happens to be there too.
+    """Field → path that exists on this machine and that nothing copies to, or mounts at, the target: the job finds it
+    only if the target has the same path.
 
-    `values` is the frozen config before it is moved. Raises UserError for a relative path that leads out of the code.
+    `values` is the frozen config before its paths are moved. Raises UserError for a relative path that leads out of the
+    code.
     """
     if is_here(settings.executor):
         return {}
@@ -215,7 +217,7 @@ def registry_table(place: RemotePaths) -> str:
 
 
 def left_out(place: RemotePaths) -> list[str]:
-    """A sentence on code in the tree that is not sent, and of which git says nothing."""
+    """Notes: a sentence for each git repository inside the code tree that git ignores, so that it is not sent."""
     from nemotron_kit.spec.paths import repositories_left_out
 
     if place.tree is None:

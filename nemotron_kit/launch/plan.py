@@ -114,7 +114,8 @@ def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Res
 
 
 def worker_command(place: RemotePaths) -> list[str]:
-    """The words that start a job's worker. Where the package is sent, its folder has a __main__.py."""
+    """The command that starts a job's worker, as a list of arguments. Where the package is sent, its folder has a
+    __main__.py."""
     if place.package:
         return [place.python, place.package, place.job]
     return python_module("nemotron_kit.worker", place.job, python=place.python)
@@ -410,7 +411,7 @@ def build_plan(
 
 
 def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Iterator[str]:
-    """`detach = true` in a profile makes of --run what --batch is; a note says so."""
+    """Where the profile sets `detach`, make of --run what --batch is, in `frozen`; yields a note on it."""
     if not settings.detach or frozen["run"]["mode"] != "run":
         return
     if not alone:

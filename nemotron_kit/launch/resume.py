@@ -88,7 +88,8 @@ def _held(job: JobFolder, plan: Plan) -> Plan:
 
 
 def _begin_again(job: JobFolder, plan: Plan) -> None:
-    """Where the job's own folder is not the record's, that one first: whoever looks there must not see the old end."""
+    """Begin an attempt in the job's folders: first in its own, where that is not the record's, so that nobody reads the
+    old end there."""
     if plan.is_apart:
         folder = f"{plan.place.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])

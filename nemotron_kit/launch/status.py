@@ -131,7 +131,8 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
 
 
 def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """When the job began, by its own word: nobody may have looked at it while it ran."""
+    """Record when the job began, by the history that it wrote itself: no observation may have been made while it
+    ran."""
     began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
     if began is not None and job.state().started is None:
         job.transition("running", observed=True, at=began["at"])
@@ -276,7 +277,7 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
 
 
 def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
-    """Bring the record of one run's jobs up to date now, whatever was seen a moment ago. Raises Unreachable."""
+    """Update the record of a run's jobs now, past the cache of what was observed a moment ago. Raises Unreachable."""
     asked = time.time()
     _record(stored_plan(run), jobs, backend.observe(run, jobs), asked)
 
@@ -291,7 +292,8 @@ def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observatio
 
 
 def _explained(plan: Plan, seen: Observation) -> Observation:
-    """A job that its scheduler dropped because another one did not succeed says so."""
+    """The observation; where the scheduler dropped the job because another one did not succeed, with that as its
+    error."""
     if seen.state != "cancelled" or not plan.dependency:
         return seen
     for run_id in plan.after:

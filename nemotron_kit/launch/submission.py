@@ -86,10 +86,9 @@ def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
 
 
 def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None) -> None:
-    """Have the jobs run to their ends; `ended` hears of each as it does (None: what fits is handed over, no more).
-
-    Ctrl-C leaves them alone and says how to get back, or cancels them where the profile says so.
-    """
+    """Submit the jobs and follow them to their ends, calling `ended` with each as it ends; with `ended` None, submit
+    those that fit and return. Ctrl-C leaves the jobs running and prints the commands to get back to them, or cancels
+    them where the profile sets that."""
     plan = stored_plan(run)
     try:
         given = submit_waiting(run)
@@ -183,7 +182,8 @@ def defer(plan: Plan, run: RunFolder) -> None:
 
 
 def start(run: RunFolder) -> None:
-    """Start the process that waits. Returns once it says so; NemotronError when it does not get so far."""
+    """Start the process that waits for other runs. Returns once it has reported that it runs; raises NemotronError when
+    it ends before that."""
     (job,) = run.jobs()
     known = len(job.history())
     with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
@@ -217,7 +217,7 @@ def resume(run: RunFolder) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Wait, and submit; the job's record says how it went."""
+    """Wait for the other runs, then submit; what happens is written to the job's record."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     run = RunFolder(folder)
     (job,) = run.jobs()

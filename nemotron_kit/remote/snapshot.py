@@ -31,7 +31,7 @@ _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 
 def git(root: Path, *arguments: str) -> bytes:
-    """The output of `git arguments` in `root`; UserError with git's own words when it fails."""
+    """The output of `git arguments` in `root`. Raises UserError with git's message when it fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -358,7 +358,8 @@ def _members(root: Path, names: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo
 
 
 def _link(root: Path, path: Path) -> str:
-    """What a link says; one that leads out of the tree, by its whole path: the copy lies elsewhere."""
+    """The target of a symbolic link, as it is archived; one that leads out of the tree gets its absolute path, since
+    the copy lies elsewhere."""
     text = os.readlink(path)  # noqa: PTH115 — as it is written
     target = Path(os.path.normpath(path.parent / text))
     return text if target.is_relative_to(root) and not text.startswith("/") else str(target)

@@ -66,8 +66,8 @@ def _check_here(job: JobFolder, process: Mapping[str, Any]) -> None:
 
 
 def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
-    """Signal the process until it is gone; the last signal that was needed. One whose job has ended by its own word
-    is about to leave, and gets time for that: its exit code should say the same."""
+    """Send the process TERM, and KILL when it stays; returns the last signal that was needed. One whose job has written
+    its exit record gets time to leave: its exit code should be the record's."""
     _send(process, signal.SIGTERM)
     gone = _wait_gone(process, grace) or (job.exit_record() is not None and _wait_gone(process, _LEAVING))
     if not gone:

@@ -269,7 +269,8 @@ _SPEC: dict[str, Any] = {
     "sys_path": [str],
     "secrets": [str],
     "environment": {None: str},
-    "late": {None: str},
+    "deferred_inputs": {None: str},
+    "late": {None: str},  # the same, as an older version wrote it
     "unchanged": {"run": str, "inputs": {None: str}, "outputs": [dict]},
     "after": [str],
     "torchrun": bool,
@@ -442,7 +443,7 @@ class JobFolder:
         return {"inputs": record.get("inputs") or {}, "outputs": outputs}
 
     def spec(self) -> dict[str, Any]:
-        """job.json, which says how the job is run; {} where there is none. Raises DamagedRecord."""
+        """The content of job.json, which has what the worker needs; {} where there is none. Raises DamagedRecord."""
         try:
             return read_object(self.path / "job.json", _SPEC)
         except FileNotFoundError:

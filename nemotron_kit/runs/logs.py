@@ -52,7 +52,7 @@ def log_names(job: JobFolder) -> list[str]:
 
 
 def read_from(path: Path, offset: int) -> Iterator[bytes]:
-    """What stands in the file from `offset` on, in pieces; nothing while there is no file."""
+    """Yield the file's content from byte `offset` on, in pieces; nothing while there is no file."""
     try:
         file = open_regular(path)
     except FileNotFoundError:

@@ -171,7 +171,7 @@ class RemotePaths:
 
     @property
     def names_registry(self) -> bool:
-        """Whether the job has to be told its registry: it isn't the one that a launch on its machine would find."""
+        """Whether the job needs an env.toml with its registry: a launch on its machine would find another one."""
         return self.is_remote or self.own_registry
 
     def to_dict(self) -> dict[str, Any]:

@@ -287,11 +287,12 @@ def is_here(executor: str | None) -> bool:
 class JobSpec:
     """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found.
 
-    `after` are runs that must have succeeded before it starts, `late` its inputs (slot → reference) that they save.
+    `after` are runs that must have succeeded before it starts, `deferred_inputs`
+    its inputs (slot → reference) that they save.
     `expand` are the variables of `environment` that refer to others.
     `unchanged` is an earlier run of the same config and code, by its `run`, its `inputs` (slot → digest) and `outputs`
     (pins): a job that turns out to have these inputs hands on those outputs.
-    `module` is a module of the kit's that runs the job as `python -m module FOLDER`; config.yaml is then for people.
+    `module` is a module of nemotron_kit that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
     kit: str
@@ -311,7 +312,7 @@ class JobSpec:
     max_segments: int | None = None
     code: str | None = None
     after: list[str] = field(default_factory=list)
-    late: dict[str, str] = field(default_factory=dict)
+    deferred_inputs: dict[str, str] = field(default_factory=dict)
     expand: list[str] = field(default_factory=list)
     unchanged: dict[str, Any] | None = None
 
@@ -337,6 +338,8 @@ def read_spec(folder: Path) -> JobSpec:
     path = folder / "job.json"
     try:
         values = json.loads(read_regular(path))
+        if "late" in values:  # as an older version wrote it
+            values["deferred_inputs"] = values["late"]
         spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
         return replace(spec, script=_script(spec.script))
     except FileNotFoundError as error:

@@ -123,7 +123,8 @@ def _cpus(config: RunConfig, tasks: int) -> int | None:
 
 
 def label_of(settings: RunConfig, recipe: str, stage: str) -> str:
-    """What a job is called on a cluster, besides the kit's own mark: the profile's `job_name`, else the command."""
+    """The job's name on a cluster, beside the mark that nemotron_kit adds: the profile's `job_name`, else the
+    command."""
     return settings.job_name if settings.job_name != DEFAULTS["job_name"] else f"{recipe}-{stage}"
 
 

@@ -116,7 +116,7 @@ class SweepComposer:
         return config
 
     def _parse(self, text: str) -> Any:
-        """A word that many jobs have is parsed once."""
+        """The parsed override; one that many jobs have is parsed once."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self._parser = self._parser or OverridesParser.create()

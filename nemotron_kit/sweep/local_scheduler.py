@@ -62,7 +62,7 @@ class NemoRun:
         return job.number not in self._over and self._threads[job.number].is_alive()
 
     def _run_experiment(self, jobs: list[JobFolder]) -> None:
-        """Run the jobs' workers as one experiment, and stay until NeMo-Run says that all are over."""
+        """Run the jobs' workers as one experiment of NeMo-Run; returns when all have ended."""
         run = self._nemo_run
         experiment = run.Experiment(
             "sweep",
@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _own_streams() -> tuple[Batches, IO[str]]:
-    """The launch's ends; whoever else reads or prints in this process gets nothing; their output goes to the log."""
+    """(reader, writer): this process's standard input and output, taken for the launch alone. Other code that reads
+    gets an end of file, and what it prints goes to the log."""
     source, say = os.dup(0), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

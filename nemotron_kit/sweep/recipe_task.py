@@ -33,10 +33,10 @@ REFUSED = "refused"
 
 
 class RecipeTask:
-    """The task function of a sweep over a recipe: one job, called by whichever launcher Hydra was told to use.
+    """The task function of a sweep over a recipe: one job, called by the launcher that Hydra has chosen.
 
-    Hydra's launchers call it in this process, or pickle it and call it elsewhere (submitit); this kit's own asks it
-    for the plan alone.
+    Hydra's own launchers call it in this process, submitit's pickles it and calls it in another;
+    `hydra/launcher=nemo_run` calls its `plan` alone.
     """
 
     def __init__(self, folder: Path, argv: Sequence[str], after: Sequence[str] = ()) -> None:

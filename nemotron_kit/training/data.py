@@ -321,11 +321,6 @@ class BlendSamples:
         """[weight, windows] of each shard that is read: what, with the seed, decides every sample."""
         return [[float(weight), count] for weight, count in zip(self._shares, self.counts, strict=True)]
 
-    def source_of(self, position: int) -> str:
-        """The prefix of the shard that sample `position` comes from."""
-        first, sources, _ = self._plan(position)
-        return self.shards[sources[position - first]].prefix
-
     def _plan(self, position: int) -> tuple[int, list[int], list[int]]:
         """The block around `position`: its first position, and for each sample its shard and its window there."""
         first, sources, items = self._interleave.block(self._interleave.block_of(position))

@@ -239,7 +239,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
 
 
 def _lacking(error: ModuleNotFoundError) -> NemotronError:
-    """What the worker needs of an environment that somebody else made: a container's, or another machine's."""
+    """The error of a worker whose environment (a container's, or another machine's) lacks a module."""
     version = sys.version.split()[0]
     return NemotronError(
         f"{sys.executable} (Python {version}) has no module {error.name!r}, which the job's worker needs.",
@@ -264,7 +264,7 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     if node.job:  # until now the script has asked for another try in the worker's place
         requeue_marker(job).unlink(missing_ok=True)
     try:
-        # Where it runs is told by the scheduler, not by a process: that of a job that was sent back is gone, too.
+        # Where it runs the scheduler knows, not a process: that of a job that was sent back is gone, too.
         job.transition("running", process=None, scheduler=scheduler)
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))

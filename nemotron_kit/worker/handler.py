@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 
 def verified_inputs(job: JobFolder) -> dict[str, Pin]:
-    """The pins of a job by slot; what another run had not saved at launch is pinned now.
-
-    Raises UserError when one's files are no longer what its version says.
-    """
+    """Slot → pin, of a job. Inputs that another run had not saved at launch are pinned now. Raises UserError when an
+    artifact's files are no longer those that its version records."""
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.artifacts.registry import open_registry
 
@@ -31,7 +29,7 @@ def verified_inputs(job: JobFolder) -> dict[str, Pin]:
     pins = {slot: Pin.from_dict(value) for slot, value in _inputs(job).items()}
     for pin in pins.values():
         registry.verify(pin)
-    deferred = {slot: text for slot, text in read_spec(job.path).late.items() if slot not in pins}
+    deferred = {slot: text for slot, text in read_spec(job.path).deferred_inputs.items() if slot not in pins}
     if deferred:
         pins |= {slot: registry.resolve(reference) for slot, reference in deferred.items()}
         record = {**job.artifacts(), "inputs": {slot: pin.to_dict() for slot, pin in pins.items()}}

@@ -99,8 +99,8 @@ def set_hydra_config(config: Any, node: Any, job_folder: str) -> None:
 
 
 def enter_hydra(folder: Path) -> None:
-    """In the process that calls the job's handler, before it does: HydraConfig is set, where nobody has set it yet, and
-    logging is configured as the composed config says. Raises UserError where that can't be done here."""
+    """Set HydraConfig where it is not set yet, and configure logging as the composed config has it; called before the
+    job's handler, in its process. Raises UserError where that can't be done."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -236,11 +236,9 @@ class End:
 
 @contextmanager
 def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
-    """Around the block on_job_start and on_job_end are called, in a single job on_run_start and on_run_end, too. As in
-    Hydra, nothing hears of a job that was interrupted, and what a callback raises is a warning.
-
-    Raises UserError for callbacks that can't be made here.
-    """
+    """Call on_job_start before the block and on_job_end after it; for a job that is no sweep's, on_run_start and
+    on_run_end too. As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback
+    raises is a warning. Raises UserError for callbacks that can't be made here."""
     end, hooks = End(), _hooks(folder)
     if hooks is None:
         yield end
@@ -259,7 +257,7 @@ def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
 
 
 def _hooks(folder: Path) -> _Hooks | None:
-    """None where there are no callbacks, or somebody else calls them."""
+    """The callbacks; None where there are none, where a launcher of Hydra's calls them, and in ranks other than 0."""
     module = sys.modules.get("hydra.core.hydra_config")
     if module is None or not module.HydraConfig.initialized() or rank() != 0:
         return None

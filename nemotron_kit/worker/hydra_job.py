@@ -117,7 +117,7 @@ def _program_again(payload: JobPayload, run: TaskRun) -> None:
     program = str(payload.program)
     if payload.started_in and os.path.isdir(payload.started_in):  # noqa: PTH112
         os.chdir(payload.started_in)
-    # How the program ends is told by its answer; one that ends without an answer never came to its task.
+    # How the program ends is in its answer; one that ends without an answer never came to its task.
     with suppress(SystemExit):
         if payload.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)

@@ -104,8 +104,8 @@ def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hangup_ignored() -> Iterator[None]:
-    """Within the block a terminal that closes (SIGHUP) ends neither this process nor what it starts, as with nohup.
-    Whoever has said otherwise is heard."""
+    """Within the block a terminal that closes (SIGHUP) ends neither this process nor what it starts, as with nohup. A
+    handler that is installed already stays."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         yield
@@ -222,7 +222,8 @@ def start_apart(
 
 
 def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start the worker of a job on this machine, apart from this process; its own words go to logs/worker.log."""
+    """Start the worker of a job on this machine, in a session of its own; what it prints outside of the job goes to
+    logs/worker.log."""
     with job.open_log("worker") as log:
         return start_apart(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
 

@@ -2,7 +2,7 @@
 and to where the output would have gone.
 
 streams.Channels starts it as a plain script, `python -I -S pump.py JSON`, so it imports the standard library alone
-until it has been told where nemotron_kit lies. It is not a thread: an extension that writes while it holds the
+until it has read where nemotron_kit lies. It is not a thread: an extension that writes while it holds the
 interpreter's lock would wait for that thread for ever. It lives as long as any process holds a writing end: output of
 children that outlive the job is logged, too.
 """

@@ -69,7 +69,8 @@ def run_job(
 
 
 def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
-    """Write the exit record; the outcome as it stands there, so that the command exits with what the record says."""
+    """Write the exit record; returns the outcome as it was recorded, so that the command's exit code is the
+    record's."""
     if job.cancel_requested and outcome.state in ("failed", "preempted"):
         error = f"cancelled: {outcome.error}" if outcome.state == "preempted" else "cancelled"
         outcome = Outcome(Cancelled.exit_code, "cancelled", error, job_exit_code=outcome.recorded)

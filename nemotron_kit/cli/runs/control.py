@@ -272,8 +272,8 @@ def _remove_there(run: RunFolder) -> None:
 
 
 def artifacts_in(run: RunFolder) -> list[str]:
-    """The versions of this machine's registry whose files lie in the run's folder, and what it says that it saved there
-    into another registry."""
+    """The versions of this machine's registry whose files lie in the run's folder, and those that its record lists in
+    another registry."""
     registry = open_registry()
     folder = run.path.resolve()
     found = versions_in(registry, folder)

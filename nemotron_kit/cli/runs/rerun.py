@@ -315,7 +315,8 @@ def plan_again(
 
 
 def check_pins(recorded: Recorded, request: Job, plan: Plan) -> None:
-    """UserError where an input that nobody has chosen anew is not what it was: another content, or another registry."""
+    """Raise UserError for an input that the request does not give, where it has another content now, or is from another
+    registry."""
     given = {override.partition("=")[0] for override in request.overrides}
     for slot, old in recorded.pins.items():
         new = plan.inputs.get(slot)

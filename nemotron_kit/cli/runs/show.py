@@ -78,7 +78,7 @@ class RunView:
         return len(SweepQueue(self.run).waiting)
 
     def waiting(self, number: int) -> tuple[str | None, str | None]:
-        """Why a pending job waits, and when it may start, by its scheduler's word."""
+        """(why a pending job waits, when it may start), as its scheduler reports them."""
         seen = self.snapshot.observed.get(number) if self.snapshot else None
         if self.states[number].state != "pending":
             return None, None
@@ -287,7 +287,7 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
 
 
 def own_overrides(jobs: Sequence[JobFolder]) -> list[str]:
-    """What each job of a sweep was told that not all of them were, as one text."""
+    """For each job of a sweep, the overrides that not all of its jobs have, as one text."""
     overrides = [_overrides(job) for job in jobs]
     common = set.intersection(*map(set, overrides)) if overrides else set()
     return [" ".join(override for override in said if override not in common) for said in overrides]

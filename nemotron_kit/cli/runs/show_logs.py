@@ -148,7 +148,7 @@ def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
 
 
 def _under_headings(logs: Sequence[LocalLog | RemoteLog], there: Sequence[bool], tail: int | None) -> Iterator[bytes]:
-    """The logs of several jobs, each below a line that says which job's it is, as `tail` has it for several files."""
+    """Yield the logs of several jobs, each below a line with its job's number, as `tail` does for several files."""
     owns = own_overrides([log.job for log in logs])
     for at, (log, has_one, own) in enumerate(zip(logs, there, owns, strict=True)):
         facts = [log.job.state().state, *([own] if own else []), *([] if has_one else [f"no {log.name} log"])]
@@ -188,10 +188,8 @@ def _plan(run: RunFolder) -> Plan:
 
 
 def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
-    """Whether nothing more will come of a job. Its own word is enough; else whoever runs it is asked, now and then.
-
-    `unknown` counts where nobody else can be asked: its exit record is there, but damaged. So does a damaged plan.
-    """
+    """Whether a job will write no more. Its exit record is enough; else its back end is asked at intervals. `unknown`
+    counts as an end where there is no back end to ask (the exit record is damaged), and so does a damaged plan."""
     try:
         check_followed(run)
     except DamagedRecord:
@@ -267,7 +265,8 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
 
 
 def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
-    """Those that somebody was asked to run; of a large sweep, some may wait for room. UserError where none was."""
+    """Those of the jobs that were submitted; of a large sweep, some may wait for room. Raises UserError where none
+    was."""
     waiting = set(SweepQueue(run).waiting)
     there = [job for job in jobs if job.number not in waiting]
     if not there:

@@ -208,7 +208,7 @@ class Slurm(Executor):
 
 @contextmanager
 def _nothing_sent() -> Iterator[None]:
-    """Within the block nobody has asked for a job yet, so that losing sight leaves no doubt."""
+    """Within the block no job has been submitted yet: a connection that is lost is raised as NotSent, not as doubt."""
     try:
         yield
     except Unreachable as error:
@@ -339,7 +339,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
 
 
 def _inside(settings: RunConfig, folder: str) -> list[str]:
-    """srun's words for a job's folder: in its container, where it has one."""
+    """srun's options that start in a job's folder: in its container, where it has one."""
     if not settings.container_image:
         return [f"--chdir={folder}"]
     given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
@@ -361,7 +361,7 @@ def _step(settings: RunConfig, folder: str) -> str:
 
 
 def _ssh(arguments: list[str]) -> list[str]:
-    """With a terminal over there where there is one here."""
+    """The ssh command to the target, with a terminal there where there is one here."""
     return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
 
 

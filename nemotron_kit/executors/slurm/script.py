@@ -32,7 +32,7 @@ def answer(request: dict[str, Any]) -> str:
 
 SUBFOLDER = "slurm"
 _PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
-# How long before its time limit a job is told to save and go on in another segment. Slurm looks every 30 s or so.
+# How long before its time limit a job gets the signal to save and go on in another segment; Slurm looks every 30 s.
 _LEAD_SECONDS = 300
 
 # Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
@@ -83,7 +83,8 @@ class Script:
 
 
 def intent_of(run_id: str, jobs: Sequence[int], attempt: int = 0) -> str:
-    """12 hex digits that stand for submitting these jobs of this run: the same whoever asks, and how often."""
+    """12 hex digits that identify the submission of these jobs of this run: the same for whoever submits them, and
+    however often."""
     text = f"{run_id} {attempt} {','.join(map(str, jobs))}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -124,7 +125,7 @@ def render_here(config: RunConfig, resources: Resources, script: Script, batch: 
 
 
 def check_syntax(text: str) -> None:
-    """`bash -n`; UserError with what it says. Only startup_commands and setup can be wrong."""
+    """Run `bash -n` on the script. Raises UserError with its message: only startup_commands and setup can be wrong."""
     found = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
     if found.returncode != 0:
         raise UserError(

@@ -91,7 +91,7 @@ def _name(path: Path) -> str:
 
 
 def _named(root: Path, names: Collection[str]) -> set[str]:
-    """Those of `names` that stand in the files of runs that are not over."""
+    """Those of `names` that the files of runs which have not ended refer to."""
     found: set[str] = set()
     runs = root / "runs"
     for folder in runs.iterdir() if runs.is_dir() else ():

@@ -80,7 +80,8 @@ def slurm_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def slurm_accepts(payload: bytes, options: list[str]) -> tuple[str | None, bytes]:
-    """What sbatch says against a job with these options, which it is only asked about; None when it would take it."""
+    """sbatch's objection to a job with these options (`sbatch --test-only`, which submits nothing); None when it would
+    accept it."""
     del payload
     code, out, said = commands.run(["sbatch", "--test-only", *options, "--wrap", "true"], seconds=_SECONDS)
     return (None if code == 0 else said or out.strip() or f"exit code {code}"), b""
@@ -99,6 +100,6 @@ def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, An
 
 
 def _said(arguments: list[str]) -> str | None:
-    """None for a command that works, else what it said."""
+    """None for a command that succeeds, else what it printed."""
     code, _, said = commands.run(arguments, seconds=_SECONDS)
     return None if code == 0 else said or f"exit code {code}"

@@ -275,7 +275,7 @@ OPS: dict[str, str] = {
 
 
 def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
-    """Do one operation in this process. Raises NemotronError for whatever the machine refuses."""
+    """Do one operation in this process. Raises NemotronError with the machine's own error."""
     if op not in OPS:
         raise NemotronError(f"No operation {op!r} on the target.", hint=errors.nearest(op, OPS).capitalize())
     module, _, name = OPS[op].partition(":")
@@ -306,7 +306,7 @@ def _answer(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str,
         json.dumps(result)
     except NemotronError as error:
         return {"ok": False, "error": error_to_dict(error), "payload": 0}, b""
-    # A bug over there must be readable here.
+    # A bug on the target must be readable where the launch is.
     except Exception as error:  # noqa: BLE001
         wrapped = NemotronError(f"{op} failed on the target: {type(error).__name__}: {error}")
         return {"ok": False, "error": error_to_dict(wrapped), "payload": 0}, b""
@@ -353,10 +353,8 @@ def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
 
 
 def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private") -> tuple[None, bytes]:
-    """The folders that every container is given, where they are missing: the code below `root`, and the registry.
-
-    A mount of what isn't there ends a job before it begins, or makes a folder that is nobody's.
-    """
+    """Create the folders that every container mounts, where they are missing: that of the code below `root`, and the
+    registry. Mounting a missing folder would end the job, or create one that belongs to root."""
     del payload
     make_folder(Path(root, "code"), MODES["private"])
     make_folder(Path(registry), MODES[mode])

@@ -98,7 +98,7 @@ def read_all(run: Path) -> list[Submission]:
 
 
 def has_begun(run: Path, submission: Submission) -> bool:
-    """Whether a worker of it has been there: then Slurm has its job or had it, whoever knows of it now."""
+    """Whether a worker of it has written a record: then Slurm has, or had, its job."""
     now = logged(run, submission.jobs)
     return now is not None and (submission.logged is None or now > submission.logged)
 
@@ -208,10 +208,8 @@ def adopt(run: Path, record: Submission, job: str) -> Submission:
 
 
 def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
-    """Cancel jobs of a run. Each is told first, so that its own record says cancelled, and that it must not come back.
-
-    One that may or may not be queued is cancelled by its name.
-    """
+    """Cancel jobs of a run. Each gets a note first, so that its own record becomes `cancelled` and it is not requeued.
+    One that may or may not be queued is cancelled by its name."""
     del payload
     run = Path(folder)
     by_job = submissions_by_job(read_all(run))
@@ -247,10 +245,8 @@ def _tell(job: Path) -> None:
 
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
     """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
-    one), and the partition's time limit as Slurm writes it (None: no limit, or not known).
-
-    Raises Unreachable when the controller does not answer: a good time to hear of it, as nothing was submitted yet.
-    """
+    one), and the partition's time limit as Slurm writes it (None: no limit, or not known). Raises Unreachable when the
+    controller does not answer; nothing has been submitted then."""
     del payload
     code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
     if code != 0 and _UNCONFIGURED.search(said):
@@ -270,7 +266,7 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
 
 
 def _queued() -> int:
-    """Everybody's jobs, those that ended a moment ago among them; 0 where that can't be told."""
+    """How many jobs all users have, those that ended a moment ago among them; 0 where squeue fails."""
     arguments = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
     code, out, _ = commands.run(arguments, seconds=commands.ASK_SECONDS)
     return out.count("x") if code == 0 else 0

@@ -95,7 +95,7 @@ def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str 
 def accounted(
     ids: Collection[str] = (), name: str | None = None, *, since: float | None = None, clusters: str | None = None
 ) -> dict[str, Entry]:
-    """What accounting says of jobs, by id or by name; a job that it does not have is left out."""
+    """What sacct has of jobs, by id or by name; a job that it does not have is left out."""
     arguments = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
     if name is not None:
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
@@ -111,8 +111,8 @@ def accounted(
 
 
 def entry_of(entries: Mapping[str, Entry], number: str) -> Entry | None:
-    """What is said of a job. The tasks of an array that never ran are one entry, called after the array alone when
-    each of them was cancelled for itself."""
+    """The entry of a job among those of squeue or sacct. The tasks of an array that never ran are one entry, named
+    after the array alone when each of them was cancelled for itself."""
     return entries.get(number) or entries.get(number.partition("_")[0])
 
 

@@ -143,7 +143,8 @@ class _Job:
         return self.submission.slurm_id(self.number) if self.submission else None
 
     def settled(self) -> bool:
-        """Whether its own record says all. A worker stopped by a signal does not know why, nor what is next."""
+        """Take the state from the job's own record; whether that is final. A worker that a signal has stopped knows
+        neither the reason nor whether the job is requeued."""
         if self.record is None:
             return False
         if self.record.get(AGAIN):
@@ -225,7 +226,7 @@ def _absent(job: _Job, record: Submission) -> None:
 
 
 def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
-    """Whether squeue says it all."""
+    """Take the state from squeue's answer; whether that suffices, so that sacct need not be asked."""
     entry = commands.entry_of(queue, job.slurm_id or "")
     if entry is None:
         return False

@@ -19,7 +19,6 @@ from nemotron_kit.artifacts import Pin, Reference, lineage, open_registry
 from nemotron_kit.artifacts.reference import (
     ArtifactChangedError,
     ArtifactNotFoundError,
-    ArtifactVersionNotFoundError,
     DamagedRecordError,
 )
 from nemotron_kit.artifacts.registry import LocalRegistry
@@ -176,9 +175,6 @@ def test_aliases_move(registry: LocalRegistry, make: Maker) -> None:
     registry.set_alias("Data", "prod", 1)
     assert registry.resolve("Data:prod") == pins[1]
     assert registry.aliases("Data") == {"prod": 1}
-    registry.remove_alias("Data", "prod")
-    with pytest.raises(ArtifactVersionNotFoundError, match="Data has no prod"):
-        registry.resolve("Data:prod")
     for alias, version, words in [
         ("latest", 0, "always the newest"),
         ("v7", 0, "reads as a version"),
@@ -187,8 +183,6 @@ def test_aliases_move(registry: LocalRegistry, make: Maker) -> None:
     ]:
         with pytest.raises(UserError, match=words):
             registry.set_alias("Data", alias, version)
-    with pytest.raises(ArtifactVersionNotFoundError):
-        registry.remove_alias("Data", "prod")
 
 
 def test_a_missing_name_or_version_says_what_there_is(registry: LocalRegistry, make: Maker) -> None:

@@ -15,7 +15,7 @@ from nemotron_kit.launch.queue import LAUNCH_FILE, load_plan, to_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.spec.paths import CodeTree, RemotePaths
-from nemotron_kit.spec.plan import Container, Plan, stored_plan
+from nemotron_kit.spec.plan import Container, Plan, read_spec, stored_plan
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -101,3 +101,16 @@ def test_a_damaged_record_of_a_job_names_its_own_file(whole: Plan) -> None:
         (run.job().path / LAUNCH_FILE).write_text(json.dumps({**own, **changed}))
         with pytest.raises(DamagedRecord, match=rf"jobs/0/{LAUNCH_FILE}: .*{next(iter(changed))}.* is "):
             load_plan(run, run.job())
+
+
+def test_deferred_inputs_as_an_older_version_wrote_them(tmp_path: Path) -> None:
+    spec = {
+        **dict.fromkeys(("kit", "command", "handler", "config_cls", "cwd"), "x"),
+        "script": None,
+        "nproc_per_node": 1,
+        "sys_path": [],
+        "environment": {},
+    }
+    for name in ("late", "deferred_inputs"):
+        (tmp_path / "job.json").write_text(json.dumps({**spec, name: {"data": "@run:x"}}))
+        assert read_spec(tmp_path).deferred_inputs == {"data": "@run:x"}

@@ -63,13 +63,6 @@ def test_a_shard_too_small_for_a_window_is_passed_over(tmp_path: Path, write_sha
         BlendSamples(sources[:1], 10, seed=1)
 
 
-def test_each_position_says_where_it_comes_from(tmp_path: Path, write_shard) -> None:
-    sources = [source(write_shard, tmp_path / "a", 0, 101), source(write_shard, tmp_path / "b", 5000, 101)]
-    samples = BlendSamples(sources, 10, seed=1)
-    for n in range(30):
-        assert samples.source_of(n) == sources[int(samples[n][0] >= 5000)].prefix
-
-
 def test_held_out_windows_come_once_and_in_order(tmp_path: Path, write_shard) -> None:
     sources = [source(write_shard, tmp_path / "a", 0, 55), source(write_shard, tmp_path / "b", 5000, 31)]
     samples = HeldOutSamples(sources, 10, None)
