@@ -147,8 +147,8 @@ def _input(slot: str, plan: Plan) -> str:
 def _launch(plan: Plan) -> Iterator[str]:
     where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
     yield f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"
-    if tree := plan.place.tree:
-        yield f"code, as it is now: {tree.root} → {plan.place.code} (packager {tree.packager})"
+    if tree := plan.paths.tree:
+        yield f"code, as it is now: {tree.root} → {plan.paths.code} (packager {tree.packager})"
     if plan.settings.env_vars or plan.environment:
         yield "environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items()))
     if plan.secrets:

@@ -54,7 +54,7 @@ class PlanContext:
     for the jobs of a sweep, which may share a submission. `folders` are to be found by the job at the same paths."""
 
     resources: Resources
-    place: RemotePaths
+    paths: RemotePaths
     inputs: Mapping[str, Pin | None]
     run_id: str
     job: int
@@ -132,16 +132,16 @@ class Executor(ABC):
 
     # --- planning: nothing is written, and nobody is asked
 
-    def place(self, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
+    def paths(self, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
         """Where a job's files lie. `registry` is the one of this machine. UserError for what the profile lacks."""
         if self.settings.tunnel == "ssh" and not self.over_ssh:
             raise UserError(
                 f"tunnel 'ssh' leads to a Slurm cluster; executor {self.settings.executor!r} has its own way.",
                 hint='Set executor = "slurm", or leave tunnel out.',
             )
-        return self._place(run_id, job, registry)
+        return self._paths(run_id, job, registry)
 
-    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+    def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         image = self.settings.container_image is not None
         return sent_paths(self.settings, run_id, job, registry=registry, image=image)
 
@@ -159,7 +159,7 @@ class Executor(ABC):
             return plan
         context = PlanContext(
             resources=plan.resources or self.resources(None),
-            place=plan.place,
+            paths=plan.paths,
             inputs=plan.inputs,
             run_id=plan.run_id,
             job=plan.job,
@@ -203,18 +203,18 @@ class Executor(ABC):
         from nemotron_kit.remote.agent.operations import packed
         from nemotron_kit.remote.snapshot import code_there, place_package
 
-        place = plans[0].place
-        texts = code_there(self.transport, place, self.settings)
-        if place.package and not place.is_remote:  # over ssh it is sent with the first question
-            place_package(place.package)
+        paths = plans[0].paths
+        texts = code_there(self.transport, paths, self.settings)
+        if paths.package and not paths.is_remote:  # over ssh it is sent with the first question
+            place_package(paths.package)
         if plans[0].is_apart:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         _fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=place.run)
+        self.transport.call("make_run", packed(texts), folder=paths.run)
         if self.settings.container_image:  # on a first launch what every container is given isn't there yet
             mode = artifact_settings(read_env_file())["mode"]
-            self.transport.call("make_mounted", root=place.root, registry=place.artifacts, mode=mode)
+            self.transport.call("make_mounted", root=paths.root, registry=paths.artifacts, mode=mode)
 
     @abstractmethod
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:

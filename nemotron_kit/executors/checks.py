@@ -34,7 +34,7 @@ class Target:
     """A profile, the paths of its jobs and the transport to its machine."""
 
     config: RunConfig
-    place: RemotePaths
+    paths: RemotePaths
     transport: Transport
 
     def ask(self, op: str, **args: Any) -> Any:
@@ -50,8 +50,8 @@ def connection(target: Target) -> Iterator[Finding]:
     there = target.ask("hello")["time"]
     skew = there - (asked + time.time()) / 2
     where = f"{facts['user']} on {facts['host']}"
-    yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.place.is_remote else f"this machine: {where}")
-    if target.place.is_remote:
+    yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.paths.is_remote else f"this machine: {where}")
+    if target.paths.is_remote:
         state = WRONG if abs(skew) > _SKEW_WRONG else WARNING if abs(skew) > _SKEW_WARNING else OK
         yield Finding("clock", state, f"{'the same' if state == OK else f'differs by {skew:+.1f} s'}")
 
@@ -73,8 +73,8 @@ def python(target: Target) -> Iterator[Finding]:
 
 def storage(target: Target) -> Iterator[Finding]:
     """The folder for jobs: whether it can be written to, and the space that is left."""
-    facts = target.ask("writable", folder=target.place.root)
-    where = target.place.root
+    facts = target.ask("writable", folder=target.paths.root)
+    where = target.paths.root
     if "error" in facts:
         yield Finding("job folder", WRONG, f"{facts['nearest']}: {facts['error']} (remote_job_dir = {where})")
         return
@@ -86,9 +86,9 @@ def storage(target: Target) -> Iterator[Finding]:
 
 def registry(target: Target) -> Iterator[Finding]:
     """The artifact registry that references are resolved in."""
-    facts = target.ask("registry_facts", root=target.place.artifacts)
+    facts = target.ask("registry_facts", root=target.paths.artifacts)
     count = f"{facts['names']} name{'' if facts['names'] == 1 else 's'}, {facts['uuid']}" if facts["uuid"] else "empty"
-    yield Finding("registry", OK, f"{target.place.artifacts}: {count}")
+    yield Finding("registry", OK, f"{target.paths.artifacts}: {count}")
 
 
 def secrets(target: Target) -> Iterator[Finding]:
@@ -200,7 +200,7 @@ def check_profile(config: RunConfig) -> Iterator[Finding]:
         yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
     executor = executor_for(config)
-    target = Target(config, executor.place(_ANY_RUN, 0), executor.transport)
+    target = Target(config, executor.paths(_ANY_RUN, 0), executor.transport)
     for check in executor.checks():
         try:
             yield from check(target)

@@ -103,7 +103,7 @@ class Cloud(Executor):
 
     reads = EVERYWHERE | SENT
 
-    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+    def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         return cloud_paths(self.settings, registry=registry)
 
     def plan(self, context: PlanContext) -> ExecutorPlan:

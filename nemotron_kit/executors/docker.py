@@ -65,10 +65,10 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mounts(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
+def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
     """(folder, whether the job may write there), none of them inside another that it may write to."""
-    found = {place.run: True, place.artifacts: True, f"{place.root}/code": False}
-    for path in (place.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
+    found = {paths.run: True, paths.artifacts: True, f"{paths.root}/code": False}
+    for path in (paths.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
             found.setdefault(path, False)
     open_ones = [path for path, writable in found.items() if writable]
@@ -135,9 +135,9 @@ def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
             yield Problem("a container has no shell before the job; make it part of the image.", field=field)
-    if ":" in context.place.root:  # PYTHONPATH separates by it
+    if ":" in context.paths.root:  # PYTHONPATH separates by it
         needs = "a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
-        yield Problem(needs, field=repr(context.place.root))
+        yield Problem(needs, field=repr(context.paths.root))
     yield from missing_secrets(context.secrets)
 
 
@@ -155,12 +155,12 @@ class Docker(Executor):
     reads = EVERYWHERE | SENT | HELD | SHELL | {"mounts", "runtime", "ipc_mode", "shm_size", "ntasks_per_node"}
     reads |= {"max_segments"}
 
-    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+    def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         return sent_paths(self.settings, run_id, job, registry=registry, image=True)
 
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """A container: its name, its image and all words of its start."""
-        config, place, resources = self.settings, context.place, context.resources
+        config, paths, resources = self.settings, context.paths, context.resources
         notes = list(resources.notes)
         if config.retries or config.max_segments:
             notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
@@ -177,13 +177,13 @@ class Docker(Executor):
             *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
             *_user(os.getuid(), os.getgid()),
             *words["options"],
-            *(argument for path, writable in mounts(place, context.inputs) for argument in mount(path, writable)),
+            *(argument for path, writable in mounts(paths, context.inputs) for argument in mount(path, writable)),
             *(f"--volume={volume}" for volume in words["volumes"]),
             *(f"--env={secret}" for secret in context.secrets),
             *(argument for path in context.folders for argument in mount(path, False)),
             "--entrypoint=",
             words["image"],
-            *(place.python, str(place.package), place.job),
+            *(paths.python, str(paths.package), paths.job),
         ]
         return replace(planned, container=Container(name, words["image"], tuple(arguments)))
 
@@ -257,7 +257,7 @@ class Docker(Executor):
         if not container:
             return super().shell(plan, job, state, command, node)
         terminal = ["--tty"] if sys.stdin.isatty() else []
-        inside = ["docker", "exec", "--interactive", *terminal, f"--workdir={plan.place.run}/jobs/{job.number}"]
+        inside = ["docker", "exec", "--interactive", *terminal, f"--workdir={plan.paths.run}/jobs/{job.number}"]
         return [*inside, str(container), *(command or ["/bin/sh"])]
 
     def checks(self) -> Sequence[Check]:
@@ -364,7 +364,7 @@ def _containers(names: Sequence[str]) -> dict[str, str]:
 def _job(job: JobFolder) -> JobFolder:
     """The folder that the job itself writes: elsewhere than the record's where the profile has a remote_job_dir."""
     plan = stored_plan(RunFolder(job.path.parent.parent))
-    return JobFolder(Path(plan.place.run) / "jobs" / str(job.number))
+    return JobFolder(Path(plan.paths.run) / "jobs" / str(job.number))
 
 
 def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:

@@ -30,7 +30,7 @@ class Local(Executor):
     reads = EVERYWHERE | {"python"}
     pace = (0.05, 0.5)
 
-    def _place(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+    def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         return local_paths(self.settings, run_id, job, registry=registry)
 
     def resources(self, torchrun: bool | None) -> Resources:

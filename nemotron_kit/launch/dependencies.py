@@ -90,7 +90,7 @@ class After:
         deferred = _late(plan, {run.id for run in self.runs}, command)
         kept = [problem for problem in plan.problems if problem.slot not in deferred]
         read = [run for run in self.runs if any(reference.run == run.id for reference in deferred.values())]
-        folders = [stored_plan(run).place.run for run in read]
+        folders = [stored_plan(run).paths.run for run in read]
         plan = executor_for(plan.settings).with_folders(replace(plan, problems=tuple(kept)), folders)
         if deferred:
             spec["deferred_inputs"] = {slot: str(reference) for slot, reference in deferred.items()}

@@ -104,7 +104,7 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _portable(value: Any, placed: ResolvedJob) -> Any:
     if isinstance(value, list):
         return [_portable(item, placed) for item in value]
-    return value.replace(placed.place.job, "<job>") if isinstance(value, str) else value
+    return value.replace(placed.paths.job, "<job>") if isinstance(value, str) else value
 
 
 # --- code

@@ -269,7 +269,7 @@ _fields: dict[tuple[Pin, str], Any] = {}
 
 def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
     """What asks the registry of `placed`; None when it is on another machine and `transports` is None (a dry-run)."""
-    if placed.place.is_remote and transports is None:
+    if placed.paths.is_remote and transports is None:
         return None
     if _launch != [run_id]:
         _launch[:] = [run_id]
@@ -277,9 +277,9 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
         _fields.clear()
 
     def look_up(asked: Asked, fields: Mapping[str, set[str]]) -> Mapping[str, Pin | NemotronError | None]:
-        root = placed.place.artifacts
+        root = placed.paths.artifacts
         new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
-        if placed.place.is_remote and transports:
+        if placed.paths.is_remote and transports:
             # Another job of the launch may ask for more of what is pinned by now.
             known = {slot: _answers[root, *pair] for slot, pair in asked.items() if slot not in new}
             pins = {slot: pin for slot, pin in known.items() if pin and not isinstance(pin, NemotronError)}
@@ -290,7 +290,7 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
             }
             found = _there(placed, {**new, **more}, fields, transports) if new or more else {}
         else:
-            found = _here(placed.place, new)
+            found = _here(placed.paths, new)
         _answers.update({(root, *asked[slot]): answer for slot, answer in found.items() if slot in new})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
@@ -322,11 +322,11 @@ def pin_slots(
     return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
 
 
-def _here(place: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
+def _here(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
     from nemotron_kit.artifacts.reference import parse_override
     from nemotron_kit.artifacts.registry import open_registry
 
-    registry = open_registry(place.artifacts)
+    registry = open_registry(paths.artifacts)
     found: dict[str, Pin | NemotronError | None] = {}
     for slot, (text, default) in asked.items():
         try:
@@ -342,16 +342,16 @@ def _there(
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.remote.agent.operations import error_from_dict
 
-    place = placed.place
+    paths = placed.paths
     for slot, (text, _) in asked.items():
         if text.startswith("."):
             raise UserError(
-                f"{slot}: {text} is a path on this machine, but the job runs on {place.host}.",
-                hint=f"Name an artifact of its registry ({place.artifacts}), or an absolute path there.",
+                f"{slot}: {text} is a path on this machine, but the job runs on {paths.host}.",
+                hint=f"Name an artifact of its registry ({paths.artifacts}), or an absolute path there.",
             )
     answers, _ = transports(placed.settings).call(
         "resolve",
-        root=place.artifacts,
+        root=paths.artifacts,
         references={slot: list(pair) for slot, pair in asked.items()},
         fields={slot: sorted(names) for slot, names in fields.items() if slot in asked},
     )
@@ -363,5 +363,5 @@ def _there(
                 _fields[pin, name] = error_from_dict(said["error"]) if "error" in said else said["value"]
         else:
             error: Any = error_from_dict(answer["error"])
-            found[slot] = NemotronError(f"on {place.host}: {error.message}", hint=error.hint)
+            found[slot] = NemotronError(f"on {paths.host}: {error.message}", hint=error.hint)
     return found

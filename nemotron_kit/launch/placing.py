@@ -64,7 +64,7 @@ def _is_here(text: str) -> bool:
 _SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/var", "/run")
 
 
-def check_paths(values: Mapping[str, Any], place: RemotePaths, settings: RunConfig) -> dict[str, str]:
+def check_paths(values: Mapping[str, Any], paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
     """Field → path that exists on this machine and that nothing copies to, or mounts at, the target: the job finds it
     only if the target has the same path.
 
@@ -77,26 +77,26 @@ def check_paths(values: Mapping[str, Any], place: RemotePaths, settings: RunConf
     left: dict[str, str] = {}
     for key, text in walk_strings({key: value for key, value in values.items() if key != "run"}):
         if text.startswith("../") or text == "..":
-            _check_relative(key, text, place)
-        elif text.startswith("/") and "\n" not in text and _stays_behind(text, place, mounted, settings):
+            _check_relative(key, text, paths)
+        elif text.startswith("/") and "\n" not in text and _stays_behind(text, paths, mounted, settings):
             left[key] = text
     return left
 
 
-def _check_relative(key: str, text: str, place: RemotePaths) -> None:
-    base = place.tree.inside if place.tree else "."
+def _check_relative(key: str, text: str, paths: RemotePaths) -> None:
+    base = paths.tree.inside if paths.tree else "."
     if posixpath.normpath(posixpath.join(base, text)).startswith(".."):
-        what = f"the code that is sent ({place.tree.root})" if place.tree else "the job's folder"
+        what = f"the code that is sent ({paths.tree.root})" if paths.tree else "the job's folder"
         raise UserError(
-            f"{key}: {text} leads out of {what}, so there is no such path on {place.host}.",
-            hint=f"Keep it inside, or give an absolute path on {place.host}.",
+            f"{key}: {text} leads out of {what}, so there is no such path on {paths.host}.",
+            hint=f"Keep it inside, or give an absolute path on {paths.host}.",
         )
 
 
-def _stays_behind(text: str, place: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
-    if place.move(text) != text or place.is_there(text) or any(below(text, folder) for folder in mounted):
+def _stays_behind(text: str, paths: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
+    if paths.move(text) != text or paths.is_there(text) or any(below(text, folder) for folder in mounted):
         return False
-    if not place.is_remote and not settings.container_image:
+    if not paths.is_remote and not settings.container_image:
         return False  # the same files are there
     # /dev/shm is a disk in memory: its files are as much of this machine alone as those of a home.
     system = any(below(text, folder) for folder in _SYSTEM) and not below(text, "/dev/shm")  # noqa: S108
@@ -128,7 +128,7 @@ class ResolvedJob:
 
     config: dict[str, Any]
     settings: RunConfig
-    place: RemotePaths
+    paths: RemotePaths
     composed: dict[str, Any] = field(default_factory=dict)
     behind: Mapping[str, str] = field(default_factory=dict)
     fetch: tuple[dict[str, str], ...] = ()
@@ -154,8 +154,8 @@ def resolve_job(
 
 
 def _place_in(file: Path | None, key: str) -> str:
-    place = key_location(file, key) if file else ""
-    return f"{place}: " if place != str(file or "") else ""
+    paths = key_location(file, key) if file else ""
+    return f"{paths}: " if paths != str(file or "") else ""
 
 
 def _placed(
@@ -167,25 +167,25 @@ def _placed(
     frozen = freeze(composed.config, folder)
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
-    place = executor_for(settings).place(run_id, job, registry=registry_here(settings))
+    paths = executor_for(settings).paths(run_id, job, registry=registry_here(settings))
     if is_here(settings.executor):
         variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
-        return ResolvedJob(frozen, settings, place, keep_variables(frozen, composed.config, variables))
+        return ResolvedJob(frozen, settings, paths, keep_variables(frozen, composed.config, variables))
 
     fetch: tuple[dict[str, str], ...] = ()
     notes = where
     if any("auto_mount:" in mount for mount in settings.mounts or ()):
         from nemotron_kit.launch.mounts import with_repositories
 
-        settings, fetch, more = with_repositories(settings, place.root, transports)
+        settings, fetch, more = with_repositories(settings, paths.root, transports)
         notes += more
-    there = freeze(composed.config, place.job, pwd=place.environment["PWD"])
-    again = {**keep_variables(there, composed.config, place.environment), "run": frozen["run"]}
-    behind = check_paths(there, place, settings)
-    there = absolutized(there, composed.command.load_config_cls(), place.environment["PWD"])
+    there = freeze(composed.config, paths.job, pwd=paths.environment["PWD"])
+    again = {**keep_variables(there, composed.config, paths.environment), "run": frozen["run"]}
+    behind = check_paths(there, paths, settings)
+    there = absolutized(there, composed.command.load_config_cls(), paths.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
-    config = {**moved(there, place), "run": frozen["run"]}
-    return ResolvedJob(config, settings, place, again, behind, fetch, notes)
+    config = {**moved(there, paths), "run": frozen["run"]}
+    return ResolvedJob(config, settings, paths, again, behind, fetch, notes)
 
 
 def registry_here(settings: RunConfig) -> str | None:
@@ -197,35 +197,35 @@ def registry_here(settings: RunConfig) -> str | None:
     return str(open_registry().root)
 
 
-def import_path(place: RemotePaths, *, harmless: bool = False) -> list[str]:
+def import_path(paths: RemotePaths, *, harmless: bool = False) -> list[str]:
     """sys.path of this process as the job has it: folders in the code that is sent are translated; on another machine
     the others are dropped, and the package comes first. `harmless`: without folders that would hide the standard
     library."""
     here = [str(Path(entry).absolute()) for entry in sys.path]
     here = [entry for entry in here if not (harmless and shadows_library(entry))]
-    entries = [place.move(entry) for entry in here if place.package is None or place.move(entry) != entry]
+    entries = [paths.move(entry) for entry in here if paths.package is None or paths.move(entry) != entry]
     # nemotron_kit's own folders (a checkout's) are found through the package.
-    inside = [entry for entry in entries if not (place.package and entry.startswith(place.package))]
-    return list(dict.fromkeys([*filter(None, [place.package]), *inside]))
+    inside = [entry for entry in entries if not (paths.package and entry.startswith(paths.package))]
+    return list(dict.fromkeys([*filter(None, [paths.package]), *inside]))
 
 
-def registry_table(place: RemotePaths) -> str:
+def registry_table(paths: RemotePaths) -> str:
     """env.toml for the job: [artifacts] as it is here, its root as it is there."""
-    table = {**read_env_file().table("artifacts"), "root": place.artifacts}
+    table = {**read_env_file().table("artifacts"), "root": paths.artifacts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
     return "\n".join(["[artifacts]", *lines]) + "\n"
 
 
-def left_out(place: RemotePaths) -> list[str]:
+def left_out(paths: RemotePaths) -> list[str]:
     """Notes: a sentence for each git repository inside the code tree that git ignores, so that it is not sent."""
     from nemotron_kit.spec.paths import repositories_left_out
 
-    if place.tree is None:
+    if paths.tree is None:
         return []
     return [
-        f"{name}: a git repository of its own that git ignores in {place.tree.root}, so it is not part of the code "
+        f"{name}: a git repository of its own that git ignores in {paths.tree.root}, so it is not part of the code "
         "that is sent. If the job imports it, take it out of .gitignore."
-        for name in repositories_left_out(place.tree)
+        for name in repositories_left_out(paths.tree)
     ]
 
 
@@ -236,21 +236,21 @@ def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> li
 
 def _ignored(placed: ResolvedJob) -> list[Problem]:
     """Files in the code's own folder that git ignores, so that they are not sent."""
-    place = placed.place
-    if place.code is None or place.tree is None:
+    paths = placed.paths
+    if paths.code is None or paths.tree is None:
         return []
     from nemotron_kit.spec.paths import ignored
 
-    inside = f"{place.code}/"
+    inside = f"{paths.code}/"
     values = {key: value for key, value in placed.config.items() if key != "run"}
     found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
-    files = {key: name for key, name in found.items() if os.path.isfile(f"{place.tree.root}/{name}")}  # noqa: PTH113
-    not_sent = ignored(place.tree, sorted(set(files.values()))) if files else set()
+    files = {key: name for key, name in found.items() if os.path.isfile(f"{paths.tree.root}/{name}")}  # noqa: PTH113
+    not_sent = ignored(paths.tree, sorted(set(files.values()))) if files else set()
     return [
         Problem(
             f"{name} is ignored by git, so it is not part of the code that is sent.",
             field=key,
-            hint=f"Add it to the repository (git add -f {name}), or name a place that {place.host} sees.",
+            hint=f"Add it to the repository (git add -f {name}), or name a place that {paths.host} sees.",
         )
         for key, name in files.items()
         if name in not_sent
@@ -260,13 +260,13 @@ def _ignored(placed: ResolvedJob) -> list[Problem]:
 def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
     if not placed.behind:
         return []
-    place, missing = placed.place, dict(placed.behind)
-    if transports is not None and place.is_remote:
-        paths = list(missing.values())
-        there, _ = transports(placed.settings).call("exist", paths=paths)
-        missing = {key: path for key, path in missing.items() if not there[paths.index(path)]}
-    where = f"is on this machine and not {f'on {place.host}' if place.is_remote else 'in the container'}"
-    sent = f"the code that is sent is {place.tree.root}" if place.tree else "no code is sent"
-    fix = "mount it (mounts = …)" if place.code and not place.is_remote else f"name a path on {place.host}, or mount it"
+    paths, missing = placed.paths, dict(placed.behind)
+    if transports is not None and paths.is_remote:
+        missing_paths = list(missing.values())
+        there, _ = transports(placed.settings).call("exist", paths=missing_paths)
+        missing = {key: path for key, path in missing.items() if not there[missing_paths.index(path)]}
+    where = f"is on this machine and not {f'on {paths.host}' if paths.is_remote else 'in the container'}"
+    sent = f"the code that is sent is {paths.tree.root}" if paths.tree else "no code is sent"
+    fix = "mount it (mounts = …)" if paths.code and not paths.is_remote else f"name a path on {paths.host}, or mount it"
     hint = f"Move it there, or {fix}."
     return [Problem(f"{path} {where}: {sent}.", field=key, hint=hint) for key, path in missing.items()]

@@ -51,7 +51,7 @@ WANDB_VARIABLES = {
 
 def job_environment(
     run_id: str,
-    place: RemotePaths,
+    paths: RemotePaths,
     run: Mapping[str, Any],
     settings: RunConfig,
     overrides: Sequence[str],
@@ -65,22 +65,22 @@ def job_environment(
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
         if wandb.get("tags"):
             variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
-    env_file = f"{place.job}/env.toml" if place.names_registry else find_env_file()
+    env_file = f"{paths.job}/env.toml" if paths.names_registry else find_env_file()
     if env_file:
         # A job in another working folder must find the same registry.
         variables["NEMOTRON_ENV_FILE"] = str(env_file)
-    if place.package:
-        variables["NEMOTRON_HOME"] = place.root
-    if place.code or place.package:
+    if paths.package:
+        variables["NEMOTRON_HOME"] = paths.root
+    if paths.code or paths.package:
         # For whatever the job starts; its own processes find the rest by job.json's sys_path, behind the library.
-        paths = [entry for entry in import_path(place, harmless=True) if place.is_there(entry)]
-        variables["PYTHONPATH"] = ":".join([*paths, *filter(None, [variables.get("PYTHONPATH")])])
+        entries = [entry for entry in import_path(paths, harmless=True) if paths.is_there(entry)]
+        variables["PYTHONPATH"] = ":".join([*entries, *filter(None, [variables.get("PYTHONPATH")])])
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:
         variables["NEMOTRON_ADDED_KEYS"] = ",".join(added)
     if config_name:
         variables["NEMOTRON_CONFIG_NAME"] = config_name
-    return {**variables, "NEMO_RUN_DIR": place.job, "NEMOTRON_RUN_ID": run_id}
+    return {**variables, "NEMO_RUN_DIR": paths.job, "NEMOTRON_RUN_ID": run_id}
 
 
 def references(settings: RunConfig) -> list[str]:
@@ -113,41 +113,41 @@ def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Res
     return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
-def worker_command(place: RemotePaths) -> list[str]:
+def worker_command(paths: RemotePaths) -> list[str]:
     """The command that starts a job's worker, as a list of arguments. Where the package is sent, its folder has a
     __main__.py."""
-    if place.package:
-        return [place.python, place.package, place.job]
-    return python_module("nemotron_kit.worker", place.job, python=place.python)
+    if paths.package:
+        return [paths.python, paths.package, paths.job]
+    return python_module("nemotron_kit.worker", paths.job, python=paths.python)
 
 
-def launch_command(command: Command, launch: str, place: RemotePaths, resources: Resources) -> list[str]:
+def launch_command(command: Command, launch: str, paths: RemotePaths, resources: Resources) -> list[str]:
     if launch == DETACHED:
-        return worker_command(place)
+        return worker_command(paths)
     if launch in (IN_PROCESS, INTERACTIVE):
         return [command.handler_name or str(command.handler)]
-    return torchrun_command(resources.processes, place.job)
+    return torchrun_command(resources.processes, paths.job)
 
 
-def job_spec(command: Command, settings: RunConfig, place: RemotePaths, resources: Resources) -> dict[str, Any]:
+def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resources: Resources) -> dict[str, Any]:
     """job.json: all that the worker needs besides the config."""
     cls = command.config_cls
     return {
         "kit": __version__,
         "command": command.full_name,
-        "handler": place.move_name(command.handler_name),
-        "config_cls": place.move_name(
+        "handler": paths.move_name(command.handler_name),
+        "config_cls": paths.move_name(
             cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
         ),
-        "script": place.script(command.script_path, command.handler_name),
+        "script": paths.script(command.script_path, command.handler_name),
         "nproc_per_node": resources.processes,
         "executor": settings.executor,
         "torchrun": resources.torchrun,
         "retries": settings.retries or 0,
         "max_segments": settings.max_segments,
-        "code": place.code,
-        "cwd": place.cwd,
-        "sys_path": import_path(place),
+        "code": paths.code,
+        "cwd": paths.cwd,
+        "sys_path": import_path(paths),
         "secrets": list(settings.secrets or ()),
         "expand": references(settings),
     }
@@ -168,13 +168,13 @@ def job_files(
     placed: ResolvedJob, spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
 ) -> dict[str, str]:
     """Name in the job's folder → text, of the files that every executor's job has."""
-    place, frozen = placed.place, placed.config
+    paths, frozen = placed.paths, placed.config
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
         "config.yaml": to_yaml(frozen),
         "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
         "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
-        **({"env.toml": registry_table(place)} if place.names_registry else {}),
+        **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
         **({COMPOSED_FILE: to_yaml(placed.composed)} if placed.composed != frozen else {}),
     }
 
@@ -217,14 +217,14 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
 
 
 def preflight(
-    command: Command, frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths, connect: bool, here: bool
+    command: Command, frozen: Mapping[str, Any], inputs: Inputs, paths: RemotePaths, connect: bool, here: bool
 ) -> list[Problem | Note]:
     """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
     not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
     any other would judge this machine."""
     from nemotron_kit.config.resolvers import pinned
 
-    values, problems = _with_fields(frozen, inputs, place)
+    values, problems = _with_fields(frozen, inputs, paths)
     check = command.load_preflight()
     if check is None or not (here or _takes_here(check)):
         return problems
@@ -247,7 +247,7 @@ def _takes_here(check: Callable[..., Any]) -> bool:
 
 
 def _with_fields(
-    frozen: Mapping[str, Any], inputs: Inputs, place: RemotePaths
+    frozen: Mapping[str, Any], inputs: Inputs, paths: RemotePaths
 ) -> tuple[dict[str, Any], list[Problem | Note]]:
     """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
     problems: list[Problem | Note] = []
@@ -261,7 +261,7 @@ def _with_fields(
             return value
         for found in reversed(list(ART.finditer(value))):
             try:
-                field = _field(found, inputs, place)
+                field = _field(found, inputs, paths)
             except NemotronError as error:
                 said = " ".join(str(error).split("\n"))
                 problems.append(Problem(f"{found[0]}: {said}", field=key))
@@ -275,16 +275,16 @@ def _with_fields(
     return at({key: value for key, value in frozen.items() if key != "run"}, ""), problems
 
 
-def _field(found: re.Match[str], inputs: Inputs, place: RemotePaths) -> Any:
+def _field(found: re.Match[str], inputs: Inputs, paths: RemotePaths) -> Any:
     """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
     from nemotron_kit.artifacts.registry import artifact_field, open_registry
 
     pin, name = inputs.pins.get(found["slot"]), field_of(found)
     if pin is None:
         return None
-    if place.is_remote:
+    if paths.is_remote:
         return remote_field(pin, name)
-    return artifact_field(pin, name, registry=open_registry(place.artifacts))
+    return artifact_field(pin, name, registry=open_registry(paths.artifacts))
 
 
 def _secret_problems(
@@ -329,7 +329,7 @@ def build_plan(
     command = composed.command
     transports = transports if connect and not command.interactive else None
     placed = resolve_job(composed, run_id, job, recorded, transports)
-    frozen, settings, place = placed.config, placed.settings, placed.place
+    frozen, settings, paths = placed.config, placed.settings, placed.paths
     if command.interactive and (frozen["run"]["mode"] != "local" or not is_here(settings.executor) or not alone):
         what = "is sent to no profile" if alone else "is no job of a sweep"
         raise UserError(
@@ -344,7 +344,7 @@ def build_plan(
     added = executor.plan(
         PlanContext(
             resources=resources,
-            place=place,
+            paths=paths,
             inputs=inputs.pins,
             run_id=run_id,
             job=job,
@@ -355,7 +355,7 @@ def build_plan(
             alone=alone,
         )
     )
-    environment = job_environment(run_id, place, frozen["run"], settings, composed.overrides, composed.config_name)
+    environment = job_environment(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name)
     problems = [
         *(missing_value(key) for key in missing),
         *inputs.problems,
@@ -365,10 +365,10 @@ def build_plan(
         *problems_of(command, launch, settings, frozen, environment),
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
-    found = preflight(command, frozen, inputs, place, connect, is_here(settings.executor)) if not missing else []
+    found = preflight(command, frozen, inputs, paths, connect, is_here(settings.executor)) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
-    spec = job_spec(command, settings, place, resources)
+    spec = job_spec(command, settings, paths, resources)
     return Plan(
         run_id=run_id,
         recipe=command.recipe,
@@ -386,10 +386,10 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(launch_command(command, launch, place, resources)),
+        launch_command=tuple(launch_command(command, launch, paths, resources)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
-        captured=_captured(composed, place),
+        captured=_captured(composed, paths),
         files={**job_files(placed, spec, inputs, environment), **added.files},
         problems=tuple(problems),
         notes=(
@@ -398,12 +398,12 @@ def build_plan(
             *inputs.notes,
             *added.notes,
             *placed.notes,
-            *left_out(place),
+            *left_out(paths),
             *unjudged,
             *executor.without_effect(fields_given(settings, frozen["run"], composed.overrides), launch),
         ),
         job=job,
-        place=place,
+        paths=paths,
         repositories=placed.fetch,
         alone=alone,
         **added.fields,
@@ -421,7 +421,7 @@ def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Itera
     yield "detach is set in the profile: the job is submitted and left to itself, as with --batch."
 
 
-def _captured(composed: Composed, place: RemotePaths) -> dict[str, str]:
+def _captured(composed: Composed, paths: RemotePaths) -> dict[str, str]:
     """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
     found = launch_environment(composed.config)
-    return {name: place.environment["PWD"] if name == "PWD" and place.code else text for name, text in found.items()}
+    return {name: paths.environment["PWD"] if name == "PWD" and paths.code else text for name, text in found.items()}

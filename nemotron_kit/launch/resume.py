@@ -91,7 +91,7 @@ def _begin_again(job: JobFolder, plan: Plan) -> None:
     """Begin an attempt in the job's folders: first in its own, where that is not the record's, so that nobody reads the
     old end there."""
     if plan.is_apart:
-        folder = f"{plan.place.run}/jobs/{job.number}"
+        folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
     job.begin_again()
 

@@ -106,7 +106,7 @@ def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
     """Bring the records of `jobs` here. Raises Unreachable; nothing to do where the folders are the same."""
     if not jobs or not plan.is_apart:
         return
-    there = [f"{plan.place.run}/jobs/{job.number}" for job in jobs]
+    there = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
     records, _ = transport_for(plan.settings).call("job_records", jobs=there)
     for job, found in zip(jobs, records, strict=True):
         _write(job, found)

@@ -297,13 +297,13 @@ def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequen
         transport.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
 
 
-def code_there(transport: Transport, place: RemotePaths, settings: RunConfig) -> dict[str, str]:
+def code_there(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
     """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
     its launch has sent the code, and the tree may be another by now, or none."""
-    tree = place.tree
+    tree = paths.tree
     if not tree:
         return {}
-    kept: Mapping[str, Any] = transport.call("code_of", root=place.root, run=place.run)[0]
+    kept: Mapping[str, Any] = transport.call("code_of", root=paths.root, run=paths.run)[0]
     if kept.get("there"):
         return {}
     snapshot = take_snapshot(tree, settings, leave_out=artifact_folders(tree.root))
@@ -313,8 +313,8 @@ def code_there(transport: Transport, place: RemotePaths, settings: RunConfig) ->
             f"{tree.root} holds another by now.",
             hint="Launch it again: nemotron runs rerun.",
         )
-    send_snapshot(transport, snapshot, place.root, [])
-    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": place.root})}
+    send_snapshot(transport, snapshot, paths.root, [])
+    return {CODE: json.dumps({**snapshot.to_dict(), "target_root": paths.root})}
 
 
 def place_package(folder: str) -> None:

@@ -217,7 +217,7 @@ def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[Ru
 
 
 def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
-    """The place of a job that is a process of this machine."""
+    """The paths of a job that is a process of this machine."""
     root, here = str(nemotron_home()), _here()
     run = f"{root}/runs/{run_id}"
     own, python = settings.artifacts_root, settings.python or sys.executable
@@ -230,7 +230,7 @@ def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | N
 def sent_paths(
     settings: RunConfig, run_id: str, job: int, *, registry: str | None = None, image: bool = False
 ) -> RemotePaths:
-    """The place of a job to which code is sent: in folders of this machine, or of the one that `tunnel = "ssh"` leads
+    """The paths of a job to which code is sent: in folders of this machine, or of the one that `tunnel = "ssh"` leads
     to. In a container (`image`) there is another Python, without nemotron_kit. Connects to nothing.
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
@@ -291,9 +291,9 @@ def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePa
     )
 
 
-def moved(values: Mapping[str, Any], place: RemotePaths) -> dict[str, Any]:
+def moved(values: Mapping[str, Any], paths: RemotePaths) -> dict[str, Any]:
     """A frozen config with its paths translated to the target's; the section `run` is not touched."""
-    return {key: value if key == "run" else _moved(value, place) for key, value in values.items()}
+    return {key: value if key == "run" else _moved(value, paths) for key, value in values.items()}
 
 
 def below(text: str, folder: str) -> bool:
@@ -345,9 +345,9 @@ def _spellings(path: str) -> Iterator[str]:
         yield logical
 
 
-def _moved(value: Any, place: RemotePaths) -> Any:
+def _moved(value: Any, paths: RemotePaths) -> Any:
     if isinstance(value, Mapping):
-        return {key: _moved(item, place) for key, item in value.items()}
+        return {key: _moved(item, paths) for key, item in value.items()}
     if isinstance(value, list):
-        return [_moved(item, place) for item in value]
-    return place.move(value) if isinstance(value, str) else value
+        return [_moved(item, paths) for item in value]
+    return paths.move(value) if isinstance(value, str) else value

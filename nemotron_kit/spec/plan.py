@@ -46,7 +46,7 @@ class Container:
 class Plan:
     """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it.
 
-    `folder` is the launch's record on this machine, `place` where the job's files lie. What its executor has planned:
+    `folder` is the launch's record on this machine, `paths` where the job's files lie. What its executor has planned:
     `resources`, `mounts` (folders that a container gets at their own paths), `container`, `request` (what a service
     would be sent). `repositories` are fetched for its mounts. `after` are runs that must have succeeded: `dependency`
     holds their jobs' numbers where the scheduler waits for them, `wait_first` those that this machine waits for before
@@ -76,7 +76,7 @@ class Plan:
     secrets: tuple[str, ...]
     captured: Mapping[str, str]
     files: Mapping[str, str]
-    place: RemotePaths
+    paths: RemotePaths
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     job: int = 0
@@ -103,7 +103,7 @@ class Plan:
     @property
     def is_apart(self) -> bool:
         """Whether the job's own folder is not that of the record."""
-        return self.place.run != self.folder
+        return self.paths.run != self.folder
 
     @property
     def deferred(self) -> bool:
@@ -164,7 +164,7 @@ class Plan:
             "secrets": list(self.secrets),
             "captured_at_launch": dict(self.captured),
             "job_folder": self.job_folder,
-            "place": self.place.to_dict(),
+            "place": self.paths.to_dict(),
             "files": dict(self.files),
             "problems": list(map(str, self.problems)),
             "notes": list(self.notes),
@@ -206,7 +206,7 @@ class Plan:
             job=job,
             executor=executor,
             settings=stored_settings({"executor": executor, **settings}),
-            place=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
+            paths=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
             problems=tuple(map(Problem, given.get("problems", ()))),
             argv=tuple(_words(given.get("command_line", ""))),
             hydra=tuple(_hydra(given.get("hydra", ()))),

@@ -299,7 +299,7 @@ class ProgramPlanner:
         self.registry = registry_here(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
         if not here:
-            root = executor_for(self.run).place(run_id, 0, registry=self.registry).root
+            root = executor_for(self.run).paths(run_id, 0, registry=self.registry).root
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
         self.executor = executor_for(self.run)
         self.mode = "local" if here else "batch" if settings.detach else "run"
@@ -310,24 +310,24 @@ class ProgramPlanner:
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """The SweepJob of one composed job; `hydra` is Hydra's own node."""
-        place = self.executor.place(self.run_id, number, registry=self.registry)
+        paths = self.executor.paths(self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
-        is_remote = place.is_remote or bool(self.run.container_image)
-        place = place if is_remote else _shared_code(place)
+        is_remote = paths.is_remote or bool(self.run.container_image)
+        paths = paths if is_remote else _shared_code(paths)
         label, overrides = str(hydra.job.name), overrides_of(hydra)
-        environment, secrets = self._environment(hydra, place)
+        environment, secrets = self._environment(hydra, paths)
         drop_copied(hydra)
         if is_remote:
-            _send_outputs_home(hydra, place)
-        packed = self.payloads.build(config, hydra, place.move, import_path(place))
+            _send_outputs_home(hydra, paths)
+        packed = self.payloads.build(config, hydra, paths.move, import_path(paths))
         shown = _shown(config)
-        pins = pin_slots(shown, ResolvedJob(shown, self.run, place), self.run_id, transport_for)
+        pins = pin_slots(shown, ResolvedJob(shown, self.run, paths), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
         added = self.executor.plan(
             PlanContext(
                 resources=self.resources,
-                place=place,
+                paths=paths,
                 inputs=pins,
                 run_id=self.run_id,
                 job=number,
@@ -338,7 +338,7 @@ class ProgramPlanner:
                 alone=False,
             )
         )
-        spec = self._spec(place, place.cwd if is_remote else str(Path.cwd()), environment, secrets)
+        spec = self._spec(paths, paths.cwd if is_remote else str(Path.cwd()), environment, secrets)
         plan = Plan(
             run_id=self.run_id,
             recipe=label,
@@ -356,7 +356,7 @@ class ProgramPlanner:
             config=shown,
             inputs=pins,
             references={slot: str(shown["run"][slot]) for slot in pins},
-            launch_command=tuple(worker_command(place)),
+            launch_command=tuple(worker_command(paths)),
             environment=environment,
             secrets=secrets,
             captured={},
@@ -365,12 +365,12 @@ class ProgramPlanner:
                 "job.json": json.dumps(spec, indent=2) + "\n",
                 "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
                 payload.FILE: packed.to_text(),
-                **({"env.toml": registry_table(place)} if place.names_registry else {}),
+                **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
             },
             problems=tuple(added.problems),
-            notes=(*added.notes, *left_out(place)),
+            notes=(*added.notes, *left_out(paths)),
             job=number,
-            place=place,
+            paths=paths,
             repositories=self.fetch,
             alone=False,
             **added.fields,
@@ -378,7 +378,7 @@ class ProgramPlanner:
         return SweepJob(plan, tuple(overrides))
 
     def _spec(
-        self, place: RemotePaths, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]
+        self, paths: RemotePaths, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]
     ) -> dict[str, Any]:
         return {
             "kit": __version__,
@@ -392,20 +392,20 @@ class ProgramPlanner:
             "torchrun": self.resources.torchrun,
             "retries": self.run.retries or 0,
             "max_segments": self.run.max_segments,
-            "code": place.code,
+            "code": paths.code,
             # Hydra's folders, and whatever the app names by a relative path, lie where it was launched.
             "cwd": cwd,
-            "sys_path": import_path(place),
+            "sys_path": import_path(paths),
             "secrets": list(secrets),
             "environment": dict(environment),
             "expand": references(self.run),
         }
 
-    def _environment(self, hydra: Any, place: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
+    def _environment(self, hydra: Any, paths: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those that no file may hold."""
         copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
         secret = [name for name in copied if is_secret_name(name)]
-        variables = job_environment(self.run_id, place, {}, self.run, ())
+        variables = job_environment(self.run_id, paths, {}, self.run, ())
         variables |= {name: text for name, text in copied.items() if name not in secret}
         variables["NEMOTRON_EXECUTOR"] = self.run.executor
         return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
@@ -418,23 +418,23 @@ def _sees_this_tree(run: RunConfig) -> bool:
     return run.tunnel != "ssh" and run.container_image is None
 
 
-def _shared_code(place: RemotePaths) -> RemotePaths:
+def _shared_code(paths: RemotePaths) -> RemotePaths:
     """The sweep's jobs on this machine's file system share one copy of the code: they start where they were launched,
     and so write nothing into it."""
-    if place.is_remote or not place.code:
-        return place
-    code = f"{place.run}/code"
-    moves = tuple((here, code + there[len(place.code) :]) for here, there in place.moves)
-    return replace(place, code=code, moves=moves)
+    if paths.is_remote or not paths.code:
+        return paths
+    code = f"{paths.run}/code"
+    moves = tuple((here, code + there[len(paths.code) :]) for here, there in paths.moves)
+    return replace(paths, code=code, moves=moves)
 
 
-def _send_outputs_home(hydra: Any, place: RemotePaths) -> None:
+def _send_outputs_home(hydra: Any, paths: RemotePaths) -> None:
     """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
     from omegaconf import open_dict, read_write
 
     with read_write(hydra), open_dict(hydra):
-        hydra.sweep.dir = f"{place.run}/sweep"
-        hydra.runtime.cwd = place.cwd
+        hydra.sweep.dir = f"{paths.run}/sweep"
+        hydra.runtime.cwd = paths.cwd
 
 
 def _shown(config: Any) -> dict[str, Any]:

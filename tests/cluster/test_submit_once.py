@@ -187,4 +187,4 @@ def _cut() -> None:
 
 
 def _there(run: RunFolder) -> Path:
-    return Path(stored_plan(run).place.run)
+    return Path(stored_plan(run).paths.run)

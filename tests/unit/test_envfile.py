@@ -170,7 +170,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monke
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(odd)
     with pytest.raises(UserError, match=r"The working folder, b'.*/b\\xffd', has a name that is not UTF-8 text"):
-        executor_for(RunConfig()).place("run", 0)
+        executor_for(RunConfig()).paths("run", 0)
     with pytest.raises(OSError, match=r"udcffd.* is not UTF-8 text, so no record can hold it: .*x.json"):
         write_json(tmp_path / "x.json", {"path": odd})
     assert not (tmp_path / "x.json").exists()

@@ -267,8 +267,8 @@ def _remove_there(run: RunFolder) -> None:
     plan = stored_plan(run)
     if plan.is_apart:
         transport = transport_for(plan.settings)
-        registry = plan.place.artifacts or f"{transport.root}/artifacts"
-        transport.call("remove_run", folder=plan.place.run, registry=registry)
+        registry = plan.paths.artifacts or f"{transport.root}/artifacts"
+        transport.call("remove_run", folder=plan.paths.run, registry=registry)
 
 
 def artifacts_in(run: RunFolder) -> list[str]:

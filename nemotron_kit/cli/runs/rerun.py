@@ -72,7 +72,7 @@ class Recorded:
             if any(not path or "\0" in path for path in self.spec.get("sys_path") or ()):
                 raise DamagedRecord(f"{job.path / 'job.json'}: sys_path holds what is no path.")
             # A sweep's plan has its first job's place.
-            self.place = load_plan(run, job).place
+            self.paths = load_plan(run, job).paths
             inputs = job.artifacts()["inputs"]
         except DamagedRecord as error:
             raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
@@ -108,7 +108,7 @@ class Recorded:
     @property
     def folder(self) -> str:
         """The folder that it was launched from."""
-        tree, inside = self.place.tree, self.place.cwd
+        tree, inside = self.paths.tree, self.paths.cwd
         if tree:
             inside = os.path.normpath(os.path.join(tree.root, tree.inside))  # noqa: PTH118
         return str((self.plan.code or {}).get("folder") or inside or self.spec.get("cwd"))
@@ -168,8 +168,8 @@ class Recorded:
                 return [back(item) for item in value]
             if not isinstance(value, str):
                 return value
-            value = self.place.move_back(value)
-            for folder in (self.place.job, str(self.job.path)):
+            value = self.paths.move_back(value)
+            for folder in (self.paths.job, str(self.job.path)):
                 value = value.replace(folder, "${oc.env:NEMO_RUN_DIR}")
             return value
 
@@ -200,7 +200,7 @@ class Recorded:
             name,
             self._home(self.spec["config_cls"]),
             self._home(self.spec["handler"]),
-            script_path=self.place.move_back(script) if script else None,
+            script_path=self.paths.move_back(script) if script else None,
             artifacts=inputs,
             torchrun=self.spec.get("torchrun"),
         )
@@ -208,7 +208,7 @@ class Recorded:
 
     def _home(self, name: str) -> str:
         path, colon, rest = name.rpartition(":")
-        return f"{self.place.move_back(path)}{colon}{rest}" if path.endswith(".py") else name
+        return f"{self.paths.move_back(path)}{colon}{rest}" if path.endswith(".py") else name
 
 
 def enter(folder: str) -> None:

@@ -415,7 +415,7 @@ def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 def facts(run: RunFolder, job: JobFolder) -> Facts:
     """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
     plan, spec = stored_plan(run), job.spec()
-    there = plan.place.run
+    there = plan.paths.run
     own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}
     own |= dict.fromkeys((there, str(run.path)), "<run>")
     config = {key: value for key, value in load_mapping(job.config_path).items() if key != "run"}

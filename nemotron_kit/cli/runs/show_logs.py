@@ -57,7 +57,7 @@ class RemoteLog:
         self.job, self.name = job, name
         self._executor = executor_for(plan.settings)
         self._transport = self._executor.transport
-        self._folder = f"{plan.place.run}/jobs/{job.number}"
+        self._folder = f"{plan.paths.run}/jobs/{job.number}"
 
     def names(self) -> list[str]:
         """The logs that there are: `job`, `rank-0`, …"""

@@ -72,16 +72,16 @@ class Slurm(Executor):
 
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The script of one job. Those of a sweep share a script, which is rendered at submission."""
-        config, place, resources = self.settings, context.place, context.resources
-        mounts = scripts.mounts_of(place, context.inputs) if config.container_image else []
+        config, paths, resources = self.settings, context.paths, context.resources
+        mounts = scripts.mounts_of(paths, context.inputs) if config.container_image else []
         planned = ExecutorPlan(notes=resources.notes, resources=resources, mounts=(*mounts, *context.folders))
         problems = tuple(scripts.problems_of(config, context.mode, context.secrets))
         if problems or not context.alone:
             return replace(planned, problems=problems)
         intent = scripts.intent_of(context.run_id, [context.job])
-        command = scripts.command_of(place.python, place.package, place.job)
+        command = scripts.command_of(paths.python, paths.package, paths.job)
         script = scripts.Script(
-            scripts.job_name(intent, context.label), place.run, command, mounts=tuple(planned.mounts or ())
+            scripts.job_name(intent, context.label), paths.run, command, mounts=tuple(planned.mounts or ())
         )
         try:
             text = scripts.render(config, resources, script, batch=context.mode == "batch")
@@ -130,14 +130,14 @@ class Slurm(Executor):
             super().prepare(run, plans)
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        place = plans[0].place
+        paths = plans[0].paths
         self.prepare(run, plans)
         with _nothing_sent():
             limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]))
         most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
-            self._submit(place.run, call, limits["time"])
+            self._submit(paths.run, call, limits["time"])
 
     def capacity(self, running: int) -> int:
         """How many more jobs the controller takes now, a twentieth left for others."""
@@ -159,8 +159,8 @@ class Slurm(Executor):
         asked = {places[run.id]: [job.number for job in jobs] for run, jobs in runs}
         found, _ = self.transport.call("slurm_observe", runs=asked)
         return {
-            run_id: {int(number): _observation(values) for number, values in found[place].items()}
-            for run_id, place in places.items()
+            run_id: {int(number): _observation(values) for number, values in found[paths].items()}
+            for run_id, paths in places.items()
         }
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
@@ -241,13 +241,13 @@ def _single(plan: Plan) -> Call:
 def _array(plans: list[Plan]) -> Call:
     first = plans[0]
     intent = scripts.intent_of(first.run_id, [plan.job for plan in plans], first.attempt)
-    name, place, config = _name(intent, first), first.place, first.settings
-    record = f"{place.run}/{scripts.SUBFOLDER}/{intent}.json"
+    name, paths, config = _name(intent, first), first.paths, first.settings
+    record = f"{paths.run}/{scripts.SUBFOLDER}/{intent}.json"
     throttle = f"%{config.max_parallel}" if config.max_parallel else ""
     script = scripts.Script(
         name,
-        place.run,
-        scripts.command_of(place.python, place.package, record, array=True),
+        paths.run,
+        scripts.command_of(paths.python, paths.package, record, array=True),
         array=f"0-{len(plans) - 1}{throttle}",
         mounts=first.mounts or (),
     )
@@ -267,7 +267,7 @@ def _partition(plan: Plan) -> str | None:
 @lru_cache
 def _target(run: RunFolder) -> str:
     """The run's folder on the target; asked for with every piece of a log, and never another."""
-    return stored_plan(run).place.run
+    return stored_plan(run).paths.run
 
 
 def _job(job: JobFolder) -> str:
@@ -322,7 +322,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
     number = str((state.facts.get("scheduler") or {}).get("job") or "")
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
-    folder, settings = f"{plan.place.run}/jobs/{job.number}", plan.settings
+    folder, settings = f"{plan.paths.run}/jobs/{job.number}", plan.settings
     if "_" in number:  # a task of an array, which srun knows by the number that it has besides
         number = _step(settings, folder).partition(".")[0]
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]

@@ -255,8 +255,8 @@ def problems_of(config: RunConfig, mode: str, secrets: Sequence[str]) -> Iterato
     yield from missing_secrets(secrets)
 
 
-def mounts_of(place: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
+def mounts_of(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
     """Folders that the job finds at the same path in its container: its run, the registry, the package, its inputs."""
-    found = [place.run, place.artifacts, f"{place.root}/code", *filter(None, [place.package])]
-    found += [pin.path if place.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
+    found = [paths.run, paths.artifacts, f"{paths.root}/code", *filter(None, [paths.package])]
+    found += [pin.path if paths.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
     return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]

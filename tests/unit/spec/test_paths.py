@@ -43,7 +43,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def place(**settings: object) -> RemotePaths:
-    return executor_for(RunConfig(**settings)).place(RUN, 0)  # type: ignore[arg-type]
+    return executor_for(RunConfig(**settings)).paths(RUN, 0)  # type: ignore[arg-type]
 
 
 def frozen(where: RemotePaths, **values: object) -> dict[str, object]:
@@ -192,7 +192,7 @@ def test_only_a_cluster_is_reached_over_ssh(launch: Path) -> None:
 
 def behind(settings: dict[str, object], **values: object) -> dict[str, str]:
     config = RunConfig(**settings)  # type: ignore[arg-type]
-    return check_paths({"run": {}, **values}, executor_for(config).place(RUN, 0), config)
+    return check_paths({"run": {}, **values}, executor_for(config).paths(RUN, 0), config)
 
 
 def test_a_path_that_only_this_machine_has_is_named_with_its_field(launch: Path, tmp_path: Path) -> None:
@@ -275,8 +275,8 @@ def test_a_relative_path_means_the_file_that_it_names_at_launch(launch: Path, mo
     settings = f'executor = "slurm"\naccount = "a"\npartition = "p"\nworkdir = "{launch.parent}"'
     inputs = ["data=data.json", "inner.file=./data.json", "more=[data.json,gone]", "by_name={a: data.json}"]
     plan = planned(launch, settings, *inputs)
-    there = f"{plan.place.code}/sub/data.json"
-    assert plan.place.cwd == str(launch.parent), "the job starts somewhere else"
+    there = f"{plan.paths.code}/sub/data.json"
+    assert plan.paths.cwd == str(launch.parent), "the job starts somewhere else"
     assert plan.config["data"] == plan.config["inner"]["file"] == plan.config["by_name"]["a"] == there
     assert plan.config["more"] == [there, "gone"]
     assert (plan.config["out"], plan.config["name"]) == ("out", "data.json"), "a result, and what is no path"

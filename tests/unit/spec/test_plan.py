@@ -34,7 +34,7 @@ def whole(tmp_path: Path) -> Plan:
         settings=RunConfig(executor="slurm", account="a", exclusive=False, env_vars=["A=b"], extra={"x": [1]}),
         config_name="tiny", config_file="/c.yaml", config={"a": {"b": 1}}, references={"data": "D:latest", "w": "W"},
         inputs={"data": Pin("D", 3, "ab", "T", "/d", "reg"), "w": None}, launch_command=("py", "-m", "x"),
-        environment={"A": "b"}, secrets=("S",), captured={"PWD": "/x"}, files={"config.yaml": "a: 1\n"}, place=place,
+        environment={"A": "b"}, secrets=("S",), captured={"PWD": "/x"}, files={"config.yaml": "a: 1\n"}, paths=place,
         problems=(Problem("p"),), notes=("n",), resources=Resources(2, 4, True, 3, None, ("said",)), mounts=("/m",),
         container=Container("n", "i", ("docker", "run")), request={"to": "x", "body": {}},
         repositories=({"folder": "f", "url": "u"},), after=("other",), dependency=("12",), wait_first=(), attempt=2,
@@ -56,10 +56,10 @@ def test_a_plan_is_read_back_as_it_was(whole: Plan) -> None:
 
 def test_what_a_job_of_a_sweep_holds_is_its_own(whole: Plan) -> None:
     run = stored(whole, kind="sweep", hydra=["-m", "x=1,2"])
-    second = replace(whole, job=1, mounts=None, dependency=None, place=replace(whole.place, job="/t/1"))
+    second = replace(whole, job=1, mounts=None, dependency=None, paths=replace(whole.paths, job="/t/1"))
     run.add_job(1, {**second.files, LAUNCH_FILE: to_text(second)})
     read = load_plan(run, run.job(1))
-    assert (read.job, read.mounts, read.dependency, read.place) == (1, None, None, second.place)
+    assert (read.job, read.mounts, read.dependency, read.paths) == (1, None, None, second.paths)
     assert (read.settings, read.resources, read.files["config.yaml"]) == (whole.settings, whole.resources, "a: 1\n")
     assert (stored_plan(run).kind, stored_plan(run).hydra) == ("sweep", ("-m", "x=1,2"))
 
@@ -69,7 +69,7 @@ def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> 
                      root=tmp_path)  # fmt: skip
     plan = stored_plan(run)
     assert plan.settings == RunConfig(executor="slurm", host="h") and not plan.is_apart
-    assert (plan.place.run, plan.place.job) == (str(run.path), str(run.job().path))
+    assert (plan.paths.run, plan.paths.job) == (str(run.path), str(run.job().path))
     assert (plan.mode, plan.recipe, plan.after, plan.resources, plan.command_line) == ("local", "", (), None, "")
     bare = create_run(RUN, {}, [], root=tmp_path / "bare")
     assert stored_plan(bare).executor == stored_plan(bare).settings.executor == "local"

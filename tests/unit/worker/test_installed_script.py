@@ -30,7 +30,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_package_is_found_by_its_module(installed: Path, tmp_path: Path) -> None:
-    place = executor_for(SSH).place("20261124-171204-r-s-1f03a7", 0)
+    place = executor_for(SSH).paths("20261124-171204-r-s-1f03a7", 0)
     script = place.script(installed / "train.py", "installed_recipe.train:main")
     assert script == "@installed_recipe.train"
     spec = {
@@ -45,14 +45,14 @@ def test_a_package_is_found_by_its_module(installed: Path, tmp_path: Path) -> No
 
 
 def test_a_script_that_nothing_takes_there_is_refused(installed: Path, tmp_path: Path) -> None:
-    place = executor_for(SSH).place("20261124-171204-r-s-1f03a7", 0)
+    place = executor_for(SSH).paths("20261124-171204-r-s-1f03a7", 0)
     (tmp_path / "lonely.py").write_text("")
     with pytest.raises(UserError, match=r"lonely\.py is not part of the code that is sent to far"):
         place.script(tmp_path / "lonely.py", "installed_recipe.train:main")
 
 
 def test_a_script_in_the_launch_folder_moves_with_the_code(installed: Path, tmp_path: Path) -> None:
-    place = executor_for(SSH).place("20261124-171204-r-s-1f03a7", 0)
+    place = executor_for(SSH).paths("20261124-171204-r-s-1f03a7", 0)
     assert place.script(tmp_path / "launch" / "train.py", "train:main") == f"{place.code}/train.py"
-    here = executor_for(RunConfig(executor="local")).place("20261124-171204-r-s-1f03a7", 0)
+    here = executor_for(RunConfig(executor="local")).paths("20261124-171204-r-s-1f03a7", 0)
     assert here.script(installed / "train.py", "x:y") == str(installed / "train.py")
