@@ -141,6 +141,12 @@ def _job() -> str:
     return "" if OmegaConf.is_missing(runtime, "output_dir") else str(runtime.output_dir)
 
 
+def forget_inputs() -> None:
+    """Forget what this process loaded outside of any job (for tests)."""
+    with _lock:
+        _read_here.clear()
+
+
 def _job_artifacts() -> dict[str, Any]:
     folder = job_folder()
     try:

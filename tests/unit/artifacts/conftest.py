@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(work)
     yield folder
     tracking.reset()
-    lineage._read_here.clear()  # what was loaded outside of any job
+    lineage.forget_inputs()
 
 
 @pytest.fixture

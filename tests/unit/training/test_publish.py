@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from nemotron.recipes.nano3.exports import ExportModel, export_model
 
-from nemotron_kit.artifacts import ModelArtifact, PretrainBlendsArtifact, lineage, open_registry, record_input
-from nemotron_kit.artifacts.lineage import given_inputs
+from nemotron_kit.artifacts import ModelArtifact, PretrainBlendsArtifact, open_registry, record_input
+from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.training import publish
 
@@ -37,15 +37,15 @@ def model(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     PretrainBlendsArtifact(path=tmp_path / "data", source_datasets=sources).save(name="Data")
     before: Any = None
     for name in ("pretrain", "rl"):
-        lineage._read_here.clear()
+        forget_inputs()
         record_input(before or open_registry().resolve(_reference("Data")))
         shutil.copytree(chat_model, tmp_path / name)
         (tmp_path / name / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n\n# {name}\n")
         ModelArtifact(path=tmp_path / name, step=1).save(name=f"ModelArtifact-{name}")
         before = open_registry().resolve(_reference(f"ModelArtifact-{name}"))
-    lineage._read_here.clear()
+    forget_inputs()
     yield tmp_path / "rl"
-    lineage._read_here.clear()
+    forget_inputs()
 
 
 def export(to: str, path: Path | None = None) -> int:
