@@ -170,10 +170,8 @@ def answers(
     rows = [every[number * len(every) // kept] for number in range(kept)]
     judges = find_verifiers(dict.fromkeys(map(agent_of, rows)), verifiers or {})
     check_rows(rows, judges, str(file))
-    prompts = [
-        speaker.prompt(_messages(row), row["responses_create_params"].get("tools"), enable_thinking=enable_thinking)
-        for row in rows
-    ]
+    asked = [row["responses_create_params"] for row in rows]
+    prompts = [speaker.prompt(given["input"], given.get("tools"), enable_thinking=enable_thinking) for given in asked]
     # Prompts of like length together: the less is padding.
     order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))
     scores: dict[str, list[float]] = {agent: [] for agent in judges}
@@ -216,15 +214,6 @@ def jsonl_of(data: Path, split: str) -> Path:
         have = ", ".join(sorted(named)) if isinstance(named, dict) else "no object"
         raise UserError(f"{manifest}: there is no {split} split.", hint=f"It has: {have}.")
     return manifest.parent / str(found)
-
-
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The conversation of an RL row, in the chat template's terms."""
-    given = row["responses_create_params"]["input"]
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    roles = {"developer": "system"}
-    return [{**message, "role": roles.get(message["role"], message["role"])} for message in given]
 
 
 def run_tasks(

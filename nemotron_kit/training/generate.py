@@ -5,7 +5,6 @@ Models are loaded by training.model: what they say token by token is what their 
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,10 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training import sampling
 from nemotron_kit.training.engine import quiet
 from nemotron_kit.training.model import load_model, require_model
+from nemotron_kit.training.prompts import chat_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-# Ends a turn in the chat format; a model that was taught it may say so only in its tokenizer.
-TURN_END = "<|im_end|>"
-# Stands inside of special tokens that a user wrote, so that they are encoded as text. No text may hold it: Unicode
-# reserves it for a program's own use.
-_SHIELD = "\ufdd2"
-# Special tokens that may stand in what is said; all others are the template's alone.
-_SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class Speaker:
         self.tokenizer = load_tokenizer(folder)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Any = load_model(folder).to(device).eval()
-        self.stops = self._stops()
+        self.stops = sampling.end_ids(self.model, self.tokenizer, required=False)
 
     @property
     def chats(self) -> bool:
@@ -81,11 +73,10 @@ class Speaker:
         return bool(self.tokenizer.chat_template)
 
     def prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
+        self, asked: str | Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
     ) -> list[int]:
-        """The tokens of a conversation up to where the model answers, by the model's own template. A special token in
-        what is said is text there, and no token."""
-        return chat_ids(self.tokenizer, messages, tools, enable_thinking=enable_thinking)
+        """The tokens of a question or a conversation, as `chat_ids` has them."""
+        return chat_ids(self.tokenizer, asked, tools, {"enable_thinking": enable_thinking})
 
     def raw(self, text: str) -> list[int]:
         """The tokens of a text as it is. Without any, those of a document's begin."""
@@ -198,19 +189,6 @@ class Speaker:
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else min(self.stops, default=0)
 
-    def _stops(self) -> frozenset[int]:
-        """The tokens after which the model is done: those of its own settings, its tokenizer's, and, for a model that
-        chats, the end of a turn."""
-        found: set[int] = set()
-        for config in (self.model.generation_config, self.model.config):
-            named = getattr(config, "eos_token_id", None)
-            found.update(named if isinstance(named, list) else [] if named is None else [named])
-        if self.tokenizer.eos_token_id is not None:
-            found.add(self.tokenizer.eos_token_id)
-        if self.chats and (token := self.tokenizer.get_vocab().get(TURN_END)) is not None:
-            found.add(token)
-        return frozenset(map(int, found))
-
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer beside a model. UserError where there is none that can be read."""
@@ -227,41 +205,3 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # the library raises bare Exception
         said = " ".join(str(error).split())
         raise UserError(f"{folder}: the tokenizer can't be read: {said}") from error
-
-
-def chat_ids(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
-) -> list[int]:
-    """See Speaker.prompt. Raises UserError for what the template takes for no conversation."""
-    from jinja2 import TemplateError
-
-    own = [token for token in tokenizer.all_special_tokens if len(token) > 1]
-    own += [str(added) for added in tokenizer.added_tokens_decoder.values() if added.special and len(str(added)) > 1]
-    own = [token for token in dict.fromkeys(own) if not _SAID.match(token)]
-    pattern = re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True)))) if own else None
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [_shielded(dict(message), pattern) for message in messages],
-            tools=_shielded(tools, pattern),
-            tokenize=False,
-            add_generation_prompt=True,
-            # The published templates ask for the one or the other.
-            enable_thinking=enable_thinking,
-            chat_template_kwargs={"enable_thinking": enable_thinking},
-        )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"The chat template does not take this conversation: {error}.") from error
-    return [
-        token for piece in text.split(_SHIELD) if piece for token in tokenizer.encode(piece, add_special_tokens=False)
-    ]
-
-
-def _shielded(value: Any, own: re.Pattern[str] | None) -> Any:
-    if isinstance(value, str):
-        text = value.replace(_SHIELD, "\ufffd")
-        return own.sub(lambda found: found[0][:-1] + _SHIELD + found[0][-1], text) if own else text
-    if isinstance(value, Mapping):
-        return {key: _shielded(item, own) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shielded(item, own) for item in value]
-    return value

@@ -4,15 +4,24 @@ decide."""
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.files import open_regular
 
 Row = dict[str, Any]
+# Stands inside of special tokens that a user wrote, so that they are encoded as text. No text may hold it: Unicode
+# reserves it for a program's own use.
+_SHIELD = "\ufdd2"
+# Special tokens that may stand in what is said; all others are the template's alone.
+_SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
 
 
 def read_rows(path: Path, key: str) -> list[Row]:
@@ -38,7 +47,7 @@ def read_rows(path: Path, key: str) -> list[Row]:
 
 def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
@@ -90,17 +99,12 @@ def encode(rows: Sequence[Row], tokenizer: Any, most: int, settings: Mapping[str
         )
     kept: list[Row] = []
     ids: list[tuple[int, ...]] = []
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         given = row["responses_create_params"]
-        asked = given["input"]
-        encoded = tokenizer.apply_chat_template(
-            [{"role": "user", "content": asked}] if isinstance(asked, str) else asked,
-            tools=given.get("tools") or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **settings,
-        )
+        try:
+            encoded = chat_ids(tokenizer, given["input"], given.get("tools"), settings)
+        except UserError as error:
+            raise UserError(f"Prompt {number}: {error.message}", hint=error.hint) from error
         if len(encoded) <= most:
             kept.append(row)
             ids.append(tuple(encoded))
@@ -110,6 +114,63 @@ def encode(rows: Sequence[Row], tokenizer: Any, most: int, settings: Mapping[str
             hint="Set policy.max_total_sequence_length higher, or policy.generation.max_new_tokens lower.",
         )
     return Prompts(kept, ids, len(rows) - len(kept))
+
+
+def chat_ids(
+    tokenizer: Any,
+    asked: str | Sequence[Mapping[str, Any]],
+    tools: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The tokens of a question, or of a conversation, up to where the model answers, by the tokenizer's chat template,
+    whose variables are `settings`. A special token in what is said is text there, and no token; a developer is the
+    template's system. Raises UserError for what the template takes for no conversation.
+    """
+    from jinja2 import TemplateError
+
+    own = _own_tokens(tokenizer)
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [_shielded(_for_template(message), own) for message in messages],
+            tools=_shielded(tools or None, own),
+            tokenize=False,
+            add_generation_prompt=True,
+            # The published templates ask for the one or the other.
+            **{"chat_template_kwargs": dict(settings or {}), **(settings or {})},
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"The chat template does not take this conversation: {error}.") from error
+    return [
+        token for piece in text.split(_SHIELD) if piece for token in tokenizer.encode(piece, add_special_tokens=False)
+    ]
+
+
+def _for_template(message: Mapping[str, Any]) -> Row:
+    message = dict(message)
+    if not message.get("role"):
+        raise ValueError("a message has no role")
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
+
+
+@lru_cache(maxsize=4)
+def _own_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """What finds the special tokens that are the template's alone."""
+    own = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    own += [str(added) for added in tokenizer.added_tokens_decoder.values() if added.special and len(str(added)) > 1]
+    own = [token for token in dict.fromkeys(own) if not _SAID.match(token)]
+    return re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True)))) if own else None
+
+
+def _shielded(value: Any, own: re.Pattern[str] | None) -> Any:
+    if isinstance(value, str):
+        text = value.replace(_SHIELD, "\ufffd")
+        return own.sub(lambda found: found[0][:-1] + _SHIELD + found[0][-1], text) if own else text
+    if isinstance(value, Mapping):
+        return {key: _shielded(item, own) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shielded(item, own) for item in value]
+    return value
 
 
 class PromptOrder:

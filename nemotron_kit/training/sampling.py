@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.training.export import TURN_END
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,17 @@ class Answer:
     entropy: float = 0.0
 
 
-def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None) -> frozenset[int]:
-    """The ids of the tokens that end an answer. UserError where there is none."""
+def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None, *, required: bool = True) -> frozenset[int]:
+    """The ids of the tokens that end an answer: `more`, those of the model's and its tokenizer's settings, and for a
+    model that chats the end of a turn. UserError where there is none but is `required`."""
     found: set[int] = set(more or ())
     for place in (model.generation_config, model.config, tokenizer):
         given = getattr(place, "eos_token_id", None)
         found |= set(given if isinstance(given, list | tuple) else [] if given is None else [given])
-    if not found:
+    # A model that was taught the end of a turn may say so in its tokenizer only.
+    if getattr(tokenizer, "chat_template", None) and (turn_end := tokenizer.get_vocab().get(TURN_END)) is not None:
+        found.add(turn_end)
+    if required and not found:
         raise UserError("The model has no token that ends its turn (eos_token_id).", hint="Start from an SFT model.")
     return frozenset(int(one) for one in found)
 
