@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from nemotron_kit.config.registration import register_recipes
     from nemotron_kit.config_manager import ConfigManager, cli
     from nemotron_kit.executors.nemo_run import build_executor
+    from nemotron_kit.runs.metrics import log_metrics
     from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile, load_wandb_config, resolve_partition
     from nemotron_kit.spec.runconfig import RunConfig
     from nemotron_kit.train_script import (
@@ -67,6 +68,7 @@ _HOMES = {
     "config.registration": "register_recipes",
     "config_manager": "ConfigManager",
     "executors.nemo_run": "build_executor",
+    "runs.metrics": "log_metrics",
     "spec.profiles": "list_run_profiles load_run_profile load_wandb_config resolve_partition",
     "spec.runconfig": "RunConfig",
     "train_script": (
@@ -120,6 +122,7 @@ __all__ = [
     "load_omegaconf_yaml",
     "load_run_profile",
     "load_wandb_config",
+    "log_metrics",
     "omegaconf_to_dataclass",
     "parse_config_and_overrides",
     "print_step_complete",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import finite, write_text
+from nemotron_kit.files import write_text
+from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_wandb
 from nemotron_kit.training.config import LoggerConfig
 
 
@@ -51,9 +52,8 @@ class Reporter:
         """Record `row`, which has a "step"; floats as they are."""
         if self._silent:
             return
-        with _written(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(row)) + "\n")
-        _to_wandb(row)
+        MetricsFile.of(self._path).write(row, now=True)
+        to_wandb(row)
         text = describe(row, self._total)
         if self._bar is not None and not {"valid_loss", "val_reward"} & row.keys():
             self._bar.describe(text.partition(": ")[2])
@@ -94,7 +94,7 @@ def metrics_path(config: LoggerConfig, save: Path) -> Path:
     """Where the rows go: logger.metrics_file, the job's folder, or the folder of the checkpoints."""
     if config.metrics_file:
         return Path(config.metrics_file)
-    return Path(os.environ.get("NEMO_RUN_DIR") or save) / "metrics.jsonl"
+    return Path(os.environ.get("NEMO_RUN_DIR") or save) / METRICS_FILE
 
 
 _REWARDS = {
@@ -137,18 +137,8 @@ def _keep_rows(path: Path, done: int) -> None:
 
 
 def _step(line: str) -> float:
-    """The row's step; infinite for a line that a kill cut short."""
+    """The row's step; minus infinity for a row without one, infinity for a line that a kill cut short."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line).get("step", "-inf"))
+    except (ValueError, AttributeError, TypeError):
         return float("inf")
-
-
-def _to_wandb(row: dict[str, Any]) -> None:
-    """Pass the row on if, and only if, this process has a W&B run."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and getattr(wandb, "run", None) is not None:
-        try:
-            wandb.log({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-        except Exception as error:  # noqa: BLE001 — the row is on record; what W&B does with it ends no training
-            print(f"warning: W&B does not take the metrics of step {row['step']}: {error}", file=sys.stderr)  # noqa: T201

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.job import PREEMPTED, JobFolder
+from nemotron_kit.runs.metrics import flush_metrics
 from nemotron_kit.spec.plan import read_spec
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, exit_code, term_raises
 
@@ -92,6 +93,7 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
         outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
     else:
         outcome = _from_code(value) if isinstance(value, int) and not isinstance(value, bool) else _success(value)
+    flush_metrics()  # before its end is on record
     _finish_wandb(outcome.code)
     return outcome
 

@@ -1,0 +1,290 @@
+"""The metrics of a job: `log_metrics`, which any process of it may call, and what its rows say.
+
+metrics.jsonl in the job's folder has one JSON object a line: `step` (a whole number; left out where a value belongs to
+no step), one number for each metric, and `rank` where another rank than 0 wrote the row. NaN and infinities are the
+texts "NaN", "Infinity" and "-Infinity". Ranks on other nodes than rank 0 write metrics-rank-N.jsonl beside it:
+appending from two hosts to one file of an NFS loses rows.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import math
+import operator
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import finite, open_appending, open_regular, plain
+
+METRICS_FILE = "metrics.jsonl"
+RESERVED = ("step", "rank")
+_PERIOD_S = 0.25
+_ROWS = 20_000
+_LOST = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_log = logging.getLogger(__name__)
+
+
+def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
+    """Record numbers that this process of a job measured: `log_metrics({"loss": 1.2}, step=7)`.
+
+    Values are numbers, or scalars of NumPy or torch. They are in metrics.jsonl within a second, also after kill -9, and
+    go to W&B where this process has a run open. Outside of a job (no NEMO_RUN_DIR) nothing is written. Any thread and
+    any forked process may call it. Raises UserError for what is no metric, NemotronError where they can't be written.
+    """
+    row: dict[str, Any] = {}
+    if step is not None:
+        row["step"] = step if type(step) is int else _whole(step)
+    if not isinstance(metrics, Mapping):
+        raise UserError(
+            f"log_metrics: the metrics are {_kind(metrics)}, not a mapping of names to numbers.",
+            hint='log_metrics({"loss": 1.2}, step=7)',
+        )
+    for name, value in metrics.items():
+        kind = type(value)
+        if type(name) is not str or not name or name in RESERVED:
+            raise UserError(f"log_metrics: {name!r} names no metric: a name is a text, and not step or rank.")
+        row[name] = value if kind is float or kind is int else _number(name, value)
+    folder = os.environ.get("NEMO_RUN_DIR")
+    if not folder:
+        _say_once()
+    else:
+        rank = _rank()
+        MetricsFile.of(_path(folder, rank)).write({**row, "rank": rank} if rank else row)
+    to_wandb(row)
+
+
+def _whole(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise UserError(f"log_metrics: step is {_kind(step)}, not a whole number.") from None
+
+
+def _number(name: str, value: Any) -> float:
+    found = plain(value)
+    if isinstance(found, bool | int | float):
+        return float(found) if isinstance(found, float) else int(found)
+    raise UserError(f"log_metrics: {name} is {_kind(value)}, not a number or a scalar of NumPy or torch.")
+
+
+def _kind(value: Any) -> str:
+    said = repr(value)
+    return f"{said if len(said) <= 40 else f'{said[:39]}…'} ({type(value).__name__})"
+
+
+def _rank() -> int:
+    said = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(said) if said.isdecimal() else 0
+
+
+def _path(folder: str, rank: int) -> str:
+    """On rank 0's node a rank's number is the local one, too."""
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
+    return f"{folder}/{METRICS_FILE}" if rank == 0 or local == str(rank) else f"{folder}/metrics-rank-{rank}.jsonl"
+
+
+_said: list[bool] = []
+
+
+def _say_once() -> None:
+    if not _said:
+        _said.append(True)
+        _log.debug("log_metrics: not in a job (NEMO_RUN_DIR is not set), so nothing is written")
+
+
+def to_wandb(row: Mapping[str, Any]) -> None:
+    """Pass the row on if, and only if, this process has a W&B run."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        try:
+            wandb.log({name: value for name, value in row.items() if name not in RESERVED}, step=row.get("step"))
+        except Exception as error:  # noqa: BLE001 — the row is on record; what W&B does with it ends no training
+            print(f"warning: W&B does not take the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
+
+
+class MetricsFile:
+    """Rows on their way into one file. The first is written at once, those that follow closely every quarter second
+    by a thread: whole lines, in one append. The file is opened each time, so that it may be replaced meanwhile."""
+
+    _all: ClassVar[dict[str, MetricsFile]] = {}
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._begin()
+
+    @classmethod
+    def of(cls, path: str | Path) -> MetricsFile:
+        """This process's only one for `path`."""
+        found = cls._all.get(path) if isinstance(path, str) else None
+        return found or cls._all.setdefault(str(path), cls(str(path)))
+
+    def _begin(self) -> None:
+        """Nothing to write, nobody who writes: also that of a forked process, whose parent writes its own rows."""
+        self._lock = threading.RLock()  # a signal handler may log, too
+        self._rows: deque[str] = deque()  # appended to without the lock
+        self._rest = b""
+        self._written_at = -math.inf
+        self._writer: threading.Thread | None = None
+        self._error: OSError | None = None
+        self._known = False
+
+    def write(self, row: Mapping[str, Any], *, now: bool = False) -> None:
+        """Add a row; `now`: it is in the file on return. Raises NemotronError where it, or one before it, can't be
+        written."""
+        try:
+            line = _ENCODE(row)
+        except ValueError:
+            line = _ENCODE(finite(row))
+        self._rows.append(line)
+        if not now and self._writer is not None and self._error is None and len(self._rows) < _ROWS:
+            return
+        with self._lock:
+            if not self._known:
+                _at_end()
+            if now or self._error or time.monotonic() - self._written_at > _PERIOD_S or len(self._rows) >= _ROWS:
+                self._write_out()
+            elif self._writer is None:
+                self._writer = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
+                self._writer.start()
+
+    def flush(self) -> None:
+        """Write what waits. Raises NemotronError where that fails."""
+        with self._lock:
+            self._write_out()
+
+    def _keep_writing(self) -> None:
+        while True:
+            time.sleep(_PERIOD_S)
+            with self._lock:
+                self._writer, own = None, self._writer  # first: who appends now and sees it writes by itself
+                if not self._rows and not self._rest:
+                    return
+                self._writer = own
+                try:
+                    self._write_out()
+                except NemotronError:  # kept: the next call, or the end, says it
+                    self._writer = None
+                    return
+
+    def _write_out(self) -> None:
+        if not self._rows and not self._rest:
+            return
+        lines = [self._rows.popleft() for _ in range(len(self._rows))]
+        self._rest += "".join(f"{line}\n" for line in lines).encode()
+        self._error = None
+        try:
+            with open_appending(self._path) as file:
+                if not self._known:
+                    self._rest = _torn(self._path) + self._rest
+                    self._known = True
+                while self._rest:
+                    self._rest = self._rest[file.write(self._rest) or 0 :]
+        except OSError as error:
+            self._error = error
+            raise NemotronError(f"{self._path}: metrics can't be written: {error.strerror}.") from error
+        self._written_at = time.monotonic()
+
+
+_ENCODE = json.JSONEncoder(allow_nan=False, check_circular=False).encode
+
+
+def _torn(path: str) -> bytes:
+    """What ends a line that a kill cut short."""
+    with open_regular(path) as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return b""
+        file.seek(-1, os.SEEK_END)
+        return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def flush_metrics() -> None:
+    """Write all that waits in this process; what can't be written is said on stderr."""
+    for each in list(MetricsFile._all.values()):
+        try:
+            each.flush()
+        except NemotronError as error:
+            print(f"warning: {error.message}", file=sys.stderr)  # noqa: T201
+
+
+def _at_end() -> None:
+    """A process of multiprocessing runs its own finalizers, and no atexit."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, flush_metrics, exitpriority=0)
+
+
+def _forked() -> None:
+    for each in MetricsFile._all.values():
+        each._begin()
+
+
+atexit.register(flush_metrics)
+os.register_at_fork(after_in_child=_forked)
+
+# --- what was measured
+
+_LESS = re.compile("loss|error|perplexity", re.IGNORECASE)
+
+
+def less_is_better(name: str) -> bool:
+    """The best of a metric is its least value where its name has loss, error or perplexity in it, else its greatest."""
+    return _LESS.search(name) is not None
+
+
+@dataclass
+class Measured:
+    """One metric of a job: its last value and its best one, each with its step (None: it was logged without one)."""
+
+    last: float
+    step: int | None
+    best: float
+    best_step: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return finite({"last": self.last, "step": self.step, "best": self.best, "best_step": self.best_step})  # type: ignore[no-any-return]
+
+
+def measured(folder: Path) -> dict[str, Measured]:
+    """Each metric in the metrics.jsonl of a job's folder, in the order in which they first came; {} without the file.
+    It is read row by row, and lines that are none are passed over. Rows of other ranks count only for what rank 0 did
+    not log."""
+    first: dict[str, Measured] = {}
+    others: dict[str, Measured] = {}
+    with contextlib.suppress(OSError):
+        for row in _rows(folder / METRICS_FILE):
+            step = row.pop("step", None)
+            into = others if row.pop("rank", 0) else first
+            for name, said in row.items():
+                value = _LOST.get(said, said) if isinstance(said, str) else said
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    continue
+                known = into.get(name)
+                if known is None:
+                    into[name] = Measured(value, step, value, step)
+                    continue
+                known.last, known.step = value, step
+                better = value < known.best if less_is_better(name) else value > known.best
+                if better or math.isnan(known.best):
+                    known.best, known.best_step = value, step
+    return {**others, **first} if others else first
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open_regular(path) as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line) if line.endswith(b"\n") else None
+                if isinstance(row, dict):
+                    yield row
