@@ -78,10 +78,6 @@ SWEEP_FILE = "sweep.json"
 _SWEEP = {"jobs": [int], "batches": [{"jobs": [int], "done": bool}]}
 
 
-def _present(items: Sequence[Any] | None) -> list[Any]:
-    return [item for item in items or () if item is not None]
-
-
 class SweepQueue:
     """Which jobs of a sweep have been submitted, in `sweep.json` of the run's folder.
 
@@ -91,14 +87,15 @@ class SweepQueue:
 
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / SWEEP_FILE
-        record = read_object(self._path, _SWEEP) if self._path.exists() else {}
-        if missing := [key for key in _SWEEP if record and record.get(key) is None]:
-            # Taken as nothing submitted yet, the jobs would be waited for without end.
-            raise DamagedRecord(f"{self._path}: {missing[0]}: missing.")
-        self._jobs: list[int] = _present(record.get("jobs"))
-        batches: list[dict[str, Any]] = _present(record.get("batches"))
+        record = read_object(self._path, _SWEEP) if self._path.exists() else {"jobs": [], "batches": []}
+        # Of what is missing, jobs would count as not submitted yet, and be waited for without end.
+        batches: list[dict[str, Any]] = [batch or {} for batch in record.get("batches") or ()]
+        named = [record.get("jobs"), *(batch.get("jobs") for batch in batches)]
+        if record.get("batches") is None or any(numbers is None or None in numbers for numbers in named):
+            raise DamagedRecord(f"{self._path}: numbers of jobs are missing.")
+        self._jobs: list[int] = list(record["jobs"])
         self._batches: list[dict[str, Any]] = [
-            {"jobs": _present(batch.get("jobs")), "done": bool(batch.get("done"))} for batch in batches
+            {"jobs": list(batch["jobs"]), "done": bool(batch.get("done"))} for batch in batches
         ]
         batched = {number for batch in self._batches for number in batch["jobs"]}
         for number in batched.difference(self._jobs):  # one that was dropped has its folder still

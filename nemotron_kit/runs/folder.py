@@ -117,14 +117,15 @@ class RunFolder:
     def job(self, number: int = 0) -> JobFolder:
         """Job `number`; UserError when the run has no such job."""
         folder = self.path / "jobs" / str(number)
-        if not folder.is_dir() and self.is_pipeline:
+        there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
+        if not there and self.is_pipeline:
             named = [f"{self.id}/{at} ({each['stage'].replace('/', ' ')})" for at, each in enumerate(self.stages())]
             again = f"To go on where it stopped: {self.plan().get('command_line')}"
             hint = f"Name one: {', '.join(named)}.\n{again}" if named else again
             raise UserError(f"{self.id} is a pipeline, whose stages are runs.", hint=hint)
-        if not folder.is_dir():
-            there = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"
-            raise UserError(f"{self.id} has no job {number}.", hint=f"Its jobs: {there}.")
+        if not there:
+            known = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"
+            raise UserError(f"{self.id} has no job {str(number)[:20]}.", hint=f"Its jobs: {known}.")
         return JobFolder(folder)
 
     def add_job(self, number: int, texts: Mapping[str, str], *, attached: bool = False) -> JobFolder:

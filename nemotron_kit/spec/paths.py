@@ -184,7 +184,8 @@ class RemotePaths:
         """What `to_dict` wrote. What an older record lacks is as for job `job` of a record in `folder`."""
         known = {name: value for name in _FIELDS if (value := stored.get(_STORED_AS.get(name, name))) is not None}
         run = known.setdefault("run", folder)
-        tree = {name: value for name, value in (known.get("tree") or {}).items() if name in _NO_TREE}
+        kept = (known.get("tree") or {}).items()
+        tree = {name: value for name, value in kept if name in _NO_TREE and value is not None}
         known["tree"] = CodeTree(**{**_NO_TREE, **tree}) if tree else None
         known["moves"] = tuple((known.get("moves") or {}).items())
         root = posixpath.dirname(posixpath.dirname(run))

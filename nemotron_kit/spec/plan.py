@@ -205,7 +205,7 @@ class Plan:
             folder=str(folder),
             job=job,
             executor=executor,
-            settings=stored_settings({"executor": executor, **settings}),
+            settings=stored_settings({**settings, "executor": settings.get("executor") or executor}),
             paths=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
             problems=tuple(map(Problem, given.get("problems", ()))),
             argv=tuple(_words(given.get("command_line", ""))),
@@ -244,8 +244,7 @@ def check_followed(run: RunFolder) -> None:
     executor that has them. A sweep by one of Hydra's own launchers has neither that nor settings: it is here."""
     stored_plan(run)
     plan = run.plan()
-    named = plan.get("executor") or (plan.get("settings") or {}).get("executor")
-    if not named and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
+    if not plan.get("executor") and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
         raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
 
 

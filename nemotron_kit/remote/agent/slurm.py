@@ -21,6 +21,7 @@ from nemotron_kit.runs.job import DamagedRecord, is_final_end, read_object
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
+_NUMBER = re.compile(r"[0-9]{1,19}\Z")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def read(run: Path, intent: str) -> Submission | None:
     # The name goes into Slurm's command lines and into names of files.
     if not values["name"].isprintable() or "/" in values["name"]:
         raise NemotronError(f"damaged: {path}: name: {values['name']!r} is no job's.")
+    if values.get("job") is not None and not _NUMBER.match(values["job"]):
+        raise NemotronError(f"damaged: {path}: job: {values['job']!r} is no number of Slurm's.")
     return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
 
 

@@ -13,6 +13,7 @@ import pytest
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
+from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, process_facts
 
@@ -102,3 +103,25 @@ def test_a_sweep_by_hydras_own_launcher_is_waited_for(capsys: pytest.CaptureFixt
         assert run_tool("runs", ["wait", run.id]) == 1
         ends.join()
     assert f"{run.id}: failed: the process disappeared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "batches", [None, [None], [{"done": True}], [{"jobs": None}], [{"jobs": [None]}], [{"jobs": [10**400]}]]
+)
+def test_a_queue_that_lost_jobs_is_damaged(batches: object) -> None:
+    """Its jobs would count as not submitted yet, for which `wait` waits without end."""
+    run = sweep({}, {}, "slurm")
+    (run.path / "sweep.json").write_text(json.dumps({"jobs": [0, 1, 2], "batches": [{"jobs": [0, 1], "done": True}]}))
+    assert SweepQueue(run).waiting == [2]
+    (run.path / "sweep.json").write_text(json.dumps({"jobs": [0, 1, 2], "batches": batches}))
+    with pytest.raises(DamagedRecord, match=r"sweep\.json"):
+        SweepQueue(run)
+
+
+@pytest.mark.parametrize("pin", [None, {"name": "A", "version": 0, "path": "x" * 5000},
+                                 {"name": "A", "version": 0, "path": "\0"}])  # fmt: skip
+def test_an_output_that_is_no_path_is_shown_and_removed(pin: object) -> None:
+    run = sweep({}, {0: 0, 1: 0, 2: 0})
+    (run.job(0).path / "artifacts.json").write_text(json.dumps({"inputs": {}, "outputs": [pin]}))
+    assert run_tool("runs", ["show", f"{run.id}/0"]) == 0
+    assert run_tool("runs", ["rm", run.id]) == 0 and not run.path.exists()
