@@ -122,13 +122,11 @@ def partitions(target: Target) -> Iterator[Finding]:
     """Whether sbatch would take a job of this profile, for --run and for --batch."""
     config = target.config
     chosen = {resolve_partition(config, is_launch=False): "--run", resolve_partition(config, is_launch=True): "--batch"}
-    if not config.account or None in chosen:
-        yield Finding("account", WRONG, "A Slurm profile needs account and partition.")
-        return
     for partition in chosen:
-        said = target.ask("slurm_accepts", options=_options(config, str(partition)))
-        what = f"account {config.account}, partition {partition}"
-        yield Finding(f"partition {partition}", WRONG if said else OK, said or f"{what}: a job would be accepted")
+        said = target.ask("slurm_accepts", options=_options(config, partition))
+        name = f"partition {partition}" if partition else "default partition"
+        what = f"account {config.account}, {name}" if config.account else name
+        yield Finding(name, WRONG if said else OK, said or f"{what}: a job would be accepted")
 
 
 def image(target: Target) -> Iterator[Finding]:
@@ -166,7 +164,7 @@ def docker(target: Target) -> Iterator[Finding]:
         yield Finding("image", OK, f"{name}: {'there' if facts['has_image'] else 'pulled when the job starts'}")
 
 
-def _options(config: RunConfig, partition: str) -> list[str]:
+def _options(config: RunConfig, partition: str | None) -> list[str]:
     """sbatch's options for a job of this profile, as a list of arguments that no shell reads."""
     given = {
         "account": config.account,
@@ -177,6 +175,9 @@ def _options(config: RunConfig, partition: str) -> list[str]:
         "qos": config.qos,
         "constraint": config.constraint,
         "exclude": config.exclude,
+        "nodelist": config.nodelist,
+        "reservation": config.reservation,
+        "segment": config.segment if (config.nodes or 1) > 1 else None,
         "gres": config.gres,
         "gpus-per-node": config.gpus_per_node,
         "mem": config.mem,

@@ -130,9 +130,8 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     """The NeMo-Run executor for `config`, with `env_vars` over the profile's own.
 
     It names a launch's resources; nothing is connected to, started or written. The launcher stays None: the worker
-    starts torchrun. Slurm needs account and partition, Docker container_image, an ssh tunnel host and user. Raises
-    ProfileError (a ValueError) for what is missing or wrong, MissingExtra (an ImportError) without NeMo-Run or what it
-    needs itself.
+    starts torchrun. Docker needs container_image, an ssh tunnel host and user. Raises ProfileError (a ValueError) for
+    what is missing or wrong, MissingExtra (an ImportError) without NeMo-Run or what it needs itself.
     """
     checked = _checked(config)
     from nemotron_kit.executors.base import executor_for

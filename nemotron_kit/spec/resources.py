@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,16 +77,30 @@ class Resources:
     notes: tuple[str, ...] = ()
 
 
-def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
-    """`torchrun` is what the command says of itself; None where it says nothing: then the numbers decide."""
+def gpus_of(gres: str | None) -> int | None:
+    """How many GPUs a node `--gres` asks for: of all types together, one where an entry has no count; None for none."""
+    entries = [re.split("[:=]", entry.removeprefix("gres:")) for entry in (gres or "").split(",")]
+    counts = [int(words[-1]) if words[-1].isdecimal() else 1 for words in entries if words[0] == "gpu"]
+    return sum(counts) if counts else None
+
+
+def resources_of(config: RunConfig, torchrun: bool | None, *, gres: bool = False) -> Resources:
+    """`torchrun` is what the command says of itself; None where it says nothing: then the numbers decide. With `gres`,
+    its GPUs count where gpus_per_node is not set."""
     nodes, tasks = config.nodes or 1, config.ntasks_per_node or 1
-    processes = config.nproc_per_node or (tasks if tasks > 1 else (config.gpus_per_node or 1))
+    in_gres = gpus_of(config.gres) if gres and config.gpus_per_node is None else None
+    processes = config.nproc_per_node or (tasks if tasks > 1 else (config.gpus_per_node or in_gres or 1))
     if torchrun is False:
-        return _plain(config, nodes, tasks, processes)
+        return _plain(config, nodes, tasks, processes, in_gres or 1)
     notes = []
     if processes > 1 and not config.nproc_per_node:
         name = "ntasks_per_node" if tasks > 1 else "gpus_per_node"
-        notes.append(f"{name}={processes}: one torchrun a node, which starts {processes} processes.")
+        if name == "gpus_per_node" and in_gres:
+            notes.append(
+                f"gres={config.gres}: {in_gres} GPUs a node: one torchrun a node, which starts {processes} processes."
+            )
+        else:
+            notes.append(f"{name}={processes}: one torchrun a node, which starts {processes} processes.")
     return Resources(
         nodes=nodes,
         processes=processes,
@@ -96,11 +111,12 @@ def resources_of(config: RunConfig, torchrun: bool | None) -> Resources:
     )
 
 
-def _plain(config: RunConfig, nodes: int, tasks: int, processes: int) -> Resources:
+def _plain(config: RunConfig, nodes: int, tasks: int, processes: int, in_gres: int) -> Resources:
     asked = {"nodes": nodes, "ntasks_per_node": tasks, "nproc_per_node": config.nproc_per_node or 1}
     if processes == config.gpus_per_node:
         asked["gpus_per_node"] = processes
     said = [f"{name}={count}" for name, count in asked.items() if count > 1]
+    said += [f"gres={config.gres}"] if in_gres > 1 else []
     notes = [f"{', '.join(said)}: this command is one process on one node."] if said else []
     return Resources(
         nodes=1,

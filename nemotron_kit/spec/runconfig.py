@@ -65,8 +65,15 @@ class RunConfig:
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
+    nodelist: str | None = None
+    reservation: str | None = None
+    segment: int | None = None
     gres: str | None = None
     array: str | None = None
+    comment: str | None = None
+    mail_user: str | None = None
+    mail_type: str | None = None
+    signal_lead: int | None = None
     # the way there, and where things lie there
     tunnel: str = "local"
     host: str | None = None
@@ -173,6 +180,9 @@ _FLAG_PATTERNS = {
     "gpus-per-node": r"([A-Za-z0-9._-]{1,64}:)?" + _COUNT,
     "gpus-per-task": r"([A-Za-z0-9._-]{1,64}:)?" + _COUNT,
     "gres": r"[A-Za-z0-9._:,=-]{1,256}",
+    "mail-type": r"(?i:{0}(,{0})*)".format(
+        "(NONE|BEGIN|END|FAIL|REQUEUE|ALL|INVALID_DEPEND|STAGE_OUT|TIME_LIMIT(_90|_80|_50)?|ARRAY_TASKS)"
+    ),
     "job-name": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
     "mem": _MEMORY,
     "mem-per-cpu": _MEMORY,
@@ -180,6 +190,7 @@ _FLAG_PATTERNS = {
     "nodelist": r"[A-Za-z0-9._,\[\]-]{1,4096}",
     "nodes": _COUNT,
     "ntasks-per-node": _COUNT,
+    "segment": _COUNT,
     "open-mode": r"append|truncate",
     "output": _PATH,
     "error": _PATH,
@@ -281,18 +292,24 @@ _PATTERNS = {
 # Field → the flag of sbatch that it becomes.
 _SBATCH = {
     **{name: name for name in ("account", "partition", "time", "mem", "qos", "constraint", "exclude", "gres", "array")},
+    **{name: name for name in ("nodelist", "reservation", "comment")},
     **dict.fromkeys(("run_partition", "batch_partition"), "partition"),
+    "mail_user": "mail-user",
+    "mail_type": "mail-type",
     "mem_per_gpu": "mem-per-gpu",
     "mem_per_cpu": "mem-per-cpu",
 }
 _LIKE = {
     "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
+    "mail_type": 'Write one or more of BEGIN, END, FAIL, REQUEUE, TIME_LIMIT, ALL, as in "END,FAIL".',
     **dict.fromkeys(("mem", "mem_per_gpu", "mem_per_cpu"), 'Write a number with K, M, G or T, as in "64G".'),
 }
 # 0 nodes is a mistake; 0 GPUs or retries is not.
 _AT_LEAST_ONE = frozenset(
     {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
+    | {"segment", "signal_lead"}
 )
+_AT_MOST = {"signal_lead": 65535}  # sbatch's own limit
 _SHELL = frozenset({"setup", "startup_commands"})
 _COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs"})
 _EXPECTED = {
@@ -382,6 +399,8 @@ def _clean_int(name: str, value: int, where: str) -> int:
     least = 1 if name in _AT_LEAST_ONE else 0
     if value < least:
         raise ProfileError(f"{where}: must be at least {least}, got {value}.")
+    if value > _AT_MOST.get(name, value):
+        raise ProfileError(f"{where}: must be at most {_AT_MOST[name]}, got {value}.")
     return value
 
 

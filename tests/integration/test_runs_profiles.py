@@ -45,7 +45,7 @@ def nemotron(*words: str, code: int = 0) -> str:
 def test_the_list() -> None:
     lines = [line.split() for line in nemotron("profiles").splitlines()]
     assert lines[1] == ["C", "slurm", "4", "base"] and lines[3] == ["base", "slurm"]
-    assert "env.toml:10: [bad] nods: no such field. Did you mean nodes?" in nemotron("profiles")
+    assert "env.toml:10: [bad] nods: no such field. Did you mean nodes, nodelist?" in nemotron("profiles")
     assert [p["name"] for p in json.loads(nemotron("profiles", "--json"))] == ["C", "bad", "base"]
 
 
@@ -64,7 +64,7 @@ def test_show_says_where_each_value_comes_from(folder: Path) -> None:
     ("words", "message"),
     [
         (["show", "CC"], "no profile 'CC'.\nDid you mean C?"),
-        (["show", "bad"], "env.toml:10: [bad] nods: no such field.\nDid you mean nodes?"),
+        (["show", "bad"], "env.toml:10: [bad] nods: no such field.\nDid you mean nodes, nodelist?"),
         (["shwo", "C"], "Did you mean show?"),
         (["show"], "the following arguments are required: NAME"),
     ],

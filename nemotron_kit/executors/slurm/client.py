@@ -25,7 +25,7 @@ from nemotron_kit.executors.base import (
     PlanContext,
     executor_for,
 )
-from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, need, shell_lines, start, tunnel, word
+from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, shell_lines, start, tunnel, word
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
@@ -33,7 +33,7 @@ from nemotron_kit.remote.ssh import ssh_command, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, stored_plan
-from nemotron_kit.spec.resources import label_of
+from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
 if TYPE_CHECKING:
@@ -64,18 +64,25 @@ class Slurm(Executor):
         *("mounts", "account", "partition", "run_partition", "batch_partition", "time", "job_name", "ntasks_per_node"),
         *("mem", "exclusive", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos"),
         *("constraint", "exclude", "gres", "array", "host", "user", "identity", "max_segments"),
+        *("nodelist", "reservation", "segment", "comment", "mail_user", "mail_type", "signal_lead"),
     }  # fmt: skip
     over_ssh = True
     # Submitting a few at a time, as others end, would make very many arrays.
     least = 250
     holds_back = True
 
+    def resources(self, torchrun: bool | None) -> Resources:
+        return resources_of(self.settings, torchrun, gres=True)
+
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The script of one job. Those of a sweep share a script, which is rendered at submission."""
         config, paths, resources = self.settings, context.paths, context.resources
         mounts = scripts.mounts_of(paths, context.inputs) if config.container_image else []
-        planned = ExecutorPlan(notes=resources.notes, resources=resources, mounts=(*mounts, *context.folders))
-        problems = tuple(scripts.problems_of(config, context.mode, context.secrets))
+        notes = [*resources.notes]
+        if resolve_partition(config, is_launch=context.mode == "batch") is None:
+            notes.append("partition: not set, so the job goes to the cluster's default partition.")
+        planned = ExecutorPlan(notes=tuple(notes), resources=resources, mounts=(*mounts, *context.folders))
+        problems = tuple(scripts.problems_of(config, resources, context.mode, context.secrets))
         if problems or not context.alone:
             return replace(planned, problems=problems)
         intent = scripts.intent_of(context.run_id, [context.job])
@@ -93,11 +100,16 @@ class Slurm(Executor):
         yield from super().without_effect(given, launch)
         if "mounts" in given and not self.settings.container_image:
             yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
+        if "segment" in given and (self.settings.nodes or 1) == 1:
+            yield "segment: no effect on a job of one node."
+        if "mail_user" in given and not self.settings.mail_type:
+            yield "mail_user: no effect without mail_type: Slurm then sends nothing."
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
         config = self.settings
         partition = resolve_partition(config, is_launch=bool(config.detach))
-        need(replace(config, partition=partition), "account", "partition")
+        extra = dict(config.extra or {})
+        more = dict(**_more_flags(config), **(extra.pop("additional_parameters", None) or {}))
         # NeMo-Run writes every name in capitals: one that isn't would become another variable.
         capitals = {name: word(value) for name, value in env.items() if name == name.upper()}
         others = [f"export {name}={word(value)}" for name, value in env.items() if name != name.upper()]
@@ -113,10 +125,11 @@ class Slurm(Executor):
             tunnel=tunnel(run, config),
             packager=build_packager(run, config),
             env_vars=capitals,
+            additional_parameters=more or None,
             # Otherwise a thread of NeMo-Run's prints over whatever else is shown.
             poll_estimated_start_time=False,
-            **{name: getattr(config, name) for name in _AS_THEY_ARE},
-            **(config.extra or {}),
+            **_flags(config),
+            **extra,
         )
 
     @classmethod
@@ -133,7 +146,7 @@ class Slurm(Executor):
         paths = plans[0].paths
         self.prepare(run, plans)
         with _nothing_sent():
-            limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]))
+            limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]) or "")
         most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
@@ -201,7 +214,7 @@ class Slurm(Executor):
             jobs=[plan.job for plan in call.plans],
             array=call.array,
             script=call.script,
-            options=[*_within(first.settings.time, limit), *_after(first)],
+            options=[*_within(first.settings, limit), *_after(first)],
             hidden=hidden,
         )
 
@@ -277,8 +290,20 @@ def _job(job: JobFolder) -> str:
 
 _AS_THEY_ARE = (
     *("gpus_per_node", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem", "mem_per_gpu", "mem_per_cpu", "gres"),
-    *("qos", "constraint", "exclude", "exclusive", "array", "time", "container_image"),
+    *("qos", "constraint", "exclude", "exclusive", "array", "time", "container_image", "segment", "comment"),
 )
+# Flags of sbatch for which NeMo-Run's executor has no field of its own.
+_WITHOUT_A_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
+
+
+def _flags(config: RunConfig) -> dict[str, Any]:
+    """NeMo-Run's fields that are set: one that `extra` gives as well is an error."""
+    found = {name: value for name in _AS_THEY_ARE if (value := getattr(config, name)) is not None}
+    return {**found, **({"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {})}
+
+
+def _more_flags(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name in _WITHOUT_A_FIELD if (value := getattr(config, name)) is not None}
 
 
 def _secret(name: str) -> str:
@@ -289,14 +314,14 @@ def _secret(name: str) -> str:
     return os.environ[name]
 
 
-def _within(asked: str, limit: str | None) -> list[str]:
+def _within(settings: RunConfig, limit: str | None) -> list[str]:
     """sbatch's options where the partition's limit is shorter than what the profile asks for: Slurm would leave the job
     waiting for ever. It goes on by itself in another segment."""
     allowed = scripts.time_seconds(limit) if limit else None
-    wanted = scripts.time_seconds(asked)
+    wanted = scripts.time_seconds(settings.time)
     if allowed is None or (wanted is not None and wanted <= allowed):
         return []
-    return [f"--time={limit}", f"--signal=USR1@{scripts.lead_seconds(allowed)}"]
+    return [f"--time={limit}", f"--signal=USR1@{scripts.lead_seconds(allowed, settings.signal_lead)}"]
 
 
 def _after(plan: Plan) -> list[str]:

@@ -14,7 +14,7 @@ from nemotron_kit.executors.base import folder_of, missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
-from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words, resolve_partition
+from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words
 from nemotron_kit.worker import python_module
 
 if TYPE_CHECKING:
@@ -150,8 +150,10 @@ def time_seconds(text: str) -> int | None:
     return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-def lead_seconds(limit: int | None) -> int:
-    """How long before the limit to stop: five minutes, less for a short job."""
+def lead_seconds(limit: int | None, asked: int | None = None) -> int:
+    """How long before the limit to stop: five minutes, less for a short job; as asked, but for half of the limit."""
+    if asked is not None:
+        return asked if limit is None else max(1, min(asked, limit // 2))
     return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
 
 
@@ -181,6 +183,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
             nproc_per_node=None,
             cpus_per_task=resources.cpus_per_task,
             gpus_per_task=resources.gpus_per_task,
+            segment=config.segment if resources.nodes > 1 else None,
             array=script.array,
             mounts=[*(config.mounts or ()), *(f"{path}:{path}" for path in script.mounts)],
             detach=batch,
@@ -240,16 +243,19 @@ def command_of(python: str, kit: str | None, target: str, *, array: bool = False
 FILE = "sbatch.sh"
 
 
-def problems_of(config: RunConfig, mode: str, secrets: Sequence[str]) -> Iterator[Problem]:
+def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Sequence[str]) -> Iterator[Problem]:
     """What would stop a job of this profile."""
     if mode == "local":
         yield Problem("this profile's executor is slurm: launch with --run or --batch.")
-    needed = {"account": config.account, "partition": resolve_partition(config, is_launch=mode == "batch")}
-    missing = [name for name, value in needed.items() if not value]
-    if missing:
-        lines = "\n".join(f'{name} = "…"' for name in missing)
-        what = f"executor 'slurm' needs {' and '.join(missing)}."
-        yield Problem(what, hint=f"Add to the profile in env.toml:\n{lines}")
+    limit = time_seconds(config.time)
+    if config.signal_lead and limit and config.signal_lead >= limit:
+        what = f"the job would be told to save before it has begun: its time limit is {config.time}."
+        yield Problem(
+            what, field=f"signal_lead={config.signal_lead}", hint="Seconds before the limit, so less than it."
+        )
+    if config.segment and resources.nodes > 1 and resources.nodes % config.segment:
+        what = f"sbatch takes a segment size that divides the number of nodes, {resources.nodes}."
+        yield Problem(what, field=f"segment={config.segment}")
     if config.array:
         yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
     yield from missing_secrets(secrets)

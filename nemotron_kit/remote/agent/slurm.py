@@ -248,8 +248,8 @@ def _tell(job: Path) -> None:
 
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
     """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
-    one), and the partition's time limit as Slurm writes it (None: no limit, or not known). Raises Unreachable when the
-    controller does not answer; nothing has been submitted then."""
+    one), and the partition's time limit as Slurm writes it (None: no limit, or not known; "": the default
+    partition's). Raises Unreachable when the controller does not answer; nothing has been submitted then."""
     del payload
     code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
     if code != 0 and _UNCONFIGURED.search(said):
@@ -264,7 +264,7 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
         "max_array_size": int(found.get("MaxArraySize", 1001)),
         "max_job_count": int(found.get("MaxJobCount", 10000)),
         "queued": _queued() if count else None,
-        "time": _time_limit(partition) if partition else None,
+        "time": None if partition is None else _time_limit(partition),
     }, b""
 
 
@@ -277,9 +277,11 @@ def _queued() -> int:
 
 def _time_limit(partition: str) -> str | None:
     code, out, _ = commands.run(
-        ["sinfo", "--noheader", f"--partition={partition}", "--format=%l"], seconds=commands.ASK_SECONDS
+        ["sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%l %P"],
+        seconds=commands.ASK_SECONDS,
     )
-    text = out.split()[0] if code == 0 and out.split() else "infinite"
+    lines = [line.split() for line in out.splitlines() if partition or line.rstrip().endswith("*")]
+    text = lines[0][0] if code == 0 and lines and lines[0] else "infinite"
     return None if text == "infinite" else text
 
 

@@ -47,6 +47,72 @@ def test_one_worker_a_node_with_all_that_the_tasks_would_have_had(
     assert found.torchrun is (torchrun is not False and (nodes > 1 or processes > 1))
 
 
+@pytest.mark.parametrize(
+    ("gres", "fields", "processes"),
+    [
+        ("gpu:8", {}, 8), ("gpu:h100:8", {}, 8), ("gpu:a100:4,nvme:1", {}, 4), ("gpu:a100:2,gpu:h100:4", {}, 6),
+        ("gpu", {}, 1), ("gpu:h100", {}, 1), ("nvme:4", {}, 1), ("gpu_memory:4", {}, 1), ("gpu:0", {}, 1),
+        ("gpu:8", {"gpus_per_node": 4}, 4), ("gpu:8", {"gpus_per_node": 0}, 1), ("gpu:8", {"nproc_per_node": 2}, 2),
+        ("gpu:8", {"ntasks_per_node": 3}, 3),
+    ],
+)  # fmt: skip
+def test_gpus_are_counted_in_gres(gres: str, fields: dict[str, Any], processes: int) -> None:
+    found = executor_for(config(gres=gres, **fields)).resources(None)
+    assert (found.processes, found.torchrun) == (processes, processes > 1)
+    said = f"gres={gres}: {processes} GPUs a node: one torchrun a node, which starts {processes} processes."
+    assert (said in found.notes) is (processes > 1 and not fields)
+    assert executor_for(config(gres=gres, **fields)).resources(False).processes == 1
+
+
+def test_gres_of_a_command_that_is_one_process_is_said() -> None:
+    found = executor_for(config(gres="gpu:8")).resources(False)
+    assert found.notes == ("gres=gpu:8: this command is one process on one node.",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"signal_lead": 600, "time": "00:10:00"},
+            "signal_lead=600: the job would be told to save before it has begun",
+        ),
+        ({"segment": 4, "nodes": 6}, "segment=4: sbatch takes a segment size that divides the number of nodes, 6"),
+    ],
+)
+def test_what_sbatch_would_refuse_or_make_nothing_of(fields: dict[str, Any], said: str) -> None:
+    found = list(slurm_script.problems_of(config(**fields), resources_of(config(**fields), None), "batch", []))
+    assert [problem for problem in found if str(problem).startswith(said)] == found != []
+
+
+def test_a_sites_flags_stand_in_the_header() -> None:
+    text = rendered(
+        script(),
+        nodes=4,
+        nodelist="n[1-4]",
+        reservation="maint-7",
+        segment=2,
+        comment="of mine; (really)",
+        mail_user="me@example.com",
+        mail_type="END,FAIL",
+        signal_lead=900,
+        extra={"additional_parameters": {"licenses": "scratch:1"}},
+    )
+    header = {line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert header >= {
+        *("--nodelist='n[1-4]'", "--reservation=maint-7", "--segment=2", "--comment='of mine; (really)'"),
+        *("--mail-user=me@example.com", "--mail-type=END,FAIL", "--signal=USR1@900", "--licenses=scratch:1"),
+    }
+    assert "--segment" not in rendered(script(), segment=2)
+
+
+def test_neither_account_nor_partition_must_be_named() -> None:
+    settings = RunConfig(executor="slurm")
+    assert list(slurm_script.problems_of(settings, resources_of(settings, None), "batch", [])) == []
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    text = slurm_script.render(settings, resources_of(settings, None), script(), batch=True)
+    assert "--account" not in text and "--partition" not in text and "None" not in text
+
+
 def test_what_was_understood_is_said() -> None:
     assert "8 processes" in resources_of(config(ntasks_per_node=8), None).notes[0]
     assert "one process on one node" in resources_of(config(nodes=2), False).notes[0]
@@ -69,6 +135,7 @@ def test_times_as_slurm_writes_them(text: str, seconds: int | None) -> None:
 
 def test_a_short_job_is_told_a_short_time_before_its_end() -> None:
     assert [slurm_script.lead_seconds(limit) for limit in (None, 14400, 600, 60, 10)] == [300, 300, 150, 15, 10]
+    assert [slurm_script.lead_seconds(limit, 120) for limit in (None, 14400, 60)] == [120, 120, 30], "or as asked"
 
 
 def test_an_intent_stands_for_the_same_jobs_only() -> None:

@@ -255,3 +255,16 @@ def test_a_job_that_nobody_knows_is_unknown(submitted: Path, program: Program) -
 def test_a_job_never_submitted_is_unknown(run: Path, program: Program) -> None:
     assert observe(run, 0)[0]["state"] == "unknown"
     assert os.environ["PATH"].endswith("/usr/bin:/bin")
+
+
+@pytest.mark.parametrize(("partition", "limit"), [("", "2:00:00"), ("debug", "30:00"), ("long", None), (None, None)])
+def test_the_limit_of_a_partition_or_of_the_default_one(
+    run: Path, program: Program, partition: str | None, limit: str | None
+) -> None:
+    program("scontrol", "echo 'MaxArraySize = 1001'")
+    every = "30:00 debug\\n2:00:00 batch*\\ninfinite long\\n"
+    program(
+        "sinfo",
+        f'case "$*" in *=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
+    )
+    assert slurm.limits(b"", partition=partition)[0]["time"] == limit

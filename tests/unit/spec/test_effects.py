@@ -37,6 +37,8 @@ VALUES: dict[str, Any] = {
     "gpus": "A100:2", "cluster_name": "cn", "base_url": "https://b", "app_id": "id", "app_secret": "${secret:HOME}",
     "project_name": "pn", "pvcs": ["claim:/x"], "resource_shape": "rs", "node_group": "ng", "nemo_run_dir": "/nr",
     "ray_working_dir": "/w", "ray_mode": "job", "dry_run": True, "detach": True, "cancel_on_interrupt": True,
+    "nodelist": "n[1-3]", "reservation": "res", "segment": 2, "comment": "of mine, (a)", "mail_user": "me@example.com",
+    "mail_type": "END,fail", "signal_lead": 120,
     "retries": 2, "max_segments": 2, "max_parallel": 2, "extra": {"additional": 1},
 }  # fmt: skip
 # What each executor needs to be planned at all.
@@ -56,6 +58,7 @@ ENOUGH: dict[str, dict[str, Any]] = {
 WHEN_IT_RUNS = {"cancel_on_interrupt", "max_parallel", "dry_run", "allow_dirty", "include_submodules", "identity"}
 WHERE_IT_COUNTS: dict[str, dict[str, Any]] = {
     "mounts": {"container_image": "image:0"},
+    "segment": {"nodes": 4},
     "packager_include_pattern": {"packager": "pattern"},
     "host": {"tunnel": "ssh", "user": "u", "remote_job_dir": "/r"},
     "user": {"tunnel": "ssh", "host": "h", "remote_job_dir": "/r"},
@@ -187,7 +190,9 @@ def test_detach_is_what_batch_is(world: tuple[App, Composed, Composed]) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("time", "1h"), ("time", "4 hours"), ("mem", "64 GB"), ("mem_per_gpu", "lots"), ("partition", "a b"),
-     ("gres", ";"), ("constraint", "$(x)"), ("exclude", "n1 n2"), ("array", "1..3")],
+     ("gres", ";"), ("constraint", "$(x)"), ("exclude", "n1 n2"), ("array", "1..3"),
+     ("nodelist", "n1;n2"), ("reservation", "a b"), ("comment", "`x`"), ("comment", "it's"), ("mail_user", "$(x)"),
+     ("mail_type", "SOMETIMES"), ("mail_type", "END FAIL")],
 )  # fmt: skip
 def test_what_sbatch_would_refuse_is_refused_in_the_profile(tmp_path: Path, field: str, value: str) -> None:
     (tmp_path / "env.toml").write_text(f'[C]\nexecutor = "slurm"\n{field} = "{value}"\n')

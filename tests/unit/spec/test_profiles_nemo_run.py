@@ -25,8 +25,9 @@ def run() -> Any:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RunConfig(executor="slurm"), "executor 'slurm' needs account and partition"),
-        (RunConfig(executor="slurm", account="a", batch_partition="b"), "needs partition"),
+        (RunConfig(executor="slurm", extra={"additional_parameters": {"nodelist": "n1"}}, nodelist="n2"), "nodelist"),
+        (RunConfig(executor="slurm", extra={"comment": "x"}, comment="y"), "extra: .*comment"),
+        (RunConfig(executor="slurm", extra={"signal": "USR2@9"}, signal_lead=9), "extra: .*signal"),
         (RunConfig(executor="slurm", account="a", partition="p", tunnel="ssh"), "tunnel 'ssh' needs host and user"),
         (RunConfig(executor="slurm", account="a", partition="p", tunnel="ssh", host="h"), "needs user"),
         (RunConfig(executor="docker"), "executor 'docker' needs container_image"),
