@@ -40,7 +40,8 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         if request.flag(flag) is not None:
             line = " ".join(_program(argv, pipeline, pipeline.stages[0].path))
             raise UserError(f"{flag} is not a pipeline's.", hint=instead.format(line=line))
-    from nemotron_kit.launch.pipeline import Launch, read_request
+    from nemotron_kit.launch.pipeline import Launch
+    from nemotron_kit.launch.pipeline_request import read_request
 
     asked = read_request(pipeline, request.config, request.overrides)
     launch = Launch(

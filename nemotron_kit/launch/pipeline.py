@@ -6,171 +6,31 @@ import gc
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from nemotron_kit.app import App, Command, Pipeline, in_order, may_be, stage_prefix
+from nemotron_kit.app import App, Command, in_order, may_be
 from nemotron_kit.config.compose import Composed, compose
-from nemotron_kit.config.config_files import config_files, load_mapping, other_command_of
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, Problem, UserError
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.fingerprint import Fingerprint, fingerprint
 from nemotron_kit.launch.inputs import input_slots, look_up_for, makers
+from nemotron_kit.launch.pipeline_history import Earlier, earlier_runs, saved_by
+from nemotron_kit.launch.pipeline_request import Request
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
 from nemotron_kit.launch.plan import build_plan
-from nemotron_kit.quoting import hydra_text, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
+from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord, process_facts
-from nemotron_kit.runs.ledger import run_ids
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.runs.job import process_facts
+from nemotron_kit.spec.plan import Plan, is_here
 from nemotron_kit.worker.process import Outcome
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
-
-# The words of a pipeline's own, each of which takes a stage.
-CHOICES = ("from", "to", "only", "force")
-# How many of a pipeline's earlier runs are looked through for what is unchanged.
-_REMEMBERED = 30
-
-
-# --- what is asked for
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a launch of a pipeline asks for. `common` are the overrides of every stage, `own` those of one (by its place
-    in the pipeline, `config=` among them); `selected` and `forced` are places, too."""
-
-    pipeline: Pipeline
-    common: tuple[str, ...]
-    own: tuple[tuple[str, ...], ...]
-    configs: tuple[str | None, ...]
-    selected: tuple[int, ...]
-    forced: tuple[int, ...]
-
-
-def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str]) -> Request:
-    """Sort a line's overrides by the stages that they are about. Raises UserError, with the nearest names."""
-    stages = pipeline.stages
-    common: list[str] = []
-    own: list[list[str]] = [[] for _ in stages]
-    chosen: dict[str, list[int]] = {name: [] for name in CHOICES}
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        at = next(
-            (at for at, stage in enumerate(stages) if _plain(key).startswith(f"{_plain(stage_prefix(stage))}.")), None
-        )
-        if key in chosen:
-            chosen[key] += [_place(pipeline, word, f"--{key}") for word in _words(value)]
-        elif at is not None:
-            marks = override[: len(override) - len(override.lstrip("+~"))]
-            own[at].append(marks + override[len(marks) + len(stage_prefix(stages[at])) + 1 :])
-        elif key.startswith("run."):
-            common.append(override)
-        else:
-            raise UserError(
-                f"{override}: begins with no stage of {pipeline.full_name}.", hint=_meant(pipeline, override)
-            )
-    for name in ("from", "to"):
-        if len(chosen[name]) > 1:
-            raise UserError(f"--{name} names {len(chosen[name])} stages.", hint="Give one.")
-    selected = _selected(pipeline, chosen)
-    for at, words in enumerate(own):
-        if words and at not in selected:
-            prefix = stage_prefix(stages[at])
-            raise UserError(f"{prefix}.{words[0]}: {prefix} is not among the stages that run.")
-    return Request(
-        pipeline,
-        tuple(common),
-        tuple(map(tuple, own)),
-        _configs(pipeline, config, own),
-        selected,
-        tuple(chosen["force"]),
-    )
-
-
-def _plain(text: str) -> str:
-    """A stage's words or a key, whichever of the ways to write it was taken."""
-    return text.strip().replace("/", ".").replace(" ", ".").replace("-", "_")
-
-
-def _words(value: str) -> list[str]:
-    text = value.strip()
-    parts = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]
-    return [hydra_unquoted(part.strip()) or part.strip() for part in parts if part.strip()]
-
-
-def _place(pipeline: Pipeline, word: str, option: str) -> int:
-    """Where a stage stands in the pipeline. Raises UserError for none."""
-    for at, stage in enumerate(pipeline.stages):
-        names = [stage_prefix(stage), *(".".join([*stage.path[1:-1], alias]) for alias in stage.aliases)]
-        if _plain(word) in map(_plain, names):
-            return at
-    known = [stage_prefix(stage) for stage in pipeline.stages]
-    hint = sentence(nearest(_plain(word), known))
-    raise UserError(f"{option}: {pipeline.full_name} has no stage {word!r}.", hint=hint)
-
-
-def _meant(pipeline: Pipeline, override: str) -> str:
-    """Which stages have the key, else the stages that there are."""
-    first_key = override.lstrip("+~").partition("=")[0]
-    first = first_key.partition(".")[0]
-    with suppress(Exception):  # a stage whose config does not import has no say in it
-        having = [s for s in pipeline.stages if first in {f.name for f in fields(s.load_config_cls())}]
-        if having:
-            return f"Say whose value it is: {', '.join(f'{stage_prefix(stage)}.{override}' for stage in having)}."
-    prefixes, parts = [stage_prefix(stage) for stage in pipeline.stages], _plain(first_key).split(".")
-    for length in range(len(parts), 0, -1):
-        close = nearest(".".join(parts[:length]), prefixes)
-        if close.startswith("did"):
-            return sentence(close)
-    return f"Write STAGE.key=value; the stages are {', '.join(prefixes)}."
-
-
-def _configs(pipeline: Pipeline, name: str | None, own: Sequence[Sequence[str]]) -> tuple[str | None, ...]:
-    """Each stage's config: its own `STAGE.config=`, else the one called `name` where it has that. UserError for a name
-    that no stage has. A file in a folder that stages share is that stage's whose fields it sets."""
-    files = [config_files(stage) for stage in pipeline.stages]
-    for stage, own_files in zip(pipeline.stages, files, strict=True):
-        shared = any(other.config_folder == stage.config_folder for other in pipeline.stages if other is not stage)
-        if shared and name in own_files and other_command_of(load_mapping(own_files[name]), stage, [*pipeline.stages]):
-            del own_files[name]
-    if name is not None and not any(name in each for each in files):
-        known = sorted({each for names in files for each in names})
-        hint = sentence(nearest(name, known)) if "/" not in name else "A file is one stage's: STAGE.config=PATH."
-        raise UserError(f"No stage of {pipeline.full_name} has a config {name!r}.", hint=hint)
-    given = [next((o.partition("=")[2] for o in reversed(words) if o.startswith("config=")), None) for words in own]
-    return tuple(
-        chosen if chosen is not None else name if name in each else None
-        for chosen, each in zip(given, files, strict=True)
-    )
-
-
-def _selected(pipeline: Pipeline, chosen: Mapping[str, list[int]]) -> tuple[int, ...]:
-    everything = range(len(pipeline.stages))
-    if chosen["only"] and (chosen["from"] or chosen["to"]):
-        raise UserError("--only leaves nothing for --from and --to to choose.", hint="Give --only, or the others.")
-    if chosen["only"]:
-        found = sorted(set(chosen["only"]))
-    else:
-        first, last = (chosen["from"] or [0])[0], (chosen["to"] or [everything[-1]])[0]
-        found = [at for at in everything if first <= at <= last]
-        if not found:
-            names = [stage_prefix(pipeline.stages[at]) for at in (first, last)]
-            raise UserError(f"--from {names[0]} --to {names[1]}: {names[0]} comes after {names[1]}.")
-    for at in chosen["force"]:
-        if at not in found:
-            raise UserError(f"--force {stage_prefix(pipeline.stages[at])}: that stage is not among those that run.")
-    return tuple(found)
-
-
-# --- the stages of a launch
 
 
 @dataclass
@@ -237,7 +97,7 @@ class Decision:
     open: bool = False
 
 
-class Reporter(Protocol):
+class PipelineProgress(Protocol):
     """Who is told how a pipeline goes on."""
 
     def decided(self, stage: Stage, decision: Decision, of: int) -> None:
@@ -507,7 +367,7 @@ class Launch:
         }
         return create_run(self.id, plan, [])
 
-    def run_here(self, say: Reporter) -> Outcome:
+    def run_here(self, say: PipelineProgress) -> Outcome:
         """Run the stages one after the other, each in the way that its profile says, until one does not succeed."""
         from nemotron_kit.launch.launch import code_facts, execute
         from nemotron_kit.worker.hydra import hydra_files
@@ -541,7 +401,7 @@ class Launch:
             gc.collect()  # a model of the stage before is in the way of the next one
         return outcome
 
-    def submit(self, say: Reporter) -> list[tuple[Stage, Plan]]:
+    def submit(self, say: PipelineProgress) -> list[tuple[Stage, Plan]]:
         """Hand over every stage that is not skipped, each to start after those whose artifacts it reads (on this
         machine after the one before it). The decision is made again where a stage starts, once its inputs are there."""
         from nemotron_kit.launch.dependencies import After
@@ -633,102 +493,6 @@ def _again(plan: Plan, decision: Decision) -> dict[str, str]:
         "outputs": [pin.to_dict() for pin in before.outputs()],
     }
     return {"job.json": json.dumps(spec, indent=2) + "\n"}
-
-
-# --- what ran before
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """A stage's record in an earlier run of its pipeline, and the run that it was, where that is still there."""
-
-    record: Mapping[str, Any]
-    pipeline: str
-    run: RunFolder | None
-
-    @property
-    def id(self) -> str:
-        """The run that did the stage's work."""
-        return str(self.record.get("run") or self.record.get("producer") or self.pipeline)
-
-    @property
-    def removed(self) -> bool:
-        return bool(self.record.get("run")) and self.run is None
-
-    @property
-    def succeeded(self) -> bool:
-        return bool(self.record.get("skipped")) or (self.run is not None and self.run.state() == "succeeded")
-
-    @property
-    def print(self) -> Fingerprint:
-        return Fingerprint.from_dict(self.record.get("fingerprint") or {})
-
-    def inputs(self) -> dict[str, Pin]:
-        return _pins_of(self._artifacts("inputs") or self.record.get("inputs") or {})
-
-    def outputs(self) -> list[Pin]:
-        found = self.record.get("outputs") if self.record.get("skipped") else self._artifacts("outputs")
-        return list(_pins_of(dict(enumerate(found or ()))).values())
-
-    def _artifacts(self, what: str) -> Any:
-        try:
-            return self.run.job(0).artifacts()[what] if self.run is not None else None
-        except (DamagedRecord, UserError):
-            return None
-
-
-def saved_by(run: RunFolder) -> list[Pin]:
-    """What a run has saved. Raises DamagedRecord."""
-    return list(_pins_of(dict(enumerate(run.job(0).artifacts()["outputs"]))).values())
-
-
-def _pins_of(stored: Mapping[Any, Any]) -> dict[Any, Pin]:
-    from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-
-    found = {}
-    for key, value in stored.items():
-        with suppress(DamagedRecordError):
-            found[key] = Pin.from_dict(value)
-    return found
-
-
-def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
-    """Stage → its records, the newest first, in the last runs of the pipeline."""
-    middle = new_run_id(pipeline.recipe, pipeline.stage)[15:-6]
-    ids = [run_id for run_id in run_ids() if run_id[15:-6] == middle][:_REMEMBERED]
-    found: dict[str, list[Earlier]] = {}
-    for run in (RunFolder(runs_root() / run_id) for run_id in ids):
-        try:
-            plan = run.plan()
-        except DamagedRecord:
-            continue
-        if (plan.get("kind"), plan.get("recipe"), plan.get("stage")) != (PIPELINE, pipeline.recipe, pipeline.stage):
-            continue
-        for record in run.stages():
-            found.setdefault(str(record.get("stage")), []).append(Earlier(record, run.id, run.stage_run(record)))
-    if connect:
-        _bring_up_to_date(each.run for records in found.values() for each in records if each.run is not None)
-    return found
-
-
-def _bring_up_to_date(runs: Iterable[RunFolder]) -> None:
-    """Ask about the runs elsewhere that were not over when they were last looked at, and fetch what they saved."""
-    elsewhere = []
-    for run in runs:
-        with suppress(DamagedRecord):
-            plan = stored_plan(run)
-            if not is_here(plan.executor) and not (run.jobs() and (run.job(0).exit_record() or {}).get("mirrored")):
-                elsewhere.append((run, plan))
-    if not elsewhere:
-        return
-    from nemotron_kit.launch.status import mirror, refresh
-
-    snapshots = refresh([run for run, _ in elsewhere])
-    for run, plan in elsewhere:
-        lost = run.id in snapshots and snapshots[run.id].lost
-        if not lost and run.state() == "succeeded":
-            with suppress(NemotronError):  # then it is not known what it saved, and the stage runs again
-                mirror(plan, run.jobs())
 
 
 def problems_of(launch: Launch, stage: Stage) -> list[str]:
