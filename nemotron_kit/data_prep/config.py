@@ -367,8 +367,7 @@ class BinIdxOutputConfig:
 
 @dataclass(frozen=True)
 class JsonlOutputConfig:
-    """JSON lines, each record through `transform` (None leaves it out); compression "none" or "zstd". Not built: it
-    is refused."""
+    """JSON lines, each record through `transform` (None leaves it out); compression "none" or "zstd"."""
 
     transform: Transform | None = None
     compression: Literal["none", "zstd"] = "none"

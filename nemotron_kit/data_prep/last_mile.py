@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep import sft_prep
+from nemotron_kit.artifacts.manifest import sha256_of
+from nemotron_kit.data_prep import jsonl, sft_prep
 from nemotron_kit.data_prep.config import (
     DEFAULT_SHARDS,
     SPLITS,
@@ -26,23 +28,12 @@ from nemotron_kit.data_prep.run import BLEND_FILE, REPORT_FILE, PreparedData, bl
 from nemotron_kit.errors import UserError
 
 SHARD_SIZE = "256MB"
-# What the kit has for those who need a form that is not built.
-_NOT_BUILT = {
-    JsonlOutputConfig: (
-        "JSON lines (JsonlOutputConfig) are not built",
-        "The transforms work by themselves, on any record; `nemotron nano3 data prep rl` writes the JSON lines of RL.",
-    ),
-    PackedOutputConfig: (
-        "packed documents (PackedOutputConfig) are not built",
-        "BinIdxOutputConfig writes documents that a trainer cuts to its sequence length; ChatSftOutputConfig packs "
-        "conversations.",
-    ),
-}
 
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One split of a result; `data_paths` alternate weights and shard prefixes, `run_hash` is the plan's digest."""
+    """One split of a result; `data_paths` alternate weights and shard prefixes, `run_hash` is the plan's
+    digest; of JSON lines, which have no tokens and whose paths are those of the files, one of the content."""
 
     name: str
     run_hash: str
@@ -76,10 +67,10 @@ class PipelineResult:
 def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
     """Turn a blend into what a trainer reads, in the form that `config.output.format` says.
 
-    That is Megatron's .bin/.idx, with all that `run_data_prep` promises, or packed conversations, with all that
-    `run_sft_data_prep` does. Of conversations `per_split` holds out a part of the records: V valid_shards beside N
-    num_shards and T test_shards are V / (N + V + T) of them. Raises UserError for bad input, and for a form that is not
-    built.
+    That is Megatron's .bin/.idx, with all that `run_data_prep` promises, packed conversations, with all that
+    `run_sft_data_prep` does, or JSON lines, which one process writes, anew each time. Of conversations and JSON lines
+    `per_split` holds out a part of the records: V valid_shards beside N num_shards and T test_shards are
+    V / (N + V + T) of them. Raises UserError for bad input, and for a form that is not built.
     """
     form = config.output.format
     if isinstance(form, BinIdxOutputConfig):
@@ -95,12 +86,17 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
         made = prepare(chat, blend, outputs=sft_prep.OUTPUTS)
         output = chat.output_dir.expanduser().absolute()
         return _result(made, output, _packed_splits(made, output), is_per_split=chat.train_ratio < 1)
-    for kind, (what, hint) in _NOT_BUILT.items():
-        if isinstance(form, kind):
-            raise UserError(f"OutputConfig.format: {what}.", hint=hint)
+    if isinstance(form, JsonlOutputConfig):
+        return _lines(blend, config, form)
+    if isinstance(form, PackedOutputConfig):
+        raise UserError(
+            "OutputConfig.format: packed documents (PackedOutputConfig) are not built.",
+            hint="BinIdxOutputConfig writes documents that a trainer cuts to its sequence length; ChatSftOutputConfig "
+            "packs conversations.",
+        )
     raise UserError(
         f"OutputConfig.format: {form!r} is none of the output configs.",
-        hint="Use BinIdxOutputConfig or ChatSftOutputConfig.",
+        hint="Use BinIdxOutputConfig, JsonlOutputConfig or ChatSftOutputConfig.",
     )
 
 
@@ -189,6 +185,34 @@ def _shard_splits(made: PreparedData) -> dict[str, SplitResult]:
                 total_sequences=sum(record.documents for record in records),
             )
     return found
+
+
+def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) -> PipelineResult:
+    began = time.monotonic()
+    held_out = DataPrepConfig(per_split=config.per_split).held_out
+    made = jsonl.write_jsonl(blend, config, form, held_out, SHARD_SIZE)
+    output = Path(config.output.dir).expanduser().absolute()
+    lists = jsonl.blend_lists(made)
+    splits = {}
+    for split in SPLITS:
+        mine = [lines for lines in made if lines.split == split]
+        if mine:
+            splits[split] = SplitResult(
+                name=split,
+                run_hash=sha256_of([lines.file.sha256 for lines in made]),
+                output_dir=output / split,
+                data_paths=lists[split] or [],
+                num_shards=len(mine),
+                total_tokens=0,
+                total_sequences=sum(lines.rows for lines in mine),
+            )
+    return PipelineResult(
+        output_dir=output,
+        blend_path=output / BLEND_FILE,
+        splits=splits,
+        is_per_split=ALL not in blend.splits or held_out != (0, 0),
+        elapsed_sec=time.monotonic() - began,
+    )
 
 
 def _packed_splits(made: PreparedData, output: Path) -> dict[str, SplitResult]:

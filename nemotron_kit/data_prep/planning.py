@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,16 +180,19 @@ def _chat_settings(config: SftPrepConfig) -> ChatSettings:
     )
 
 
-def clear(output: Path) -> None:
-    """Remove what a data preparation wrote to a folder, and nothing else."""
-    for name in (PLAN_FILE, "blend.json", "report.json", "metadata.json"):
-        (output / name).unlink(missing_ok=True)
-    for path in [*_shard_files(output), *output.glob("splits/*/*__shard_*.parquet"), output / "splits/metadata.json"]:
-        path.unlink(missing_ok=True)
+def clear(output: Path, keep: Collection[Path] = ()) -> None:
+    """Remove what a data preparation wrote to a folder, and nothing else; and nothing of `keep`."""
+    named = [
+        output / name for name in (PLAN_FILE, "blend.json", "report.json", "metadata.json", "splits/metadata.json")
+    ]
+    for path in [*named, *shard_files(output), *output.glob("splits/*/*__shard_*.parquet")]:
+        if path not in keep:
+            path.unlink(missing_ok=True)
 
 
-def _shard_files(output: Path) -> list[Path]:
-    endings = (".bin", ".idx", ".json", ".parquet", ".tmp")
+def shard_files(output: Path) -> list[Path]:
+    """The files of shards in a folder, their records and what was left half-written."""
+    endings = (".bin", ".idx", ".json", ".parquet", ".jsonl", ".jsonl.zst", ".tmp")
     folders = (*_OURS, MIXED)
     return [p for s in folders for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
 
@@ -198,7 +201,7 @@ def _check_folder(output: Path, plan: ShardPlan) -> None:
     hint = "Use --force to replace them, or another output_dir."
     there = ShardPlan.load(output)
     if there is None:
-        shards = [path for path in _shard_files(output) if path.suffix in (".bin", ".parquet")]
+        shards = [path for path in shard_files(output) if path.suffix in (".bin", ".parquet", ".jsonl", ".zst")]
         if shards:
             raise UserError(f"output_dir: {output} holds shards without a plan ({shards[0].name}, …).", hint=hint)
     elif there.digest != plan.digest:

@@ -221,7 +221,7 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
                 part.restored += 1
             part.agents[_checked(row, at)] += 1
             part.keys.append(_key(row))
-            out.write((line if line is not None else _as_json(row, at)) + b"\n")
+            out.write((line if line is not None else as_json(row, at)) + b"\n")
             part.rows += 1
         out.finish().temporary.replace(path)
     fsync_dir(path.parent)
@@ -230,7 +230,8 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
     return part
 
 
-def _as_json(row: Mapping[str, Any], at: str) -> bytes:
+def as_json(row: Mapping[str, Any], at: str) -> bytes:
+    """A row as a line. UserError, with the place `at`, for one that JSON can't say."""
     try:
         return json.dumps(row, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError) as error:  # Parquet holds times and bytes, too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +121,100 @@ def test_what_chat_sft_does_not_take(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("kind", ["JsonlOutputConfig", "PackedOutputConfig"])
-def test_what_is_not_built_says_so_and_writes_nothing(blend: Any, tmp_path: Path, kind: str) -> None:
+def lines_of(paths: list[str]) -> list[list[dict[str, Any]]]:
+    import zstandard
+
+    def text(path: str) -> bytes:
+        data = Path(path).read_bytes()
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data) if path.endswith(".zst") else data
+
+    return [[json.loads(line) for line in text(path).splitlines()] for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("form", "shards"), [({"num_shards": 3}, 3), ({"shard_size": 600, "compression": "zstd"}, 4), ({}, 1)]
+)
+def test_json_lines(chats: Any, tmp_path: Path, form: dict[str, Any], shards: int) -> None:
+    from nemotron.data_prep import JsonlOutputConfig, OutputConfig, PipelineConfig, last_mile_process
+
+    def odd(row: dict[str, Any]) -> dict[str, Any] | None:
+        number = int(row["turns"][0]["content"].split()[2].strip("?"))
+        return {"n": number, "q": "é"} if number % 2 else None
+
+    config = PipelineConfig(
+        output=OutputConfig(dir=Path("lines"), format=JsonlOutputConfig(transform=odd, **form)), sample=180
+    )
+    result = last_mile_process(chats, config)
+    assert (result.total_sequences, result.total_tokens, list(result.splits)) == (90, 0, ["train"])
+    train = result.splits["train"]
+    assert json.loads(result.blend_path.read_text())["train"] == train.data_paths
+    assert (train.num_shards, len(train.data_paths), result.from_cache) == (shards, 2 * shards, False)
+    found = lines_of(train.data_paths[1::2])
+    assert sorted(row["n"] for rows in found for row in rows) == list(range(1, 180, 2))
+    assert {row["q"] for rows in found for row in rows} == {"é"}
+    assert [float(weight) for weight in train.data_paths[::2]] == pytest.approx([len(rows) / 90 for rows in found])
+    before = {path: path.read_bytes() for path in (tmp_path / "lines").rglob("*") if path.is_file()}
+    assert len(before) == shards + 1
+    with pytest.raises(UserError, match="holds data already"):
+        last_mile_process(chats, config)
+    again = last_mile_process(chats, replace(config, force=True))
+    assert again.splits == result.splits
+    assert {path: path.read_bytes() for path in (tmp_path / "lines").rglob("*") if path.is_file()} == before
+
+
+def test_json_lines_by_split_and_weight(chats: Any, tmp_path: Path, blend: Any) -> None:
     import nemotron.data_prep as prep
 
-    form = getattr(prep, kind)(**({"transform": prep.sft(input="instruction")} if kind.startswith("J") else {}))
-    with pytest.raises(UserError, match=rf"OutputConfig\.format: .* \({kind}\) are not built"):
-        prep.last_mile_process(blend, prep.PipelineConfig(output=prep.OutputConfig(dir=tmp_path / "x", format=form)))
+    (tmp_path / "two.json").write_text(
+        '{"datasets": [{"name": "a", "path": "a.jsonl", "weight": 3}, {"name": "c", "path": "chats.jsonl"}]}'
+    )
+    form = prep.JsonlOutputConfig(num_shards=4)
+    config = prep.PipelineConfig(
+        output=prep.OutputConfig(dir=Path("lines"), format=form),
+        per_split=prep.PerSplitConfig(valid_shards=1, test_shards=1),
+    )
+    result = prep.last_mile_process(prep.DataBlend.load("two.json"), config)
+    assert (result.total_sequences, list(result.splits), result.is_per_split) == (260, ["train", "valid", "test"], True)
+    assert 140 < result.splits["train"].total_sequences < 210
+    assert [result.splits[split].num_shards for split in ("train", "valid", "test")] == [4, 2, 2]
+    for split in result.splits.values():
+        assert sum(map(float, split.data_paths[::2])) == pytest.approx(4)
+    rows = [
+        json.dumps(row) for split in result.splits.values() for ls in lines_of(split.data_paths[1::2]) for row in ls
+    ]
+    assert len(set(rows)) == 260
+
+
+@pytest.mark.parametrize(
+    ("form", "output", "says"),
+    [
+        ({"transform": lambda row: row["no"]}, {}, r"chats\.jsonl, line 1: the transform failed: KeyError: 'no'"),
+        ({"transform": lambda row: [row]}, {}, r"chats\.jsonl, line 1: the transform gave a list"),
+        ({"transform": lambda row: {"a": {1}}}, {}, r"chats\.jsonl, line 1: it can't be said in JSON"),
+        ({"transform": lambda row: None}, {}, "the transform leaves all out"),
+        ({"compression": "gzip"}, {}, "compression='gzip': "),
+        ({"num_shards": 0}, {}, "num_shards=0"),
+        ({"num_shards": 2, "shard_size": "1MB"}, {}, "exclude each other"),
+        ({}, {"max_doc_tokens": 5}, "max_doc_tokens: it is for documents"),
+    ],
+)
+def test_json_lines_that_cannot_be_written_leave_nothing(
+    chats: Any, tmp_path: Path, form: dict[str, Any], output: dict[str, Any], says: str
+) -> None:
+    import nemotron.data_prep as prep
+
+    given = prep.OutputConfig(dir=tmp_path / "x", format=prep.JsonlOutputConfig(**form), **output)
+    with pytest.raises(UserError, match=says):
+        prep.last_mile_process(chats, prep.PipelineConfig(output=given))
+    assert [path for path in (tmp_path / "x").rglob("*") if path.is_file()] == []
+
+
+def test_packed_documents_are_not_built_and_nothing_is_written(blend: Any, tmp_path: Path) -> None:
+    import nemotron.data_prep as prep
+
+    output = prep.OutputConfig(dir=tmp_path / "x", format=prep.PackedOutputConfig())
+    with pytest.raises(UserError, match=r"OutputConfig\.format: .* \(PackedOutputConfig\) are not built"):
+        prep.last_mile_process(blend, prep.PipelineConfig(output=output))
     assert not (tmp_path / "x").exists()
 
 
