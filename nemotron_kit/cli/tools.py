@@ -53,9 +53,13 @@ _RUNS = {
     "show": Subcommand(
         "nemotron_kit.cli.runs.show:show",
         JOB,
-        "ID[/N] [--json]",
+        "ID[/N] [--sort METRIC] [--top N] [--csv|--json]",
         "the plan, inputs, outputs, states, metrics and folder of a run",
-        ("--job", "--json"),
+        ("--job", "--json", "--sort", "--top", "--csv"),
+        """\
+A run: its plan, inputs, outputs, states, metrics and folder. Of a sweep also a table of its jobs, best first, by what
+they returned, else by the last value of the first loss, or by --sort. The least is the best of a metric with loss,
+error or perplexity in its name, and of a returned value unless the sweeper maximizes it; else the greatest is.""",
     ),
     "attach": Subcommand(
         "nemotron_kit.cli.runs.show_logs:attach",

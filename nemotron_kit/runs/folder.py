@@ -21,6 +21,7 @@ from nemotron_kit.runs.job import (
     TERMINAL,
     DamagedRecord,
     JobFolder,
+    JobState,
     is_gone,
     now_iso,
     parse_time,
@@ -178,8 +179,9 @@ class RunFolder:
         jobs = self.jobs()
         return run_state(job.state().state for job in jobs) if jobs else self.summary().state
 
-    def summary(self) -> RunSummary:
-        """Never raises for what is in the folder: a run that can't be read is `damaged`, with the reason."""
+    def summary(self, known: Sequence[JobState] | None = None) -> RunSummary:
+        """Never raises for what is in the folder: a run that can't be read is `damaged`, with the reason. `known`: how
+        all of its jobs stand, for who has read that just now."""
         stamp = started_at(self.id)
         created = stamp.timestamp() if stamp else None
         try:
@@ -189,7 +191,7 @@ class RunFolder:
             return RunSummary(self.id, DAMAGED, created=created, error=reason)
         if plan.get("kind") == PIPELINE:
             return self._of_stages(plan, created)
-        jobs = [job.state() for job in self.jobs()]
+        jobs = list(known) if known is not None else [job.state() for job in self.jobs()]
         state = run_state(job.state for job in jobs)
         ended = [job.finished for job in jobs if job.finished is not None]
         return RunSummary(

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ METRICS_FILE = "metrics.jsonl"
 RESERVED = ("step", "rank")
 _PERIOD_S = 0.25
 _ROWS = 20_000
+_CHUNK = 1 << 18
 _LOST = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _log = logging.getLogger(__name__)
 
@@ -283,8 +284,17 @@ def measured(folder: Path) -> dict[str, Measured]:
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with open_regular(path) as file:
-        for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line) if line.endswith(b"\n") else None
-                if isinstance(row, dict):
-                    yield row
+        while lines := file.readlines(_CHUNK):
+            if not lines[-1].endswith(b"\n"):  # still being written
+                lines.pop()
+            try:
+                rows = json.loads(b"[" + b",".join(lines) + b"]")
+            except (ValueError, RecursionError):  # one of them is no JSON
+                rows = list(_whole_lines(lines))
+            yield from (row for row in rows if isinstance(row, dict))
+
+
+def _whole_lines(lines: Sequence[bytes]) -> Iterator[Any]:
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(line)

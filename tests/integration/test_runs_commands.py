@@ -149,7 +149,7 @@ def test_show() -> None:
         "pending",
         "running",
         "failed, exit code 7: it broke",
-        "metrics    step=5  loss=3.25123",
+        "metrics    loss 3.25123 at step 5",
     ):
         assert part in text, part
     found = json.loads(nemotron("runs", "show", run.id, "--json"))

@@ -89,7 +89,7 @@ def list_all(argv: list[str]) -> int:
         update=_updated,
     )
     if options.json:
-        print_json([as_json(run) for run in found])
+        print_json([{**as_json(run), **_result(run)} for run in found])
     elif found:
         table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "WHY"], *(_row(run) for run in found)]
         if terminal_width() < _WIDE:  # the id says recipe and stage too
@@ -140,6 +140,16 @@ def as_json(run: RunSummary) -> dict[str, Any]:
         "reason": run.reason,
         "folder": str(runs_root() / run.id),
     }
+
+
+def _result(run: RunSummary) -> dict[str, Any]:
+    """What a run of one job was told, returned and measured; for the jobs of a sweep there is `runs show`."""
+    jobs = RunFolder(runs_root() / run.id).jobs() if run.jobs == 1 else []
+    if len(jobs) != 1:
+        return dict.fromkeys(("overrides", "value", "step", "results"))
+    from nemotron_kit.cli.runs.results import job_result
+
+    return job_result(jobs[0], jobs[0].state()).to_dict()
 
 
 def iso(seconds: float | None) -> str | None:

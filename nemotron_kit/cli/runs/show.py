@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -14,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, open_job
+from nemotron_kit.cli.runs.results import (
+    SweepTable,
+    job_result,
+    measured_facts,
+    overrides_of,
+    print_csv,
+    print_sweep,
+    sweep_table,
+)
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
 from nemotron_kit.config.config_files import load_mapping
-from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import read_regular
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import finite
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh
 from nemotron_kit.remote.agent.code import registered_folders, written_since
@@ -43,7 +53,8 @@ class RunView:
         if self._asked:
             self._ask()
         self.states = {job.number: self._standing(job) for job in jobs}
-        self.summary = run.summary()
+        whole = not self._asked and len(jobs) == len(run.jobs())
+        self.summary = run.summary(list(self.states.values()) if whole else None)
         self.state = self._state()
 
     def _state(self) -> str:
@@ -119,18 +130,33 @@ def show(argv: list[str]) -> int:
     parser = ToolParser("runs", "show")
     parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--sort", metavar="METRIC", help="of a sweep: best first by this metric, or by value")
+    parser.add_argument("--top", type=at_least(1), metavar="N", help=f"of a sweep: so many jobs ({_MANY})")
+    parser.add_argument("--csv", action="store_true", help="of a sweep: its table, with every job and metric")
     options = parser.parse(argv)
     if options is None:
         return 0
+    if options.csv and options.json:
+        raise UserError("nemotron runs show: --csv and --json are two formats.", hint="Leave one of them out.")
     run, chosen = chosen_jobs(options.id, options.job)
+    many = not run.is_pipeline and chosen is None
+    jobs = run.jobs() if chosen is None else chosen
+    if (options.sort or options.top or options.csv) and not (many and len(jobs) > 1):
+        raise UserError(f"nemotron runs show: {options.id} is no sweep, which --sort, --top and --csv are for.")
     if run.is_pipeline:
         return _show_pipeline(run, as_data=options.json)
-    jobs = run.jobs() if chosen is None else chosen
+    gc.disable()  # the results of many jobs are many objects, and all of them live until the end
     view = RunView(run, jobs)
-    if options.json:
-        print_json(_json(view))
+    results = [job_result(job, view.states[job.number]) for job in jobs]
+    table = sweep_table(results, options.sort, folder=jobs[0].path if jobs else None)
+    if options.csv:
+        print_csv(table, options.top)
+    elif options.json:
+        print_json(_json(view, table, options.top))
     else:
         print_facts(list(_facts(view)))
+        if len(jobs) > 1:
+            print_sweep(table, options.top or _MANY)
     return 3 if EXIT_CODES.get(view.state) == 3 else 0
 
 
@@ -188,10 +214,15 @@ def _pipeline_facts(
         yield "next", f"{plan.get('command_line')} goes on where it stopped"
 
 
-def _json(view: RunView) -> dict[str, Any]:
+def _json(view: RunView, table: SweepTable, top: int | None) -> dict[str, Any]:
+    """The jobs by number; with --top the best so many, best first."""
     facts = {**as_json(view.summary), "state": view.state}
-    records = [_job_json(job, view) for job in view.jobs]
-    return {**facts, "plan": view.run.plan() if view.plan else None, "job_records": records}
+    results = {result.number: result for result in table.jobs}
+    jobs = view.jobs if top is None else [view.run.job(result.number) for result in table.jobs[:top]]
+    records = [{**_job_json(job, view), **results[job.number].to_dict()} for job in jobs]
+    best = table.best if len(view.jobs) > 1 else None
+    found = {"objective": table.objective, "best_job": None if best is None else best.number}
+    return {**facts, "plan": view.run.plan() if view.plan else None, **found, "job_records": records}
 
 
 def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
@@ -232,7 +263,7 @@ def _facts(view: RunView) -> Iterator[Fact]:
     yield from _links(plan) if plan else ()
     yield "folder", run.path
     if len(view.jobs) == 1:
-        if plan and plan.kind == "sweep" and (said := _overrides(view.jobs[0])):
+        if plan and plan.kind == "sweep" and (said := overrides_of(view.jobs[0])):
             yield "overrides", " ".join(said)
         yield from _job_facts(view.jobs[0], view)
     else:
@@ -278,28 +309,14 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
     yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
     if view.unsubmitted:
         yield "waiting", f"{view.unsubmitted} for room: nemotron runs resume {view.run.id} submits what fits"
-    shown = view.jobs[:_MANY]
-    for job, own in zip(shown, own_overrides(shown), strict=True):
-        yield "jobs", f"{job.number}  {_outcome(view.states[job.number])}{f'  {own}' if own else ''}"
-    if len(view.jobs) > _MANY:
-        yield "jobs", f"and {len(view.jobs) - _MANY} more"
     yield "next", f"nemotron runs show {view.run.id} --job N"
 
 
 def own_overrides(jobs: Sequence[JobFolder]) -> list[str]:
     """For each job of a sweep, the overrides that not all of its jobs have, as one text."""
-    overrides = [_overrides(job) for job in jobs]
+    overrides = [overrides_of(job) for job in jobs]
     common = set.intersection(*map(set, overrides)) if overrides else set()
     return [" ".join(override for override in said if override not in common) for said in overrides]
-
-
-def _overrides(job: JobFolder) -> list[str]:
-    """The overrides of one job of a sweep, as recorded; none for a job without such a record."""
-    try:
-        found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
-    except (OSError, ValueError):
-        return []
-    return [str(override) for override in found] if isinstance(found, list) else []
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
@@ -325,8 +342,11 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
         yield "history", _moment(entry)
     if state.finished is not None:
         yield "history", f"{_clock(state.finished)}  {_outcome(state)}"
-    for row in job.metrics(_METRICS):
-        yield "metrics", "  ".join(f"{key}={_number(value)}" for key, value in row.items())
+    result = job_result(job, state)
+    if result.value is not None:
+        yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
+    for line in measured_facts(result.metrics):
+        yield "metrics", line
     if state.state == "failed" and view.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
     elif state.terminal and state.state != "succeeded":
@@ -371,10 +391,6 @@ def _outcome(state: JobState) -> str:
 
 def _clock(seconds: float | None) -> str:
     return "?" * 19 if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _number(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 Facts = dict[str, dict[str, Any]]

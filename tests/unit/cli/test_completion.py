@@ -69,7 +69,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("runs show ", ["latest", "run-b", "run-a"]),
         ("runs logs -f run-", ["run-b", "run-a"]),
         ("runs --st", ["--stage", "--state"]),
-        ("runs show run-a --", ["--job", "--json"]),
+        ("runs show run-a --", ["--job", "--json", "--sort", "--top", "--csv"]),
         ("runs --state s", ["succeeded"]),
         ("runs --recipe n", ["nano3"]),
         ("profiles show ", ["CLUSTER"]),

@@ -1,0 +1,240 @@
+"""What jobs returned and measured: the results of one, and the table of a sweep, sorted by its objective."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.cli.output import print_table, write_lines
+from nemotron_kit.cli.request import near
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import finite, read_regular
+from nemotron_kit.runs.job import JobFolder, JobState, read_object
+from nemotron_kit.runs.metrics import Measured, less_is_better, measured
+
+VALUE = "value"
+_MAIN = 4
+_RESULTS = re.compile("loss|error|perplexity|acc|reward|score", re.IGNORECASE)
+
+
+@dataclass
+class JobResult:
+    """What one job was told, returned (None: nothing, or it has not ended) and measured."""
+
+    number: int
+    state: str
+    why: str | None
+    overrides: list[str]
+    value: Any
+    metrics: dict[str, Measured]
+
+    @property
+    def step(self) -> int | None:
+        """The last step that any of its metrics has."""
+        return max((each.step for each in self.metrics.values() if isinstance(each.step, int)), default=None)
+
+    def number_of(self, name: str) -> float | None:
+        """The last value of a metric, or what was returned; None for no number and for NaN."""
+        metric = self.metrics.get(name)
+        found = metric.last if metric is not None else self.value if name == VALUE else None
+        if isinstance(found, bool) or not isinstance(found, int | float) or math.isnan(found):
+            return None
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "overrides": self.overrides,
+            "value": finite(self.value),
+            "step": self.step,
+            "results": {name: metric.to_dict() for name, metric in self.metrics.items()},
+        }
+
+
+def job_result(job: JobFolder, state: JobState) -> JobResult:
+    """A job's result, as its folder has it."""
+    value = _returned(job, state) if state.terminal else None
+    why = state.error or (f"exit code {state.code}" if state.code else None)
+    return JobResult(job.number, state.state, why, overrides_of(job), value, measured(job.path))
+
+
+def overrides_of(job: JobFolder) -> list[str]:
+    """The overrides of one job of a sweep, as recorded; none for a job without such a record."""
+    try:
+        found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError):
+        return []
+    return [str(override) for override in found] if isinstance(found, list) else []
+
+
+def _returned(job: JobFolder, state: JobState) -> Any:
+    """What a recipe's handler or a program's task function returned, as JSON has it."""
+    record: Any = state.facts
+    if VALUE not in record:
+        from nemotron_kit.worker.result import FILE
+
+        record = record.get("answer") or {}
+        with suppress(FileNotFoundError, NemotronError):
+            record = read_object(job.path / FILE)
+    if not isinstance(record, Mapping):
+        return None
+    value = record.get(VALUE)
+    if isinstance(value, str) and record.get("types"):
+        with suppress(ValueError):  # NaN and infinities, which JSON has no numbers for
+            return float(value)
+    return value
+
+
+@dataclass
+class SweepTable:
+    """The jobs of a sweep, those with the best objective first where there is one."""
+
+    jobs: list[JobResult]
+    objective: str | None
+    less: bool
+
+    @property
+    def best(self) -> JobResult | None:
+        first = self.jobs[0] if self.jobs and self.objective else None
+        return first if first is not None and first.number_of(str(self.objective)) is not None else None
+
+    @property
+    def rule(self) -> str:
+        """How it is sorted, for a person."""
+        what = "the returned value" if self.objective == VALUE else f"the last {self.objective}"
+        return f"sorted by {what}, {'least' if self.less else 'greatest'} first; * is the best"
+
+    def columns(self) -> list[str]:
+        """The metrics of all jobs: the objective, then what names say are results, then others in order."""
+        names = list(dict.fromkeys(name for job in self.jobs for name in job.metrics))
+        return sorted(names, key=lambda name: (name != self.objective, not _RESULTS.search(name)))
+
+    def varied(self) -> dict[str, dict[int, str]]:
+        """Each override that not all jobs have alike: its key → job → value."""
+        said = {job.number: dict(_split(text) for text in job.overrides) for job in self.jobs}
+        keys = dict.fromkeys(key for each in said.values() for key in each)
+        return {
+            key: {number: each[key] for number, each in said.items() if key in each}
+            for key in keys
+            if len({each.get(key) for each in said.values()}) > 1
+        }
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, value = override.partition("=")
+    return key.lstrip("+"), value if equals else override
+
+
+def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, folder: Path | None = None) -> SweepTable:
+    """`results` sorted by `sort` (a metric, or "value"), else by the objective: what was returned, else the first loss.
+    Jobs without it come last, by number. The least value is the best where the metric's name says so, and of a returned
+    value unless the sweeper of job folder `folder` maximizes."""
+    names = list(dict.fromkeys(name for job in results for name in job.metrics))
+    returned = any(job.number_of(VALUE) is not None for job in results)
+    if sort is not None and sort not in names and not (sort == VALUE and returned):
+        known = [*names, *([VALUE] if returned else [])]
+        raise UserError(
+            f"--sort {sort}: no job of this run has such a metric.",
+            hint=near(sort, known) if known else "None of its jobs logged a metric or returned a number.",
+        )
+    chosen = sort or (VALUE if returned else next((name for name in names if "loss" in name.lower()), None))
+    if chosen is None:
+        return SweepTable(sorted(results, key=lambda job: job.number), None, less=True)
+    less = less_is_better(chosen) if chosen in names else not _maximizes(folder)
+
+    def place(job: JobResult) -> tuple[bool, float, int]:
+        number = job.number_of(chosen)
+        return number is None, 0.0 if number is None else number if less else -number, job.number
+
+    return SweepTable(sorted(results, key=place), chosen, less)
+
+
+def _maximizes(folder: Path | None) -> bool:
+    if folder is None:
+        return False
+    try:
+        text = read_regular(folder / ".hydra" / "hydra.yaml").decode("utf-8", "replace")
+    except OSError:
+        return False
+    return re.search(r"^\s+direction:\s*maximize\s*$", text, re.MULTILINE) is not None
+
+
+def print_sweep(table: SweepTable, top: int | None) -> None:
+    """The table for a person: the best of its metrics, and why jobs failed."""
+    varied, metrics = table.varied(), table.columns()[:_MAIN]
+    header, rows = _cells(table, table.jobs[:top], metrics, short=True)
+    print_table(header, rows)
+    lines = [table.rule] if table.best is not None else []
+    if len(table.jobs) > len(rows):
+        lines.append(f"and {len(table.jobs) - len(rows)} more: --top {len(table.jobs)} shows all")
+    if len(table.columns()) > _MAIN:
+        lines.append(f"more metrics, in --csv and --json: {', '.join(table.columns()[_MAIN:])}")
+    if varied or lines:
+        write_lines(lines)
+
+
+def print_csv(table: SweepTable, top: int | None) -> None:
+    """Every job and every metric, as CSV with a header."""
+    header, rows = _cells(table, table.jobs[:top], table.columns(), short=False)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *rows])
+    sys.stdout.write(out.getvalue())
+
+
+def _cells(
+    table: SweepTable, jobs: Sequence[JobResult], metrics: Sequence[str], *, short: bool
+) -> tuple[list[str], list[list[str]]]:
+    varied, best = table.varied(), table.best
+    returned = any(job.value is not None for job in table.jobs)
+    failed = any(job.why for job in jobs)
+    header = ["JOB", "STATE", *varied, *(["VALUE"] if returned else []), "STEP", *metrics, *(["WHY"] if failed else [])]
+    if not short:
+        header = [*map(str.lower, header[:2]), *header[2:]]
+    rows = []
+    for job in jobs:
+        mark = " *" if short and job is best else ""
+        rows.append(
+            [
+                f"{job.number}{mark}",
+                job.state,
+                *(own.get(job.number, "") for own in varied.values()),
+                *([_said(job.value, short)] if returned else []),
+                "" if job.step is None else str(job.step),
+                *(_said(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
+                *([job.why or ""] if failed else []),
+            ]
+        )
+    if not any(job.step is not None for job in table.jobs):
+        at = header.index("STEP")
+        header, rows = [*header[:at], *header[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
+    return header, rows
+
+
+def _said(value: Any, short: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.5g}" if short else repr(value)
+    return value if isinstance(value, str) else json.dumps(finite(value))
+
+
+def measured_facts(metrics: Mapping[str, Measured]) -> list[str]:
+    """A line for each metric of one job: its last value, and the best where that is another."""
+    lines = []
+    for name, metric in metrics.items():
+        last = f"{name} {metric.last:.6g}{_at(metric.step)}"
+        differs = metric.best != metric.last and not math.isnan(metric.best)
+        lines.append(f"{last}, best {metric.best:.6g}{_at(metric.best_step)}" if differs else last)
+    return lines
+
+
+def _at(step: int | None) -> str:
+    return "" if step is None else f" at step {step}"

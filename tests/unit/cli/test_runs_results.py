@@ -1,0 +1,135 @@
+"""What jobs returned and measured, in `runs show`, its table of a sweep, and `runs --json`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.cli.tools import run as run_tool
+from nemotron_kit.errors import UserError
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import RunFolder, create_run
+
+PLAN = {"recipe": "demo", "stage": "go", "executor": "local", "kind": "sweep", "place": {"run": "/r"}}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+
+
+def sweep(*jobs: dict[str, Any], hydra: str = "") -> RunFolder:
+    """Each job with its `overrides`, rows of `metrics`, and the facts of its exit record; without, it is pending."""
+    texts = [
+        {
+            "config.yaml": "a: 1\n",
+            ".hydra/overrides.yaml": json.dumps(job.get("overrides", [])),
+            ".hydra/hydra.yaml": hydra,
+            "metrics.jsonl": "".join(f"{json.dumps(row)}\n" for row in job.get("metrics", [])),
+        }
+        for job in jobs
+    ]
+    run = create_run(new_run_id("demo", "go"), PLAN, texts)
+    for folder, job in zip(run.jobs(), jobs, strict=True):
+        if "end" in job:
+            folder.finish(**job["end"])
+    return run
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    run_tool("runs", list(words))
+    return capsys.readouterr().out
+
+
+LOSSES = (
+    {"overrides": ["lr=1", "seed=3"], "metrics": [{"step": 1, "loss": 2.0, "acc": 0.9}], "end": {"code": 0}},
+    {
+        "overrides": ["lr=2", "seed=3"],
+        "metrics": [{"step": 1, "loss": 0.5, "acc": 0.2}, {"step": 2, "loss": 1.0, "acc": 0.1}],
+        "end": {"code": 0},
+    },
+    {
+        "overrides": ["+lr=3", "seed=3"],
+        "metrics": [{"step": 1, "loss": "NaN"}],
+        "end": {"code": 1, "error": "it broke"},
+    },
+)
+
+
+def table(text: str) -> list[list[str]]:
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("JOB"))
+    return [line.split() for line in lines[start:]]
+
+
+def test_a_sweep_is_a_table_sorted_by_its_first_loss(capsys) -> None:
+    run = sweep(*LOSSES)
+    assert table(said(capsys, "show", run.id)) == [
+        ["JOB", "STATE", "lr", "STEP", "loss", "acc", "WHY"],
+        ["1", "*", "succeeded", "2", "2", "1", "0.1"],
+        ["0", "succeeded", "1", "1", "2", "0.9"],
+        ["2", "failed", "3", "1", "nan", "it", "broke"],
+        ["sorted", "by", "the", "last", "loss,", "least", "first;", "*", "is", "the", "best"],
+    ]
+
+
+def test_sorted_by_another_metric_and_only_the_first(capsys) -> None:
+    run = sweep(*LOSSES)
+    shown = table(said(capsys, "show", run.id, "--sort", "acc", "--top", "1"))
+    assert shown[1] == ["0", "*", "succeeded", "1", "1", "0.9", "2"]
+    assert [" ".join(line) for line in shown[2:]] == [
+        "sorted by the last acc, greatest first; * is the best",
+        "and 2 more: --top 3 shows all",
+    ]
+    with pytest.raises(UserError, match="--sort los: no job of this run has such a metric") as wrong:
+        said(capsys, "show", run.id, "--sort", "los")
+    assert "loss" in str(wrong.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("hydra", "order"), [("", ["1", "0"]), ("hydra:\n  sweeper:\n    direction: maximize\n", "01")]
+)
+def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(capsys, hydra: str, order: Any) -> None:
+    jobs = [{"overrides": [f"x={n}"], "metrics": [{"loss": n}], "end": {"code": 0, "value": 5.0 - n}} for n in (0, 1)]
+    rows = list(csv.DictReader(io.StringIO(said(capsys, "show", sweep(*jobs, hydra=hydra).id, "--csv"))))
+    assert [row["job"] for row in rows] == list(order)
+    assert {(row["x"], row["VALUE"], row["loss"], row["state"]) for row in rows} == {
+        ("0", "5.0", "0", "succeeded"),
+        ("1", "4.0", "1", "succeeded"),
+    }
+
+
+def test_json_has_value_last_and_best(capsys) -> None:
+    run = sweep(*LOSSES)
+    found = json.loads(said(capsys, "show", run.id, "--json"))
+    assert (found["objective"], found["best_job"]) == ("loss", 1)
+    assert [job["number"] for job in found["job_records"]] == [0, 1, 2]
+    job = found["job_records"][1]
+    assert job["results"] == {
+        "loss": {"last": 1.0, "step": 2, "best": 0.5, "best_step": 1},
+        "acc": {"last": 0.1, "step": 2, "best": 0.2, "best_step": 1},
+    }
+    assert (job["overrides"], job["value"], job["step"]) == (["lr=2", "seed=3"], None, 2)
+    assert "loss 1 at step 2, best 0.5 at step 1" in said(capsys, "show", f"{run.id}/1")
+
+
+def test_one_job_in_the_list_has_its_results_too(capsys) -> None:
+    sweep({"metrics": [{"step": 4, "loss": 1.5}], "end": {"code": 0, "value": "nan", "types": {"": "float"}}})
+    (listed,) = json.loads(said(capsys, "--json"))
+    assert listed["results"]["loss"]["last"] == 1.5 and (listed["value"], listed["step"]) == ("NaN", 4)
+    with pytest.raises(UserError, match="is no sweep, which --sort, --top and --csv are for"):
+        said(capsys, "show", "latest", "--csv")
+
+
+def test_jobs_that_measured_nothing_stand_by_number(capsys) -> None:
+    run = sweep({"overrides": ["a=1"]}, {"overrides": ["a=2"], "end": {"code": 0}})
+    assert table(said(capsys, "show", run.id)) == [
+        ["JOB", "STATE", "a"],
+        ["0", "pending", "1"],
+        ["1", "succeeded", "2"],
+    ]
