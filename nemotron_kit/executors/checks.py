@@ -58,6 +58,9 @@ def connection(target: Target) -> Iterator[Finding]:
 
 def python(target: Target) -> Iterator[Finding]:
     """The worker's Python, unless a container brings its own."""
+    if target.config.conda and not target.config.container_image and not target.config.python:
+        yield Finding("python", WARNING, f"that of conda's {target.config.conda}, on the node: not looked at")
+        return
     facts = target.ask("python_facts")
     if "error" in facts:
         yield Finding("python", WRONG, facts["error"])

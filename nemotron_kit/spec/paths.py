@@ -229,10 +229,17 @@ def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | N
 
 
 def sent_paths(
-    settings: RunConfig, run_id: str, job: int, *, registry: str | None = None, image: bool = False
+    settings: RunConfig,
+    run_id: str,
+    job: int,
+    *,
+    registry: str | None = None,
+    image: bool = False,
+    other_python: bool = False,
 ) -> RemotePaths:
     """The paths of a job to which code is sent: in folders of this machine, or of the one that `tunnel = "ssh"` leads
-    to. In a container (`image`) there is another Python, without nemotron_kit. Connects to nothing.
+    to. In a container (`image`) there is another Python, without nemotron_kit, as with
+    `other_python`. Connects to nothing.
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
     """
@@ -243,7 +250,7 @@ def sent_paths(
     artifacts = settings.artifacts_root or (f"{root}/artifacts" if is_remote else registry or f"{root}/artifacts")
     tree = code_tree(settings)
     code = f"{folder}/code" if tree else None
-    package = f"{root}/kit/{package_hash()}" if is_remote or image else None
+    package = f"{root}/kit/{package_hash()}" if is_remote or image or other_python else None
     inside = posixpath.normpath(posixpath.join(code, tree.inside)) if code and tree else None
     # Over ssh the profile's is the login node's, which no image has at that path.
     named = None if is_remote and image else settings.python

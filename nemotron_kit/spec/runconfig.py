@@ -30,6 +30,8 @@ class RunConfig:
     nodes: int | None = None
     python: str | None = None
     workdir: str | None = None
+    modules: list[str] | None = None
+    conda: str | None = None
     startup_commands: list[str] | None = None
     setup: str | None = None
     env_vars: list[str] | None = None
@@ -288,6 +290,8 @@ _PATTERNS = {
     # Never what ssh could take for an option.
     "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
     "user": re.compile(r"[A-Za-z0-9_][^\s@]*\Z"),
+    # Never what `module load` or `conda activate` could take for an option.
+    **dict.fromkeys(("modules", "conda"), re.compile(r"[^\s-]\S*\Z")),
 }
 # Field → the flag of sbatch that it becomes.
 _SBATCH = {
@@ -311,7 +315,8 @@ _AT_LEAST_ONE = frozenset(
 )
 _AT_MOST = {"signal_lead": 65535}  # sbatch's own limit
 _SHELL = frozenset({"setup", "startup_commands"})
-_COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs"})
+_COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs", "modules"})
+_CALLED = {"modules": "module's name", "conda": "conda environment's name or folder"}
 _EXPECTED = {
     "str": "text",
     "int": "a whole number",
@@ -391,7 +396,7 @@ def _clean_text(name: str, value: str, where: str) -> str:
     if name in _SBATCH and not flag_fits(_SBATCH[name], value):
         raise ProfileError(f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_LIKE.get(name))
     if name in _PATTERNS and not _PATTERNS[name].match(value):
-        raise ProfileError(f"{where}: {value!r} can't be a {name}.")
+        raise ProfileError(f"{where}: {value!r} can't be a {_CALLED.get(name, name)}.")
     return value
 
 

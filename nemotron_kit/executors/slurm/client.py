@@ -32,6 +32,7 @@ from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.ssh import ssh_command, transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
+from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from nemotron_kit.executors.checks import Check
 
 MOST_PER_ARRAY = 1000
-# They lead to the packages of another Python than an image's own.
+# They lead to the packages of another Python than an image's or an environment's own.
 _OF_THIS_PYTHON = ["PYTHONHOME", "PYTHONPATH"]
 
 
@@ -64,12 +65,18 @@ class Slurm(Executor):
         *("mounts", "account", "partition", "run_partition", "batch_partition", "time", "job_name", "ntasks_per_node"),
         *("mem", "exclusive", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos"),
         *("constraint", "exclude", "gres", "array", "host", "user", "identity", "max_segments"),
-        *("nodelist", "reservation", "segment", "comment", "mail_user", "mail_type", "signal_lead"),
+        *("modules", "conda", "nodelist", "reservation", "segment", "comment", "mail_user", "mail_type", "signal_lead"),
     }  # fmt: skip
     over_ssh = True
     # Submitting a few at a time, as others end, would make very many arrays.
     least = 250
     holds_back = True
+
+    def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
+        """With `conda` its Python runs the job, unless the profile names another."""
+        if self.settings.container_image or not self.settings.conda or self.settings.python:
+            return super()._paths(run_id, job, registry)
+        return sent_paths(self.settings, run_id, job, registry=registry, other_python=True)
 
     def resources(self, torchrun: bool | None) -> Resources:
         return resources_of(self.settings, torchrun, gres=True)
@@ -100,6 +107,8 @@ class Slurm(Executor):
         yield from super().without_effect(given, launch)
         if "mounts" in given and not self.settings.container_image:
             yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
+        if "conda" in given and self.settings.container_image:
+            yield "conda: no effect with container_image: the image has its own Python."
         if "segment" in given and (self.settings.nodes or 1) == 1:
             yield "segment: no effect on a job of one node."
         if "mail_user" in given and not self.settings.mail_type:
@@ -121,7 +130,7 @@ class Slurm(Executor):
             ntasks_per_node=config.ntasks_per_node or 1,
             torchrun_nproc_per_node=config.nproc_per_node,
             container_mounts=list(config.mounts or ()),
-            setup_lines="\n".join([*others, *shell_lines(config)]) or None,
+            setup_lines="\n".join([*others, *scripts.environment_lines(config), *shell_lines(config)]) or None,
             tunnel=tunnel(run, config),
             packager=build_packager(run, config),
             env_vars=capitals,
@@ -203,7 +212,7 @@ class Slurm(Executor):
         first = call.plans[0]
         secrets = {name: _secret(name) for plan in call.plans for name in plan.secrets}
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
-        hidden += _OF_THIS_PYTHON if self.settings.container_image else []
+        hidden += _OF_THIS_PYTHON if self.settings.container_image or self.settings.conda else []
         payload = {"script": None if call.sent else call.text, "secrets": secrets}
         self.transport.call(
             "slurm_submit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import folder_of, missing_secrets
-from nemotron_kit.executors.nemo_run import ask, build_executor
+from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
+from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words
@@ -67,6 +69,39 @@ nemotron_end() {{
   return "$1"
 }}
 echo told >"{again}"
+"""
+# What stands before the job in the script of its first node, whose environment srun takes to all nodes, ends the job
+# where it fails: $1 is the exit code, $2 what failed. Preempted meanwhile, the job is queued again; 75 is no checkpoint
+# here.
+_STOP = """\
+nemotron_stop() {
+  echo "nemotron: setup: ${2%%$'\\n'*} failed with exit code $1 on $(hostname), and the job was not started"
+  if declare -F nemotron_end >/dev/null; then nemotron_end "$(($1 == 75 ? 1 : $1))"; fi
+  exit "$1"
+}
+"""
+# A batch script's shell has no function `module` where the job was submitted from a shell that isn't a login shell.
+_MODULES = """\
+if ! type module >/dev/null 2>&1; then
+  for nemotron_file in "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash" "${MODULESHOME:-/usr/share/modules}/init/bash" \\
+    /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh; do
+    if [ -r "$nemotron_file" ]; then . "$nemotron_file" && break; fi
+  done
+fi
+"""
+_CONDA = """\
+for nemotron_file in "$(type -P conda)" "${CONDA_EXE:-}" "$HOME/miniforge3/bin/conda" "$HOME/miniconda3/bin/conda" \\
+  "$HOME/anaconda3/bin/conda" /opt/conda/bin/conda conda; do
+  if [ -x "$nemotron_file" ]; then break; fi
+done
+nemotron_hook=$("$nemotron_file" shell.bash hook) || nemotron_stop "$?" "conda shell.bash hook"
+eval "$nemotron_hook"
+"""
+# As `set -e` would, but for files that a line reads: a site's own need not be written for that.
+_TRAP = """\
+nemotron_depth=${#BASH_SOURCE[@]}
+trap 'nemotron_code=$?
+[ "${#BASH_SOURCE[@]}" -gt "$nemotron_depth" ] || nemotron_stop "$nemotron_code" "$BASH_COMMAND"' ERR
 """
 
 
@@ -193,6 +228,8 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
             tunnel="local",
             retries=None,
             setup=None,
+            modules=None,
+            conda=None,
             startup_commands=None,
             extra=extra or None,
         )
@@ -208,9 +245,29 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     # Pyxis gives an image's own variables the last word, but for these.
     executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
     again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
-    shell = [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
-    executor.setup_lines = "\n".join([_SETUP.format(again=again), *shell])
+    shell = shell_lines(config)
+    guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
+    executor.setup_lines = "\n".join([_SETUP.format(again=again), *environment_lines(config), *guarded])
     return executor
+
+
+def environment_lines(config: RunConfig) -> list[str]:
+    """The lines that load the profile's modules, and then activate its conda environment, untraced: that would be
+    thousands of lines. One that fails ends the script."""
+    conda = None if config.container_image else config.conda
+    if not (config.modules or conda):
+        return []
+    lines = ["{ set +vx; } 2>/dev/null", _STOP]
+    if config.modules:
+        lines.append(_MODULES)
+        lines += [_or_stop(f"module load {shlex.quote(name)}") for name in config.modules]
+    if conda:
+        lines += [_CONDA, _or_stop(f"conda activate {shell_word(conda)}")]
+    return [*lines, "set -vx"]
+
+
+def _or_stop(command: str) -> str:
+    return f'{command} || nemotron_stop "$?" {shlex.quote(command)}'
 
 
 def _materialize(executor: Any, script: Script) -> str:

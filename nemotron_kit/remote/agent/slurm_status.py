@@ -5,6 +5,7 @@ success.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ _AROUND = re.compile(
 )
 # The script's own line, since srun names its output by a number that a task of an array has besides its id.
 _NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)
+_SETUP_FAILED = re.compile(r"^nemotron: (setup: .+)$", re.MULTILINE)
 
 
 def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
@@ -43,6 +45,8 @@ def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
     began = (run / "jobs" / str(job) / "logs" / "job.log").exists()
     folder = run / FOLDER
     script = _text(folder / f"sbatch_{name}_{slurm_id}.out")
+    if not began and (failed := _SETUP_FAILED.findall(_text(folder / f"sbatch_{name}_{slurm_id}.out", end=True))):
+        return f", before the job began: {printable(failed[-1])[:_LONGEST]}"
     number = (_NUMBER.findall(script) or [slurm_id])[-1]
     logs = sorted(folder.glob(f"log-{name}_{number}_*.out"), key=lambda path: path.stat().st_mtime)
     lines = telling(_text(logs[-1]), slurm_only=began) if logs else []
@@ -65,9 +69,12 @@ def telling(text: str, *, slurm_only: bool = False) -> list[str]:
     return list(found.values())[:2] or ([] if slurm_only else own)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, *, end: bool = False) -> str:
+    """The first bytes of a file, or its last ones: as much as can hold a reason."""
     try:
         with path.open("rb") as file:
+            if end:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _READ))
             return file.read(_READ).decode(errors="replace")
     except OSError:
         return ""

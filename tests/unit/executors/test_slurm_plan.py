@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
-from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_value, check_words
 
 
 def config(**fields: Any) -> RunConfig:
@@ -316,3 +317,73 @@ def test_jobs_of_a_sweep_differ_in_two_words() -> None:
     one, two = rendered(script()), rendered(other)
     assert one != two
     assert one.replace("nk-0123456789ab-x", "nk-ba9876543210-y").replace("jobs/0", "jobs/7") == two
+
+
+FAKES = {
+    "conda": "#!/bin/bash\necho 'conda() { [ \"$2\" = good ] && export CONDA_ENV=$2; }'\n",
+    "hostname": "#!/bin/bash\necho n1\n",
+    "squeue": "#!/bin/bash\necho RUNNING\n",
+    "scontrol": '#!/bin/bash\n[ "$1" != requeue ] || touch requeued\n[ -z "$PREEMPTED" ] || echo PreemptTime=2026\n',
+    "srun": '#!/bin/bash\ncase "$*" in *nemotron_kit*) echo "job began A=$A M=$LOADED C=$CONDA_ENV";; esac\n',
+}
+INIT = 'module() { [ "$2" = "bad/1" ] && { echo unknown >&2; return 4; }; export LOADED="$LOADED $2"; }\n'
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "said"),
+    [
+        (
+            {"setup": "export A=1", "modules": ["cuda/12.4", "x;$(y)"], "conda": "good"},
+            0,
+            "A=1 M= cuda/12.4 x;$(y) C=good",
+        ),
+        ({"setup": "false || true\nif false; then :; fi\n. ./sloppy\nexport A=2"}, 0, "job began A=2"),
+        ({"modules": ["cuda/12.4", "bad/1"]}, 4, "setup: module load bad/1 failed with exit code 4 on n1"),
+        ({"conda": "nothing"}, 1, "setup: conda activate nothing failed with exit code 1 on n1"),
+        ({"setup": "export A=1\n(exit 3)\nexport A=2"}, 3, "setup: ( exit 3 ) failed with exit code 3 on n1"),
+        ({"startup_commands": ["nosuch --x", "true"]}, 127, "setup: nosuch --x failed with exit code 127 on n1"),
+        ({"setup": "(exit 75)"}, 75, "setup: ( exit 75 ) failed with exit code 75"),
+        ({"conda": "$NOWHERE/e", "container_image": "i"}, 0, "job began A= M= C="),
+    ],
+)
+def test_what_comes_before_the_job_stops_it_where_it_fails(
+    tmp_path: Path, fields: dict[str, Any], code: int, said: str
+) -> None:
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "init").mkdir()
+    (tmp_path / "init" / "bash").write_text(INIT)
+    (tmp_path / "sloppy").write_text("false\ntrue\n")
+    (tmp_path / "slurm").mkdir()
+    text = rendered(script(folder=str(tmp_path)), **fields)
+    slurm_script.check_syntax(text)
+    (tmp_path / "sbatch.sh").write_text(text)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "LMOD_PKG": str(tmp_path)}
+
+    def run(**more: str) -> subprocess.CompletedProcess[str]:
+        words = ["bash", "sbatch.sh"]
+        return subprocess.run(words, cwd=tmp_path, env={**env, **more}, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert (done.returncode, said in done.stdout) == (code, True), done.stdout + done.stderr
+    assert ("job began" in done.stdout) is (code == 0)
+    assert not (tmp_path / "requeued").exists()
+    if code:
+        run(PREEMPTED="1")
+        assert (tmp_path / "requeued").exists(), "a job that is preempted meanwhile is queued again"
+
+
+@pytest.mark.parametrize("fields", [{"modules": ["-x"]}, {"modules": ["a b"]}, {"conda": "--help"}, {"conda": "a\nb"}])
+def test_no_module_or_environment_is_an_option(fields: dict[str, Any]) -> None:
+    ((name, value),) = fields.items()
+    with pytest.raises(ProfileError, match=f"^{name}.*(can't be a|control character)"):
+        check_value(name, value, name)
+
+
+def test_condas_python_runs_the_job_unless_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    found = executor_for(config(conda="e")).paths("20260101-000000-a-b-abcdef", 0)
+    assert found.python == "python3" and found.package
+    assert executor_for(config(conda="e", python="/p")).paths("20260101-000000-a-b-abcdef", 0).python == "/p"

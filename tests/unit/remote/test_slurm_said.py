@@ -77,6 +77,12 @@ def test_a_job_alone(run: Path) -> None:
     )
 
 
+def test_a_setup_that_failed_is_the_reason_however_much_it_wrote(run: Path) -> None:
+    line = "setup: module load cuda/99 failed with exit code 1 on n1, and the job was not started"
+    wrote(run, "sbatch_nk-x_17.out", "+ pip install\n" * 9000 + f"nemotron: {line}\nnemotron: job 17 ended with 1\n")
+    assert said(run, 0, "nk-x", "17") == f", before the job began: {line}"
+
+
 def test_a_task_of_an_array_is_found_by_the_number_that_its_script_wrote(run: Path) -> None:
     wrote(run, "sbatch_nk-x_13_1.out", "+ echo 'nemotron: job 14 ended'\nnemotron: job 14 ended with 1\n")
     wrote(run, "log-nk-x_13_0.out", NO_MOUNT)

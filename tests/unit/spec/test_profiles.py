@@ -144,7 +144,10 @@ def test_not_a_profile(env: Path, name: str, message: str) -> None:
         ),
         ('[C]\nextends = "wandb"\n', "[wandb] is no profile"),
         ("[C]\nextends = 3\n", "expected the name of a profile, got 3"),
-        ("[C]\n# a comment\nnodess = 2\n", "env.toml:3: [C] nodess: no such field.\nDid you mean nodes, nodelist?"),
+        (
+            "[C]\n# a comment\nnodess = 2\n",
+            "env.toml:3: [C] nodess: no such field.\nDid you mean nodes, nodelist, modules?",
+        ),
         ('[C]\n"odd key" = 2\n', "env.toml:2: [C] odd key: no such field"),
         ("[C]\ngpus-per-node = 2\n", "Did you mean gpus_per_node?"),
         ("[C.sub]\nx = 1\n", "env.toml:1: [C] sub: no such field"),

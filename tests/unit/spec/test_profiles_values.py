@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nemotron_kit.spec.runconfig import _SBATCH, CHOICES, FIELDS, ProfileError, RunConfig, check_value, with_overrides
 
-PATTERNED = ("job_name", "host", "user")
+PATTERNED = ("job_name", "host", "user", "conda")
 TYPES = {field.name: str(field.type) for field in dataclasses.fields(RunConfig)}
 INTS = [name for name, kind in TYPES.items() if kind.startswith("int")]
 TEXTS = [
@@ -61,7 +61,7 @@ def test_converted(key: str, value: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("nodess", "1", "--run.nodess: no such field.\nDid you mean nodes, nodelist?"),
+        ("nodess", "1", "--run.nodess: no such field.\nDid you mean nodes, nodelist, modules?"),
         ("nodes", "four", "--run.nodes: expected a whole number, got 'four' (str)"),
         ("nodes", "1.5", "expected a whole number"),
         ("nodes", 1.0, "expected a whole number, got 1.0 (float)"),
