@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, open_appending, open_regular, plain
+from nemotron_kit.runs.job import JobFolder
 
 METRICS_FILE = "metrics.jsonl"
 RESERVED = ("step", "rank")
@@ -280,6 +281,18 @@ def measured(folder: Path) -> dict[str, Measured]:
                 if better or math.isnan(known.best):
                     known.best, known.best_step = value, step
     return {**others, **first} if others else first
+
+
+def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
+    """Few rows of which `measured` says the same as of all of a job's: its last `count`; where there are more, each
+    metric's best and last before them."""
+    rows = job.metrics(count + 1)
+    if len(rows) <= count:
+        return rows
+    found = measured(job.path).items()
+    best = [{"step": metric.best_step, name: finite(metric.best)} for name, metric in found]
+    last = [{"step": metric.step, name: finite(metric.last)} for name, metric in found]
+    return [*best, *last, *rows[1:]]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines
+from nemotron_kit.runs.metrics import condensed
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
@@ -233,7 +234,7 @@ def _record(job: JobFolder) -> dict[str, Any]:
         exit_record, artifacts = job.exit_record(), job.artifacts()
     except DamagedRecord as error:
         raise NemotronError(error.message) from error
-    return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": job.metrics(_METRICS)}
+    return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": condensed(job, _METRICS)}
 
 
 Response = tuple[Any, bytes]

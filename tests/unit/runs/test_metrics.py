@@ -17,8 +17,10 @@ import pytest
 
 from nemotron_kit import log_metrics
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import finite
 from nemotron_kit.runs import metrics
-from nemotron_kit.runs.metrics import Measured, flush_metrics, measured
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import Measured, condensed, flush_metrics, measured
 
 
 @pytest.fixture
@@ -145,3 +147,15 @@ def test_last_and_best(job: Path) -> None:
         "other": Measured(1.0, 4, 1.0, 4),
     }
     assert measured(job / "nowhere") == {}
+
+
+def test_the_few_rows_that_come_from_elsewhere_say_the_same(job: Path) -> None:
+    lines = [{"step": n, "loss": abs(n - 4) + 1.0, **({"acc": n} if n < 6 else {}), "up": 1e400} for n in range(20)]
+    text = "".join(f"{json.dumps(finite(line))}\n" for line in lines)
+    (job / "metrics.jsonl").write_text(text)
+    whole, rows = measured(job), condensed(JobFolder(job), 5)
+    (job / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert measured(job) == whole and list(whole) == ["loss", "acc", "up"] == list(measured(job))
+    assert (whole["loss"].best_step, whole["acc"].step, len(rows)) == (4, 5, 11)
+    (job / "metrics.jsonl").write_text(text[: text.index("\n") + 1])
+    assert condensed(JobFolder(job), 5) == [{"step": 0, "loss": 5.0, "acc": 0, "up": "Infinity"}]
