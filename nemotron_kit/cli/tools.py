@@ -125,6 +125,15 @@ another. `nemotron runs rerun` starts anew, under a new record.""",
         ("--json",),
         "What two runs differ in. Exit code 0: nothing; 1: something.",
     ),
+    "tag": Subcommand(
+        "nemotron_kit.cli.runs.list:tag",
+        RUN,
+        "ID TAG … [--remove TAG]",
+        "puts tags on it, to list it by",
+        ("--remove",),
+    ),
+    "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "says something about it"),
+    "rename": Subcommand("nemotron_kit.cli.runs.list:rename", RUN, "ID NAME", "gives it a name beside its id"),
     "rm": Subcommand(
         "nemotron_kit.cli.runs.control:remove",
         RUNS,
@@ -181,7 +190,7 @@ that is called gc is art://gc.""",
     ),
 }
 _RUNS_PAGE = """\
-usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--limit N] [--json]
+usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--tag T] [--limit N] [--json]
        nemotron runs COMMAND ID …
 
 The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
@@ -195,6 +204,7 @@ options
   --stage STAGE    only this stage, or those below it: data/prep
   --state STATE    only in these states, with commas between them
   --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
+  --tag TAG        only with this tag; again for another one, too
   --limit N        at most so many (20; 0 for all)
   --json           for programs
 
@@ -244,7 +254,7 @@ TOOLS = {
         "list runs; show one, read its logs",
         _RUNS_PAGE,
         _RUNS,
-        options=("--recipe", "--stage", "--state", "--since", "--limit", "--json"),
+        options=("--recipe", "--stage", "--state", "--since", "--tag", "--limit", "--json"),
     ),
     "profiles": OwnCommand(
         "nemotron_kit.cli.profile_commands:list_all",

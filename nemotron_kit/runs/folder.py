@@ -61,6 +61,7 @@ PLAN_SHAPE: dict[str, Any] = {
 # The kind of a run that has no jobs of its own: its stages are runs.
 PIPELINE = "pipeline"
 _STAGES = "stages"
+_LABELS = "labels.json"
 _STAGE_SHAPE: dict[str, Any] = {
     **dict.fromkeys(("stage", "run", "why", "producer", "state"), str),
     "skipped": bool,
@@ -145,6 +146,20 @@ class RunFolder:
             raise
         files.fsync_dir(final.parent)
         return JobFolder(final)
+
+    def labels(self) -> dict[str, Any]:
+        """What its user calls it: `{"name", "tags", "note"}`, None and [] for what was never said. Raises
+        DamagedRecord."""
+        found: dict[str, Any] = {"name": None, "tags": [], "note": None}
+        try:
+            said = read_object(self.path / _LABELS, {"name": str, "tags": [str], "note": str})
+        except FileNotFoundError:
+            return found
+        return {key: said.get(key) or empty for key, empty in found.items()}
+
+    def label(self, **changes: Any) -> None:
+        """Change some of its labels; the last word counts."""
+        files.write_json(self.path / _LABELS, {**self.labels(), **changes})
 
     @property
     def is_pipeline(self) -> bool:

@@ -22,7 +22,7 @@ from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, TERMINAL
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
 
 _NAME = ".index.json"
 _VERSION = 4
@@ -148,19 +148,23 @@ def list_runs(
     stage: str | None = None,
     states: Collection[str] = (),
     since: timedelta | None = None,
+    tags: Collection[str] = (),
     limit: int | None = None,
     root: Path | None = None,
     update: Callable[[Sequence[RunSummary]], Sequence[RunSummary]] = list,
 ) -> list[RunSummary]:
     """Summaries of the newest `limit` runs that match, newest first; a run that can't be read is `damaged`.
 
-    `stage` also matches the stages below it (`data/prep`). Without a filter only the runs that are shown are opened.
+    `stage` also matches the stages below it (`data/prep`); a run has all of `tags`. Without a filter only the
+    runs that are shown are opened.
     `update` is called once, for all the runs whose states matter: it may know better how those stand that are not over.
     """
     root = root or runs_root()
     everything = run_ids(root)
     first = first_id_since(since) if since is not None else ""
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
+    if tags:
+        ids = [run_id for run_id in ids if set(tags) <= _tags(RunFolder(root / run_id))]
     if not (recipe or stage or states):
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
     with RunIndex(root, everything) as index:
@@ -169,6 +173,13 @@ def list_runs(
             return list(update(list(islice(found, limit))))
         known = update(list(found))
     return list(islice((run for run in known if run.state in states), limit))
+
+
+def _tags(run: RunFolder) -> set[str]:
+    try:
+        return set(run.labels()["tags"])
+    except DamagedRecord:
+        return set()
 
 
 def open_run(reference: str, root: Path | None = None) -> RunFolder:

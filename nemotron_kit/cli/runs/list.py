@@ -15,7 +15,7 @@ from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, JobFolder
+from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
 from nemotron_kit.spec.plan import is_here
 
@@ -74,6 +74,7 @@ def list_all(argv: list[str]) -> int:
     parser.add_argument("--stage")
     parser.add_argument("--state", action="append", default=[])
     parser.add_argument("--since", type=span)
+    parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--limit", type=at_least(0), default=_LIMIT)
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
@@ -85,13 +86,16 @@ def list_all(argv: list[str]) -> int:
         stage=options.stage.replace(" ", "/") if options.stage else None,
         states=_states(options.state),
         since=options.since,
+        tags=options.tag,
         limit=options.limit or None,
         update=_updated,
     )
     if options.json:
         print_json([{**as_json(run), **_result(run)} for run in found])
     elif found:
-        table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "WHY"], *(_row(run) for run in found)]
+        table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "NAME", "WHY"], *(_row(run) for run in found)]
+        if not any(row[-2] for row in table[1:]):
+            table = [[*row[:-2], row[-1]] for row in table]
         if terminal_width() < _WIDE:  # the id says recipe and stage too
             table = [[row[0], *row[2:]] for row in table]
         print_table(table[0], table[1:])
@@ -138,6 +142,7 @@ def as_json(run: RunSummary) -> dict[str, Any]:
         "jobs": run.jobs,
         "error": run.error,
         "reason": run.reason,
+        **labels_of(run.id),
         "folder": str(runs_root() / run.id),
     }
 
@@ -178,11 +183,74 @@ def _row(run: RunSummary) -> list[str]:
     code = "" if run.code is None else str(run.code)
     sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
     why = run.error or (f"waits for {run.reason}" if run.reason else "")
-    return [run.id, f"{job}{sweep}", run.state, age, took, code, why]
+    labels = labels_of(run.id)
+    name = " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
+    return [run.id, f"{job}{sweep}", run.state, age, took, code, name, why]
+
+
+def labels_of(run_id: str) -> dict[str, Any]:
+    """A run's name, tags and note; none of them where their record is damaged."""
+    try:
+        return RunFolder(runs_root() / run_id).labels()
+    except DamagedRecord:
+        return {"name": None, "tags": [], "note": None}
+
+
+_TAG = re.compile(r"\w[\w.:/=-]{0,63}")
+_LONGEST = {"name": 100, "note": 2000}
+
+
+def tag(argv: list[str]) -> int:
+    """Put tags on a run, or take them off."""
+    parser = ToolParser("runs", "tag")
+    parser.add_argument("tags", nargs="*", metavar="TAG", help="letters, digits and . : / = - _")
+    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="take this one off")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    run = open_run(options.id)
+    known = run.labels()["tags"]
+    for text in options.tags:
+        if not _TAG.fullmatch(text):
+            raise UserError(f"{text!r} is no tag: it has up to 64 letters, digits and . : / = - _.")
+    for text in options.remove:
+        if text not in known:
+            raise UserError(f"{run.id} has no tag {text!r}.", hint=near(text, known) if known else "It has none.")
+    if not (options.tags or options.remove):
+        raise UserError("nemotron runs tag: which tag?", hint=f"nemotron runs tag {options.id} baseline")
+    kept = [text for text in dict.fromkeys([*known, *options.tags]) if text not in options.remove]
+    run.label(tags=kept)
+    write_lines([f"{run.id}: {', '.join(kept) or 'no tags'}"])
+    return 0
+
+
+def note(argv: list[str]) -> int:
+    """Say something about a run."""
+    return _say("note", "note", argv)
+
+
+def rename(argv: list[str]) -> int:
+    """Give a run a name beside its id."""
+    return _say("rename", "name", argv)
+
+
+def _say(command: str, label: str, argv: list[str]) -> int:
+    parser = ToolParser("runs", command)
+    parser.add_argument("text", metavar=label.upper(), help='one text; "" removes it')
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    if len(options.text) > _LONGEST[label]:
+        raise UserError(f"This {label} has {len(options.text)} characters; {_LONGEST[label]} are the most.")
+    run = open_run(options.id)
+    text = options.text.strip() or None
+    run.label(**{label: text})
+    write_lines([f"{run.id}: {text or f'no {label}'}"])
+    return 0
 
 
 def _filtered(options: Any) -> bool:
-    return bool(options.recipe or options.stage or options.state or options.since)
+    return bool(options.recipe or options.stage or options.state or options.since or options.tag)
 
 
 def _say_more(options: Any, shown: int) -> None:

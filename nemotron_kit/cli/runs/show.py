@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
-from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, open_job
+from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of, open_job
 from nemotron_kit.cli.runs.results import (
     SweepTable,
     job_result,
@@ -198,6 +198,7 @@ def _pipeline_facts(
     run: RunFolder, plan: Mapping[str, Any], summary: RunSummary, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[Fact]:
     yield "run", run.id
+    yield from _labels(run)
     yield "state", summary.state
     yield from [("why", summary.error)] if summary.error else []
     yield "command", plan.get("command_line")
@@ -252,6 +253,7 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
 def _facts(view: RunView) -> Iterator[Fact]:
     run, plan = view.run, view.plan
     yield "run", run.id
+    yield from _labels(run)
     yield "state", view.state
     if len(view.jobs) == 1 < view.summary.jobs:
         yield "job", f"{view.jobs[0].number}: {view.states[view.jobs[0].number].state}"
@@ -268,6 +270,12 @@ def _facts(view: RunView) -> Iterator[Fact]:
         yield from _job_facts(view.jobs[0], view)
     else:
         yield from _sweep_facts(view)
+
+
+def _labels(run: RunFolder) -> Iterator[Fact]:
+    for key, said in labels_of(run.id).items():
+        if said:
+            yield key, ", ".join(said) if isinstance(said, list) else said
 
 
 def _why(view: RunView) -> Iterator[Fact]:

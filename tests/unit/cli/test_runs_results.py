@@ -133,3 +133,44 @@ def test_jobs_that_measured_nothing_stand_by_number(capsys) -> None:
         ["0", "pending", "1"],
         ["1", "succeeded", "2"],
     ]
+
+
+def test_names_tags_and_notes(capsys) -> None:
+    first, second = sweep({}), sweep({})
+    assert said(capsys, "tag", first.id, "baseline", "lr=1") == f"{first.id}: baseline, lr=1\n"
+    said(capsys, "tag", second.id, "baseline", "draft")
+    assert said(capsys, "tag", second.id, "--remove", "draft") == f"{second.id}: baseline\n"
+    said(capsys, "note", first.id, "the one in the paper")
+    said(capsys, "rename", first.id, "final")
+    assert [line["id"] for line in json.loads(said(capsys, "--tag", "baseline", "--tag", "lr=1", "--json"))] == [
+        first.id
+    ]
+    listed = said(capsys, "--tag", "baseline")
+    assert (
+        "final #baseline #lr=1" in listed and second.id in listed and said(capsys, "--tag", "no") == "No runs match.\n"
+    )
+    shown = said(capsys, "show", first.id)
+    assert [line.split(None, 1)[1] for line in shown.splitlines()[1:4]] == [
+        "final",
+        "baseline, lr=1",
+        "the one in the paper",
+    ]
+    said(capsys, "rename", first.id, "")
+    found = json.loads(said(capsys, "show", first.id, "--json"))
+    assert (found["name"], found["tags"], found["note"]) == (None, ["baseline", "lr=1"], "the one in the paper")
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["tag", "latest", "two words"], "'two words' is no tag"),
+        (["tag", "latest"], "which tag"),
+        (["tag", "latest", "--remove", "x"], "has no tag 'x'"),
+        (["rename", "latest", "n" * 101], "has 101 characters; 100 are the most"),
+    ],
+)
+def test_a_label_that_makes_no_sense_changes_nothing(words: list[str], wrong: str) -> None:
+    run = sweep({})
+    with pytest.raises(UserError, match=wrong):
+        run_tool("runs", words)
+    assert not (run.path / "labels.json").exists()
