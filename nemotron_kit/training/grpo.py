@@ -32,7 +32,7 @@ from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
-from nemotron_kit.training.sampling import Answer, answering, end_ids, generate, probabilities
+from nemotron_kit.training.sampling import Completion, answering, end_ids, generate, probabilities
 from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable
 from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 
@@ -333,7 +333,7 @@ class _Rollout:
     """The answers to some prompts, prompt by prompt: their prompts, texts' rewards, [answers], and advantages."""
 
     prompts: list[tuple[int, ...]]
-    answers: list[Answer]
+    answers: list[Completion]
     rewards: torch.Tensor
     advantages: torch.Tensor
     counts: torch.Tensor  # whether an answer is learned from
@@ -397,9 +397,9 @@ class _Work:
         )
         return _Rollout(asked, answers, rewards, compared.flatten(), valid)
 
-    def _answers(self, prompts: Sequence[tuple[int, ...]], keys: Any, size: int) -> list[Answer]:
+    def _answers(self, prompts: Sequence[tuple[int, ...]], keys: Any, size: int) -> list[Completion]:
         """Greedy without keys."""
-        answers: list[Answer] = []
+        answers: list[Completion] = []
         longest = self.config.policy.max_total_sequence_length
         for at in range(0, len(prompts), size):
             batch = prompts[at : at + size]
@@ -416,11 +416,11 @@ class _Work:
                 )
         return answers
 
-    def _judged(self, row: Mapping[str, Any], answer: Answer) -> float:
+    def _judged(self, row: Mapping[str, Any], answer: Completion) -> float:
         agent = agent_of(row)
         return reward(self.run.verifiers[agent], self._text(answer), row, agent)
 
-    def _text(self, answer: Answer) -> str:
+    def _text(self, answer: Completion) -> str:
         ids = answer.ids[:-1] if answer.ended else answer.ids
         # Special tokens stay: a turn that goes on in another one is not the answer.
         return str(self.run.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -463,7 +463,7 @@ class _Work:
             weights = 1.0 / (lengths[rows] * totals[1])
         return (per_token * weights).sum(), None if kl is None else kl.sum() / totals[0]
 
-    def _reference_logprobs(self, prompts: list[tuple[int, ...]], answers: list[Answer]) -> torch.Tensor:
+    def _reference_logprobs(self, prompts: list[tuple[int, ...]], answers: list[Completion]) -> torch.Tensor:
         import torch
 
         size = self.config.policy.logprob_batch_size
@@ -535,7 +535,7 @@ class _Work:
                 found[f"val_reward/{agent}"] = sampled_sums[number] / (of_agent[number] * samples)
         return found
 
-    def _show(self, row: int, answer: Answer, value: float) -> None:
+    def _show(self, row: int, answer: Completion, value: float) -> None:
         assert self.run.valid is not None  # noqa: S101
         asked = self.run.tokenizer.decode(self.run.valid.ids[row], skip_special_tokens=False)
         self.loop.reporter.say(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")

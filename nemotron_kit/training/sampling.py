@@ -24,7 +24,7 @@ Key = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What the model wrote after a prompt: token ids, the one that ends its turn among them where it came to that
     (`ended`). `entropy` is that of the distributions that the tokens were drawn from, summed; 0 for a greedy answer."""
 
@@ -71,7 +71,7 @@ def generate(
     pad: int = 0,
     temperature: float = 1.0,
     keys: Sequence[Key] | None = None,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt, all at once; greedy without `keys`. To be called within `answering`."""
     import torch
 
@@ -135,11 +135,11 @@ def uniform(keys: Sequence[Key], count: int) -> NDArray[Any]:
     return np.stack(streams)
 
 
-def _answer(row: list[int], ends: frozenset[int], entropy: float) -> Answer:
+def _answer(row: list[int], ends: frozenset[int], entropy: float) -> Completion:
     for at, token in enumerate(row):
         if token in ends:
-            return Answer(tuple(row[: at + 1]), True, entropy)
-    return Answer(tuple(row), False, entropy)
+            return Completion(tuple(row[: at + 1]), True, entropy)
+    return Completion(tuple(row), False, entropy)
 
 
 class TokenProbabilities(NamedTuple):
@@ -151,7 +151,7 @@ class TokenProbabilities(NamedTuple):
 
 
 def probabilities(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], temperature: float, *, pad: int = 0
+    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Completion], temperature: float, *, pad: int = 0
 ) -> TokenProbabilities:
     """The log probabilities of the answers' tokens in one forward pass, right-padded: what comes after a sequence does
     not reach back into it. The head is applied only where it is asked for."""
