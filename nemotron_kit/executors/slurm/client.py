@@ -35,7 +35,7 @@ from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
-from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, resolve_partition
 
 if TYPE_CHECKING:
     from nemotron_kit.executors.checks import Check
@@ -117,8 +117,12 @@ class Slurm(Executor):
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
         config = self.settings
         partition = resolve_partition(config, is_launch=bool(config.detach))
-        extra = dict(config.extra or {})
-        more = dict(**_more_flags(config), **(extra.pop("additional_parameters", None) or {}))
+        extra = scripts.checked_extra(config)
+        flags, more = _flags(config), _more_flags(config)
+        added = {name.replace("-", "_"): value for name, value in extra.pop("additional_parameters", {}).items()}
+        for place, names in (("extra", flags.keys() & extra), ("extra.additional_parameters", more.keys() & added)):
+            if twice := sorted("signal_lead" if name == "signal" and config.signal_lead else name for name in names):
+                raise ProfileError(f"{', '.join(twice)}: {place} sets the same.", hint="Leave one of the two out.")
         # NeMo-Run writes every name in capitals: one that isn't would become another variable.
         capitals = {name: word(value) for name, value in env.items() if name == name.upper()}
         others = [f"export {name}={word(value)}" for name, value in env.items() if name != name.upper()]
@@ -134,10 +138,10 @@ class Slurm(Executor):
             tunnel=tunnel(run, config),
             packager=build_packager(run, config),
             env_vars=capitals,
-            additional_parameters=more or None,
+            additional_parameters={**added, **more} or None,
             # Otherwise a thread of NeMo-Run's prints over whatever else is shown.
             poll_estimated_start_time=False,
-            **_flags(config),
+            **flags,
             **extra,
         )
 

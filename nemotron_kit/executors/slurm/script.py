@@ -16,7 +16,7 @@ from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
-from nemotron_kit.spec.runconfig import RunConfig, check_header, check_words
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
 from nemotron_kit.worker import python_module
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Scrip
 
 
 def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
-    extra = dict(config.extra or {})
-    arguments = [*(extra.pop("srun_args", None) or [])]
+    extra = checked_extra(config)
+    arguments = [*extra.pop("srun_args", [])]
     check_words(arguments, config)
     executor = build_executor(
         replace(
@@ -249,6 +249,20 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
     executor.setup_lines = "\n".join([_SETUP.format(again=again), *environment_lines(config), *guarded])
     return executor
+
+
+_EXTRA = {"srun_args": list, "container_env": list, "additional_parameters": dict}
+
+
+def checked_extra(config: RunConfig) -> dict[str, Any]:
+    """A copy of the profile's `extra`, without what is null. Raises ProfileError where text stands for a list of texts:
+    each of its characters would be a word."""
+    extra = {name: value for name, value in (config.extra or {}).items() if value is not None}
+    for name, kind in _EXTRA.items():
+        if name in extra and not isinstance(extra[name], kind):
+            expected = "a table" if kind is dict else "a list of texts"
+            raise ProfileError(f"extra.{name}: expected {expected}, got {extra[name]!r}.")
+    return extra
 
 
 def environment_lines(config: RunConfig) -> list[str]:

@@ -26,8 +26,15 @@ def run() -> Any:
     ("config", "message"),
     [
         (RunConfig(executor="slurm", extra={"additional_parameters": {"nodelist": "n1"}}, nodelist="n2"), "nodelist"),
-        (RunConfig(executor="slurm", extra={"comment": "x"}, comment="y"), "extra: .*comment"),
-        (RunConfig(executor="slurm", extra={"signal": "USR2@9"}, signal_lead=9), "extra: .*signal"),
+        (RunConfig(executor="slurm", extra={"comment": "x"}, comment="y"), "^comment: extra sets the same"),
+        (RunConfig(executor="slurm", extra={"signal": "USR2@9"}, signal_lead=9), "^signal_lead: extra sets the same"),
+        (
+            RunConfig(executor="slurm", extra={"additional_parameters": {"mail-user": "a"}}, mail_user="b"),
+            "^mail_user: extra.additional_parameters sets the same",
+        ),
+        (RunConfig(executor="slurm", extra={"srun_args": 5}), "extra.srun_args: expected a list of texts, got 5"),
+        (RunConfig(executor="slurm", extra={"container_env": "X"}), "extra.container_env: expected a list of texts"),
+        (RunConfig(executor="slurm", extra={"additional_parameters": "x"}), "parameters: expected a table, got 'x'"),
         (RunConfig(executor="slurm", account="a", partition="p", tunnel="ssh"), "tunnel 'ssh' needs host and user"),
         (RunConfig(executor="slurm", account="a", partition="p", tunnel="ssh", host="h"), "needs user"),
         (RunConfig(executor="docker"), "executor 'docker' needs container_image"),
