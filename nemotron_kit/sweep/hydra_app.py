@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.secrets import masked_by_name
+from nemotron_kit.config.secrets import masked_by_name, masked_overrides
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
@@ -364,6 +364,7 @@ class ProgramPlanner:
                 "config.yaml": to_yaml(shown),
                 "job.json": json.dumps(spec, indent=2) + "\n",
                 "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
+                ".hydra/overrides.yaml": json.dumps(masked_overrides(overrides), indent=2, ensure_ascii=False) + "\n",
                 payload.FILE: packed.to_text(),
                 **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
             },
