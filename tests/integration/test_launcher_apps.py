@@ -335,17 +335,19 @@ def test_so_many_at_a_time(app: App) -> None:
 
 def test_a_metric_as_the_value(app: App) -> None:
     (app.folder / "metric.py").write_text(
-        "import hydra, json, os\n"
+        "import hydra\n"
         "from hydra.core.config_store import ConfigStore\n"
+        "from nemotron_kit import log_metrics\n"
         "ConfigStore.instance().store('config', {'how': 0})\n"
         "@hydra.main(version_base='1.3', config_path=None, config_name='config')\n"
         "def main(cfg):\n"
-        "    with open(os.environ['NEMO_RUN_DIR'] + '/metrics.jsonl', 'w') as f:\n"
-        "        for step in range(3): print(json.dumps({'step': step, 'loss': cfg.how - step}), file=f)\n"
+        "    for step in range(3): log_metrics({'loss': cfg.how - step}, step=step)\n"
         "if __name__ == '__main__': main()\n"
     )
     done = app("metric.py", "hydra/sweeper=told", "how=10", "hydra.launcher.objective=loss")
     assert "RETURNED 8" in done.stdout
+    (recorded,) = app.home.glob("runs/*/jobs/0/.hydra/overrides.yaml")
+    assert json.loads(recorded.read_text()) == ["how=10"]
 
 
 def test_the_settings_stand_in_hydras_place(app: App) -> None:
