@@ -1,4 +1,4 @@
-"""The user's document, executed: every snippet of it is completed, run, and judged, or stands on the pending list.
+"""The user's document, executed: every snippet of it is completed, run, and judged.
 
 The document is no part of the repository: it lies beside the checkout, or $NEMOTRON_DOCUMENT names it.
 """
@@ -16,7 +16,6 @@ import pytest
 from .document.completions import COMPLETIONS
 from .document.extract import REPOSITORY, USUAL_PLACE, Snippet, find_document, snippets
 from .document.on_cluster import ON_CLUSTER
-from .document.pending import MAY_BE_PENDING, PENDING
 from .document.rows import table
 from .document.world import ENV_TOML, World, environment, my_recipe
 
@@ -59,15 +58,10 @@ def test_snippets_are_found_by_section_and_line() -> None:
             snippets(wrong)
 
 
-def test_each_snippet_has_a_row_or_is_pending(document: dict[str, Snippet]) -> None:
-    known = [*ROWS, *ON_CLUSTER, *PENDING]
+def test_each_snippet_has_a_row(document: dict[str, Snippet]) -> None:
+    known = [*ROWS, *ON_CLUSTER]
     assert sorted(known) == sorted(document)  # sorted lists: none twice, none missing, none too many
     assert set(COMPLETIONS) <= set(ROWS)
-
-
-def test_the_pending_list_only_shrinks() -> None:
-    assert set(PENDING) <= MAY_BE_PENDING
-    assert all(PENDING.values()), "each with its reason"
 
 
 @pytest.mark.parametrize("key", list(ROWS))
@@ -75,14 +69,6 @@ def test_snippet(key: str, world: World, request: pytest.FixtureRequest) -> None
     if ROWS[key].prepared:
         world.borrow(request.getfixturevalue("prepared_home"))
     ROWS[key].check(world)
-
-
-@pytest.mark.parametrize("key", list(PENDING))
-def test_what_is_pending_is_refused_in_clear_words(key: str, world: World) -> None:
-    """A line that works belongs in a row: this fails then, so that the list is kept true."""
-    refused = world.run_line(key, code=None)
-    assert refused.code != 0 and refused.err.startswith("error: "), f"{key} works: give it a row"
-    assert not world.runs()
 
 
 @pytest.mark.parametrize("key", ON_CLUSTER)

@@ -65,6 +65,24 @@ def nano3_data_prep(world: World) -> None:
     _published_blend_is_refused(world, "Nested Groups/2:1")
 
 
+@row("Nested Groups/2:2")
+def nano3_data_prep_sft(world: World) -> None:
+    """Without a network what is published is refused in a line; `-c tiny` makes packed rows of chats."""
+    _hub_is_refused(world, "Nested Groups/2:2")
+    made = world.run_line("Nested Groups/2:2", " -c tiny sample=40").json
+    assert made["data"]["name"] == "SFTDataArtifact-tiny"
+    assert (world.registry.find("SFTDataArtifact-tiny:v0").path or "").endswith("/splits")
+
+
+@row("Nested Groups/2:3")
+def nano3_data_prep_rl(world: World) -> None:
+    """The same for RL's rows."""
+    _hub_is_refused(world, "Nested Groups/2:3")
+    made = world.run_line("Nested Groups/2:3", " -c tiny sample=40").json
+    assert made["data"]["name"] == "SplitJsonlDataArtifact-rl"
+    assert world.registry.find("SplitJsonlDataArtifact-rl:v0").path.endswith("/manifest.json")
+
+
 @row("ArtifactInput/1")
 def artifact_input(world: World) -> None:
     """Each input fills its field with the latest version's path, or with what --art names; the run records both."""
@@ -173,6 +191,12 @@ def _script(world: World) -> None:
     my_recipe(world)
     world.place("Step 2: Create Data Prep Script/1", "data_prep.py")
     world.write("config.yaml", "blend_path: data_blend.json\noutput_dir: prepared\nnum_shards: 8\n")
+
+
+def _hub_is_refused(world: World, key: str) -> None:
+    refused = world.run_line(key, code=2)
+    assert "HF_HUB_OFFLINE is set; try -c tiny" in refused.err
+    assert not world.runs()
 
 
 def _published_blend_is_refused(world: World, key: str) -> None:
