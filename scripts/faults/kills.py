@@ -66,6 +66,8 @@ def _saves(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]
                 os.write(pipe, f"{folder}\n".encode())
 
         acknowledged += _killed(save, rng.uniform(0.1, 4) * one)
+        if not acknowledged and number % 10 == 9:  # a save takes longer than the first one did: the machine is busy
+            one *= 2
     registry = open_registry()
     versions = registry.versions("Kept")
     kept: dict[str, int] = {}

@@ -100,6 +100,9 @@ def test_every_other_command_of_the_readme(trained: Trained) -> None:
         elif step.text == "bash scripts/test":
             assert (REPOSITORY / "scripts/test").is_file()
             assert "bash scripts/test" in (REPOSITORY / ".ci/run").read_text()
+        elif " pipeline " in step.text:  # takes minutes; test_nano3_pipeline.py runs it with fewer steps
+            shown = trained.world.run(f"{step.text.removeprefix('.venv/bin/')} --dry-run").out
+            assert all(stage in shown for stage in ("pretrain", "sft", "rl", "eval"))
         else:
             result = trained.world.run(step.text, code=step.code)
             assert step.code == 0 or result.err.startswith("error: ")
