@@ -355,6 +355,48 @@ class SftPrepConfig(DataPrepConfig):
                 raise UserError(f"{name}={value!r}: {nearest(value, known)}.")
 
 
+@dataclass
+class RLPrepConfig:
+    """Input of `prepare_rl`. The ratios are for a source that comes without splits; `sample` takes the first rows of
+    each dataset (of each of its splits)."""
+
+    blend_path: Path = Path("data_blend.json")
+    output_dir: Path = Path("output")
+    train_ratio: float = 0.98
+    valid_ratio: float = 0.01
+    test_ratio: float = 0.01
+    seed: int = 42
+    sample: int | None = None
+    force: bool = False
+    artifact_name: str | None = None
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        return {"train": self.train_ratio, "val": self.valid_ratio, "test": self.test_ratio}
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense, naming the field."""
+        if min(self.ratios.values()) < 0 or self.train_ratio == 0 or abs(sum(self.ratios.values()) - 1) > 1e-6:
+            raise UserError(
+                f"train_ratio {self.train_ratio}, valid_ratio {self.valid_ratio}, test_ratio {self.test_ratio}: they "
+                "must be 0 or more, train_ratio above 0, and their sum 1."
+            )
+        if self.sample is not None and self.sample < 1:
+            raise UserError(f"sample={self.sample}: must be at least 1.")
+
+
+def load_rl_blend(path: Path) -> DataBlend:
+    """The blend of an RL preparation. UserError for what a blend of rows can't have."""
+    blend = DataBlend.load(path, placeholders=True)
+    for dataset in blend.datasets:
+        if dataset.weight not in (0.0, 1.0):
+            raise UserError(
+                f"{path}: dataset {dataset.name!r} has the weight {dataset.weight:g}; each row is written once.",
+                hint="Leave it out here; in training env.weights says how often each environment comes up.",
+            )
+    return blend
+
+
 @dataclass(frozen=True)
 class BinIdxOutputConfig:
     """Megatron's .bin/.idx shards: `num_shards` in all, or as many as make each hold `shard_size` of text (256MB when

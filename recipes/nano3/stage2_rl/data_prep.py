@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.data_prep.rl import RLPrepConfig
+from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,13 +61,17 @@ def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
 
 def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
     """What would stop this run: wrong settings, and on this machine (`here`) a missing file or no network."""
+    from nemotron_kit.data_prep.config import load_rl_blend
     from nemotron_kit.data_prep.preflight import source_problems
-    from nemotron_kit.data_prep.rl import load_blend
+    from nemotron_kit.data_prep.run import check_packages
 
     config = settings(cfg)
     try:
         config.check()
-        return source_problems(load_blend(config.blend_path), connect=connect, smaller="-c tiny") if here else []
+        if not here:
+            return []
+        check_packages()
+        return source_problems(load_rl_blend(config.blend_path), connect=connect, smaller="-c tiny")
     except UserError as error:
         return [str(error).replace("\n", " ")]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.data_prep.config import DataBlend
+from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig
 from nemotron_kit.data_prep.placeholders import answer_of, filled
-from nemotron_kit.data_prep.rl import RLPrepConfig, prepare_rl
+from nemotron_kit.data_prep.rl import prepare_rl
 from nemotron_kit.errors import UserError
 
 AGENT = {"type": "responses_api_agents", "name": "exact_match"}
