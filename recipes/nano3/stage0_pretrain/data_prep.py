@@ -7,21 +7,19 @@ Saves the folder as `PretrainBlendsArtifact-<config_name>`. Started again, it ke
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemotron.recipes.nano3.stage_script import TOKENIZERS, beside, config_from_command_line, config_name
+
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, DataPrepConfig, PerSplitConfig, TokenizerConfig
-from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
 
 STAGE = Path(__file__).parent
 DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
-# Names that stand for tokenizers which come with the recipe, wherever it is installed.
-TOKENIZERS = {"nano3-tiny": STAGE.parent / "tokenizers" / "tiny"}
 
 
 @dataclass
@@ -78,7 +76,7 @@ def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
     from nemotron_kit.data_prep.ranks import ranks_here
     from nemotron_kit.train_script import init_wandb_from_env
 
-    cfg = cfg if cfg is not None else _config_from_command_line()
+    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, PretrainDataPrepConfig, preflight)
     ranks = ranks_here()
     leads = ranks is None or ranks.leads
     if leads:
@@ -105,7 +103,7 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
     block = cfg.tokenizer
     model = block.model or cfg.tokenizer_model
     return DataPrepConfig(
-        blend_path=_beside_script(cfg.blend_path),
+        blend_path=beside(STAGE, cfg.blend_path),
         output_dir=Path(cfg.output_dir),
         num_shards=cfg.num_shards,
         shard_size=cfg.shard_size,
@@ -122,36 +120,8 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
         sample=cfg.sample,
         num_workers=cfg.num_workers,
         force=cfg.force,
-        artifact_name=f"PretrainBlendsArtifact-{_config_name(cfg)}",
+        artifact_name=f"PretrainBlendsArtifact-{config_name(cfg.config_name)}",
     )
-
-
-def _beside_script(path: Path) -> Path:
-    given = Path(path).expanduser()
-    return next((place for place in (given, STAGE / given) if place.is_file()), given)
-
-
-def _config_name(cfg: PretrainDataPrepConfig) -> str:
-    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
-
-
-def _config_from_command_line() -> PretrainDataPrepConfig:
-    from nemotron_kit.train_script import (
-        apply_hydra_overrides,
-        load_omegaconf_yaml,
-        omegaconf_to_dataclass,
-        parse_config_and_overrides,
-    )
-
-    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
-    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
-    cfg = omegaconf_to_dataclass(config, PretrainDataPrepConfig)
-    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
-        cfg.config_name = path.stem
-    problems = preflight(cfg, connect=True)
-    if problems:
-        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
-    return cfg
 
 
 if __name__ == "__main__":

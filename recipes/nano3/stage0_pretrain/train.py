@@ -25,7 +25,7 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     """Train and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
     prints."""
-    from nemotron.recipes.nano3.training_stage import config_from_command_line, model_artifact, publish, start_tracking
+    from nemotron.recipes.nano3.stage_script import config_from_command_line, model_artifact, publish, start_tracking
 
     from nemotron_kit.training import pretrain
     from nemotron_kit.training.processes import rank
@@ -33,7 +33,7 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, PretrainConfig)
     _refuse_what_cant_fit(cfg)
     if rank() == 0:
-        start_tracking(cfg.logger)
+        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
     artifact = model_artifact(pretrain(cfg), cfg.seq_length)
     if rank() == 0:
         publish(artifact, "ModelArtifact-pretrain")

@@ -8,11 +8,12 @@ whole.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nemotron.recipes.nano3.stage_script import TOKENIZERS, beside, config_from_command_line, config_name
 
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, SftPrepConfig, TokenizerConfig
 from nemotron_kit.errors import UserError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 STAGE = Path(__file__).parent
 DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
-# Names that stand for tokenizers which come with the recipe, wherever it is installed.
-TOKENIZERS = {"nano3-tiny": STAGE.parent / "tokenizers" / "tiny"}
 
 
 @dataclass
@@ -94,7 +93,7 @@ def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
     from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
     from nemotron_kit.train_script import init_wandb_from_env
 
-    cfg = cfg if cfg is not None else _config_from_command_line()
+    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTDataPrepConfig, preflight)
     ranks = ranks_here()
     leads = ranks is None or ranks.leads
     if leads:
@@ -129,7 +128,7 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     if cfg.num_actors is not None and cfg.num_workers is not None and cfg.num_actors != cfg.num_workers:
         raise UserError(f"num_workers={cfg.num_workers} and num_actors={cfg.num_actors} are two names of one setting.")
     return SftPrepConfig(
-        blend_path=_beside_script(cfg.blend_path),
+        blend_path=beside(STAGE, cfg.blend_path),
         output_dir=Path(cfg.output_dir),
         num_shards=cfg.num_shards,
         shard_size=cfg.shard_size,
@@ -154,40 +153,12 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
         sample=cfg.sample,
         num_workers=cfg.num_actors if cfg.num_workers is None else cfg.num_workers,
         force=cfg.force,
-        artifact_name=f"SFTDataArtifact-{_config_name(cfg)}",
+        artifact_name=f"SFTDataArtifact-{config_name(cfg.config_name)}",
     )
-
-
-def _beside_script(path: Path) -> Path:
-    given = Path(path).expanduser()
-    return next((place for place in (given, STAGE / given) if place.is_file()), given)
 
 
 def _template(given: str) -> str:
-    return str(_beside_script(Path(given))) if given.endswith(".jinja") else given
-
-
-def _config_name(cfg: SFTDataPrepConfig) -> str:
-    return cfg.config_name or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
-
-
-def _config_from_command_line() -> SFTDataPrepConfig:
-    from nemotron_kit.train_script import (
-        apply_hydra_overrides,
-        load_omegaconf_yaml,
-        omegaconf_to_dataclass,
-        parse_config_and_overrides,
-    )
-
-    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
-    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
-    cfg = omegaconf_to_dataclass(config, SFTDataPrepConfig)
-    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
-        cfg.config_name = path.stem
-    problems = preflight(cfg, connect=True)
-    if problems:
-        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
-    return cfg
+    return str(beside(STAGE, Path(given))) if given.endswith(".jinja") else given
 
 
 if __name__ == "__main__":

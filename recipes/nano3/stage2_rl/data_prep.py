@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemotron.recipes.nano3.stage_script import beside, config_from_command_line
+
 from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
 
@@ -52,7 +54,7 @@ def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
     from nemotron_kit.data_prep.rl import prepare_rl
     from nemotron_kit.train_script import init_wandb_from_env
 
-    cfg = cfg if cfg is not None else _config_from_command_line()
+    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, RLDataPrepConfig, preflight)
     init_wandb_from_env()
     artifact = prepare_rl(settings(cfg))
     print_step_complete(data=artifact)
@@ -78,9 +80,8 @@ def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> lis
 
 def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
     """The recipe's config as what `prepare_rl` takes."""
-    given = Path(cfg.blend_path).expanduser()
     return RLPrepConfig(
-        blend_path=next((place for place in (given, STAGE / given) if place.is_file()), given),
+        blend_path=beside(STAGE, cfg.blend_path),
         output_dir=Path(cfg.output_dir),
         train_ratio=cfg.train_ratio,
         valid_ratio=cfg.valid_ratio,
@@ -90,23 +91,6 @@ def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
         force=cfg.force,
         artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",
     )
-
-
-def _config_from_command_line() -> RLDataPrepConfig:
-    from nemotron_kit.train_script import (
-        apply_hydra_overrides,
-        load_omegaconf_yaml,
-        omegaconf_to_dataclass,
-        parse_config_and_overrides,
-    )
-
-    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
-    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
-    cfg = omegaconf_to_dataclass(config, RLDataPrepConfig)
-    problems = preflight(cfg, connect=True)
-    if problems:
-        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
-    return cfg
 
 
 if __name__ == "__main__":

@@ -131,27 +131,18 @@ def _job_inputs() -> dict[str, Pin]:
 
 
 def _from_command_line() -> tuple[EvalConfig, Mapping[str, Pin]]:
+    from nemotron.recipes.nano3.stage_script import raw_from_command_line
     from omegaconf import OmegaConf
 
     from nemotron_kit.artifacts import Reference, open_registry, record_input
-    from nemotron_kit.train_script import (
-        apply_hydra_overrides,
-        load_omegaconf_yaml,
-        omegaconf_to_dataclass,
-        parse_config_and_overrides,
-    )
 
-    path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
-    config = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    config, cfg = raw_from_command_line(DEFAULT_CONFIG, EvalConfig)
     inputs = _job_inputs()
     for slot in ("data", "tasks"):
         named = OmegaConf.select(config, f"run.{slot}")
         if slot not in inputs and named:
             inputs[slot] = open_registry().resolve(Reference.parse(str(named)))
             record_input(inputs[slot])
-    cfg = omegaconf_to_dataclass(config, EvalConfig)
-    if cfg.config_name is None and "NEMO_RUN_DIR" not in os.environ:  # a job's config file is always called config
-        cfg.config_name = path.stem
     return cfg, inputs
 
 
@@ -205,6 +196,8 @@ def _address(model: Path) -> str:
 
 
 def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> EvalArtifact:
+    from nemotron.recipes.nano3.stage_script import config_name
+
     from nemotron_kit.artifacts import EvalArtifact
     from nemotron_kit.files import write_json
 
@@ -212,7 +205,7 @@ def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> Eva
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"model": model, "results": found}, mode=0o666)
     artifact = EvalArtifact(path=folder, results=found, tasks=list(found), model=model)
-    artifact.save(name=f"EvalArtifact-{cfg.config_name or os.environ.get('NEMOTRON_CONFIG_NAME') or 'default'}")
+    artifact.save(name=f"EvalArtifact-{config_name(cfg.config_name)}")
     return artifact
 
 

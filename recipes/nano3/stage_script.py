@@ -1,0 +1,97 @@
+"""What the stages' scripts have in common: their config from a command line, files beside them, tracking, the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from omegaconf import DictConfig
+
+    from nemotron_kit.artifacts import ModelArtifact
+    from nemotron_kit.training import TrainingOutcome
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+# Names that stand for tokenizers which come with the recipe, wherever it is installed.
+TOKENIZERS = {"nano3-tiny": Path(__file__).parent / "tokenizers" / "tiny"}
+
+
+def config_from_command_line(
+    default: Path, kind: type[Config], preflight: Callable[..., list[str]] | None = None
+) -> Config:
+    """The config of a stage's script: `--config FILE` (else `default`) with the overrides that follow. A `config_name`
+    that is not set is the file's. Raises UserError for what `preflight(config, connect=True)` finds."""
+    return raw_from_command_line(default, kind, preflight)[1]
+
+
+def raw_from_command_line(
+    default: Path, kind: type[Config], preflight: Callable[..., list[str]] | None = None
+) -> tuple[DictConfig, Config]:
+    """The same, and what it was made from: the file's own values (its `run` section among them) with the overrides."""
+    from nemotron_kit.config.schema import contradictions
+    from nemotron_kit.errors import UserError
+    from nemotron_kit.train_script import (
+        apply_hydra_overrides,
+        load_omegaconf_yaml,
+        omegaconf_to_dataclass,
+        parse_config_and_overrides,
+    )
+
+    path, overrides = parse_config_and_overrides(default)
+    raw = apply_hydra_overrides(load_omegaconf_yaml(path), overrides)
+    config = omegaconf_to_dataclass(raw, kind)
+    for problem in contradictions(overrides, asdict(config), kind):
+        raise UserError(problem)
+    # A job's config file is always called config.
+    if getattr(config, "config_name", "") is None and "NEMO_RUN_DIR" not in os.environ:
+        config.config_name = path.stem
+    problems = preflight(config, connect=True) if preflight is not None else []
+    if problems:
+        raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return raw, config
+
+
+def config_name(given: str | None) -> str:
+    """The ending of a data artifact's name: as given, else that of the launch's config."""
+    return given or os.environ.get("NEMOTRON_CONFIG_NAME") or "default"
+
+
+def beside(stage: Path, path: Path) -> Path:
+    """A file of the working folder, else of the stage's own; as it is where there is neither."""
+    given = Path(path).expanduser()
+    return next((place for place in (given, stage / given) if place.is_file()), given)
+
+
+def start_tracking(project: str | None, entity: str | None) -> None:
+    """Open a W&B run if the launcher, the environment or the logger block (`project`, `entity`) asks for one."""
+    from nemotron_kit.train_script import init_wandb_from_env
+
+    for name, value in (("WANDB_PROJECT", project), ("WANDB_ENTITY", entity)):
+        if value:
+            os.environ.setdefault(name, str(value))
+    init_wandb_from_env()
+
+
+def model_artifact(outcome: TrainingOutcome, seq_length: int) -> ModelArtifact:
+    """The model as an artifact; its loss is the held-out one where there is a valid split."""
+    from nemotron_kit.artifacts import ModelArtifact
+
+    loss = outcome.loss if outcome.valid_loss is None else outcome.valid_loss
+    metadata: dict[str, Any] = {"train_loss": outcome.loss, "tokens": outcome.tokens, "seq_length": seq_length}
+    if outcome.changes:
+        metadata["changes"] = list(outcome.changes)
+    return ModelArtifact(path=outcome.path, step=outcome.step, loss=loss, metadata=metadata)
+
+
+def publish(artifact: ModelArtifact, name: str) -> None:
+    """Register the model, and tell the next step where it is."""
+    from nemotron_kit.artifacts import print_step_complete
+
+    artifact.save(name=name)
+    print_step_complete(model=artifact)
