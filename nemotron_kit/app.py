@@ -41,8 +41,27 @@ class ArtifactInput:
     optional: bool = False
 
 
+class _Leaf:
+    """What its place in the tree calls a command or a pipeline. `path` is its names from the recipe on."""
+
+    path: tuple[str, ...]
+
+    @property
+    def recipe(self) -> str:
+        return self.path[0]
+
+    @property
+    def stage(self) -> str:
+        """The names below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
+        return "/".join(self.path[1:])
+
+    @property
+    def full_name(self) -> str:
+        return " ".join(self.path)
+
+
 @dataclass
-class Command:
+class Command(_Leaf):
     """One leaf of the tree. `path` is its names from the recipe on: ("nano3", "data", "prep", "pretrain")."""
 
     path: tuple[str, ...]
@@ -59,19 +78,6 @@ class Command:
     targets: tuple[str, ...] = ()
     interactive: bool = False
     resources: str | None = None
-
-    @property
-    def recipe(self) -> str:
-        return self.path[0]
-
-    @property
-    def stage(self) -> str:
-        """The names below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
-        return "/".join(self.path[1:])
-
-    @property
-    def full_name(self) -> str:
-        return " ".join(self.path)
 
     def load_config_cls(self) -> type:
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
@@ -128,25 +134,12 @@ _CONFIG = "{config}"
 
 
 @dataclass
-class Pipeline:
+class Pipeline(_Leaf):
     """Commands of one recipe, run in the order of their artifacts. `path` is its names from the recipe on."""
 
     path: tuple[str, ...]
     stages: tuple[Command, ...]
     description: str = ""
-
-    @property
-    def recipe(self) -> str:
-        return self.path[0]
-
-    @property
-    def stage(self) -> str:
-        """As a command's: what Hydra's `stage=` names."""
-        return "/".join(self.path[1:])
-
-    @property
-    def full_name(self) -> str:
-        return " ".join(self.path)
 
     def makers(self, stage: Command) -> dict[str, Command]:
         """Slot → the stage that, as declared, saves what `stage` reads there; a slot that none fills is left out."""
