@@ -56,6 +56,7 @@ PLAN_SHAPE: dict[str, Any] = {
     "dependency": [(str, int)],
     "attempt": int,
     "part_of": str,
+    "direction": str,
     "stages": [str],
 }
 # The kind of a run that has no jobs of its own: its stages are runs.

@@ -52,7 +52,8 @@ class Plan:
     holds their jobs' numbers where the scheduler waits for them, `wait_first` those that this machine waits for before
     it submits the job. `attempt` counts a job that goes on (`runs resume`), `rerun_of` names the run that a new one
     repeats, `code` is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's
-    jobs are not `alone`: they share a script. `part_of` names the pipeline's run of which it is a stage.
+    jobs are not `alone`: they share a script. `direction` is its
+    sweeper's (`maximize`). `part_of` names the pipeline's run of which it is a stage.
     """
 
     run_id: str
@@ -94,6 +95,7 @@ class Plan:
     kind: str | None = None
     launcher: Mapping[str, Any] | None = None
     part_of: str | None = None
+    direction: str | None = None
     alone: bool = True
 
     @property
@@ -136,6 +138,7 @@ class Plan:
             "kind": self.kind,
             "launcher": self.launcher,
             "part_of": self.part_of,
+            "direction": self.direction,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -218,7 +221,7 @@ class Plan:
 # Fields of a plan that its record holds as they are, and those that are lists there.
 _AS_THEY_ARE = (
     *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
-    *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher", "part_of"),
+    *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher", "part_of", "direction"),
 )
 _LISTS = ("launch_command", "secrets", "notes", "mounts", "repositories", "after", "wait_first")
 _NOTHING: dict[str, Any] = {

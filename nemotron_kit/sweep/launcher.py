@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
@@ -52,6 +53,10 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
     plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
+    # Which returned value is the best, for Optuna's sweeper and its like; a recipe's jobs have Hydra's own files.
+    direction = OmegaConf.select(config, "hydra.sweeper.direction")
+    if direction is not None:
+        plan["direction"] = str(getattr(direction, "name", direction))
     return create_run(new_run_id(name, ""), plan, [])
 
 

@@ -20,6 +20,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import Measured, less_is_better, measured
+from nemotron_kit.spec.plan import Plan
 
 VALUE = "value"
 _MAIN = 4
@@ -133,10 +134,10 @@ def _split(override: str) -> tuple[str, str]:
     return key.lstrip("+"), value if equals else override
 
 
-def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, folder: Path | None = None) -> SweepTable:
+def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, maximize: bool = False) -> SweepTable:
     """`results` sorted by `sort` (a metric, or "value"), else by the objective: what was returned, else the first loss.
     Jobs without it come last, by number. The least value is the best where the metric's name says so, and of a returned
-    value unless the sweeper of job folder `folder` maximizes."""
+    value unless its sweeper is to `maximize` it."""
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
     if sort is not None and sort not in names and not (sort == VALUE and returned):
@@ -148,7 +149,7 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, folder
     chosen = sort or (VALUE if returned else next((name for name in names if "loss" in name.lower()), None))
     if chosen is None:
         return SweepTable(sorted(results, key=lambda job: job.number), None, less=True)
-    less = less_is_better(chosen) if chosen in names else not _maximizes(folder)
+    less = less_is_better(chosen) if chosen in names else not maximize
 
     def place(job: JobResult) -> tuple[bool, float, int]:
         number = job.number_of(chosen)
@@ -157,11 +158,13 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, folder
     return SweepTable(sorted(results, key=place), chosen, less)
 
 
-def _maximizes(folder: Path | None) -> bool:
-    if folder is None:
-        return False
+def maximizes(plan: Plan | None, job: Path) -> bool:
+    """Whether a sweep's sweeper looks for the greatest value: by its plan on record, else by the Hydra config in the
+    folder of one of its jobs, which a recipe's have."""
+    if plan is not None and plan.direction is not None:
+        return plan.direction == "maximize"
     try:
-        text = read_regular(folder / ".hydra" / "hydra.yaml").decode("utf-8", "replace")
+        text = read_regular(job / ".hydra" / "hydra.yaml").decode("utf-8", "replace")
     except OSError:
         return False
     return re.search(r"^\s+direction:\s*maximize\s*$", text, re.MULTILINE) is not None

@@ -104,6 +104,14 @@ def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(capsy
     }
 
 
+def test_a_programs_sweep_has_its_sweepers_direction_on_record(capsys) -> None:
+    run = sweep(*({"overrides": [f"x={n}"], "end": {"code": 0, "value": 5.0 - n}} for n in (0, 1)))
+    for direction, order in (("minimize", "10"), ("maximize", "01")):
+        (run.path / "plan.json").write_text(json.dumps({**run.plan(), "direction": direction}))
+        rows = csv.DictReader(io.StringIO(said(capsys, "show", run.id, "--csv")))
+        assert [row["job"] for row in rows] == list(order)
+
+
 def test_json_has_value_last_and_best(capsys) -> None:
     run = sweep(*LOSSES)
     found = json.loads(said(capsys, "show", run.id, "--json"))
