@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,23 @@ def until(
             return found
         time.sleep(every)
     raise AssertionError(f"not within {timeout:.0f} s {why()}")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own $NEMOTRON_HOME; the folder is not there yet."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("NEMOTRON_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def project(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's folder, with a home in it, as the working folder; its env.toml names one profile, `here`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    (tmp_path / "env.toml").write_text('[here]\nexecutor = "local"\n')
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -41,11 +41,9 @@ def docker() -> Docker:
 
 
 @pytest.fixture
-def cluster_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cluster_home(home: Path) -> Path:
     """A fresh NEMOTRON_HOME that n1 and n2 see at the same path."""
-    home = tmp_path / "nemotron-home"
     home.mkdir(mode=0o700)
-    monkeypatch.setenv("NEMOTRON_HOME", str(home))
     return home
 
 

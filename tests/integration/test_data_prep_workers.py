@@ -152,7 +152,7 @@ def test_a_full_disk_is_one_error_and_the_rest_is_kept(blend: Path, expected: di
 
 
 def test_datatroves_local_executor_gives_the_same_bytes(
-    blend: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blend: Path, expected: dict[str, str], home: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("datatrove")
     from datatrove.executor import LocalPipelineExecutor
@@ -160,7 +160,6 @@ def test_datatroves_local_executor_gives_the_same_bytes(
     from nemotron_kit.data_prep import DataPrepConfig, freeze_plan, run_data_prep
     from nemotron_kit.data_prep.datatrove_step import MegatronShards
 
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     config = DataPrepConfig(
         blend_path=blend, output_dir=tmp_path / "out", num_shards=5, num_workers=1, tokenizer_model=str(TOKENIZER)
     )

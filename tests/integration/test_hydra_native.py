@@ -32,9 +32,8 @@ CONFIG = "seed: 0\nrun: {data: 'Words:latest'}\nfolder: ${art:data}\nsize: ${art
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(home: Path, tmp_path: Path) -> Path:
     """A folder with the program, and two versions of the artifact that its config refers to."""
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "app.yaml").write_text(CONFIG)
     for version in (0, 1):

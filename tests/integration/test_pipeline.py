@@ -114,8 +114,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[World]:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def world(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[World]:
     monkeypatch.chdir(tmp_path)
     code = tmp_path / "code"
     (code / "config").mkdir(parents=True)

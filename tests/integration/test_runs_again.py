@@ -64,18 +64,17 @@ NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; co
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def app(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "app"
     (folder / "config").mkdir(parents=True)
     (folder / "again.py").write_text(APP)
     (folder / "config" / "default.yaml").write_text("text: from the file\n")
     (folder / "env.toml").write_text('[L]\nexecutor = "local"\n')
     (folder / "pyproject.toml").touch()
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SHELL", "/bin/sh")
     for name in ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "NEMOTRON_ENV_FILE"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path / "home"
+    return folder
 
 
 def process(command: list[str], cwd: Path, stdin: str = "", code: int = 0) -> tuple[str, str]:

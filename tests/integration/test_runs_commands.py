@@ -24,12 +24,7 @@ NEMOTRON = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import
 EVIL = b"\x1b[31mred\x1b[0m \x1b]0;owned\x07\xff end\n"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pyproject.toml").touch()
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def nemotron(*words: str, code: int = 0) -> str:

@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.ledger import list_runs, open_run
@@ -30,8 +28,7 @@ while True:
 """
 
 
-def test_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def test_killed_at_random_moments(home: Path) -> None:
     acknowledged: list[str] = []
     for seed in range(15):
         launcher = subprocess.Popen([sys.executable, "-c", LAUNCHES], stdout=subprocess.PIPE, text=True)

@@ -19,17 +19,15 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in VARIABLES.split():
         monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "home"
     work = tmp_path / "work"
     work.mkdir()
-    monkeypatch.setenv("NEMOTRON_HOME", str(folder))
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # nobody cuts the power; calls of it are counted all the same
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.chdir(work)
-    yield folder
+    yield
     tracking.reset()
     lineage.forget_inputs()
 

@@ -78,14 +78,13 @@ def test_an_index_names_files_that_are_there(tmp_path: Path) -> None:
         check_weights(tmp_path)
 
 
-def test_a_damaged_model_is_not_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def test_a_damaged_model_is_not_registered(home: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     whole = write(tmp_path / "m/model.safetensors")
     (tmp_path / "m/model.safetensors").write_bytes(whole[:-1])
     with pytest.raises(UserError, match="cut off or damaged"):
         ModelArtifact(path=tmp_path / "m", step=1).save(name="M")
-    assert not (tmp_path / "home").exists() and not (tmp_path / "m/metadata.json").exists()
+    assert not home.exists() and not (tmp_path / "m/metadata.json").exists()
     Artifact(path=tmp_path / "m").save(name="Anything")  # an artifact that says nothing of weights
     (tmp_path / "m/model.safetensors").write_bytes(whole)
     model = ModelArtifact(path=tmp_path / "m", step=1)

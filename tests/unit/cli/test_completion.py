@@ -19,15 +19,13 @@ from nemotron_kit.runs import job
 
 
 @pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
-    (tmp_path / "env.toml").write_text("[CLUSTER]\nexecutor = 'slurm'\n[wandb]\nproject = 'x'\n")
+def known(home: Path, project: Path) -> None:
+    (project / "env.toml").write_text("[CLUSTER]\nexecutor = 'slurm'\n[wandb]\nproject = 'x'\n")
     for run in ("run-a", "run-b"):
-        (tmp_path / "runs" / run).mkdir(parents=True)
+        (home / "runs" / run).mkdir(parents=True)
     for place in ("Blend-default/v0", "Blend-default/v1", "Blend-default/aliases", "Other/v0", ".registry"):
-        (tmp_path / "artifacts" / place).mkdir(parents=True)
-    (tmp_path / "artifacts" / "Blend-default" / "aliases" / "best").write_text("{}")
+        (home / "artifacts" / place).mkdir(parents=True)
+    (home / "artifacts" / "Blend-default" / "aliases" / "best").write_text("{}")
 
 
 def _offered(index: Index, line: str) -> list[str]:

@@ -12,9 +12,8 @@ from nemotron_kit.cli import index
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
     inner = tmp_path / "project" / "a" / "b"
     inner.mkdir(parents=True)

@@ -104,10 +104,9 @@ def test_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.Da
         assert (found.root, found.broken) == (ROOT, {"lost": "why"})
 
 
-def test_a_job_reads_and_writes_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def test_a_job_reads_and_writes_no_cache(home: Path) -> None:
     assert "nano3" in live(discover()).root["children"]
-    assert not (tmp_path / "home").exists()
+    assert not home.exists()
 
 
 def test_each_home_and_env_file_has_its_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

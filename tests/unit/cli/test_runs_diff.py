@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +29,7 @@ def make(config: str, *, jobs: int = 1, pin: dict[str, Any] | None = None, **pla
     return create_run(run_id, {"recipe": "nano3", "stage": "pretrain", "place": place, **plan}, [files] * jobs)
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def diff(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +16,7 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord, process_facts
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def sweep(logs: dict[int, bytes], ended: dict[int, int], executor: str = "local") -> RunFolder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,7 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 PLAN = {"recipe": "demo", "stage": "go", "executor": "local", "kind": "sweep", "place": {"run": "/r"}}
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def sweep(*jobs: dict[str, Any], hydra: str = "") -> RunFolder:

@@ -49,8 +49,7 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def world(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
     world = World(tmp_path)
     monkeypatch.chdir(world.project / "sub")

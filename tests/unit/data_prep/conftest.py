@@ -15,8 +15,8 @@ TOKENIZER = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "ti
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def own_home(home: Path) -> Path:
+    return home
 
 
 @pytest.fixture

@@ -170,13 +170,12 @@ def test_a_stopped_run_goes_on_with_the_files_it_had(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".parts-*/.*"))
 
 
-def test_manifest_artifact_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_artifact_round_trip(home: Path, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     from nemotron_kit.artifacts import SplitJsonlDataArtifact
     from nemotron_kit.config.resolvers import register_resolvers
 
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     write_rows(tmp_path / "rows.jsonl", [row(f"prompt {n}") for n in range(10)])
     made = prepared(tmp_path, "rows.jsonl", artifact_name="SplitJsonlDataArtifact-here")
     assert SplitJsonlDataArtifact.load(tmp_path / "out").test == made.test_path

@@ -22,12 +22,11 @@ from nemotron_kit.spec.runconfig import RunConfig
     ],
 )
 def test_a_pending_job_without_a_container(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_age: float | None, state: str, says: str
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_age: float | None, state: str, says: str
 ) -> None:
     (tmp_path / "docker").write_text("#!/bin/sh\necho 'Error: No such container' >&2\nexit 1\n")
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     run = create_run("20260102-030405-work-speak-abc123", {"executor": "docker"}, [{"job.json": "{}"}])
     if log_age is not None:
         run.job().open_log("worker").close()

@@ -30,13 +30,13 @@ def test_a_sites_profile_as_the_page_shows_it(
     name: str,
     fields: str,
     lines: str,
+    home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
     (tmp_path / "env.toml").write_text(f"[{name}]\n{fields}")
     app = App("demo")

@@ -381,9 +381,10 @@ def test_no_module_or_environment_is_an_option(fields: dict[str, Any]) -> None:
         check_value(name, value, name)
 
 
-def test_condas_python_runs_the_job_unless_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_condas_python_runs_the_job_unless_another_is_named(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     found = executor_for(config(conda="e")).paths("20260101-000000-a-b-abcdef", 0)
     assert found.python == "python3" and found.package
     assert executor_for(config(conda="e", python="/p")).paths("20260101-000000-a-b-abcdef", 0).python == "/p"

@@ -82,26 +82,20 @@ def problems(folder: Path, value: str, profile: str) -> tuple[str, ...]:
     ],
 )
 def test_a_secret_that_the_job_would_look_for_in_vain(
-    value: str, profile: str, exported: bool, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: str, profile: str, exported: bool, said: str | None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("HUB_KEY", raising=False)
     if exported:
         monkeypatch.setenv("HUB_KEY", "x")
-    found = problems(tmp_path, value, profile)
+    found = problems(project, value, profile)
     assert any(said in problem for problem in found) if said else not any("HUB_KEY" in problem for problem in found)
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(project: Path) -> Path:
     """A registered artifact, `D:v0`, in whose registry a job of this file system looks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    (tmp_path / "env.toml").write_text(PROFILES)
-    folder = tmp_path / "d"
+    (project / "env.toml").write_text(PROFILES)
+    folder = project / "d"
     folder.mkdir()
     Artifact(path=folder, metadata={"rows": 7}).save(name="D")
     return folder

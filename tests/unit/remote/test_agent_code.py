@@ -90,8 +90,7 @@ def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
         LocalTransport().call("has_code", root=str(tmp_path), digest=digest)
 
 
-def test_a_run_keeps_the_code_that_it_was_launched_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def test_a_run_keeps_the_code_that_it_was_launched_with(home: Path, tmp_path: Path) -> None:
     source, run = tmp_path / "source", tmp_path / "root" / "runs" / "r"
     for folder in (source, run):
         folder.mkdir(parents=True)
@@ -132,9 +131,8 @@ def test_what_a_job_wrote_into_its_copy(tmp_path: Path) -> None:
     assert (len(found["files"]), found["more"]) == (100, 102)
 
 
-def test_what_a_job_has_registered_does_not_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_job_has_registered_does_not_count_as_written(home: Path) -> None:
     """150 files of a version, of which a record names 100 at most, in a record of now and in an older one."""
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     run = create_run(new_run_id("r", "go"), {"recipe": "r", "stage": "go"}, [{"config.yaml": "a: 1\n"}])
     (job,) = run.jobs()
     code = job.path / "code"

@@ -170,8 +170,9 @@ def test_without_git_environments_and_records_stay(tmp_path: Path, monkeypatch: 
     assert set(contents(take_snapshot(tree(root, in_git=False)).archive)) == {"src/a.py"}
 
 
-def test_artifacts_are_named_and_not_copied(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+def test_artifacts_are_named_and_not_copied(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     from nemotron_kit.artifacts import Artifact
 

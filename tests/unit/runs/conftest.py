@@ -16,9 +16,8 @@ MakeRun = Callable[..., RunFolder]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+def ledger(home: Path) -> Path:
+    return home / "runs"
 
 
 @pytest.fixture

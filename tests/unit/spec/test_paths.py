@@ -31,14 +31,13 @@ SSH = {"executor": "slurm", "tunnel": "ssh", "host": "far", "user": "me", "remot
 
 
 @pytest.fixture
-def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def launch(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A launch from the folder `sub` of a repository."""
     folder = tmp_path / "project" / "sub"
     folder.mkdir(parents=True)
     (tmp_path / "project" / ".git").mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PWD", str(folder))
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
     return folder
 
 

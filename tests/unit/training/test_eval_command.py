@@ -22,11 +22,7 @@ from ...shards import write_shard
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
-    (tmp_path / "env.toml").write_text("")
+def no_inputs(project: Path) -> Iterator[None]:
     forget_inputs()
     yield
     forget_inputs()

@@ -17,13 +17,7 @@ from nemotron_kit.training.generate import Sampling, Speaker
 Script = Callable[..., list[str]]
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
-    (tmp_path / "env.toml").write_text('[here]\nexecutor = "local"\n')
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("project")
 
 
 @pytest.fixture

@@ -25,13 +25,9 @@ TOKEN = "hf_aTokenThatMayWrite"  # noqa: S105 - nobody's
 
 
 @pytest.fixture(autouse=True)
-def model(chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def model(chat_model: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """`ModelArtifact-rl:v0`, made from `ModelArtifact-pretrain:v0`, which was made from data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    (tmp_path / "env.toml").write_text("")
     (tmp_path / "data").mkdir()
     sources: Any = ["cpython://topics", f"file://{tmp_path}/secret/texts.jsonl"]
     PretrainBlendsArtifact(path=tmp_path / "data", source_datasets=sources).save(name="Data")
