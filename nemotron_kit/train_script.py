@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nemotron_kit import artifacts
 from nemotron_kit.artifacts.pipe import pins_from_step
 from nemotron_kit.config.config_files import keep_text_spelling, load_with_spelling, with_wandb
 from nemotron_kit.config.convert import means_text, to_dataclass
@@ -109,11 +110,9 @@ def init_wandb_from_env() -> Any:
     project = os.environ.get("WANDB_PROJECT") or _wandb.get("project")
     if not project:
         return None
-    from nemotron_kit.artifacts import WandbConfig, init_wandb_if_configured
-
     tags = tuple(t for t in os.environ.get("WANDB_TAGS", "").split(",") if t) or _wandb.get("tags") or ()
-    return init_wandb_if_configured(
-        WandbConfig(
+    return artifacts.init_wandb_if_configured(
+        artifacts.WandbConfig(
             project=project,
             entity=os.environ.get("WANDB_ENTITY") or _wandb.get("entity"),
             run_name=os.environ.get("WANDB_NAME") or _wandb.get("run_name"),

@@ -14,6 +14,7 @@ from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.artifacts.store import Draft
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.files import plain
 
@@ -144,6 +145,14 @@ class Artifact(BaseModel):
     def to_json(self) -> str:
         """One line of JSON by which another step finds it."""
         return saving.to_json(self)
+
+    def _document(self) -> dict[str, Any]:
+        """The content of its metadata.json, for trackers."""
+        return saving.document_of(self)
+
+    def _draft(self, name: str) -> Draft:
+        """The version that it would become under `name`."""
+        return saving.draft_of(self, name)
 
     def __str__(self) -> str:
         return self.to_json()

@@ -191,12 +191,12 @@ def parse_override(
     text: str,
     default: str | Reference | None = None,
     *,
-    aliases: Callable[[str], Collection[str]] | None = None,
+    aliases: Callable[[str], Collection[str]] = lambda _: (),
 ) -> Reference:
     """`v10`, `10`, `:prod` and `@1f00` are relative to the default's name; anything with a name or a path stands alone.
 
     A bare word is an alias of the default's name if it has one of that name, else a name of its own. `aliases(name)`
-    lists a name's aliases; left out, the local registry is asked.
+    lists a name's aliases besides `latest`, as `open_registry().aliases` does.
     """
     base = Reference.parse(default) if isinstance(default, str) else default
     word = text.strip() if isinstance(text, str) else text
@@ -205,10 +205,9 @@ def parse_override(
     version = VERSION.match(word)
     if version or word.startswith((":", "@")):
         return _relative(Reference.parse(f"x{word}" if not version else f"x:v{version[1]}"), base, text)
-    if base is not None and base.name and not set(word) & set(":@/"):
-        known = aliases or _local_aliases
-        if word == LATEST or word in known(base.slug):
-            return _relative(Reference.parse(f"x:{word}"), base, text)
+    bare = not set(word) & set(":@/")
+    if bare and base is not None and base.name and (word == LATEST or word in aliases(base.slug)):
+        return _relative(Reference.parse(f"x:{word}"), base, text)
     return Reference.parse(word)
 
 
@@ -218,12 +217,6 @@ def _relative(part: Reference, base: Reference | None, text: str) -> Reference:
             f"{text!r} names a version but no artifact.", hint=f"Write it whole, as in Name{part.selector}."
         )
     return replace(base, version=part.version, alias=part.alias, digest=part.digest, run=part.run)
-
-
-def _local_aliases(name: str) -> Collection[str]:
-    from nemotron_kit.artifacts.registry import open_registry
-
-    return open_registry().aliases(name)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from nemotron_kit.artifacts.commit import commit, describe_versions, require_registered, require_unchanged
+from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
 from nemotron_kit.artifacts.metadata import absolute, folder_of, path_pin, read_document
 from nemotron_kit.artifacts.reference import (
     LATEST,
@@ -21,6 +21,7 @@ from nemotron_kit.artifacts.reference import (
     check_slug,
     registry_name,
 )
+from nemotron_kit.artifacts.repair import DamageFinding, findings
 from nemotron_kit.artifacts.store import (
     KINDS,
     MODES,
@@ -36,9 +37,6 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import DAY_S
 from nemotron_kit.home import nemotron_home
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts.repair import DamageFinding
 
 
 def find_version(store: Store, ref: Reference) -> int:
@@ -171,9 +169,6 @@ class LocalRegistry(Store):
 
     def note_run(self, pin: Pin, run: str) -> None:
         """Have `Name@run:RUN` stand for a version that another run saved: that run found nothing to do."""
-        from nemotron_kit.artifacts.commit import note_run
-        from nemotron_kit.artifacts.store import writing_to
-
         record = self.record_of(pin)
         with writing_to(self.root):
             note_run(self, record.name, run, record.version)
@@ -201,8 +196,6 @@ class LocalRegistry(Store):
 
     def mend(self, *, dry_run: bool = False) -> list[DamageFinding]:
         """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
-        from nemotron_kit.artifacts.repair import findings
-
         done: list[DamageFinding] = []
         with writing_to(self.root):
             while True:  # what is wrong with the versions is known once the registry's own record is whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,24 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri, tokenizer_to_uri
 from nemotron_kit.artifacts.registry import local_root, open_registry
-from nemotron_kit.artifacts.wandb import WandbTracker
+from nemotron_kit.artifacts.wandb import (
+    WandbConfig,
+    WandbTracker,
+    add_run_tags,
+    require_wandb,
+    start_run,
+    tracked,
+    wandb_config_from_env_file,
+    wandb_config_from_environ,
+)
 from nemotron_kit.errors import UserError, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
     from nemotron_kit.artifacts.registry import Registry
+
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -82,22 +96,14 @@ class FileTracker:
         self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
     ) -> dict[str, Any]:
         """Register the artifact under `name`; what `save(name)` has registered already is not registered again."""
-        from nemotron_kit.artifacts.saving import draft_of
-
         pin = artifact._pin
         if pin is None or pin.version is None or pin.registry != self.registry.uuid:
-            pin = self.registry.commit(draft_of(artifact, name))
+            pin = self.registry.commit(artifact._draft(name))
         return tracked(artifact, used_refs or used_artifacts, artifact_id=pin.label, run_id=self.get_run_id())
 
     def get_run_id(self) -> str | None:
         """$NEMOTRON_RUN_ID, else `local`."""
         return lineage.run_id() or "local"
-
-
-def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
-    """What `log_artifact` returns."""
-    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
-    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
 
 
 _tracker: LineageTracker = NoOpTracker()
@@ -170,6 +176,32 @@ def init(
     if _BACKENDS[backend] == "wandb":
         set_lineage_tracker(WandbTracker())
     _config = KitConfig(backend, folder, wandb_project, wandb_entity)
+
+
+def init_wandb_if_configured(
+    wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
+) -> None:
+    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) says so.
+
+    On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
+    trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
+    not installed.
+    """
+    config = wandb_config or wandb_config_from_environ() or wandb_config_from_env_file()
+    if config is None or not config.enabled or os.environ.get("RANK", "0") != "0":
+        return
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return
+    wandb = require_wandb()
+    known = get_config()
+    init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
+    if wandb.run is None:
+        start_run(wandb, config, job_type, [*config.tags, *(tags or [])])
+    elif tags:
+        try:
+            add_run_tags(tags)
+        except Exception as error:  # noqa: BLE001 — as in start_run
+            logger.warning("W&B does not take the tags %s: %s", ", ".join(tags), error)
 
 
 def get_config() -> KitConfig | None:

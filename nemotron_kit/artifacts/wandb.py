@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 
 
+def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
+    """What `log_artifact` returns."""
+    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
+    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
+
+
 def require_wandb() -> Any:
     """The wandb module; UserError that names the extra where it isn't installed."""
     try:
@@ -88,10 +94,7 @@ class WandbTracker:
         return self.wandb.run
 
     def _log(self, run: Any, artifact: Artifact, name: str, used: list[str]) -> dict[str, Any]:
-        from nemotron_kit.artifacts.saving import document_of
-        from nemotron_kit.artifacts.tracking import tracked
-
-        document = document_of(artifact)
+        document = artifact._document()
         pin = artifact._pin
         local = (
             {"local_version": pin.label, "sha256": pin.digest} if pin is not None and pin.version is not None else {}
@@ -265,34 +268,6 @@ def wandb_config_from_environ() -> WandbConfig | None:
     return WandbConfig(values["PROJECT"], values["ENTITY"], values["NAME"], tuple(tags), values["NOTES"])
 
 
-def init_wandb_if_configured(
-    wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
-) -> None:
-    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) says so.
-
-    On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
-    trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
-    not installed.
-    """
-    config = wandb_config or wandb_config_from_environ() or wandb_config_from_env_file()
-    if config is None or not config.enabled or os.environ.get("RANK", "0") != "0":
-        return
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return
-    from nemotron_kit.artifacts.tracking import get_config, init
-
-    wandb = require_wandb()
-    known = get_config()
-    init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
-    if wandb.run is None:
-        _start(wandb, config, job_type, [*config.tags, *(tags or [])])
-    elif tags:
-        try:
-            add_run_tags(tags)
-        except Exception as error:  # noqa: BLE001 — as in _start
-            logger.warning("W&B does not take the tags %s: %s", ", ".join(tags), error)
-
-
 def add_run_tags(tags: list[str]) -> None:
     """Add tags to the active W&B run; without one, nothing."""
     run = _active_run()
@@ -318,7 +293,8 @@ def _active_run() -> Any:
     return getattr(sys.modules.get("wandb"), "run", None)
 
 
-def _start(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -> None:
+def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -> None:
+    """Start a W&B run, offline where W&B can't be reached or has no key here; trouble with it is a warning."""
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() and _reachable() else "offline")
     folder = lineage.job_folder()
     arguments: dict[str, Any] = {

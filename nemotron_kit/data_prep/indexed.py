@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_kit.data_prep.plan import TEMPORARY
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir
 
 MAGIC = b"MMIDIDX\x00\x00"
 CODES = {"int32": 4, "int64": 5, "uint16": 8}
-TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)

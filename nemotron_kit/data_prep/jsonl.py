@@ -23,9 +23,9 @@ from nemotron_kit.data_prep.config import (
     PipelineConfig,
     parse_size,
 )
-from nemotron_kit.data_prep.indexed import TEMPORARY, HashedFile, WrittenShard, write_errors
+from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
 from nemotron_kit.data_prep.placeholders import rows_of_file
-from nemotron_kit.data_prep.plan import ALL
+from nemotron_kit.data_prep.plan import ALL, TEMPORARY
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.run import BLEND_FILE, check_packages

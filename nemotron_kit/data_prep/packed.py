@@ -15,7 +15,7 @@ from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, from_json, special_tokens, texts_of
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
 from nemotron_kit.data_prep.packing import PackedWriter
-from nemotron_kit.data_prep.plan import ChatSettings, ShardPlan
+from nemotron_kit.data_prep.plan import ChatSettings, ShardPlan, part_name
 from nemotron_kit.data_prep.shard import BATCH, SavedRecord, Tick, encoded, load_tokenizer, record_path, size_and_hash
 from nemotron_kit.errors import UserError
 
@@ -67,11 +67,6 @@ class PackedRecord(SavedRecord):
 
     def files(self, shard: str) -> dict[str, tuple[int, str]]:
         return {part_name(shard, split): part.file for split, part in self.splits.items() if part.file}
-
-
-def part_name(shard: str, split: str) -> str:
-    """The path of a shard's rows of one split, in the output folder."""
-    return f"{shard}.{split}.parquet"
 
 
 @dataclass

@@ -15,6 +15,7 @@ from nemotron_kit.files import read_regular, write_text
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
+TEMPORARY = ".tmp"  # the end of the name of a file that is being written
 # A shard of all splits, and the folder of such shards: its records go to a split one by one.
 ALL, MIXED = "all", "shards"
 PLAN_LIMIT = 1 << 30  # bytes: a source may have millions of files
@@ -222,3 +223,8 @@ def _chat(raw: dict[str, Any]) -> ChatSettings:
 def _shard(raw: dict[str, Any]) -> PlannedShard:
     pieces = tuple(FilePart(p["file"], tuple(p["parts"]), p["of"]) for p in raw["pieces"])
     return PlannedShard(raw["split"], raw["index"], raw["source"], pieces)
+
+
+def part_name(shard: str, split: str) -> str:
+    """The path of a shard's rows of one split, in the output folder."""
+    return f"{shard}.{split}.parquet"

@@ -1,7 +1,8 @@
-"""Makes a plan's shards on this machine: one worker here, more in processes of two tokenizer threads each."""
+"""Makes a plan's shards that are not there whole: one worker here, more in processes of two tokenizer threads each."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep.config import NAMED, check_bad_rows
-from nemotron_kit.data_prep.indexed import TEMPORARY
-from nemotron_kit.data_prep.plan import ShardPlan
-from nemotron_kit.data_prep.shard import SavedRecord, ensure_shard, record_type
+from nemotron_kit.data_prep.config import NAMED, SKIP, check_bad_rows
+from nemotron_kit.data_prep.packed import PackedRecord, make_packed_shard
+from nemotron_kit.data_prep.plan import TEMPORARY, ShardPlan
+from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord, Tick, make_shard, record_path
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.polling import looks
 
 THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
 
@@ -79,6 +81,57 @@ def make_numbered_shard(plan: ShardPlan, number: int, folder: Path, on_event: Ca
         plan, number, folder, tick=lambda chars, tokens: on_event(ShardEvent(number, chars, tokens))
     )
     on_event(ShardEvent(number, record=record, how=how))
+
+
+_VISIBLE = 120.0  # seconds
+
+
+def all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> dict[int, SavedRecord]:
+    """Every shard's record: `mine`, and those that other ranks wrote. Raises NemotronError for one that is missing."""
+    records = {}
+    for number, shard in enumerate(plan.shards):
+        path = record_path(output / shard.name)
+        record = mine.get(number)
+        # A network's file system may show another node's file a moment later.
+        for _ in looks(0.2, within=_VISIBLE):
+            record = record or record_type(plan).load(path)
+            if record is not None:
+                break
+        if record is None or record.plan != plan.digest:
+            raise NemotronError(f"{path}: not there, though its rank has made it.", hint="Do all nodes see one folder?")
+        records[number] = record
+    return records
+
+
+def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[SavedRecord, str]:
+    """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
+    make = make_packed_shard if plan.chat else make_shard
+    shard = plan.shards[number].name
+    record = record_type(plan).load(record_path(folder / shard))
+    if record is None or record.plan != plan.digest:
+        return make(plan, number, folder, tick=tick), "made"
+    if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
+        return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
+    wrong = [name for name, expected in record.files(shard).items() if not _holds(folder / name, expected)]
+    if not wrong:
+        if tick:
+            tick(record.characters, record.tokens)
+        return record, "kept"
+    made = make(plan, number, folder, tick=tick)
+    return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
+
+
+def record_type(plan: ShardPlan) -> type[SavedRecord]:
+    """The class of the records of this plan's shards."""
+    return ShardRecord if plan.chat is None else PackedRecord
+
+
+def _holds(path: Path, expected: tuple[int, str]) -> bool:
+    """Whether a file has this size in bytes and this sha256."""
+    if not path.is_file() or path.stat().st_size != expected[0]:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == expected[1]
 
 
 class _Pool:

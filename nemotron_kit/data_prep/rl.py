@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nemotron_kit import artifacts
+from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.data_prep import sources
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig, load_rl_blend
 from nemotron_kit.data_prep.indexed import HashedFile
@@ -26,9 +28,6 @@ from nemotron_kit.data_prep.run import check_packages
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts import SplitJsonlDataArtifact
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -57,7 +56,7 @@ class _Part:
     keys: array[int] = field(default_factory=lambda: array("Q"))
 
 
-def prepare_rl(config: RLPrepConfig) -> SplitJsonlDataArtifact:
+def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     """Write train.jsonl, val.jsonl, test.jsonl and manifest.json to `config.output_dir`; return them as an artifact.
 
     What is there already, whole, of the same blend and settings is kept; a run that was stopped goes on with the files
@@ -375,9 +374,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
 
 
-def _artifact(blend: DataBlend, report: Mapping[str, Any], output: Path, elapsed: float) -> SplitJsonlDataArtifact:
-    from nemotron_kit.artifacts import InputDatasetInfo, SplitJsonlDataArtifact
-
+def _artifact(
+    blend: DataBlend, report: Mapping[str, Any], output: Path, elapsed: float
+) -> artifacts.SplitJsonlDataArtifact:
     rows = {entry["name"]: entry["rows"] for entry in report["datasets"]}
     agents: Counter[str] = sum((Counter(entry["agents"]) for entry in report["datasets"]), Counter())
     used: list[InputDatasetInfo | str] = [
@@ -392,7 +391,7 @@ def _artifact(blend: DataBlend, report: Mapping[str, Any], output: Path, elapsed
         if dataset.weight
     ]
     paths = {split: str(output / f"{split}.jsonl") if report["rows"][split] else None for split in SPLITS}
-    return SplitJsonlDataArtifact(
+    return artifacts.SplitJsonlDataArtifact(
         path=output / MANIFEST,
         train_path=paths["train"],
         val_path=paths["val"],

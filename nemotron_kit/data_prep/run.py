@@ -15,17 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit import artifacts
+from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
 from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
-from nemotron_kit.data_prep.plan import ALL, Omission, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.plan import ALL, TEMPORARY, Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
-from nemotron_kit.polling import looks
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts import PretrainBlendsArtifact
     from nemotron_kit.data_prep.pool import ShardEvent
     from nemotron_kit.data_prep.ranks import RankLayout, RankSync
     from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord
@@ -237,13 +237,11 @@ def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) 
 
 def make_artifact(
     plan: ShardPlan, records: dict[int, ShardRecord], output: Path, elapsed: float
-) -> PretrainBlendsArtifact:
+) -> artifacts.PretrainBlendsArtifact:
     """The output folder as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
-    from nemotron_kit.artifacts import PretrainBlendsArtifact
-
     tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
     paths = {split: str(output / split) for split, count in tokens.items() if count}
-    return PretrainBlendsArtifact(
+    return artifacts.PretrainBlendsArtifact(
         path=output,
         total_tokens=sum(tokens.values()),
         total_sequences=total(plan, records, "documents"),
@@ -288,8 +286,6 @@ def total(
 
 
 def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int) -> Any:
-    from nemotron_kit.artifacts import InputDatasetInfo
-
     source = plan.sources[number]
     return InputDatasetInfo(
         uri=_source_uri(source),
@@ -309,19 +305,16 @@ def _source_uri(source: PlannedSource) -> str:
 
 def tokenizer_address(plan: ShardPlan, output: Path) -> str:
     """A hub name by its page; any other tokenizer by the copy beside the shards."""
-    from nemotron_kit.artifacts import tokenizer_to_uri
-
     name, _, revision = plan.tokens.model.removeprefix(HUB).partition("@")
     if Path(plan.tokens.model).expanduser().exists():
         return tokenizer_to_uri(str(output / "tokenizer"))
     return tokenizer_to_uri(name, revision or None)
 
 
-_VISIBLE = 120.0  # seconds
 NEEDED = ("fsspec", "numpy", "orjson", "pyarrow", "tokenizers", "zstandard")
 
 
-def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
+def run_data_prep(config: DataPrepConfig) -> artifacts.PretrainBlendsArtifact:
     """Tokenize a blend to Megatron shards in `config.output_dir` and return them as an artifact.
 
     What is there already, whole, of the same plan is kept. The artifact's metadata.json lies in the folder; with
@@ -329,7 +322,7 @@ def run_data_prep(config: DataPrepConfig) -> PretrainBlendsArtifact:
     the shards out over them: rank 0 makes the plan, writes blend.json and saves; the others' artifact is not saved.
     Raises UserError for bad input, naming file, key and line.
     """
-    artifact: PretrainBlendsArtifact = prepare(config).artifact
+    artifact: artifacts.PretrainBlendsArtifact = prepare(config).artifact
     return artifact
 
 
@@ -412,7 +405,7 @@ def _make(
     plan: ShardPlan, config: DataPrepConfig, output: Path, outputs: Outputs, meeting: RankSync | None = None
 ) -> tuple[dict[int, SavedRecord], int]:
     """Every shard's record, and how many were there already: made here, and by the other ranks."""
-    from nemotron_kit.data_prep.pool import check_all, run_shards
+    from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
     ranks = meeting.ranks if meeting else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))
@@ -428,7 +421,7 @@ def _make(
         records = run_shards(plan, output, workers=workers, on_event=on_event, numbers=mine)
     if meeting is not None:
         meeting.wait_for_all()
-        records = _all_records(plan, output, records)
+        records = all_records(plan, output, records)
         check_all(plan, records)
     if ranks is None or ranks.leads:
         outputs.summary(plan, records, progress.say)
@@ -438,24 +431,6 @@ def _make(
 def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:
     """The numbers of the shards that this process makes."""
     return range(len(plan.shards))[ranks.rank :: ranks.count] if ranks else range(len(plan.shards))
-
-
-def _all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> dict[int, SavedRecord]:
-    from nemotron_kit.data_prep.shard import record_path, record_type
-
-    records = {}
-    for number, shard in enumerate(plan.shards):
-        path = record_path(output / shard.name)
-        record = mine.get(number)
-        # A network's file system may show another node's file a moment later.
-        for _ in looks(0.2, within=_VISIBLE):
-            record = record or record_type(plan).load(path)
-            if record is not None:
-                break
-        if record is None or record.plan != plan.digest:
-            raise NemotronError(f"{path}: not there, though its rank has made it.", hint="Do all nodes see one folder?")
-        records[number] = record
-    return records
 
 
 def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> None:
@@ -487,8 +462,6 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
 
 def _remove_temporary(output: Path) -> None:
     """Remove temporary files of killed runs: now that every shard is complete, none is needed."""
-    from nemotron_kit.data_prep.indexed import TEMPORARY
-
     for path in output.glob(f"*/.shard_*{TEMPORARY}"):
         with suppress(OSError):  # it disturbs nobody, and the next run tries again
             path.unlink(missing_ok=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit import artifacts
 from nemotron_kit.data_prep.config import NAMED, SPLITS, SftPrepConfig, show_size
-from nemotron_kit.data_prep.plan import ShardPlan
+from nemotron_kit.data_prep.plan import ShardPlan, part_name
 from nemotron_kit.data_prep.run import (
     BLEND_FILE,
     REPORT_FILE,
@@ -27,7 +28,6 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts import SFTDataArtifact
     from nemotron_kit.data_prep.packed import PackedRecord
 
 Records = Mapping[int, "PackedRecord"]
@@ -42,7 +42,7 @@ _WHY = {
 }
 
 
-def run_sft_data_prep(config: SftPrepConfig) -> SFTDataArtifact:
+def run_sft_data_prep(config: SftPrepConfig) -> artifacts.SFTDataArtifact:
     """Make packed rows of a blend of conversations in `config.output_dir` and return them as an artifact, whose path is
     its folder `splits`.
 
@@ -51,7 +51,7 @@ def run_sft_data_prep(config: SftPrepConfig) -> SFTDataArtifact:
     """
     if config.sample is not None:
         config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
-    artifact: SFTDataArtifact = prepare(config, outputs=OUTPUTS).artifact
+    artifact: artifacts.SFTDataArtifact = prepare(config, outputs=OUTPUTS).artifact
     return artifact
 
 
@@ -94,8 +94,6 @@ def choose_rows(plan: ShardPlan, records: Records) -> list[ChosenRows]:
 
 def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
     """Write splits/, report.json and blend.json."""
-    from nemotron_kit.data_prep.packed import part_name
-
     chosen = choose_rows(plan, records)
     if not any(rows.split == "train" for rows in chosen):
         filtered = _sums(records.values())["filtered"]
@@ -273,15 +271,13 @@ def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
             say(f"data prep: nothing fell to {split}: {total['used']:,} records at {split}_ratio={ratio:g}.")
 
 
-def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> SFTDataArtifact:
+def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> artifacts.SFTDataArtifact:
     """The folder splits/ as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
-    from nemotron_kit.artifacts import SFTDataArtifact
-
     chat = plan.chat
     assert chat is not None  # noqa: S101  (only plans with chat settings come here)
     splits = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
     paths = {split: str(output / "splits" / split) for split in SPLITS if splits[split]["rows"]}
-    return SFTDataArtifact(
+    return artifacts.SFTDataArtifact(
         path=output / "splits",
         total_tokens=sum(splits[split]["tokens"] for split in SPLITS),
         total_sequences=sum(splits[split]["sequences"] for split in SPLITS),

@@ -1,4 +1,4 @@
-"""Making one shard of a plan: the one function that a loop, a worker process or datatrove runs."""
+"""Making one shard of token files, and what the shards of packed rows share with it."""
 
 from __future__ import annotations
 
@@ -128,36 +128,6 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
     return record
 
 
-def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[SavedRecord, str]:
-    """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
-    if plan.chat:
-        from nemotron_kit.data_prep.packed import make_packed_shard as make
-    else:
-        make = make_shard  # type: ignore[assignment]
-    shard = plan.shards[number].name
-    record = record_type(plan).load(record_path(folder / shard))
-    if record is None or record.plan != plan.digest:
-        return make(plan, number, folder, tick=tick), "made"
-    if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
-        return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
-    wrong = [name for name, expected in record.files(shard).items() if not _holds(folder / name, expected)]
-    if not wrong:
-        if tick:
-            tick(record.characters, record.tokens)
-        return record, "kept"
-    made = make(plan, number, folder, tick=tick)
-    return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
-
-
-def record_type(plan: ShardPlan) -> type[SavedRecord]:
-    """The class of the records of this plan's shards."""
-    if plan.chat is None:
-        return ShardRecord
-    from nemotron_kit.data_prep.packed import PackedRecord
-
-    return PackedRecord
-
-
 def record_path(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.json")
 
@@ -225,11 +195,3 @@ def load_tokenizer(folder: Path, sha256: str) -> Any:
 
 def size_and_hash(file: WrittenShard) -> tuple[int, str]:
     return file.size, file.sha256
-
-
-def _holds(path: Path, expected: tuple[int, str]) -> bool:
-    """Whether a file has this size in bytes and this sha256."""
-    if not path.is_file() or path.stat().st_size != expected[0]:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == expected[1]

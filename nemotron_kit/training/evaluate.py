@@ -17,6 +17,8 @@ from nemotron_kit.training.generate import Speaker
 from nemotron_kit.training.loop import summed_nll
 from nemotron_kit.training.prompts import agent_of, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
+from nemotron_kit.training.sft import batch_nll
+from nemotron_kit.training.sft_data import PackedRows, batches
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,9 +96,6 @@ def split_folder(data: Path, split: str) -> Path | None:
 def _packed(speaker: Speaker, folder: Path, limit: int | None) -> tuple[float, int, int]:
     """(summed loss, tokens that count, their bytes) of packed rows, each sequence run apart."""
     import torch
-
-    from nemotron_kit.training.sft import batch_nll
-    from nemotron_kit.training.sft_data import PackedRows, batches
 
     model = speaker.model
     sizes = byte_lengths(speaker.tokenizer, model.config.vocab_size)

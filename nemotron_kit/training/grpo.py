@@ -24,7 +24,8 @@ from nemotron_kit.training.export import (
     prepare_output,
     require_place,
 )
-from nemotron_kit.training.grpo_config import METRICS, GRPOConfig, renamed, settings_identity
+from nemotron_kit.training.grpo_checks import METRICS, renamed
+from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.metrics import Reporter, metrics_path

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.training.config import unknown
-from nemotron_kit.training.grpo_config import METRICS, PRECISIONS, GRPOConfig, PolicyOptimizer, renamed
 
+if TYPE_CHECKING:
+    from nemotron_kit.training.grpo_config import GRPOConfig
+
+PRECISIONS = {"auto": "auto", "bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "fp32": "fp32"}
+# What checkpointing.metric_name may be → the column of the metrics that it means.
+METRICS = {"val:total_reward/mean": "val_reward", "val_reward": "val_reward", "val_reward_greedy": "val_reward_greedy"}
 _BACKENDS = ("hf", "megatron", "vllm", "sglang")
 _ADAMW = ("torch.optim.AdamW", "AdamW", "adamw")
 
@@ -65,17 +70,17 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
         *((f"logger.{name}", getattr(config.logger, name)) for name in _LOGGERS),
     ):
         if asked:
-            default = _default(key)
+            default = _default(type(config)(), key)
             yield f"{key}: this engine has no such thing. Set {key}={'null' if default is None else default}."
 
 
 _LOGGERS = ("tensorboard_enabled", "mlflow_enabled", "swanlab_enabled", "monitor_gpus")
 
 
-def _default(key: str) -> Any:
+def _default(value: Any, key: str) -> Any:
+    """What a config that says nothing has under a key, as it is typed."""
     if key.endswith(".enabled"):
         return "false"
-    value: Any = GRPOConfig()
     for part in key.split("."):
         value = getattr(value, part)
     return str(value).lower() if isinstance(value, bool) else value
@@ -146,11 +151,26 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
             yield renamed(error).message
 
 
+def renamed(error: UserError) -> UserError:
+    """The error of a part that the stages share, in this config's words."""
+    words = (
+        ("checkpoint.pretrained_checkpoint", "policy.model_name"),
+        ("checkpoint.save_interval", "checkpointing.save_period"),
+        ("checkpoint.may_differ", "checkpointing.may_differ"),
+        ("checkpoint.save", "checkpointing.checkpoint_dir"),
+        ("scheduler.", "policy.scheduler."),
+    )
+    message, hint = error.message, error.hint or ""
+    for theirs, ours in words:
+        message, hint = message.replace(theirs, ours), hint.replace(theirs, ours)
+    return UserError(message, hint=hint or None)
+
+
 def _optimizer_values(config: GRPOConfig) -> Iterator[str]:
     block = config.policy.optimizer
     if block.name not in _ADAMW:
         yield f"policy.optimizer.name is {block.name!r}; this engine has torch.optim.AdamW."
-    known = PolicyOptimizer().kwargs
+    known = type(block)().kwargs
     for name in block.kwargs:
         if name not in known:
             yield f"policy.optimizer.kwargs.{name}: AdamW has no such setting here; {nearest(name, known)}"

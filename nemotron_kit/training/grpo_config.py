@@ -18,10 +18,9 @@ from nemotron_kit.training.config import (
     training_bytes,
     unknown,
 )
-
-PRECISIONS = {"auto": "auto", "bfloat16": "bf16", "bf16": "bf16", "float32": "fp32", "fp32": "fp32"}
-# What checkpointing.metric_name may be → the column of the metrics that it means.
-METRICS = {"val:total_reward/mean": "val_reward", "val_reward": "val_reward", "val_reward_greedy": "val_reward_greedy"}
+from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
+from nemotron_kit.training.prompts import agents_in
+from nemotron_kit.training.rewards import missing_verifiers
 
 
 @dataclass
@@ -316,24 +315,7 @@ class GRPOConfig:
 
     def problems(self) -> list[str]:
         """A sentence for each setting that is another engine's, or makes no sense."""
-        from nemotron_kit.training.grpo_checks import bad_values, other_engines
-
         return [*other_engines(self), *bad_values(self)]
-
-
-def renamed(error: UserError) -> UserError:
-    """The error of a part that the stages share, in this config's words."""
-    words = (
-        ("checkpoint.pretrained_checkpoint", "policy.model_name"),
-        ("checkpoint.save_interval", "checkpointing.save_period"),
-        ("checkpoint.may_differ", "checkpointing.may_differ"),
-        ("checkpoint.save", "checkpointing.checkpoint_dir"),
-        ("scheduler.", "policy.scheduler."),
-    )
-    message, hint = error.message, error.hint or ""
-    for theirs, ours in words:
-        message, hint = message.replace(theirs, ours), hint.replace(theirs, ours)
-    return UserError(message, hint=hint or None)
 
 
 def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
@@ -394,9 +376,6 @@ def preflight(config: GRPOConfig, *, connect: bool, here: bool = True) -> list[s
 
 def _judges(config: GRPOConfig) -> list[str]:
     """Verifiers that the rows name and that are not here. Rows that are not there yet name none."""
-    from nemotron_kit.training.prompts import agents_in
-    from nemotron_kit.training.rewards import missing_verifiers
-
     named: dict[str, None] = {}
     for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath):
         if path is not None and not unknown(path):

@@ -171,7 +171,7 @@ def test_a_wandb_run_that_is_disabled_or_does_not_start(
     model.save(name="M")
     assert (model.uri, model.tracking, model.producer) == ("art://M:v0", None, "local")
     wandb.run = None
-    wandb_room.init_wandb_if_configured(wandb_room.WandbConfig(project="p"))
+    init_wandb_if_configured(WandbConfig(project="p"))
     assert "W&B can't be used (W&B says no): nothing is tracked there." in caplog.text
     model.save(name="M")
 

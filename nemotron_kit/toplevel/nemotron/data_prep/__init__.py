@@ -2,15 +2,14 @@
 
 from typing import Any
 
+from nemotron_kit import artifacts as _artifacts
 from nemotron_kit import data_prep as _home
 
 
 def __getattr__(name: str) -> Any:
     # DataBlendsArtifact is of the artifacts' house; the reference exports it here too.
     if name in ("DataBlendsArtifact", "PretrainBlendsArtifact"):
-        from nemotron_kit import artifacts
-
-        return getattr(artifacts, name)
+        return getattr(_artifacts, name)
     if name in _home.__all__:
         return getattr(_home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
