@@ -48,10 +48,10 @@ _LARGE = 64 << 20
 
 
 def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = False) -> None:
-    """ArtifactChangedError if a file of the version is not as it was saved, naming the first such file.
+    """Raise ArtifactChangedError, naming the first such file, if a file of the version differs from the saved one.
 
-    DamagedRecordError if its metadata.json is cut off or was changed by hand. Only `deep` reads files whose size and
-    times are the recorded ones.
+    Raises DamagedRecordError if metadata.json is truncated or was edited by hand. Files whose size and times are the
+    recorded ones are read only with `deep`.
     """
     root = Path(record.root)
     stamps = {} if deep else store.stamps(record.name, record.version)
@@ -64,8 +64,8 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
 
 
 def files_status(store: Store, record: ArtifactVersion) -> str:
-    """The state of a version's files for a listing: "" while they are as saved, else `gone`, `changed`, or `other
-    times` where a large file has its size but another time, so that only reading it (`--verify`) can decide."""
+    """The state of a version's files for a listing: "" if they are as saved, else `gone`, `changed`, or `other times`,
+    where a large file has the recorded size but another mtime and only reading it (`--verify`) can decide."""
     root = Path(record.root)
     if not root.exists():
         return "gone"
@@ -83,7 +83,7 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
 
 
 def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
-    """What versions and aliases there are: `It has v0 to v4; aliases: prod (v2).`"""
+    """A sentence that lists the versions and aliases of a name: `It has v0 to v4; aliases: prod (v2).`"""
     contiguous = len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1))
     shown = f"v{versions[0]} to v{versions[-1]}" if contiguous else ", ".join(f"v{v}" for v in versions[-12:])
     named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
@@ -102,7 +102,8 @@ def _metadata_change(root: Path, record: ArtifactVersion) -> str | None:
 
 
 def _explain_change(store: Store, root: Path, record: ArtifactVersion) -> tuple[str, str]:
-    """(what happened to the files, hint): judged by a later version in the same folder, or by its metadata.json."""
+    """(what happened to the files, hint), found by comparing with a later version in the same folder, else with its
+    metadata.json."""
     for version in reversed(store.versions(record.name)):
         if version > record.version and (later := _read(store, record.name, version)) and later.root == record.root:
             return (
@@ -194,7 +195,7 @@ class ContentIndex:
         return int(text) if known else None
 
     def _make(self) -> None:
-        """Lines for the versions of a registry that had no index."""
+        """Build the index of a name that has versions but no index yet."""
         make_below(self._store.folder(self._name), self._folder, self._store.modes)
         with synced_later():
             for version in self._store.versions(self._name):
@@ -213,17 +214,18 @@ _STEP = 0.25
 
 
 def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersion:
-    """Register `draft`; the existing version if one has the same content and its files are still there.
+    """Register `draft`, or return the existing version if one has the same content and intact files.
 
-    Raises ArtifactNotFoundError without a folder `draft.root`, ArtifactChangedError if a file in it changes or goes
-    meanwhile, NemotronError if the registry can't be written (nothing half-written is visible then) or is moved away.
+    Raises ArtifactNotFoundError if the folder `draft.root` does not exist, ArtifactChangedError if a file in it changes
+    or disappears during the commit, NemotronError if the registry can't be written (no partial version is visible then)
+    or has been moved.
     """
-    place = _place(draft.root)
+    folder_id = _place(draft.root)
     files = scan(draft.root, hash_limit)
     with writing_to(store.root):
         ensure_registry(store)
         _ensure_name(store, draft.name)
-        record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), place).run()
+        record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), folder_id).run()
         note_run(store, draft.name, draft.producer, record.version)
         require_registered(store, record.pin)
         _collect(store, draft.name)
@@ -231,25 +233,26 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
 
 
 def note_run(store: Store, name: str, run: str, version: int) -> None:
-    """Have `Name@run:RUN` stand for a version; nothing for what is no run's id."""
+    """Make `Name@run:RUN` refer to a version. Does nothing if the text is no run id."""
     if SLUG.match(run) and run != "local":
         replace_checksummed(store.folder(name) / "runs" / run, pointer_document(name, run, version), store.modes)
 
 
 def _collect(store: Store, name: str) -> None:
-    """Once a day remove what killed writers of this name left: looking for it costs as much as there are versions."""
+    """Once a day, remove what killed writers of this name left behind. Not more often: the search takes time
+    proportional to the number of versions."""
     folder = store.folder(name)
     done = folder / "index" / "collected"
-    with contextlib.suppress(OSError):  # nobody relies on it
+    with contextlib.suppress(OSError):  # best effort: only a cleaning is skipped
         if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
             touch(done, store.modes)
             os.utime(done)
-            for place in (store.root, folder, *(folder / kind for kind in KINDS)):
-                collect_garbage(place, DAY_S)
+            for each in (store.root, folder, *(folder / kind for kind in KINDS)):
+                collect_garbage(each, DAY_S)
 
 
 def _place(root: Path) -> tuple[int, int] | None:
-    """Which folder stands at `root` now."""
+    """(device, inode) of the folder at `root`; None if there is none."""
     try:
         info = root.stat()
     except OSError:
@@ -258,38 +261,39 @@ def _place(root: Path) -> tuple[int, int] | None:
 
 
 def require_registered(store: Store, pin: Pin) -> None:
-    """NemotronError where the version is not in the registry at `store.root`: the folder was moved away meanwhile."""
+    """Raise NemotronError if the version is not in the registry at `store.root`: the folder was moved during the
+    commit."""
     again = Store(store.root, store.modes)
     with contextlib.suppress(DamagedRecordError, ArtifactVersionNotFoundError):
         if again.uuid == store.uuid and again.record(pin.name, pin.version or 0).digest == pin.digest:
             return
     raise NemotronError(
         f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
-        hint="Save again: where it is now, or in the place that it had.",
+        hint="Save again: where it is now, or at its old path.",
     )
 
 
 def _being_removed(root: Path) -> bool:
-    """Whether the folder, or one that it lies in, is out of the way for a removal, which may put it back."""
+    """Whether the folder, or a folder that contains it, has been renamed for a removal, which may still be undone."""
     missing = next((folder for folder in (*reversed(root.parents), root) if not folder.exists()), None)
     return missing is not None and any(missing.parent.glob(f".{glob.escape(missing.name)}.*{REMOVED}"))
 
 
 def _withdraw(number: int, opened: int) -> None:
-    """Take back a version of this process's whose files are gone; its number is not given again. `opened` is the folder
-    of its name, which may have been moved."""
+    """Remove a version that this process committed and whose files are gone; its number is not used again. `opened` is
+    a descriptor of the name's folder, which may have been moved."""
     with contextlib.suppress(OSError):  # then it is listed as gone
         os.rename(f"v{number}", f"{DROPPED}v{number}", src_dir_fd=opened, dst_dir_fd=opened)
         os.fsync(opened)
 
 
 def ensure_registry(store: Store) -> None:
-    """Make the registry's folder and uuid, if this is its first use; of two that do so at once, one wins."""
+    """Create the registry's folder and uuid on its first use. Safe if two processes do so at once."""
     if store.uuid:
         return
     import uuid
 
-    if store.stood:  # a home that was moved away meanwhile is not begun anew in its old place
+    if store.stood:  # do not recreate a home that was moved meanwhile
         make_below(store.root.parent, store.root, store.modes)
     else:
         make_folder(store.root, store.modes)
@@ -311,13 +315,13 @@ def _ensure_name(store: Store, name: str) -> None:
 
 @dataclass
 class _Commit:
-    """One save, from the draft to the version that can be loaded."""
+    """One commit: from a draft to a version that can be loaded."""
 
     store: Store
     draft: Draft
     files: tuple[FileEntry, ...]
     digest: str
-    place: tuple[int, int] | None
+    folder_id: tuple[int, int] | None
 
     def run(self) -> ArtifactVersion:
         folder = self.store.folder(self.draft.name)
@@ -350,13 +354,13 @@ class _Commit:
                         _withdraw(number, opened)
                         raise
                     return record
-                # What took the number may have this content: that is looked at, whatever the index says by now.
+                # The version that took the number may have this content: it is compared, whatever the index contains.
                 taken, number = number, contents.next_number()
                 candidates = range(number - 1, taken - 1, -1)
 
     def _equal(self, candidates: Iterable[int], number: int) -> ArtifactVersion | None:
-        """The version with this content that a save gives: the newest of them, unless the name's newest version is gone
-        (then it would stay in the way of everyone who reads `latest`)."""
+        """The newest version with the draft's content; None if there is none, or if the files of the name's newest
+        version are gone (`latest` would then keep naming a version that can't be loaded)."""
         folder = self.store.folder(self.draft.name)
         for version in candidates:
             record = self._read(version)
@@ -374,7 +378,7 @@ class _Commit:
         return None
 
     def _loss(self, version: int) -> str | None:
-        """Why the version can't be read; None if it can."""
+        """Why the version can't be read; None if it can be."""
         record = self._read(version)
         if record is None:
             return f"v{version}, the newest, is damaged"
@@ -391,7 +395,8 @@ class _Commit:
             return None
 
     def _still_there(self, record: ArtifactVersion) -> bool:
-        """Whether a version of equal content can be loaded; in this very folder it can, and its new stamps are kept."""
+        """Whether a version with equal content can be loaded. If its files are in the draft's folder, their new time
+        stamps are recorded."""
         stamps = self.store.stamps(record.name, record.version)
         if record.root != str(self.draft.root):
             return first_change(Path(record.root), record.files, seen=stamps) is None
@@ -402,10 +407,10 @@ class _Commit:
         return True
 
     def _require_in_place(self) -> None:
-        """ArtifactChangedError where the files were taken away while they were saved (`runs rm`, a moved folder).
+        """Raise ArtifactChangedError if the files were removed or moved during the commit (`runs rm`, a moved folder).
 
-        Who removes a run's folder takes it out of the way first, and puts it back if a version in it has appeared by
-        then; after its version has appeared, a save looks whether the files are there. So one of the two gives way.
+        A removal renames the run's folder first and restores it if a version inside it has appeared by then; a commit
+        checks, after its version has appeared, that the files still exist. So the two can't both succeed.
         """
         gone = self._gone()
         for pause in _PAUSES:
@@ -421,7 +426,7 @@ class _Commit:
 
     def _gone(self) -> Path | None:
         root = self.draft.root
-        if _place(root) != self.place:
+        if _place(root) != self.folder_id:
             return root
         return next((root / e.path for e in self.files if not os.path.lexists(root / e.path)), None)
 

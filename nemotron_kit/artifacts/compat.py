@@ -1,4 +1,5 @@
-"""`ArtifactRegistry` as the reference implementation has it: names and versions in, paths out; over LocalRegistry."""
+"""`ArtifactRegistry` with the interface of the reference implementation (names and versions in, paths out), implemented
+over LocalRegistry."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ class ArtifactRegistry:
         self.wandb_entity = wandb_entity
 
     def publish(self, name: str, source_path: str | Path, metadata: Mapping[str, Any] | None = None) -> ArtifactVersion:
-        """Register a folder (or file) where it lies, without an artifact class; `metadata` is free."""
+        """Register a folder (or file) in place, without an artifact class; `metadata` may hold any JSON values."""
         path = absolute(source_path)
         document = {"metadata": dict(metadata)} if metadata else {}
         now = datetime.now().astimezone().isoformat()
@@ -59,7 +60,8 @@ class ArtifactRegistry:
         return self.local.record_of(self.local.commit(draft))
 
     def resolve(self, name: str, version: int | str | None = None) -> Path:
-        """Where a version (number, alias, None for the latest) lies; its files are checked to be as published."""
+        """The path of a version (number, alias, None for the latest), after checking that its files are as
+        published."""
         slug = registry_name(name)
         if version is None or isinstance(version, str):
             return Path(self.local.resolve(f"{slug}:{version or LATEST}").path)

@@ -39,8 +39,8 @@ def job_folder() -> Path | None:
 
 
 def require_job_folder(then: str = "nothing is saved") -> None:
-    """NemotronError where this process belongs to a job whose folder was moved or removed: what it saves would not
-    be recorded, and the folder would be made anew in its old place."""
+    """Raise NemotronError if this process belongs to a job whose folder was moved or removed: the lineage could not be
+    recorded, and writing would recreate the folder at its old path."""
     named = os.environ.get("NEMO_RUN_DIR")
     if named and run_id() and not Path(named).is_dir():
         raise NemotronError(
@@ -55,7 +55,7 @@ def run_id() -> str | None:
 
 
 def record_input(pin: Pin) -> None:
-    """Remember that this process read an artifact: what it saves from now on descends from it."""
+    """Record that this process read an artifact: whatever it saves afterwards lists it as an input."""
     with _lock:
         pins = _read_here.setdefault(_job(), [])
         if pin not in pins:
@@ -71,7 +71,7 @@ def job_inputs() -> dict[str, Pin]:
 
 @contextlib.contextmanager
 def given_inputs(pins: Mapping[str, Pin]) -> Iterator[None]:
-    """Within the block these are the inputs by slot, in this process, which runs a command that has no folder."""
+    """Within the block, use these inputs (slot → pin) in this process, which runs a command without a job folder."""
     _given.append(dict(pins))
     try:
         yield
@@ -80,7 +80,8 @@ def given_inputs(pins: Mapping[str, Pin]) -> Iterator[None]:
 
 
 def inputs() -> tuple[Pin, ...]:
-    """The job's inputs as its artifacts.json names them, then what this process loaded; each once."""
+    """The job's inputs as listed in its artifacts.json, followed by those that this process loaded itself, without
+    duplicates."""
     found = list(job_inputs().values())
     with _lock:
         found += _read_here.get(_job(), [])
@@ -88,7 +89,7 @@ def inputs() -> tuple[Pin, ...]:
 
 
 def record_output(pin: Pin) -> None:
-    """Add an artifact to the outputs of the job; without a job, nothing."""
+    """Add an artifact to the outputs of the job. Does nothing outside of a job."""
     folder = job_folder()
     if folder is None:
         require_job_folder(f"{pin.label} is not among its outputs")
@@ -108,14 +109,16 @@ def record_output(pin: Pin) -> None:
 
 
 def _list_saves(folder: Path) -> None:
-    """Bring artifacts.json up to date. Of several writers the last one to rename its list looks again, and so finds
-    what it did not know of."""
+    """Update artifacts.json from artifacts.d. With several writers, the last one to rename its list looks at the folder
+    once more, so no save is left out."""
     while True:
         document, missing = _job_artifacts(), []
         listed = {_mark(pin) for pin in document["outputs"]}
         for file in sorted((folder / SAVES).glob("[0-9]*.json")):
             if (mark := file.stem.partition("-")[2]) not in listed:
-                with contextlib.suppress(FileNotFoundError, DamagedRecordError):  # another's: its reader says so
+                with contextlib.suppress(
+                    FileNotFoundError, DamagedRecordError
+                ):  # another process's save: its reader reports it
                     missing.append(read_json(file, "record of a save"))
                     listed.add(mark)
         if not missing:

@@ -59,7 +59,7 @@ def walk(root: Path) -> dict[str, FileInfo]:
 
 
 def file_info(path: str) -> FileInfo | None:
-    """What stat shows of one file, links followed; None for a folder. ArtifactChangedError if it can't be read."""
+    """The stat of one file, links followed; None for a folder. Raises ArtifactChangedError if it can't be read."""
     try:
         info = os.stat(path)  # noqa: PTH116
     except OSError as error:
@@ -119,7 +119,7 @@ def _inode(folder: str) -> tuple[int, int]:
 
 
 CHECKSUM = "sha256"
-# Where documents of other tools are read too: a document that says this and has no checksum has lost it.
+# The writer field of our documents. Other tools' documents have no checksum; one with this field must have one.
 WRITER = {"sealed_by": "nemotron_kit"}
 
 
@@ -188,7 +188,7 @@ def _parse(text: str, path: Path, what: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is given twice")
     return document
 
 
@@ -212,7 +212,7 @@ class FileEntry:
 
     @property
     def identity(self) -> list[Any]:
-        """What the artifact's digest is made from."""
+        """The part of the entry that goes into the artifact's digest."""
         if self.link is not None:
             return [self.path, "link", self.link]
         return [self.path, self.size, self.sha256 if self.sha256 is not None else f"mtime:{self.mtime_ns}"]
@@ -228,7 +228,8 @@ class FileEntry:
 
     @classmethod
     def from_list(cls, row: Any) -> FileEntry:
-        """The entry that `to_list` wrote; DamagedRecordError for anything else, or for a path that leads out."""
+        """The entry that `to_list` wrote. Raises DamagedRecordError for anything else, and for a path outside of the
+        folder."""
         if not (isinstance(row, list) and len(row) == 6 and all(isinstance(row[i], int) for i in (1, 3, 4))):
             raise DamagedRecordError(f"not a manifest entry: {row!r}")
         path = row[0]
@@ -238,16 +239,16 @@ class FileEntry:
 
 
 def identity(kind: str, files: Sequence[FileEntry], fields: Mapping[str, Any]) -> str:
-    """An artifact's digest: over type, manifest and typed fields; never over time, run or metrics."""
+    """An artifact's digest: computed from type, manifest and typed fields, and not from time, run or metrics."""
     return sha256_of({"type": kind, "files": [entry.identity for entry in files], "fields": dict(fields)})
 
 
 def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
-    """The manifest of folder `root`, sorted by path, its metadata.json left out.
+    """The manifest of folder `root`, sorted by path, without its metadata.json.
 
-    Files of more than `hash_limit` bytes are not read: size and mtime stand for their content. Files that change
-    meanwhile are read again, a few times: another rank of the job may be writing the same. Should they go on changing,
-    it is an ArtifactChangedError.
+    Files of more than `hash_limit` bytes are not read: size and mtime identify their content. Files that change during
+    the scan are read again, a few times, since another rank of the job may be writing them. Raises ArtifactChangedError
+    if they keep changing.
     """
     known: dict[str, tuple[FileInfo, str | None]] = {}
     for pause in (*_PAUSES, None):
@@ -282,7 +283,7 @@ def _walked(root: Path) -> dict[str, FileInfo]:
 def _hashed(
     root: Path, found: Mapping[str, FileInfo], known: Mapping[str, tuple[FileInfo, str | None]], limit: int | None
 ) -> dict[str, tuple[FileInfo, str | None]]:
-    """Each file that was found, with its digest: the known one where it is as it was then."""
+    """Each file found, with its digest: the known one if the file's stat is unchanged."""
     fresh = {name: file for name, file in found.items() if name not in known or known[name][0] != file}
     read = [name for name, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
     hashes = sha256_files([root / name for name in read], sum(fresh[name].size for name in read))

@@ -40,7 +40,7 @@ class Artifact(BaseModel):
         extra="forbid", validate_assignment=True, protected_namespaces=(), ser_json_inf_nan="constants"
     )
 
-    # Fields that say how it was made rather than what it is: left out of the identity.
+    # Fields that describe how the artifact was made, not its content: left out of the identity.
     volatile: ClassVar[frozenset[str]] = frozenset()
     # Another name of a field, as in {"final_loss": "loss"}: taken on construction, written to metadata.json too.
     field_aliases: ClassVar[Mapping[str, str]] = {}
@@ -98,11 +98,12 @@ class Artifact(BaseModel):
 
     @property
     def art_path(self) -> str:
-        """How a later step names it: `art://Name:vN`, else `art://<name>`, else `art://<absolute path>`."""
+        """The reference by which a later step names it: `art://Name:vN`, else `art://<name>`, else `art://<absolute
+        path>`."""
         return self.uri or f"art://{self.name or self.path.resolve()}"
 
     def get_input_uris(self) -> list[str]:
-        """The addresses of what it was made from: what the job that saved it had read."""
+        """The addresses of its inputs: what the job that saved it had read."""
         return list(self.tracking.used_artifacts) if self.tracking is not None else []
 
     def get_wandb_files(self) -> list[tuple[str, str]]:
@@ -119,12 +120,13 @@ class Artifact(BaseModel):
         return folder_of(self.path)
 
     def _check_files(self) -> None:
-        """Open what is going to be registered; UserError for files that can't be what the class says."""
+        """Check, before registration, that the files are what the class requires. Raises UserError if they are not."""
 
     def save(self, name: str | None = None) -> None:
-        """Write metadata.json; under a name (this one, else `self.name`) also register a version; tell the tracker.
+        """Write metadata.json; with a name (the argument, else `self.name`) also register a version and report it to
+        the tracker.
 
-        Raises UserError for a name that is none, NemotronError if something can't be written.
+        Raises UserError for an invalid name, NemotronError if something can't be written.
         """
         saving.save(self, name)
 
@@ -308,10 +310,10 @@ class ModelArtifact(Artifact):
 
 
 class EvalArtifact(Artifact):
-    """What an evaluation found: `path` is the folder with its results.json.
+    """The results of an evaluation; `path` is the folder that holds results.json.
 
-    `results` is {what was measured: {metric: number}}, `tasks` the names in the order they were asked for, `model` the
-    address of the model.
+    `results` is {what was measured: {metric: number}}, `tasks` the names in the order in which they were requested,
+    `model` the address of the model.
     """
 
     results: dict[str, dict[str, float | None]] = Field(default_factory=dict)

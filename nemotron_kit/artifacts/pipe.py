@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_BYTES = 16 << 20
-# Where a pipe can't be locked for reading and writing: the place of our lock says whose it is ("nemotron", as bytes).
+# The offset of the lock on the pipe identifies it as ours ("nemotron", as bytes).
 _LOCK_AT, _LOCK_BYTES = 0x6E656D6F, 8
 _FLOCK = "hhqqi4x"
 # How long two steps that were started together may be apart in saying so. Both are Python processes that start.
@@ -43,7 +43,9 @@ def announce_step() -> None:
     """
     if _announced or not is_pipe(1):
         return
-    with contextlib.suppress(OSError, ImportError, AttributeError):  # no such locks here: then nothing is said
+    with contextlib.suppress(
+        OSError, ImportError, AttributeError
+    ):  # the system has no such locks: the pipe stays unmarked
         import fcntl
 
         fcntl.fcntl(1, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
@@ -72,8 +74,8 @@ def is_pipe(descriptor: int) -> bool:
 
 
 def from_step() -> str | None:
-    """All that the step at the other end of standard input writes, once it has ended. None, with nothing read, where
-    no step has marked the pipe, and no ssh that was started together with this process runs one."""
+    """All output of the step that writes to standard input, once it has ended. Returns None, and reads nothing, if no
+    step has marked the pipe and no ssh started together with this process runs one."""
     if not is_pipe(0) or not (step_writes() or _is_carried() or _wait_for_step()):
         return None
     return read_all()
@@ -88,7 +90,7 @@ def read_all() -> str:
 
 
 def peek_input() -> tuple[bytes, bool]:
-    """(the bytes that wait in standard input, a pipe, without consuming them; whether the writers have closed it)."""
+    """(the bytes waiting in standard input, a pipe, without consuming them; whether all writers have closed it)."""
     import select
 
     poll = select.poll()
@@ -116,7 +118,7 @@ def step_writes() -> bool:
 
 
 def _wait_for_step() -> bool:
-    """Whether a step marks the pipe, now or within the seconds in which one that was started together with this
+    """Whether a step marks the pipe, now or within the few seconds in which one that was started together with this
     process may still do so."""
     until(lambda: step_writes() or any(peek_input()) or not _may_be_starting(), 0.02, within=_APART_SECONDS)
     return step_writes()
@@ -127,7 +129,7 @@ def _flock(kind: int) -> bytes:
 
 
 def _peek_bytes() -> bytes:
-    """The bytes that lie in standard input: tee(2) copies them into a pipe of our own."""
+    """The bytes waiting in standard input, copied with tee(2) into a pipe of this process."""
     import ctypes
     import fcntl
 
@@ -146,20 +148,20 @@ def _peek_bytes() -> bytes:
 
 
 def _may_be_starting() -> bool:
-    """Whether a process that writes to standard input was started together with this one and may yet say that it is a
-    step."""
+    """Whether a process that writes to standard input was started together with this one and may still mark the
+    pipe."""
     return any(_launcher(pid) for pid in _started_together())
 
 
 def _is_carried() -> bool:
-    """Whether an ssh writes to standard input that was started together with this process, and whose command is a
-    step. That step's mark is on a pipe of the other machine; here its command line says what it is."""
+    """Whether standard input is written by an ssh that was started together with this process and whose remote command
+    is a step. That step's mark is on a pipe of the other machine, so the command line of ssh is read instead."""
     return any(_ssh_runs_step(pid) for pid in _started_together())
 
 
 def _started_together() -> Iterator[int]:
-    """The processes that write to standard input and were started together with this one: no parent of ours, and none
-    where anything holds our standard input besides us, whose input it then is."""
+    """The processes that write to standard input and were started together with this one. Parents of this process are
+    left out; the result is empty if another process also holds this process's standard input."""
     mine = os.fstat(0).st_ino
     above = list(_ancestors())
     if any(_pipe_of(pid, 0) == mine and not _launcher(pid) for pid in above):
@@ -179,7 +181,7 @@ def _ssh_runs_step(pid: int) -> bool:
 
     try:
         host, *rest = getopt(words[1:], _SSH_OPTIONS)[1]
-        command = getopt(rest, _SSH_OPTIONS)[1]  # they may stand behind the host, too
+        command = getopt(rest, _SSH_OPTIONS)[1]  # options may also follow the host
     except (GetoptError, ValueError):
         return False
     return bool(host and _STEP_THERE.search(" ".join(command)))
@@ -199,7 +201,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> float:
-    """When a process was started, in seconds since the machine was."""
+    """When a process was started, in seconds since boot."""
     fields = _stat(pid)
     return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
@@ -211,13 +213,13 @@ def _pipe_of(pid: int, descriptor: int) -> int | None:
 
 
 def _launcher(pid: int) -> bool:
-    """Whether a process is Python, or what starts Python programs."""
+    """Whether a process is Python, or a program that starts Python programs."""
     name = _of_proc(lambda: os.readlink(f"/proc/{pid}/exe")) or ""  # noqa: PTH115
     return os.path.basename(name).startswith(_LAUNCHERS)  # noqa: PTH119
 
 
 def _of_proc(read: Callable[[], T]) -> T | None:
-    """What /proc says; None of a process that has gone or is another user's."""
+    """The result of a read from /proc; None for a process that has ended or belongs to another user."""
     try:
         return read()
     except (OSError, ValueError):
@@ -229,9 +231,9 @@ Entry = dict[str, Any]
 
 
 def parse_piped(text: str) -> dict[str, Entry]:
-    """The artifacts by slot; other output may stand before the line. One artifact alone has the slot "".
+    """The artifacts by slot, read from the JSON line; other output may precede it. A single artifact has the slot "".
 
-    UserError if there are none.
+    Raises UserError if there are none.
     """
     found = _json_of(text)
     if isinstance(found.get("path"), str):
@@ -343,4 +345,4 @@ def _print_json(document: dict[str, object]) -> None:
     except BrokenPipeError:
         # The reader is gone; the artifacts are saved. Python must not try to flush into the pipe once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("Nobody reads the JSON on standard output any more.", file=sys.stderr)  # noqa: T201
+        print("The reader of the JSON on standard output has closed the pipe.", file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""References: the words that name an artifact; and pins: what one stood for when it was resolved."""
+"""References, which name an artifact, and pins, which record the version that a reference resolved to."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read a reference; anything that is none is a UserError that says what would be one."""
+        """Parse a reference. Raises UserError, with the valid forms, for any other text."""
         if not isinstance(text, str):
             raise UserError(f"{text!r} is no artifact reference.", hint=NOT_A_REFERENCE)
         if _CONTROL.search(text):
@@ -113,21 +113,21 @@ def is_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text in {".", ".."}
 
 
-def check_slug(word: str, what: str) -> str:
-    """`word` itself if it is a slug, else a UserError that says what a `what` may hold."""
-    if not SLUG.match(word) or ".." in word:
+def check_slug(text: str, what: str) -> str:
+    """`text` itself if it is a valid slug. Raises UserError, which says what a `what` may contain, if it is not."""
+    if not SLUG.match(text) or ".." in text:
         raise UserError(
-            f"{word!r} is no {what}.",
+            f"{text!r} is no {what}.",
             hint="Use letters, digits, '.', '_' and '-', at most 64, the first a letter or digit, and no '..'.",
         )
-    return word
+    return text
 
 
-def check_alias(word: str) -> str:
-    """`word` itself if it may be an alias: a slug that can't be taken for a version."""
-    if _LOOKS_LIKE_VERSION.match(word):
-        raise UserError(f"{word!r} is no alias: it reads as a version.", hint="Versions are written v0, v1, v2, …")
-    return check_slug(word, "alias")
+def check_alias(text: str) -> str:
+    """`text` itself if it is a valid alias: a slug that can't be read as a version."""
+    if _LOOKS_LIKE_VERSION.match(text):
+        raise UserError(f"{text!r} is no alias: it reads as a version.", hint="Versions are written v0, v1, v2, …")
+    return check_slug(text, "alias")
 
 
 def registry_name(name: str) -> str:
@@ -193,22 +193,23 @@ def parse_override(
     *,
     aliases: Callable[[str], Collection[str]] = lambda _: (),
 ) -> Reference:
-    """`v10`, `10`, `:prod` and `@1f00` are relative to the default's name; anything with a name or a path stands alone.
+    """Parse a reference relative to a default: `v10`, `10`, `:prod` and `@1f00` apply to the default's name; anything
+    with a name or a path is complete by itself.
 
-    A bare word is an alias of the default's name if it has one of that name, else a name of its own. `aliases(name)`
-    lists a name's aliases besides `latest`, as `open_registry().aliases` does.
+    A bare name is an alias of the default's name if it has one of that name, else the name of an artifact.
+    `aliases(name)` lists a name's aliases; by default the local registry is asked.
     """
     base = Reference.parse(default) if isinstance(default, str) else default
-    word = text.strip() if isinstance(text, str) else text
-    if not isinstance(word, str) or is_path(word):
+    stripped = text.strip() if isinstance(text, str) else text
+    if not isinstance(stripped, str) or is_path(stripped):
         return Reference.parse(text)
-    version = VERSION.match(word)
-    if version or word.startswith((":", "@")):
-        return _relative(Reference.parse(f"x{word}" if not version else f"x:v{version[1]}"), base, text)
-    bare = not set(word) & set(":@/")
-    if bare and base is not None and base.name and (word == LATEST or word in aliases(base.slug)):
-        return _relative(Reference.parse(f"x:{word}"), base, text)
-    return Reference.parse(word)
+    version = VERSION.match(stripped)
+    if version or stripped.startswith((":", "@")):
+        return _relative(Reference.parse(f"x{stripped}" if not version else f"x:v{version[1]}"), base, text)
+    bare = not set(stripped) & set(":@/")
+    if bare and base is not None and base.name and (stripped == LATEST or stripped in aliases(base.slug)):
+        return _relative(Reference.parse(f"x:{stripped}"), base, text)
+    return Reference.parse(stripped)
 
 
 def _relative(part: Reference, base: Reference | None, text: str) -> Reference:
@@ -237,7 +238,7 @@ class Pin:
 
     @property
     def uri(self) -> str:
-        """How a later step names it: `art://Name:v3`, or `art://` and the path."""
+        """The reference by which a later step names it: `art://Name:v3`, or `art://` and the path."""
         return f"art://{self.label}"
 
     def __fspath__(self) -> str:

@@ -40,10 +40,10 @@ from nemotron_kit.home import nemotron_home
 
 
 def find_version(store: Store, ref: Reference) -> int:
-    """The version of `ref.slug` that is meant.
+    """The version of `ref.slug` that the reference resolves to.
 
-    Raises ArtifactNotFoundError and ArtifactVersionNotFoundError (they say what is there), UserError for a digest that
-    two contents share, DamagedRecordError.
+    Raises ArtifactNotFoundError and ArtifactVersionNotFoundError (both list what exists), UserError for a digest prefix
+    that two contents share, DamagedRecordError.
     """
     versions = store.versions(ref.slug)
     if not versions:
@@ -64,7 +64,7 @@ def _choose(store: Store, ref: Reference, versions: list[int]) -> int:
     try:
         return store.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
     except FileNotFoundError:
-        # A run that was killed before it noted what it saved still stands in the record.
+        # A run that was killed before it recorded the pointer is still named in the version's record.
         saved = (v for v, record in _readable(store, ref, versions) if ref.run and record.producer == ref.run)
         return max(saved, default=-1)
 
@@ -117,9 +117,9 @@ class LocalRegistry(Store):
         self.hash_limit = hash_limit
 
     def resolve(self, reference: Reference | str, *, check: bool = True) -> Pin:
-        """What a reference stands for now. `check` also makes sure that the version's files are still as saved.
+        """The version that a reference resolves to now. With `check`, its files are compared with the saved ones.
 
-        Raises ArtifactNotFoundError, ArtifactVersionNotFoundError (they say what there is), ArtifactChangedError,
+        Raises ArtifactNotFoundError, ArtifactVersionNotFoundError (both list what exists), ArtifactChangedError,
         DamagedRecordError.
         """
         ref = Reference.parse(reference) if isinstance(reference, str) else reference
@@ -131,13 +131,14 @@ class LocalRegistry(Store):
         return record.pin
 
     def find(self, reference: Reference | str) -> ArtifactVersion:
-        """The record that a name's reference stands for; its files are not looked at."""
+        """The record that a name's reference resolves to; its files are not checked."""
         ref = Reference.parse(reference) if isinstance(reference, str) else reference
         return self.record(ref.slug, find_version(self, ref))
 
     def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
-        """The record behind a pin, if it is this registry's, the same content, and unchanged on disk; `deep` reads
-        every file. None for a plain path that is there. Otherwise a UserError that says what does not hold."""
+        """The record of a pin, if it belongs to this registry, has the same content, and its files are unchanged;
+        `deep` reads every file. Returns None for a plain path that exists. Raises UserError that says which condition
+        fails."""
         if pin.version is None:
             path_pin(pin.path)
             return None
@@ -146,7 +147,7 @@ class LocalRegistry(Store):
         return record
 
     def record_of(self, pin: Pin) -> ArtifactVersion:
-        """The record behind a pin, if it is this registry's and the same content; its files are not looked at."""
+        """The record of a pin, if it belongs to this registry and has the same content; its files are not checked."""
         if pin.version is None:
             raise UserError(f"{pin.path} is not registered: there is nothing to compare it with.")
         if pin.registry != self.uuid:
@@ -168,17 +169,18 @@ class LocalRegistry(Store):
         return commit(self, draft, self.hash_limit).pin
 
     def note_run(self, pin: Pin, run: str) -> None:
-        """Have `Name@run:RUN` stand for a version that another run saved: that run found nothing to do."""
+        """Make `Name@run:RUN` refer to a version that another run saved, because that run would have saved the same."""
         record = self.record_of(pin)
         with writing_to(self.root):
             note_run(self, record.name, run, record.version)
 
     def require_registered(self, pin: Pin) -> None:
-        """NemotronError where a version that was just committed is not in the registry at this place any more."""
+        """Raise NemotronError if a version that was just committed is no longer in the registry at this path."""
         require_registered(self, pin)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Make `name:alias` stand for a version; an alias can be moved at any time, `latest` moves by itself."""
+        """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
+        registry."""
         if check_alias(alias) == LATEST:
             raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
@@ -187,7 +189,8 @@ class LocalRegistry(Store):
             replace_checksummed(file, pointer_document(record.name, alias, version), self.modes)
 
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
-        """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns what went."""
+        """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns the removed
+        paths."""
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             folders += [name, *(name / kind for kind in KINDS)]
@@ -195,10 +198,10 @@ class LocalRegistry(Store):
             return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
 
     def mend(self, *, dry_run: bool = False) -> list[DamageFinding]:
-        """Repair damaged records, or put them aside; returns what was, or with `dry_run` would be, done."""
+        """Repair damaged records, or move them aside; returns what was done, or with `dry_run` what would be done."""
         done: list[DamageFinding] = []
         with writing_to(self.root):
-            while True:  # what is wrong with the versions is known once the registry's own record is whole
+            while True:  # versions can only be checked once the registry's own record is readable
                 found = [each for each in findings(self) if each.file not in {known.file for known in done}]
                 for each in [] if dry_run else found:
                     each.apply()
@@ -214,11 +217,12 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 class Registry(Protocol):
-    """What a back end must offer; `LocalRegistry` says what each of them raises."""
+    """The interface of an artifact registry; `LocalRegistry` documents the errors that each method raises."""
 
     @property
     def uuid(self) -> str:
-        """The registry's own name, so that one registry's v3 is never read as another's; "" while it is empty."""
+        """The registry's identity, so that v3 of one registry is never taken for v3 of another; "" while it is
+        empty."""
 
     def names(self) -> list[str]:
         """Every name with a version."""
@@ -230,26 +234,26 @@ class Registry(Protocol):
         """The aliases of a name, without `latest`."""
 
     def resolve(self, reference: Reference | str, *, check: bool = True) -> Pin:
-        """What a reference stands for now."""
+        """The version that a reference resolves to now."""
 
     def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
-        """The record behind a pin, if all that it says still holds; None for a plain path that is there."""
+        """The record of a pin, if it still holds; None for a plain path that exists."""
 
     def record_of(self, pin: Pin) -> ArtifactVersion:
-        """The record behind a pin, its files not looked at."""
+        """The record of a pin; its files are not checked."""
 
     def commit(self, draft: Draft) -> Pin:
         """Register a version, or find the one with the same content."""
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Make an alias stand for a version."""
+        """Make an alias refer to a version."""
 
 
 def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None) -> LocalRegistry:
     """The registry at `root`; without one, at the root given to `init()`, else at `[artifacts] root` of env.toml, else
     at $NEMOTRON_HOME/artifacts. Opening creates nothing."""
     settings = artifact_settings(env if env is not None else read_env_file())
-    backend = sys.modules.get("nemotron_kit.artifacts.tracking")  # nobody has called init() who has not imported it
+    backend = sys.modules.get("nemotron_kit.artifacts.tracking")  # init() can't have been called without importing it
     config = backend.get_config() if backend is not None else None
     if root is None and config is not None:
         root = config.root

@@ -45,8 +45,8 @@ def findings(store: Store) -> Iterator[DamageFinding]:
             yield _version(store, record)
     for name in store.entries():
         for kind in ("aliases", "runs"):
-            for word in store.pointers(name, kind):
-                yield from _pointer(store, name, kind, word)
+            for pointer in store.pointers(name, kind):
+                yield from _pointer(store, name, kind, pointer)
 
 
 def _own_record(store: Store) -> Iterator[DamageFinding]:
@@ -88,21 +88,21 @@ def _version(store: Store, record: DamagedVersion) -> DamageFinding:
     return DamageFinding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
 
 
-def _pointer(store: Store, name: str, kind: str, word: str) -> Iterator[DamageFinding]:
-    file = store.folder(name) / kind / word
+def _pointer(store: Store, name: str, kind: str, pointer: str) -> Iterator[DamageFinding]:
+    file = store.folder(name) / kind / pointer
     try:
-        store.pointer(name, kind, word)
+        store.pointer(name, kind, pointer)
     except DamagedRecordError as error:
-        what = f"{name}:{word}" if kind == "aliases" else f"{name}@run:{word}"
-        # A run that has none is looked for in the versions' records.
+        what = f"{name}:{pointer}" if kind == "aliases" else f"{name}@run:{pointer}"
+        # Without a pointer the run is looked up in the versions' records.
         yield DamageFinding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
     except FileNotFoundError:
         return
 
 
 def _recovered(text: str) -> dict[str, Any] | None:
-    """The document whose sha256 stands in the text, if one byte too many, or something around it, is all that is
-    wrong."""
+    """The document whose sha256 is recorded in the text, if removing one surplus byte, or text around the document,
+    restores it; else None."""
     candidates = [text, text.strip().lstrip("\ufeff")]
     with contextlib.suppress(ValueError, RecursionError):
         candidates.append(text[: json.JSONDecoder().raw_decode(text)[1]])

@@ -1,4 +1,4 @@
-"""What `Artifact.save()` does, and how artifacts come back: from a folder, a reference, or another step's output."""
+"""Implements `Artifact.save()`, and loading an artifact from a folder, a reference, or another step's output."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def save(artifact: Artifact, name: str | None) -> None:
 
 
 def _mask_fields(artifact: Artifact, folder: Path) -> None:
-    """Mask secrets in the artifact's own fields: metadata.json, the identity, the registry's record and the tracker all
-    have what they hold. The artifact's place and names are left as they are, since it is found by them."""
+    """Mask secrets in the artifact's fields before metadata.json, the identity, the registry's record and the tracker's
+    copy are made from them. The artifact's path and names are not masked, since it is found by them."""
     roots = {str(folder): ".", str(folder.resolve()): "."}
     typed = type(artifact).typed_fields()
     for key, value in list(artifact.metadata.items()):
@@ -84,12 +84,12 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
         except ValueError as error:
             raise UserError(
                 f"{name} holds the value of a secret, and takes no {MASK} in its place.",
-                hint="Save the artifact without it: what is saved is read by whoever reads the registry.",
+                hint="Save the artifact without it: everyone who reads the registry can read what is saved.",
             ) from error
 
 
 def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
-    """`value` without secrets, but for those in the path of the artifact's folder; None where it has none."""
+    """`value` with secrets masked, except inside the path of the artifact's folder; None if it contains no secret."""
     inner = relative_to(value, roots)
     shown = masked(inner)
     if shown == inner:
@@ -100,14 +100,15 @@ def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
 
 
 def _used(artifact: Artifact) -> list[str]:
-    """The addresses of what the job has read. What came through a tracker goes by the tracker's name for it."""
-    own = str(absolute(artifact.path)) if artifact._used_artifacts else None
-    pins = [pin.uri for pin in lineage.inputs() if pin.version is not None or pin.path != own]
+    """The addresses of the job's inputs. An input that came through a tracker has the tracker's name."""
+    own_path = str(absolute(artifact.path)) if artifact._used_artifacts else None
+    pins = [pin.uri for pin in lineage.inputs() if pin.version is not None or pin.path != own_path]
     return list(dict.fromkeys([*pins, *artifact._used_artifacts]))
 
 
 def require_own(artifact: Artifact, folder: Path) -> None:
-    """UserError where there is nothing at the artifact's path, or a metadata.json in its folder that is not ours."""
+    """Raise UserError if nothing exists at the artifact's path, or if the folder has a metadata.json of another
+    program."""
     path = absolute(artifact.path)
     if not path.exists():
         raise UserError(
@@ -168,7 +169,8 @@ def identity_fields(artifact: Artifact, folder: Path) -> dict[str, Any]:
 
 
 def relative_to(value: Any, roots: dict[str, str]) -> Any:
-    """`value` with every text that is one of the folders `roots`, or lies in one, moved to what it maps to."""
+    """`value` with every path that is one of the folders `roots`, or inside one, replaced by the path that the folder
+    maps to."""
     if isinstance(value, dict):
         return {key: relative_to(item, roots) for key, item in value.items()}
     if isinstance(value, list):
@@ -203,12 +205,12 @@ def _current_run() -> str:
     try:
         found = found or (tracker.get_run_id() if tracker.is_active() else None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 — as in _track
-        logger.warning("The tracker does not say which run this is: %s", error)
+        logger.warning("The tracker can't tell the id of this run: %s", error)
     return found if isinstance(found, str) and found else "local"
 
 
 def draft_of(artifact: Artifact, name: str) -> Draft:
-    """The version that `artifact` would become under `name`."""
+    """The draft of the version that `artifact` would become under `name`."""
     folder = absolute(artifact._get_output_dir())
     return Draft(
         name=name,
@@ -224,7 +226,8 @@ def draft_of(artifact: Artifact, name: str) -> Draft:
 
 
 def _refuse_shared_folder(artifact: Artifact, folder: Path) -> None:
-    """A registered artifact owns its folder. One that is a file would take in all that lies around it."""
+    """Raise UserError for an artifact that is a file in a folder with other files: a registered artifact owns its whole
+    folder."""
     shared = {Path("/"), Path.home(), Path(tempfile.gettempdir())}
     if artifact.path.is_file() and (folder in shared or (folder / ".git").exists()):
         raise UserError(
@@ -234,8 +237,8 @@ def _refuse_shared_folder(artifact: Artifact, folder: Path) -> None:
 
 
 def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None:
-    """Tell the tracker. Whatever it does (not answer, answer nonsense, exit), the artifact is saved and the job goes
-    on."""
+    """Report the artifact to the tracker. If the tracker fails in any way (no answer, an invalid one, an exit), the
+    artifact stays saved and the job continues."""
     try:
         tracker = get_lineage_tracker()
         if not tracker.is_active():
@@ -245,9 +248,9 @@ def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None
             return
         info = tracker.log_artifact(artifact, name, used)
         known = {key: value for key, value in info.items() if key in _TRACKED and isinstance(value, str)}
-        said = info.get("used_artifacts")
-        all_texts = isinstance(said, list) and all(isinstance(ref, str) for ref in said)
-        artifact.tracking = {**known, "used_artifacts": said if all_texts else used}  # type: ignore[assignment]
+        reported = info.get("used_artifacts")
+        all_texts = isinstance(reported, list) and all(isinstance(ref, str) for ref in reported)
+        artifact.tracking = {**known, "used_artifacts": reported if all_texts else used}  # type: ignore[assignment]
         write_document(folder, document_of(artifact))
     # SystemExit is how some clients end what they can't do.
     except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -280,7 +283,8 @@ def from_uri(cls: type[A], uri: str) -> A:
 
 
 def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments made complete: the type's name, typed fields found in `metadata`, a field's other name."""
+    """Complete the constructor's arguments: the type's name, typed fields found in `metadata`, a field's other
+    names."""
     data = dict(plain(given))
     for name, value in data.items():
         _refuse_ellipsis(name, value)
@@ -305,7 +309,7 @@ def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]
 
 def _refuse_ellipsis(name: str, value: Any) -> None:
     if value is ... or (isinstance(value, list | tuple | set) and ... in value):
-        raise UserError(f"{name}={value!r}: '...' stands for a value.", hint=f"Write {name}'s real value in its place.")
+        raise UserError(f"{name}={value!r}: '...' is a placeholder.", hint=f"Write {name}'s real value in its place.")
 
 
 def _from_path(cls: type[A], path: Path) -> A:
@@ -372,7 +376,7 @@ def _build(cls: type[A], document: dict[str, Any], folder: Path) -> A:
 
 
 def _moved_to(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its paths in the folder where it was found: an artifact may have been moved."""
+    """The document with its paths changed to the folder where it was found: the artifact may have been moved."""
     old = Path(document.get("path") or folder)
     is_file = old.name != folder.name and (folder / old.name).is_file()
     root = old.parent if is_file else old
@@ -381,7 +385,7 @@ def _moved_to(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_type(cls: type[Artifact], kind: Any, where: Path) -> None:
-    """Refuse another known class's artifact; a type that no class here has is a free word."""
+    """Raise UserError for an artifact of another known class; a type that no class declares is accepted."""
     related = _names(cls) | {base.__name__ for base in cls.__mro__}
     known = _names(next(base for base in reversed(cls.__mro__) if base.__name__ == "Artifact"))
     if cls.typed_fields() and kind in known - related:

@@ -28,7 +28,7 @@ _KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "version": int, "fields
 
 @dataclass(frozen=True)
 class Draft:
-    """What is to become a version.
+    """The content of a version that is about to be committed.
 
     `root` is the folder whose files make up the content, `path` what the artifact points at (the folder, or a file in
     it), `fields` the typed fields that belong to the identity, `document` all of metadata.json.
@@ -47,7 +47,7 @@ class Draft:
 
 @dataclass(frozen=True)
 class ArtifactVersion:
-    """One committed version. It never changes; `commit` is the random mark of the commit that wrote it."""
+    """One committed version. It is never changed; `commit` is the random id of the commit that wrote it."""
 
     name: str
     version: int
@@ -120,7 +120,7 @@ MEND = "`nemotron artifacts gc` repairs it, if its own sha256 proves what it was
 
 @dataclass(frozen=True)
 class FileModes:
-    """Permissions of a registry's folders and files; `exact` ones are set whatever the umask says."""
+    """Permissions of a registry's folders and files; `exact` ones are set whatever the umask is."""
 
     folder: int = 0o700
     file: int = 0o600
@@ -134,7 +134,7 @@ MODES = {"private": FileModes(), "group": FileModes(0o2770, 0o660, exact=True)}
 
 @dataclass(frozen=True)
 class DamagedVersion:
-    """A version whose record can't be read; `error` says why."""
+    """A version whose record can't be read; `error` is the reason."""
 
     name: str
     version: int
@@ -147,7 +147,7 @@ class DamagedVersion:
 
     @property
     def text(self) -> str:
-        """What is in the file, bytes that are no text left out; "" where it can't be read at all."""
+        """The text of the record file, without bytes that are no UTF-8; "" if it can't be read."""
         try:
             return read_regular(self.file).decode("utf-8", "ignore")
         except OSError:
@@ -155,7 +155,7 @@ class DamagedVersion:
 
     @property
     def root(self) -> str | None:
-        """The folder of its files, as far as the file still says so."""
+        """The folder of its files, if the damaged record still names it."""
         match = re.search(r'"root": ("(?:[^"\\]|\\.)*")', self.text)
         try:
             found = json.loads(match[1]) if match else None
@@ -165,7 +165,7 @@ class DamagedVersion:
 
 
 class Store:
-    """Reads a registry's files. Reading never writes: a registry that isn't there is an empty one."""
+    """Reads a registry's files. Reading never writes: a registry that does not exist is an empty one."""
 
     def __init__(self, root: Path, modes: FileModes) -> None:
         self.root = root
@@ -180,7 +180,7 @@ class Store:
 
     @property
     def uuid(self) -> str:
-        """The registry's own name; "" for one to which nothing was ever saved."""
+        """The registry's identity; "" for one to which nothing was ever saved."""
         if not self._uuid:
             file = self.identity_folder / "registry.json"
             try:
@@ -194,7 +194,7 @@ class Store:
         return self.root / name
 
     def entries(self) -> list[str]:
-        """Every folder that is called like a name, sorted."""
+        """Every folder whose name is a valid artifact name, sorted."""
         return sorted(filter(SLUG.match, _listing(self.root)))
 
     def names(self) -> list[str]:
@@ -206,7 +206,7 @@ class Store:
         return sorted(int(entry[1:]) for entry in _listing(self.folder(name)) if VERSION_FOLDER.match(entry))
 
     def numbers(self, name: str) -> list[int]:
-        """The numbers of all versions that there are, or were before they were dropped."""
+        """The numbers of all versions that exist, or existed before they were dropped."""
         entries = [entry.removeprefix(DROPPED) for entry in _listing(self.folder(name))]
         return [int(entry[1:]) for entry in entries if VERSION_FOLDER.match(entry)]
 
@@ -216,7 +216,7 @@ class Store:
         return (folder / f"v{number}").exists() or (folder / f"{DROPPED}v{number}").exists()
 
     def record(self, name: str, version: int) -> ArtifactVersion:
-        """A version's record; DamagedRecordError if it is cut off, changed, or another version's."""
+        """A version's record. Raises DamagedRecordError if it is truncated, edited, or another version's."""
         folder = self.folder(name) / f"v{version}"
         try:
             data = read_checksummed(folder / RECORD, "version record")
@@ -253,24 +253,25 @@ class Store:
                     yield self.look(name, version)
 
     def aliases(self, name: str) -> dict[str, int]:
-        """A name's aliases and the versions they stand for, without `latest`; one whose file is damaged is left out."""
+        """A name's aliases and the versions that they refer to, without `latest`; an alias whose file is damaged is
+        left out."""
         found = {}
         for alias in self.pointers(name, "aliases"):
             with contextlib.suppress(DamagedRecordError, FileNotFoundError):
                 found[alias] = self.pointer(name, "aliases", alias)
         return found
 
-    def pointer(self, name: str, kind: str, word: str) -> int:
-        """The version that an alias or a run id stands for; FileNotFoundError if there is none."""
-        file = self.folder(name) / kind / word
+    def pointer(self, name: str, kind: str, pointer: str) -> int:
+        """The version that an alias or a run id refers to. Raises FileNotFoundError if there is none."""
+        file = self.folder(name) / kind / pointer
         data = read_checksummed(file, kind)
         version = data.get("version")
-        if not isinstance(version, int) or data.get("name") != f"{name}/{word}":
+        if not isinstance(version, int) or data.get("name") != f"{name}/{pointer}":
             raise DamagedRecordError(f"{file}: this record is damaged: {data!r}.")
         return version
 
     def stamps(self, name: str, version: int) -> dict[str, Stamp]:
-        """How the version's unchanged files looked when they were saved once more; {} if they never were."""
+        """The time stamps of the version's unchanged files when they were saved once more; {} if they never were."""
         try:
             data = read_checksummed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
             return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
@@ -280,13 +281,13 @@ class Store:
             return {}
 
     def pointers(self, name: str, kind: str) -> list[str]:
-        """The words of one kind of pointer, aliases or runs."""
+        """The names of all pointers of one kind: aliases or runs."""
         return sorted(entry for entry in _listing(self.folder(name) / kind) if SLUG.match(entry))
 
 
-def pointer_document(name: str, word: str, version: int) -> dict[str, Any]:
-    """What an alias file or a run file holds."""
-    return {"name": f"{name}/{word}", "version": version}
+def pointer_document(name: str, pointer: str, version: int) -> dict[str, Any]:
+    """The content of an alias file or a run file."""
+    return {"name": f"{name}/{pointer}", "version": version}
 
 
 def read_text_field(file: Path, what: str, key: str) -> str:
@@ -319,8 +320,8 @@ def make_folder(folder: Path, modes: FileModes) -> None:
 
 
 def make_below(top: Path, folder: Path, modes: FileModes) -> None:
-    """Make `folder` and its missing parents below `top`, durably. FileNotFoundError where `top` itself is gone: a
-    registry that was moved away meanwhile is not begun anew in its old place."""
+    """Create `folder` and its missing parents below `top`, durably. Raises FileNotFoundError if `top` itself is
+    missing, so that a registry that was moved is not recreated at its old path."""
     if folder.is_dir():
         return
     if folder.parent != top:
@@ -331,7 +332,7 @@ def make_below(top: Path, folder: Path, modes: FileModes) -> None:
 
 
 def touch(path: Path, modes: FileModes, text: str = "") -> None:
-    """Make a small file that readers do not rely on to be whole."""
+    """Create a small file whose content readers do not rely on."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, modes.file), "w", encoding="ascii") as file:  # noqa: PTH123
         file.write(text)
     if modes.exact:
@@ -340,7 +341,8 @@ def touch(path: Path, modes: FileModes, text: str = "") -> None:
 
 @contextlib.contextmanager
 def staged(folder: Path, modes: FileModes) -> Iterator[Path]:
-    """A new hidden folder inside `folder`, so on its file system. What is left in it at the end is removed."""
+    """A new hidden folder inside `folder`, hence on its file system. What remains in it at the end of the block is
+    removed."""
     stage = folder / f"{STAGE}{secrets.token_hex(8)}"
     _mkdir(stage, modes)
     try:
@@ -357,7 +359,7 @@ def write_checksummed(path: Path, document: dict[str, Any], modes: FileModes) ->
 
 
 def publish(stage: Path, target: Path) -> bool:
-    """Rename a staged folder to `target`, durably. False if `target` exists already.
+    """Rename a staged folder to `target`, durably. Returns False if `target` exists already.
 
     A file server that loses its reply may report a rename as failed that has happened: after False, check who wrote
     `target`.
@@ -373,7 +375,7 @@ def publish(stage: Path, target: Path) -> bool:
 
 
 def replace_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
-    """Put a small document in place of the one at `path`, whole at any moment and with its final permissions."""
+    """Replace the small document at `path` atomically, with its final permissions."""
     make_below(path.parent.parent, path.parent, modes)
     with staged(path.parent, modes) as stage:
         write_checksummed(stage / path.name, document, modes)
@@ -382,7 +384,7 @@ def replace_checksummed(path: Path, document: dict[str, Any], modes: FileModes) 
 
 
 def discard(stage: Path) -> bool:
-    """Remove a staged folder and the plain files in it; False if something is in the way."""
+    """Remove a staged folder and the plain files in it. Returns False if that fails."""
     try:
         if not stage.is_dir():
             stage.unlink()
@@ -398,7 +400,7 @@ def discard(stage: Path) -> bool:
 
 
 def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> list[Path]:
-    """Remove what killed writers left in `folder`, if it is older than `lease_s` seconds. Returns what went."""
+    """Remove what killed writers left in `folder` if it is older than `lease_s` seconds; returns the removed paths."""
     removed = []
     for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done

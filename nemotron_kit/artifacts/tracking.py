@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class LineageTracker(Protocol):
-    """The four methods that connect any tracking system."""
+    """The interface of a tracking system: four methods."""
 
     def is_active(self) -> bool:
-        """Whether there is a run to log to now."""
+        """Whether there is a run to log to at the moment."""
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
-        """Note that the run reads `ref`, and return the folder where it lies on this machine."""
+        """Record that the run reads `ref`, and return the artifact's folder on this machine."""
 
     def log_artifact(self, artifact: Artifact, name: str, used_refs: Sequence[str]) -> dict[str, Any]:
         """Log a saved artifact; returns artifact_id, artifact_type, run_id, url, used_artifacts."""
@@ -53,11 +53,11 @@ class NoOpTracker:
     """Tracks nothing."""
 
     def is_active(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
-        """Always a UserError: there is nothing to fetch from."""
+        """Always raises UserError: nothing can be fetched without a tracker."""
         raise UserError(f"{ref} can't be fetched: tracking is off.", hint="set_lineage_tracker(…) chooses a tracker.")
 
     def log_artifact(
@@ -72,22 +72,22 @@ class NoOpTracker:
 
 
 class FileTracker:
-    """Tracks in the local registry, for scripts that speak to a tracker only."""
+    """A tracker on top of the local registry, for scripts that use the tracker interface only."""
 
     def __init__(self, registry: Registry | None = None) -> None:
         self._registry = registry
 
     @property
     def registry(self) -> Registry:
-        """The registry it was given, else the one of env.toml."""
+        """The registry given to the constructor, else the one configured in env.toml."""
         return self._registry or open_registry()
 
     def is_active(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
-        """The path of a reference, noted as an input; raises as `LocalRegistry.resolve` does."""
+        """The path of a reference, recorded as an input. Raises the errors of `LocalRegistry.resolve`."""
         pin = self.registry.resolve(ref)
         lineage.record_input(pin)
         return Path(pin.path)
@@ -95,7 +95,7 @@ class FileTracker:
     def log_artifact(
         self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Register the artifact under `name`; what `save(name)` has registered already is not registered again."""
+        """Register the artifact under `name`, unless `save(name)` has registered it already."""
         pin = artifact._pin
         if pin is None or pin.version is None or pin.registry != self.registry.uuid:
             pin = self.registry.commit(artifact._draft(name))
@@ -110,7 +110,7 @@ _tracker: LineageTracker = NoOpTracker()
 
 
 def set_lineage_tracker(tracker: LineageTracker | None) -> None:
-    """Choose the tracker to which saves and loads are reported; None turns tracking off."""
+    """Set the tracker to which saves and loads are reported; None turns tracking off."""
     global _tracker
     _tracker = tracker if tracker is not None else NoOpTracker()
 
@@ -139,7 +139,7 @@ _BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"
 
 @dataclass(frozen=True)
 class KitConfig:
-    """The arguments of `init()`; `root` is None where env.toml and $NEMOTRON_HOME decide."""
+    """The arguments of `init()`; with `root` None, env.toml and $NEMOTRON_HOME decide."""
 
     backend: str = "fsspec"
     root: Path | None = None
@@ -158,10 +158,11 @@ def init(
     *,
     registry_path: str | Path | None = None,
 ) -> None:
-    """Register artifacts below `root` (also spelled `registry_path`); with backend "wandb" also log them to W&B's run.
+    """Register artifacts below `root` (also spelled `registry_path`); with backend "wandb" also log them to the active
+    W&B run.
 
-    Without a call, a named save goes to the registry of env.toml all the same. Raises UserError for an unknown backend,
-    for a root that is no folder here, and for "wandb" where it isn't installed.
+    Without this call, a named save uses the registry configured in env.toml. Raises UserError for an unknown backend,
+    for a root that is no folder of this machine, and for "wandb" if it is not installed.
     """
     global _config
 

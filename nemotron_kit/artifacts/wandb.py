@@ -49,7 +49,7 @@ def require_wandb() -> Any:
 
 
 class WandbTracker:
-    """Logs every saved artifact to the W&B run that is active then; an offline run takes them for `wandb sync`."""
+    """Logs every saved artifact to the active W&B run; an offline run stores them for `wandb sync`."""
 
     def __init__(self) -> None:
         self.wandb = require_wandb()
@@ -64,9 +64,9 @@ class WandbTracker:
         return self.wandb.run.id if self.is_active() else None
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
-        """Note `ref` as an input of the run; returns its folder on this machine, downloaded if it isn't there.
+        """Record `ref` as an input of the run; returns its folder on this machine, downloaded if necessary.
 
-        UserError without a run or in an offline one, where W&B can't be asked.
+        Raises UserError without a run, or in an offline one, where W&B can't be asked.
         """
         run = self._run()
         if run.offline:
@@ -82,7 +82,8 @@ class WandbTracker:
     def log_artifact(
         self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Log metadata.json and the small files, and refer to the folder; returns the ids. Takes PATIENCE_S at most."""
+        """Log metadata.json and the small files, and a reference to the folder; returns the ids. Gives up after
+        PATIENCE_S seconds."""
         run = self._run()
         used = list(used_refs or used_artifacts)
         info: dict[str, Any] = bounded(lambda: self._log(run, artifact, name, used), f"W&B did not answer for {name}")
@@ -115,7 +116,7 @@ class WandbTracker:
         return tracked(artifact, used, artifact_id=logged.qualified_name, run_id=run.id, url=logged.url)
 
     def _note_inputs(self, run: Any, artifact: Artifact, used: list[str]) -> None:
-        """Lineage arrows into the run. One that W&B does not take is named and left out."""
+        """Record the inputs in the run's lineage. An input that W&B refuses is logged as a warning and left out."""
         for pin in lineage.inputs():
             with _warned(pin.label):
                 self._note_pin(run, pin)
@@ -140,7 +141,7 @@ class WandbTracker:
         _use(run, source)
 
     def _note_pin(self, run: Any, pin: Pin) -> None:
-        """An input from the registry or the file system: by W&B's own name for it, if it was logged there."""
+        """Record an input from the registry or the file system, by W&B's own name for it if it was logged there."""
         logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
         if isinstance(logged, str) and not run.offline:
             run.use_artifact(logged)
@@ -154,8 +155,8 @@ class WandbTracker:
 
 
 def _use(run: Any, source: Any) -> None:
-    """Note a source as an input of the run. An offline run takes what `wandb sync` is to note; W&B's public
-    `use_artifact` refuses there, though what it does with a source that is not logged yet needs no connection."""
+    """Record an artifact as an input of the run. In an offline run it is stored for `wandb sync`: W&B's public
+    `use_artifact` refuses that, although recording an artifact that is not logged yet needs no connection."""
     if run.offline:
         run._log_artifact(source, is_user_created=True, use_after_commit=True)
     else:
@@ -163,8 +164,8 @@ def _use(run: Any, source: Any) -> None:
 
 
 def files_of(artifact: Artifact) -> list[tuple[str, str]]:
-    """(path, name) of the files that leave this machine: those of `get_wandb_files` that lie in the artifact's folder.
-    A field of a metadata.json from elsewhere, or a link, could name any file of this user's."""
+    """(path, name) of the files to upload: those of `get_wandb_files` that are inside the artifact's folder. A field of
+    a metadata.json from elsewhere, or a link, could name any file of this user."""
     folder = artifact._get_output_dir().resolve()
     inside = []
     for path, stored in artifact.get_wandb_files():
@@ -185,13 +186,15 @@ def _warned(what: str) -> Iterator[None]:
 
 
 def artifact_name(uri: str, subset: str | None = None) -> str:
-    """A W&B name for a source: its address without the scheme, other characters as dashes, 128 at most."""
+    """A valid W&B artifact name for an address: without the scheme, other characters as dashes, 128 characters at
+    most."""
     bare = uri.split("://", 1)[-1] + (f"-{subset}" if subset else "")
     return re.sub(r"[^A-Za-z0-9._]+", "-", bare).strip("-._")[:128] or "dataset"
 
 
 def bounded(work: Callable[[], Any], complaint: str, *, seconds: float | None = PATIENCE_S) -> Any:
-    """`work()` in a thread of its own; NemotronError with `complaint` if it isn't done in time (it is left behind)."""
+    """Run `work()` in a thread. Raises NemotronError with `complaint` if it has not finished in time; the thread is
+    then abandoned."""
     outcome: list[Any] = []
     failure: list[BaseException] = []
 
@@ -237,7 +240,7 @@ class WandbConfig:
 
 
 def wandb_config_from_env_file() -> WandbConfig | None:
-    """`[wandb]` of the env.toml that is found; None without the table, or where it says `enabled = false`."""
+    """The [wandb] table of env.toml; None if there is no such table, or if it has `enabled = false`."""
     env = read_env_file()
     table = env.table("wandb")
     if table.get("enabled", bool(table)) is False:
@@ -260,7 +263,7 @@ def wandb_config_from_env_file() -> WandbConfig | None:
 
 
 def wandb_config_from_environ() -> WandbConfig | None:
-    """$WANDB_PROJECT, _ENTITY, _NAME, _TAGS (with commas) and _NOTES; None without a project."""
+    """$WANDB_PROJECT, _ENTITY, _NAME, _TAGS (comma-separated) and _NOTES; None without a project."""
     values = {key: os.environ.get(f"WANDB_{key}") or None for key in ("PROJECT", "ENTITY", "NAME", "NOTES")}
     if values["PROJECT"] is None:
         return None
@@ -279,7 +282,7 @@ add_wandb_tags = add_run_tags
 
 
 def finish_wandb(exit_code: int = 0) -> None:
-    """Close the active W&B run with its exit code, waiting a minute at most for what is still to be sent."""
+    """Close the active W&B run with its exit code; waits at most a minute for pending uploads."""
     if _active_run() is None:
         return
     try:
@@ -318,19 +321,19 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
             mode = "offline"
     try:
         wandb.init(**arguments, mode=mode)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 — the job is what counts, not what is told of it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — a tracker's failure must not fail the job
         logger.warning("W&B can't be used (%s): nothing is tracked there.", error)
 
 
 def _settings(wandb: Any) -> Any:
-    """Bounded waiting, and no copy of argv, code or environment: they can hold secrets."""
+    """W&B settings: bounded waiting, and no copy of argv, code or environment, which can hold secrets."""
     wanted = {"x_disable_meta": True, "save_code": False, "init_timeout": _INIT_S, "finish_timeout": PATIENCE_S}
     known = getattr(wandb.Settings, "model_fields", wanted)
     return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
 
 
 def _run_id(folder: Path | None) -> str | None:
-    """One W&B run for a job, also after it was requeued."""
+    """The W&B run id of a job: the same after it was requeued."""
     run = lineage.run_id()
     if run is None:
         return None
@@ -355,7 +358,7 @@ def _has_key() -> bool:
 
 
 def _reachable() -> bool:
-    """Whether W&B's server, or the proxy in front of it, takes a connection at once."""
+    """Whether W&B's server, or the proxy in front of it, accepts a connection."""
     import socket
     from urllib.request import getproxies
 

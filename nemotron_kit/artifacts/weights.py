@@ -1,5 +1,4 @@
-"""Checks that the weight files of a model are complete, from their headers alone: reads no tensor and needs no
-torch."""
+"""Checks that the weight files of a model are complete from their headers alone: reads no tensor and needs no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +12,18 @@ from typing import Any
 from nemotron_kit.errors import UserError
 
 _LENGTH = struct.Struct("<Q")
-# The format's own limit; a longer header is none.
+# The format's limit on the header's length, in bytes.
 _LONGEST = 100_000_000
 _BITS = {"BOOL": 8}
 
 
 def check_weights(folder: Path) -> None:
-    """Open every *.safetensors below `folder` and every archive of torch.save's, and see that the files of every index
-    are there.
+    """Check every *.safetensors below `folder`, every archive of torch.save's, and that all files named by an index
+    exist.
 
-    UserError for the first file that is cut off, too long, or whose header is damaged. Other formats aren't opened, and
-    of an archive only its directory is read: nothing in it is unpickled.
+    Raises UserError for the first file that is truncated, too long, or whose header is damaged. Other formats are not
+    opened, and of an archive only the directory is read: nothing is unpickled. The safetensors format: an u64 header
+    length, a JSON header with dtype, shape and data offsets of each tensor, then the data.
     """
     checks = {".safetensors": _check_file, ".bin": _check_archive, ".pt": _check_archive, ".pth": _check_archive}
     for path in sorted(path for path in folder.rglob("*") if path.suffix in checks and path.is_file()):
@@ -48,7 +48,7 @@ def _check_file(path: Path) -> None:
     whole = _LENGTH.size + length + end
     if whole != size:
         raise UserError(
-            f"{path}: {size:,} bytes, but its header speaks of {whole:,}: it is cut off or damaged.",
+            f"{path}: {size:,} bytes, but its header describes {whole:,}: it is truncated or damaged.",
             hint=_HINT,
         )
 
@@ -56,7 +56,7 @@ def _check_file(path: Path) -> None:
 def _check_archive(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":  # what torch.save writes; its older format says nothing of its length
+            if file.read(4) == b"PK\x03\x04":  # torch.save's zip format; its older format has no length field
                 zipfile.ZipFile(file).close()
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}.") from error
@@ -65,7 +65,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _end(name: str, entry: dict[str, Any]) -> int:
-    """Where the tensor ends in the data; ValueError when its place doesn't fit its type and shape."""
+    """The offset at which the tensor's data ends. Raises ValueError if its offsets don't match its dtype and shape."""
     begin, end = entry["data_offsets"]
     count = 1
     for dimension in entry["shape"]:
@@ -74,7 +74,7 @@ def _end(name: str, entry: dict[str, Any]) -> int:
     digits = "".join(filter(str.isdigit, kind.partition("_")[0]))
     bits = _BITS.get(kind) or (int(digits) if digits else None)  # None: a type that is not known here
     if not 0 <= begin <= end or (bits and (end - begin) * 8 != count * bits):
-        raise ValueError(f"the place of {name} doesn't fit its shape")
+        raise ValueError(f"the data offsets of {name} don't match its shape")
     return int(end)
 
 

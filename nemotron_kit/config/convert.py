@@ -276,7 +276,7 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
     if isinstance(value, str) and value == "???":
         raise _Mismatch(where, value, type_name(annotation))
     if isinstance(value, str) and value == "...":  # copied from a document, where it stands for what the reader has
-        raise UserError(f"{where}: '...' stands for a value.", hint=f"Give {where}'s real value in its place.")
+        raise UserError(f"{where}: '...' is a placeholder.", hint=f"Give {where}'s real value in its place.")
     if annotation is Any or isinstance(annotation, TypeVar):
         return value
     origin, args = get_origin(annotation), get_args(annotation)

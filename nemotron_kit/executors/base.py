@@ -1,4 +1,5 @@
-"""What an executor is: it plans jobs, submits them once, observes, cancels and reads them. One class a back end."""
+"""The interface of an executor, one class for each back end: plan jobs, submit them once, observe, cancel, read
+logs."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ SENT = frozenset({
 })  # fmt: skip
 HELD = frozenset(("remote_job_dir", "cancel_on_interrupt"))
 SHELL = frozenset(("startup_commands", "setup"))
-# A field that is read only where another one says so.
+# A field that is read only if another one has one of these values.
 _PACKAGERS = {
     "packager_include_pattern": ("pattern", "hybrid"),
     "include_submodules": ("worktree", "git", "hybrid"),
@@ -50,8 +51,11 @@ _WITH_SSH = ("host", "user", "identity")
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What an executor makes its part of a plan from. `torchrun` is what the command says of itself. `alone` is false
-    for the jobs of a sweep, which may share a submission. `folders` are to be found by the job at the same paths."""
+    """What an executor plans a job from.
+
+    `torchrun` is the command's own setting. `alone` is false for the jobs of a sweep, which may share a submission.
+    `folders` must be available to the job at the same paths.
+    """
 
     resources: Resources
     paths: RemotePaths
@@ -68,8 +72,8 @@ class PlanContext:
 
 @dataclass(frozen=True)
 class ExecutorPlan:
-    """What an executor adds to a plan: `files` (name → text) to the job's folder, problems and notes for the user, and
-    the plan's fields of the same names."""
+    """What an executor contributes to a plan: `files` (name → text) for the job's folder, problems and notes for the
+    user, and the plan's fields of the same names."""
 
     files: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
@@ -81,15 +85,16 @@ class ExecutorPlan:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Those that a plan takes as they are."""
+        """The fields that are copied to the plan unchanged."""
         return {name: getattr(self, name) for name in ("resources", "mounts", "container", "request")}
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A job as its back end sees it now. `state` is one of runs.states; `code` its own exit code once it has ended.
+    """A job's state as its back end reports it now. `state` is one of runs.states; `code` is the job's exit code once
+    it has ended.
 
-    `reason` and `estimated_start` are the scheduler's, while it is pending. `facts` goes into the record as it is.
+    `reason` and `estimated_start` come from the scheduler while the job is pending. `facts` is stored in the record.
     """
 
     state: str
@@ -101,11 +106,11 @@ class Observation:
 
 
 class Executor(ABC):
-    """Where jobs run, for one profile's settings. Making one connects to nothing.
+    """An executor for the settings of one profile. Creating one opens no connection.
 
-    A launch is one run with its jobs. `submit` may be called again after a crash and never submits a job twice. What is
-    not abstract has an answer that does for a back end of this machine's file system, whose workers are started by
-    somebody else. Registered by its name in EXECUTORS; another package's by an entry point in the group
+    A launch is one run with its jobs. `submit` may be called again after a crash and never submits a job twice. Methods
+    that are not abstract have defaults for a back end that shares this machine's file system and starts its workers by
+    itself. Executors are registered by name in EXECUTORS; those of other packages by an entry point in the group
     `nemotron_kit.executors`.
     """
 
@@ -125,15 +130,16 @@ class Executor(ABC):
 
     @cached_property
     def transport(self) -> Transport:
-        """The way to the machine where the jobs' folders are."""
+        """The transport to the machine that holds the jobs' folders."""
         from nemotron_kit.remote.ssh import transport_for
 
         return transport_for(self.settings)
 
-    # --- planning: nothing is written, and nobody is asked
+    # --- planning: nothing is written, no connection is opened
 
     def paths(self, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
-        """Where a job's files lie. `registry` is the one of this machine. UserError for what the profile lacks."""
+        """The paths of a job's files. `registry` is this machine's registry. Raises UserError for a missing profile
+        setting."""
         if self.settings.tunnel == "ssh" and not self.over_ssh:
             raise UserError(
                 f"tunnel 'ssh' leads to a Slurm cluster; executor {self.settings.executor!r} has its own way.",
@@ -146,15 +152,15 @@ class Executor(ABC):
         return sent_paths(self.settings, run_id, job, registry=registry, image=image)
 
     def resources(self, torchrun: bool | None) -> Resources:
-        """What a job asks for. `torchrun` is what its command says of itself."""
+        """The resources that a job requests. `torchrun` is the command's own setting."""
         return resources_of(self.settings, torchrun)
 
     @abstractmethod
     def plan(self, context: PlanContext) -> ExecutorPlan:
-        """Its part of a job's plan, what would stop the job among it."""
+        """The executor's part of a job's plan, including any problems that would prevent the job from running."""
 
     def with_folders(self, plan: Plan, folders: Sequence[str]) -> Plan:
-        """The plan of a job that finds `folders` at the same paths; as it is where that needs no mount."""
+        """The plan with `folders` available to the job at the same paths; unchanged if no mount is needed for that."""
         if not folders or plan.problems or not self.settings.container_image:
             return plan
         context = PlanContext(
@@ -173,7 +179,7 @@ class Executor(ABC):
         return replace(plan, files={**plan.files, **added.files}, problems=added.problems, **added.fields)
 
     def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
-        """A sentence for those of the `given` fields of its settings that a job does not read."""
+        """A sentence for each of the `given` settings that a job of this executor ignores."""
         del launch
         unread = [name for name in given if name not in self.reads]
         if unread:
@@ -191,15 +197,14 @@ class Executor(ABC):
 
     @classmethod
     def warm_up(cls) -> None:
-        """Begin what a launch of many jobs will need, and which takes long."""
+        """Start slow preparations for a launch of many jobs in the background."""
         return
 
     # --- jobs
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does what is
-        missing of it, too. Raises Unreachable.
-        """
+        """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does the same
+        for whatever is missing. Raises Unreachable."""
         from nemotron_kit.remote.agent.operations import packed
         from nemotron_kit.remote.snapshot import code_there, place_package
 
@@ -218,23 +223,21 @@ class Executor(ABC):
 
     @abstractmethod
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable when it is not known whether they
-        were submitted, NemotronError when they were not.
-        """
+        """Start the jobs of `plans`, whose folders are in `run`. Raises Unreachable if it is not known whether they
+        were submitted, NemotronError if they were not."""
 
     @abstractmethod
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        """Run id → job number → its current state, with as few questions as possible; `unreachable` for a job that
-        nothing could be learnt of. Raises Unreachable when the back end does not answer.
-        """
+        """Run id → job number → its current state, with as few queries as possible; `unreachable` for a job of which
+        nothing could be learnt. Raises Unreachable if the back end does not answer."""
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        """Job number → its current state. Raises Unreachable when the back end does not answer."""
+        """Job number → its current state. Raises Unreachable if the back end does not answer."""
         return self.observe_many([(run, jobs)])[run.id]
 
     @abstractmethod
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        """Ask for the jobs to be stopped, and return once that has been accepted."""
+        """Request the cancellation of jobs, and return once the request has been accepted."""
 
     @abstractmethod
     def read_logs(
@@ -248,30 +251,30 @@ class Executor(ABC):
         """
 
     def capacity(self, running: int) -> int | None:
-        """How many more jobs of a sweep, of which `running` run, it would take now; None: all."""
+        """How many more jobs of a sweep, of which `running` run, can be submitted now; None: no limit."""
         del running
         return None
 
     def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
-        """What another job's dependency calls the job with these facts in its state; None: it can't."""
+        """The scheduler's id by which another job can depend on the job with these facts; None if it has none."""
         del facts
         return None
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        """The command line that starts a shell, or `command`, beside a running job, as a list of arguments. Raises
-        UserError where there is none."""
+        """The command line, as a list of arguments, that starts a shell or `command` beside a running job. Raises
+        UserError if that is impossible."""
         del plan, state, command, node
         raise UserError(f"{job.run_id} runs through {self.settings.executor}, for which there is no shell.")
 
     def checks(self) -> Sequence[Check]:
-        """What `nemotron profiles check` looks at, in this order; the first one is the way there."""
+        """The checks of `nemotron profiles check`, in this order; the first one is the connection."""
         from nemotron_kit.executors import checks
 
         return (checks.connection, checks.python, checks.mounts, checks.storage, checks.registry, checks.secrets)
 
 
 def executor_class(name: str) -> type[Executor]:
-    """The class that is registered under a name: only its own module is imported. UserError for none."""
+    """The class registered under a name; only its module is imported. Raises UserError for an unknown name."""
     target = EXECUTORS.get(name) or installed_executors().get(name)
     if target is None:
         known = [*EXECUTORS, *installed_executors()]
@@ -279,7 +282,7 @@ def executor_class(name: str) -> type[Executor]:
     module, _, attribute = target.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:  # a stranger's module may raise anything
+    except Exception as error:  # third-party code may raise any exception
         if name in EXECUTORS:
             raise
         raise UserError(f"executor {name!r} ({target}) can't be loaded: {error}.") from error
@@ -291,24 +294,24 @@ def executor_class(name: str) -> type[Executor]:
 
 
 def executor_for(settings: RunConfig) -> Executor:
-    """The executor of a profile's settings. UserError for a name that this installation lacks."""
+    """The executor of a profile's settings. Raises UserError for an executor that is not installed."""
     return executor_class(settings.executor)(settings)
 
 
 def missing_secrets(names: Iterable[str]) -> Iterator[Problem]:
-    """A problem for each name that the launch's environment lacks."""
+    """A problem for each of the variables `names` that the launch's environment lacks."""
     for name in names:
         if name not in os.environ:
             yield Problem(f"{name} is not set in this environment.", field="secrets", hint=f"export {name}=…")
 
 
 def folder_of(path: str) -> str:
-    """The folder that a container needs for an input of this machine: what describes a file lies beside it."""
+    """The folder to mount for an input of this machine: for a file its parent, which holds the metadata."""
     return str(Path(path).parent) if Path(path).is_file() else path
 
 
 def _fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
-    """Each repository once; nothing where it is there already."""
+    """Fetch each repository once, unless the target has it already."""
     wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
     for record in wanted.values():
         transport.call("fetch_repository", **record)

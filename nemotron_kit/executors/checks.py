@@ -1,4 +1,4 @@
-"""`nemotron profiles check`: the checks that a profile's target goes through."""
+"""`nemotron profiles check`: the checks of a profile's target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FREE_WARNING = 10e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report: what was checked, its status, and what was found or what would be right."""
+    """One line of the report: what was checked, its status, and what was found or should be changed."""
 
     what: str
     state: str
@@ -42,7 +42,7 @@ class Target:
 
 
 def connection(target: Target) -> Iterator[Finding]:
-    """The way there, and the two clocks."""
+    """The connection, and the difference between the two clocks."""
     began = time.monotonic()
     facts = target.ask("hello")
     seconds = time.monotonic() - began
@@ -57,7 +57,7 @@ def connection(target: Target) -> Iterator[Finding]:
 
 
 def python(target: Target) -> Iterator[Finding]:
-    """The worker's Python, unless a container brings its own."""
+    """The worker's Python, unless a container has its own."""
     if target.config.conda and not target.config.container_image and not target.config.python:
         yield Finding("python", WARNING, f"that of conda's {target.config.conda}, on the node: not looked at")
         return
@@ -75,7 +75,7 @@ def python(target: Target) -> Iterator[Finding]:
 
 
 def storage(target: Target) -> Iterator[Finding]:
-    """The folder for jobs: whether it can be written to, and the space that is left."""
+    """The folder for jobs: whether it is writable, and the free space."""
     facts = target.ask("writable", folder=target.paths.root)
     where = target.paths.root
     if "error" in facts:
@@ -88,14 +88,14 @@ def storage(target: Target) -> Iterator[Finding]:
 
 
 def registry(target: Target) -> Iterator[Finding]:
-    """The artifact registry that references are resolved in."""
+    """The artifact registry in which references are resolved."""
     facts = target.ask("registry_facts", root=target.paths.artifacts)
     count = f"{facts['names']} name{'' if facts['names'] == 1 else 's'}, {facts['uuid']}" if facts["uuid"] else "empty"
     yield Finding("registry", OK, f"{target.paths.artifacts}: {count}")
 
 
 def secrets(target: Target) -> Iterator[Finding]:
-    """The secrets that the profile names are carried from this environment."""
+    """Whether this environment has the secrets that the profile names."""
     missing = [name for name in target.config.secrets or () if name not in os.environ]
     if missing:
         yield Finding("secrets", WRONG, f"{', '.join(missing)}: not set in this environment")
@@ -104,7 +104,7 @@ def secrets(target: Target) -> Iterator[Finding]:
 
 
 def elsewhere(target: Target) -> Iterator[Finding]:
-    """A service with its own client: only a launch talks to it."""
+    """A service with its own client: it is contacted by a launch only."""
     yield Finding("target", WARNING, f"{target.config.executor} is not asked: NeMo-Run talks to it at the launch")
 
 
@@ -117,23 +117,23 @@ def slurm(target: Target) -> Iterator[Finding]:
         return
     yield Finding("slurm", OK, facts["version"])
     for tool, what in (("squeue", "the queue"), ("sacct", "accounting")):
-        said = facts[tool]
-        yield Finding(tool, WRONG if said else OK, said or f"{what} answers")
+        error = facts[tool]
+        yield Finding(tool, WRONG if error else OK, error or f"{what} answers")
 
 
 def partitions(target: Target) -> Iterator[Finding]:
-    """Whether sbatch would take a job of this profile, for --run and for --batch."""
+    """Whether sbatch would accept a job of this profile, for --run and for --batch."""
     config = target.config
     chosen = {resolve_partition(config, is_launch=False): "--run", resolve_partition(config, is_launch=True): "--batch"}
     for partition in chosen:
-        said = target.ask("slurm_accepts", options=_options(config, partition))
+        objection = target.ask("slurm_accepts", options=_options(config, partition))
         name = f"partition {partition}" if partition else "default partition"
         what = f"account {config.account}, {name}" if config.account else name
-        yield Finding(name, WRONG if said else OK, said or f"{what}: a job would be accepted")
+        yield Finding(name, WRONG if objection else OK, objection or f"{what}: a job would be accepted")
 
 
 def image(target: Target) -> Iterator[Finding]:
-    """Slurm's container, as far as that can be seen without starting one."""
+    """Slurm's container image, as far as it can be checked without starting a container."""
     name = target.config.container_image
     if not name:
         return
@@ -147,14 +147,14 @@ def image(target: Target) -> Iterator[Finding]:
 
 
 def mounts(target: Target) -> Iterator[Finding]:
-    """What a container is to see of the machine."""
+    """The folders that are mounted into a container."""
     sources = [mount.partition(":")[0] for mount in target.config.mounts or () if mount.startswith("/")]
     for source, there in zip(sources, target.ask("exist", paths=sources) if sources else [], strict=True):
         yield Finding("mounts", OK if there else WRONG, source if there else f"{source}: no such folder there")
 
 
 def docker(target: Target) -> Iterator[Finding]:
-    """The engine, and whether it has the image already."""
+    """The Docker engine, and whether it has the image already."""
     name = target.config.container_image
     facts = target.ask("docker_facts", image=name)
     if "error" in facts:
@@ -197,7 +197,8 @@ Check = Callable[[Target], Iterator[Finding]]
 
 
 def check_profile(config: RunConfig) -> Iterator[Finding]:
-    """Look at the target of a profile. A machine that can't be reached ends it; nothing is submitted or left behind."""
+    """Check the target of a profile. The check ends if the machine can't be reached; nothing is submitted, and no file
+    remains on the target."""
     try:
         config, _ = with_folder(config, lambda: transport_for(config).root)
     except NemotronError as error:

@@ -1,8 +1,9 @@
 """The request that NeMo-Run would send for a job on SkyPilot, Lepton, DGX Cloud or Kubeflow, as data for --dry-run.
 
-It is made from NeMo-Run's executor, by its own method where it has one that only makes the request; DGX Cloud's and
-Lepton's make and send it in one step, so theirs are put together here from the executor's fields. Secrets stand by
-name; what only the service can say (`<…>`) is looked up at launch. No connection is opened."""
+It is made from NeMo-Run's executor, by that executor's method if one makes only the request. DGX Cloud's and Lepton's
+methods make and send it in one step, so those requests are assembled here from the executor's fields. Secrets appear by
+name; values that only the service knows (`<…>`) are looked up at launch. No connection is opened.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from nemotron_kit.executors.nemo_run import (
     need,
     secret_value,
     shell_lines,
-    word,
+    shell_quoted,
 )
 from nemotron_kit.spec.paths import IN_A_CLOUD, RemotePaths, cloud_paths
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
@@ -48,8 +49,8 @@ _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 
 
 def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:
-    """`{"to": what it is sent to, "body": the request}`. Raises ProfileError for what the profile lacks, MissingExtra
-    for a package that isn't installed, NemotronError for whatever else NeMo-Run says."""
+    """`{"to": the service, "body": the request}`. Raises ProfileError for a missing profile setting, MissingExtra for a
+    package that isn't installed, NemotronError for any other error of NeMo-Run."""
     try:
         made = executor_for(config)
         assert isinstance(made, Cloud)  # noqa: S101 — no other calls this
@@ -63,7 +64,7 @@ def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:
 
 
 def _executor(config: RunConfig, run_id: str, job: int) -> Any:
-    """NeMo-Run's executor, assigned to the job, with the names of secrets in their values' places."""
+    """NeMo-Run's executor, assigned to the job, with names of secrets in place of their values."""
     if config.app_secret:
         config = replace(config, app_secret="-")  # noqa: S106 — it is no part of the request
     executor = build_executor(config)
@@ -79,7 +80,7 @@ def _executor(config: RunConfig, run_id: str, job: int) -> Any:
 
 
 def _name(run_id: str, job: int) -> str:
-    """Lower-case letters, digits and dashes, short, and different for any two jobs."""
+    """A name of lower-case letters, digits and dashes, short, and different for any two jobs."""
     slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
     end = f"-{slug[-6:]}-{job}"
     return f"nk-{slug[:-7]}"[: _LONGEST - len(end)].rstrip("-") + end
@@ -98,8 +99,7 @@ def _queue(executor: Any) -> Any:
 
 
 class Cloud(Executor):
-    """A service that NeMo-Run submits to. Its jobs can be planned; submitting them has not been tried, and is
-    refused."""
+    """A service that NeMo-Run submits to. Jobs can be planned; submission has not been tested, and is refused."""
 
     reads = EVERYWHERE | SENT
 
@@ -107,7 +107,7 @@ class Cloud(Executor):
         return cloud_paths(self.settings, registry=registry)
 
     def plan(self, context: PlanContext) -> ExecutorPlan:
-        """The request, and why the job can't be launched."""
+        """The request, and the problem that the job can't be launched."""
         config = self.settings
         problems = [Problem(self._refusal)]
         if context.mode == "local":
@@ -213,7 +213,7 @@ class DGXCloud(Cloud):
             nprocs_per_node=config.nproc_per_node or 1,
             pvcs=[claim(item) for item in config.pvcs or ()],
             packager=build_packager(run, config),
-            env_vars={name: word(value) for name, value in env.items()},
+            env_vars={name: shell_quoted(value) for name, value in env.items()},
             **extra,
         )
 

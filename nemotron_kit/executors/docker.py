@@ -1,4 +1,4 @@
-"""Docker, on this machine: one container a job, planned with NeMo-Run's DockerExecutor."""
+"""Docker, on this machine: one container for each job, planned with NeMo-Run's DockerExecutor."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ _UNTRANSLATED = ("additional_kwargs", "healthcheck")
 
 
 def container_name(run_id: str, job: int) -> str:
-    """The name of a job's container: an engine has one of each name, so that no job is started twice."""
+    """The name of a job's container. Names are unique in an engine, so no job is started twice."""
     return f"nk-{run_id}-{job}"
 
 
 def answer(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of `docker run` that NeMo-Run's executor makes of these settings; asked in a process beside the
-    launch."""
+    """The options of `docker run` that NeMo-Run's executor makes of these settings. Called in the NeMo-Run helper
+    process."""
     executor = build_executor(RunConfig(**config))
     return {
         "options": list(_options(executor)),
@@ -66,7 +66,7 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
-    """(folder, whether the job may write there), none of them inside another that it may write to."""
+    """(folder, whether the job may write there) for each mount; none is inside another writable one."""
     found = {paths.run: True, paths.artifacts: True, f"{paths.root}/code": False}
     for path in (paths.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
@@ -76,8 +76,8 @@ def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[s
 
 
 def mount(path: str, writable: bool) -> list[str]:
-    """The options of `docker run` that mount a folder at its own path; a path may hold anything but a line break. A
-    folder that is missing is an error, where --volume would create it."""
+    """The options of `docker run` that mount a folder at its own path, which may contain any character but a line
+    break. A missing folder is an error, whereas --volume would create it."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()
@@ -87,8 +87,8 @@ def mount(path: str, writable: bool) -> list[str]:
 
 
 def _user(uid: int, gid: int) -> list[str]:
-    """The options that run the container as the user who launches, so that the job's files are that user's. A user whom
-    the image does not know gets a name, and a home folder that can be written to."""
+    """The options that run the container as the launching user, so that the job's files belong to that user. A user
+    unknown to the image gets a name and a writable home folder."""
     arguments = [f"--user={uid}:{gid}"]
     return arguments if uid == 0 else [*arguments, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
 
@@ -116,7 +116,7 @@ def _options(executor: Any) -> Iterator[str]:
 
 
 def _limit(text: str) -> str:
-    """NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`."""
+    """A ulimit in Docker's form: NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`."""
     name, _, rest = text.replace("=", ":", 1).partition(":")
     return f"{name}={rest}"
 
@@ -150,7 +150,7 @@ _NOT_STARTED = (125, 126, 127)
 
 
 class Docker(Executor):
-    """Containers of the engine that the docker command reaches."""
+    """Containers of the engine that the docker command uses."""
 
     reads = EVERYWHERE | SENT | HELD | SHELL | {"mounts", "runtime", "ipc_mode", "shm_size", "ntasks_per_node"}
     reads |= {"max_segments"}
@@ -159,7 +159,7 @@ class Docker(Executor):
         return sent_paths(self.settings, run_id, job, registry=registry, image=True)
 
     def plan(self, context: PlanContext) -> ExecutorPlan:
-        """A container: its name, its image and all words of its start."""
+        """The container: its name, its image and the command line that starts it."""
         config, paths, resources = self.settings, context.paths, context.resources
         notes = list(resources.notes)
         if config.retries or config.max_segments:
@@ -168,7 +168,7 @@ class Docker(Executor):
         if problems := tuple(_problems(config, context)):
             return replace(planned, problems=problems)
         try:
-            words = ask(__name__, asdict(config)) or answer(asdict(config))
+            options = ask(__name__, asdict(config)) or answer(asdict(config))
         except MissingExtra as error:
             return replace(planned, problems=(Problem(error.message, hint=error.hint),))
         name = container_name(context.run_id, context.job)
@@ -176,16 +176,16 @@ class Docker(Executor):
             *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
             *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
             *_user(os.getuid(), os.getgid()),
-            *words["options"],
+            *options["options"],
             *(argument for path, writable in mounts(paths, context.inputs) for argument in mount(path, writable)),
-            *(f"--volume={volume}" for volume in words["volumes"]),
+            *(f"--volume={volume}" for volume in options["volumes"]),
             *(f"--env={secret}" for secret in context.secrets),
             *(argument for path in context.folders for argument in mount(path, False)),
             "--entrypoint=",
-            words["image"],
+            options["image"],
             *(paths.python, str(paths.package), paths.job),
         ]
-        return replace(planned, container=Container(name, words["image"], tuple(arguments)))
+        return replace(planned, container=Container(name, options["image"], tuple(arguments)))
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
         config = self.settings
@@ -217,11 +217,11 @@ class Docker(Executor):
             group = left[at : at + _AT_ONCE]
             started = [(plan, self._start(run, plan, rootless)) for plan in group]
             for plan, client in started:
-                _heard(_job(run.job(plan.job)), client)
+                _wait_until_running(_job(run.job(plan.job)), client)
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        """Run id → job number → what is observed of it, with one question to the engine. Raises Unreachable when the
-        engine does not answer and a job has no exit record."""
+        """Run id → job number → its current state, with one query to the engine. Raises Unreachable if the engine does
+        not answer and a job has no exit record."""
         ended: dict[str, dict[int, Observation]] = {
             run.id: {job.number: end for job in jobs if (end := _ended(_job(job)))} for run, jobs in runs
         }
@@ -248,8 +248,8 @@ class Docker(Executor):
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def capacity(self, running: int) -> int:
-        """How many more containers to start: the profile's `max_parallel`, else one a core, less those that run. The
-        engine itself has no limit."""
+        """How many more containers to start: the profile's `max_parallel`, else one for each core, minus those that
+        run. The engine itself has no limit."""
         return max(0, (self.settings.max_parallel or os.cpu_count() or 1) - running)
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
@@ -269,35 +269,35 @@ class Docker(Executor):
         """Start the docker client that runs the container, in a session of its own; what the worker prints outside of
         the job goes to its log. The container outlives the client."""
         arguments = list(plan.container.words if plan.container else ())
-        if rootless:  # whoever launches is the container's root
+        if rootless:  # rootless: the launching user is root inside the container
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
             return start_apart(arguments, log)
 
 
-def _heard(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
+def _wait_until_running(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
     """Return once the worker has recorded that it runs. Raises NemotronError for a container that ends before that."""
     for _ in looks(0.05, within=START_SECONDS):
         code = client.poll()
         if not _is_pending(job):
             return
         if code is not None:
-            said = _last_words(job)
-            if "is already in use by container" in said:
+            output = _last_lines(job)
+            if "is already in use by container" in output:
                 return  # an earlier attempt to submit got that far
             what = "Docker did not start the container" if code in _NOT_STARTED else "the worker did not start"
-            _raise_if_lost(said)
-            raise NemotronError(f"{what} (exit code {code}): {said}", hint=f"All of it: {job.log_path('worker')}")
+            _raise_if_lost(output)
+            raise NemotronError(f"{what} (exit code {code}): {output}", hint=f"All of it: {job.log_path('worker')}")
 
 
-def _last_words(job: JobFolder) -> str:
+def _last_lines(job: JobFolder) -> str:
     lines = job.log_path("worker").read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
-    telling = [line for line in lines if line.strip() and not line.startswith("See 'docker")]
-    return " ".join(telling[-3:]) or "it said nothing"
+    lines_kept = [line for line in lines if line.strip() and not line.startswith("See 'docker")]
+    return " ".join(lines_kept[-3:]) or "no output"
 
 
 def _have_image(image: str) -> None:
-    """Pull an image that isn't there. UserError when that fails, too."""
+    """Pull an image that is missing. Raises UserError if that fails."""
     if _docker("image", "inspect", "--format={{.Id}}", image, missing_is_fine=True).strip():
         return
     sys.stderr.write(f"{image} is not here; pulling it\n")
@@ -305,21 +305,21 @@ def _have_image(image: str) -> None:
         ["docker", "pull", "--quiet", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if pulled.returncode != 0:
-        said = pulled.stderr.decode(errors="replace").strip()
-        _raise_if_lost(said)
+        output = pulled.stderr.decode(errors="replace").strip()
+        _raise_if_lost(output)
         raise UserError(
-            f"The image {image} is not on this machine, and can't be pulled: {said}",
+            f"The image {image} is not on this machine, and can't be pulled: {output}",
             hint="Check container_image; docker images lists what is here.",
         )
 
 
 def _is_pending(job: JobFolder) -> bool:
-    """Whether the worker has written no state yet. A job folder elsewhere than the record has no states before that."""
+    """Whether the worker has written no state yet. A job folder outside of the record has no states before that."""
     return job.state().state == "pending" or (not job.history() and job.exit_record() is None)
 
 
 def _ended(job: JobFolder) -> Observation | None:
-    """How a job ended, by the exit record that it wrote; None while there is none."""
+    """How a job ended, from the exit record that it wrote; None if there is none."""
     state = job.state()
     if state.state in TERMINAL:
         return Observation(state.state, state.code, state.error)
@@ -329,7 +329,7 @@ def _ended(job: JobFolder) -> Observation | None:
 
 
 def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
-    """What is observed of a job that had not ended when its folder was read, before the engine was asked."""
+    """The observation of a job that had not ended when its folder was read, before the engine was queried."""
     if engine in ("created", "running", "paused", "restarting"):
         now = job.state()
         facts = {"container": container}
@@ -346,7 +346,8 @@ def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
 
 
 def _not_yet(log: Path) -> str | None:
-    """Why there need be no container yet: another process may be on the way between its log and its container."""
+    """Why the job may have no container yet: its start may be in progress between the creation of its log and of its
+    container."""
     try:
         age = time.time() - log.stat().st_mtime
     except FileNotFoundError:
@@ -355,20 +356,20 @@ def _not_yet(log: Path) -> str | None:
 
 
 def _containers(names: Sequence[str]) -> dict[str, str]:
-    """Container → its state as the engine names it, of those that exist."""
+    """Container name → its state as the engine names it, for those that exist."""
     text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_is_fine=True)
     pairs = (line.strip().removeprefix("/").partition(" ") for line in text.splitlines())
     return {name: state for name, _, state in pairs if name in names}
 
 
 def _job(job: JobFolder) -> JobFolder:
-    """The folder that the job itself writes: elsewhere than the record's where the profile has a remote_job_dir."""
+    """The folder that the job itself writes; not the record's if the profile has a remote_job_dir."""
     plan = stored_plan(RunFolder(job.path.parent.parent))
     return JobFolder(Path(plan.paths.run) / "jobs" / str(job.number))
 
 
 def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:
-    """What a docker command prints. Raises Unreachable when no engine answers."""
+    """The output of a docker command. Raises Unreachable if no engine answers."""
     try:
         done = subprocess.run(
             ["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
@@ -377,21 +378,21 @@ def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool
         raise UserError("There is no docker command on this machine.", hint="Install Docker's client.") from error
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"The Docker engine did not answer within {seconds:.0f} s.", hint=_hint()) from error
-    said = done.stderr.decode(errors="replace").strip()
+    output = done.stderr.decode(errors="replace").strip()
     if done.returncode != 0:
-        _raise_if_lost(said)
-        if not missing_is_fine or any("no such" not in line.lower() for line in _errors(said)):
-            raise Unreachable(f"docker {arguments[0]}: {said}", hint=_hint())
+        _raise_if_lost(output)
+        if not missing_is_fine or any("no such" not in line.lower() for line in _errors(output)):
+            raise Unreachable(f"docker {arguments[0]}: {output}", hint=_hint())
     return done.stdout.decode(errors="replace")
 
 
-def _errors(said: str) -> Iterator[str]:
-    return (line for line in said.splitlines() if line.strip())
+def _errors(output: str) -> Iterator[str]:
+    return (line for line in output.splitlines() if line.strip())
 
 
-def _raise_if_lost(said: str) -> None:
-    if any(text in said.lower() for text in _LOST):
-        raise Unreachable(f"The Docker engine does not answer: {said}", hint=_hint())
+def _raise_if_lost(output: str) -> None:
+    if any(text in output.lower() for text in _LOST):
+        raise Unreachable(f"The Docker engine does not answer: {output}", hint=_hint())
 
 
 def _hint() -> str:

@@ -34,7 +34,7 @@ class Local(Executor):
         return local_paths(self.settings, run_id, job, registry=registry)
 
     def resources(self, torchrun: bool | None) -> Resources:
-        """One node: this machine. What the profile asks of a scheduler has no effect."""
+        """One node, this machine. Scheduler settings of the profile have no effect."""
         if torchrun is False:
             return resources_of(replace(self.settings, gpus_per_node=None), False)
         processes = self.settings.nproc_per_node or 1
@@ -61,7 +61,7 @@ class Local(Executor):
         )
 
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
-        """All is here."""
+        """Nothing to prepare: the jobs use this machine's files."""
 
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         for plan in plans:
@@ -88,7 +88,7 @@ class Local(Executor):
         )
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        """In the job's folder, with the job's variables."""
+        """A shell in the job's folder, with the job's variables."""
         del plan, state, node
         os.chdir(job.path)
         os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
@@ -105,7 +105,7 @@ class Local(Executor):
 
         # The worker sets what refers to other variables: twice would be once too often.
         worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
-        # A worker that dies before it says `running` would leave its job pending for ever.
+        # A worker that dies before it records `running` would leave its job pending for ever.
         for _ in looks(0.02, within=START_SECONDS):
             ended = worker.poll()
             if not _unheard(job):
@@ -121,7 +121,7 @@ def _seen(state: JobState) -> Observation:
 
 
 def _unheard(job: JobFolder) -> bool:
-    """Whether the worker has written no state yet; one that waits for another run has written that, and stays
+    """Whether the worker has written no state yet. A worker that waits for another run has written one; its job stays
     pending."""
     state = job.state()
     return state.state == "pending" and not state.facts.get("process")

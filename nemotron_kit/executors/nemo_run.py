@@ -1,7 +1,7 @@
-"""A profile as NeMo-Run's own executor and packager. NeMo-Run is imported here, and only when one is asked for.
+"""Makes NeMo-Run's executor and packager from a profile. NeMo-Run is imported here only, and only when it is needed.
 
-Importing it takes seconds, most of them for torch and for the clouds' packages, which neither Slurm nor Docker needs: a
-process beside this one imports it without them, answers, and leaves this process as it was.
+The import takes seconds, most of them for torch and the clouds' packages, which neither Slurm nor Docker needs. So a
+helper process imports it without them and answers requests, and this process stays as it was.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from nemotron_kit.worker.process import start_apart
 
 
 def build_packager(run: Any, config: RunConfig) -> Any:
-    """Ours, `worktree` (the default), carries the code itself: NeMo-Run then packs nothing."""
+    """NeMo-Run's packager for the profile. With the default, `worktree`, nemotron_kit sends the code itself and
+    NeMo-Run packs nothing."""
     return _PACKAGERS[config.packager or "worktree"](run, config)
 
 
@@ -67,16 +68,16 @@ _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
 
 
 class FromProfile(str):
-    """A variable's value as a profile gives it: `$NAME` in it is what that is where the job runs."""
+    """A variable's value as given in a profile: `$NAME` in it is expanded on the machine where the job runs."""
 
 
-def word(value: str) -> str:
+def shell_quoted(value: str) -> str:
     """A variable's value, quoted as one word for a shell."""
     return shell_word(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
 def need(config: RunConfig, *names: str) -> None:
-    """Raise ProfileError where one of these fields is not set."""
+    """Raise ProfileError if one of these fields is not set."""
     missing = [name for name in names if not getattr(config, name)]
     if missing:
         raise ProfileError(
@@ -98,12 +99,12 @@ def tunnel(run: Any, config: RunConfig) -> Any:
 
 
 def shell_lines(config: RunConfig) -> list[str]:
-    """The lines that are shell by intent."""
+    """The profile's settings that are shell code by definition."""
     return [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
 
 
 def secret_value(name: str, value: str) -> str:
-    """`${secret:NAME}` is the environment variable NAME; anything else is taken as it stands."""
+    """The value of the environment variable NAME for `${secret:NAME}`; any other text unchanged."""
     match = _SECRET.match(value)
     if match is None:
         return value
@@ -113,7 +114,7 @@ def secret_value(name: str, value: str) -> str:
 
 
 def claim(item: str | dict[str, Any]) -> dict[str, Any]:
-    """`claim:/path`, or a table as DGX Cloud's own API takes it."""
+    """A volume claim: `claim:/path`, or a table in the form of DGX Cloud's API."""
     if isinstance(item, dict):
         return item
     name, _, path = item.partition(":")
@@ -129,9 +130,10 @@ class MissingExtra(UserError, ImportError):
 def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None) -> Any:
     """The NeMo-Run executor for `config`, with `env_vars` over the profile's own.
 
-    It names a launch's resources; nothing is connected to, started or written. The launcher stays None: the worker
-    starts torchrun. Docker needs container_image, an ssh tunnel host and user. Raises ProfileError (a ValueError) for
-    what is missing or wrong, MissingExtra (an ImportError) without NeMo-Run or what it needs itself.
+    It describes the resources of a launch; no connection is opened, nothing is started or written. Its launcher is
+    None, since the worker starts torchrun. Docker needs container_image, an ssh tunnel host and user. Raises
+    ProfileError (a ValueError) for a missing or invalid setting, MissingExtra (an ImportError) if NeMo-Run or a package
+    that it needs is not installed.
     """
     checked = _checked(config)
     from nemotron_kit.executors.base import executor_for
@@ -153,7 +155,7 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
 
 
 def _checked(config: RunConfig) -> RunConfig:
-    """The same config, each value checked: a caller may have made it by hand."""
+    """The same config with every value checked, since a caller may have constructed it directly."""
     given = {name: value for name, value in asdict(config).items() if value != DEFAULTS[name] and name != "extends"}
     return replace(with_overrides(RunConfig(), given, prefix=""), extends=None)
 
@@ -175,7 +177,7 @@ _beside: list[subprocess.Popen[str]] = []
 
 
 def start() -> None:
-    """Start the process that answers, unless there is one. It ends with this one, or when nothing is asked."""
+    """Start the helper process, unless it runs already. It ends with this process."""
     if _beside and _beside[0].poll() is not None:
         _beside.pop()
     if not _beside:
@@ -183,9 +185,11 @@ def start() -> None:
 
 
 def ask(module: str, request: Mapping[str, Any]) -> Any:
-    """The return value of `answer(request)` of one of our modules, called in the process that has NeMo-Run imported.
-    None where NeMo-Run is imported in this process already, and where there was no answer: calling it here then raises
-    the reason."""
+    """The result of `answer(request)` of one of our modules, called in the helper process that has NeMo-Run imported.
+
+    None if this process has NeMo-Run imported already, or if the helper gave no result: the caller then calls `answer`
+    itself, which raises the error.
+    """
     if not _beside and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
         return None
     try:
@@ -200,8 +204,8 @@ def ask(module: str, request: Mapping[str, Any]) -> Any:
 
 
 def import_in_part() -> Any:
-    """NeMo-Run, in a process of our own: without torch, and with empty modules for the clouds' packages while it is
-    imported. A third of the time; local, Docker's and Slurm's executors are whole."""
+    """Import NeMo-Run, in the helper process only, without torch, and with empty modules in place of the clouds'
+    packages. Takes a third of the time; the local, Docker and Slurm executors are complete."""
     if "nemo_run" not in sys.modules:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
         empty = _Empty({name for name in ("leptonai", "kubernetes") if name not in sys.modules})
@@ -216,7 +220,7 @@ def import_in_part() -> Any:
 
 
 class _EmptyModule(ModuleType):
-    """Whatever is imported from it is a class without anything."""
+    """A module in which every name is an empty class."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -225,7 +229,7 @@ class _EmptyModule(ModuleType):
 
 
 class _Empty(MetaPathFinder, Loader):
-    """Finds the packages of these names, and what is in them, empty."""
+    """An import finder that gives an empty module for the named packages and their submodules."""
 
     def __init__(self, names: set[str]) -> None:
         self._names = names
@@ -238,11 +242,11 @@ class _Empty(MetaPathFinder, Loader):
         return _EmptyModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing in it."""
+        """Does nothing: the module is empty."""
 
 
 def main() -> None:
-    """Answer questions, one a line, until there are no more."""
+    """Serve requests, one a line, until standard input ends."""
     answers = sys.stdout
     sys.stdout = sys.stderr
     import_in_part()
@@ -250,7 +254,7 @@ def main() -> None:
         question = json.loads(line)
         try:
             answer = import_module(question["module"]).answer(question["request"])
-        # Whoever asked does it again, and has the error then.
+        # The caller repeats the call itself, and gets the error.
         except Exception:  # noqa: BLE001
             answer = None
         print(json.dumps({"answer": answer}), file=answers, flush=True)

@@ -59,7 +59,7 @@ def _ask(folder: Path, *arguments: str) -> str | None:
     """git's answer; None where it has none to give, or not in time."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        # fsmonitor is a program that a repository's own config names.
+        # fsmonitor is a program named by the repository's own config: it must not be run.
         done = subprocess.run(
             ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
             stdin=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ from nemotron_kit.spec.paths import CodeTree, RemotePaths
 from nemotron_kit.spec.runconfig import RunConfig
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
-# fsmonitor is a program that a repository's own config names.
+# fsmonitor is a program named by the repository's own config: it must not be run.
 _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 
@@ -43,13 +43,13 @@ def git(root: Path, *arguments: str) -> bytes:
         )
     except FileNotFoundError as error:
         raise UserError(
-            f"{root} is a git work tree, but there is no git here to say what belongs to it.",
+            f"{root} is a git work tree, but git is not installed here, so its files can't be listed.",
             hint='Install git, or choose packager = "pattern" or "none".',
         ) from error
     if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip()
+        errors = done.stderr.decode("utf-8", "replace").strip()
         raise UserError(
-            f"git {arguments[0]} failed in {root}: {said}", hint='Or choose packager = "pattern" or "none".'
+            f"git {arguments[0]} failed in {root}: {errors}", hint='Or choose packager = "pattern" or "none".'
         )
     return done.stdout
 
@@ -125,7 +125,7 @@ def refuse_dirty(root: Path) -> NoReturn:
     )
 
 
-# No code, wherever they stand.
+# Never code, in whichever folder.
 _CACHES = frozenset(
     {"__pycache__", "node_modules", ".git", ".hg", ".svn", ".tox", ".nox", ".venv", ".ipynb_checkpoints"}
 )

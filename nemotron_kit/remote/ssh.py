@@ -64,7 +64,7 @@ Include /etc/ssh/ssh_config
 _THEIRS = "~/.ssh/config"
 CONNECT_SECONDS = 4
 QUIET = {"strict": "yes", "batch": "yes", "connect": str(CONNECT_SECONDS), "persist": "600"}
-# A person is there: an unknown key may be looked at and accepted, a changed one never.
+# An interactive login: the user may accept an unknown key, never a changed one.
 LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 
 
@@ -73,7 +73,7 @@ def ssh_config(values: dict[str, str]) -> Path:
     folder = ssh_folder()
     theirs = user_config()
     text = _OURS.format(folder=folder, user_config=f'"{theirs}"', **values)
-    # A file for each of theirs: two commands at once may have been told different ones.
+    # One file for each user config: two concurrent commands may have been given different ones.
     mark = "" if theirs == _THEIRS else f"-{_short_hash(theirs)}"
     path = folder / f"{'login' if values is LOGIN else 'config'}{mark}"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -104,7 +104,7 @@ def ssh_folder() -> Path:
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise UserError(
-            f"{folder} must be a folder of yours that nobody else can enter: connections lie in it.",
+            f"{folder} must be a folder of yours that no other user can enter: it holds open connections.",
             hint=f"chmod 700 {folder}, or remove it.",
         )
     return folder
@@ -134,25 +134,25 @@ class Destination(Protocol):
 
 _SSH_FAILED = 255
 _NO_COMMAND = 127
-# The first of these that ssh's words hold says what happened; {place} and {login} are filled in.
+# The first of these texts in ssh's output decides the message; {place} and {login} are filled in.
 _KEY = "No password, key or data went to it."
 _REASONS: tuple[tuple[str, str, str], ...] = (
     ("REVOKED HOST KEY", "{place} shows a host key that is revoked: refused. " + _KEY, "Ask those who run it."),
     (
         "HOST IDENTIFICATION HAS CHANGED",
         "{place} shows another host key than the one known here: refused. " + _KEY,
-        "Somebody may be listening in. Only if its key was really changed: ssh-keygen -R {host}, then {login}",
+        "The connection may be intercepted. Only if the key was really changed: ssh-keygen -R {host}, then {login}",
     ),
     (
         "Host key verification failed",
         "{place} shows a host key that is not known here: refused. " + _KEY,
         "Compare its fingerprint and accept it on your terminal: {login}",
     ),
-    ("Permission denied", "{place} lets nobody in without a password or a second factor.", "Open the way: {login}"),
+    ("Permission denied", "{place} requires a password or a second factor.", "Log in first: {login}"),
     ("Too many authentication failures", "{place} refused each key that was offered.", "Name one: identity = …"),
     ("Could not resolve hostname", "{host}: there is no such host.", "Check host in the profile, and your network."),
     ("timed out", "{place} does not answer.", "Is this machine on the right network? Otherwise try again later."),
-    ("Connection refused", "{place}: nothing listens there.", "Check host in the profile; {host} may be down."),
+    ("Connection refused", "{place} refused the connection.", "Check host in the profile; {host} may be down."),
 )
 
 
@@ -205,7 +205,7 @@ class Pipe:
     def __init__(self, command: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the process
         self._stderr = ""
-        # A session of its own: Ctrl-C is for the launch, and nothing may ask on the terminal.
+        # A session of its own: Ctrl-C goes to the launch only, and ssh can't prompt on the terminal.
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -214,7 +214,7 @@ class Pipe:
             start_new_session=True,
             bufsize=0,
         )
-        assert self._process.stdin and self._process.stdout  # noqa: S101 — Popen was told to make pipes
+        assert self._process.stdin and self._process.stdout  # noqa: S101 — Popen was called with pipes
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         self._buffer = bytearray()
@@ -231,7 +231,7 @@ class Pipe:
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                # What it had to say first is more telling: the reader finds it, or the end.
+                # Its earlier output explains more: the reader gets that, or the end.
                 return
 
     def answer(self, mark: str, stall: float) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str
         record = _read_record(path / RECORD, allow_unchecked)
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
-            raise ValueError(f"it speaks of step {record['step']}")
+            raise ValueError(f"it is of step {record['step']}")
         damaged = [name for name, entry in files.items() if not _intact(path / name, entry, verify)]
     except _NoChecksum:
         raise UserError(

@@ -233,7 +233,7 @@ def _read_index(path: Path) -> tuple[type[np.integer[Any]], NDArray[np.int32]]:
     expected = _HEADER.size + 12 * sequences + 8 * boundaries
     if len(data) != expected:
         raise UserError(
-            f"{path}: {len(data):,} bytes, but its header speaks of {sequences:,} documents, which take {expected:,}.",
+            f"{path}: {len(data):,} bytes, but its header declares {sequences:,} documents, which take {expected:,}.",
             hint=_MADE_BY,
         )
     lengths = np.frombuffer(data, np.int32, sequences, _HEADER.size).copy()

@@ -172,7 +172,7 @@ def test_two_steps_in_a_pipe(tmp_path: Path) -> None:
 def test_a_step_whose_reader_is_gone_has_saved_all_the_same(tmp_path: Path) -> None:
     silent = PREP.replace('print("preparing …")', "")
     done = run_chain(tmp_path, "import time; time.sleep(1.5)\n" + silent, "pass")
-    assert "Nobody reads the JSON" in done.stderr
+    assert "The reader of the JSON" in done.stderr
     assert "Traceback" not in done.stderr
     assert LocalRegistry(tmp_path / "home" / "artifacts").versions("Piped-data") == [0]
 

@@ -1,4 +1,5 @@
-"""Slurm, on this machine or through ssh: NeMo-Run's script, submitted once; the worker's record, squeue, sacct."""
+"""The Slurm executor, on this machine or through ssh: submits NeMo-Run's script once; observes jobs by the worker's
+record, squeue and sacct."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from nemotron_kit.executors.base import (
     PlanContext,
     executor_for,
 )
-from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, shell_lines, start, tunnel, word
+from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, shell_lines, shell_quoted, start, tunnel
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
     from nemotron_kit.executors.checks import Check
 
 MOST_PER_ARRAY = 1000
-# They lead to the packages of another Python than an image's or an environment's own.
+# They would make the image's or environment's Python load packages of another Python.
 _OF_THIS_PYTHON = ["PYTHONHOME", "PYTHONPATH"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One sbatch call: these plans of one run, whose script differs in nothing."""
+    """The plans of one run that one sbatch call submits: their scripts are equal."""
 
     intent: str
     name: str
@@ -59,7 +60,8 @@ class Call:
 
 
 class Slurm(Executor):
-    """Slurm's back end: the agent's operations, through one Transport, do the work where Slurm's commands are."""
+    """The Slurm executor. The agent's operations, through one Transport, run Slurm's commands where these are
+    installed."""
 
     reads = EVERYWHERE | SENT | HELD | SHELL | {
         *("mounts", "account", "partition", "run_partition", "batch_partition", "time", "job_name", "ntasks_per_node"),
@@ -73,7 +75,7 @@ class Slurm(Executor):
     holds_back = True
 
     def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
-        """With `conda` its Python runs the job, unless the profile names another."""
+        """The job's paths. With `conda` its Python runs the job, unless the profile names another."""
         if self.settings.container_image or not self.settings.conda or self.settings.python:
             return super()._paths(run_id, job, registry)
         return sent_paths(self.settings, run_id, job, registry=registry, other_python=True)
@@ -82,7 +84,7 @@ class Slurm(Executor):
         return resources_of(self.settings, torchrun, gres=True)
 
     def plan(self, context: PlanContext) -> ExecutorPlan:
-        """The script of one job. Those of a sweep share a script, which is rendered at submission."""
+        """The script of one job. The jobs of a sweep share a script, which is rendered at submission."""
         config, paths, resources = self.settings, context.paths, context.resources
         mounts = scripts.mounts_of(paths, context.inputs) if config.container_image else []
         notes = [*resources.notes]
@@ -124,8 +126,8 @@ class Slurm(Executor):
             if twice := sorted("signal_lead" if name == "signal" and config.signal_lead else name for name in names):
                 raise ProfileError(f"{', '.join(twice)}: {place} sets the same.", hint="Leave one of the two out.")
         # NeMo-Run writes every name in capitals: one that isn't would become another variable.
-        capitals = {name: word(value) for name, value in env.items() if name == name.upper()}
-        others = [f"export {name}={word(value)}" for name, value in env.items() if name != name.upper()]
+        capitals = {name: shell_quoted(value) for name, value in env.items() if name == name.upper()}
+        others = [f"export {name}={shell_quoted(value)}" for name, value in env.items() if name != name.upper()]
         return run.SlurmExecutor(
             account=config.account,
             partition=partition,
@@ -147,7 +149,7 @@ class Slurm(Executor):
 
     @classmethod
     def warm_up(cls) -> None:
-        """A process that renders scripts imports NeMo-Run meanwhile."""
+        """Start the helper process that imports NeMo-Run for rendering scripts."""
         if find_spec("nemo_run"):
             start()
 
@@ -166,7 +168,7 @@ class Slurm(Executor):
             self._submit(paths.run, call, limits["time"])
 
     def capacity(self, running: int) -> int:
-        """How many more jobs the controller takes now, a twentieth left for others."""
+        """How many more jobs the controller accepts now, keeping a twentieth of its limit for other users."""
         del running
         limits, _ = self.transport.call("slurm_limits", count=True)
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
@@ -179,8 +181,8 @@ class Slurm(Executor):
         return seen
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        """Run id → job number → what is known of it, in one squeue and one sacct at most. A job that Slurm was not
-        able to say anything of is `unreachable`. Raises Unreachable when the target does not answer."""
+        """Run id → job number → its current state, in at most one squeue and one sacct. A job of which Slurm reports
+        nothing is `unreachable`. Raises Unreachable if the target does not answer."""
         places = {run.id: _target(run) for run, _ in runs}
         asked = {places[run.id]: [job.number for job in jobs] for run, jobs in runs}
         found, _ = self.transport.call("slurm_observe", runs=asked)
@@ -199,12 +201,12 @@ class Slurm(Executor):
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
-        """The scheduler's number; of an array's task, the array's."""
+        """The scheduler's job id; for a task of an array, the array's id."""
         number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
         return number if number.isdecimal() else None
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        """`srun` into the job's allocation, on the machine where srun is."""
+        """An `srun` command into the job's allocation, run on the machine that has srun."""
         return srun_line(plan, job, state, command, node)
 
     def checks(self) -> Sequence[Check]:
@@ -234,7 +236,7 @@ class Slurm(Executor):
 
 @contextmanager
 def _nothing_sent() -> Iterator[None]:
-    """Within the block no job has been submitted yet: a connection that is lost is raised as NotSent, not as doubt."""
+    """Within the block no job has been submitted yet: a lost connection is raised as NotSent, which says so."""
     try:
         yield
     except Unreachable as error:
@@ -254,7 +256,7 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
 
 
 def _single(plan: Plan) -> Call:
-    """The plan's own script. Another attempt has another intent, so another name, and is a script of its own."""
+    """The script of one plan by itself. Another attempt has another intent, hence another name and script."""
     text, first = plan.files[scripts.FILE], scripts.intent_of(plan.run_id, [plan.job])
     if not plan.attempt:
         return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{scripts.FILE}", text)
@@ -292,7 +294,7 @@ def _partition(plan: Plan) -> str | None:
 
 @lru_cache
 def _target(run: RunFolder) -> str:
-    """The run's folder on the target; asked for with every piece of a log, and never another."""
+    """The run's folder on the target. Cached: it is needed for each piece of a log and never changes."""
     return stored_plan(run).paths.run
 
 
@@ -310,7 +312,7 @@ _WITHOUT_A_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
 
 
 def _flags(config: RunConfig) -> dict[str, Any]:
-    """NeMo-Run's fields that are set: one that `extra` gives as well is an error."""
+    """NeMo-Run's fields that are set. Raises ProfileError for one that `extra` sets as well."""
     found = {name: value for name in _AS_THEY_ARE if (value := getattr(config, name)) is not None}
     return {**found, **({"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {})}
 
@@ -328,8 +330,8 @@ def _secret(name: str) -> str:
 
 
 def _within(settings: RunConfig, limit: str | None) -> list[str]:
-    """sbatch's options where the partition's limit is shorter than what the profile asks for: Slurm would leave the job
-    waiting for ever. It goes on by itself in another segment."""
+    """sbatch options that lower the time limit to the partition's if the profile asks for more: Slurm would leave such
+    a job pending for ever. The job continues by itself in another segment."""
     allowed = scripts.time_seconds(limit) if limit else None
     wanted = scripts.time_seconds(settings.time)
     if allowed is None or (wanted is not None and wanted <= allowed):
@@ -338,7 +340,7 @@ def _within(settings: RunConfig, limit: str | None) -> list[str]:
 
 
 def _after(plan: Plan) -> list[str]:
-    """sbatch's options for a job that starts when others have succeeded, and is dropped when one of them has not."""
+    """sbatch options for a job that starts after others have succeeded, and is dropped if one of them fails."""
     ids = plan.dependency
     return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"] if ids else []
 
@@ -356,7 +358,7 @@ def _observation(values: Mapping[str, Any]) -> Observation:
 
 
 def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-    """`srun` into the job's allocation, on the machine where srun is."""
+    """An `srun` command into the job's allocation, run on the machine that has srun."""
     number = str((state.facts.get("scheduler") or {}).get("job") or "")
     if not number.replace("_", "").isdecimal():
         raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
@@ -377,7 +379,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
 
 
 def _inside(settings: RunConfig, folder: str) -> list[str]:
-    """srun's options that start in a job's folder: in its container, where it has one."""
+    """srun options that start a command in a job's folder, and in its container if it has one."""
     if not settings.container_image:
         return [f"--chdir={folder}"]
     given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
@@ -389,7 +391,7 @@ def _inside(settings: RunConfig, folder: str) -> list[str]:
 
 
 def _step(settings: RunConfig, folder: str) -> str:
-    """The number of the step that runs the job's worker, as in 17.1: Pyxis calls the container after it."""
+    """The step number (`1` of `17.1`) of the step that runs the job's worker: Pyxis names the container after it."""
     (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
     schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
     steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
@@ -399,7 +401,7 @@ def _step(settings: RunConfig, folder: str) -> str:
 
 
 def _ssh(arguments: list[str]) -> list[str]:
-    """The ssh command to the target, with a terminal there where there is one here."""
+    """The ssh command to the target, with a terminal if standard input is one."""
     return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
 
 

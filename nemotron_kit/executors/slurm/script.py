@@ -1,4 +1,4 @@
-"""The sbatch script of a job or of an array, rendered by NeMo-Run's own classes, its values checked flag by flag."""
+"""The sbatch script of a job or an array, rendered by NeMo-Run's classes, with its values checked flag by flag."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def answer(request: dict[str, Any]) -> str:
-    """NeMo-Run's script, in the process beside a launch."""
+    """Render NeMo-Run's script; called in the NeMo-Run helper process."""
     script: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in request["script"].items()
     }
@@ -38,7 +38,7 @@ _PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
 _LEAD_SECONDS = 300
 
 # Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
-# wants to run again leaves a file named after its job. Where it was told by TERM to stop (`told`), that may have been a
+# wants to run again leaves a file named after its job. Where TERM had asked it to stop (`told`), that may have been a
 # preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
 # job is being preempted, counts. So it is where TERM ended the program (143), or the worker (15), before it could save.
 # A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back. A controller
@@ -108,7 +108,7 @@ trap 'nemotron_code=$?
 @dataclass(frozen=True)
 class Script:
     """What one sbatch call submits. `folder` is the run's folder on the target, `command` what srun starts on each
-    node, `mounts` folders that a container needs at the same path."""
+    node, `mounts` the folders that a container needs at the same path."""
 
     name: str
     folder: str
@@ -118,8 +118,8 @@ class Script:
 
 
 def intent_of(run_id: str, jobs: Sequence[int], attempt: int = 0) -> str:
-    """12 hex digits that identify the submission of these jobs of this run: the same for whoever submits them, and
-    however often."""
+    """The intent: 12 hex digits that identify the submission of these jobs of this run, equal in every process and
+    every repetition."""
     text = f"{run_id} {attempt} {','.join(map(str, jobs))}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -131,7 +131,7 @@ def job_name(intent: str, label: str) -> str:
 
 
 def render(config: RunConfig, resources: Resources, script: Script, *, batch: bool) -> str:
-    """The sbatch script. Raises UserError for a value that has no place in it, MissingExtra without NeMo-Run."""
+    """The sbatch script. Raises UserError for a value that can't be written into it, MissingExtra without NeMo-Run."""
     for path in (script.folder, *script.command, *script.mounts):
         if path.startswith("/") and not _PATH.match(path):
             raise UserError(
@@ -155,12 +155,13 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
 
 
 def render_here(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
-    """What NeMo-Run makes of it, unchecked."""
+    """NeMo-Run's rendering of the script, unchecked."""
     return _materialize(_executor(config, resources, script, batch), script)
 
 
 def check_syntax(text: str) -> None:
-    """Run `bash -n` on the script. Raises UserError with its message: only startup_commands and setup can be wrong."""
+    """Run `bash -n` on the script. Raises UserError with bash's message; only startup_commands and setup can be
+    invalid."""
     found = subprocess.run(["bash", "-n"], input=text.encode(), capture_output=True, check=False)
     if found.returncode != 0:
         raise UserError(
@@ -170,7 +171,7 @@ def check_syntax(text: str) -> None:
 
 
 def time_seconds(text: str) -> int | None:
-    """A time limit as Slurm writes it (`04:00:00`, `1-12`, `90`) in seconds; None for one without end."""
+    """A time limit in Slurm's format (`04:00:00`, `1-12`, `90`) in seconds; None for an unlimited one."""
     days, _, rest = text.rpartition("-")
     parts = rest.split(":")
     if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
@@ -186,7 +187,8 @@ def time_seconds(text: str) -> int | None:
 
 
 def lead_seconds(limit: int | None, asked: int | None = None) -> int:
-    """How long before the limit to stop: five minutes, less for a short job; as asked, but for half of the limit."""
+    """How many seconds before the time limit the job is signalled: the profile's signal_lead, else five minutes; at
+    most half of the limit."""
     if asked is not None:
         return asked if limit is None else max(1, min(asked, limit // 2))
     return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
@@ -255,8 +257,8 @@ _EXTRA = {"srun_args": list, "container_env": list, "additional_parameters": dic
 
 
 def checked_extra(config: RunConfig) -> dict[str, Any]:
-    """A copy of the profile's `extra`, without what is null. Raises ProfileError where text stands for a list of texts:
-    each of its characters would be a word."""
+    """A copy of the profile's `extra` without nulls. Raises ProfileError for a text in place of a list of texts: each
+    of its characters would become an argument."""
     extra = {name: value for name, value in (config.extra or {}).items() if value is not None}
     for name, kind in _EXTRA.items():
         if name in extra and not isinstance(extra[name], kind):
@@ -266,8 +268,8 @@ def checked_extra(config: RunConfig) -> dict[str, Any]:
 
 
 def environment_lines(config: RunConfig) -> list[str]:
-    """The lines that load the profile's modules, and then activate its conda environment, untraced: that would be
-    thousands of lines. One that fails ends the script."""
+    """The lines that load the profile's modules and then activate its conda environment. Tracing (`set -x`) is off
+    meanwhile, since it would print thousands of lines. A command that fails ends the script."""
     conda = None if config.container_image else config.conda
     if not (config.modules or conda):
         return []
@@ -315,12 +317,12 @@ FILE = "sbatch.sh"
 
 
 def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Sequence[str]) -> Iterator[Problem]:
-    """What would stop a job of this profile."""
+    """The problems that would prevent a job of this profile from running."""
     if mode == "local":
         yield Problem("this profile's executor is slurm: launch with --run or --batch.")
     limit = time_seconds(config.time)
     if config.signal_lead and limit and config.signal_lead >= limit:
-        what = f"the job would be told to save before it has begun: its time limit is {config.time}."
+        what = f"the job would be signalled to save before it has begun: its time limit is {config.time}."
         yield Problem(
             what, field=f"signal_lead={config.signal_lead}", hint="Seconds before the limit, so less than it."
         )
@@ -333,7 +335,7 @@ def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Seq
 
 
 def mounts_of(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
-    """Folders that the job finds at the same path in its container: its run, the registry, the package, its inputs."""
+    """The folders that the job's container needs at the same path: its run, the registry, the package, its inputs."""
     found = [paths.run, paths.artifacts, f"{paths.root}/code", *filter(None, [paths.package])]
     found += [pin.path if paths.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
     return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]

@@ -1,10 +1,10 @@
 """Starts the agent on a target that may not have nemotron_kit yet.
 
-The text of this file is sent over the connection and executed there by
-`python -I -c 'import sys;exec(sys.stdin.buffer.readline())'`, so it imports the standard library only.
+The text of this file is sent over the connection and executed there by `python -I -c 'import
+sys;exec(sys.stdin.buffer.readline())'`, so it imports the standard library only.
 
-Then one JSON line follows: `{"mark", "root", "kit"}`, where `kit` is the hash of the package that the launch runs. If
-the folder `<root>/kit/<kit>/` is missing, the launch is asked for its zip.
+One JSON line follows: `{"mark", "root", "kit"}`, where `kit` is the hash of the package that the launch runs. If the
+folder `<root>/kit/<kit>/` is missing, the package is requested from the launch as a zip.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OLDEST = (3, 11)
 
 
 def start() -> None:
-    """Find or receive the package, answer `ready`, and serve operations. Standard output carries responses alone."""
+    """Find or receive the package, answer `ready`, and serve operations. Standard output carries only responses."""
     head = json.loads(sys.stdin.buffer.readline())
-    # The launch sends no more until it is told `ready` or `need`, so nothing is left behind in that buffer.
+    # The launch sends no more until it receives `ready` or `need`, so nothing remains in that buffer.
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # A program that an operation starts can neither read a request nor write into an answer.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
-    def say(**answer: object) -> None:
+    def respond(**answer: object) -> None:
         sink.write(f"\n{head['mark']} {json.dumps(answer)}\n".encode())
         sink.flush()
 
@@ -39,17 +39,17 @@ def start() -> None:
             raise RuntimeError(f"Python is {sys.version.split()[0]} there, 3.11 or newer is needed")
         package = Path(head["root"], "kit", head["kit"]).expanduser()
         if not package.is_dir():
-            say(need="kit")
+            respond(need="kit")
             unpack(source.read(int(source.readline())), package)
         check(package)
         os.utime(package)  # it is in use: see code.clean
         sys.path.insert(0, str(package))
         from nemotron_kit.remote.agent.operations import serve
-    # Whatever it is, whoever launched must read it.
+    # Any error is reported to the launch.
     except Exception as error:  # noqa: BLE001
-        say(error=f"{type(error).__name__}: {error}")
+        respond(error=f"{type(error).__name__}: {error}")
         return
-    say(ready=True)
+    respond(ready=True)
     serve(source, sink, head["mark"])
 
 
@@ -68,7 +68,7 @@ def unpack(data: bytes, package: Path) -> None:
 
 
 def check(package: Path) -> None:
-    """Raise RuntimeError for a folder that another user owns or may write to: its code is not run."""
+    """Raise RuntimeError for a folder that another user owns or may write to: code from there is not run."""
     status = package.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise RuntimeError(f"{package} can be written by others")

@@ -1,4 +1,4 @@
-"""The code of launches on the target: archives, copies for jobs, git repositories, and removing what no run needs."""
+"""The code of launches on the target: archives, copies for jobs, git repositories, and the removal of unused ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 
 # Folder below the root → what one thing in it is called.
 KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
-# What launches call them. Anything else is somebody else's: the root may be a home.
+# The names that launches give them. Other entries are not ours: the root may be a home folder.
 _OURS = {
     "code": re.compile(r"[0-9a-f]{64}\.tar\.gz"),
     "kit": re.compile(r"[0-9a-f]{32}"),
@@ -39,10 +39,10 @@ _TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
 
 
 def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:
-    """What has not been used for so long, and no unfinished run names: `[{"what", "path", "bytes"}]`, removed if asked;
-    what could not be has an `"error"`, and keeps nothing else.
+    """The files unused for that long that no unfinished run refers to: `[{"what", "path", "bytes"}]`, removed unless it
+    is a dry run. An entry that could not be removed has an `"error"`; the others are removed all the same.
 
-    What a run names that is not known to be over stays, however old it is.
+    Files of a run that is not known to have ended are kept, however old they are.
     """
     del payload
     before = time.time() - unused_seconds
@@ -51,7 +51,7 @@ def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> 
     found = []
     for path in (path for path in old if _name(path) not in needed):
         entry: dict[str, Any] = {"what": KINDS[path.parent.name], "path": str(path), "bytes": _bytes(path)}
-        # Reading what the runs name may take long: a launch that came meanwhile has said that it uses it.
+        # Reading the runs' references may take long: a launch that started meanwhile has updated the time of use.
         if _last_used(path) >= before:
             continue
         try:
@@ -64,7 +64,7 @@ def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> 
 
 
 def used(path: Path) -> None:
-    """Note that what lies there is in use now."""
+    """Record that the archive or folder is in use now."""
     os.utime(path)
 
 
@@ -78,7 +78,7 @@ def _old(root: Path, before: float) -> Iterator[Path]:
 
 
 def _last_used(path: Path) -> float:
-    """In seconds since the epoch; never ago for what another has removed."""
+    """Time of the last use in seconds since the epoch; infinity if another process has removed it."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -86,12 +86,12 @@ def _last_used(path: Path) -> float:
 
 
 def _name(path: Path) -> str:
-    """What runs call it: a digest, a hash, a folder's name."""
+    """The name by which runs refer to it: a digest, a hash, or a folder's name."""
     return path.name.partition(".tar")[0]
 
 
 def _named(root: Path, names: Collection[str]) -> set[str]:
-    """Those of `names` that the files of runs which have not ended refer to."""
+    """Those of `names` that the files of unfinished runs refer to."""
     found: set[str] = set()
     runs = root / "runs"
     for folder in runs.iterdir() if runs.is_dir() else ():
@@ -115,7 +115,7 @@ def _texts(folder: Path) -> Iterator[bytes]:
 
 
 def _bytes(path: Path) -> int:
-    """Another may be cleaning at the same time."""
+    """Size in bytes. Files that another process removes meanwhile count as 0."""
     total = 0
     for each in path.rglob("*") if path.is_dir() else [path]:
         with suppress(FileNotFoundError):
@@ -124,7 +124,7 @@ def _bytes(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """A folder vanishes whole: first from its name."""
+    """Remove a file or folder; a folder is renamed first, so that it disappears at once."""
     if not path.is_dir():
         path.unlink()
         return
@@ -140,14 +140,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def archive_path(root: str, digest: str) -> Path:
-    """Where the archive with that sha256 lies below the target's root."""
+    """The path of the archive with that sha256 below the target's root."""
     if not _DIGEST.match(digest):
         raise NemotronError(f"{digest!r} is no digest of an archive.")
     return Path(root) / "code" / f"{digest}.tar.gz"
 
 
 def code_of(payload: bytes, root: str, run: str) -> tuple[dict[str, Any], bytes]:
-    """Which code a run was launched with: `{"digest", "there"}`, `{}` for one that has none yet."""
+    """The code that a run was launched with: `{"digest", "there"}`; `{}` if it has none yet."""
     del payload
     try:
         digest = read_object(Path(run) / CODE)["digest"]
@@ -157,7 +157,7 @@ def code_of(payload: bytes, root: str, run: str) -> tuple[dict[str, Any], bytes]
 
 
 def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
-    """Whether the archive is there already."""
+    """Whether the target has the archive."""
     del payload
     path = archive_path(root, digest)
     if not path.is_file():
@@ -167,7 +167,7 @@ def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
 
 
 def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
-    """Keep the archive; NemotronError when its bytes are not those of `digest`."""
+    """Store the archive. Raises NemotronError if its sha256 is not `digest`."""
     path = archive_path(root, digest)
     if hashlib.sha256(payload).hexdigest() != digest:
         raise NemotronError(f"The code that arrived is not what was sent (sha256 {digest[:12]}…).", hint="Try again.")
@@ -177,7 +177,7 @@ def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
 
 
 def place_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
-    """Unpack the archive into each of `folders` that isn't there yet; each appears whole."""
+    """Unpack the archive into each of `folders` that does not exist yet; each appears atomically."""
     del payload
     data = archive_path(root, digest).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
@@ -188,7 +188,7 @@ def place_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Make `folder` from an archive. One that is there already, with what a job wrote into it, is left alone."""
+    """Create `folder` from an archive. An existing folder, which may hold files of the job, is left unchanged."""
     if folder.is_dir():
         return
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -207,8 +207,8 @@ def unpack(data: bytes, folder: Path) -> None:
 
 
 def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
-    """What a job wrote into its copy of the code, but for Python's own caches and what lies in the folders `saved`:
-    `{}`, or `{"folder", "files", "more"}` with the first names and how many more there are."""
+    """Files that a job wrote into its copy of the code, except Python's caches and files in the folders `saved`: `{}`,
+    or `{"folder", "files", "more"}` with the first names and the number of the others."""
     found = []
     for place, names, others in os.walk(folder):
         names[:] = sorted(name for name in names if name != "__pycache__")
@@ -222,7 +222,7 @@ def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
 
 
 def registered_folders(job: JobFolder) -> set[Path]:
-    """The folders of the versions that a job has registered: their registry keeps them from being removed."""
+    """The folders of the versions that a job has registered: their registry protects them from removal."""
     with suppress(DamagedRecord):
         pins = [pin for pin in job.artifacts()["outputs"] if pin.get("version") is not None]
         return {folder_of(Path(str(pin.get("path")))) for pin in pins}
@@ -238,7 +238,8 @@ def _is_written(path: Path) -> bool:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """One file, folder or link, inside `folder` and never through a link: the archive is ours, but not trusted."""
+    """Extract one file, folder or link, inside `folder` and never through a link: the archive is treated as
+    untrusted."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise NemotronError(f"The code archive holds {member.name!r}.")
@@ -267,7 +268,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
 
 
 def commit_of(payload: bytes, url: str, ref: str) -> tuple[str, bytes]:
-    """The commit that a branch or a tag of the repository stands for; an annotated tag's is the one that it names."""
+    """The commit that a branch or a tag of the repository resolves to; an annotated tag is dereferenced."""
     del payload
     names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
     lines = _git("ls-remote", "--", url, *names, seconds=ASK_SECONDS).splitlines()
@@ -279,24 +280,24 @@ def commit_of(payload: bytes, url: str, ref: str) -> tuple[str, bytes]:
 
 
 def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str, folder: str) -> tuple[str, bytes]:
-    """Have the commit's files in `<cache>/<folder>`, whole; one that is there is left alone."""
+    """Check out the commit's files in `<cache>/<folder>`, atomically; an existing checkout is left unchanged."""
     del payload
     if not _COMMIT.match(commit) or not _FOLDER.match(folder):
         raise UserError(f"{url}: {commit!r} is no commit, or {folder!r} no folder's name.")
-    place = Path(cache) / folder
-    if not place.is_dir():
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=place.parent))
+    checkout = Path(cache) / folder
+    if not checkout.is_dir():
+        checkout.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=checkout.parent))
         try:
             _check_out(building, url, ref, commit)
-            building.rename(place)
+            building.rename(checkout)
         except OSError:
-            if not place.is_dir():  # else another launch was faster
+            if not checkout.is_dir():  # else another launch was faster
                 raise
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    used(place)
-    return str(place), b""
+    used(checkout)
+    return str(checkout), b""
 
 
 def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
@@ -310,9 +311,8 @@ def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
 
 
 def _git(*arguments: str, seconds: float) -> str:
-    """The output of a git command, which never asks for a password. Raises UserError with git's message, Unreachable
-    when it hangs.
-    """
+    """The output of a git command, which never asks for a password. Raises UserError with git's message, Unreachable if
+    it does not end in time."""
     env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
     try:
         done = subprocess.run(
@@ -323,6 +323,8 @@ def _git(*arguments: str, seconds: float) -> str:
     except subprocess.TimeoutExpired as error:
         raise Unreachable(f"git {arguments[0]} has not ended for {seconds:.0f} s.") from error
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"git could not fetch the repository: {said[-1] if said else f'exit code {done.returncode}'}")
+        errors = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(
+            f"git could not fetch the repository: {errors[-1] if errors else f'exit code {done.returncode}'}"
+        )
     return done.stdout.decode(errors="replace")

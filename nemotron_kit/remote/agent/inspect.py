@@ -1,4 +1,4 @@
-"""The operations of `nemotron profiles check`. They submit nothing and leave nothing behind."""
+"""The agent's operations for `nemotron profiles check`. They submit nothing, and no file remains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemotron_kit.remote.agent import slurm_commands as commands
 
 _SECONDS = 30.0
 _MODULES = ("omegaconf", "torch", "nemotron_kit")
-# As a child without -I: what the job's Python finds, the user's own packages included.
+# Run as a child without -I, so that the user's own packages are found as the job finds them.
 _LOOK = """
 import importlib.metadata, importlib.util, json, platform
 found = {}
@@ -30,7 +30,7 @@ print(json.dumps({"version": platform.python_version(), "modules": found}))
 
 
 def python_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """The Python that answers, as a job will find it: version, and which of the packages that matter it has."""
+    """The Python that the job will use: its version, and which of the relevant packages are installed."""
     del payload
     done = subprocess.run(
         [sys.executable, "-P", "-c", _LOOK % (_MODULES,)],
@@ -47,14 +47,14 @@ def python_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
-    """Whether files can be made in `folder`, or in the first folder above it that is there; and the space left."""
+    """Whether files can be created in `folder`, or in its nearest existing parent; and the free space."""
     del payload
-    place = Path(folder)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    probe = place / f".nemotron-{secrets.token_hex(6)}"
-    usage = shutil.disk_usage(place)
-    facts = {"exists": place == Path(folder), "nearest": str(place), "free": usage.free, "total": usage.total}
+    existing = Path(folder)
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    probe = existing / f".nemotron-{secrets.token_hex(6)}"
+    usage = shutil.disk_usage(existing)
+    facts = {"exists": existing == Path(folder), "nearest": str(existing), "free": usage.free, "total": usage.total}
     try:
         probe.mkdir(mode=0o700)
     except OSError as error:
@@ -64,27 +64,28 @@ def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
 
 
 def slurm_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """Which of Slurm's commands are there; whether queue and accounting answer; whether srun knows containers."""
+    """Which of Slurm's commands are installed; whether queue and accounting answer; whether srun supports
+    containers."""
     del payload
     tools = {tool: shutil.which(tool) for tool in ("sbatch", "squeue", "sacct", "scancel", "srun", "scontrol")}
     facts: dict[str, Any] = {"tools": tools}
     if tools["sbatch"]:
         facts["version"] = commands.run(["sbatch", "--version"], seconds=_SECONDS)[1].strip()
     if tools["squeue"]:
-        facts["squeue"] = _said(["squeue", "--noheader", "--me", "--format=%i"])
+        facts["squeue"] = _error_output(["squeue", "--noheader", "--me", "--format=%i"])
     if tools["sacct"]:
-        facts["sacct"] = _said(["sacct", "--noheader", "--allocations", "--format=JobID"])
+        facts["sacct"] = _error_output(["sacct", "--noheader", "--allocations", "--format=JobID"])
     if tools["srun"]:
         facts["pyxis"] = "--container-image" in "".join(commands.run(["srun", "--help"], seconds=_SECONDS)[1:])
     return facts, b""
 
 
 def slurm_accepts(payload: bytes, options: list[str]) -> tuple[str | None, bytes]:
-    """sbatch's objection to a job with these options (`sbatch --test-only`, which submits nothing); None when it would
-    accept it."""
+    """sbatch's objection to a job with these options (`sbatch --test-only`, which submits nothing); None if it would
+    accept the job."""
     del payload
-    code, out, said = commands.run(["sbatch", "--test-only", *options, "--wrap", "true"], seconds=_SECONDS)
-    return (None if code == 0 else said or out.strip() or f"exit code {code}"), b""
+    code, out, errors = commands.run(["sbatch", "--test-only", *options, "--wrap", "true"], seconds=_SECONDS)
+    return (None if code == 0 else errors or out.strip() or f"exit code {code}"), b""
 
 
 def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, Any], bytes]:
@@ -92,14 +93,14 @@ def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, An
     del payload
     if shutil.which("docker") is None:
         return {"error": "there is no docker command"}, b""
-    code, out, said = commands.run(["docker", "version", "--format", "{{.Server.Version}}"], seconds=_SECONDS)
+    code, out, errors = commands.run(["docker", "version", "--format", "{{.Server.Version}}"], seconds=_SECONDS)
     if code != 0:
-        return {"error": said or f"exit code {code}"}, b""
+        return {"error": errors or f"exit code {code}"}, b""
     has = bool(image) and commands.run(["docker", "image", "inspect", "--", str(image)], seconds=_SECONDS)[0] == 0
     return {"version": out.strip(), "has_image": has}, b""
 
 
-def _said(arguments: list[str]) -> str | None:
-    """None for a command that succeeds, else what it printed."""
-    code, _, said = commands.run(arguments, seconds=_SECONDS)
-    return None if code == 0 else said or f"exit code {code}"
+def _error_output(arguments: list[str]) -> str | None:
+    """The error output of a command; None if it succeeded."""
+    code, _, errors = commands.run(arguments, seconds=_SECONDS)
+    return None if code == 0 else errors or f"exit code {code}"

@@ -33,19 +33,19 @@ from nemotron_kit.runs.metrics import condensed
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
-    """Do nothing: an answer shows that the agent runs."""
+    """Do nothing: a response shows that the agent runs."""
     del payload
     return None, b""
 
 
 def exist(payload: bytes, paths: list[str]) -> tuple[list[bool], bytes]:
-    """Whether each path is there."""
+    """Whether each path exists."""
     del payload
     return [os.path.exists(path) for path in paths], b""  # noqa: PTH110 — a NUL in one is False, not an error
 
 
 def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """The machine in a few facts, none of which takes a process to find."""
+    """Facts about the machine that can be found without starting a process."""
     del payload
     tools = ("sbatch", "squeue", "sacct", "scancel", "srun", "docker")
     return {
@@ -76,9 +76,9 @@ def packed(texts: dict[str, str]) -> bytes:
 
 
 def make_run(payload: bytes, *, folder: str) -> tuple[int, bytes]:
-    """Write the run's files (path below `folder` → text), but for those that are there; how many were new.
+    """Write the run's files (path below `folder` → text), except those that exist; returns the number of new files.
 
-    `folder` is `<root>/runs/<run id>`; it and what is below are the user's alone.
+    `folder` is `<root>/runs/<run id>`; it and everything below are readable by the user only.
     """
     run = Path(folder)
     if run.parent.name != "runs" or not is_run_id(run.name):
@@ -109,7 +109,7 @@ LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 class Piece(NamedTuple):
-    """Some bytes of a log, from `offset` on. `offset` is 0 in a log that was truncated, whatever was asked for."""
+    """Bytes of a log from `offset` on. `offset` is 0 for a log that was truncated, whatever was requested."""
 
     name: str
     offset: int
@@ -125,11 +125,12 @@ def names(payload: bytes, *, job: str) -> tuple[list[str], bytes]:
 def read(
     payload: bytes, *, job: str, offsets: dict[str, int], limit: int, only: bool = False, skip: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], bytes]:
-    """Of each log of a job what lies beyond the reader's offset, at most `limit` bytes in all.
+    """The content of each log of a job beyond the reader's offset, at most `limit` bytes in all.
 
-    `[{"name", "offset", "size"}, …]`, whose bytes follow one another in the payload. A log that the reader does not
-    name is read from its beginning (`only`: is left out), one whose name begins with one of `skip` is not. One that has
-    become shorter (it was cut or replaced) is read from its beginning again, and named even where it is empty.
+    Returns `[{"name", "offset", "size"}, …]`; the payload holds the bytes one after another. A log that has no offset
+    is read from its beginning (with `only` it is left out); a log whose name begins with one of `skip` is left out. A
+    log that has become shorter (truncated or replaced) is read from its beginning again, and listed even if it is
+    empty.
     """
     found: list[dict[str, Any]] = []
     data = bytearray()
@@ -151,7 +152,7 @@ def read(
 
 
 def pieces(found: Sequence[Mapping[str, Any]], data: bytes) -> list[Piece]:
-    """An answer of `read`, taken apart."""
+    """A response of `read` as a list of pieces."""
     parts: list[Piece] = []
     start = 0
     for entry in found:
@@ -164,13 +165,13 @@ _METRICS = 200
 
 
 def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any]], bytes]:
-    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for what isn't there."""
+    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for a missing file."""
     del payload
     return [_record(JobFolder(Path(job))) for job in jobs], b""
 
 
 def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
-    """Have jobs that have ended be pending, for another attempt."""
+    """Set jobs that have ended to pending, for another attempt."""
     del payload
     for job in jobs:
         if Path(job).is_dir():  # else nothing of it has ever come here
@@ -187,14 +188,14 @@ def log_offset(payload: bytes, *, job: str, name: str, lines: int) -> tuple[int,
 
 
 def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], bytes]:
-    """The versions of the target's registry whose files lie below `folder`, as `Name:v3`."""
+    """The versions of the target's registry whose files are below `folder`, as `Name:v3`."""
     del payload
     return versions_in(LocalRegistry(registry), Path(folder)), b""
 
 
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
-    """The versions of a registry whose files lie below `folder`, a run's. Of a record that is damaged, what is left of
-    its text tells, and what the run's jobs say that they saved: it is one of them where it names the run at all."""
+    """The versions of a registry whose files are below `folder`, the folder of a run. A damaged record is judged by the
+    readable rest of its text and by what the run's jobs recorded as saved: it counts if it names the run at all."""
     place, found = folder.resolve(), []
     saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
     for record in registry.everything():
@@ -207,7 +208,7 @@ def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
 
 
 def lies_in(path: object, folder: Path) -> bool:
-    """Whether a path on record, which may be any text, leads below `folder`, a real path."""
+    """Whether a recorded path, which may be any text, is below `folder`, a resolved path."""
     return "\0" not in str(path) and Path(str(path)).resolve().is_relative_to(folder)
 
 
@@ -218,7 +219,8 @@ def _saved(run: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:
-    """Delete a run's folder on the target; whether there was one. UserError while an artifact's files lie in it."""
+    """Delete a run's folder on the target; returns whether there was one. Raises UserError while it holds an artifact's
+    files."""
     run = Path(folder)
     if run.parent.name != "runs" or not is_run_id(run.name):
         raise NemotronError(f"{folder} is no folder of a run.")
@@ -276,7 +278,7 @@ OPS: dict[str, str] = {
 
 
 def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
-    """Do one operation in this process. Raises NemotronError with the machine's own error."""
+    """Perform one operation in this process. Raises NemotronError with the operating system's message."""
     if op not in OPS:
         raise NemotronError(f"No operation {op!r} on the target.", hint=errors.nearest(op, OPS).capitalize())
     module, _, name = OPS[op].partition(":")
@@ -289,7 +291,8 @@ def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
 
 
 def serve(source: BinaryIO, sink: BinaryIO, mark: str) -> None:
-    """Answer requests until there are no more. What goes wrong in one is its answer; a request cut off ends it."""
+    """Answer requests until the input ends. An error in a request is its response; a truncated request ends the
+    loop."""
     while line := source.readline():
         request = json.loads(line)
         payload = source.read(request["payload"])
@@ -315,13 +318,14 @@ def _answer(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def error_to_dict(error: NemotronError) -> dict[str, Any]:
-    """An error as JSON data; its class travels by name, as the nearest of those in nemotron_kit.errors."""
+    """An error as JSON data, with the name of its nearest class in nemotron_kit.errors."""
     known = next(cls for cls in type(error).__mro__ if vars(errors).get(cls.__name__) is cls)
     return {"type": known.__name__, "message": error.message, "hint": error.hint}
 
 
 def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
-    """The error that `error_to_dict` wrote, on a machine that is not trusted with this one's terminal."""
+    """The error that `error_to_dict` wrote. Its text comes from another machine, so control characters are made
+    visible."""
     cls = vars(errors).get(str(data.get("type")))
     made = cls if isinstance(cls, type) and issubclass(cls, NemotronError) else NemotronError
     hint = data.get("hint")
@@ -335,10 +339,11 @@ def resolve(
     fields: Mapping[str, Sequence[str]] | None = None,
     mode: str = "private",
 ) -> tuple[dict[str, Any], bytes]:
-    """Slot → `{"pin": …, "fields": …}` or `{"error": …}` for each (reference, what a part of one is relative to).
-    `fields` names, by slot, the fields that are asked for: each is answered by `{"value": …}` or `{"error": …}`.
+    """Resolve references: slot → `{"pin": …, "fields": …}` or `{"error": …}`, for each (reference, default that a
+    partial reference is relative to). `fields` lists, by slot, the fields to look up: each gives `{"value": …}` or
+    `{"error": …}`.
 
-    Creates nothing: a registry that isn't there is an empty one.
+    Creates nothing: a registry that does not exist is an empty one.
     """
     del payload
     registry = LocalRegistry(root, mode=mode)
@@ -347,15 +352,15 @@ def resolve(
 
 
 def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
-    """The registry at `root`: its uuid ("" while nothing was saved) and how many names it has."""
+    """The registry at `root`: its uuid ("" if nothing was saved) and its number of names."""
     del payload
     registry = LocalRegistry(root)
     return {"uuid": registry.uuid, "names": len(registry.names())}, b""
 
 
 def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private") -> tuple[None, bytes]:
-    """Create the folders that every container mounts, where they are missing: that of the code below `root`, and the
-    registry. Mounting a missing folder would end the job, or create one that belongs to root."""
+    """Create the folders that every container mounts, if they are missing: the code folder below `root`, and the
+    registry. A missing mount source would make the job fail, or be created as a folder of root."""
     del payload
     make_folder(Path(root, "code"), MODES["private"])
     make_folder(Path(registry), MODES[mode])

@@ -1,4 +1,5 @@
-"""Slurm on the machine where its commands are: submit once, cancel; each submission on record before it is made."""
+"""Submits jobs to Slurm once and cancels them, on the machine that has Slurm's commands. A submission is recorded
+before it is made."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ _NUMBER = re.compile(r"[0-9]{1,19}\Z")
 
 @dataclass(frozen=True)
 class Submission:
-    """One sbatch call. `jobs` are the run's job numbers, by array index; `job` is Slurm's id once it is known.
+    """The record of one sbatch call. `jobs` are the run's job numbers, by array index; `job` is Slurm's id once it is
+    known.
 
-    `at` is when it was first tried, in seconds since the epoch by the target's clock; `logged` is how much its jobs had
-    printed by then in earlier attempts (None: nothing). `refused` is what Slurm said when it is known that there is no
-    such job.
+    `at` is the time of the first attempt, in seconds since the epoch by the target's clock; `logged` is the number of
+    bytes that its jobs had logged in earlier attempts (None: no log). `refused` is Slurm's message if it is known that
+    no such job exists.
     """
 
     intent: str
@@ -67,7 +69,7 @@ def path_of(run: Path, intent: str) -> Path:
 
 
 def read(run: Path, intent: str) -> Submission | None:
-    """The record, None while there is none. NemotronError when it is damaged: then nothing may be submitted."""
+    """The record; None if there is none. Raises NemotronError if it is damaged: then nothing may be submitted."""
     path = path_of(run, intent)
     try:
         values = read_object(path, _RECORD)
@@ -101,13 +103,13 @@ def read_all(run: Path) -> list[Submission]:
 
 
 def has_begun(run: Path, submission: Submission) -> bool:
-    """Whether a worker of it has written a record: then Slurm has, or had, its job."""
+    """Whether a worker of the submission has written a record: then Slurm has, or had, its job."""
     now = logged(run, submission.jobs)
     return now is not None and (submission.logged is None or now > submission.logged)
 
 
 def logged(run: Path, jobs: Sequence[int]) -> int | None:
-    """How many bytes the jobs have printed; None where none of them has a log."""
+    """The number of bytes that the jobs have logged; None if none of them has a log."""
     sizes = []
     for number in jobs:
         with contextlib.suppress(FileNotFoundError):
@@ -122,8 +124,8 @@ def submissions_by_job(submissions: Sequence[Submission]) -> dict[int, Submissio
 
 @contextmanager
 def locked(run: Path, intent: str) -> Iterator[int]:
-    """Within the block no other process of this machine submits the intent. The lock is the open file that it gives: a
-    child that has it too (sbatch) keeps the lock when this process is killed."""
+    """Within the block no other process of this machine submits the intent. Yields the open lock file: a child that
+    inherits it (sbatch) holds the lock even if this process is killed."""
     path = path_of(run, intent).with_suffix(".lock")
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -135,11 +137,11 @@ def locked(run: Path, intent: str) -> Iterator[int]:
 
 Response = tuple[Any, bytes]
 
-# A request that the controller has not read yet becomes a job after we gave up on it: absent is looked for twice.
+# A request that the controller has not read yet may become a job after the call timed out: query twice.
 _SETTLE_SECONDS = 2.0
-# What would override the script's own header, or tell the job about the launch's own allocation.
+# Variables that would override the script's header, or describe the launch's own allocation.
 _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
-# sbatch has asked and been told: no more doubt. The rest of "submission failed" may be a reply that got lost.
+# The controller has answered sbatch with a refusal. Other "submission failed" errors may be a lost reply.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
 _UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
 _LOST = re.compile(
@@ -161,11 +163,13 @@ def submit(
     options: list[str] | None = None,
     hidden: list[str] | None = None,
 ) -> Response:
-    """Submit `script` (a path below the run's `folder`) unless that was done before; the submission's record.
+    """Submit `script` (a path below the run's `folder`) unless it was submitted before; returns the submission's
+    record.
 
-    The payload is JSON: `script` (its text, where the file isn't there yet) and `secrets` (name → value, for the job's
-    environment alone). `options` are sbatch's own, over the script's; `hidden` are names of this environment that the
-    job must not see. Raises Unreachable when it isn't known whether the job is queued, UserError when Slurm refused it.
+    The payload is JSON: `script` (its text, if the file does not exist yet) and `secrets` (name → value, passed to the
+    job's environment only). `options` are sbatch options that override the script's; `hidden` are names of variables of
+    this environment that are withheld from the job. Raises Unreachable if it is not known whether the job is queued,
+    UserError if Slurm refused it.
     """
     run = Path(folder)
     given = json.loads(payload) if payload else {}
@@ -190,7 +194,7 @@ def submit(
 
 
 def find(run: Path, record: Submission, *, twice: bool = False) -> Submission:
-    """The record with Slurm's id, if there is such a job. Raises Unreachable unless squeue and sacct have answered."""
+    """The record with Slurm's id, if Slurm has such a job. Raises Unreachable unless squeue and sacct have answered."""
     if record.job:
         return record
     for attempt in range(2 if twice else 1):
@@ -204,15 +208,15 @@ def find(run: Path, record: Submission, *, twice: bool = False) -> Submission:
 
 
 def adopt(run: Path, record: Submission, job: str) -> Submission:
-    """The record with the id that was found under its name."""
+    """The record with the id of the job that was found by its name."""
     found = replace(record, job=job, refused=None)
     write(run, found)
     return found
 
 
 def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
-    """Cancel jobs of a run. Each gets a note first, so that its own record becomes `cancelled` and it is not requeued.
-    One that may or may not be queued is cancelled by its name."""
+    """Cancel jobs of a run. A cancel request is written first, so that the job's own record becomes `cancelled` and it
+    is not requeued. A job of which it is not known whether it is queued is cancelled by its name."""
     del payload
     run = Path(folder)
     by_job = submissions_by_job(read_all(run))
@@ -247,18 +251,18 @@ def _tell(job: Path) -> None:
 
 
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
-    """What one array and the controller may hold, how many jobs it has now (with `count`; each task of an array is
-    one), and the partition's time limit as Slurm writes it (None: no limit, or not known; "": the default
-    partition's). Raises Unreachable when the controller does not answer; nothing has been submitted then."""
+    """The limits of an array and of the controller, with `count` the current number of jobs (each task of an array is
+    one), and the partition's time limit in Slurm's format (None: no limit, or unknown; partition "": the default one).
+    Raises Unreachable if the controller does not answer; nothing has been submitted then."""
     del payload
-    code, out, said = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
-    if code != 0 and _UNCONFIGURED.search(said):
+    code, out, errors = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
+    if code != 0 and _UNCONFIGURED.search(errors):
         raise UserError(
-            f"Slurm's commands on this machine have no cluster to talk to: {said}",
+            f"Slurm's commands on this machine are not configured for a cluster: {errors}",
             hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
         )
-    if code != 0 and _LOST.search(said):
-        raise Unreachable(f"scontrol: {said}")
+    if code != 0 and _LOST.search(errors):
+        raise Unreachable(f"scontrol: {errors}")
     found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", out, re.MULTILINE)) if code == 0 else {}
     return {
         "max_array_size": int(found.get("MaxArraySize", 1001)),
@@ -269,7 +273,7 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
 
 
 def _queued() -> int:
-    """How many jobs all users have, those that ended a moment ago among them; 0 where squeue fails."""
+    """The number of jobs of all users, including those that ended a moment ago; 0 if squeue fails."""
     arguments = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
     code, out, _ = commands.run(arguments, seconds=commands.ASK_SECONDS)
     return out.count("x") if code == 0 else 0
@@ -286,49 +290,49 @@ def _time_limit(partition: str) -> str | None:
 
 
 def _settled(run: Path, record: Submission) -> Submission:
-    """An earlier attempt was made and its answer is not on record: what came of it."""
+    """The outcome of an earlier attempt whose result was not recorded."""
     return record if record.refused else _found(run, record, "an earlier attempt has had no answer")
 
 
 def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, str], lock: int) -> Submission:
     asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
     try:
-        code, out, said = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+        code, out, message = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
     except Unreachable as error:
-        code, out, said = 1, "", error.message
+        code, out, message = 1, "", error.message
     answer = commands.job_id(out) if code == 0 else None
     if answer:
         done = replace(record, job=answer[0], cluster=answer[1])
         write(run, done)
         return done
-    refusal = _REFUSED.search(said)
+    refusal = _REFUSED.search(message)
     if code != 0 and refusal and not _LOST.search(refusal[1]):
-        return _refuse(run, record, f"Slurm refused the job: {said}")
-    return _looked_up(run, record, said or f"sbatch answered {out.strip()[:200]!r}")
+        return _refuse(run, record, f"Slurm refused the job: {message}")
+    return _looked_up(run, record, message or f"sbatch answered {out.strip()[:200]!r}")
 
 
-def _looked_up(run: Path, record: Submission, said: str) -> Submission:
-    found = _found(run, record, said)
-    return found if found.job else _refuse(run, record, f"Slurm has no such job: {said}")
+def _looked_up(run: Path, record: Submission, message: str) -> Submission:
+    found = _found(run, record, message)
+    return found if found.job else _refuse(run, record, f"Slurm has no such job: {message}")
 
 
-def _found(run: Path, record: Submission, said: str) -> Submission:
+def _found(run: Path, record: Submission, message: str) -> Submission:
     try:
         return find(run, record, twice=True)
     except (Unreachable, NemotronError) as error:
         raise Unreachable(
-            f"It isn't known whether the job was submitted: {said}\n{error.message}",
+            f"It isn't known whether the job was submitted: {message}\n{error.message}",
             hint="It is not submitted again by itself. Once Slurm answers, `nemotron runs show` and `attach` find it.",
         ) from error
 
 
-def _refuse(run: Path, record: Submission, said: str) -> Submission:
-    write(run, replace(record, refused=said))
-    raise UserError(said)
+def _refuse(run: Path, record: Submission, message: str) -> Submission:
+    write(run, replace(record, refused=message))
+    raise UserError(message)
 
 
 def _environment(secrets: dict[str, str], hidden: list[str]) -> dict[str, str]:
-    """What the job inherits: this environment without the launch's own allocation and without secrets, but for those
-    that the profile names."""
+    """The environment that the job inherits: this one without the launch's own allocation and without secrets, except
+    those that the profile names."""
     kept = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in hidden}
     return {**kept, **secrets}

@@ -29,8 +29,8 @@ _DEADLY = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSE
 
 @dataclass(frozen=True)
 class Entry:
-    """One job as squeue or sacct has it. `id` is 12, or 12_3 for a task of an array; `state` is Slurm's own word.
-    `code` is the exit code, 128+N where it is known that signal N ended the job's script or what that started."""
+    """One job as squeue or sacct lists it. `id` is 12, or 12_3 for a task of an array; `state` is Slurm's name of the
+    state. `code` is the exit code: 128+N if signal N is known to have ended the job's script or one of its steps."""
 
     id: str
     state: str
@@ -43,8 +43,9 @@ class Entry:
 def run(
     arguments: Sequence[str], *, seconds: float, env: Mapping[str, str] | None = None, hold: int | None = None
 ) -> tuple[int, str, str]:
-    """Exit code, standard output and error of a command. Unreachable when it does not end in time; UserError when it
-    isn't there. `hold` is a file that stays open until the command has ended, should this process end before."""
+    """Exit code, standard output and standard error of a command. Raises Unreachable if it does not end in time,
+    UserError if it is not installed. `hold` is a file that stays open until the command has ended, even if this process
+    ends first."""
     try:
         child = subprocess.Popen(
             list(arguments),
@@ -62,7 +63,7 @@ def run(
             hint='Launch from a login node, or reach one: tunnel = "ssh" in the profile.',
         ) from error
     try:
-        out, said = child.communicate(timeout=seconds)
+        out, errors = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
         _kill(child)
         raise Unreachable(f"{arguments[0]} has not answered for {seconds:.0f} s.") from error
@@ -70,7 +71,7 @@ def run(
         if hold is None:  # else what has been asked of Slurm is answered, and found again by its name
             _kill(child)
         raise
-    return child.returncode, out.decode(errors="replace"), said.decode(errors="replace").strip()
+    return child.returncode, out.decode(errors="replace"), errors.decode(errors="replace").strip()
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -80,8 +81,8 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 
 
 def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str | None = None) -> dict[str, Entry]:
-    """The jobs of this user that slurmctld still knows (finished ones too, for a while), array tasks one by one; all of
-    them, or those with a name, or a few by their ids."""
+    """The jobs of this user that slurmctld still knows (including recently finished ones), with array tasks listed one
+    by one: all, those with a name, or a few by id."""
     arguments = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
     arguments += [f"--name={name}"] if name else []
     arguments += [f"--jobs={','.join(sorted(ids))}"] if ids else []
@@ -95,7 +96,7 @@ def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str 
 def accounted(
     ids: Collection[str] = (), name: str | None = None, *, since: float | None = None, clusters: str | None = None
 ) -> dict[str, Entry]:
-    """What sacct has of jobs, by id or by name; a job that it does not have is left out."""
+    """sacct's entries of jobs, by id or by name; jobs unknown to it are left out."""
     arguments = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
     if name is not None:
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
@@ -104,27 +105,28 @@ def accounted(
         arguments.append("--jobs=" + ",".join(sorted(ids)))
     arguments += [f"--clusters={clusters}"] if clusters else []
     code, out, error = run(arguments, seconds=ASK_SECONDS)
-    # sacct without slurmdbd says so on standard error, and may exit with 0 all the same.
+    # sacct without slurmdbd reports that on standard error, and may exit with 0.
     if code != 0 or (error and not out):
         raise Unreachable(f"sacct: {error or f'exit code {code}'}")
     return _by_id(map(_account_line, out.splitlines()))
 
 
 def entry_of(entries: Mapping[str, Entry], number: str) -> Entry | None:
-    """The entry of a job among those of squeue or sacct. The tasks of an array that never ran are one entry, named
-    after the array alone when each of them was cancelled for itself."""
+    """The entry of a job among those of squeue or sacct. Array tasks that never ran share one entry, named after the
+    array only, if each of them was cancelled by itself."""
     return entries.get(number) or entries.get(number.partition("_")[0])
 
 
 def job_id(output: str) -> tuple[str, str | None] | None:
-    """The id (and cluster) on the last line that sbatch printed, whatever a site prints around it."""
+    """The id (and cluster) on the last line that sbatch printed; other lines, printed by a site's wrapper, are
+    ignored."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     match = _JOB_ID.match(lines[-1]) if lines else None
     return (match[1], match[2]) if match else None
 
 
 def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None = None) -> None:
-    """Ask for the jobs to be stopped. Jobs that are over already are no error."""
+    """Request the cancellation of jobs. Jobs that have ended already are no error."""
     arguments = ["scancel", "--quiet"]
     arguments += [f"--clusters={clusters}"] if clusters else []
     arguments += [f"--name={name}", f"--user={_user()}"] if name else sorted(ids)
@@ -148,7 +150,7 @@ def _by_id(found: Iterable[Entry | None]) -> dict[str, Entry]:
 
 
 def _numbers(text: str) -> Iterator[int]:
-    """`0-3,7%2` as Slurm writes the tasks of an array: 0, 1, 2, 3, 7."""
+    """The task numbers in Slurm's notation of an array: `0-3,7%2` is 0, 1, 2, 3, 7."""
     for part in text.partition("%")[0].split(","):
         first, _, last = part.partition("-")
         if first.isdecimal() and (last or first).isdecimal():
@@ -156,7 +158,7 @@ def _numbers(text: str) -> Iterator[int]:
 
 
 def _environment() -> dict[str, str]:
-    """This environment without what would change the commands' meaning or format."""
+    """This environment without the variables that change the commands' meaning or output format."""
     ours = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
@@ -170,8 +172,8 @@ def _queue_line(line: str) -> Entry | None:
     if len(parts) != 5 or not parts[0][:1].isdigit():
         return None
     number, state, start, name, reason = (part.strip() for part in parts)
-    said = None if reason in _NO_TIME else reason
-    return Entry(number, state.split()[0], name, said, None if start in _NO_TIME else start)
+    wait_reason = None if reason in _NO_TIME else reason
+    return Entry(number, state.split()[0], name, wait_reason, None if start in _NO_TIME else start)
 
 
 def _account_line(line: str) -> Entry | None:
@@ -184,8 +186,8 @@ def _account_line(line: str) -> Entry | None:
 
 
 def _exit_code(code: str, derived: str) -> int | None:
-    """The exit code from `code:signal` of the script and of its worst step: where a signal ended the step, srun, and
-    hence the script, exits with the bare number of that signal."""
+    """The exit code from `code:signal` of the script and of its worst step: if a signal ended the step, srun, and hence
+    the script, exits with the number of that signal."""
     exited, signalled = _pair(code)
     if signalled:
         return 128 + signalled

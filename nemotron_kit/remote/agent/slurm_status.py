@@ -1,6 +1,5 @@
-"""The state of Slurm jobs: from the worker's own record first, then squeue, then sacct. An unknown state is never
-success.
-"""
+"""The state of Slurm jobs: from the worker's own record first, then squeue, then sacct. An unknown state never counts
+as success."""
 
 from __future__ import annotations
 
@@ -23,20 +22,20 @@ from nemotron_kit.runs.job import AGAIN, is_final_end
 
 _READ = 20_000
 _LONGEST = 300
-# A word of Slurm's or, behind it, of Pyxis' (which passes on enroot's).
+# A line of Slurm's or of Pyxis' (which forwards enroot's).
 _SLURM = re.compile(r"(?:srun|slurmstepd(?:-([^\s:]+))?|pyxis): (?:fatal: |error: )?(?:pyxis: *)?")
-# What stands around the reason: progress, and that something failed.
+# Lines that carry no reason: progress, and the bare fact of a failure.
 _AROUND = re.compile(
     r"\[INFO\]|warning: |cluster configuration lacks|spank: |Failed to invoke spank|printing enroot log|child \d+ |"
     r"import(?:ing|ed) docker image|created \d+ |Parallel unsquashfs|\d+ inodes|couldn't create enroot start|"
     r"container was not started|\[ERROR\] \S+ exited|(?:\S+: )?tasks? [\d,-]+: |Terminating|\*\*\* |launch/slurm|\Z"
 )
-# The script's own line, since srun names its output by a number that a task of an array has besides its id.
+# Printed by the script: srun names its output by a number that differs from an array task's id.
 _NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)
 _SETUP_FAILED = re.compile(r"^nemotron: (setup: .+)$", re.MULTILINE)
 
 
-def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
+def failure_reason(run: Path, job: int, name: str, slurm_id: str) -> str | None:
     """`, before the job began: …` or `: …`, a reason of a line or two for a job that left no record; None where none is
     to be found. `name` and `slurm_id` are those of the submission.
 
@@ -49,14 +48,14 @@ def said(run: Path, job: int, name: str, slurm_id: str) -> str | None:
         return f", before the job began: {printable(failed[-1])[:_LONGEST]}"
     number = (_NUMBER.findall(script) or [slurm_id])[-1]
     logs = sorted(folder.glob(f"log-{name}_{number}_*.out"), key=lambda path: path.stat().st_mtime)
-    lines = telling(_text(logs[-1]), slurm_only=began) if logs else []
-    lines = lines or telling(script, slurm_only=True)
+    lines = reason_lines(_text(logs[-1]), slurm_only=began) if logs else []
+    lines = lines or reason_lines(script, slurm_only=True)
     return f"{'' if began else ', before the job began'}: {'; '.join(lines)}" if lines else None
 
 
-def telling(text: str, *, slurm_only: bool = False) -> list[str]:
-    """The first two lines of Slurm's that say why, the node in front; without such, the program's last error, unless
-    `slurm_only`."""
+def reason_lines(text: str, *, slurm_only: bool = False) -> list[str]:
+    """Slurm's first two lines that name a reason, with the node in front; without such lines, the program's last
+    error, unless `slurm_only`."""
     lines = [printable(line.strip())[:_LONGEST] for line in text.splitlines() if line.strip()]
     found: dict[str, str] = {}
     for match in filter(None, map(_SLURM.match, lines)):
@@ -70,7 +69,7 @@ def telling(text: str, *, slurm_only: bool = False) -> list[str]:
 
 
 def _text(path: Path, *, end: bool = False) -> str:
-    """The first bytes of a file, or its last ones: as much as can hold a reason."""
+    """The first or the last bytes of a file, enough to contain a reason."""
     try:
         with path.open("rb") as file:
             if end:
@@ -93,7 +92,7 @@ _WHY = {
     "PREEMPTED": "preempted by Slurm, and not queued again",
     "REVOKED": "revoked by Slurm",
 }
-# Slurm has no exit code for most jobs that it stopped: what a shell would say, by the signal that it sends.
+# Slurm has no exit code for most jobs that it stopped: 128 + the number of the signal that it sends.
 _STOPPED, _KILLED = 128 + 15, 128 + 9
 _CODES = {
     **dict.fromkeys(("CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED"), _STOPPED),
@@ -106,9 +105,9 @@ _FORGOTTEN = "Slurm has forgotten the job"
 
 
 def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
-    """Run folder → job number → how it stands, in at most one squeue and one sacct (a cluster) for all of them.
+    """Run folder → job number → its state, in at most one squeue and one sacct for each cluster.
 
-    A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. Where Slurm did not answer its state is
+    A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. If Slurm did not answer, its state is
     `unreachable`, with the reason.
     """
     del payload
@@ -118,7 +117,7 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     for folder in runs:
         try:
             by_run[folder] = slurm_agent.submissions_by_job(slurm_agent.read_all(Path(folder)))
-        except NemotronError as error:  # of this run alone
+        except NemotronError as error:  # concerns this run only
             damaged[folder] = error.message
     for job in jobs:
         job.submission = by_run.get(str(job.run), {}).get(job.number)
@@ -137,7 +136,7 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
 
 
 class _Job:
-    """One job on its way from not known to known."""
+    """A job whose state is being determined."""
 
     def __init__(self, run: Path, number: int) -> None:
         self.run, self.number = run, number
@@ -150,8 +149,8 @@ class _Job:
         return self.submission.slurm_id(self.number) if self.submission else None
 
     def settled(self) -> bool:
-        """Take the state from the job's own record; whether that is final. A worker that a signal has stopped knows
-        neither the reason nor whether the job is requeued."""
+        """Take the state from the job's own record; returns whether it is final. A worker that was ended by a signal
+        knows neither the reason nor whether the job is requeued."""
         if self.record is None:
             return False
         if self.record.get(AGAIN):
@@ -199,14 +198,15 @@ def _ask(jobs: list[_Job], cluster: str | None) -> None:
 
 
 def _few_ids(jobs: Sequence[_Job]) -> set[str]:
-    """What to ask squeue for by id; nothing, where that is all that the user has, or an id isn't known."""
+    """The ids to query squeue for; empty to query all of the user's jobs, if these are as few or if an id is
+    unknown."""
     ids = {job.submission.job if job.submission else None for job in jobs}
     known = {number for number in ids if number}
     return known if len(known) == len(ids) <= _FEW else set()
 
 
 def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
-    """Jobs whose sbatch was never answered, by their names."""
+    """Look up, by name, jobs whose sbatch call got no answer."""
     ids = {entry.name: number.partition("_")[0] for number, entry in queue.items()}
     for job in jobs:
         record = job.submission
@@ -223,7 +223,7 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
 
 
 def _absent(job: _Job, record: Submission) -> None:
-    """squeue and sacct have both answered, and neither has a job of that name."""
+    """Record that neither squeue nor sacct, both of which have answered, has a job of that name."""
     if slurm_agent.has_begun(job.run, record):
         _unless_recorded(job, "unknown", _FORGOTTEN)
     elif time.time() - record.at < _LAG_SECONDS:
@@ -233,7 +233,7 @@ def _absent(job: _Job, record: Submission) -> None:
 
 
 def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
-    """Take the state from squeue's answer; whether that suffices, so that sacct need not be asked."""
+    """Take the state from squeue's entry; returns whether it is complete, so that sacct need not be queried."""
     entry = commands.entry_of(queue, job.slurm_id or "")
     if entry is None:
         return False
@@ -251,7 +251,7 @@ def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: b
     entry = commands.entry_of(accounts, job.slurm_id or "")
     if entry is None or entry.state in _PENDING | _RUNNING:
         if not queue_answered:
-            return  # `unreachable` already: accounting is not asked how a live job stands
+            return  # `unreachable` already: accounting does not know the state of a live job
         submitted = job.submission.at if job.submission else 0.0
         young = time.time() - submitted < _LAG_SECONDS
         _unless_recorded(job, "running" if young else "unknown", None if young else _FORGOTTEN)
@@ -275,9 +275,9 @@ def _final(job: _Job, entry: Entry) -> None:
 
 
 def _why(job: _Job) -> str:
-    """What kept the job's worker from its work, where that is why there is no record."""
+    """The reason why the job's worker wrote no record."""
     record, number = job.submission, job.slurm_id
-    return (said(job.run, job.number, record.name, number) if record and number else None) or ""
+    return (failure_reason(job.run, job.number, record.name, number) if record and number else None) or ""
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:

@@ -28,7 +28,7 @@ def fields_as_flags(world: World) -> None:
     _myrecipe(world, "Basic Structure/1")
     printed = world.snippets["Basic Structure/2:1"].text.removeprefix("uv run ")
     refused = world.run(printed, code=2)
-    assert "blend_path: '...' stands for a value." in refused.err
+    assert "blend_path: '...' is a placeholder." in refused.err
     assert not world.home.exists() and not (world.folder / "...").exists()
     world.run_line("Basic Structure/2:1")
     config = world.config()

@@ -39,7 +39,7 @@ def data_prep_script(world: World) -> None:
     text = unfinished.text("Step 2: Create Data Prep Script/1").replace("total_tokens=12", "total_tokens=...")
     unfinished.write("myrecipe/data_prep.py", text)
     refused = unfinished.run("python -m myrecipe data prep run", code=2)
-    assert "total_tokens=Ellipsis: '...' stands for a value." in refused.err
+    assert "total_tokens=Ellipsis: '...' is a placeholder." in refused.err
     assert unfinished.registry.names() == []
 
 

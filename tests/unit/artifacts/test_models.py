@@ -113,7 +113,7 @@ def test_validation_on_construction_and_assignment(tmp_path: Path) -> None:
 
 def test_an_ellipsis_is_refused_clearly(tmp_path: Path) -> None:
     for values in ({"total_tokens": ...}, {"source_datasets": [...]}, {"path": ...}):
-        with pytest.raises(UserError, match=r"'\.\.\.' stands for a value"):
+        with pytest.raises(UserError, match=r"'\.\.\.' is a placeholder"):
             PretrainBlendsArtifact(**{"path": tmp_path, **values})  # type: ignore[arg-type]
 
 

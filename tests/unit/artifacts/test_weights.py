@@ -34,7 +34,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"model\.safetensors: "):
             check_weights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(whole + b"x")
-    with pytest.raises(UserError, match="cut off or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         check_weights(tmp_path)
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_model_is_not_registered(home: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     whole = write(tmp_path / "m/model.safetensors")
     (tmp_path / "m/model.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(UserError, match="cut off or damaged"):
+    with pytest.raises(UserError, match="truncated or damaged"):
         ModelArtifact(path=tmp_path / "m", step=1).save(name="M")
     assert not home.exists() and not (tmp_path / "m/metadata.json").exists()
     Artifact(path=tmp_path / "m").save(name="Anything")  # an artifact that says nothing of weights

@@ -75,7 +75,7 @@ def test_gres_of_a_command_that_is_one_process_is_said() -> None:
     [
         (
             {"signal_lead": 600, "time": "00:10:00"},
-            "signal_lead=600: the job would be told to save before it has begun",
+            "signal_lead=600: the job would be signalled to save before it has begun",
         ),
         ({"segment": 4, "nodes": 6}, "segment=4: sbatch takes a segment size that divides the number of nodes, 6"),
     ],

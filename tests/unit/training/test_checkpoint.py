@@ -131,7 +131,7 @@ def test_a_record_of_an_earlier_version_is_taken_when_asked_for(tmp_path: Path) 
         checkpoint.read(path, verify=True)
     assert checkpoint.read(path, verify=True, allow_unchecked=True) == {**old, "unchecked": True}
     (path / "checkpoint.json").write_text(json.dumps({**old, "step": 2}))
-    with pytest.raises(UserError, match="it speaks of step 2"):
+    with pytest.raises(UserError, match="it is of step 2"):
         checkpoint.read(path, verify=True, allow_unchecked=True)
 
 

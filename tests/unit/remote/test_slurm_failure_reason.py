@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.remote.agent.slurm_status import said, telling
+from nemotron_kit.remote.agent.slurm_status import failure_reason, reason_lines
 
 # As Pyxis 0.24 and Slurm 22.05 write it.
 NO_IMAGE = """\
@@ -54,7 +54,7 @@ slurmstepd-n1: error: pyxis:     curl: (6) Could not resolve host: nvcr.io
     ],
 )  # fmt: skip
 def test_the_lines_that_say_why(text: str, lines: list[str]) -> None:
-    assert telling(text) == lines
+    assert reason_lines(text) == lines
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_job_alone(run: Path) -> None:
     wrote(run, "log-nk-x_17_0.out", NO_MOUNT)
     wrote(run, "log-nk-x_18_0.out", NO_IMAGE)
     assert (
-        said(run, 0, "nk-x", "17")
+        failure_reason(run, 0, "nk-x", "17")
         == ", before the job began: n1: --container-mounts: source path does not exist: /data/x"
     )
 
@@ -80,14 +80,14 @@ def test_a_job_alone(run: Path) -> None:
 def test_a_setup_that_failed_is_the_reason_however_much_it_wrote(run: Path) -> None:
     line = "setup: module load cuda/99 failed with exit code 1 on n1, and the job was not started"
     wrote(run, "sbatch_nk-x_17.out", "+ pip install\n" * 9000 + f"nemotron: {line}\nnemotron: job 17 ended with 1\n")
-    assert said(run, 0, "nk-x", "17") == f", before the job began: {line}"
+    assert failure_reason(run, 0, "nk-x", "17") == f", before the job began: {line}"
 
 
 def test_a_task_of_an_array_is_found_by_the_number_that_its_script_wrote(run: Path) -> None:
     wrote(run, "sbatch_nk-x_13_1.out", "+ echo 'nemotron: job 14 ended'\nnemotron: job 14 ended with 1\n")
     wrote(run, "log-nk-x_13_0.out", NO_MOUNT)
     wrote(run, "log-nk-x_14_0.out", NO_IMAGE)
-    assert str(said(run, 0, "nk-x", "13_1")).startswith(
+    assert str(failure_reason(run, 0, "nk-x", "13_1")).startswith(
         ", before the job began: n1: failed to create container filesystem"
     )
 
@@ -95,7 +95,7 @@ def test_a_task_of_an_array_is_found_by_the_number_that_its_script_wrote(run: Pa
 def test_where_srun_did_not_get_so_far_the_scripts_own_output_says_why(run: Path) -> None:
     text = "+ srun --container-image x\nsrun: unrecognized option '--container-image'\nnemotron: job 5 failed\n"
     wrote(run, "sbatch_nk-x_5.out", text)
-    assert said(run, 0, "nk-x", "5") == ", before the job began: unrecognized option '--container-image'"
+    assert failure_reason(run, 0, "nk-x", "5") == ", before the job began: unrecognized option '--container-image'"
 
 
 def test_a_worker_that_began_was_ended_by_what_another_node_could_not_do(run: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_worker_that_began_was_ended_by_what_another_node_could_not_do(run: Pa
     (run / "jobs" / "0" / "logs" / "job.log").write_text("")
     end = "slurmstepd-n0: error: *** STEP 17.1 ON n0 CANCELLED AT 2026-11-28T13:48:17 ***\n"
     wrote(run, "log-nk-x_17_0.out", f"an error of its own\n{end}")
-    assert said(run, 0, "nk-x", "17") is None
+    assert failure_reason(run, 0, "nk-x", "17") is None
     wrote(run, "log-nk-x_17_0.out", f"{end}{NO_MOUNT}")
-    assert said(run, 0, "nk-x", "17") == ": n1: --container-mounts: source path does not exist: /data/x"
+    assert failure_reason(run, 0, "nk-x", "17") == ": n1: --container-mounts: source path does not exist: /data/x"
 
 
 def test_nothing_where_nothing_was_written(run: Path) -> None:
-    assert said(run, 0, "nk-x", "17") is None
+    assert failure_reason(run, 0, "nk-x", "17") is None
