@@ -47,13 +47,14 @@ if TYPE_CHECKING:
         tokenizer_to_uri,
     )
     from nemotron_kit.config.registration import register_recipes
-    from nemotron_kit.config_manager import ConfigManager, cli
     from nemotron_kit.executors.nemo_run import build_executor
     from nemotron_kit.runs.metrics import log_metrics
     from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile, load_wandb_config, resolve_partition
     from nemotron_kit.spec.runconfig import RunConfig
     from nemotron_kit.train_script import (
+        ConfigManager,
         apply_hydra_overrides,
+        cli,
         init_wandb_from_env,
         load_omegaconf_yaml,
         omegaconf_to_dataclass,
@@ -66,13 +67,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "app": "App ArtifactInput Command Group Pipeline",
     "config.registration": "register_recipes",
-    "config_manager": "ConfigManager",
     "executors.nemo_run": "build_executor",
     "runs.metrics": "log_metrics",
     "spec.profiles": "list_run_profiles load_run_profile load_wandb_config resolve_partition",
     "spec.runconfig": "RunConfig",
     "train_script": (
-        "apply_hydra_overrides init_wandb_from_env load_omegaconf_yaml omegaconf_to_dataclass "
+        "ConfigManager apply_hydra_overrides init_wandb_from_env load_omegaconf_yaml omegaconf_to_dataclass "
         "parse_config_and_overrides"
     ),
 }

@@ -1,4 +1,5 @@
-"""What a script needs that is started directly, by the worker or by torchrun: its config, its overrides, W&B.
+"""What a script needs that is started directly, by the worker or by torchrun: its config, its overrides, W&B. And for
+a program that is no command, `cli(MyConfig, config_file="config.yaml")`: its typed config in one call.
 
 config_path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
 config = load_omegaconf_yaml(config_path)
@@ -11,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.pipe import pins_from_step
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from nemotron_kit.config.config_files import Spelled
 
 __all__ = [
+    "ConfigManager",
     "ConfigPath",
     "apply_hydra_overrides",
+    "cli",
     "init_wandb_from_env",
     "load_omegaconf_yaml",
     "omegaconf_to_dataclass",
@@ -102,6 +106,35 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
         values = {key: value for key, value in resolve(raw).items() if key != "run"}
     extras = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
     return to_dataclass(values, cls, extras=extras | _from_the_kit())
+
+
+@dataclass
+class ConfigManager(Generic[T]):
+    """A config dataclass and the file that fills it (YAML, TOML or JSON; None: the dataclass's defaults)."""
+
+    config_cls: type[T]
+    config_file: str | Path | None = None
+
+    def read(self, overrides: Sequence[str] = ()) -> DictConfig:
+        """The file's values with `overrides` applied, interpolations unresolved."""
+        from omegaconf import OmegaConf
+
+        config = OmegaConf.create({}) if self.config_file is None else load_omegaconf_yaml(self.config_file)
+        return apply_hydra_overrides(config, list(overrides))
+
+    def load(self, overrides: Sequence[str] = ()) -> T:
+        """The typed config. UserError for a missing file, unknown ending, unknown field or wrong type."""
+        return omegaconf_to_dataclass(self.read(overrides), self.config_cls)
+
+
+def cli(config_cls: type[T], config_file: str | Path | None = None, argv: Sequence[str] | None = None) -> T:
+    """A `config_cls` from `config_file` and the command line (`--config FILE`, `key=value`, `--flag`).
+
+    `argv` defaults to `sys.argv[1:]`. Raises UserError as `ConfigManager.load` does.
+    """
+    path, overrides = parse_config_and_overrides(config_file or "", argv)
+    given = Path(path) if str(path) not in ("", ".") else None
+    return ConfigManager(config_cls, given).load(overrides)
 
 
 def init_wandb_from_env() -> Any:

@@ -1,4 +1,4 @@
-"""The command line. `from nemotron_kit import cli` gives this package; called, it is `cli(…)` of config_manager."""
+"""The command line. `from nemotron_kit import cli` gives this package; called, it is `cli(…)` of train_script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CallableModule(ModuleType):
     """A package that has the name of a function, and can be called as that function."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from nemotron_kit.config_manager import cli
+        from nemotron_kit.train_script import cli
 
         return cli(*args, **kwargs)
 

@@ -172,7 +172,7 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     check_reserved_tables(env)
     request = as_meant(request)
     if (pipeline := find_pipeline(tree, request)) is not None:
-        from nemotron_kit.cli.pipeline import run_pipeline
+        from nemotron_kit.cli.run_pipeline import run_pipeline
 
         return run_pipeline(pipeline, request, argv, tree, env)
     if asks_hydra(request):

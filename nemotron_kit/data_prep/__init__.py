@@ -23,8 +23,6 @@ if TYPE_CHECKING:
         TokenizerConfig,
     )
     from nemotron_kit.data_prep.last_mile import PipelineResult, SplitResult, last_mile_process, tokenize
-    from nemotron_kit.data_prep.plan import ShardPlan
-    from nemotron_kit.data_prep.plan import ShardPlan as Plan
     from nemotron_kit.data_prep.planning import freeze_plan
     from nemotron_kit.data_prep.record_transforms import (
         Message,
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
     from nemotron_kit.data_prep.run import run_data_prep
     from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
     from nemotron_kit.data_prep.shard import make_shard
+    from nemotron_kit.data_prep.shard_plan import ShardPlan
+    from nemotron_kit.data_prep.shard_plan import ShardPlan as Plan
 
 _HOMES = {
     "config": (
@@ -50,7 +50,7 @@ _HOMES = {
         "PackedOutputConfig PerSplitConfig PipelineConfig SftPrepConfig TokenizerConfig"
     ),
     "last_mile": "last_mile_process PipelineResult SplitResult tokenize",
-    "plan": "Plan ShardPlan",
+    "shard_plan": "Plan ShardPlan",
     "planning": "freeze_plan",
     "run": "run_data_prep",
     "sft_prep": "run_sft_data_prep",

@@ -13,8 +13,8 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from nemotron_kit.data_prep.plan import PLAN_FILE, ShardPlan
 from nemotron_kit.data_prep.pool import ensure_shard
+from nemotron_kit.data_prep.shard_plan import PLAN_FILE, ShardPlan
 from nemotron_kit.errors import UserError
 
 

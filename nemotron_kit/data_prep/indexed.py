@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_kit.data_prep.plan import TEMPORARY
+from nemotron_kit.data_prep.shard_plan import TEMPORARY
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir
 

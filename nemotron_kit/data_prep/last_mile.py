@@ -23,8 +23,8 @@ from nemotron_kit.data_prep.config import (
     PipelineConfig,
     SftPrepConfig,
 )
-from nemotron_kit.data_prep.plan import ALL
 from nemotron_kit.data_prep.run import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
+from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.errors import UserError
 
 SHARD_SIZE = "256MB"

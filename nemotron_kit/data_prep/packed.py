@@ -15,8 +15,8 @@ from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, from_json, special_tokens, texts_of
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
 from nemotron_kit.data_prep.packing import PackedWriter
-from nemotron_kit.data_prep.plan import ChatSettings, ShardPlan, part_name
 from nemotron_kit.data_prep.shard import BATCH, SavedRecord, Tick, encoded, load_tokenizer, record_path, size_and_hash
+from nemotron_kit.data_prep.shard_plan import ChatSettings, ShardPlan, part_name
 from nemotron_kit.errors import UserError
 
 # Why a record gives no sequence, in the order in which it is found; also what the report says of it.

@@ -14,7 +14,7 @@ from typing import Any
 from nemotron_kit.data_prep import sources
 from nemotron_kit.data_prep.config import TEXT_FIELD, RowCounts, show_size
 from nemotron_kit.data_prep.line_streams import EXPANDED, MAX_EXPANSION
-from nemotron_kit.data_prep.plan import FilePart, SourceFile
+from nemotron_kit.data_prep.shard_plan import FilePart, SourceFile
 from nemotron_kit.errors import UserError
 
 _ROWS = 256  # of a batch

@@ -12,7 +12,7 @@ from pathlib import Path
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.chat import load_template
 from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, SftPrepConfig, parse_size
-from nemotron_kit.data_prep.plan import (
+from nemotron_kit.data_prep.shard_plan import (
     ALL,
     MIXED,
     PLAN_FILE,

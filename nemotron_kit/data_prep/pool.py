@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nemotron_kit.data_prep.config import NAMED, SKIP, check_bad_rows
 from nemotron_kit.data_prep.packed import PackedRecord, make_packed_shard
-from nemotron_kit.data_prep.plan import TEMPORARY, ShardPlan
 from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord, Tick, make_shard, record_path
+from nemotron_kit.data_prep.shard_plan import TEMPORARY, ShardPlan
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.polling import looks
 
@@ -182,7 +183,7 @@ class _Pool:
             "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back sooner: a quarter less where parquet is read
         }
         # -P: a file called json.py in the user's working folder is not what we mean by json.
-        command = [sys.executable, "-P", "-m", "nemotron_kit.data_prep.pool_worker", str(self.folder)]
+        command = [sys.executable, "-P", "-m", "nemotron_kit.data_prep.pool", str(self.folder)]
         return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
     def _feed(self, process: subprocess.Popen[str]) -> None:
@@ -257,3 +258,38 @@ def _quiet_tokenizer() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def main() -> int:
+    """A worker process: shard numbers come in on standard input, events go out on standard output."""
+    # Ctrl-C reaches the whole group; the parent decides and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    out = _claim_stdout()
+    folder = Path(sys.argv[1])
+    plan = ShardPlan.load(folder)
+    for line in sys.stdin:
+        try:
+            if plan is None:
+                raise UserError(f"{folder}: the plan is gone.")
+            make_numbered_shard(plan, int(line), folder, lambda event: _say(out, event))
+        except BrokenPipeError:
+            return 1  # the parent is gone, and with it whoever wanted this
+        except NemotronError as error:
+            message = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
+            print(json.dumps(message), file=out, flush=True)
+    return 0
+
+
+def _claim_stdout() -> TextIO:
+    """The real standard output for events only; what a library prints goes to standard error."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def _say(out: TextIO, event: ShardEvent) -> None:
+    print(json.dumps(asdict(event)), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

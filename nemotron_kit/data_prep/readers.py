@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from nemotron_kit.data_prep import line_streams, parquet, sources
 from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, RowCounts, show_size
-from nemotron_kit.data_prep.plan import FilePart, PlannedSource, SourceFile
+from nemotron_kit.data_prep.shard_plan import FilePart, PlannedSource, SourceFile
 from nemotron_kit.data_prep.sources import compression_of, kind_of
 from nemotron_kit.errors import NemotronError, UserError
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
 from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
-from nemotron_kit.data_prep.plan import ALL, TEMPORARY, Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
+from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY, Omission, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.data_prep.config import NAMED, SPLITS, SftPrepConfig, show_size
-from nemotron_kit.data_prep.plan import ShardPlan, part_name
 from nemotron_kit.data_prep.run import (
     BLEND_FILE,
     REPORT_FILE,
@@ -24,6 +23,7 @@ from nemotron_kit.data_prep.run import (
     source_info,
     tokenizer_address,
 )
+from nemotron_kit.data_prep.shard_plan import ShardPlan, part_name
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_json, write_text
 

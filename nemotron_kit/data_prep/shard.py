@@ -16,7 +16,7 @@ from typing import Any, Self
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.config import SKIP, RowCounts
 from nemotron_kit.data_prep.indexed import ShardWriter, WrittenShard
-from nemotron_kit.data_prep.plan import ShardPlan
+from nemotron_kit.data_prep.shard_plan import ShardPlan
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular, write_text
 

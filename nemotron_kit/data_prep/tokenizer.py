@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep.plan import TokenizerRecord
+from nemotron_kit.data_prep.shard_plan import TokenizerRecord
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file, read_regular, write_bytes
 

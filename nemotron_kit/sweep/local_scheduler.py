@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import select
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import IO, Any, Protocol
 from nemotron_kit.executors.nemo_run import import_in_part
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import cancel_jobs
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import RunFolder, open_job
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.worker.process import start_worker
 
@@ -39,6 +40,7 @@ class Processes:
 
 _OVER = ("SUCCEEDED", "FAILED", "CANCELLED")
 _POLL_SECONDS = 0.1
+_TASK = "task"
 
 
 class NemoRun:
@@ -88,7 +90,7 @@ class NemoRun:
 
 def _worker(run: Any, job: JobFolder) -> Any:
     """The constant command. The folder is named relative to the working folder: TorchX expands `$` in arguments."""
-    arguments = ["-m", f"{__package__}.nemo_run_task", f"jobs/{job.number}"]
+    arguments = ["-m", f"{__package__}.local_scheduler", f"jobs/{job.number}", _TASK]
     return run.Script(path="-P", args=arguments, entrypoint=sys.executable)
 
 
@@ -183,8 +185,11 @@ class Batches:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the batches of one launch: `python -m nemotron_kit.sweep.local_scheduler RUN_FOLDER KIND [--detached]`."""
+    """Run the batches of one launch: `python -m nemotron_kit.sweep.local_scheduler RUN_FOLDER KIND [--detached]`; or be
+    the program of one NeMo-Run task: `… JOB_FOLDER task`."""
     folder, kind, *flags = sys.argv[1:] if argv is None else argv
+    if kind == _TASK:
+        return _run_silently(Path(folder))
     detached = "--detached" in flags
     batches, say = _own_streams()
     os.chdir(folder)
@@ -200,6 +205,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             pace.again()
         if batches.over and not scheduler.busy:
             return 0
+
+
+def _run_silently(folder: Path) -> int:
+    """Run the worker of a job folder, which prints nothing: NeMo-Run would keep two more copies of the job's log. The
+    worker's own errors go to logs/worker.log."""
+    with open_job(folder).open_log("worker") as log:
+        os.dup2(log.fileno(), 2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    sys.argv = [sys.argv[0], str(folder)]
+    runpy.run_module("nemotron_kit.worker", run_name="__main__", alter_sys=True)
+    return 0
 
 
 def _own_streams() -> tuple[Batches, IO[str]]:

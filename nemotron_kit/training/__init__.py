@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING
 from nemotron_kit.lazy import load_names
 
 if TYPE_CHECKING:
-    from nemotron_kit.training.config import (
-        CheckpointConfig,
-        LoggerConfig,
-        PretrainConfig,
-        SchedulerConfig,
-        TrainConfig,
-    )
+    from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
     from nemotron_kit.training.data import BlendSamples, TokenShard
     from nemotron_kit.training.engine import TrainingOutcome, pretrain
+    from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
     from nemotron_kit.training.processes import Preempted
 
 _HOMES = {
-    "config": "CheckpointConfig LoggerConfig PretrainConfig SchedulerConfig TrainConfig",
+    "config_blocks": "CheckpointConfig LoggerConfig SchedulerConfig",
     "data": "BlendSamples TokenShard",
     "engine": "pretrain TrainingOutcome",
+    "pretrain_config": "PretrainConfig TrainConfig",
     "processes": "Preempted",
 }
 

@@ -12,7 +12,6 @@ from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
-from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
 from nemotron_kit.training.export import (
@@ -32,9 +31,10 @@ from nemotron_kit.training.loop import (
     trainer_arguments,
     use_bf16,
 )
-from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
+from nemotron_kit.training.pretrain_config import PretrainConfig
 from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
 
 

@@ -18,7 +18,7 @@ from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
 from nemotron_kit.training.checkpoint import export_model, remove, sync_and_hash
-from nemotron_kit.training.config import CheckpointConfig
+from nemotron_kit.training.config_blocks import CheckpointConfig
 
 # In a model's folder: the run that made it.
 RECORD = "training.json"

@@ -14,7 +14,6 @@ from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
-from nemotron_kit.training.config import TrainConfig
 from nemotron_kit.training.engine import passive_cpu_waits, quiet
 from nemotron_kit.training.export import (
     ChatTokens,
@@ -28,10 +27,11 @@ from nemotron_kit.training.grpo_checks import METRICS, renamed
 from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.loop import build_optimizer
-from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import load_model, require_model
+from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
+from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sampling import Completion, answering, end_ids, generate, probabilities
 from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable

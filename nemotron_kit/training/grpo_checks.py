@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training.config import unknown
+from nemotron_kit.training.config_blocks import unknown
 
 if TYPE_CHECKING:
     from nemotron_kit.training.grpo_config import GRPOConfig

@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.config import (
-    CheckpointConfig,
-    LoggerConfig,
-    SchedulerConfig,
-    available_bytes,
-    count_parameters,
-    training_bytes,
-    unknown,
-)
+from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
+from nemotron_kit.training.model_size import count_parameters, memory_problem, training_bytes
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -393,10 +386,4 @@ def _memory(config: GRPOConfig) -> list[str]:
         needed += 4 * count_parameters(block) if config.loss_fn.reference_policy_kl_penalty else 0
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run says what is wrong with it
         return []
-    have, what = available_bytes()
-    if needed <= have:
-        return []
-    return [
-        f"Training {config.policy.model_name} needs about {needed / 1e9:,.0f} GB in one process (16 bytes a parameter, "
-        f"and activations), but {what} has {have / 1e9:,.0f} GB; try -c tiny."
-    ]
+    return memory_problem(f"Training {config.policy.model_name}", needed)

@@ -15,11 +15,12 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
-from nemotron_kit.training.config import PretrainConfig, SchedulerConfig, TrainConfig
+from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
-from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest, rank, sum_over_ranks, world_size
+from nemotron_kit.training.reporter import Reporter
 
 if TYPE_CHECKING:
     import torch

@@ -26,9 +26,9 @@ from nemotron_kit.training.export import (
     tokenizer_folder,
 )
 from nemotron_kit.training.loop import build_optimizer, summed_nll, use_bf16
-from nemotron_kit.training.metrics import Reporter, metrics_path
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
 from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
 from nemotron_kit.training.sft_data import Batch, PackedRows, Row, batches, packed_batches
 from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable

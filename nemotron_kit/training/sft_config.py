@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest
-from nemotron_kit.training.config import (
-    FIELDS,
-    PRECISIONS,
+from nemotron_kit.training.config_blocks import (
+    AdamWBlock,
     CheckpointConfig,
     LoggerConfig,
     SchedulerConfig,
-    available_bytes,
-    check_block,
+    TrainBlock,
+    check_keys,
     check_optimizer,
-    training_bytes,
+    check_target,
+    peak_lr,
     unknown,
     whole_number,
 )
+from nemotron_kit.training.model_size import FIELDS, check_block, memory_problem, training_bytes
 
 # What a config may name in recipe._target_: nothing else is ever imported on a config's word.
 TARGETS = ("nemotron_kit.training.sft",)
@@ -49,7 +50,7 @@ LORA_MODULES = ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj", "
 
 
 @dataclass
-class SFTTrainConfig:
+class SFTTrainConfig(TrainBlock):
     """The `train` block; the names are Megatron's."""
 
     train_iters: int = field(default=1700, metadata={"help": "Optimizer steps"})
@@ -58,27 +59,6 @@ class SFTTrainConfig:
         default=1, metadata={"help": "Rows whose tokens one process handles at a time, padding included"}
     )
     seed: int = field(default=1234, metadata={"help": "Seed of everything random in a step, and of new adapters"})
-    precision: str = field(
-        default="auto", metadata={"help": "bf16 (over float32 weights), fp32, or auto: bf16 on a GPU that has it"}
-    )
-    eval_interval: int | None = field(
-        default=None, metadata={"help": "Steps between held-out evaluations (null: only at the end)"}
-    )
-    eval_iters: int | None = field(
-        default=None, metadata={"help": "Global batches of the valid split an evaluation reads (null: the whole split)"}
-    )
-    moe_router_bias_update_rate: float = field(
-        default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
-    )
-
-    def check(self) -> None:
-        """Raises UserError for a value that can't be trained with."""
-        for name in ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"train.{name} is {value}; it must be 1 or more.")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
 
     def check_split(self, processes: int) -> None:
         """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
@@ -90,18 +70,15 @@ class SFTTrainConfig:
 
 
 @dataclass
-class SFTOptimizerConfig:
-    """The `optimizer` block; the names are Megatron's."""
-
-    lr: float = field(default=1e-5, metadata={"help": "Peak learning rate (its course: the scheduler block)"})
+class _Rates:
+    lr: float = peak_lr(1e-5)
     min_lr: float | None = field(default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)"})
-    weight_decay: float = field(
-        default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
-    )
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+
+
+# The fields of the last base come first.
+@dataclass
+class SFTOptimizerConfig(AdamWBlock, _Rates):
+    """The `optimizer` block; the names are Megatron's."""
 
     def check(self) -> None:
         """Raises UserError for a value that can't be trained with."""
@@ -215,9 +192,7 @@ class SFTConfig:
             ("dataset", self.dataset, _DATASET_KEYS),
             ("dataset.packed_sequence_specs", packed, _PACKED_KEYS),
         ):
-            for name in values:
-                if name not in names:
-                    raise UserError(f"{place}.{name}: this engine has no such setting; {nearest(name, names)}")
+            check_keys(place, values, names)
         self._check_recipe()
         self._check_model()
         for name, value in (
@@ -251,12 +226,7 @@ class SFTConfig:
             )
 
     def _check_recipe(self) -> None:
-        target = self.recipe.get("_target_")
-        if target is not None and not unknown(target) and target not in TARGETS:
-            raise UserError(
-                f"recipe._target_ is {target!r}, which this recipe doesn't run: its engine is another one.",
-                hint=f"Leave it out, or set it to {' or '.join(TARGETS)}.",
-            )
+        check_target(self.recipe, TARGETS, ": its engine is another one")
         if self.recipe.get("packed_sequence") not in (None, True):
             raise UserError("recipe.packed_sequence: the rows are packed; it must be true or left out.")
         if self.recipe.get("peft") not in (None, "lora"):
@@ -275,10 +245,8 @@ class SFTConfig:
                 )
         if self.model.get("calculate_per_token_loss") not in (None, True):
             raise UserError("model.calculate_per_token_loss: the loss is that of each token; it must be true.")
-        known = {*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"}
-        for name in self.model:
-            if name not in known:
-                raise UserError(f"model.{name}: this engine has no such setting; {nearest(name, known)}")
+        known = [*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"]
+        check_keys("model", self.model, known)
 
 
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
@@ -313,14 +281,8 @@ def memory_problems(config: SFTConfig) -> list[str]:
     if not block or config.lora or unknown(config.dataset.get("seq_length")):
         return []
     needed = training_bytes(block, config.train.micro_batch_size, config.seq_length)
-    have, what = available_bytes()
-    if needed <= have:
-        return []
-    return [
-        f"Fine-tuning {config.checkpoint.pretrained_checkpoint} needs about {needed / 1e9:,.0f} GB in one process "
-        f"(16 bytes a parameter, and activations), but {what} has {have / 1e9:,.0f} GB; train adapters "
-        "(lora=small), or try -c tiny."
-    ]
+    what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
+    return memory_problem(what, needed, "train adapters (lora=small), or try -c tiny")
 
 
 def _pretrained_block(folder: str | None) -> Mapping[str, Any]:

@@ -15,7 +15,6 @@ from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress
-from nemotron_kit.training.config import PretrainConfig
 from nemotron_kit.training.content import recorded_digest, weights_digest
 from nemotron_kit.training.export import without_folders
 from nemotron_kit.training.loop import learning_rate
@@ -28,11 +27,12 @@ from nemotron_kit.training.model import (
     require_model,
     settings_of,
 )
+from nemotron_kit.training.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
     from transformers import NemotronHForCausalLM
 
-    from nemotron_kit.training.config import CheckpointConfig, SchedulerConfig
+    from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
     from nemotron_kit.training.data import BlendSamples
 
 

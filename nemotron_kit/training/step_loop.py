@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training import processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
-from nemotron_kit.training.config import CheckpointConfig, SchedulerConfig
+from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
 from nemotron_kit.training.loop import learning_rate, preempted, require_finite, save_step, seed_step
-from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.reporter import Reporter
 
 if TYPE_CHECKING:
     import torch

@@ -93,7 +93,7 @@ app.command(
     preflight=f"{_RL}.train:preflight",
 )
 
-_IMPORTS = "nemotron.recipes.nano3.imports"
+_IMPORTS = "nemotron.recipes.nano3.import_export"
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")
 _data_import.command(
     "pretrain",
@@ -166,11 +166,11 @@ for _name, _config, _text in (
 
 app.group("model").command(
     "export",
-    "nemotron.recipes.nano3.exports:ExportModel",
-    "nemotron.recipes.nano3.exports:export_model",
+    "nemotron.recipes.nano3.import_export:ExportModel",
+    "nemotron.recipes.nano3.import_export:export_model",
     description="Copy a model's weights to a folder, or upload them to the Hugging Face hub",
     artifacts={"model": ArtifactInput("ModelArtifact-rl:latest", {"path": "path"}, type="ModelArtifact")},
-    preflight="nemotron.recipes.nano3.exports:preflight",
+    preflight="nemotron.recipes.nano3.import_export:export_problems",
     distributed=False,
 )
 

@@ -26,9 +26,9 @@ from nemotron_kit.training import BlendSamples, LoggerConfig, PretrainConfig, Sc
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.data import BatchSampler, BlendSource
 from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, build_trainer, trainer_arguments
-from nemotron_kit.training.metrics import Reporter
 from nemotron_kit.training.model import ExpertBalance, model_config, new_model
 from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.reporter import Reporter
 
 MODEL = {
     "hybrid_override_pattern": "MEM*E",

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import CheckpointConfig, LoggerConfig, Preempted, TrainingOutcome, checkpoint
 from nemotron_kit.training.checkpoint import NO_TIME_STEP_LIMIT
-from nemotron_kit.training.config import SchedulerConfig
-from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.config_blocks import SchedulerConfig
+from nemotron_kit.training.reporter import Reporter
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 

@@ -24,7 +24,7 @@ from nemotron_kit.training import (
     checkpoint,
     pretrain,
 )
-from nemotron_kit.training.metrics import Reporter
+from nemotron_kit.training.reporter import Reporter
 
 from ..old_home import unpack
 from ..shards import MODEL

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.config_manager import ConfigManager, cli
 from nemotron_kit.errors import UserError
 from nemotron_kit.train_script import (
+    ConfigManager,
     apply_hydra_overrides,
+    cli,
     init_wandb_from_env,
     load_omegaconf_yaml,
     omegaconf_to_dataclass,

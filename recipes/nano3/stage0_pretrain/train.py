@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.training.config import PretrainConfig
+from nemotron_kit.training.pretrain_config import PretrainConfig, memory_problems, preflight
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -27,34 +27,20 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     prints."""
     from nemotron.recipes.nano3.stage_script import config_from_command_line, model_artifact, publish, start_tracking
 
+    from nemotron_kit.errors import UserError
     from nemotron_kit.training import pretrain
     from nemotron_kit.training.processes import rank
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, PretrainConfig)
-    _refuse_what_cant_fit(cfg)
+    cfg.check()
+    for problem in memory_problems(cfg):  # instead of a machine that is driven out of memory
+        raise UserError(problem)
     if rank() == 0:
         start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
     artifact = model_artifact(pretrain(cfg), cfg.seq_length)
     if rank() == 0:
         publish(artifact, "ModelArtifact-pretrain")
     return artifact
-
-
-def preflight(cfg: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: wrong settings, and on this machine (`here`) too little memory. Loads nothing heavy."""
-    from nemotron_kit.training.config import preflight as check
-
-    return check(cfg, connect=connect, here=here)
-
-
-def _refuse_what_cant_fit(cfg: PretrainConfig) -> None:
-    """UserError with the estimate, instead of a machine that is driven out of memory."""
-    from nemotron_kit.errors import UserError
-    from nemotron_kit.training.config import memory_problems
-
-    cfg.check()
-    for problem in memory_problems(cfg):
-        raise UserError(problem)
 
 
 if __name__ == "__main__":

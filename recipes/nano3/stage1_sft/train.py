@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.training.sft_config import SFTConfig
+from nemotron_kit.training.sft_config import SFTConfig, memory_problems, preflight
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -30,7 +30,6 @@ def main(cfg: SFTConfig | None = None) -> ModelArtifact:
     from nemotron_kit.errors import UserError
     from nemotron_kit.training.processes import rank
     from nemotron_kit.training.sft import sft
-    from nemotron_kit.training.sft_config import memory_problems
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTConfig)
     cfg.check()
@@ -42,13 +41,6 @@ def main(cfg: SFTConfig | None = None) -> ModelArtifact:
     if rank() == 0:
         publish(artifact, "ModelArtifact-sft")
     return artifact
-
-
-def preflight(cfg: SFTConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: wrong settings, and on this machine (`here`) too little memory. Loads nothing heavy."""
-    from nemotron_kit.training.sft_config import preflight as check
-
-    return check(cfg, connect=connect, here=here)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.training.grpo_config import GRPOConfig
+from nemotron_kit.training.grpo_config import GRPOConfig, preflight
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -41,14 +41,6 @@ def main(cfg: GRPOConfig | None = None) -> ModelArtifact:
     if rank() == 0:
         publish(artifact, "ModelArtifact-rl")
     return artifact
-
-
-def preflight(cfg: GRPOConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: settings of other engines, wrong ones, and on this machine (`here`) a verifier that is
-    missing, or too little memory. Loads nothing heavy."""
-    from nemotron_kit.training.grpo_config import preflight as check
-
-    return check(cfg, connect=connect, here=here)
 
 
 def _artifact(outcome: RLOutcome) -> ModelArtifact:

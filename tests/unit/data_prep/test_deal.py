@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.data_prep.plan import SourceFile
 from nemotron_kit.data_prep.planning import apportion, assign_shards
+from nemotron_kit.data_prep.shard_plan import SourceFile
 
 MB = 1 << 20
 

@@ -64,7 +64,7 @@ def test_of_the_kit_it_is_the_version_and_the_engines_that_are_used(command: Com
     assert not any(name.startswith("nemotron_kit/") for name in code_of(command))
     other = App("mine").command("evaluate", "mine.stages.train:Config", "mine.stages.evaluate:main")
     kits = {name for name in code_of(other) if name.startswith("nemotron_kit/")}
-    assert "nemotron_kit/training/config.py" in kits
+    assert "nemotron_kit/training/pretrain_config.py" in kits
     assert not any(name.startswith("nemotron_kit/cli") for name in kits)
 
 

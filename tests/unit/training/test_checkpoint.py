@@ -9,7 +9,7 @@ import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training import checkpoint
-from nemotron_kit.training.config import CheckpointConfig
+from nemotron_kit.training.config_blocks import CheckpointConfig
 
 
 def fill(folder: Path) -> dict:

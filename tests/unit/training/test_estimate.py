@@ -11,10 +11,9 @@ import yaml
 from transformers import NemotronHForCausalLM
 
 from nemotron_kit.errors import Note, UserError
-from nemotron_kit.training import PretrainConfig, TrainConfig
-from nemotron_kit.training import config as config_module
-from nemotron_kit.training.config import available_bytes, count_parameters, training_bytes
+from nemotron_kit.training import PretrainConfig, TrainConfig, model_size
 from nemotron_kit.training.model import model_config
+from nemotron_kit.training.model_size import available_bytes, count_parameters, training_bytes
 
 CONFIGS = Path(recipe.__file__).parent / "config"
 
@@ -119,7 +118,7 @@ def test_a_run_elsewhere_is_judged_by_its_settings_alone(changes: dict[str, Any]
 
 
 def test_without_transformers_a_strange_field_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(model_size, "find_spec", lambda _: None)
     config = PretrainConfig(recipe=NANO3, model={"hiden_size": 96})
     (note,) = recipe.preflight(config, connect=False, here=False)
     assert isinstance(note, Note) and "model.hiden_size" in note and "Did you mean hidden_size" in note
@@ -130,7 +129,7 @@ def test_the_fields_are_transformers_own() -> None:
 
     from transformers import NemotronHConfig
 
-    assert {field.name for field in fields_of(NemotronHConfig)} <= config_module.FIELDS
+    assert {field.name for field in fields_of(NemotronHConfig)} <= model_size.FIELDS
 
 
 def test_this_machines_memory_is_known() -> None:

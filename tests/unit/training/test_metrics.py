@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.training.config import LoggerConfig
-from nemotron_kit.training.metrics import Reporter, describe, metrics_path
+from nemotron_kit.training.config_blocks import LoggerConfig
+from nemotron_kit.training.reporter import Reporter, describe, metrics_path
 
 
 def rows(path: Path) -> list[dict]:

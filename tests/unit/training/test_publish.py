@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nemotron.recipes.nano3.exports import ExportModel, export_model
+from nemotron.recipes.nano3.import_export import ExportModel, export_model
 
 from nemotron_kit.artifacts import ModelArtifact, PretrainBlendsArtifact, open_registry, record_input
 from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs

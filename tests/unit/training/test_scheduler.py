@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.config import SchedulerConfig
+from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.loop import learning_rate
 
 

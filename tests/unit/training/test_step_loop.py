@@ -11,10 +11,11 @@ import torch
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
-from nemotron_kit.training.config import CheckpointConfig, LoggerConfig, SchedulerConfig, TrainConfig
+from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
 from nemotron_kit.training.loop import build_optimizer
-from nemotron_kit.training.metrics import Reporter, metrics_path
+from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
+from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 
 ROWS = torch.randn((8, 5), generator=torch.Generator().manual_seed(0))

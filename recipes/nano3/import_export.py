@@ -1,8 +1,13 @@
-"""`nemotron nano3 data import …` and `model import …`: register what was made elsewhere, where it lies."""
+"""What comes in from elsewhere and what goes out.
+
+`nemotron nano3 data import …` and `model import …` register what was made elsewhere, where it lies.
+`nemotron nano3 model export --to DIR|hf://USER/NAME` puts a model's weights where others find them.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,8 +166,6 @@ def _opened(folder: Path) -> str:
 
 
 def _tell(text: str) -> None:
-    import sys
-
     print(text, file=sys.stderr)
 
 
@@ -181,3 +184,45 @@ def _saved(artifact: Any, cfg: ImportData | ImportModel) -> Artifact:
         finish_wandb(exit_code=0)
     print_step_complete(title="Imported", **{"model" if isinstance(cfg, ImportModel) else "data": artifact})
     return artifact  # type: ignore[no-any-return]
+
+
+@dataclass
+class ExportModel:
+    """Which model goes where."""
+
+    to: str = field(metadata={"help": "a folder, which must be new or empty, or hf://USER/NAME"})
+    private: bool = field(default=True, metadata={"help": "on the hub: make a new repository a private one"})
+    path: Path = field(default=Path(), metadata={"help": "the model's folder, in place of run.model"})
+
+
+def export_model(cfg: ExportModel) -> int:
+    """Copy or upload the model; its place is printed."""
+    from nemotron_kit.artifacts import open_registry
+    from nemotron_kit.artifacts.lineage import job_inputs
+    from nemotron_kit.artifacts.metadata import path_pin
+    from nemotron_kit.training.publish import Place, copy_model, upload_model
+
+    for problem in export_problems(cfg, connect=False):
+        raise UserError(problem)
+    pin, place, registry = job_inputs().get("model"), Place.parse(cfg.to), open_registry()
+    if pin is None or Path(pin.path).resolve() != cfg.path.resolve():
+        pin = path_pin(cfg.path)
+    if place.repository is not None:
+        where = upload_model(pin, registry, place.repository, private=cfg.private)
+    elif place.folder is not None:
+        copy_model(pin, registry, place.folder)
+        where = str(place.folder)
+    print(f"{pin.label} → {where}", file=sys.stderr)
+    print(where)
+    return 0
+
+
+def export_problems(cfg: ExportModel, *, connect: bool) -> list[str]:
+    """What is in the way, before there is a run."""
+    from nemotron_kit.training.publish import Place
+
+    del connect
+    try:
+        return Place.parse(cfg.to).problems()
+    except UserError as error:
+        return [str(error)]

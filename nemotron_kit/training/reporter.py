@@ -11,7 +11,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_text
 from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_wandb
-from nemotron_kit.training.config import LoggerConfig
+from nemotron_kit.training.config_blocks import LoggerConfig
 
 
 class Reporter:

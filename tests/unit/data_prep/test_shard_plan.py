@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.data_prep.plan import (
+from nemotron_kit.data_prep.shard_plan import (
     PLAN_FILE,
     FilePart,
     PlannedShard,

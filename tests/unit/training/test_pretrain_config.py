@@ -12,7 +12,7 @@ from nemotron_kit.training import PretrainConfig, TrainConfig
 
 def test_importing_the_config_loads_nothing_heavy() -> None:
     code = (
-        "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t, nemotron_kit.training.config as e;"
+        "import sys, nemotron.recipes.nano3.stage0_pretrain.train as t;"
         "import nemotron.recipes.nano3.stage1_sft.train as s;"
         "t.preflight(t.PretrainConfig(), connect=False); s.preflight(s.SFTConfig(), connect=False);"
         "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'pydantic', 'rich', 'wandb', 'pyarrow'};"

@@ -1,0 +1,222 @@
+"""What the configs of the training stages have in common: their blocks, and checks of values. Light: every launch
+imports it, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemotron_kit.errors import UserError, nearest
+
+PRECISIONS = ("auto", "bf16", "fp32")
+DECAY_STYLES = ("WSD", "constant", "linear", "cosine")
+DECAY_SHAPES = ("linear", "cosine", "minus_sqrt", "exponential")
+
+
+@dataclass
+class BatchBlock:
+    """The batches of a `train` block."""
+
+    train_iters: int = field(default=1000, metadata={"help": "Optimizer steps"})
+    global_batch_size: int = field(
+        default=32, metadata={"help": "Sequences a step, over all processes and micro-batches"}
+    )
+    micro_batch_size: int = field(
+        default=1, metadata={"help": "Sequences one process handles at a time; gradients are accumulated over the rest"}
+    )
+
+
+@dataclass
+class AdamWBlock:
+    """AdamW, beside its learning rate."""
+
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
+    )
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
+
+
+def peak_lr(default: float) -> Any:
+    """The field of the peak learning rate."""
+    return field(default=default, metadata={"help": "Peak learning rate (its course: the scheduler block)"})
+
+
+@dataclass
+class TrainBlock(BatchBlock):
+    """The `train` block that pretraining and fine-tuning share; the names are Megatron's."""
+
+    seed: int = field(default=1234, metadata={"help": "Seed of the weights, and of everything random in a step"})
+    precision: str = field(
+        default="auto", metadata={"help": "bf16 (over float32 weights), fp32, or auto: bf16 on a GPU that has it"}
+    )
+    eval_interval: int | None = field(
+        default=None, metadata={"help": "Steps between held-out evaluations (null: only at the end)"}
+    )
+    eval_iters: int | None = field(
+        default=None, metadata={"help": "Global batches of the valid split an evaluation reads (null: the whole split)"}
+    )
+    moe_router_bias_update_rate: float = field(
+        default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
+    )
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        for name in ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"train.{name} is {value}; it must be 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
+
+
+def check_optimizer(block: Any) -> None:
+    """UserError for a value of an `optimizer` block that can't be trained with; None is no value."""
+    for name, least, most in (
+        ("lr", None, math.inf),
+        ("min_lr", 0, math.inf),
+        ("weight_decay", 0, math.inf),
+        ("adam_beta1", 0, 1),
+        ("adam_beta2", 0, 1),
+        ("adam_eps", None, math.inf),
+        ("clip_grad", 0, math.inf),
+    ):
+        value = getattr(block, name)
+        if value is None:
+            continue
+        if not (value > 0 if least is None else value >= least) or not value < most:
+            lower = "more than 0" if least is None else f"{least} or more"
+            upper = "" if most == math.inf else f" and less than {most}"
+            raise UserError(f"optimizer.{name} is {value}; it must be {lower}{upper}.")
+
+
+@dataclass
+class SchedulerConfig:
+    """The `scheduler` block; the names are Megatron's."""
+
+    lr_warmup_iters: int = field(default=0, metadata={"help": "Steps of linear warm-up to train.lr"})
+    lr_decay_style: str = field(
+        default="WSD",
+        metadata={"help": "WSD (stable, then a decay), constant, linear or cosine (a decay from the warm-up on)"},
+    )
+    lr_decay_iters: int | None = field(
+        default=None, metadata={"help": "The step at which the decay ends (null: train.train_iters)"}
+    )
+    lr_wsd_decay_iters: int | None = field(
+        default=None, metadata={"help": "How many steps WSD's decay takes (null: a fifth of lr_decay_iters)"}
+    )
+    lr_wsd_decay_style: str = field(
+        default="cosine", metadata={"help": "The decay's shape: linear, cosine, minus_sqrt or exponential"}
+    )
+    min_lr: float = field(default=0.0, metadata={"help": "Where a decay ends"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        _one_of("scheduler.lr_decay_style", self.lr_decay_style, DECAY_STYLES)
+        _one_of("scheduler.lr_wsd_decay_style", self.lr_wsd_decay_style, DECAY_SHAPES)
+        for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters", "min_lr"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"scheduler.{name} is {value}; it must be 0 or more.")
+
+
+@dataclass
+class CheckpointConfig:
+    """The `checkpoint` block; the names are Megatron's."""
+
+    save: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for checkpoints and the trained model; a complete checkpoint there, of the same "
+            "configuration, is resumed from (null: the model goes to the job's folder, without checkpoints)"
+        },
+    )
+    save_interval: int | None = field(
+        default=None, metadata={"help": "Steps between checkpoints (null: only at the end, and when told to stop)"}
+    )
+    most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
+    load: str | None = field(
+        default=None, metadata={"help": "Folder of checkpoints to go on from while `save` has none yet"}
+    )
+    pretrained_checkpoint: str | None = field(
+        default=None, metadata={"help": "Model in transformers' format whose weights a new run starts from"}
+    )
+    finetune: bool = field(default=False, metadata={"help": "Take only the weights from `load`; start at step 0"})
+    may_differ: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Settings in which a checkpoint may differ from this run and is resumed all the same, such as "
+            "train.lr or dataset.content; the model's metadata lists them (none: what differs is refused by name)"
+        },
+    )
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        for name in ("save_interval", "most_recent_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{name} is {value}; it must be 1 or more.")
+        if self.finetune and not (self.load or self.pretrained_checkpoint):
+            raise UserError(
+                "checkpoint.finetune is true, but there is nothing to start from.",
+                hint="Set checkpoint.load or checkpoint.pretrained_checkpoint.",
+            )
+        if self.load and self.pretrained_checkpoint:
+            raise UserError("checkpoint.load and checkpoint.pretrained_checkpoint are both set; give one of them.")
+
+
+@dataclass
+class LoggerConfig:
+    """The `logger` block; the names are Megatron's."""
+
+    log_interval: int = field(default=10, metadata={"help": "Steps between two rows of metrics"})
+    metrics_file: str | None = field(
+        default=None,
+        metadata={"help": "Where the rows go (null: metrics.jsonl in the job's folder or checkpoint.save)"},
+    )
+    wandb_project: str | None = field(default=None, metadata={"help": "W&B project, when no launcher has set one up"})
+    wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.log_interval < 1:
+            raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
+
+
+def _one_of(field: str, value: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if value not in names:
+        raise UserError(f"{field} is {value!r}; {nearest(value, names)}")
+
+
+def check_keys(block: str, values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """UserError for a key of a free block that the engine does not have."""
+    for name in values:
+        if name not in names:
+            raise UserError(f"{block}.{name}: this engine has no such setting; {nearest(name, names)}")
+
+
+def check_target(recipe: Mapping[str, Any], targets: Sequence[str], because: str = "") -> None:
+    """UserError for a `recipe._target_` other than `targets`: nothing else is ever imported on a config's word."""
+    target = recipe.get("_target_")
+    if target is not None and not unknown(target) and target not in targets:
+        raise UserError(
+            f"recipe._target_ is {target!r}, which this recipe doesn't run{because}.",
+            hint=f"Leave it out, or set it to {' or '.join(targets)}.",
+        )
+
+
+def unknown(value: Any) -> bool:
+    """Whether a value is a reference that only the job can resolve (`${art:…}`): a plan may hold such."""
+    return isinstance(value, str) and "${" in value
+
+
+def whole_number(name: str, value: Any, *, least: int) -> None:
+    if unknown(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more.")

@@ -1,0 +1,259 @@
+"""The `model` block: its fields by what they hold, and an estimate of its parameters and of the memory that training
+takes. Light: every launch imports it, without torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import Note, UserError, nearest, sentence
+from nemotron_kit.training.config_blocks import unknown
+from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, layer_types
+
+# The fields of NemotronHConfig by what they hold. A test compares the names with the installed transformers; one that
+# stands in none of these is looked up there.
+_INTEGERS = [
+    "vocab_size",
+    "hidden_size",
+    "num_logits_to_keep",
+    "pad_token_id",
+    "bos_token_id",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+    "intermediate_size",
+    "ssm_state_size",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "n_groups",
+    "conv_kernel",
+    "expand",
+    "chunk_size",
+    "n_routed_experts",
+    "num_local_experts",
+    "n_shared_experts",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_latent_size",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "num_nextn_predict_layers",
+    "num_hidden_layers",
+    "chunk_size_feed_forward",
+]
+_NUMBERS = [
+    "attention_dropout",
+    "time_step_min",
+    "time_step_max",
+    "time_step_floor",
+    "routed_scaling_factor",
+    "initializer_range",
+    "layer_norm_epsilon",
+    "hidden_dropout",
+]
+_BOOLEANS = [
+    "tie_word_embeddings",
+    "use_cache",
+    "attention_bias",
+    "mlp_bias",
+    "use_mamba_kernels",
+    "use_conv_bias",
+    "mamba_proj_bias",
+    "output_router_logits",
+    "moe_shared_expert_overlap",
+    "norm_topk_prob",
+    "use_bias",
+    "residual_in_fp32",
+    "rescale_prenorm_residual",
+    "output_hidden_states",
+    "return_dict",
+    "is_encoder_decoder",
+]
+_OTHERS = [
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "layers_block_type",
+    "layer_types",
+    "hybrid_override_pattern",
+    "eos_token_id",
+    "mlp_hidden_act",
+    "mamba_hidden_act",
+    "time_step_limit",
+    "mamba_ssm_cache_dtype",
+    "mtp_layers_block_type",
+]
+FIELDS = frozenset([*_INTEGERS, *_NUMBERS, *_BOOLEANS, *_OTHERS, *LAYER_NAMES])
+_KINDS: tuple[tuple[frozenset[str], type | tuple[type, ...], str], ...] = (
+    (frozenset(_INTEGERS), int, "a whole number"),
+    (frozenset(_NUMBERS), (int, float), "a number"),
+    (frozenset(_BOOLEANS), bool, "true or false"),
+)
+
+
+def check_block(model: Mapping[str, Any]) -> list[Note]:
+    """UserError for a key or a value that NemotronHConfig will refuse. The notes are on keys that can't be judged here:
+    a newer transformers may have them."""
+    known = {name: value for name, value in model.items() if not unknown(value)}
+    for names, kind, what in _KINDS:
+        for name in sorted(names & known.keys()):
+            value = known[name]
+            if value is None:
+                continue
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise UserError(f"model.{name} is {value!r}; it must be {what}.")
+    strange = [name for name in model if name not in FIELDS]
+    notes = _ask_transformers(strange) if strange else []
+    if not any(unknown(model.get(name)) for name in LAYER_NAMES):
+        check_layers(model)
+    return notes
+
+
+def _ask_transformers(names: list[str]) -> list[Note]:
+    if find_spec("transformers") is None or find_spec("torch") is None:
+        return [
+            Note(
+                f"model.{name}: no field of NemotronHConfig that is known here, and there is no transformers to ask. "
+                + sentence(nearest(name, FIELDS))
+            )
+            for name in names
+        ]
+    check_keys(names)
+    return []
+
+
+# NemotronHConfig's own defaults, for what a model block leaves out.
+MODEL_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 131072,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 21504,
+    "mlp_bias": False,
+    "ssm_state_size": 128,
+    "mamba_num_heads": 128,
+    "mamba_head_dim": 64,
+    "n_groups": 8,
+    "conv_kernel": 4,
+    "use_conv_bias": True,
+    "use_bias": False,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 7688,
+    "moe_shared_expert_intermediate_size": 7688,
+    "moe_latent_size": None,
+}
+# float32 weights and gradients, and AdamW's two moments.
+BYTES_PER_PARAMETER = 16
+_GB = 1e9
+
+
+def count_parameters(model: Mapping[str, Any]) -> int:
+    """The parameters of NemotronHForCausalLM with this `model` block. UserError for what is no number."""
+    m = _numbers(model)
+    layers = {"linear_attention": _mamba, "full_attention": _attention, "moe": _moe, "mlp": _mlp}
+    hidden = m["hidden_size"]
+    blocks = sum(hidden + layers[kind](m) for kind in layer_types(model))
+    return int(2 * m["vocab_size"] * hidden + hidden + blocks)
+
+
+def _numbers(model: Mapping[str, Any]) -> dict[str, Any]:
+    for name in MODEL_DEFAULTS:
+        value = model.get(name)
+        if not (value is None or isinstance(value, int)) or (value is not None and value < 0):
+            raise UserError(f"model.{name} is {value!r}; it must be a whole number.")
+    return {**MODEL_DEFAULTS, **{name: value for name, value in model.items() if value is not None}}
+
+
+def _mamba(m: Mapping[str, Any]) -> int:
+    inner = m["mamba_num_heads"] * m["mamba_head_dim"]
+    conv = inner + 2 * m["n_groups"] * m["ssm_state_size"]
+    projected = inner + conv + m["mamba_num_heads"]
+    biases = (conv if m["use_conv_bias"] else 0) + (projected + m["hidden_size"] if m["use_bias"] else 0)
+    matrices = m["hidden_size"] * projected + inner * m["hidden_size"] + conv * m["conv_kernel"]
+    return int(matrices + biases + 3 * m["mamba_num_heads"] + inner)
+
+
+def _attention(m: Mapping[str, Any]) -> int:
+    return int(2 * m["hidden_size"] * m["head_dim"] * (m["num_attention_heads"] + m["num_key_value_heads"]))
+
+
+def _moe(m: Mapping[str, Any]) -> int:
+    hidden, experts, latent = m["hidden_size"], m["n_routed_experts"], m["moe_latent_size"]
+    routed = experts * 2 * m["moe_intermediate_size"] * (latent or hidden)
+    shared = _dense(m, m["moe_shared_expert_intermediate_size"])
+    around = 2 * hidden * latent + (hidden + latent if m["mlp_bias"] else 0) if latent else 0
+    return int(routed + experts * hidden + shared + around)
+
+
+def _mlp(m: Mapping[str, Any]) -> int:
+    return _dense(m, m["intermediate_size"])
+
+
+def _dense(m: Mapping[str, Any], inner: int) -> int:
+    return int(2 * m["hidden_size"] * inner + (inner + m["hidden_size"] if m["mlp_bias"] else 0))
+
+
+def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: int) -> int:
+    """Memory that one process needs to train: weights, gradients and moments exactly, activations roughly."""
+    m = _numbers(model)
+    # About eight hidden vectors a token and layer are kept for the backward pass, and the logits three times.
+    a_token = 8 * m["hidden_size"] * len(layer_types(model)) + 3 * m["vocab_size"]
+    return int(BYTES_PER_PARAMETER * count_parameters(model) + 4 * a_token * micro_batch_size * seq_length)
+
+
+def memory_problem(what: str, needed: int, instead: str = "try -c tiny") -> list[str]:
+    """A sentence with the estimate when this machine has less than the `needed` bytes for one process of `what`."""
+    have, whose = available_bytes()
+    if needed <= have:
+        return []
+    return [
+        f"{what} needs about {needed / _GB:,.0f} GB in one process (16 bytes a parameter, and activations), but "
+        f"{whose} has {have / _GB:,.0f} GB; {instead}."
+    ]
+
+
+def available_bytes() -> tuple[int, str]:
+    """(memory that one training process can use here, whose memory it is): the smallest GPU's, else the machine's."""
+    gpus = _gpu_bytes()
+    if gpus:
+        return min(gpus), "this machine's GPU"
+    limits = [_memory_total(), *_cgroup_limits()]
+    return min(limits), "this machine"
+
+
+def _gpu_bytes() -> list[int]:
+    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = answer.stdout.split() if answer.returncode == 0 else []
+    return [int(line) << 20 for line in lines if line.isdigit()]
+
+
+def _memory_total() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("/proc/meminfo doesn't say how much memory this machine has.")
+
+
+def _cgroup_limits() -> list[int]:
+    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [Path(place).read_text(encoding="ascii").strip() for place in places if Path(place).is_file()]
+    return [int(text) for text in texts if text.isdigit()]

@@ -1,0 +1,211 @@
+"""The config of a pretraining run. Light: every launch imports it, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training.config_blocks import (
+    AdamWBlock,
+    BatchBlock,
+    CheckpointConfig,
+    LoggerConfig,
+    SchedulerConfig,
+    TrainBlock,
+    check_keys,
+    check_optimizer,
+    check_target,
+    peak_lr,
+    unknown,
+    whole_number,
+)
+from nemotron_kit.training.model import with_data_settings
+from nemotron_kit.training.model_size import (
+    MODEL_DEFAULTS,
+    check_block,
+    count_parameters,
+    memory_problem,
+    training_bytes,
+)
+
+
+@dataclass
+class _BatchesAndRate(BatchBlock):
+    lr: float = peak_lr(1e-3)
+
+
+# The fields of the last base come first.
+@dataclass
+class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
+    """The `train` block; the names are Megatron's."""
+
+    fsdp: bool = field(default=False, metadata={"help": "Not available in this engine; true is refused"})
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        super().check()
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise UserError(f"train.lr is {self.lr}; it must be more than 0.")
+        if self.fsdp:
+            # The Trainer would take the wish on a CPU and train plain DDP without a word.
+            raise UserError(
+                "train.fsdp: this engine shards nothing; it trains data-parallel (DDP).", hint="Leave it out."
+            )
+
+    def check_split(self, processes: int) -> None:
+        """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
+        share = self.micro_batch_size * processes
+        if self.global_batch_size % share:
+            raise UserError(
+                f"train.global_batch_size {self.global_batch_size} is no multiple of train.micro_batch_size "
+                f"{self.micro_batch_size} × {processes} process{'es' if processes > 1 else ''}.",
+                hint=f"For instance train.global_batch_size={math.ceil(self.global_batch_size / share) * share}.",
+            )
+
+
+@dataclass
+class OptimizerConfig:
+    """The `optimizer` block of pretraining: Megatron's place for what `train` has too. What is set here wins."""
+
+    lr: float | None = field(
+        default=None, metadata={"help": "Peak learning rate (null: train.lr)", "same_as": "train.lr"}
+    )
+    min_lr: float | None = field(
+        default=None, metadata={"help": "Where its decay ends (null: scheduler.min_lr)", "same_as": "scheduler.min_lr"}
+    )
+    weight_decay: float | None = field(
+        default=None, metadata={"help": "AdamW's (null: train.weight_decay)", "same_as": "train.weight_decay"}
+    )
+    adam_beta1: float | None = field(
+        default=None, metadata={"help": "null: train.adam_beta1", "same_as": "train.adam_beta1"}
+    )
+    adam_beta2: float | None = field(
+        default=None, metadata={"help": "null: train.adam_beta2", "same_as": "train.adam_beta2"}
+    )
+    adam_eps: float | None = field(default=None, metadata={"help": "null: train.adam_eps", "same_as": "train.adam_eps"})
+    clip_grad: float | None = field(
+        default=None, metadata={"help": "Largest norm of the gradients (null: train's)", "same_as": "train.clip_grad"}
+    )
+
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        check_optimizer(self)
+
+
+# What a config may name in recipe._target_: nothing else is ever imported on a config's word.
+TARGETS = ("nemotron_kit.training.pretrain",)
+_RECIPE_KEYS = ("_target_", "per_split_data_args_path")
+_DATASET_KEYS = ("seq_length", "seed", "verify")
+
+
+@dataclass
+class PretrainConfig:
+    """A pretraining run."""
+
+    recipe: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "per_split_data_args_path: the data's blend.json; _target_: the engine, if named at all"},
+    )
+    model: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "Fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each; "
+            "vocab_size is the data's unless set"
+        },
+    )
+    dataset: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "seq_length (4096); seed, of the shuffle (1234); verify, whether to read all shards and compare "
+            "them with their records before the run (null: where that takes seconds)"
+        },
+    )
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def with_optimizer(self) -> PretrainConfig:
+        """The same run with the values of the `optimizer` block where they take effect, and that block empty."""
+        given = {name: value for name, value in asdict(self.optimizer).items() if value is not None}
+        min_lr = given.pop("min_lr", self.scheduler.min_lr)
+        return replace(
+            self,
+            train=replace(self.train, **given),
+            scheduler=replace(self.scheduler, min_lr=min_lr),
+            optimizer=OptimizerConfig(),
+        )
+
+    @property
+    def peak_lr(self) -> float:
+        return self.train.lr
+
+    @property
+    def seq_length(self) -> int:
+        return int(self.dataset.get("seq_length", 4096))
+
+    @property
+    def data_seed(self) -> int:
+        return int(self.dataset.get("seed", 1234))
+
+    @property
+    def verify_data(self) -> bool | None:
+        """Whether every recorded shard is read before the run; None: where that takes seconds."""
+        value: bool | None = self.dataset.get("verify")
+        return value
+
+    @property
+    def blend_path(self) -> Path:
+        """The blend.json. UserError when the config names none."""
+        path = self.recipe.get("per_split_data_args_path")
+        if not path:
+            raise UserError(
+                "recipe.per_split_data_args_path is not set: there is no data to train on.",
+                hint="In the config: recipe.per_split_data_args_path: ${art:data,path}/blend.json",
+            )
+        return Path(str(path))
+
+    def check(self) -> None:
+        """Raises UserError, naming the field, for anything that can be told to be wrong without the data."""
+        check_keys("recipe", self.recipe, _RECIPE_KEYS)
+        check_keys("dataset", self.dataset, _DATASET_KEYS)
+        check_target(self.recipe, TARGETS)
+        whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
+        whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
+        if not isinstance(self.verify_data, bool | None) and not unknown(self.verify_data):
+            raise UserError(f"dataset.verify is {self.verify_data!r}; it must be true, false or null.")
+        for block in (self.train, self.optimizer, self.scheduler, self.checkpoint, self.logger):
+            block.check()
+
+
+def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
+    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
+    the run is another machine's: only its settings are checked."""
+    del connect
+    try:
+        config.check()
+        config.train.check_split(1)
+        config.blend_path  # noqa: B018 - raises when it isn't set
+        notes = check_block(config.model)
+        return [*notes, *(memory_problems(config) if here else [])]
+    except UserError as error:
+        return [" ".join(str(error).split("\n"))]
+
+
+def memory_problems(config: PretrainConfig) -> list[str]:
+    """A sentence with the estimate when this machine can't hold the training of a model that `check` has passed."""
+    model = {**config.model, "vocab_size": _vocab_size(config)}
+    needed = training_bytes(model, config.train.micro_batch_size, config.seq_length)
+    return memory_problem(f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters", needed)
+
+
+def _vocab_size(config: PretrainConfig) -> int:
+    """The vocabulary size that the config or the data give; the largest common one where neither does yet."""
+    try:
+        return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
+    except UserError:  # the data need not be there yet, and says so itself
+        return int(MODEL_DEFAULTS["vocab_size"])
