@@ -66,8 +66,9 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    where = search_path(config_dir)
     GlobalHydra.instance().clear()
+    with faster_omegaconf():
+        where = search_path(config_dir)
     with translated(prepared), faster_omegaconf():
         hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
         try:
@@ -123,9 +124,10 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     value = _choice(overrides, "config", quoted=True)
     several = expand_choice("config", value, files)
     needed = files if sweep or len(several) > 1 else {k: v for k, v in files.items() if k == _plain(value or "default")}
-    registered = register(
-        command, siblings, env, only=needed, stages=[str(stage)], asked=several[0] if len(several) == 1 else None
-    )
+    with faster_omegaconf():
+        registered = register(
+            command, siblings, env, only=needed, stages=[str(stage)], asked=several[0] if len(several) == 1 else None
+        )
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]

@@ -116,22 +116,86 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 @contextmanager
 def faster_omegaconf() -> Iterator[None]:
     """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
-    copy the whole ConfigStore with each repository of sources; includes `hydra_reading_fixes`."""
+    copy the whole ConfigStore with each repository of sources; a plugin's settings become a config when they are first
+    asked for, and an override like `stage=pretrain` needs no parser. Includes `hydra_reading_fixes`."""
     import omegaconf
     from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
-    loader, parse = utils.get_yaml_loader, base.parse
+    loader, parse, store, rule = utils.get_yaml_loader, base.parse, ConfigStore.store, OverridesParser.parse_rule
     utils.get_yaml_loader = functools.cache(lambda: with_libyaml(loader()))
-    utils.parse = base.parse = functools.cache(parse)
+    utils.parse = base.parse = _cached(parse)
     # What is loaded from it is a copy already.
     ConfigStore.__deepcopy__ = lambda self, memo: self
+    ConfigStore.store = _storing(store)  # type: ignore[method-assign]
+    OverridesParser.parse_rule = _parsing(rule)  # type: ignore[method-assign]
     try:
         with hydra_reading_fixes(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
+        ConfigStore.store, OverridesParser.parse_rule = store, rule  # type: ignore[method-assign]
         del ConfigStore.__deepcopy__
+
+
+@functools.cache
+def _cached(function: Any) -> Any:
+    """`function` with its latest answers remembered: trees of the grammar, which nobody changes."""
+    return function if hasattr(function, "cache_info") else functools.lru_cache(maxsize=1024)(function)
+
+
+def _storing(store: Any) -> Any:
+    """ConfigStore.store, which makes a config of a dataclass that is stored only when it is loaded: plugins store a
+    dozen, and a composition uses two of them."""
+    import omegaconf
+    from hydra.core.config_store import ConfigNode
+
+    class Unmade(ConfigNode):
+        def __getattr__(self, name: str) -> Any:  # until `node` is there
+            if name != "node":
+                raise AttributeError(name)
+            self.node = omegaconf.OmegaConf.structured(self.__dict__.pop("unmade"))
+            return self.node
+
+        def __reduce_ex__(self, protocol: object) -> Any:  # a copy, or what a launcher sends to a job, is Hydra's own
+            return ConfigNode, (self.name, self.node, self.group, self.package, self.provider)
+
+    def later(
+        self: Any, name: str, node: Any, group: str | None = None, package: str | None = None, provider: Any = None
+    ) -> None:
+        made = not isinstance(node, type)
+        store(self, name=name, node=node if made else {}, group=group, package=package, provider=provider)
+        if made:
+            return
+        place = self.repo
+        for part in group.split("/") if group else ():
+            place = place[part]
+        entry = place[name if name.endswith(".yaml") else f"{name}.yaml"]
+        entry.__class__ = Unmade
+        del entry.node
+        entry.unmade = node
+
+    return later
+
+
+# A key of names and a value that is a name: text in Hydra's grammar, where it is none of the words below.
+_PLAIN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=([A-Za-z_]\w*)", re.ASCII)
+_NOT_TEXT = frozenset(("true", "false", "null", "nan", "inf"))
+
+
+def _parsing(rule: Any) -> Any:
+    """OverridesParser.parse_rule, which reads an override of names alone without its parser: making that ready takes
+    longer than all that it reads."""
+    from hydra.core.override_parser.types import Override, OverrideType, ValueType
+
+    def quick(self: Any, text: str, name: str) -> Any:
+        found = _PLAIN.fullmatch(text) if name == "override" else None
+        if found is None or found[2].lower() in _NOT_TEXT:
+            return rule(self, text, name)
+        return Override(OverrideType.CHANGE, found[1], ValueType.ELEMENT, found[2], input_line=text)
+
+    return quick
 
 
 @contextmanager
