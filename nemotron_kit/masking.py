@@ -44,6 +44,11 @@ def is_secret_name(name: str) -> bool:
     return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
 
 
+def secret_names(names: Iterable[str]) -> frozenset[str]:
+    """Those of the names that are, by their name, secrets."""
+    return frozenset(name for name in names if is_secret_name(name))
+
+
 def note_secrets(names: Iterable[str]) -> None:
     """The values of these environment variables are masked from now on, whatever the variables are called."""
     _noted.update(names)

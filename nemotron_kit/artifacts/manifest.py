@@ -18,7 +18,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import decoded, encoded, read_regular
+from nemotron_kit.files import NONFINITE, decoded, encoded, read_regular
 
 METADATA = "metadata.json"
 
@@ -146,7 +146,7 @@ def _text(body: dict[str, Any]) -> str:
 def read_json(path: Path, what: str) -> Any:
     """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
     found = _parse(_read(path, what), path, what)
-    return decoded(found) if isinstance(found, dict) else found
+    return decoded(found) if isinstance(found, dict) and NONFINITE in found else found
 
 
 def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str,
         return decoded(document)
     if checksum != sha256_of(document) or (strict and text != _text(document)):
         raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
-    return decoded({key: value for key, value in document.items() if key not in WRITER})
+    stored = {key: value for key, value in document.items() if key not in WRITER}
+    return decoded(stored) if NONFINITE in stored else stored
 
 
 def _read(path: Path, what: str) -> str:

@@ -69,14 +69,14 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     GlobalHydra.instance().clear()
     with faster_omegaconf():
         where = search_path(config_dir)
-    with translated(prepared), faster_omegaconf():
-        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
-        try:
-            full = hydra.compose_config(
-                "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
-            )
-        finally:
-            GlobalHydra.instance().clear()
+        with translated(prepared):
+            hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
+            try:
+                full = hydra.compose_config(
+                    "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
+                )
+            finally:
+                GlobalHydra.instance().clear()
     return _split(prepared, full)
 
 

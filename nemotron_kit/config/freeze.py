@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -168,27 +168,24 @@ def slots_used(config: Any) -> set[str]:
     return {slot for _, text in walk_strings(raw) for slot in _ART.findall(text)}
 
 
-def secrets_used(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def secrets_used(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(dotted key, name) of every ${secret:NAME} in a plain config."""
-    for key, text in walk_strings(config):
-        for name in _SECRET.findall(text):
-            yield key, name
+    return [(key, name) for key, text in walk_strings(config) for name in _SECRET.findall(text)]
 
 
-def walk_strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def walk_strings(value: Any, key: str = "") -> list[tuple[str, str]]:
     """(dotted key, text) of every string in a plain config."""
     if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from walk_strings(item, f"{key}.{name}" if key else str(name))
+        items = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
     elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from walk_strings(item, f"{key}[{index}]")
-    elif isinstance(value, str):
-        yield key, value
+        items = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return [(key, value)] if isinstance(value, str) else []
+    return [found for place, item in items for found in walk_strings(item, place)]
 
 
 @contextmanager
-def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
+def deferring(kept: list[str], names: Collection[str]) -> Iterator[None]:
     """Within the block the resolvers called `names` return placeholders, which `restore` turns back into the
     interpolations."""
     from omegaconf import OmegaConf
@@ -201,7 +198,8 @@ def deferring(kept: list[str], names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        register_resolvers()
+        if names:
+            register_resolvers()
 
 
 def _placeholder(kept: list[str], text: str) -> str:
@@ -217,6 +215,8 @@ def restore(value: Any, kept: list[str]) -> Any:
     if isinstance(value, list):
         return [restore(item, kept) for item in value]
     if isinstance(value, str):
+        if "${" not in value and "\x00" not in value:
+            return value
         # What is left of `${` came from an escape or from the environment: it must not be read as an interpolation.
         return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], omegaconf_escaped(value))
     return str(value) if hasattr(value, "__fspath__") else value

@@ -128,14 +128,14 @@ def faster_omegaconf() -> Iterator[None]:
     utils.parse = base.parse = _cached(parse)
     # What is loaded from it is a copy already.
     ConfigStore.__deepcopy__ = lambda self, memo: self
-    ConfigStore.store = _storing(store)  # type: ignore[method-assign]
-    OverridesParser.parse_rule = _parsing(rule)  # type: ignore[method-assign]
+    ConfigStore.store = _storing(store)
+    OverridesParser.parse_rule = _parsing(rule)
     try:
         with hydra_reading_fixes(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
-        ConfigStore.store, OverridesParser.parse_rule = store, rule  # type: ignore[method-assign]
+        ConfigStore.store, OverridesParser.parse_rule = store, rule
         del ConfigStore.__deepcopy__
 
 
@@ -151,7 +151,7 @@ def _storing(store: Any) -> Any:
     import omegaconf
     from hydra.core.config_store import ConfigNode
 
-    class Unmade(ConfigNode):
+    class Unmade(ConfigNode):  # type: ignore[misc]
         def __getattr__(self, name: str) -> Any:  # until `node` is there
             if name != "node":
                 raise AttributeError(name)

@@ -71,7 +71,7 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
                 register(command, commands, env)
             except UserError as error:  # one command's mistake is no other's
                 for stage in (command.stage, *_alias_stages(command)):
-                    _store(_parent(f"schema/{command.recipe}/{stage}"), _leaf(stage), _standing_on(error))
+                    _store(*_placed(f"schema/{command.recipe}/{stage}"), _standing_on(error))
                     for name in [*config_files(command), "default"]:
                         _store(f"job/{command.recipe}/{stage}", name, {})
             _store_whole(command)
@@ -82,9 +82,9 @@ def _store_whole(command: Command) -> None:
     from hydra.core.config_store import ConfigStore
 
     stage = command.stage
-    schema = f"/schema/{_parent(f'{command.recipe}/{stage}')}@_here_"
+    group, leaf = _placed(f"schema/{command.recipe}/{stage}")
     for name in {"default", *config_files(command)}:
-        node = {"defaults": [{schema: _leaf(stage)}, {f"/job/{command.recipe}/{stage}@_here_": name}]}
+        node = {"defaults": [{f"/{group}@_here_": leaf}, {f"/job/{command.recipe}/{stage}@_here_": name}]}
         ConfigStore.instance().store(group=f"recipe/{command.recipe}/{stage}", name=name, node=node, provider=PROVIDER)
 
 
@@ -117,12 +117,13 @@ def register(
     One that can't be read is an error at once where it is the one that is `asked` for, else when it is chosen.
     """
     result = RegisteredCommand()
-    wandb = env.table("wandb")
+    # In the field's names: `name` is an older word for `run_name`.
+    wandb = {("run_name" if key == "name" else key): value for key, value in env.table("wandb").items()}
     for stage in stages or (command.stage, *_alias_stages(command)):
-        group = f"{command.recipe}/{stage}"
+        group, schema = f"{command.recipe}/{stage}", schema_node(command, wandb)
         _store("recipe", command.recipe, {})
-        _store(_parent(f"stage/{stage}"), _leaf(stage), {})
-        _store(_parent(f"schema/{group}"), _leaf(group), schema_node(command, _known_wandb(wandb)))
+        _store(*_placed(f"stage/{stage}"), {})
+        _store(*_placed(f"schema/{group}"), schema)
         files = dict(config_files(command) if only is None else only)
         for name in [*files, "default"]:
             _store("config", name, {})
@@ -225,21 +226,14 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
     return files
 
 
-def _known_wandb(table: dict[str, Any]) -> dict[str, Any]:
-    """env.toml's [wandb] in the field's names: `name` is an older word for `run_name`."""
-    return {("run_name" if key == "name" else key): value for key, value in table.items()}
-
-
 def _alias_stages(command: Command) -> list[str]:
     return ["/".join((*command.path[1:-1], alias)) for alias in command.aliases]
 
 
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _leaf(path: str) -> str:
-    return path.rpartition("/")[2]
+def _placed(path: str) -> tuple[str, str]:
+    """(group, option) of a path in the ConfigStore."""
+    group, _, option = path.rpartition("/")
+    return group, option
 
 
 def _store(group: str, name: str, node: Any) -> None:

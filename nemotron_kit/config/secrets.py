@@ -7,11 +7,11 @@ secrets. Masking of what is written is in masking.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.masking import MASK, is_secret_name, mask, secret_in
+from nemotron_kit.masking import MASK, is_secret_name, mask, masked, secret_in, secret_names
 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
 _WORD = re.compile(r"[\w.-]+")
@@ -50,7 +50,7 @@ def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> No
     """Refuse a frozen config that holds a secret, by a key's name or by a value of the environment's: it would be
     saved. `place` says where a dotted key was given, in front of what is wrong with it.
     """
-    leaves = list(_leaves(values, ""))
+    leaves = _leaves(values, "")
     by_value = secret_in("\n".join(value for _, value in leaves if isinstance(value, str))) is not None
     for key, value in leaves:
         name = re.sub(r"\[\d+\]", "", key)
@@ -71,18 +71,29 @@ def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> No
 def masked_overrides(words: Iterable[str]) -> list[str]:
     """Overrides as they may be recorded: without secrets, by name and by value, and without the values that Hydra's
     env_set gives to environment variables."""
-    return [mask(_masked_override(_ENV_SET.sub(rf"\1{MASK}", word))) for word in words]
+    without = [_masked_override(_ENV_SET.sub(rf"\1{MASK}", word)) for word in words]
+    return [mask(word) for word in without]
 
 
 def masked_by_name(value: Any, key: str = "") -> Any:
     """A plain config with what is a secret by its key, or by its value, as `***`."""
+    secrets = secret_names(_keys(value, key))
+    return masked(_without(value, key, secrets) if secrets else value)
+
+
+def _keys(value: Any, key: str) -> set[str]:
+    """The dotted keys of a config's values; those of a list have the list's."""
     if isinstance(value, Mapping):
-        return {name: masked_by_name(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+        return set().union(*(_keys(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()))
+    return set().union(*(_keys(item, key) for item in value)) if isinstance(value, list) else {key}
+
+
+def _without(value: Any, key: str, secrets: Collection[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without(item, f"{key}.{name}" if key else str(name), secrets) for name, item in value.items()}
     if isinstance(value, list):
-        return [masked_by_name(item, key) for item in value]
-    if is_secret_name(key) and _is_literal(value) and not _is_harmless(key, value):
-        return MASK
-    return mask(value) if isinstance(value, str) else value
+        return [_without(item, key, secrets) for item in value]
+    return MASK if key in secrets and _is_literal(value) and not _is_harmless(key, value) else value
 
 
 def _given(override: str) -> Iterator[tuple[str, Any]]:
@@ -103,15 +114,14 @@ def _given(override: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(each, str(parsed.key_or_group))
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+        items = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
     elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{key}[{index}]" if isinstance(item, Mapping | list) else key)
+        items = [(f"{key}[{n}]" if isinstance(item, Mapping | list) else key, item) for n, item in enumerate(value)]
     else:
-        yield key, getattr(value, "text", value)  # Hydra's quoted strings
+        return [(key, getattr(value, "text", value))]  # Hydra's quoted strings
+    return [leaf for place, item in items for leaf in _leaves(item, place)]
 
 
 def _is_literal(value: Any) -> bool:

@@ -203,6 +203,8 @@ def import_path(paths: RemotePaths, *, harmless: bool = False) -> list[str]:
     library."""
     here = [str(Path(entry).absolute()) for entry in sys.path]
     here = [entry for entry in here if not (harmless and shadows_library(entry))]
+    if not paths.moves:  # the job starts where the launch was made, or on what the target has
+        return [] if paths.package else list(dict.fromkeys(here))
     entries = [paths.move(entry) for entry in here if paths.package is None or paths.move(entry) != entry]
     # nemotron_kit's own folders (a checkout's) are found through the package.
     inside = [entry for entry in entries if not (paths.package and entry.startswith(paths.package))]

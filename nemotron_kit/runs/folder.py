@@ -326,8 +326,8 @@ def _fill_job(
     job: JobFolder, texts: Mapping[str, str], attached: bool, write: Callable[[Path, str], None]
 ) -> JobFolder:
     job.path.mkdir(mode=0o700, exist_ok=True)
-    for name, text in texts.items():
-        write(_inside(job.path, name), text)
+    for path, text in [(_inside(job.path, name), text) for name, text in texts.items()]:
+        write(path, text)
     facts: dict[str, Any] = {"process": process_facts()} if attached else {}
     job.transition("pending", **facts)
     return job

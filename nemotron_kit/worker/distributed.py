@@ -287,8 +287,8 @@ def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
 
 def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
     try:
-        with environment(spec.environment, spec.expand), pinned(pins := verified_inputs(job)):
-            if (done := handed_on(job, pins)) is not None:
+        with environment(spec.environment, spec.expand), pinned(pins := verified_inputs(job, spec)):
+            if (done := handed_on(job, spec, pins)) is not None:
                 return done
             if node.is_head and not spec.module:
                 files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))

@@ -13,24 +13,24 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.job import PREEMPTED, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics
-from nemotron_kit.spec.plan import read_spec
+from nemotron_kit.spec.plan import JobSpec
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, exit_code, term_raises
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
 
 
-def verified_inputs(job: JobFolder) -> dict[str, Pin]:
-    """Slot → pin, of a job. Inputs that another run had not saved at launch are pinned now. Raises UserError when an
-    artifact's files are no longer those that its version records."""
+def verified_inputs(job: JobFolder, spec: JobSpec) -> dict[str, Pin]:
+    """Slot → pin, of a job with this spec. Inputs that another run had not saved at launch are pinned now. Raises
+    UserError when an artifact's files are no longer those that its version records."""
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.artifacts.registry import open_registry
 
-    registry = open_registry()
-    pins = {slot: Pin.from_dict(value) for slot, value in _inputs(job).items()}
+    registry, recorded = open_registry(), job.artifacts()["inputs"]
+    pins = {slot: Pin.from_dict(value) for slot, value in recorded.items()} if isinstance(recorded, Mapping) else {}
     for pin in pins.values():
         registry.verify(pin)
-    deferred = {slot: text for slot, text in read_spec(job.path).deferred_inputs.items() if slot not in pins}
+    deferred = {slot: text for slot, text in spec.deferred_inputs.items() if slot not in pins}
     if deferred:
         pins |= {slot: registry.resolve(reference) for slot, reference in deferred.items()}
         record = {**job.artifacts(), "inputs": {slot: pin.to_dict() for slot, pin in pins.items()}}
@@ -38,17 +38,17 @@ def verified_inputs(job: JobFolder) -> dict[str, Pin]:
     return pins
 
 
-def handed_on(job: JobFolder, pins: Mapping[str, Pin]) -> Outcome | None:
+def handed_on(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome | None:
     """The end of a job that an earlier one has done: its inputs are those that were `unchanged`, and what that one
     saved is still whole; it is this job's output now. None: the job has to run. To be called in the job's environment.
     """
+    before = spec.unchanged
+    if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
+        return None
     from nemotron_kit.artifacts import lineage
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.artifacts.registry import open_registry
 
-    before = read_spec(job.path).unchanged
-    if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
-        return None
     registry, outputs = open_registry(), [Pin.from_dict(pin) for pin in before["outputs"]]
     try:
         for pin in outputs:
@@ -62,11 +62,6 @@ def handed_on(job: JobFolder, pins: Mapping[str, Pin]) -> Outcome | None:
     said = f"unchanged since {before['run']}: {', '.join(pin.label for pin in outputs)}"
     print(f"skipped: {said}", file=sys.stderr, flush=True)  # noqa: T201
     return Outcome(0, "succeeded", skipped=said)
-
-
-def _inputs(job: JobFolder) -> Mapping[str, dict[str, object]]:
-    inputs = job.artifacts()["inputs"]
-    return inputs if isinstance(inputs, Mapping) else {}
 
 
 def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
@@ -92,14 +87,14 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
         _print_traceback(error)
         outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
     else:
-        outcome = _from_code(value) if isinstance(value, int) and not isinstance(value, bool) else _success(value)
+        is_code = isinstance(value, int) and not isinstance(value, bool)
+        outcome = _from_code(value) if is_code else Outcome(0, "succeeded", value=value)
     flush_metrics()  # before its end is on record
-    _finish_wandb(outcome.code)
+    if "wandb" in sys.modules:
+        from nemotron_kit.artifacts import finish_wandb
+
+        finish_wandb(exit_code=outcome.code)
     return outcome
-
-
-def _success(value: Any) -> Outcome:
-    return Outcome(0, "succeeded", value=value)
 
 
 def _from_code(code: Any) -> Outcome:
@@ -119,10 +114,3 @@ def _print_traceback(error: Exception) -> None:
     trace = error.__traceback__
     with suppress(OSError):  # where it can't be printed, its record still says what it was
         traceback.print_exception(type(error), error, trace.tb_next if trace else None)
-
-
-def _finish_wandb(code: int) -> None:
-    if "wandb" in sys.modules:
-        from nemotron_kit.artifacts import finish_wandb
-
-        finish_wandb(exit_code=code)

@@ -88,8 +88,8 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
 
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
-    pins = verified_inputs(job)
-    if (done := handed_on(job, pins)) is not None:
+    pins = verified_inputs(job, spec)
+    if (done := handed_on(job, spec, pins)) is not None:
         return done
     if spec.module:
         read_config(job.path)  # it notes the secrets

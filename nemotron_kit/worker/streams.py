@@ -186,7 +186,7 @@ def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> 
     before = sys.stdout, sys.stderr
     _flush()
     saved = [_saved(fd) for fd in (_OUT, _ERR)]
-    targets = [None] if not shown else saved[:1] if _same(*saved) else saved
+    targets = [None] if not shown else saved[:1] if os.path.sameopenfile(*saved) else saved
     channels = Channels([(*_channel(target), log.fileno(), target) for target in targets], job)
     ends = [channels.ends[0], channels.ends[-1]]
     several = len(targets) > 1 and not any(map(os.isatty, ends))
@@ -330,10 +330,6 @@ def _saved(fd: int) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, fd)
         return nowhere
-
-
-def _same(first: int, second: int) -> bool:
-    return os.path.sameopenfile(first, second)
 
 
 def _flush() -> None:
