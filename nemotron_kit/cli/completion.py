@@ -11,6 +11,7 @@ from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
+from nemotron_kit.errors import UserError, nearest, sentence
 
 # pathlib alone costs as much as the rest of a help page.
 # ruff: noqa: PTH118, PTH208
@@ -151,10 +152,7 @@ def main(argv: Sequence[str]) -> int:
     """`nemotron completion bash|zsh|fish`: print the script. Exit code 0."""
     shell = argv[0]
     if shell not in SCRIPTS:
-        from nemotron_kit.cli.request import near
-        from nemotron_kit.errors import UserError
-
-        raise UserError(f"No completion for {shell!r}.", hint=near(shell, SCRIPTS))
+        raise UserError(f"No completion for {shell!r}.", hint=sentence(nearest(shell, SCRIPTS)))
     sys.stdout.write(SCRIPTS[shell])
     return 0
 

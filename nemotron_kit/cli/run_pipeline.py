@@ -6,6 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Pipeline
@@ -13,13 +14,17 @@ from nemotron_kit.cli.output import print_json, write_lines
 from nemotron_kit.cli.request import Job, shell_line
 from nemotron_kit.cli.run_job import announce, print_end, report, say_commands, transport_to
 from nemotron_kit.errors import UserError, printable
+from nemotron_kit.executors.base import executor_for
+from nemotron_kit.launch.attach import attach
+from nemotron_kit.launch.pipeline import Decision, Launch, Stage, problems_of
+from nemotron_kit.launch.pipeline_request import read_request
 from nemotron_kit.quoting import hydra_text
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import is_here
 
 if TYPE_CHECKING:
     from nemotron_kit.discovery import Tree
     from nemotron_kit.envfile import EnvFile
-    from nemotron_kit.launch.pipeline import Decision, Launch, Stage
     from nemotron_kit.spec.plan import Plan
     from nemotron_kit.worker.process import Outcome
 
@@ -40,9 +45,6 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         if request.flag(flag) is not None:
             line = " ".join(_program(argv, pipeline, pipeline.stages[0].path))
             raise UserError(f"{flag} is not a pipeline's.", hint=instead.format(line=line))
-    from nemotron_kit.launch.pipeline import Launch
-    from nemotron_kit.launch.pipeline_request import read_request
-
     asked = read_request(pipeline, request.config, request.overrides)
     launch = Launch(
         request=asked,
@@ -82,8 +84,6 @@ def _base(request: Job) -> list[str]:
 
 def _show(launch: Launch, request: Job) -> int:
     """Print the graph and the decisions; 0, since it composes. What would stop a stage stands under its name."""
-    from nemotron_kit.launch.pipeline import problems_of
-
     rows = []
     for stage in launch.stages:
         decision = launch.decide(stage)
@@ -230,12 +230,6 @@ def _submit(launch: Launch, request: Job, said: _Said) -> int:
 
 def _follow(given: Sequence[tuple[Stage, Plan]]) -> Outcome:
     """Show each run's log until it ends, in order; how the pipeline ended."""
-    from pathlib import Path
-
-    from nemotron_kit.executors.base import executor_for
-    from nemotron_kit.launch.attach import attach
-    from nemotron_kit.runs.folder import RunFolder
-
     for _, plan in given:
         run, started = RunFolder(Path(plan.folder)), time.monotonic()
         outcome = attach(run, executor_for(plan.settings), [run.job(plan.job)])

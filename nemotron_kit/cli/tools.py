@@ -4,6 +4,8 @@ index, which takes no recipe of such a name. Nothing heavy is imported.
 
 from __future__ import annotations
 
+from nemotron_kit.errors import UserError, nearest, sentence
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -295,10 +297,7 @@ def run(name: str, argv: Sequence[str]) -> int:
         write_lines(own.page.replace("{commands}", "\n".join(_listed(own))).splitlines())
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
-        from nemotron_kit.cli.request import near
-        from nemotron_kit.errors import UserError
-
-        hint = f"{near(first, [*own.commands, 'list'])} Of one {name[:-1]}: nemotron {name} show {first}"
+        hint = f"{sentence(nearest(first, [*own.commands, 'list']))} Of one {name[:-1]}: nemotron {name} show {first}"
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
     return _call(own.function, arguments[1:] if first == "list" and not free else arguments)
 

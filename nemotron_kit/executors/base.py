@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from nemotron_kit import remote
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.executors.checks import Check
     from nemotron_kit.remote.agent.operations import Piece
-    from nemotron_kit.remote.ssh import Transport
     from nemotron_kit.runs.folder import RunFolder
 
 
@@ -129,11 +129,9 @@ class Executor(ABC):
         self.settings = settings
 
     @cached_property
-    def transport(self) -> Transport:
+    def transport(self) -> remote.Transport:
         """The transport to the machine that holds the jobs' folders."""
-        from nemotron_kit.remote.ssh import transport_for
-
-        return transport_for(self.settings)
+        return remote.transport_for(self.settings)
 
     # --- planning: nothing is written, no connection is opened
 
@@ -205,18 +203,15 @@ class Executor(ABC):
     def prepare(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does the same
         for whatever is missing. Raises Unreachable."""
-        from nemotron_kit.remote.agent.operations import packed
-        from nemotron_kit.remote.snapshot import code_there, place_package
-
         paths = plans[0].paths
-        texts = code_there(self.transport, paths, self.settings)
+        texts = remote.code_there(self.transport, paths, self.settings)
         if paths.package and not paths.is_remote:  # over ssh it is sent with the first question
-            place_package(paths.package)
+            remote.place_package(paths.package)
         if plans[0].is_apart:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         _fetch_repositories(self.transport, plans)
-        self.transport.call("make_run", packed(texts), folder=paths.run)
+        self.transport.call("make_run", remote.packed(texts), folder=paths.run)
         if self.settings.container_image:  # on a first launch what every container is given isn't there yet
             mode = artifact_settings(read_env_file())["mode"]
             self.transport.call("make_mounted", root=paths.root, registry=paths.artifacts, mode=mode)
@@ -266,11 +261,10 @@ class Executor(ABC):
         del plan, state, command, node
         raise UserError(f"{job.run_id} runs through {self.settings.executor}, for which there is no shell.")
 
-    def checks(self) -> Sequence[Check]:
-        """The checks of `nemotron profiles check`, in this order; the first one is the connection."""
-        from nemotron_kit.executors import checks
-
-        return (checks.connection, checks.python, checks.mounts, checks.storage, checks.registry, checks.secrets)
+    def checks(self) -> Sequence[str | Check]:
+        """The checks of `nemotron profiles check`, in this order; the first one is the connection. A name is that of a
+        function of `nemotron_kit.executors.checks`."""
+        return ("connection", "python", "mounts", "storage", "registry", "secrets")
 
 
 def executor_class(name: str) -> type[Executor]:
@@ -310,7 +304,7 @@ def folder_of(path: str) -> str:
     return str(Path(path).parent) if Path(path).is_file() else path
 
 
-def _fetch_repositories(transport: Transport, plans: Iterable[Plan]) -> None:
+def _fetch_repositories(transport: remote.Transport, plans: Iterable[Plan]) -> None:
     """Fetch each repository once, unless the target has it already."""
     wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
     for record in wanted.values():

@@ -206,7 +206,8 @@ def check_profile(config: RunConfig) -> Iterator[Finding]:
         return
     executor = executor_for(config)
     target = Target(config, executor.paths(_ANY_RUN, 0), executor.transport)
-    for check in executor.checks():
+    for named in executor.checks():
+        check: Check = globals()[named] if isinstance(named, str) else named
         try:
             yield from check(target)
         except Unreachable as error:

@@ -12,7 +12,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from nemotron_kit.errors import NemotronError, Problem, UserError
 from nemotron_kit.executors.base import (
@@ -38,9 +38,6 @@ from nemotron_kit.executors.nemo_run import (
 from nemotron_kit.spec.paths import IN_A_CLOUD, RemotePaths, cloud_paths
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig
 from nemotron_kit.worker import python_module
-
-if TYPE_CHECKING:
-    from nemotron_kit.executors.checks import Check
 
 COMMAND = tuple(python_module("nemotron_kit.worker", f"{IN_A_CLOUD}/job", python="python3"))
 PROJECT, CLUSTER, NODE_GROUP, NODES = "<project's id>", "<cluster's id>", "<node group's id>", "<its nodes>"
@@ -136,10 +133,8 @@ class Cloud(Executor):
 
     prepare = submit = observe_many = cancel = read_logs = _refuse
 
-    def checks(self) -> Sequence[Check]:
-        from nemotron_kit.executors import checks
-
-        return (checks.elsewhere, checks.secrets)
+    def checks(self) -> Sequence[str]:
+        return ("elsewhere", "secrets")
 
 
 class SkyPilot(Cloud):

@@ -39,7 +39,6 @@ from nemotron_kit.worker.process import start_apart
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
-    from nemotron_kit.executors.checks import Check
 
 
 RUN_LABEL, JOB_LABEL = "nemotron-kit.run", "nemotron-kit.job"
@@ -260,10 +259,8 @@ class Docker(Executor):
         inside = ["docker", "exec", "--interactive", *terminal, f"--workdir={plan.paths.run}/jobs/{job.number}"]
         return [*inside, str(container), *(command or ["/bin/sh"])]
 
-    def checks(self) -> Sequence[Check]:
-        from nemotron_kit.executors import checks
-
-        return (checks.connection, checks.docker, checks.mounts, checks.storage, checks.registry, checks.secrets)
+    def checks(self) -> Sequence[str]:
+        return ("connection", "docker", "mounts", "storage", "registry", "secrets")
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """Start the docker client that runs the container, in a session of its own; what the worker prints outside of

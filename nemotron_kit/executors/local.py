@@ -7,17 +7,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit import remote
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.polling import looks
 from nemotron_kit.quoting import refers
+from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, local_paths
 from nemotron_kit.spec.plan import DETACHED, Plan
 from nemotron_kit.spec.resources import Resources, resources_of
 
 if TYPE_CHECKING:
-    from nemotron_kit.executors.checks import Check
     from nemotron_kit.remote.agent.operations import Piece
     from nemotron_kit.runs.folder import RunFolder
 
@@ -73,19 +74,14 @@ class Local(Executor):
         return {run.id: {job.number: _seen(job.state()) for job in jobs} for run, jobs in runs}
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        from nemotron_kit.runs.cancel import cancel_jobs
-
         del run
         cancel_jobs(jobs)
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[Piece]:
-        from nemotron_kit.remote.agent import operations
-
-        return operations.pieces(
-            *operations.read(b"", job=str(job.path), offsets=dict(offsets), limit=limit, only=only, skip=skip)
-        )
+        asked: dict[str, Any] = {"job": str(job.path), "offsets": dict(offsets), "limit": limit}
+        return remote.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
         """A shell in the job's folder, with the job's variables."""
@@ -94,10 +90,8 @@ class Local(Executor):
         os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
         return command or [os.environ.get("SHELL") or "/bin/sh"]
 
-    def checks(self) -> Sequence[Check]:
-        from nemotron_kit.executors import checks
-
-        return (checks.connection, checks.python, checks.storage, checks.registry, checks.secrets)
+    def checks(self) -> Sequence[str]:
+        return ("connection", "python", "storage", "registry", "secrets")
 
     def _start(self, job: JobFolder, plan: Plan) -> None:
         """Start the worker. Returns once it has recorded that it runs."""

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, with_overrides
 from nemotron_kit.worker import python_module
@@ -136,8 +137,6 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     that it needs is not installed.
     """
     checked = _checked(config)
-    from nemotron_kit.executors.base import executor_for
-
     planner = executor_for(checked)
     added = env_dict(RunConfig(env_vars=[f"{name}={value}" for name, value in (env_vars or {}).items()]))
     run = _nemo_run()

@@ -1,1 +1,22 @@
-"""Another machine: ssh, the code that is sent there, and the agent that runs there."""
+"""Another machine: ssh, the code that is sent there, and the agent that runs there. What a launch calls is loaded on
+first use: most launches, and every dry-run, connect to none."""
+
+from __future__ import annotations
+
+from nemotron_kit.lazy import load_names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nemotron_kit.remote.agent.operations import packed, pieces
+    from nemotron_kit.remote.snapshot import code_there, place_package
+    from nemotron_kit.remote.ssh import Transport, transport_for
+
+_HOMES = {
+    "agent.operations": "packed pieces",
+    "snapshot": "code_there place_package",
+    "ssh": "Transport transport_for",
+}
+
+__all__ = ["Transport", "code_there", "packed", "pieces", "place_package", "transport_for"]
+
+__getattr__, __dir__ = load_names(__name__, __all__, _HOMES)

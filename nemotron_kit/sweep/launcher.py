@@ -31,13 +31,14 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.profiles import effective_profile
-from nemotron_kit.sweep.hydra_app import ProgramPlanner
+from nemotron_kit.sweep.compose_jobs import install
+from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
-from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, returned, starter_kind
+from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
-from nemotron_kit.worker.result import TaskResult, read_task_result
+from nemotron_kit.worker.result import JobFailed, TaskResult, read_task_result
 
 # What a plan says of one job alone.
 _ONE_JOBS = frozenset(
@@ -179,6 +180,55 @@ class Returned(JobReturn):  # type: ignore[misc]
 log = logging.getLogger("nemotron_kit.launcher")
 
 Made = tuple[SweepJob, JobFolder]
+
+
+def returned(
+    sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
+) -> Any:
+    """Hydra's JobReturn, whose configs are composed when they are asked for. A sweeper that asks for the value of a
+    failed job gets its exception; a detached job has no value yet."""
+    if detached:
+        return Returned(sweep_job.overrides, compose, job, None, value=None)
+    task_result = read_task_result(job)
+    error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
+    value = None
+    try:
+        value = _value(job, task_result, objective) if error is None else None
+    except (JobFailed, ValueError) as missing:
+        error = missing
+    return Returned(sweep_job.overrides, compose, job, task_result, value=value, error=error)
+
+
+def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None) -> Any:
+    if objective is not None:
+        return _metric(job, objective)
+    if task_result is None:  # a recipe's
+        record = job.exit_record() or {}
+        task_result = TaskResult(
+            value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out")
+        )
+    if task_result.left_out:
+        log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
+    return task_result.result
+
+
+def _metric(job: JobFolder, name: str) -> Any:
+    """The last value of a metric that the job wrote."""
+    for record in reversed(job.metrics(100_000)):
+        if name in record:
+            return record[name]
+    raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
+
+
+def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
+    state = job.state()
+    code = (task_result and task_result.code) or state.code or 1
+    failure = task_result.failure if task_result else None
+    if failure is not None and failure.type != "builtins.SystemExit":
+        return failure.rebuild(code)
+    why = state.error or f"exit code {code}"
+    where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
+    return JobFailed(f"Job {job.number} ({sweep_job.label}) {state.state}: {why}; {where}", code)
 
 
 class Jobs:
@@ -341,16 +391,17 @@ class Sweep:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         """Run a batch; Hydra's JobReturn for each of its jobs, in order."""
-        with self._environment():
-            made = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
-        return [
-            returned(
-                *(sweep_job, job, partial(self._composed, overrides, job.number)),
-                objective=self.settings.objective,
-                detached=self.jobs.detached(made[0][0]),
-            )
-            for (sweep_job, job), overrides in zip(made, job_overrides, strict=True)
-        ]
+        with worded(self.task):
+            with self._environment():
+                made = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
+            return [
+                returned(
+                    *(sweep_job, job, partial(self._composed, overrides, job.number)),
+                    objective=self.settings.objective,
+                    detached=self.jobs.detached(made[0][0]),
+                )
+                for (sweep_job, job), overrides in zip(made, job_overrides, strict=True)
+            ]
 
     def close(self) -> None:
         """End what this sweep still has running here."""
@@ -382,6 +433,15 @@ class Sweep:
 
     def _environment(self) -> AbstractContextManager[None]:
         return self.task.users_environment() if isinstance(self.task, RecipeTask) else nullcontext()
+
+
+def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: Mapping[str, Any]) -> Sweep:
+    """The sweep that Hydra's plugin runs its batches by. `settings` are the fields of `hydra.launcher`."""
+    install(context.config_loader)
+    if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
+        drop_copied(config.hydra)
+    with worded(task):
+        return Sweep(config, context, task, Settings(**settings))
 
 
 def _expected_executor(config: Any, settings: Settings) -> str | None:

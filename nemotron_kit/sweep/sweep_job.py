@@ -1,16 +1,13 @@
-"""One job of a sweep: the launcher's settings, its plan, and the JobReturn that Hydra gets."""
+"""One job of a sweep: the launcher's settings, its plan, and its overrides."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import Plan
-from nemotron_kit.worker.result import JobFailed, TaskResult, read_task_result
 
 VIA = ("nemo_run", "kit")
 
@@ -45,8 +42,6 @@ def starter_kind(settings: Settings) -> str:
     return settings.via or ("nemo_run" if there else "kit")
 
 
-log = logging.getLogger("nemotron_kit.launcher")
-
 # The job's config and Hydra's own node, which was a part of it.
 Composed = tuple[Any, Any]
 
@@ -63,57 +58,6 @@ class SweepJob:
     @property
     def label(self) -> str:
         return " ".join(self.overrides)
-
-
-def returned(
-    sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
-) -> Any:
-    """Hydra's JobReturn, whose configs are composed when they are asked for. A sweeper that asks for the value of a
-    failed job gets its exception; a detached job has no value yet."""
-    from nemotron_kit.sweep.launcher import Returned
-
-    if detached:
-        return Returned(sweep_job.overrides, compose, job, None, value=None)
-    task_result = read_task_result(job)
-    error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
-    value = None
-    try:
-        value = _value(job, task_result, objective) if error is None else None
-    except (JobFailed, ValueError) as missing:
-        error = missing
-    return Returned(sweep_job.overrides, compose, job, task_result, value=value, error=error)
-
-
-def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None) -> Any:
-    if objective is not None:
-        return _metric(job, objective)
-    if task_result is None:  # a recipe's
-        record = job.exit_record() or {}
-        task_result = TaskResult(
-            value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out")
-        )
-    if task_result.left_out:
-        log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
-    return task_result.result
-
-
-def _metric(job: JobFolder, name: str) -> Any:
-    """The last value of a metric that the job wrote."""
-    for record in reversed(job.metrics(100_000)):
-        if name in record:
-            return record[name]
-    raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
-
-
-def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
-    state = job.state()
-    code = (task_result and task_result.code) or state.code or 1
-    failure = task_result.failure if task_result else None
-    if failure is not None and failure.type != "builtins.SystemExit":
-        return failure.rebuild(code)
-    why = state.error or f"exit code {code}"
-    where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
-    return JobFailed(f"Job {job.number} ({sweep_job.label}) {state.state}: {why}; {where}", code)
 
 
 def overrides_of(hydra: Any, kind: str = "task") -> list[str]:

@@ -20,7 +20,7 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
 from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
 from nemotron_kit.launch.resume import resume as begin_again
-from nemotron_kit.launch.status import ask, effective_run_state, effective_state, refresh
+from nemotron_kit.launch.status import ask, effective_run_state, effective_state, refresh, refresh_stages
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.remote.agent.operations import lies_in, versions_in
@@ -97,8 +97,6 @@ class _Wait:
 
     def _standing(self, snapshot: StatusSnapshot | None) -> str:
         if self.run.is_pipeline:
-            from nemotron_kit.launch.status import refresh_stages
-
             refresh_stages(self.run)
         if self.jobs is not None:
             return run_state(effective_state(job, snapshot).state for job in self.jobs)

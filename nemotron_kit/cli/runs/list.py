@@ -107,22 +107,20 @@ def list_all(argv: list[str]) -> int:
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs as they stand now: those that are not over are asked about where they run, once a target."""
-    for at, run in enumerate(runs):
-        if (
-            not run.jobs
-            and run.state not in (*TERMINAL, DAMAGED)
-            and (folder := RunFolder(runs_root() / run.id)).is_pipeline
-        ):
-            from nemotron_kit.launch.status import refresh_stages
-
-            refresh_stages(folder)
-            runs = [*runs[:at], folder.summary(), *runs[at + 1 :]]
-    left = [run.id for run in runs if not is_here(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
-    if not left:
+    going = [run for run in runs if run.state not in (*TERMINAL, DAMAGED)]
+    if not any(not run.jobs or not is_here(run.executor) for run in going):
         return list(runs)
-    from nemotron_kit.launch.status import refreshed
+    from nemotron_kit.launch.status import refresh_stages, refreshed
 
-    return refreshed(runs, {run_id: RunFolder(runs_root() / run_id) for run_id in left})
+    folders = {run.id: RunFolder(runs_root() / run.id) for run in going}
+    again = {}
+    for run in going:
+        if not run.jobs and folders[run.id].is_pipeline:
+            refresh_stages(folders[run.id])
+            again[run.id] = folders[run.id].summary()
+    runs = [again.get(run.id, run) for run in runs]
+    left = [run.id for run in runs if not is_here(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    return refreshed(runs, {run_id: folders[run_id] for run_id in left}) if left else list(runs)
 
 
 def as_json(run: RunSummary) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import Measured, less_is_better, measured
 from nemotron_kit.spec.plan import Plan
+from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
 _MAIN = 4
@@ -80,8 +81,6 @@ def _returned(job: JobFolder, state: JobState) -> Any:
     """What a recipe's handler or a program's task function returned, as JSON has it."""
     record: Any = state.facts
     if VALUE not in record:
-        from nemotron_kit.worker.result import FILE
-
         record = record.get("answer") or {}
         with suppress(FileNotFoundError, NemotronError):
             record = read_object(job.path / FILE)

@@ -30,7 +30,7 @@ from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh
+from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh, refresh_stages
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
@@ -163,8 +163,6 @@ def show(argv: list[str]) -> int:
 
 def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:
     """A pipeline: how it stands, and a line for each stage with the run that it is."""
-    from nemotron_kit.launch.status import refresh_stages
-
     refresh_stages(run)
     plan, summary = run.plan(), run.summary()
     rows = [_stage_row(run, record) for record in run.stages()]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit.errors import NotSent, Problem, Unreachable, UserError
 from nemotron_kit.executors.base import (
@@ -37,9 +37,6 @@ from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, resolve_partition
-
-if TYPE_CHECKING:
-    from nemotron_kit.executors.checks import Check
 
 MOST_PER_ARRAY = 1000
 # They would make the image's or environment's Python load packages of another Python.
@@ -209,10 +206,8 @@ class Slurm(Executor):
         """An `srun` command into the job's allocation, run on the machine that has srun."""
         return srun_line(plan, job, state, command, node)
 
-    def checks(self) -> Sequence[Check]:
-        from nemotron_kit.executors import checks as c
-
-        return (c.connection, c.slurm, c.partitions, c.python, c.image, c.mounts, c.storage, c.registry, c.secrets)
+    def checks(self) -> Sequence[str]:
+        return ("connection", "slurm", "partitions", "python", "image", "mounts", "storage", "registry", "secrets")
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]

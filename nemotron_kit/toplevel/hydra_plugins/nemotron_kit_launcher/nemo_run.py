@@ -51,23 +51,11 @@ class NemoRunLauncher(Launcher):
         self._sweep: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from nemotron_kit.sweep.compose_jobs import install
-        from nemotron_kit.sweep.launcher import Sweep, worded
-        from nemotron_kit.sweep.sweep_job import Settings
+        from nemotron_kit.sweep.launcher import begin_sweep
 
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
-        install(hydra_context.config_loader)
-        if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
-            from nemotron_kit.sweep.hydra_app import drop_copied
-
-            drop_copied(config.hydra)
-        with worded(task_function):
-            self._sweep = Sweep(config, hydra_context, task_function, Settings(**self.settings))
+        self._sweep = begin_sweep(config, hydra_context, task_function, self.settings)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from nemotron_kit.sweep.launcher import worded
-
-        task: Any = self.task_function
-        with worded(task):
-            returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
+        returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
         return returned
