@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from nemotron_kit.errors import UserError, nearest
 
@@ -78,6 +78,7 @@ class Command(_Leaf):
     targets: tuple[str, ...] = ()
     interactive: bool = False
     resources: str | None = None
+    module: str = ""
 
     def load_config_cls(self) -> type:
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
@@ -95,6 +96,8 @@ class Command(_Leaf):
 
     def load_preflight(self) -> Callable[..., list[str]] | None:
         """The check `(config, *, connect: bool, here: bool = True) -> problems` that runs before a job."""
+        if self.preflight is None and self.module:
+            return getattr(importlib.import_module(self.module), "preflight", None)
         if self.preflight is None or callable(self.preflight):
             return self.preflight
         return load_object(self.preflight)  # type: ignore[no-any-return]
@@ -187,10 +190,14 @@ def in_order(stages: Sequence[Command], makers: Callable[[Command], Mapping[str,
 class Group:
     """A named group of commands and groups."""
 
-    def __init__(self, name: str, description: str = "", *, path: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, description: str = "", *, path: tuple[str, ...] = (), package: str | None = None
+    ) -> None:
+        """`package`: the recipe's own (`__name__` in its `__init__.py`), from which modules such as ".train" count."""
         _check_name(name, "group")
         self.name = name
         self.description = description
+        self.package = package
         self.path = (*path, name)
         self.children: dict[str, Group | Command | Pipeline] = {}
 
@@ -201,7 +208,7 @@ class Group:
             kind = "command" if isinstance(child, Command) else "pipeline"
             raise ValueError(f"{' '.join(self.path)}: {name!r} is a {kind} already, not a group.")
         if child is None:
-            child = self.children[name] = Group(name, description, path=self.path)
+            child = self.children[name] = Group(name, description, path=self.path, package=self.package)
         child.description = child.description or description
         return child
 
@@ -215,6 +222,7 @@ class Group:
         artifacts: Mapping[str, ArtifactInput] | None = None,
         config_dir: str | Path | None = None,
         *,
+        module: str | None = None,
         config: type | str | None = None,
         aliases: Sequence[str] = (),
         produces: Sequence[str] = (),
@@ -228,11 +236,15 @@ class Group:
         """Register a command.
 
         `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which
-        keep a heavy import out of the tree. `config` is the older word for `config_cls`. `produces` names the artifacts
-        that the handler saves (`{config}` stands for the config's name), so that an error can say which command makes a
-        missing one. `preflight(config, connect=bool)` returns what would stop the job on this machine; one that takes
-        `here=True` too is also asked, with `here=False`, for a job that runs elsewhere: it judges the settings then, of
-        which those that are not known yet are texts with `${art:…}`.
+        keep a heavy import out of the tree. `config` is the older word for `config_cls`.
+        With `module` ("package.module", or ".module" of the App's `package`), which isn't imported either, the rest
+        follows: `config_cls`, `handler` and `preflight` are names in it, `config_dir` is relative to it, `preflight` is
+        the module's function of that name where it has one, and without a `handler` the command is the module itself:
+        its function `main`, and its file as the script. So `app.command("train", "TrainConfig", module=".train")`.
+        `produces` names the artifacts that the handler saves (`{config}` stands for the config's name), so that an
+        error can say which command makes a missing one. `preflight(config, connect=bool)` returns what would stop the
+        job on this machine; one that takes `here=True` too is also asked, with `here=False`, for a job that runs
+        elsewhere: it judges the settings then, of which those that are not known yet are texts with `${art:…}`.
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
@@ -243,8 +255,14 @@ class Group:
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
+        if module is not None:
+            module, file = self._find_module(module, where)
+            script_path = file if script_path is None and handler is None else script_path
+            config_dir = file.parent / config_dir if config_dir else None
+            config_cls, handler = _in_module(config_cls, module), _in_module(handler or "main", module)
+            preflight = _in_module(preflight, module)
         if config_cls is None or handler is None:
-            raise TypeError(f"{where}: command() needs config_cls and handler.")
+            raise TypeError(f"{where}: command() needs config_cls, and handler or module.")
         if not distributed and torchrun:
             raise TypeError(f"{where}: distributed=False is one process, torchrun=True is several.")
         for word in (name, *aliases):
@@ -274,9 +292,22 @@ class Group:
             targets=tuple(targets),
             interactive=interactive,
             resources=resources,
+            module=module or "",
         )
         self.children[name] = command
         return command
+
+    def _find_module(self, module: str, where: str) -> tuple[str, Path]:
+        """The full name of a command's module, and its file. ValueError where there is none."""
+        if module.startswith(".") and self.package is None:
+            raise ValueError(f"{where}: module {module!r} is relative; say to what: App(…, package=__name__).")
+        try:
+            found = importlib.util.find_spec(module, self.package)
+        except ModuleNotFoundError:
+            found = None
+        if found is None or not found.origin:
+            raise ValueError(f"{where}: there is no module {module!r}.")
+        return found.name, Path(found.origin)
 
     def commands(self) -> Iterator[Command]:
         """Every command below, depth first, in the order of declaration. A pipeline is none."""
@@ -367,6 +398,14 @@ def load_object(name: str) -> Any:
             raise UserError(f"{module_name} has no {attribute!r}.")
         found = getattr(found, part)
     return found
+
+
+_Given = TypeVar("_Given")
+
+
+def _in_module(given: _Given, module: str) -> _Given | str:
+    """A name as "module:name"; what says more already, or is an object, unchanged."""
+    return f"{module}:{given}" if isinstance(given, str) and ":" not in given else given
 
 
 def _check_name(name: str, kind: str) -> None:

@@ -1,5 +1,6 @@
 """Declaring a command tree."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +45,41 @@ def test_a_config_folder_beside_the_script_or_the_handler(tmp_path: Path) -> Non
     assert by_script.config_folder == (tmp_path / "stage" / "config").resolve()
     assert app.command("y", Config, handler).config_folder == Path(__file__).resolve().parent / "config"
     assert app.command("z", Config, handler, config_dir=tmp_path).config_folder == tmp_path
+
+
+def test_what_follows_from_a_commands_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "by_module"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "train.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass C:\n    x: int = 1\n"
+        "def main(cfg): return cfg.x\ndef other(cfg): return -cfg.x\ndef preflight(cfg, *, connect): return ['no']\n"
+    )
+    (folder / "bare.py").write_text("def run(cfg): return 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    app = App("a", package="by_module")
+    whole = app.group("g").command("x", "C", module=".train", config_dir="config/x")
+    assert "by_module.train" not in sys.modules  # declaring one imports nothing
+    assert (whole.config_cls, whole.handler) == ("by_module.train:C", "by_module.train:main")
+    assert (whole.script_path, whole.config_folder) == (folder / "train.py", folder / "config/x")
+    assert whole.load_handler()(whole.load_config_cls()()) == 1
+    check = whole.load_preflight()
+    assert check is not None and check(None, connect=False) == ["no"]
+    called = app.command("y", "C", "other", module="by_module.train")
+    assert (called.handler, called.script_path, called.config_folder) == (
+        "by_module.train:other",
+        None,
+        (folder / "config").resolve(),
+    )
+    bare = app.command("z", Config, "run", module=".bare", preflight="by_module.train:preflight")
+    assert bare.load_preflight() is check
+    assert app.command("w", Config, "run", module=".bare").load_preflight() is None
+    with pytest.raises(ValueError, match=r"a n: there is no module '\.gone'"):
+        app.command("n", "C", module=".gone")
+    with pytest.raises(ValueError, match=r"is relative; say to what: App\(…, package=__name__\)"):
+        App("b").command("n", "C", module=".train")
+    with pytest.raises(TypeError, match="needs config_cls"):
+        app.command("n", module=".train")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "a..b", "-x", "a" * 65, "ü"])
