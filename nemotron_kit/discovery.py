@@ -100,7 +100,7 @@ def _add(tree: Tree, name: str, target: str) -> None:
                 tree.apps.update({app.name: app for app in apps})
                 return
         tree.broken[name] = f"{module_name} holds no nemotron.kit.App"
-    # A stranger's module may raise anything, SystemExit included; the others must go on working.
+    # A third-party module may raise anything, including SystemExit; the other recipes must still work.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         tree.broken[name] = f"{type(error).__name__}: {error}"
 

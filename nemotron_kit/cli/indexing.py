@@ -181,7 +181,7 @@ def command_detail(command: Command) -> Node:
     """A command's fields, artifact inputs and configs as plain data. Raises UserError where that can't be had."""
     from nemotron_kit.config.config_files import config_files
 
-    # A stranger's module may raise anything, SystemExit included.
+    # A third-party module may raise anything, including SystemExit.
     try:
         fields = rows(command.load_config_cls())
         folder, configs = command.config_folder, config_files(command)

@@ -1,4 +1,4 @@
-"""A snapshot of the code that is sent with a launch, uncommitted edits included, known by its hash."""
+"""A snapshot of the code that is sent with a launch, including uncommitted edits, identified by its hash."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def listed(root: Path, *options: str) -> list[str]:
 
 
 def work_tree(root: Path, *, new: bool, submodules: bool = True) -> Iterator[str]:
-    """What git tracks in `root`, with its submodules' files; with `new`, also what is neither tracked nor ignored. A
-    submodule's new files, and a clone that lies in the tree without being one, are new files like any other."""
+    """The files that git tracks in `root`, with its submodules' files; with `new`, also those that are neither tracked
+    nor ignored. New files of a submodule, or of a nested clone that is no submodule, count as new files too."""
     inner = []
     for record in listed(root, "--cached", "--stage"):
         facts, _, name = record.partition("\t")
@@ -81,7 +81,7 @@ def work_tree(root: Path, *, new: bool, submodules: bool = True) -> Iterator[str
 
 
 def commit_of(root: Path) -> tuple[str | None, bool]:
-    """(the commit that is checked out, None before the first; whether anything differs from it)."""
+    """(the checked-out commit, None before the first; whether the work tree differs from it)."""
     status = git(root, "status", "--porcelain", "-z", "--untracked-files=normal", "--", ".")
     try:
         return git(root, "rev-parse", "HEAD").decode().strip(), bool(status)
@@ -90,7 +90,7 @@ def commit_of(root: Path) -> tuple[str | None, bool]:
 
 
 def committed(root: Path, *, submodules: bool = True) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """What the commit that is checked out has in `root`, submodules included: members of an archive, without owner and
+    """The content of the checked-out commit in `root`, including submodules, as members of an archive without owner and
     time."""
     top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel")).rstrip("\n"))
     inside = root.resolve().relative_to(top.resolve()).as_posix()
@@ -115,7 +115,7 @@ def _archived(root: Path, tree: str, prefix: str) -> Iterator[tuple[tarfile.TarI
 
 
 def refuse_dirty(root: Path) -> NoReturn:
-    """UserError that names what is not committed."""
+    """Raise UserError, naming the files, if something is not committed."""
     changed = git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".").decode("utf-8", "replace")
     lines = changed.splitlines()
     shown = "\n".join(f"  {line}" for line in lines[:10]) + (f"\n  … {len(lines) - 10} more" if len(lines) > 10 else "")
@@ -133,8 +133,8 @@ _CACHES = frozenset(
 
 @dataclass(frozen=True)
 class Choice:
-    """What to choose from: `root`, whether it lies in a git work tree, and what the profile says. In the folders of
-    `leave_out` only what git tracks is code."""
+    """The settings by which files are chosen: `root`, whether it is in a git work tree, and the profile's settings. In
+    the folders of `leave_out` only files tracked by git count as code."""
 
     root: Path
     in_git: bool = False
@@ -150,12 +150,12 @@ def choose(packager: str, choice: Choice) -> list[str]:
 
 
 def tracked(choice: Choice) -> list[str]:
-    """What git tracks, with the submodules' own files where they are wanted."""
+    """The files tracked by git, with the submodules' files if requested."""
     return list(work_tree(choice.root, new=False, submodules=choice.submodules))
 
 
 def _worktree(choice: Choice) -> list[str]:
-    """Tracked and new files that git doesn't ignore; without git all but environments, caches and records."""
+    """Tracked and new files that git does not ignore; without git all files except environments, caches and records."""
     if not choice.in_git:
         return [name for name in _walk(choice.root, "") if not _left_out(choice, name)]
     known = set(tracked(choice))
@@ -209,7 +209,7 @@ def _left_out(choice: Choice, name: str) -> bool:
 
 
 def _is_debris(folder: Path) -> bool:
-    """A cache (its CACHEDIR.TAG says so), an environment of Python's, or nemotron's own records."""
+    """Whether a folder is a cache (it has a CACHEDIR.TAG), a Python environment, or holds nemotron's records."""
     if folder.name in _CACHES or folder.name.endswith(".egg-info"):
         return True
     if (folder / "pyvenv.cfg").exists() or (folder / "CACHEDIR.TAG").exists():
@@ -218,7 +218,8 @@ def _is_debris(folder: Path) -> bool:
 
 
 def _is_there(path: Path) -> bool:
-    """Files that were deleted are still tracked; sockets, pipes and a submodule's own folder are no files."""
+    """Whether the path is a file or link to be sent. Deleted files may still be tracked; sockets, pipes and a
+    submodule's folder are no files."""
     return path.suffix != ".pyc" and (path.is_symlink() or path.is_file())
 
 
@@ -228,8 +229,8 @@ _LARGEST = 8
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`files`: path relative to `root` → size. `digest`: sha256 of `archive`, a tar.gz that depends on content alone.
-    `dirty`: something in the tree is not what `commit` says."""
+    """`files`: path relative to `root` → size in bytes. `digest`: sha256 of `archive`, a tar.gz that depends on content
+    only. `dirty`: the work tree differs from `commit`."""
 
     root: str
     files: Mapping[str, int]
@@ -239,7 +240,7 @@ class Snapshot:
     dirty: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data for the run's record: which code this was."""
+        """JSON data for the run's record that identifies the code."""
         return {
             "digest": self.digest,
             "root": self.root,
@@ -257,10 +258,11 @@ def take_snapshot(
     leave_out: Collection[str] = (),
     limit: int = LIMIT_BYTES,
 ) -> Snapshot:
-    """Pack a plan's code tree as a profile's settings say.
+    """Pack a plan's code tree as a profile's settings specify.
 
-    Of the folders in `leave_out` (artifacts: they are named, not copied) only what git tracks is sent. Raises UserError
-    for a tree beyond `limit` bytes, with its largest files, and for a dirty one with packager "git".
+    Of the folders in `leave_out` (artifacts, which are referenced and not copied) only files tracked by git are sent.
+    Raises UserError for a tree of more than `limit` bytes, with its largest files, and for a dirty one with packager
+    "git".
     """
     settings = settings or RunConfig()
     root, packager = Path(tree.root), tree.packager
@@ -289,7 +291,7 @@ def take_snapshot(
 
 
 def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequence[str]) -> None:
-    """Have the snapshot unpacked as each of `folders` on the target; it is sent only where it isn't there already."""
+    """Unpack the snapshot as each of `folders` on the target; it is sent only if the target lacks it."""
     known, _ = transport.call("has_code", root=root, digest=snapshot.digest)
     if not known:
         transport.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
@@ -298,8 +300,8 @@ def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequen
 
 
 def code_there(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
-    """Have the code of a plan's tree on the target; the file of the run that says which. A run that has one keeps it:
-    its launch has sent the code, and the tree may be another by now, or none."""
+    """Make the code of a plan's tree available on the target; returns the run's file that identifies it. A run that has
+    such a file keeps it: its launch has sent the code, and the tree may have changed or been removed since."""
     tree = paths.tree
     if not tree:
         return {}
@@ -318,7 +320,7 @@ def code_there(transport: Transport, paths: RemotePaths, settings: RunConfig) ->
 
 
 def place_package(folder: str) -> None:
-    """Put nemotron_kit into a folder of this machine, for a container, unless it is there."""
+    """Put nemotron_kit into a folder of this machine, for a container, unless it exists."""
     package = Path(folder)
     if package.is_dir():
         used(package)
@@ -327,8 +329,8 @@ def place_package(folder: str) -> None:
 
 
 def artifact_folders(root: str) -> list[str]:
-    """The folders below `root` that versions of this machine's registry refer to; also damaged ones, as far as they
-    still say so."""
+    """The folders below `root` that versions of this machine's registry refer to, including damaged versions if their
+    path can still be read."""
     registry = open_registry()
     found = {record.root for record in registry.everything()}
     return sorted(folder for folder in found if folder and folder.startswith(root.rstrip("/") + "/"))
@@ -358,15 +360,15 @@ def _members(root: Path, names: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo
 
 
 def _link(root: Path, path: Path) -> str:
-    """The target of a symbolic link, as it is archived; one that leads out of the tree gets its absolute path, since
-    the copy lies elsewhere."""
+    """The target of a symbolic link as it is archived; the target of a link that leads out of the tree becomes
+    absolute, since the copy is elsewhere."""
     text = os.readlink(path)  # noqa: PTH115 — as it is written
     target = Path(os.path.normpath(path.parent / text))
     return text if target.is_relative_to(root) and not text.startswith("/") else str(target)
 
 
 def _pack(members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> tuple[dict[str, int], bytes]:
-    """(name → size, the archive). No time, no owner: equal content gives equal bytes."""
+    """(name → size, the archive). No time and no owner: equal content gives equal bytes."""
     buffer, sizes = io.BytesIO(), {}
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1, mtime=0, filename="") as packed,

@@ -1,4 +1,4 @@
-"""The transport to a target by the system's ssh: one connection and one Python process there serve many operations."""
+"""The transport to a target by the system's ssh: one connection and one remote Python process serve many operations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 
 
 def ssh_config(values: dict[str, str]) -> Path:
-    """Our config file with `values` (QUIET or LOGIN), written if it isn't there or says something else."""
+    """An ssh config file with `values` (QUIET or LOGIN), written unless it exists with this content."""
     folder = ssh_folder()
     theirs = user_config()
     text = _OURS.format(folder=folder, user_config=f'"{theirs}"', **values)
@@ -91,8 +91,8 @@ def _short_hash(text: str) -> str:
 
 
 def ssh_folder() -> Path:
-    """Where config and sockets lie: $NEMOTRON_HOME/ssh, else, where that can't hold a socket, a private folder of the
-    temporary one. UserError for a folder that somebody else can enter."""
+    """The folder of config and sockets: $NEMOTRON_HOME/ssh, else, if its path is too long for a socket, a private
+    folder in the temporary one. Raises UserError for a folder that another user can enter."""
     home = nemotron_home() / "ssh"
     folder = home
     if len(str(home)) > _LONGEST or not _PLAIN.match(str(home)):
@@ -111,7 +111,7 @@ def ssh_folder() -> Path:
 
 
 def ssh_command(host: str, user: str | None, identity: str | None, *options: str, login: bool = False) -> list[str]:
-    """`ssh … HOST`, ready for a remote command. UserError for an identity that isn't there."""
+    """`ssh … HOST`, to be followed by a remote command. Raises UserError for an identity file that does not exist."""
     arguments = ["ssh", "-F", str(ssh_config(LOGIN if login else QUIET)), "-T", *options]
     if identity:
         path = Path(identity).expanduser()
@@ -157,7 +157,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 
 
 def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError:
-    """The error for an ssh that ended with `code` before the agent was ready (None: it had to be ended)."""
+    """The error for an ssh that ended with `code` before the agent was ready (None: it had to be killed)."""
     output = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
     if code is None:
         return NotSent(f"{to.place} does not answer.", hint=output or "Its login may be very slow. Try again.")
@@ -177,7 +177,7 @@ def _login(to: Destination) -> str:
 
 
 def _profile_of(to: Destination) -> str | None:
-    """The profile that leads there: an error is worth reading env.toml once more."""
+    """The name of the profile with this target. env.toml is read again, for an error message only."""
     try:
         for name in list_run_profiles():
             config = load_run_profile(name)
@@ -192,7 +192,7 @@ CHUNK = 1 << 18
 
 
 class Lost(Exception):
-    """The remote process ended, or was silent for too long. `code` is its exit code, None when it was killed here."""
+    """The remote process ended, or was silent for too long. `code` is its exit code, None if it was killed here."""
 
     def __init__(self, code: int | None, stderr: str) -> None:
         super().__init__(stderr)
@@ -200,7 +200,8 @@ class Lost(Exception):
 
 
 class Pipe:
-    """One started process. Its standard error goes to a file: a master that ssh leaves behind may hold a pipe open."""
+    """One started process. Its standard error goes to a file, since an ssh master process that outlives it may hold a
+    pipe open."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the process
@@ -221,7 +222,7 @@ class Pipe:
         self.used = time.monotonic()
 
     def send(self, data: bytes, stall: float) -> None:
-        """Write all of `data`. Raises Lost when the process is gone, or takes nothing for `stall` seconds."""
+        """Write all of `data`. Raises Lost if the process has ended, or accepts nothing for `stall` seconds."""
         view = memoryview(data)
         while view:
             if not select.select([], [self._in], [], stall)[1]:
@@ -235,7 +236,8 @@ class Pipe:
                 return
 
     def answer(self, mark: str, stall: float) -> dict[str, Any]:
-        """The next answer: the JSON of the next line that begins with `mark`. Lines before it are a shell's noise."""
+        """The next response: the JSON of the next line that begins with `mark`. Other lines are output of a shell's
+        start-up files."""
         start = mark.encode() + b" "
         while True:
             line = self._line(stall)
@@ -256,7 +258,7 @@ class Pipe:
         return self._process.poll() is None
 
     def lost(self) -> Lost:
-        """Why there is nothing more to read; the process is over after this."""
+        """The Lost error that explains the end of the output; the process has ended afterwards."""
         try:
             code: int | None = self._process.wait(0.5)
         except subprocess.TimeoutExpired:
@@ -265,7 +267,7 @@ class Pipe:
         return Lost(code, self._stderr)
 
     def close(self) -> None:
-        """End it: its input closes, and if that is not enough it is killed."""
+        """End the process: close its input, and kill it if it does not end."""
         assert self._process.stdin and self._process.stdout  # noqa: S101
         for stream in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
@@ -309,7 +311,8 @@ _FULL_SECONDS = 1.0
 
 
 class Ssh:
-    """One user on one host. Connects at the first call, and again after the connection was lost."""
+    """An ssh connection of one user to one host. Connects at the first call, and again after the connection was
+    lost."""
 
     def __init__(
         self, host: str, root: str, *, user: str | None = None, identity: str | None = None, python: str = "python3"
@@ -332,7 +335,7 @@ class Ssh:
         return f"{self.user}@{self.host}" if self.user else self.host
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        """See Transport. NotSent (an Unreachable) when the connection failed before anything was asked for."""
+        """See Transport. Raises NotSent (an Unreachable) if the connection failed before the request was sent."""
         with self._lock:
             try:
                 pipe = self._connected()
@@ -358,15 +361,15 @@ class Ssh:
         return ssh_folder() / f"reached-{_short_hash(key)}"
 
     def reached_at(self) -> float:
-        """When a process of this user last had an answer of this target by the same way, in seconds since the epoch; 0
-        where none is known."""
+        """When a process of this user last had a response from this target over the same connection settings, in
+        seconds since the epoch; 0 if unknown."""
         try:
             return self._reached_path.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def close(self) -> None:
-        """End the connection; ssh's master stays for the next one."""
+        """End the connection; ssh's master process stays for the next one."""
         with self._lock:
             self._close()
 
@@ -425,9 +428,10 @@ _open: dict[tuple[str | None, ...], Ssh] = {}
 
 
 def ssh_from(settings: RunConfig) -> Ssh:
-    """The way to the target of a profile with `tunnel = "ssh"`: one for all who ask for the same in this process.
+    """The ssh transport to the target of a profile with `tunnel = "ssh"`, shared by all callers in this process with
+    equal settings.
 
-    UserError for what the profile lacks.
+    Raises UserError for a missing profile setting.
     """
     host, user, identity, python = settings.host, settings.user, settings.identity, settings.python or "python3"
     if not host or not user:
@@ -454,13 +458,14 @@ class Transport(Protocol):
         """The folder on that machine, absolute, that holds runs/."""
 
     def reached_at(self) -> float:
-        """When it last answered any command of this machine's, in seconds since the epoch; 0 where that is not kept."""
+        """When the machine last responded to any command of this machine, in seconds since the epoch; 0 if that is not
+        recorded."""
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
-        """Run an operation of `remote.agent.operations.OPS` on that machine; its result (JSON data) and bytes.
+        """Run an operation of `remote.agent.operations.OPS` on that machine; returns its result (JSON data) and bytes.
 
-        Raises what the operation raised (UserError, NemotronError, …), and Unreachable when the machine did not answer:
-        whether the operation took place is then not known.
+        Raises the operation's own error (UserError, NemotronError, …), and Unreachable if the machine did not answer:
+        it is then not known whether the operation was carried out.
         """
 
 
@@ -484,8 +489,8 @@ class LocalTransport:
 
 
 def transport_for(settings: RunConfig) -> Transport:
-    """The transport to the machine of a profile's settings: over ssh with `tunnel = "ssh"`, else this machine. It does
-    not connect yet."""
+    """The transport to the machine of a profile's settings: over ssh with `tunnel = "ssh"`, else this machine. It
+    connects at the first call."""
     if settings.tunnel == "ssh":
         return ssh_from(settings)
     return LocalTransport(settings.remote_job_dir)

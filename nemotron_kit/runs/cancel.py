@@ -1,4 +1,4 @@
-"""Stopping a job of this machine: TERM, then KILL after a grace; its whole process group, and nothing else."""
+"""Stops jobs of this machine: SIGTERM, then SIGKILL after a grace period, to the job's whole process group only."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LEAVING = 30.0
 
 
 def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobState]:
-    """Stop the jobs and return the states they ended in. Those that are over already are left as they are.
+    """Stop the jobs and return their final states. Jobs that have ended already are left unchanged.
 
-    A process gets TERM, and `grace` seconds later KILL, with its children. A job that never started is marked
-    cancelled; `transition("running")` then refuses. UserError, before anything is stopped, when one of them is not a
-    process of this machine.
+    A process gets SIGTERM, and after `grace` seconds SIGKILL, with its children. A job that never started is marked
+    cancelled; `transition("running")` then refuses. Raises UserError, before anything is stopped, if one of them is not
+    a process of this machine.
     """
     active = [(job, _process(job)) for job in jobs if not job.state().terminal]
-    for job, _ in active:  # all are told before one is stopped: jobs of one process end together
+    for job, _ in active:  # all requests first: jobs of one process end together
         job.request_cancel()
     for job, process in active:
         code = _stop(job, process, grace) if process is not None else signal.SIGTERM
-        if job.exit_record() is None:  # it was killed, or never ran, and so could not say so itself
+        if job.exit_record() is None:  # it was killed, or never ran, so it wrote no record
             job.finish(128 + code, "cancelled", error="cancelled by `nemotron runs cancel`")
     return [job.state() for job in jobs]
 
@@ -44,7 +44,8 @@ def terminate(job: JobFolder) -> bool:
 
 
 def _process(job: JobFolder) -> Mapping[str, Any] | None:
-    """The process to stop, None for a job that has none yet; UserError for one that can't be stopped from here."""
+    """The process to stop, None for a job that has none yet. Raises UserError for one that can't be stopped from
+    here."""
     state = job.state()
     process = state.facts.get("process")
     if isinstance(process, Mapping):
@@ -60,14 +61,14 @@ def _check_here(job: JobFolder, process: Mapping[str, Any]) -> None:
         raise UserError(f"{job.run_id}: job {job.number} names no process: pid {process.get('pid')!r}.")
     if not is_here(process):
         raise UserError(
-            f"{job.run_id} runs on {process.get('host')}, in a place that can't be reached from here.",
+            f"{job.run_id} runs on {process.get('host')}, which can't be reached from here.",
             hint=f"Cancel it there: nemotron runs cancel {job.run_id}.",
         )
 
 
 def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
-    """Send the process TERM, and KILL when it stays; returns the last signal that was needed. One whose job has written
-    its exit record gets time to leave: its exit code should be the record's."""
+    """Send the process SIGTERM, then SIGKILL if it does not end; returns the last signal that was needed. A process
+    that has written the job's exit record gets time to end by itself, so that its exit code is the record's."""
     _send(process, signal.SIGTERM)
     gone = _wait_gone(process, grace) or (job.exit_record() is not None and _wait_gone(process, _LEAVING))
     if not gone:
@@ -78,8 +79,8 @@ def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
 
 
 def _send(process: Mapping[str, Any], number: signal.Signals) -> None:
-    """To the process group where the process leads one of its own (a job started in the foreground of a script shares
-    the script's), else to the process; KILL also to all that it had started, which may lead groups of their own."""
+    """Signal the process group if the process leads one (a job started in the foreground of a script shares the
+    script's), else the process; SIGKILL is also sent to all descendants, which may lead groups of their own."""
     if is_gone(process):
         return
     pid = process["pid"]

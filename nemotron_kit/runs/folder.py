@@ -1,4 +1,4 @@
-"""The folder of one launch: its id, its plan, its jobs. It appears whole, under its final name, or not at all."""
+"""The folder of one launch: its id, its plan, its jobs. It appears atomically, under its final name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PLAN_SHAPE: dict[str, Any] = {
     "direction": str,
     "stages": [str],
 }
-# The kind of a run that has no jobs of its own: its stages are runs.
+# The kind of a pipeline's run, which has no jobs: its stages are runs.
 PIPELINE = "pipeline"
 _STAGES = "stages"
 _LABELS = "labels.json"
@@ -74,8 +74,8 @@ _STAGE_SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a listing shows of a run. Times in seconds since the epoch; `error` says why it failed or is damaged,
-    `reason` what a pending one waits for."""
+    """The facts of a run that a listing shows. Times in seconds since the epoch; `error` is why it failed or is
+    damaged, `reason` what a pending one waits for."""
 
     id: str
     state: str
@@ -103,14 +103,14 @@ class RunFolder:
         return self.path.name
 
     def plan(self) -> dict[str, Any]:
-        """plan.json. Raises DamagedRecord when it isn't there or can't be read."""
+        """The content of plan.json. Raises DamagedRecord if it is missing or can't be read."""
         try:
             return read_object(self.path / "plan.json", PLAN_SHAPE)
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
 
     def jobs(self) -> list[JobFolder]:
-        """Its jobs by number; none when the folder is damaged."""
+        """Its jobs by number; empty if the folder is damaged."""
         try:
             names = os.listdir(self.path / "jobs")  # noqa: PTH208 — names only
         except OSError:
@@ -118,7 +118,7 @@ class RunFolder:
         return [JobFolder(self.path / "jobs" / name) for name in sorted(filter(str.isdecimal, names), key=int)]
 
     def job(self, number: int = 0) -> JobFolder:
-        """Job `number`; UserError when the run has no such job."""
+        """Job `number`. Raises UserError if the run has no such job."""
         folder = self.path / "jobs" / str(number)
         there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
         if not there and self.is_pipeline:
@@ -132,7 +132,7 @@ class RunFolder:
         return JobFolder(folder)
 
     def add_job(self, number: int, texts: Mapping[str, str], *, attached: bool = False) -> JobFolder:
-        """One more `pending` job (a sweep's next point), as `create_run` makes them."""
+        """Add one more `pending` job (the next of a sweep), as `create_run` makes them."""
         final = self.path / "jobs" / str(number)
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
@@ -149,17 +149,17 @@ class RunFolder:
         return JobFolder(final)
 
     def labels(self) -> dict[str, Any]:
-        """What its user calls it: `{"name", "tags", "note"}`, None and [] for what was never said. Raises
+        """The user's labels: `{"name", "tags", "note"}`, None and [] for those that were never set. Raises
         DamagedRecord."""
         found: dict[str, Any] = {"name": None, "tags": [], "note": None}
         try:
-            said = read_object(self.path / _LABELS, {"name": str, "tags": [str], "note": str})
+            stored = read_object(self.path / _LABELS, {"name": str, "tags": [str], "note": str})
         except FileNotFoundError:
             return found
-        return {key: said.get(key) or empty for key, empty in found.items()}
+        return {key: stored.get(key) or empty for key, empty in found.items()}
 
     def label(self, **changes: Any) -> None:
-        """Change some of its labels; the last word counts."""
+        """Set some of its labels; each replaces the earlier value."""
         files.write_json(self.path / _LABELS, {**self.labels(), **changes})
 
     @property
@@ -171,14 +171,14 @@ class RunFolder:
             return False
 
     def add_stage(self, number: int, record: Mapping[str, Any]) -> None:
-        """What was decided about a pipeline's stage, by its number: `stage`, `why`, and `skipped` with the `outputs` of
-        an earlier run, or the `run` that it is."""
+        """Record the decision on a pipeline's stage, by its number: `stage`, `why`, and `skipped` with the `outputs` of
+        an earlier run, or the `run` of the stage."""
         folder = self.path / _STAGES
         folder.mkdir(mode=0o700, exist_ok=True)
         files.write_json(folder / f"{number:03d}.json", masked({"at": now_iso(), **record}))
 
     def stages(self) -> list[dict[str, Any]]:
-        """The records of a pipeline's stages in order; those that can't be read are left out."""
+        """The records of a pipeline's stages in order; unreadable ones are left out."""
         found = []
         for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
             with contextlib.suppress(DamagedRecord, FileNotFoundError):
@@ -186,7 +186,7 @@ class RunFolder:
         return found
 
     def stage_run(self, record: Mapping[str, Any]) -> RunFolder | None:
-        """The run that a stage's record names, None where it was skipped or its run was removed."""
+        """The run named in a stage's record; None if the stage was skipped or its run was removed."""
         folder = self.path.parent / str(record.get("run"))
         there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
         return RunFolder(folder) if record.get("run") and there else None
@@ -196,8 +196,8 @@ class RunFolder:
         return run_state(job.state().state for job in jobs) if jobs else self.summary().state
 
     def summary(self, known: Sequence[JobState] | None = None) -> RunSummary:
-        """Never raises for what is in the folder: a run that can't be read is `damaged`, with the reason. `known`: how
-        all of its jobs stand, for who has read that just now."""
+        """The run's summary. Never raises for the folder's content: an unreadable run is `damaged`, with the reason.
+        `known`: the current states of all of its jobs, for a caller that has just read them."""
         stamp = started_at(self.id)
         created = stamp.timestamp() if stamp else None
         try:
@@ -227,7 +227,8 @@ class RunFolder:
         )
 
     def _of_stages(self, plan: Mapping[str, Any], created: float | None) -> RunSummary:
-        """A pipeline stands as its stages do; one whose launch is gone has failed if stages are left."""
+        """The state of a pipeline from those of its stages; a pipeline whose launch has ended with stages left has
+        failed."""
         records, names = self.stages(), plan.get("stages") or []
         known = [self._of_stage(record) for record in records]
         state = run_state(each.state for each in known) if known else "succeeded"
@@ -306,7 +307,7 @@ def create_run(
 
 
 def open_job(path: Path | str) -> JobFolder:
-    """The job folder at `path` (what NEMO_RUN_DIR names). UserError when it isn't one."""
+    """The job folder at `path` (the value of NEMO_RUN_DIR). Raises UserError if it is none."""
     folder = Path(path).absolute()
     if not (folder.name.isdecimal() and folder.parent.name == "jobs" and folder.is_dir()):
         raise UserError(f"{path} is no job folder.", hint="It should be …/runs/<run id>/jobs/<n>.")

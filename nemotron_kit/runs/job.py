@@ -1,4 +1,4 @@
-"""One job's folder: what it reads, its states, how it ended; and the process that runs it."""
+"""One job's folder: its inputs, its states, its exit record, and the process that runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nemotron_kit.files import decoded, open_regular, read_regular
 from nemotron_kit.masking import masked
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
-# Nobody leaves these by himself; `nemotron runs resume` begins a new attempt. A job that its scheduler starts again
+# Final states; `nemotron runs resume` begins a new attempt. A job that its scheduler starts again
 # is `pending`, whatever stopped it.
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "preempted"})
 # A run whose plan.json can't be read; no job is ever in this state.
@@ -49,9 +49,9 @@ _PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preemp
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands. Times are seconds since the epoch; `code` is the exit code once there is one.
+    """The state of a job. Times are seconds since the epoch; `code` is the exit code once there is one.
 
-    `facts` is what the last writer said: `process` (pid, host, …) for a job on this machine, and what a back end adds.
+    `facts` are from the last transition: `process` (pid, host, …) for a job on this machine, and facts of the back end.
     """
 
     state: str
@@ -68,7 +68,8 @@ class JobState:
 
 
 def run_state(states: Iterable[str]) -> str:
-    """One state for all jobs of a run: unfinished before failed, failed before succeeded; pending without jobs."""
+    """One state for all jobs of a run: unfinished takes precedence over failed, failed over succeeded; pending without
+    jobs."""
     present = set(states)
     return next((state for state in _PRECEDENCE if state in present), "pending")
 
@@ -79,7 +80,7 @@ def now_iso() -> str:
 
 def parse_time(value: object) -> float | None:
     """Seconds since the epoch of an ISO time or a number; None for anything else (a damaged record), and for a time
-    that no run can have had and no calendar can show."""
+    that is out of range for a run or for the calendar."""
     if isinstance(value, bool):
         return None
     try:
@@ -105,12 +106,12 @@ def process_facts(pid: int | None = None) -> dict[str, Any]:
 
 
 def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether this process can judge that one: same host and same pid namespace."""
+    """Whether this process can judge the state of that one: same host and same pid namespace."""
     return process.get("host") == socket.gethostname() and process.get("namespace") == _namespace()
 
 
 def is_gone(process: Mapping[str, Any]) -> bool:
-    """True only when the process is known to have ended; False when it lives or can't be judged from here."""
+    """True only if the process is known to have ended; False if it lives or can't be judged from here."""
     pid = process.get("pid")
     if not is_here(process) or not isinstance(pid, int) or pid <= 0:
         return False
@@ -179,12 +180,13 @@ _TAIL_BYTES = 1024 * 1024
 
 
 class DamagedRecord(NemotronError):
-    """A record is there but can't be read as what it should be."""
+    """A record exists but can't be read as the document that it should be."""
 
     exit_code = 3
 
 
-# What may stand under a key (null, and nothing, always may): a type, or one of several; {key: …} for an object with
+# The shape of a value (null, and a missing key, are always valid): a type, or one of several; {key: …} for an object
+# with
 # these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list.
 Shape = Any
 _WORDS = {
@@ -198,8 +200,8 @@ _WORDS = {
 
 
 def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
-    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord when the file holds no whole object, or one
-    that has not this shape."""
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord if the file holds no complete object, or
+    one without this shape."""
     try:
         value = json.loads(read_regular(path, limit=_MAX_BYTES))
     except FileNotFoundError:
@@ -217,15 +219,15 @@ def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
 
 
 def misshapen(value: Any, shape: Shape, key: str) -> str | None:
-    """The first thing in a value that has not its shape, named by its key; None if all has."""
+    """The first part of a value that does not have its shape, named by its key; None if all have."""
     if value is None:
         return None
     kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, dict | list) else shape,)
     # To Python, true is a whole number.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(_WORDS[kind] for kind in kinds)
-        said = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
-        return f"{key} is {said}, not {expected}"
+        shown = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
+        return f"{key} is {shown}, not {expected}"
     if isinstance(shape, dict):
         pairs = [(k, shape.get(k, shape.get(None))) for k in value]
         found = (misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
@@ -277,13 +279,13 @@ _SPEC: dict[str, Any] = {
     "retries": int,
 }
 DISAPPEARED = "the process disappeared"
-ALONE = "its worker is gone; what it had started runs on"
+ALONE = "its worker has ended; processes that it had started still run"
 _CHILD, _CHILD_END, _CANCEL = "child.json", "child-end.json", "cancel.json"
 # Of a job on several nodes: how each of them ended.
 NODES = "nodes"
 # In the state that begins another attempt.
 RESUMED = "resumed"
-# In an exit record: signals that the job got. A worker that a signal ended does not know why; whoever sent it does.
+# In an exit record: signals that the job got. A worker ended by a signal does not know the reason; its sender does.
 UNEXPLAINED = "signalled"
 # In an exit record: the scheduler was asked to start the job again.
 AGAIN = "again"
@@ -310,7 +312,7 @@ class JobFolder:
 
     @property
     def reference(self) -> str:
-        """What a person calls it: the run's id; of one among several jobs, `ID/N`."""
+        """The name of the job in commands and messages: the run's id; of one among several jobs, `ID/N`."""
         others = any(name.name != self.path.name for name in self.path.parent.glob("[0-9]*"))
         return f"{self.run_id}/{self.number}" if others else self.run_id
 
@@ -321,12 +323,12 @@ class JobFolder:
     # --- what happens to it
 
     def transition(self, state: str, *, writer: str | None = None, observed: bool = False, **facts: Any) -> None:
-        """Record that the job is now in `state`: one new file, so that no two hosts ever write to the same one.
+        """Record that the job is now in `state`: one new file for each transition, so that no two hosts ever write to
+        the same one.
 
-        `running` records this process too, unless `process=` says which one it is (None: none on this machine). Where
-        an earlier attempt had ended (a requeue), its end joins the history. Raises Cancelled when the job was asked to
-        stop before it ran. `observed`: somebody else's job, seen in this state; its exit record, if it has one by now,
-        stays.
+        `running` records this process too, unless `process=` names another (None: none on this machine). If an earlier
+        attempt had ended (a requeue), its exit record joins the history. Raises Cancelled if cancellation was requested
+        before the job ran. `observed`: the state was observed by another process; an existing exit record is kept.
         """
         _check_state(state)
         if observed:
@@ -352,9 +354,9 @@ class JobFolder:
         self.transition("pending", resumed=True)
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
-        """Write the exit record. `state` follows from `code` when left out; a job that did not succeed after
-        `request_cancel` is `cancelled`. One with the fact UNEXPLAINED is not the last word: until another is written
-        the job counts as running; one with AGAIN as pending."""
+        """Write the exit record. `state` follows from `code` if it is left out; a job that did not succeed after
+        `request_cancel` is `cancelled`. A record with the fact UNEXPLAINED is provisional: until another is written the
+        job counts as running; one with AGAIN as pending."""
         state = state or ("succeeded" if code == 0 else "failed")
         _check_state(state)
         if state in ("failed", "preempted") and self.cancel_requested:
@@ -363,11 +365,12 @@ class JobFolder:
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
 
     def record_child(self, pid: int) -> None:
-        """Record the process that does the work for the recorded one: it may outlive that one."""
+        """Record the process that does the work of the recorded one, which it may outlive."""
         files.write_json(self.path / _CHILD, process_facts(pid))
 
     def record_child_end(self, code: int) -> None:
-        """Record how this process ends, which does the work for the recorded one: by then that one may be gone."""
+        """Record the exit code of this process, which does the work of the recorded one: that one may have ended by
+        then."""
         files.write_json(self.path / _CHILD_END, {**process_facts(), "code": code, "finished_at": now_iso()})
 
     def request_cancel(self) -> None:
@@ -377,11 +380,11 @@ class JobFolder:
     def cancel_requested(self) -> bool:
         return (self.path / _CANCEL).exists()
 
-    # --- where it stands
+    # --- its state
 
     def state(self) -> JobState:
-        """The exit record first, then the last state; a process of this machine that is gone without an exit record has
-        failed."""
+        """The job's state, from the exit record, else the last transition. A process of this machine that has ended
+        without an exit record has failed."""
         history = self.history()
         started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
         try:
@@ -406,7 +409,7 @@ class JobFolder:
         return found
 
     def exit_record(self) -> dict[str, Any] | None:
-        """exit.json, None while there is none. Raises DamagedRecord."""
+        """exit.json; None if there is none. Raises DamagedRecord."""
         try:
             return read_object(self.path / "exit.json")
         except FileNotFoundError:
@@ -423,7 +426,7 @@ class JobFolder:
         return folder / f"{name}.log"
 
     def open_log(self, name: str = "job") -> FileIO:
-        """The log, opened for appending, unbuffered and 0600: a requeued job's log goes on where it stopped."""
+        """The log, opened for appending, unbuffered, mode 0600: a requeued job's log is continued."""
         return files.open_appending(self.log_path(name))
 
     def artifacts(self) -> dict[str, Any]:
@@ -443,7 +446,7 @@ class JobFolder:
         return {"inputs": record.get("inputs") or {}, "outputs": outputs}
 
     def spec(self) -> dict[str, Any]:
-        """The content of job.json, which has what the worker needs; {} where there is none. Raises DamagedRecord."""
+        """The content of job.json, the worker's input; {} if there is none. Raises DamagedRecord."""
         try:
             return read_object(self.path / "job.json", _SPEC)
         except FileNotFoundError:
@@ -471,7 +474,7 @@ class JobFolder:
         files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", masked(record))
 
     def _keep_end(self, writer: str | None) -> None:
-        """A new attempt: the earlier exit record becomes part of the history."""
+        """At a new attempt: move the earlier exit record to the history."""
         with contextlib.suppress(FileNotFoundError):
             try:
                 record = read_object(self.path / "exit.json")
@@ -488,7 +491,8 @@ class JobFolder:
     def _from_child_end(
         self, child: Mapping[str, Any], last: Mapping[str, Any], started: float | None
     ) -> JobState | None:
-        """How the job ended, by the process that did its work and outlived the recorded one; None if it did not say."""
+        """The job's end as recorded by the process that did its work and outlived the recorded one; None if it recorded
+        none."""
         end = self._child(_CHILD_END)
         if end is None or any(end.get(name) != child.get(name) for name in ("host", "pid", "started")):
             return None

@@ -28,7 +28,7 @@ _NAME = ".index.json"
 _VERSION = 4
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
-# A sweep's jobs would each have to be looked at to know that the entry still holds.
+# All jobs of a sweep would have to be read to know that the entry is still valid.
 _MOST_JOBS = 16
 _COLUMNS = tuple(field.name for field in fields(RunSummary))[1:]  # the id is the key
 _RECIPE, _STAGE, _STATE, _JOBS = map(_COLUMNS.index, ("recipe", "stage", "state", "jobs"))
@@ -41,7 +41,7 @@ class RunIndex:
     """A cache of run summaries: run id → [stamp of plan.json, stamps of the exit records, the summary's values]."""
 
     def __init__(self, root: Path, run_ids: Collection[str]) -> None:
-        """`run_ids`: every run that there is; entries of others are dropped when the cache is next written."""
+        """`run_ids`: all runs; entries of others are dropped when the cache is next written."""
         self._path, self._root = root / _NAME, str(root)
         self._run_ids = run_ids
         self._entries: dict[str, Any] = {}
@@ -67,12 +67,12 @@ class RunIndex:
                 files.write_bytes(self._path, head + b"\n" + body)
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
-        """The summaries of the runs whose recipe and stage pass `named`, in one of `states` (empty: any) or not
-        finished: the current state of an unfinished run is found elsewhere."""
+        """The summaries of the runs whose recipe and stage pass `named`, and whose state is one of `states` (empty:
+        any) or unfinished: the caller has to look up the current state of an unfinished run."""
         for run_id in run_ids:
             try:
                 row = self._row(run_id, named, states)
-            # An entry that another version wrote, or nobody; or the run's files are gone.
+            # The entry is missing or of another version, or the run's files are gone.
             except (TypeError, ValueError, LookupError, OSError):
                 row = None
             if row:
@@ -84,9 +84,9 @@ class RunIndex:
                     yield summary
 
     def _row(self, run_id: str, named: Named, states: Collection[str]) -> list[Any] | None:
-        """The run's summary without its id; [] where it does not match, None where its folder has to be read.
+        """The run's summary without its id; [] if it does not match, None if its folder has to be read.
 
-        A run's recipe and stage never change; its state does with a new exit record, so the exit records' stamps are
+        A run's recipe and stage never change; its state changes with a new exit record, so the exit records' stamps are
         always compared.
         """
         if run_id not in self._entries:
@@ -103,7 +103,8 @@ class RunIndex:
         return found if plan == _stamp(f"{folder}/plan.json") else None
 
     def _fresh(self, run: RunFolder) -> RunSummary:
-        """The stamps are taken first: what changes while the folder is read makes the entry stale, not wrong."""
+        """A new entry. The stamps are taken first: a change while the folder is read makes the entry outdated, not
+        wrong."""
         jobs, folder = len(run.jobs()), str(run.path)
         stamps: list[list[int]] = []
         with contextlib.suppress(OSError):
@@ -125,7 +126,7 @@ def _stamp(path: str) -> list[int]:
 
 
 def _exits(run: str, jobs: int) -> list[int]:
-    """Those of every exit record: with plan.json, what the summary of a run that is over rests on."""
+    """The stamps of all exit records: with plan.json, they determine the summary of a run that has ended."""
     if jobs == 1:
         return _stamp(f"{run}/jobs/0/exit.json")
     return [value for number in range(jobs) for value in _stamp(f"{run}/jobs/{number}/exit.json")]
@@ -155,9 +156,9 @@ def list_runs(
 ) -> list[RunSummary]:
     """Summaries of the newest `limit` runs that match, newest first; a run that can't be read is `damaged`.
 
-    `stage` also matches the stages below it (`data/prep`); a run has all of `tags`. Without a filter only the
-    runs that are shown are opened.
-    `update` is called once, for all the runs whose states matter: it may know better how those stand that are not over.
+    `stage` also matches the stages below it (`data/prep`); a run must have all of `tags`. Without a filter only the
+    runs that are shown are opened. `update` is called once, with all the runs whose states matter, and may replace the
+    states of those that have not ended.
     """
     root = root or runs_root()
     everything = run_ids(root)
@@ -210,16 +211,17 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
 def remove_run(
     run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
 ) -> None:
-    """Delete a run's folder. Refused as `check_removable` says."""
+    """Delete a run's folder. Raises the errors of `check_removable`."""
     check_removable(run, referenced_by=referenced_by, force=force)
     remove_unreferenced(run.path, lambda: referenced_by(run))
 
 
 def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
-    """Delete a run's folder, unless artifacts lie in it (`referenced()` names them). UserError if it has to stay.
+    """Delete a run's folder, unless artifacts are stored in it (`referenced()` names them). Raises UserError if it has
+    to stay.
 
-    The folder is renamed first and `referenced()` asked again afterwards, so an artifact that was saved meanwhile is
-    seen; a save in turn checks that its files still exist.
+    The folder is renamed first and `referenced()` called again afterwards, so an artifact that was saved meanwhile is
+    found; a save in turn checks that its files still exist.
     """
     # Gone at once under its name, so that no reader meets half of it.
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{files.REMOVED}")
@@ -263,9 +265,9 @@ def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root:
 def check_removable(
     run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
 ) -> None:
-    """UserError while a job is not over (`force` lifts that for one that is not known to be running), and while
-    artifacts lie in the folder: `referenced_by(run)` names those."""
-    # Nothing can be said of a damaged run without jobs but that it isn't running.
+    """Raise UserError if a job has not ended (`force` permits that for one that is not known to be running), or if
+    artifacts are stored in the folder: `referenced_by(run)` names those."""
+    # A damaged run without jobs is known only not to be running.
     state = run.state() if run.jobs() else run.summary().state
     if state not in (*TERMINAL, DAMAGED) and not (force and state != "running"):
         hint = f"Stop it first: nemotron runs cancel {run.id}." if state == "running" else "--force removes it."

@@ -18,7 +18,7 @@ _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 
 
 class TerminalSanitizer:
-    """Decodes a log's bytes to text that is safe to print: control and escape characters are shown, not obeyed.
+    """Decodes a log's bytes to text that is safe to print: control and escape characters are made visible.
 
     Fed in pieces, it gives the same text as for the whole: an incomplete sequence is held back until its end arrives.
     Invalid UTF-8 becomes U+FFFD; newline, tab and carriage return (progress bars) pass.
@@ -42,12 +42,12 @@ class TerminalSanitizer:
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """`text` with question marks for what a terminal's or a file's encoding has no sign for."""
+    """`text` with question marks for characters that a terminal's or a file's encoding lacks."""
     return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
 
 
 def log_names(job: JobFolder) -> list[str]:
-    """The names of the logs that are there: `job`, `rank-0`, …"""
+    """The names of the existing logs: `job`, `rank-0`, …"""
     return sorted(path.stem for path in (job.path / "logs").glob("*.log"))
 
 
@@ -92,8 +92,8 @@ def follow(
 ) -> Iterator[bytes]:
     """The log from `offset` on, as it grows, until `is_over()` and its end is reached. Each byte is read once.
 
-    A file that became shorter was replaced: it is read from its start. Looks every `poll` seconds, less often (up to
-    `slowest`) while nothing comes.
+    A file that became shorter was replaced: it is read from its start. Polls every `poll` seconds, at longer intervals
+    (up to `slowest`) while nothing is added.
     """
     pace = Pace(poll, 1.5, slowest)
     while True:

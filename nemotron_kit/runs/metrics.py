@@ -1,9 +1,9 @@
-"""The metrics of a job: `log_metrics`, which any process of it may call, and what its rows say.
+"""The metrics of a job: `log_metrics`, which any of its processes may call, and the evaluation of its rows.
 
-metrics.jsonl in the job's folder has one JSON object a line: `step` (a whole number; left out where a value belongs to
-no step), one number for each metric, and `rank` where another rank than 0 wrote the row. NaN and infinities are the
-texts "NaN", "Infinity" and "-Infinity". Ranks on other nodes than rank 0 write metrics-rank-N.jsonl beside it:
-appending from two hosts to one file of an NFS loses rows.
+metrics.jsonl in the job's folder has one JSON object a line: `step` (a whole number; left out if a value belongs to no
+step), one number for each metric, and `rank` if a rank other than 0 wrote the row. NaN and infinities are the texts
+"NaN", "Infinity" and "-Infinity". Ranks on other nodes than rank 0 write metrics-rank-N.jsonl beside it: appending from
+two hosts to one file of an NFS loses rows.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _log = logging.getLogger(__name__)
 
 
 def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
-    """Record numbers that this process of a job measured: `log_metrics({"loss": 1.2}, step=7)`.
+    """Record numbers measured by this process of a job: `log_metrics({"loss": 1.2}, step=7)`.
 
     Values are numbers, or scalars of NumPy or torch. They are in metrics.jsonl within a second, also after kill -9, and
-    go to W&B where this process has a run open. Outside of a job (no NEMO_RUN_DIR) nothing is written. Any thread and
-    any forked process may call it. Raises UserError for what is no metric, NemotronError where they can't be written.
+    go to W&B if this process has a run open. Outside of a job (no NEMO_RUN_DIR) nothing is written. Any thread and any
+    forked process may call it. Raises UserError for an invalid metric, NemotronError if the file can't be written.
     """
     row: dict[str, Any] = {}
     if step is not None:
@@ -82,17 +82,17 @@ def _number(name: str, value: Any) -> float:
 
 
 def _kind(value: Any) -> str:
-    said = repr(value)
-    return f"{said if len(said) <= 40 else f'{said[:39]}…'} ({type(value).__name__})"
+    text = repr(value)
+    return f"{text if len(text) <= 40 else f'{text[:39]}…'} ({type(value).__name__})"
 
 
 def _rank() -> int:
-    said = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    return int(said) if said.isdecimal() else 0
+    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(text) if text.isdecimal() else 0
 
 
 def _path(folder: str, rank: int) -> str:
-    """On rank 0's node a rank's number is the local one, too."""
+    """The file of this process's rows. On rank 0's node all ranks, known by local rank, share one."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
     return f"{folder}/{METRICS_FILE}" if rank == 0 or local == str(rank) else f"{folder}/metrics-rank-{rank}.jsonl"
 
@@ -107,7 +107,7 @@ def _say_once() -> None:
 
 
 def to_wandb(row: Mapping[str, Any]) -> None:
-    """Pass the row on if, and only if, this process has a W&B run."""
+    """Log the row to W&B if this process has a W&B run."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
         try:
@@ -117,8 +117,9 @@ def to_wandb(row: Mapping[str, Any]) -> None:
 
 
 class MetricsFile:
-    """Rows on their way into one file. The first is written at once, those that follow closely every quarter second
-    by a thread: whole lines, in one append. The file is opened each time, so that it may be replaced meanwhile."""
+    """Rows to be appended to one file. The first is written at once, those that follow shortly after every quarter
+    second by a thread: whole lines, in one append. The file is opened each time, so that it may be replaced meanwhile.
+    """
 
     _all: ClassVar[dict[str, MetricsFile]] = {}
 
@@ -128,12 +129,12 @@ class MetricsFile:
 
     @classmethod
     def of(cls, path: str | Path) -> MetricsFile:
-        """This process's only one for `path`."""
+        """This process's instance for `path`."""
         found = cls._all.get(path) if isinstance(path, str) else None
         return found or cls._all.setdefault(str(path), cls(str(path)))
 
     def _begin(self) -> None:
-        """Nothing to write, nobody who writes: also that of a forked process, whose parent writes its own rows."""
+        """Start with no rows and no thread; also called in a forked process, whose parent writes its own rows."""
         self._lock = threading.RLock()  # a signal handler may log, too
         self._rows: deque[str] = deque()  # appended to without the lock
         self._rest = b""
@@ -143,7 +144,7 @@ class MetricsFile:
         self._known = False
 
     def write(self, row: Mapping[str, Any], *, now: bool = False) -> None:
-        """Add a row; `now`: it is in the file on return. Raises NemotronError where it, or one before it, can't be
+        """Add a row; with `now` it is in the file on return. Raises NemotronError if it, or an earlier one, can't be
         written."""
         try:
             line = _ENCODE(row)
@@ -162,7 +163,7 @@ class MetricsFile:
                 self._writer.start()
 
     def flush(self) -> None:
-        """Write what waits. Raises NemotronError where that fails."""
+        """Write the pending rows. Raises NemotronError if that fails."""
         with self._lock:
             self._write_out()
 
@@ -170,13 +171,13 @@ class MetricsFile:
         while True:
             time.sleep(_PERIOD_S)
             with self._lock:
-                self._writer, own = None, self._writer  # first: who appends now and sees it writes by itself
+                self._writer, own = None, self._writer  # first: a concurrent append then starts a new thread
                 if not self._rows and not self._rest:
                     return
                 self._writer = own
                 try:
                     self._write_out()
-                except NemotronError:  # kept: the next call, or the end, says it
+                except NemotronError:  # kept: the next call, or the end, raises it
                     self._writer = None
                     return
 
@@ -203,7 +204,7 @@ _ENCODE = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
 
 def _torn(path: str) -> bytes:
-    """What ends a line that a kill cut short."""
+    """The bytes that end a line left incomplete by a kill."""
     with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) == 0:
             return b""
@@ -212,7 +213,7 @@ def _torn(path: str) -> bytes:
 
 
 def flush_metrics() -> None:
-    """Write all that waits in this process; what can't be written is said on stderr."""
+    """Write all pending rows of this process; errors are printed on stderr."""
     for each in list(MetricsFile._all.values()):
         try:
             each.flush()
@@ -221,7 +222,7 @@ def flush_metrics() -> None:
 
 
 def _at_end() -> None:
-    """A process of multiprocessing runs its own finalizers, and no atexit."""
+    """Register with multiprocessing too: its processes run their own finalizers and no atexit functions."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, flush_metrics, exitpriority=0)
@@ -241,13 +242,13 @@ _LESS = re.compile("loss|error|perplexity", re.IGNORECASE)
 
 
 def less_is_better(name: str) -> bool:
-    """The best of a metric is its least value where its name has loss, error or perplexity in it, else its greatest."""
+    """Whether the best value of a metric is its least: if its name has loss, error or perplexity in it."""
     return _LESS.search(name) is not None
 
 
 @dataclass
 class Measured:
-    """One metric of a job: its last value and its best one, each with its step (None: it was logged without one)."""
+    """One metric of a job: its last and its best value, each with its step (None: it was logged without one)."""
 
     last: float
     step: int | None
@@ -259,17 +260,17 @@ class Measured:
 
 
 def measured(folder: Path) -> dict[str, Measured]:
-    """Each metric in the metrics.jsonl of a job's folder, in the order in which they first came; {} without the file.
-    It is read row by row, and lines that are none are passed over. Rows of other ranks count only for what rank 0 did
-    not log."""
+    """Each metric in the metrics.jsonl of a job's folder, in order of first appearance; {} without the file. The file
+    is read row by row, and invalid lines are skipped. Rows of other ranks count only for metrics that rank 0 did not
+    log."""
     first: dict[str, Measured] = {}
     others: dict[str, Measured] = {}
     with contextlib.suppress(OSError):
         for row in _rows(folder / METRICS_FILE):
             step = row.pop("step", None)
             into = others if row.pop("rank", 0) else first
-            for name, said in row.items():
-                value = _LOST.get(said, said) if isinstance(said, str) else said
+            for name, text in row.items():
+                value = _LOST.get(text, text) if isinstance(text, str) else text
                 if not isinstance(value, int | float) or isinstance(value, bool):
                     continue
                 known = into.get(name)
@@ -284,8 +285,8 @@ def measured(folder: Path) -> dict[str, Measured]:
 
 
 def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
-    """Few rows of which `measured` says the same as of all of a job's: its last `count`; where there are more, each
-    metric's best and last before them."""
+    """A few rows for which `measured` gives the same as for all of a job's: the last `count`, preceded, if there are
+    more, by each metric's best and last row."""
     rows = job.metrics(count + 1)
     if len(rows) <= count:
         return rows

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Copies:
-    """`make()` gives a new copy of what it was made from, types, flags and parents included."""
+    """`make()` gives a new deep copy of a config, with types, flags and parents."""
 
     def __init__(self, original: Any) -> None:
         self._original, self._types = original, list[type]()
@@ -79,7 +79,7 @@ class Unusual(Exception):
 
 
 class SweepComposer:
-    """`load_sweep_config`, for a ConfigLoaderImpl."""
+    """A replacement for ConfigLoaderImpl.load_sweep_config that composes each choice of groups once."""
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._slow = loader, loader.load_sweep_config
@@ -93,10 +93,10 @@ class SweepComposer:
         return self  # Hydra copies its singletons to send them along; this is taken out of the copy
 
     def __call__(self, master_config: Any, sweep_overrides: Sequence[str]) -> Any:
-        """What Hydra's own would give for the same arguments. Raises what it would raise."""
+        """The config that Hydra's loader would give for the same arguments. Raises what that would raise."""
         try:
             return self._quick(master_config, list(sweep_overrides))
-        # Hydra knows why, and says it in its own words.
+        # Hydra raises its own error.
         except Exception:  # noqa: BLE001
             return self._slow(master_config, list(sweep_overrides))
 
@@ -116,7 +116,7 @@ class SweepComposer:
         return config
 
     def _parse(self, text: str) -> Any:
-        """The parsed override; one that many jobs have is parsed once."""
+        """The parsed override. Cached: many jobs share overrides."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self._parser = self._parser or OverridesParser.create()
@@ -125,14 +125,14 @@ class SweepComposer:
         return self._parsed[text]
 
     def _is_choice(self, override: Any) -> bool:
-        """As Hydra tells a choice of a group's option from a value."""
+        """Whether an override chooses a group's option, by Hydra's own rule, or sets a value."""
         key = override.key_or_group
         if key not in self._groups:
             self._groups[key] = self._loader.repository.group_exists(key)
         return self._groups[key] and not isinstance(override.value(), dict)
 
     def _tree(self, name: str | None, fixed: list[str], choices: list[Any]) -> Copies:
-        """The config before any value of a job's own is overridden."""
+        """The config before any value of a job is overridden."""
         key = (name, *fixed, None, *(o.input_line for o in choices))
         if key not in self._trees:
             known = [self._parse(text) for text in fixed]
@@ -150,7 +150,7 @@ class SweepComposer:
         from hydra._internal.defaults_list import create_defaults_list
         from omegaconf import OmegaConf, open_dict
 
-        # One of its own for each tree: merging moves what was loaded into the tree.
+        # One copy for each tree: merging moves the loaded nodes into the tree.
         _, files = self._loader._parse_overrides_and_create_caching_repo(name, [])
         found = create_defaults_list(
             repo=files, config_name=name, overrides_list=choices, prepend_hydra=True, skip_missing=False
@@ -167,8 +167,8 @@ class SweepComposer:
 
 @dataclass(frozen=True)
 class ConfigRecord:
-    """The config of an earlier job. `name` is its config's, `file` holds its `values`. `added` are the keys that are no
-    fields of the command (`+key=…`), `deleted` the overrides that took keys away (`~key`)."""
+    """The config of an earlier job. `name` is its config's name, `file` holds its `values`. `added` are the keys that
+    are no fields of the command (`+key=…`), `deleted` the overrides that removed keys (`~key`)."""
 
     recipe: str
     stage: str
@@ -180,16 +180,16 @@ class ConfigRecord:
 
 
 class RecordComposer:
-    """Composes jobs anew of what is on record: the command as it is now, with the recorded values in the place of a
-    config file. Hydra composes each command once; each job's values then go onto a copy."""
+    """Composes jobs from recorded configs: the current command, with the recorded values in place of a config file.
+    Hydra composes each command once; each job's values are then merged into a copy."""
 
     def __init__(self, tree: Tree, env: EnvFile) -> None:
         self._tree, self._env = tree, env
         self._commands: dict[tuple[str, str, str], tuple[PreparedCommand, Composed, Copies]] = {}
 
     def compose(self, record: ConfigRecord, overrides: Sequence[str]) -> Composed:
-        """The job with `overrides` on top. Raises UserError for a value that the command no longer takes, with the
-        record's file and line, and for what is wrong with an override."""
+        """The job with `overrides` on top. Raises UserError for a value that the command no longer accepts, with the
+        record's file and line, and for an invalid override."""
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from hydra.types import RunMode
@@ -216,8 +216,8 @@ class RecordComposer:
 
 
 def _merge(config: Any, record: ConfigRecord) -> None:
-    """Put the recorded values into a composed config. What is no field and was not added is Hydra's error for a value
-    of a config file."""
+    """Merge the recorded values into a composed config. A key that is no field and was not added gives Hydra's error
+    for a value of a config file."""
     from hydra.errors import ConfigCompositionException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -237,12 +237,12 @@ def _merge(config: Any, record: ConfigRecord) -> None:
 
 
 def uninstall(loader: Any) -> None:
-    """Make it compose as Hydra has it: a copy that is sent along carries nothing of ours."""
+    """Restore Hydra's own composition: a loader that is pickled and sent along must not refer to this module."""
     vars(loader).pop("load_sweep_config", None)
 
 
 def install(loader: Any) -> None:
-    """Make a loader of Hydra's compose sweeps this way. One that is not known is left as it is."""
+    """Make a loader of Hydra's compose sweeps with SweepComposer. A loader of an unknown class is left unchanged."""
     import hydra
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -251,7 +251,7 @@ def install(loader: Any) -> None:
 
 
 def _describe(runtime: Any, files: Any, choices: dict[str, Any]) -> None:
-    """hydra.runtime, which is the same for every job of these choices."""
+    """hydra.runtime, which is equal for all jobs with these choices."""
     from hydra import __version__, version
     from hydra.conf import ConfigSourceInfo
 
@@ -272,7 +272,7 @@ def _name(job: Any, config_name: str | None) -> None:
 
 
 def _finish(hydra: Any, overrides: Sequence[Any]) -> None:
-    """What Hydra writes about a job into its own node, once the values are in."""
+    """Set the fields of Hydra's node that depend on the job, after the values."""
     from hydra._internal.config_loader_impl import get_overrides_dirname
     from omegaconf import open_dict
 

@@ -49,7 +49,8 @@ class PayloadBuilder:
     """Makes the payloads (worker.payload) of one launch's jobs."""
 
     def __init__(self, task: Callable[..., Any], callbacks: Any, argv: list[str], earlier: int = 0) -> None:
-        """`earlier`: how many sweeps over a task function of this name the program has made before this one."""
+        """`earlier`: the number of sweeps over a task function of this name that the program has made before this
+        one."""
         self.kind, self.function, self._program = _kind(task)
         self._argv = self._program.argv if self._program else argv
         self._earlier, self._versions = earlier, versions()
@@ -86,8 +87,9 @@ class PayloadBuilder:
 
     @contextmanager
     def _without_literals(self, config: Any) -> Iterator[dict[str, str]]:
-        """Within the block a literal secret in the config, by its key or by its value, is a reference to a variable of
-        this process, which travels as a profile's `secrets` do. Yields those variables, and the types of the values."""
+        """Within the block each literal secret in the config, detected by its key or its value, is replaced by a
+        reference to a variable of this process, which is passed on like a profile's `secrets`. Yields those variables,
+        and the types of the values."""
         found = [(key, node, node._value()) for key, node in literal_secrets(config)]
         literals = {}
         for key, node, value in found:
@@ -103,8 +105,8 @@ class PayloadBuilder:
 
     @contextmanager
     def _without_plugins(self, hydra: Any) -> Iterator[None]:
-        """Within the block hydra.launcher and hydra.sweeper are plain nodes: the plugins' own types may not be there.
-        A sweep can't sweep over them, so that one pair does for all jobs."""
+        """Within the block hydra.launcher and hydra.sweeper are plain nodes: the job's environment may lack the
+        plugins' types. A sweep can't sweep over them, so one pair serves all jobs."""
         from omegaconf import OmegaConf
 
         before = {name: hydra._get_node(name) for name in ("launcher", "sweeper")}
@@ -124,7 +126,7 @@ class PayloadBuilder:
             return base64.b64encode(self._dump(value)).decode("ascii")
         except UserError:
             raise
-        # Whatever a stranger's object raises when it is pickled.
+        # Pickling a third party's object may raise any exception.
         except Exception as error:
             raise UserError(
                 f"A job of this sweep can't be sent to a process of its own: {type(error).__name__}: {error}.",
@@ -146,7 +148,7 @@ class PayloadBuilder:
 
 
 def literal_secrets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, node) of each value in a composed config that is a secret and written out."""
+    """(dotted key, node) of each value in a composed config that is a secret and given literally."""
     content = config._value()
     if isinstance(content, dict | list):
         for name, node in content.items() if isinstance(content, dict) else enumerate(content):
@@ -158,7 +160,7 @@ def literal_secrets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _variable_for(key: str, value: Any) -> str:
-    """A variable that is free, or holds this value, and whose name says that it is a secret."""
+    """A variable that is unset, or holds this value, and whose name marks it as a secret."""
     name = "NEMOTRON_" + re.sub(r"\W+", "_", key).upper()
     name = name if is_secret_name(name) else f"{name}_SECRET"
     number = 1
@@ -169,7 +171,8 @@ def _variable_for(key: str, value: Any) -> str:
 
 
 def _state() -> dict[str, Any]:
-    """Hydra's singletons and OmegaConf's resolvers, without what plugins have stored: they may not be there."""
+    """Hydra's singletons and OmegaConf's resolvers, without those stored by plugins, which the job's environment may
+    lack."""
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
@@ -213,7 +216,7 @@ def _kind(task: Callable[..., Any]) -> tuple[str, str, _Program | None]:
 
 
 def _made_by_the_program(task: Any) -> bool:
-    """Whether the program's own file made the task function, or calls it through @hydra.main itself."""
+    """Whether the program's own file made the task function, or passes it to @hydra.main itself."""
     parts = [task, *(getattr(task, name, None) for name in ("__wrapped__", "__self__", "func")), type(task)]
     if any(getattr(part, "__module__", None) == "__main__" for part in parts if part is not None):
         return True
@@ -227,7 +230,7 @@ def _made_by_the_program(task: Any) -> bool:
 @dataclass(frozen=True)
 class _Program:
     """How this program can be run again. `name` is a file's path, or a module's name with `module` set; `argv` are the
-    arguments that it was started with (it may have taken some of them out of sys.argv by now)."""
+    arguments that it was started with (it may have removed some from sys.argv since)."""
 
     name: str
     module: bool
@@ -236,7 +239,7 @@ class _Program:
 
 
 def _program(main: ModuleType) -> _Program | None:
-    """A prompt, a notebook, `python -c` and standard input can't be run again."""
+    """How to run this program again; None for a prompt, a notebook, `python -c` and standard input."""
     started: list[str] = sys.orig_argv
     path = getattr(main, "__file__", None)
     if main.__spec__ is not None and main.__spec__.name == "__main__":  # a folder, or a zip file, that was named
@@ -261,7 +264,7 @@ def _program(main: ModuleType) -> _Program | None:
 
 
 def _names_module(before: Sequence[str], argument: str, name: str) -> bool:
-    """Whether `argument`, behind the arguments `before`, ends an interpreter's option `-m name`."""
+    """Whether `argument`, preceded by the arguments `before`, ends an interpreter's option `-m name`."""
     if argument == name:
         return bool(before) and before[-1].startswith("-") and before[-1].endswith("m")
     return argument.startswith("-") and not argument.startswith("--") and argument.endswith(f"m{name}")
@@ -283,7 +286,7 @@ class ProgramPlanner:
     def __init__(
         self, task: Callable[..., Any], callbacks: Any, settings: Settings, run_id: str, earlier: int = 0
     ) -> None:
-        """`earlier`: as PayloadBuilder has it."""
+        """`earlier`: see PayloadBuilder."""
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
         self.profile, self.run_id = settings.profile, run_id
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
@@ -403,7 +406,7 @@ class ProgramPlanner:
         }
 
     def _environment(self, hydra: Any, paths: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
-        """The job's variables, and the names of those that no file may hold."""
+        """The job's variables, and the names of those whose values must not be written to any file."""
         copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
         secret = [name for name in copied if is_secret_name(name)]
         variables = job_environment(self.run_id, paths, {}, self.run, ())
@@ -413,15 +416,15 @@ class ProgramPlanner:
 
 
 def _sees_this_tree(run: RunConfig) -> bool:
-    """Whether jobs find the launch's own files where they are. Then they run there, as Hydra's other launchers have it:
-    a program that looks for its project by its own path reads and writes in that. A packager named in the profile sends
-    a copy."""
+    """Whether jobs can use the launch's own files. Then they run in place, as with Hydra's other launchers: a program
+    that finds its project by its own path reads and writes there. A packager named in the profile sends a copy instead.
+    """
     return run.tunnel != "ssh" and run.container_image is None
 
 
 def _shared_code(paths: RemotePaths) -> RemotePaths:
-    """The sweep's jobs on this machine's file system share one copy of the code: they start where they were launched,
-    and so write nothing into it."""
+    """The sweep's jobs on this machine's file system share one copy of the code: they start in the launch folder, and
+    so write nothing into the copy."""
     if paths.is_remote or not paths.code:
         return paths
     code = f"{paths.run}/code"
@@ -430,7 +433,7 @@ def _shared_code(paths: RemotePaths) -> RemotePaths:
 
 
 def _send_outputs_home(hydra: Any, paths: RemotePaths) -> None:
-    """On another machine Hydra's sweep folder lies in the run's: the launch folder is not there."""
+    """On another machine, which lacks the launch folder, put Hydra's sweep folder into the run's folder."""
     from omegaconf import open_dict, read_write
 
     with read_write(hydra), open_dict(hydra):
@@ -439,7 +442,7 @@ def _send_outputs_home(hydra: Any, paths: RemotePaths) -> None:
 
 
 def _shown(config: Any) -> dict[str, Any]:
-    """The job's config as config.yaml shows it to people."""
+    """The job's config as written to config.yaml, for people to read."""
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
@@ -448,7 +451,7 @@ def _shown(config: Any) -> dict[str, Any]:
 
 
 def drop_copied(hydra: Any) -> None:
-    """Take out the values of hydra.job.env_copy, which Hydra would write into files in clear."""
+    """Remove the values of hydra.job.env_copy, which Hydra would write into files unmasked."""
     from omegaconf import open_dict, read_write
 
     variables = hydra.job.env_set

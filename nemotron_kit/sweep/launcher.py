@@ -1,4 +1,4 @@
-"""The engine of `hydra/launcher=nemo_run`: jobs composed, planned and run, results handed back to Hydra."""
+"""The engine of `hydra/launcher=nemo_run`: composes, plans and runs jobs, and returns their results to Hydra."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
 from nemotron_kit.worker.result import JobFailed, TaskResult, read_task_result
 
-# What a plan says of one job alone.
+# The fields of a plan that are specific to one job.
 _ONE_JOBS = frozenset(
     ("files", "config", "launch_command", "job_folder", "environment", "problems", "notes", "captured_at_launch")
 )
@@ -49,12 +49,15 @@ _MANY = 256
 
 
 def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
-    """The sweep's folder. A recipe's is Hydra's sweep.dir, and there already; another app's files stay its own."""
+    """The sweep's run folder. A recipe's is Hydra's sweep.dir and exists already; another app's sweep.dir is separate
+    from it."""
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
     plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
-    # Which returned value is the best, for Optuna's sweeper and its like; a recipe's jobs have Hydra's own files.
+    # The sweeper's direction (Optuna's `maximize`), which decides the best value; a recipe's jobs have Hydra's own
+    # files.
+
     direction = OmegaConf.select(config, "hydra.sweeper.direction")
     if direction is not None:
         plan["direction"] = str(getattr(direction, "name", direction))
@@ -62,27 +65,26 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
 
 
 def _command_line() -> list[str]:
-    """This process's, as it can be typed again."""
+    """This process's command line, quoted for a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
     return ["python", *program, *sys.argv[1:]]
 
 
 def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
-    """Complete plan.json by what the jobs have in common: where they run, and how they were asked for."""
+    """Add to plan.json what the jobs have in common: where they run, and the command line."""
     shared = {key: value for key, value in sweep_job.plan.to_dict().items() if key not in _ONE_JOBS}
     own = {"kind": "sweep", "hydra": ["-m", *masked_overrides(hydra)], "launcher": process_facts()}
     files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
 
 
 class JobWriter:
-    """Makes jobs' folders, each whole or not at all. With few jobs, folders are written while the next jobs are
-    planned; with many, the disk is synced once, at the end. An exception in the block removes the folders.
-    """
+    """Creates jobs' folders, each atomically. With few jobs, folders are written while the next jobs are planned; with
+    many, the disk is synced once, at the end. An exception in the block removes the folders."""
 
     def __init__(self, run: RunFolder, count: int) -> None:
         self.run = run
-        # A sync of the whole file system waits for everybody's data: worth it where each job's own would take longer.
+        # A sync of the whole file system waits for all users' data: used where a sync for each job would take longer.
         self._pool = ThreadPoolExecutor(_WRITERS) if count <= _MANY else None
         self._futures: list[Future[tuple[SweepJob, JobFolder]]] = []
         self._made: list[tuple[SweepJob, JobFolder]] = []
@@ -98,7 +100,7 @@ class JobWriter:
             self._made.append(self._write(sweep_job, attached))
 
     def done(self) -> list[tuple[SweepJob, JobFolder]]:
-        """Every job, in the order that they were added, once all are there."""
+        """All jobs, in the order in which they were added, once all folders exist."""
         if self._pool:
             return [future.result() for future in self._futures]
         files.sync_file_system(self.run.path)
@@ -120,9 +122,8 @@ class JobWriter:
 
 
 class _Asked:
-    """A field of Returned whose value is computed when it is read; JobReturn's __init__, which sets it to None, is
-    ignored.
-    """
+    """A field of Returned whose value is computed on access; the assignment of None by JobReturn's __init__ is
+    ignored."""
 
     def __init__(self, make: Callable[[Returned], Any]) -> None:
         self._make = make
@@ -136,8 +137,7 @@ class _Asked:
 
 class Returned(JobReturn):  # type: ignore[misc]
     """The JobReturn of one job. Its configs are composed again when a sweeper reads them: those of ten thousand jobs
-    would not fit into memory.
-    """
+    would not fit into memory."""
 
     cfg = _Asked(lambda self: self._composed[0])
     hydra_cfg = _Asked(lambda self: self._whole)
@@ -185,8 +185,8 @@ Made = tuple[SweepJob, JobFolder]
 def returned(
     sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
 ) -> Any:
-    """Hydra's JobReturn, whose configs are composed when they are asked for. A sweeper that asks for the value of a
-    failed job gets its exception; a detached job has no value yet."""
+    """Hydra's JobReturn, whose configs are composed on access. Reading the value of a failed job raises its exception;
+    a detached job has no value yet."""
     if detached:
         return Returned(sweep_job.overrides, compose, job, None, value=None)
     task_result = read_task_result(job)
@@ -232,20 +232,18 @@ def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) 
 
 
 class Jobs:
-    """Plans, writes and runs the jobs of one sweep. All batches of the sweep share one record."""
+    """Plans, writes and runs the jobs of one sweep. All batches of the sweep share one run folder."""
 
     def __init__(self, run: RunFolder, settings: Settings, hydra: Sequence[str], *, ours: bool) -> None:
-        """`hydra` are the overrides of the sweep's command line. `ours`: it was launched by `nemotron`, which removes
-        the record of a sweep that could not be planned, and says how to follow a detached one.
-        """
+        """`hydra` are the overrides of the sweep's command line. `ours`: the sweep was launched by `nemotron`, which
+        removes the record of a sweep that could not be planned, and prints how to follow a detached one."""
         self.run, self.settings, self._hydra, self._ours = run, settings, hydra, ours
         self._kind = starter_kind(settings)
         self._scheduler: LocalSchedulerClient | None = None
 
     def run_all(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
-        """Run `count` jobs to their ends, or submit them and return, as the first one's plan says. Raises UserError,
-        and runs none, if one plan has problems.
-        """
+        """Run `count` jobs to their ends, or submit them and return, as the first job's plan specifies. Raises
+        UserError, and runs none, if a plan has problems."""
         try:
             with term_raises():
                 made = self._planned(sweep_jobs, count)
@@ -262,7 +260,7 @@ class Jobs:
         return self.settings.detach or sweep_job.plan.mode == "batch"
 
     def scheduler(self, detached: bool = False) -> LocalSchedulerClient:
-        """What starts the jobs of this machine. It imports NeMo-Run while the jobs are composed here."""
+        """The scheduler of jobs on this machine. It imports NeMo-Run while the jobs are composed."""
         if detached:
             self.close()
             return LocalSchedulerClient(self.run, self._kind, detached=True)
@@ -271,13 +269,13 @@ class Jobs:
         return self._scheduler
 
     def close(self) -> None:
-        """End what this sweep still has running here."""
+        """Stop whatever this sweep still runs on this machine."""
         if self._scheduler is not None:
             self._scheduler.stop()
             self._scheduler = None
 
     def _planned(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
-        """The jobs and their folders. Nothing is left of them when one of them can't be."""
+        """The jobs and their folders. If one of them can't be planned, all folders are removed."""
         executor = None
         with JobWriter(self.run, count) as writer:
             for sweep_job in sweep_jobs:
@@ -318,7 +316,7 @@ class Jobs:
             scheduler.wait(list(labels), lambda job: _tell(job, labels))
 
     def _drop_if_empty(self) -> None:
-        """A sweep that could not be planned leaves no record."""
+        """Remove the record of a sweep that could not be planned."""
         if not self.run.jobs():
             self.close()
             if not self._ours:
@@ -336,7 +334,7 @@ def _tell(job: JobFolder, labels: Mapping[int, str]) -> None:
         log.warning("%s (%s)", text, why or state.state)
 
 
-# How many sweeps this process has made over task functions of a name: a job runs its program again up to its own.
+# Function name → number of sweeps over it in this process: a job runs its program again up to its own sweep.
 _sweeps: Counter[str] = Counter()
 
 
@@ -344,14 +342,13 @@ class Planner(Protocol):
     """Makes the SweepJob of one composed job."""
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """`hydra` is Hydra's own node. Raises UserError for what can't be launched."""
+        """Plan one composed job; `hydra` is Hydra's own node. Raises UserError for a job that can't be launched."""
 
 
 @contextmanager
 def worded(task: Callable[..., Any]) -> Iterator[None]:
-    """Raise NemotronErrors as exceptions of Hydra, which prints the message alone only of its own. Those of a recipe's
-    sweep pass: nemotron's command line prints them.
-    """
+    """Convert NemotronErrors to exceptions of Hydra, which prints only the message of its own. Errors of a recipe's
+    sweep pass unchanged: nemotron's command line prints them."""
     from hydra.errors import CompactHydraException
 
     try:
@@ -366,8 +363,7 @@ class Sweep:
     """The launcher's state between the batches of one sweep."""
 
     def __init__(self, config: Any, context: Any, task: Callable[..., Any], settings: Settings) -> None:
-        """Nothing is written before the first batch. Raises UserError for what is not installed, or a profile that
-        isn't there."""
+        """Writes nothing before the first batch. Raises UserError for a missing package or an unknown profile."""
         self.config, self.context, self.task, self.settings = config, context, task, settings
         starter_kind(settings)
         self._expected = _expected_executor(config, settings)
@@ -404,7 +400,7 @@ class Sweep:
             ]
 
     def close(self) -> None:
-        """End what this sweep still has running here."""
+        """Stop whatever this sweep still runs on this machine."""
         if self._jobs is not None:
             self._jobs.close()
 
@@ -419,7 +415,7 @@ class Sweep:
         return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id, self._earlier)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
-        """The job's config, and Hydra's node, which was a part of it."""
+        """The job's config, and Hydra's node, split off it."""
         from omegaconf import flag_override, open_dict
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -445,9 +441,11 @@ def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: M
 
 
 def _expected_executor(config: Any, settings: Settings) -> str | None:
-    """Where the jobs will run, by what is known before any of them is composed; None for detached ones of this machine.
+    """The executor that the jobs will have, as far as it is known before any of them is composed; None for detached
+    jobs of this machine.
 
-    Raises UserError for a profile that isn't there."""
+    Raises UserError for an unknown profile.
+    """
     from omegaconf import OmegaConf
 
     profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep on this machine, so many at a time, in a process of its own beside the launch."""
+"""Runs the jobs of a sweep on this machine, a limited number at a time, in a separate process beside the launch."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ _TASK = "task"
 
 
 class NemoRun:
-    """Starts the workers as NeMo-Run experiments. NeMo-Run is imported in __init__; its files lie in the working
-    folder, the run's.
-    """
+    """Starts the workers as NeMo-Run experiments. NeMo-Run is imported in __init__; its files go to the working folder,
+    which is the run's."""
 
     def __init__(self) -> None:
         os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
@@ -89,7 +88,8 @@ class NemoRun:
 
 
 def _worker(run: Any, job: JobFolder) -> Any:
-    """The constant command. The folder is named relative to the working folder: TorchX expands `$` in arguments."""
+    """The constant command of a worker. The folder is relative to the working folder, since TorchX expands `$` in
+    arguments."""
     arguments = ["-m", f"{__package__}.local_scheduler", f"jobs/{job.number}", _TASK]
     return run.Script(path="-P", args=arguments, entrypoint=sys.executable)
 
@@ -98,17 +98,17 @@ class Starter(Protocol):
     """Starts the processes of jobs."""
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
-        """Start a worker for each."""
+        """Start a worker for each job."""
 
     def alive(self, job: JobFolder) -> bool:
-        """Whether the process of a job that was started is still there."""
+        """Whether the process of a started job still exists."""
 
 
 class LocalScheduler:
     """The waiting and running jobs of a sweep."""
 
-    def __init__(self, run: RunFolder, starter: Starter, say: IO[str]) -> None:
-        self.run, self.starter, self.say = run, starter, say
+    def __init__(self, run: RunFolder, starter: Starter, output: IO[str]) -> None:
+        self.run, self.starter, self.output = run, starter, output
         self.waiting: deque[int] = deque()
         self.running: dict[int, JobFolder] = {}
         self.parallel = 1
@@ -123,7 +123,7 @@ class LocalScheduler:
         os.environ.update(batch.get("environment") or {})
 
     def turn(self) -> bool:
-        """Reap what has ended, start what there is room for; whether anything happened."""
+        """Record the jobs that have ended and start as many as fit; returns whether anything happened."""
         over = [job for job in self.running.values() if self._is_over(job)]
         for job in over:
             del self.running[job.number]
@@ -136,7 +136,7 @@ class LocalScheduler:
         return bool(over or jobs)
 
     def stop(self) -> None:
-        """End what runs, and mark what waits as cancelled."""
+        """Stop the running jobs, and mark the waiting ones as cancelled."""
         waiting, running = [self.run.job(number) for number in self.waiting], list(self.running.values())
         self.waiting.clear()
         for job in waiting:
@@ -151,7 +151,7 @@ class LocalScheduler:
             self._tell(job.number)
 
     def _is_over(self, job: JobFolder) -> bool:
-        """Ended, with a record. A process that is gone without one gets one here."""
+        """Whether the job has ended with an exit record; one is written here for a process that ended without."""
         if (job.path / "exit.json").exists():
             return True
         if self.starter.alive(job) or (job.path / "exit.json").exists():
@@ -161,18 +161,18 @@ class LocalScheduler:
 
     def _tell(self, number: int) -> None:
         with suppress(BrokenPipeError):  # the launch may be gone
-            self.say.write(json.dumps({"ended": number}) + "\n")
-            self.say.flush()
+            self.output.write(json.dumps({"ended": number}) + "\n")
+            self.output.flush()
 
 
 class Batches:
-    """Reads JSON lines from a descriptor without blocking. `over` is set at its end."""
+    """Reads JSON lines from a descriptor without blocking. `over` is set at the end of input."""
 
     def __init__(self, source: int) -> None:
         self.source, self.over, self._rest = source, False, b""
 
     def poll(self, seconds: float | None) -> list[dict[str, Any]]:
-        """What has come; waits for it for so many seconds, or (None) until something comes."""
+        """The objects received; waits for input for this many seconds, or (None) until some arrives."""
         if self.over:
             time.sleep(seconds or 0)
             return []
@@ -185,15 +185,14 @@ class Batches:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the batches of one launch: `python -m nemotron_kit.sweep.local_scheduler RUN_FOLDER KIND [--detached]`; or be
-    the program of one NeMo-Run task: `… JOB_FOLDER task`."""
+    """Run the worker for the given job folder; its own errors go to logs/worker.log."""
     folder, kind, *flags = sys.argv[1:] if argv is None else argv
     if kind == _TASK:
         return _run_silently(Path(folder))
     detached = "--detached" in flags
-    batches, say = _own_streams()
+    batches, output = _own_streams()
     os.chdir(folder)
-    scheduler = LocalScheduler(RunFolder(Path(folder)), _starter(kind), say)
+    scheduler = LocalScheduler(RunFolder(Path(folder)), _starter(kind), output)
     pace = Pace(0.01, 1.3, 0.2)
     while True:
         for batch in batches.poll(pace.seconds() if scheduler.busy else None):
@@ -221,14 +220,14 @@ def _run_silently(folder: Path) -> int:
 
 
 def _own_streams() -> tuple[Batches, IO[str]]:
-    """(reader, writer): this process's standard input and output, taken for the launch alone. Other code that reads
-    gets an end of file, and what it prints goes to the log."""
-    source, say = os.dup(0), os.fdopen(os.dup(1), "w")
+    """(reader, writer) on this process's standard input and output, reserved for the launch. Other code in the process
+    reads an end of file, and its output goes to the log."""
+    source, output = os.dup(0), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
     os.close(nothing)
-    return Batches(source), say
+    return Batches(source), output
 
 
 def _starter(kind: str) -> Starter:

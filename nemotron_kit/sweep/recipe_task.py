@@ -33,10 +33,10 @@ REFUSED = "refused"
 
 
 class RecipeTask:
-    """The task function of a sweep over a recipe: one job, called by the launcher that Hydra has chosen.
+    """The task function of a sweep over a recipe: one job, called by the launcher configured in Hydra.
 
     Hydra's own launchers call it in this process, submitit's pickles it and calls it in another;
-    `hydra/launcher=nemo_run` calls its `plan` alone.
+    `hydra/launcher=nemo_run` calls only its `plan`.
     """
 
     def __init__(self, folder: Path, argv: Sequence[str], after: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ class RecipeTask:
         self._users = {name: os.environ.get(name) for name in (FULL_ERROR, SAFE_PATH)}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Where a launcher unpickles this, the commands are those that are found there: a program's own are not.
+        # The process that unpickles this discovers its commands; it can't find those of a program's own app.
         found = discover().apps
         for name in tree_in_use().apps.keys() - found.keys():
             raise UserError(
@@ -64,7 +64,7 @@ class RecipeTask:
         hydra_reading_fixes().__enter__()  # never left: each job composes again
 
     def __call__(self, config: Any) -> Any:
-        """Run the job that Hydra composed; what its handler returned goes back to the sweeper."""
+        """Run the job that Hydra composed; returns the handler's return value to the sweeper."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
@@ -75,7 +75,7 @@ class RecipeTask:
             if plan.launch == DETACHED:
                 raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
         except NemotronError as error:
-            # Hydra has made the job's folder, for its log: it says why nothing else is in it.
+            # Hydra has created the job's folder for its log, which explains why it holds nothing else.
             refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
             refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
             raise
@@ -92,7 +92,7 @@ class RecipeTask:
 
     @contextmanager
     def users_environment(self) -> Iterator[None]:
-        """Within the block the variables that the command line sets for itself are as the user has them."""
+        """Within the block the variables that the command line sets for itself have the user's values."""
         before = {name: os.environ.get(name) for name in self._users}
         for name, value in self._users.items():
             _set(name, value)
@@ -138,7 +138,7 @@ class RecipePlanner:
 
 
 def set_run(run: Any, settings: Settings) -> None:
-    """Put the launcher's settings into a job's `run` section. Raises UserError where the two differ."""
+    """Set the launcher's settings in a job's `run` section. Raises UserError if the two differ."""
     profile = settings.profile
     if profile and run.profile and run.profile != profile:
         raise UserError(
@@ -152,14 +152,14 @@ def set_run(run: Any, settings: Settings) -> None:
 
 
 def sweep_job_of(plan: Plan, composed: Composed, overrides: Sequence[str]) -> SweepJob:
-    """The SweepJob of a planned job: Hydra's node goes where the job runs, its other files are for the record."""
+    """The SweepJob of a planned job: Hydra's node is sent to the job, its other files are written to the record."""
     texts = hydra_files(composed)
     plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
     return SweepJob(plan, tuple(overrides), texts)
 
 
 def composed_by_hydra(config: Any, hydra: Any) -> Composed:
-    """What a launcher hands to a task function, as `compose` would have returned it."""
+    """The config passed by a launcher to a task function, in the form that `compose` returns."""
     choices = hydra.runtime.choices
     return from_hydra(find_command(tree_in_use(), choices.recipe, choices.stage), config, hydra)
 

@@ -35,8 +35,8 @@ class LocalSchedulerClient:
             self._process = start_apart(command, errors, talks=True, answers=not detached)
 
     def submit(self, jobs: Sequence[int], parallel: int, secrets: Iterable[str] = ()) -> None:
-        """Queue the jobs, `parallel` of them at a time, with the variables `secrets` of this process, some of which may
-        be younger than the scheduler. Raises NemotronError when the scheduler has ended."""
+        """Queue the jobs, at most `parallel` of them at a time, with the variables `secrets` of this process, some of
+        which may have been set after the scheduler started. Raises NemotronError if the scheduler has ended."""
         assert self._process.stdin is not None  # noqa: S101 — Popen was given a pipe
         self._idle = False
         environment = {name: os.environ[name] for name in secrets if name in os.environ}
@@ -50,7 +50,8 @@ class LocalSchedulerClient:
     def wait(self, jobs: Sequence[int], ended: Callable[[JobFolder], None]) -> None:
         """Wait until the jobs have ended, and call `ended` with each. An interrupt stops all of them first.
 
-        Raises NemotronError when the scheduler has ended before its jobs."""
+        Raises NemotronError if the scheduler ends before its jobs.
+        """
         assert self._process.stdout is not None  # noqa: S101
         left = set(jobs)
         try:
@@ -66,12 +67,12 @@ class LocalSchedulerClient:
             raise
 
     def leave(self) -> None:
-        """Leave a detached scheduler to run on without this process."""
+        """Close the connection to a detached scheduler, which continues to run."""
         assert self._process.stdin is not None  # noqa: S101
         self._process.stdin.close()
 
     def stop(self) -> None:
-        """End the scheduler, and with it every job that has not ended."""
+        """Stop the scheduler, and with it every job that has not ended."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         if self._idle:  # it may still be importing, and has nothing to put in order

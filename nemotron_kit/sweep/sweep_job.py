@@ -14,7 +14,7 @@ VIA = ("nemo_run", "kit")
 
 @dataclass(frozen=True)
 class Settings:
-    """The fields of `hydra.launcher`; None leaves it to the profile or the launcher."""
+    """The fields of `hydra.launcher`; for None the profile or the launcher decides."""
 
     profile: str | None = None
     env: Mapping[str, Any] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Settings:
 
 
 def starter_kind(settings: Settings) -> str:
-    """What starts the jobs of this machine: NeMo-Run where it is installed, unless the settings name one."""
+    """What starts the jobs of this machine: NeMo-Run if it is installed, unless the settings name one."""
     from importlib.util import find_spec
 
     there = find_spec("nemo_run") is not None
@@ -48,8 +48,8 @@ Composed = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One job of a sweep: its plan, its overrides as Hydra has them, and `texts`, files of its folder besides the
-    plan's (name → content)."""
+    """One job of a sweep: its plan, its overrides in Hydra's form, and `texts`, files of its folder besides the plan's
+    (name → content)."""
 
     plan: Plan
     overrides: tuple[str, ...]

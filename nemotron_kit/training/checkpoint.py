@@ -33,17 +33,17 @@ NO_TIME_STEP_LIMIT = 1e-30
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come; saved with each checkpoint.
+    """The progress of a run; saved with each checkpoint.
 
-    Random numbers need no place here: they, like the order of the data and the learning rate, are functions of the
-    seed and the step.
+    No state of random generators is saved: random numbers, the order of the data and the learning rate are functions of
+    the seed and the step.
 
-    step: optimizer steps done. nll, steps_in_window: the loss collected since the last log line. elapsed: seconds of
-    training, over all sittings. loss: the last logged training loss; valid_loss: the last held-out one. valid_on: what
-    stands for the data that it was measured on. changes: what was other than before when the run was resumed ({step,
-    name, there, here}), since checkpoint.may_differ allowed it. window, tokens and held_out are the step loop's: the
-    sums of a step's values since the last row, the tokens in all, the last row of held-out values, and those from
-    before the first step.
+    step: optimizer steps done. nll, steps_in_window: the loss summed since the last log line. elapsed: seconds of
+    training, over all attempts. loss: the last logged training loss; valid_loss: the last held-out one. valid_on:
+    digest of the held-out data. changes: settings that had changed when the run was resumed ({step, name, there,
+    here}), as checkpoint.may_differ permits. window, tokens and held_out belong to the step loop: the sums of a step's
+    values since the last row, the number of tokens trained on, the last row of held-out values and those from before
+    the first step.
     """
 
     step: int = 0
@@ -64,7 +64,7 @@ class TrainingProgress:
 
 
 def export_model(model: Any, folder: Path) -> None:
-    """Write the model to `folder` in transformers' format (safetensors). OSError when the disk refuses."""
+    """Write the model to `folder` in transformers' format (safetensors). Raises OSError if the disk refuses."""
     config = model.config
     before = {name: getattr(config, name) for name in ("use_cache", "time_step_min") if hasattr(config, name)}
     config.use_cache = True  # the Trainer turns it off; it is for generation
@@ -81,7 +81,7 @@ def export_model(model: Any, folder: Path) -> None:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, path: Path) -> None:
-    """Write every tensor of the optimizer's state, named `<entry>.<parameter>`. OSError when the disk refuses."""
+    """Write every tensor of the optimizer's state, named `<entry>.<parameter>`. Raises OSError if the disk refuses."""
     from safetensors.torch import save_file
 
     with _disk_errors():
@@ -89,7 +89,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, pat
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, path: Path) -> None:
-    """Put back what `save_optimizer` wrote. UserError when the file doesn't belong to this model."""
+    """Load what `save_optimizer` wrote. Raises UserError if the file doesn't belong to this model."""
     from safetensors.torch import load_file
 
     parameters = dict(_trained(model))
@@ -118,7 +118,7 @@ def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """safetensors reports a full disk as an error of its own: make it the OSError that it is."""
+    """Convert safetensors' own error for a full disk to an OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -140,9 +140,9 @@ _PRUNED = ".pruned"
 def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Path:
     """Write the checkpoint of `step` and return its folder, `<folder>/step-<step>`.
 
-    `fill` writes files into the folder it is given and returns the record's other entries. Everything is written aside,
-    synced, and renamed at the end: a checkpoint is there whole and durable, or not there. NemotronError when the disk
-    refuses; earlier checkpoints are untouched.
+    `fill` writes files into the folder that it is given and returns the record's other entries. Everything is written
+    to a temporary folder, synced, and renamed at the end, so a checkpoint is complete and durable or absent. Raises
+    NemotronError if the disk refuses; earlier checkpoints are not touched.
     """
     final = folder / name(step)
     if (final / RECORD).is_file():  # the same step of the same run: the same content
@@ -236,9 +236,8 @@ def _read_record(file: Path, allow_unchecked: bool) -> dict[str, Any]:
 
 def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:
     """Remove all but the newest `keep` checkpoints and those in `also`, and what killed writers left. What can't be
-    removed (a file that is open on NFS leaves a `.nfs…`) stays for the next time and is returned, a sentence each:
-    training needs none of it.
-    """
+    removed (a file that is open on NFS leaves a `.nfs…`) is retried next time and returned, one sentence each: it does
+    not affect training."""
     problems = []
     for path in sorted(all_in(folder))[:-keep]:
         if path in also:
@@ -256,7 +255,8 @@ def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:
 
 
 def remove(folder: Path) -> str | None:
-    """Remove a folder, as much of it as can be removed; the first reason why something stayed, None if all is gone."""
+    """Remove a folder, as much of it as can be removed; returns the first reason why something remains, None if all is
+    gone."""
     reasons: list[str] = []
 
     for here, folders, files in os.walk(folder, topdown=False):
@@ -286,7 +286,7 @@ def _is_old(debris: Path) -> bool:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, in no order."""
+    """The checkpoints in `folder`, unordered."""
     return [path for path in folder.glob("step-*") if _NAME.match(path.name) and path.is_dir()]
 
 

@@ -75,7 +75,7 @@ class TrainBlock(BatchBlock):
 
 
 def check_optimizer(block: Any) -> None:
-    """UserError for a value of an `optimizer` block that can't be trained with; None is no value."""
+    """Raises UserError for an invalid value of an `optimizer` block; None means not set."""
     for name, least, most in (
         ("lr", None, math.inf),
         ("min_lr", 0, math.inf),
@@ -115,7 +115,7 @@ class SchedulerConfig:
     min_lr: float = field(default=0.0, metadata={"help": "Where a decay ends"})
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
+        """Raises UserError for an invalid value."""
         _one_of("scheduler.lr_decay_style", self.lr_decay_style, DECAY_STYLES)
         _one_of("scheduler.lr_wsd_decay_style", self.lr_wsd_decay_style, DECAY_SHAPES)
         for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters", "min_lr"):
@@ -155,7 +155,7 @@ class CheckpointConfig:
     )
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
+        """Raises UserError for an invalid value."""
         for name in ("save_interval", "most_recent_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -182,7 +182,7 @@ class LoggerConfig:
     wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
+        """Raises UserError for an invalid value."""
         if self.log_interval < 1:
             raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
 
@@ -211,7 +211,7 @@ def check_target(recipe: Mapping[str, Any], targets: Sequence[str], because: str
 
 
 def unknown(value: Any) -> bool:
-    """Whether a value is a reference that only the job can resolve (`${art:…}`): a plan may hold such."""
+    """Whether a value is a reference that only the job can resolve (`${art:…}`), which a plan may contain."""
     return isinstance(value, str) and "${" in value
 
 

@@ -31,11 +31,11 @@ class ShardContents:
 
 
 def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str | None = None) -> ShardContents:
-    """The content of shards, compared with the records that data prep left beside them (`<prefix>.json`).
+    """The content digests of shards, compared with the records that data prep left beside them (`<prefix>.json`).
 
-    `verify`: read every recorded shard and compare its sha256 (None: where they take READ_LIMIT bytes at most).
-    `registered`: the artifact whose files a registry has found as they were saved. Raises UserError for a file that is
-    not what its record says.
+    `verify`: read every recorded shard and compare its sha256 (None: if they have at most READ_LIMIT bytes).
+    `registered`: the artifact whose files a registry has verified. Raises UserError for a file that does not match its
+    record.
     """
     prefixes = list(dict.fromkeys(prefixes))
     records = {prefix: found for prefix in prefixes if (found := _record(prefix)) is not None}
@@ -48,7 +48,7 @@ def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str
 
 
 def _record(prefix: str) -> dict[str, tuple[int, str]] | None:
-    """{suffix: (size, sha256)} of a shard, from its record; None without one. UserError for one that can't be read."""
+    """{suffix: (size, sha256)} of a shard, from its record; None without one. Raises UserError if it can't be read."""
     path = Path(f"{prefix}.json")
     try:
         record = json.loads(read_regular(path))

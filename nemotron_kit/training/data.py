@@ -1,4 +1,4 @@
-"""From Megatron shards to training samples: blends, windows of seq_length + 1 tokens, and their order."""
+"""Training samples from Megatron shards: blends, windows of seq_length + 1 tokens, and their order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BlendSource:
 
 
 def read_blend(path: str | Path) -> dict[str, list[BlendSource]]:
-    """The sources of each split that the file names; relative prefixes count from the file's folder.
+    """The sources of each split in a blend file; relative prefixes are relative to the file's folder.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
     """
@@ -318,7 +318,7 @@ class BlendSamples:
         return self.shards[sources[offset]].tokens[start : start + self.seq_length + 1]
 
     def describe(self) -> list[list[float]]:
-        """[weight, windows] of each shard that is read: what, with the seed, decides every sample."""
+        """[weight, windows] of each shard that is read; with the seed, they determine every sample."""
         return [[float(weight), count] for weight, count in zip(self._shares, self.counts, strict=True)]
 
     def _plan(self, position: int) -> tuple[int, list[int], list[int]]:
@@ -334,7 +334,7 @@ class BlendSamples:
 
 
 class HeldOutSamples:
-    """Every window of seq_length + 1 tokens of the given shards once, in order; at most `limit`, evenly spread."""
+    """Every window of seq_length + 1 tokens of the given shards once, in order; at most `limit`, evenly spaced."""
 
     def __init__(self, sources: Sequence[BlendSource], seq_length: int, limit: int | None) -> None:
         self.seq_length = seq_length
@@ -355,7 +355,7 @@ class HeldOutSamples:
 
 
 def window_count(shard: TokenShard, seq_length: int) -> int:
-    """How many windows of seq_length + 1 tokens the shard holds; what is left at its end is not used."""
+    """The number of windows of seq_length + 1 tokens in the shard; the remainder at its end is not used."""
     return max(0, (shard.token_count - 1) // seq_length)
 
 
@@ -423,7 +423,8 @@ class BatchSampler:
 
 
 def collate(samples: Samples, positions: range, vocab_size: int) -> dict[str, Any]:
-    """{"input_ids", "labels"} of the samples at `positions`; UserError for a token that the model doesn't have."""
+    """{"input_ids", "labels"} of the samples at `positions`. Raises UserError for a token outside of the model's
+    vocabulary."""
     import torch
 
     windows = np.stack([samples[position] for position in positions]).astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""Pretraining from a config to a model on disk."""
+"""Pretraining: from a config to a model on disk."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class TrainingOutcome:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run reads: `train`, the endless blend, and `held_out`, the validation windows (None without a valid
-    split). `model` is the config's model block, completed by what the data decides."""
+    """The data of a run: `train`, the endless blend, and `held_out`, the validation windows (None without a valid
+    split). `model` is the config's model block, completed with the settings that the data determines."""
 
     train: BlendSamples
     held_out: HeldOutSamples | None
@@ -65,10 +65,10 @@ class TrainingData:
 
 
 def pretrain(config: PretrainConfig) -> TrainingOutcome:
-    """Train as `config` says, resuming where a checkpoint exists, and return where the model lies.
+    """Train as `config` specifies, resuming from a checkpoint if there is one, and return where the model is.
 
-    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config or data are wrong; Preempted
-    when a signal stopped the run (a checkpoint is saved by then).
+    Runs in every process that torchrun starts; only rank 0 writes. Raises UserError if config or data are invalid,
+    Preempted if a signal stopped the run (a checkpoint is saved by then).
     """
     passive_cpu_waits()
     config.check()
@@ -89,7 +89,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
 
 
 def open_data(config: PretrainConfig) -> TrainingData:
-    """Open and check every shard of the blend. UserError for data that is missing, damaged or too little."""
+    """Open and check every shard of the blend. Raises UserError for data that is missing, damaged or too small."""
     path = config.blend_path
     blend = read_blend(path)
     if "train" not in blend:
@@ -107,7 +107,7 @@ def open_data(config: PretrainConfig) -> TrainingData:
 
 
 def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> StartingPoint:
-    """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
+    """The starting point of the run. Only rank 0 reads large files and refuses a checkpoint of another run."""
     if processes.rank() != 0:
         return find_start(config, {})
     shards = [*data.train.shards, *(data.held_out.shards if data.held_out else ())]
@@ -194,15 +194,15 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
 
 
 def passive_cpu_waits() -> None:
-    """Let torch's CPU threads sleep while they wait; it is read when torch is loaded.
+    """Let torch's CPU threads sleep while they wait (OMP_WAIT_POLICY, which torch reads when it is loaded).
 
-    By default they spin, and where another process wants the same cores a step takes twenty times as long.
+    By default they spin, and a step takes twenty times as long if another process competes for the cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def quiet() -> None:
-    """Keep other libraries' bars and advice out of a run's lines."""
+    """Suppress other libraries' progress bars and advice."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -1,5 +1,4 @@
-"""What a model is worth: its loss on data that it was not trained on, its answers to questions with a known answer,
-and the tasks of lm-eval-harness."""
+"""Evaluates a model: its held-out loss, its answers to questions with a known answer, and tasks of lm-eval-harness."""
 
 from __future__ import annotations
 
@@ -36,9 +35,9 @@ def held_out(
     speaker: Speaker, data: Path, *, split: str, limit: int | None, seq_length: int | None, batch_size: int
 ) -> Result:
     """{"loss", "bits_per_byte", "tokens"} of a split of prepared data: pretraining shards with a blend.json, or packed
-    chat rows, of which the tokens count that an assistant says. The loss is in nats a token.
+    chat rows, of which only the assistant's tokens count. The loss is in nats per token.
 
-    `limit` is a number of windows (shards) or rows (packed). UserError for data without the split.
+    `limit` is a number of windows (shards) or rows (packed). Raises UserError for data without the split.
     """
     packed = split_folder(data, split)
     if packed is not None:
@@ -94,7 +93,8 @@ def split_folder(data: Path, split: str) -> Path | None:
 
 
 def _packed(speaker: Speaker, folder: Path, limit: int | None) -> tuple[float, int, int]:
-    """(summed loss, tokens that count, their bytes) of packed rows, each sequence run apart."""
+    """(summed loss in nats, number of counted tokens, their bytes) of packed rows, with each sequence run
+    separately."""
     import torch
 
     model = speaker.model
@@ -116,7 +116,7 @@ def _packed(speaker: Speaker, folder: Path, limit: int | None) -> tuple[float, i
 
 
 def trained_length(folder: Path) -> int | None:
-    """The length of the sequences that a model of ours was trained on, from its artifact's metadata."""
+    """The sequence length that a model trained here was trained on, from its artifact's metadata; None if unknown."""
     try:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get("metadata", {})
         return int(metadata["seq_length"])
@@ -152,11 +152,12 @@ def answers(
     enable_thinking: bool,
     verifiers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Result]:
-    """What the greedy answers to the questions of RL data are worth, by the name of who judges them (`exact_match`):
-    {"accuracy", "stderr", "ended", "count"}. `ended` is how many of them end their turn.
+    """The scores of greedy answers to the questions of RL data, by verifier name (`exact_match`): {"accuracy",
+    "stderr", "ended", "count"}. `accuracy` is the mean reward (pass@1 with greedy decoding), `ended` the share of
+    answers that end their turn.
 
-    `verifiers` are the config's own, as rl takes them. UserError for data without the split, and for rows that can't be
-    judged here.
+    `verifiers` are the config's own, in the form that rl takes. Raises UserError for data without the split, and for
+    rows whose verifier is missing.
     """
     if not speaker.chats:
         raise UserError(
@@ -197,8 +198,8 @@ def _summary(scores: Sequence[float], ended: int) -> Result:
 
 
 def jsonl_of(data: Path, split: str) -> Path:
-    """The JSONL file of a split of RL data: data is its manifest.json, or the folder that holds it. UserError where it
-    has none."""
+    """The JSONL file of a split of RL data, given its manifest.json or the folder that holds it. Raises UserError if
+    there is none."""
     manifest = data / "manifest.json" if data.is_dir() else data
     try:
         named = json.loads(read_regular(manifest))
@@ -225,8 +226,8 @@ def run_tasks(
     num_fewshot: int | None,
     enable_thinking: bool,
 ) -> dict[str, Result]:
-    """Task → {metric: value}, by lm-eval-harness. `task_path` is a folder of the user's own tasks (YAML), which are
-    looked for first. UserError for a task that there isn't, or whose data can't be had."""
+    """Task → {metric: value}, by lm-eval-harness. `task_path` is a folder of the user's own tasks (YAML), which take
+    precedence. Raises UserError for an unknown task, or one whose data can't be loaded."""
     import logging
 
     from lm_eval import evaluator
@@ -276,7 +277,8 @@ def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
 
 
 def _metrics(values: Mapping[str, Any]) -> Result:
-    """`{"acc,none": …, "acc_stderr,none": …, "alias": …}` with the filter's name only where it is one."""
+    """The metrics of a task's results `{"acc,none": …, "acc_stderr,none": …, "alias": …}`; the filter's name is kept
+    unless it is `none`."""
     return {
         name.removesuffix(",none"): float(value)
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""The trained model as a folder of its own, in transformers' format, with the data's tokenizer beside it."""
+"""Exports the trained model as a folder in transformers' format, with the data's tokenizer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ TURN_END = "<|im_end|>"
 
 
 def output_folder(block: CheckpointConfig, stage: str) -> Path:
-    """Where models and metrics go: checkpoint.save, else the job's folder. UserError when there is neither."""
+    """The folder for models and metrics: checkpoint.save, else the job's folder. Raises UserError if there is
+    neither."""
     if block.save:
         return Path(block.save).absolute()
     if os.environ.get("NEMO_RUN_DIR"):
@@ -41,7 +42,7 @@ def output_folder(block: CheckpointConfig, stage: str) -> Path:
 
 
 def prepare_output(folder: Path) -> None:
-    """Make the folder and see that it can be written to, before any work is done. UserError when it can't."""
+    """Create the folder and check, before any work is done, that it is writable. Raises UserError if it is not."""
     probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,12 +56,12 @@ def prepare_output(folder: Path) -> None:
 
 
 def model_folder(folder: Path, step: int) -> Path:
-    """Where the model of `step` goes."""
+    """The folder of the model of `step`."""
     return folder / f"model-{step:08d}"
 
 
 def require_place(path: Path, identity: Mapping[str, Any]) -> None:
-    """UserError when `path`, where this run will write its model, holds the model of another run."""
+    """Raises UserError if `path`, where this run will write its model, holds the model of another run."""
     if not path.exists():
         return
     hint = f"Remove {path} if nobody needs that model, or set another checkpoint.save for this run."
@@ -91,9 +92,9 @@ def _without_length(block: Any) -> Any:
 def export(
     model: Any, path: Path, data: Path, record: Mapping[str, Any], *, card: str = "", chat: ChatTokens | None = None
 ) -> None:
-    """Write the model to `path`, whole or not at all, with a `record` of the run that made it, its model card, and the
-    tokenizer in `data`. With `chat` it ends its turn there. Where the very same model is there already it stays;
-    anything else there is replaced."""
+    """Write the model to `path`, atomically, with a `record` of the run, its model card, and the tokenizer in `data`.
+    With `chat`, generation stops at the end of a turn. An identical model at `path` is kept; anything else there is
+    replaced."""
     told = without_folders(record)  # it goes where the model goes
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     old = aside.with_suffix(".old.tmp")
@@ -125,7 +126,8 @@ def export(
 
 
 def _is_same(path: Path, files: Mapping[str, Any]) -> bool:
-    """Whether the model at `path` is whole, with these files; the record may be that of an equal model's own run."""
+    """Whether the model at `path` is complete and has these files; its record may be that of another run with an equal
+    model."""
     beside = {RECORD, CARD, METADATA}  # registering adds the last
     try:
         if (path / RECORD).exists():
@@ -145,7 +147,8 @@ def _copy_tokenizer(data: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ChatTokens:
-    """The tokens at which a model that chats stops: the text's end, and the turn's. `stops` and `pad` are ids."""
+    """The tokens at which a chat model stops: the end of text and the end of a turn. `stops` and `pad` are token
+    ids."""
 
     stops: tuple[int, ...]
     pad: int
@@ -154,7 +157,7 @@ class ChatTokens:
 
     @classmethod
     def of(cls, tokenizer: Path) -> ChatTokens | None:
-        """What the tokenizer in a folder has of them; None where it has no token that ends a turn."""
+        """The chat tokens of the tokenizer in a folder; None if it has no token that ends a turn."""
         ids = token_ids(tokenizer)
         settings = _json(tokenizer / "tokenizer_config.json")
         if TURN_END not in ids:
@@ -164,12 +167,12 @@ class ChatTokens:
         return cls(tuple(sorted({ids[name] for name in named if name in ids})), ids[pad], TURN_END, pad)
 
     def set_in(self, model: Any) -> None:
-        """In the model's config, and in what it generates by."""
+        """Set them in the model's config and generation config."""
         for config in (model.config, model.generation_config):
             config.eos_token_id, config.pad_token_id = list(self.stops), self.pad
 
     def set_beside(self, folder: Path) -> None:
-        """In the tokenizer's files beside a model."""
+        """Set them in the tokenizer's files beside a model."""
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             settings = _json(folder / name)
             if settings or name == "tokenizer_config.json":
@@ -181,7 +184,7 @@ class ChatTokens:
 
 
 def tokenizer_folder(*places: Path | None) -> Path | None:
-    """The first of the places that has a tokenizer.json in it or in its `tokenizer/`; the folder of that file."""
+    """The folder of the first tokenizer.json found in one of the folders or its `tokenizer/`; None if there is none."""
     for place in places:
         for folder in (place / "tokenizer", place) if place is not None else ():
             if (folder / "tokenizer.json").is_file():
@@ -190,7 +193,7 @@ def tokenizer_folder(*places: Path | None) -> Path | None:
 
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
-    """Every token of the tokenizer.json in a folder, with its id."""
+    """The token → id mapping of the tokenizer.json in a folder."""
     read = _json(tokenizer / "tokenizer.json")
     vocab = (read.get("model") or {}).get("vocab") or {}
     ids = dict(vocab) if isinstance(vocab, Mapping) else {str(entry[0]): number for number, entry in enumerate(vocab)}
@@ -198,7 +201,7 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
 
 
 def _token(value: Any) -> str | None:
-    """A special token's text: in the settings of a tokenizer it is that, or an object with it."""
+    """A special token's text. In a tokenizer's settings it is a string, or an object that holds it."""
     return value.get("content") if isinstance(value, Mapping) else value
 
 
@@ -215,8 +218,8 @@ def _json(path: Path) -> dict[str, Any]:
 def model_card(
     title: str, given: Mapping[str, str | Path | None], facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
-    """The README.md of a model: what it was made of (`given`: paths), with which settings, to what losses. It goes
-    where the model goes, so that no path of this machine stands in it."""
+    """The README.md of a model: its inputs (`given`: paths), settings and losses. It is published with the model, so it
+    contains no absolute path of this machine."""
     pins = [f"`{pin.label if pin.version is not None else Path(pin.path).name}`" for pin in inputs()]
     shown = {**{name: _input_name(Path(path)) for name, path in given.items() if path}, **facts}
     lines = [
@@ -245,7 +248,8 @@ def model_card(
 
 
 def _input_name(path: Path) -> str:
-    """A path in public: the label of the registered input that it is, or is a part of; else its last part."""
+    """The public name of an input path: the label of the registered input that it belongs to; else its last
+    component."""
     path = path.expanduser().absolute()
     for pin in inputs():
         folder = Path(pin.path).absolute()
@@ -257,12 +261,12 @@ def _input_name(path: Path) -> str:
 
 
 def local_name(text: str) -> str | None:
-    """The last part of what is a path of this machine; None for anything else."""
+    """The last component of a path of this machine; None for any other text."""
     return Path(text.rstrip("/")).name if text.startswith(("file://", "/", "~", "art:///")) else None
 
 
 def without_folders(value: Any) -> Any:
-    """Settings with the last part alone of each path of this machine."""
+    """Settings with each path of this machine reduced to its last component."""
     if isinstance(value, Mapping):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

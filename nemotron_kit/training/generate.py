@@ -1,6 +1,6 @@
-"""What a model says: answers to prompts in batches, and one answer that is streamed as it comes.
+"""Text generation: answers to prompts in batches, and one answer streamed token by token.
 
-Models are loaded by training.model: what they say token by token is what their forward pass says of the whole text.
+Models are loaded by training.model, so that token-by-token generation agrees with the forward pass over the whole text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: temperature 0 takes the likeliest. `seed` makes a random choice repeatable."""
+    """How the next token is chosen. Temperature 0 takes the most likely one; `seed` makes sampling reproducible."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -31,7 +31,7 @@ class Sampling:
     seed: int | None = None
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
+        """Raises UserError for an invalid value."""
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
         if not 0 <= self.temperature < float("inf"):
@@ -46,7 +46,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` without the token that ended it; `ended`: the model ended its turn (else the limit did)."""
+    """`text` without the token that ended it; `ended`: the model ended its turn (otherwise the token limit did)."""
 
     text: str
     ended: bool
@@ -57,7 +57,7 @@ class Speaker:
     """A model and its tokenizer, from a folder in transformers' format."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError where there is no model, or no tokenizer beside it."""
+        """Raises UserError if there is no model, or no tokenizer beside it."""
         import torch
 
         quiet()
@@ -75,11 +75,11 @@ class Speaker:
     def prompt(
         self, asked: str | Sequence[Mapping[str, Any]], tools: Any = None, *, enable_thinking: bool = False
     ) -> list[int]:
-        """The tokens of a question or a conversation, as `chat_ids` has them."""
+        """The token ids of a question or a conversation, from `chat_ids`."""
         return chat_ids(self.tokenizer, asked, tools, {"enable_thinking": enable_thinking})
 
     def raw(self, text: str) -> list[int]:
-        """The tokens of a text as it is. Without any, those of a document's begin."""
+        """The token ids of a text without a chat template. An empty text gives the token that begins a document."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         if ids:
             return ids
@@ -90,15 +90,15 @@ class Speaker:
         return [int(begin)]
 
     def answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        """The likeliest answer to each prompt (token ids), all in one batch, as rl asks the model."""
+        """The greedy answer to each prompt (token ids), all in one batch, generated as in rl."""
         self._check(prompts)
         with sampling.answering(self.model):
             said = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
         return [self._answer(list(each.ids)) for each in said]
 
     def stream(self, prompt: Sequence[int], how: Sampling) -> Generator[str, None, bool]:
-        """One answer, piece by piece; its value is whether the model ended its turn. Whoever stops reading (closes it)
-        stops the model after its current token."""
+        """Yield one answer piece by piece; returns whether the model ended its turn. Closing the generator stops the
+        model after its current token."""
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
@@ -148,7 +148,7 @@ class Speaker:
         return ended.is_set()
 
     def _how(self, how: Sampling) -> dict[str, Any]:
-        """The arguments of `generate` that say how tokens are chosen and where an answer ends."""
+        """The arguments of `generate` for sampling and for the end of an answer."""
         import torch
         from transformers import GenerationConfig
 
@@ -191,7 +191,7 @@ class Speaker:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer beside a model. UserError where there is none that can be read."""
+    """The tokenizer beside a model. Raises UserError if there is none that can be read."""
     from transformers import AutoTokenizer
 
     require_model(folder)

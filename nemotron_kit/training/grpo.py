@@ -1,4 +1,5 @@
-"""GRPO: answers are sampled and judged, and the model learns to give the better ones more often."""
+"""GRPO (Shao et al., arXiv 2402.03300): samples several answers to each prompt, scores them with verifiers, and trains
+the model on each answer's advantage over the others."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ _VALIDATION = -1
 @dataclass(frozen=True)
 class RLOutcome:
     """A finished run: the model's folder, its last step, the last training loss, and the held-out rewards (by name)
-    before the first step and after the last; empty where they were not measured."""
+    before the first step and after the last; empty if they were not measured."""
 
     path: Path
     step: int
@@ -59,10 +60,10 @@ class RLOutcome:
 
 
 def grpo(config: GRPOConfig) -> RLOutcome:
-    """Train as `config` says, resuming where a checkpoint exists, and return where the model lies.
+    """Train as `config` specifies, resuming from a checkpoint if there is one, and return where the model is.
 
-    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config, data or model are wrong;
-    Preempted when a signal, or checkpoint_must_save_by, stopped the run (a checkpoint is saved by then).
+    Runs in every process that torchrun starts; only rank 0 writes. Raises UserError if config, data or model are
+    invalid, Preempted if a signal, or checkpoint_must_save_by, stopped the run (a checkpoint is saved by then).
     """
     passive_cpu_waits()
     began = time.monotonic()
@@ -87,7 +88,7 @@ def grpo(config: GRPOConfig) -> RLOutcome:
 
 
 class _Run:
-    """One run: its data and where it starts, then the loop, then the model."""
+    """One run: its data and starting point, then the loop, then the export of the model."""
 
     def __init__(self, config: GRPOConfig, began: float) -> None:
         from transformers import AutoTokenizer
@@ -148,7 +149,7 @@ class _Run:
         return Path(given).absolute() if given else Path(str(job), "rl").absolute()
 
     def _start(self) -> StartingPoint:
-        """Where the run starts. Rank 0 alone reads what may be large, and refuses what is another run's."""
+        """The starting point of the run. Only rank 0 reads large files and refuses a checkpoint of another run."""
         config = replace(self.config, grpo=replace(self.config.grpo, max_num_steps=self.steps, num_iterations=None))
         try:
             if processes.rank() != 0:
@@ -174,7 +175,7 @@ class _Run:
         return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
     def begin(self, stop: StopRequest) -> _Work:
-        """The model, the loop around it, and what the loop calls."""
+        """The model, the loop, and the loop's callbacks."""
         config, start, policy = self.config, self.start, self.config.policy
         assert start.weights is not None  # noqa: S101  (a model's, or a checkpoint's)
         progress = start.progress or TrainingProgress()
@@ -296,7 +297,7 @@ def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts
 
 @dataclass(frozen=True)
 class _Keep:
-    """Which checkpoints are kept: the newest, and the best by a held-out value."""
+    """Decides which checkpoints are kept: the newest ones, and the best by a held-out value."""
 
     config: GRPOConfig
 
@@ -315,7 +316,7 @@ class _Keep:
 
 
 class _Loop(StepLoop):
-    """The loop, which keeps the best checkpoints and stops in time."""
+    """The step loop, which also keeps the best checkpoints and stops when checkpoint_must_save_by is reached."""
 
     def __init__(self, *given: Any, keep: Callable[[Path], list[str]], **named: Any) -> None:
         super().__init__(*given, **named)
@@ -331,7 +332,8 @@ class _Loop(StepLoop):
 
 @dataclass(frozen=True)
 class _Rollout:
-    """The answers to some prompts, prompt by prompt: their prompts, texts' rewards, [answers], and advantages."""
+    """The answers to some prompts, in the prompts' order, with the prompts, the answers' rewards, [answers], and
+    advantages, [answers]."""
 
     prompts: list[tuple[int, ...]]
     answers: list[Completion]
@@ -341,7 +343,7 @@ class _Rollout:
 
 
 class _Work:
-    """What a step and a validation compute."""
+    """Computes a training step and a validation."""
 
     def __init__(self, run: _Run, model: Any, loop: StepLoop) -> None:
         self.run, self.model, self.loop, self.config = run, model, loop, run.config
@@ -355,8 +357,8 @@ class _Work:
         self.limit = run.config.seconds
 
     def step(self, number: int) -> dict[str, Any]:
-        """The gradients of a step: answers are sampled for this rank's share of the prompts, judged, and learned from;
-        the loss is divided by the tokens (or answers) of all ranks."""
+        """Compute the gradients of a step: sample and score answers to this rank's share of the prompts, and call
+        backward on their loss, divided by the number of tokens (or answers) of all ranks."""
         import torch
 
         if self.limit is not None and time.monotonic() - self.run.began > self.limit:
@@ -378,7 +380,7 @@ class _Work:
         return {**values, **self._described(rollouts)}
 
     def _rollout(self, number: int, rows: Sequence[int]) -> _Rollout:
-        """Sampled and judged answers to the prompts in `rows`."""
+        """Sampled and scored answers to the prompts in `rows`."""
         import torch
 
         per_prompt, prompts = self.config.grpo.num_generations_per_prompt, self.run.train
@@ -399,7 +401,7 @@ class _Work:
         return _Rollout(asked, answers, rewards, compared.flatten(), valid)
 
     def _answers(self, prompts: Sequence[tuple[int, ...]], keys: Any, size: int) -> list[Completion]:
-        """Greedy without keys."""
+        """Answers to the prompts; greedy without `keys`."""
         answers: list[Completion] = []
         longest = self.config.policy.max_total_sequence_length
         for at in range(0, len(prompts), size):
@@ -427,7 +429,7 @@ class _Work:
         return str(self.run.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _learn(self, rollout: _Rollout, totals: tuple[float, float]) -> dict[str, Any]:
-        """Add the gradients of the rollout's part of the loss; its values."""
+        """Add the gradients of the rollout's part of the loss; returns its metrics."""
         # Without a reference, answers that are like the others of their prompt have no gradient.
         counts = rollout.counts if self.reference is not None else rollout.counts & (rollout.advantages != 0)
         chosen = counts.nonzero().flatten().tolist()
@@ -478,7 +480,7 @@ class _Work:
         return torch.cat(found)
 
     def _described(self, rollouts: Sequence[_Rollout]) -> dict[str, Any]:
-        """Rewards, lengths, entropy: this rank's part of each mean."""
+        """Rewards, lengths and entropy: this rank's contribution to each mean."""
         answers = [answer for rollout in rollouts for answer in rollout.answers]
         total = self.config.answers
         written = sum(len(answer.ids) for answer in answers)
@@ -494,7 +496,8 @@ class _Work:
         }
 
     def evaluate(self, _step: int) -> dict[str, float]:
-        """The held-out rewards, greedy and sampled, in all and by environment; the ranks take turns."""
+        """The held-out rewards, greedy and sampled, overall and by environment; the rows are divided among the
+        ranks."""
         import torch
 
         assert self.run.valid is not None  # noqa: S101  (the caller has seen to it)

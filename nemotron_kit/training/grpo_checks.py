@@ -1,4 +1,4 @@
-"""What a config of reinforcement learning may not say: settings of other engines, and values that make no sense."""
+"""Checks of a reinforcement learning config: settings of other engines, and invalid values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ADAMW = ("torch.optim.AdamW", "AdamW", "adamw")
 
 
 def other_engines(config: GRPOConfig) -> Iterator[str]:
-    """What is asked of engines that are not this one: key, value, and what to do."""
+    """(key, value, remedy) of each setting that only another engine has."""
     policy, generation, grpo, loss = config.policy, config.policy.generation, config.grpo, config.loss_fn
     if generation.backend != "hf":
         also = f"; {nearest(generation.backend, _BACKENDS)}" if generation.backend not in _BACKENDS else ""
@@ -87,7 +87,7 @@ def _default(value: Any, key: str) -> Any:
 
 
 def bad_values(config: GRPOConfig) -> Iterator[str]:
-    """What is no value that a run can have."""
+    """A sentence for each invalid value."""
     grpo, policy, block = config.grpo, config.policy, config.checkpointing
     for alias, name in (("num_iterations", "max_num_steps"), ("batch_size", "num_prompts_per_step")):
         if getattr(grpo, alias) is not None and getattr(grpo, alias) < 1:
@@ -152,7 +152,7 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
 
 
 def renamed(error: UserError) -> UserError:
-    """The error of a part that the stages share, in this config's words."""
+    """An error of a component shared by the stages, with the keys of this config."""
     words = (
         ("checkpoint.pretrained_checkpoint", "policy.model_name"),
         ("checkpoint.save_interval", "checkpointing.save_period"),

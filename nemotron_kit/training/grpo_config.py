@@ -1,4 +1,5 @@
-"""The config of reinforcement learning (GRPO), by NeMo-RL's names. Light: every launch imports it, without torch."""
+"""The config of reinforcement learning (GRPO), with NeMo-RL's names. Every launch imports this module, so it imports no
+torch."""
 
 from __future__ import annotations
 
@@ -162,7 +163,7 @@ class DataBlock:
 
 @dataclass
 class EnvBlock:
-    """The `env` block: who judges, and how often each environment comes up."""
+    """The `env` block: verifiers, and the share of each environment."""
 
     weights: dict[str, float] = field(
         default_factory=dict,
@@ -229,18 +230,18 @@ class GRPOConfig:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps at most."""
+        """The maximum number of optimizer steps."""
         given = self.grpo.num_iterations
         return self.grpo.max_num_steps if given is None else given
 
     @property
     def prompts(self) -> int:
-        """Prompts a step."""
+        """The number of prompts per step."""
         return self.grpo.num_prompts_per_step if self.grpo.batch_size is None else self.grpo.batch_size
 
     @property
     def answers(self) -> int:
-        """Answers a step."""
+        """The number of answers per step."""
         return self.prompts * self.grpo.num_generations_per_prompt
 
     @property
@@ -270,7 +271,7 @@ class GRPOConfig:
 
     @property
     def checkpoint(self) -> CheckpointConfig:
-        """The same in the words of the other stages."""
+        """The same settings as the other stages' CheckpointConfig."""
         block = self.checkpointing
         return CheckpointConfig(
             save=block.checkpoint_dir if block.enabled else None,
@@ -281,7 +282,8 @@ class GRPOConfig:
 
     @property
     def seconds(self) -> float | None:
-        """When a checkpoint must have been saved, in seconds from the start."""
+        """The time by which a checkpoint must have been saved (checkpoint_must_save_by), in seconds from the start;
+        None without one."""
         text = self.checkpointing.checkpoint_must_save_by
         if text is None:
             return None
@@ -302,18 +304,18 @@ class GRPOConfig:
         )
 
     def check(self) -> None:
-        """Raises UserError, naming the field, for what can't be run, the first thing first."""
+        """Raises UserError, naming the field, for the first setting that is invalid or unsupported."""
         for problem in self.problems():
             raise UserError(problem)
 
     def problems(self) -> list[str]:
-        """A sentence for each setting that is another engine's, or makes no sense."""
+        """A sentence for each setting that is another engine's, or invalid."""
         return [*other_engines(self), *bad_values(self)]
 
 
 def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
-    """What, beside data and given weights, decides the weights at a step: by the names of the config, aliases under
-    what they stand for."""
+    """The settings that, together with data and given weights, determine the weights at a step: by the names of the
+    config, aliases under the name that they stand for."""
     free = {
         "max_num_epochs",
         "val_period",
@@ -358,8 +360,8 @@ _LOOKED_AT = 20000
 
 
 def preflight(config: GRPOConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
-    the run is another machine's: only its settings are checked."""
+    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
+    `here=False` the run is for another machine, and only its settings are checked."""
     del connect
     problems = config.problems()
     if problems or not here:
@@ -368,7 +370,7 @@ def preflight(config: GRPOConfig, *, connect: bool, here: bool = True) -> list[s
 
 
 def _judges(config: GRPOConfig) -> list[str]:
-    """Verifiers that the rows name and that are not here. Rows that are not there yet name none."""
+    """Verifiers that the rows name and that are not installed here. A rows file that does not exist yet names none."""
     named: dict[str, None] = {}
     for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath):
         if path is not None and not unknown(path):
@@ -377,7 +379,7 @@ def _judges(config: GRPOConfig) -> list[str]:
 
 
 def _memory(config: GRPOConfig) -> list[str]:
-    """A sentence with the estimate when this machine can't hold the training of a model that is there."""
+    """A sentence with the estimate if this machine's memory is too small for training the given model."""
     place = Path(str(config.policy.model_name), "config.json")
     try:
         block = json.loads(place.read_text(encoding="utf-8"))

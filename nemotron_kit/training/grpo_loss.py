@@ -1,4 +1,4 @@
-"""GRPO's arithmetic: what an answer's reward is worth beside the others', and what each of its tokens costs."""
+"""The loss of GRPO: advantages of answers, and the loss of each token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def advantages(rewards: torch.Tensor, *, leave_one_out: bool, normalize: bool) -> torch.Tensor:
-    """How much better each answer is than the others to its prompt, [prompts, answers], from the rewards.
+    """The advantage of each answer over the others to its prompt, [prompts, answers], from the rewards, [prompts,
+    answers].
 
-    The baseline is the mean of the other answers (or of all of them), the scale their standard deviation, where they
-    have one; a prompt whose answers are all alike says nothing.
+    GRPO (Shao et al., arXiv 2402.03300): the baseline is the mean of the other answers (leave-one-out) or of all of
+    them, the scale their standard deviation, if it is not 0; a prompt whose answers have equal rewards gets advantages
+    of 0.
     """
     import torch
 

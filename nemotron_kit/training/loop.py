@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer with our optimizer, schedule, losses, rows and checkpoints."""
+"""The pretraining loop: transformers' Trainer with our optimizer, schedule, losses, metrics rows and checkpoints."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class Hooks(Protocol):
         """A micro-batch's summed negative log likelihood, detached."""
 
     def after_step(self, step: int) -> bool:
-        """Whether something is due now: then `report` is called."""
+        """Whether an action is due after this step: then `report` is called."""
 
     def report(self, step: int, grad_norm: float | None) -> bool:
-        """Do what is due; whether to stop."""
+        """Perform the due actions; returns whether to stop."""
 
 
 def build_trainer(
@@ -88,7 +88,7 @@ def build_trainer(
     batches: BatchSampler,
     hooks: Hooks,
 ) -> Trainer:
-    """A Trainer that takes its micro-batches from `batches` and does nothing between steps but call `hooks`."""
+    """A Trainer that takes its micro-batches from `batches` and only calls `hooks` between steps."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
@@ -139,7 +139,7 @@ def _callback(hooks: Hooks) -> Any:
 
 
 def held_out_loss(model: PreTrainedModel, samples: HeldOutSamples, batch_size: int) -> float:
-    """The mean negative log likelihood (nats a token) of the windows; each rank reads its share of them."""
+    """The mean negative log likelihood (nats per token) of the windows, which are divided among the ranks."""
     import torch
 
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
@@ -156,7 +156,8 @@ def held_out_loss(model: PreTrainedModel, samples: HeldOutSamples, batch_size: i
 
 
 def use_bf16(precision: str) -> bool:
-    """Whether to train in bf16, by train.precision. UserError when it is asked for and the GPU has none."""
+    """Whether to train in bf16, by train.precision. Raises UserError if it is requested and the GPU does not support
+    it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -167,7 +168,7 @@ def use_bf16(precision: str) -> bool:
 
 
 def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:
-    """The Trainer's arguments for `steps` steps; it is kept from logging, saving and evaluating by itself."""
+    """The Trainer's arguments for `steps` steps, with its own logging, saving and evaluation turned off."""
     import torch
     from transformers import TrainingArguments
 
@@ -199,7 +200,7 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> Training
 
 
 class AdamSettings(Protocol):
-    """What AdamW is told, by Megatron's names: a `train` block, or an `optimizer` block."""
+    """AdamW's settings, by Megatron's names: a `train` block, or an `optimizer` block."""
 
     @property
     def lr(self) -> float: ...
@@ -214,7 +215,8 @@ class AdamSettings(Protocol):
 
 
 def build_optimizer(config: AdamSettings, model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW with weight decay on everything that has more than one dimension."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with weight decay on every parameter of more than one
+    dimension."""
     import torch
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -229,7 +231,7 @@ def build_optimizer(config: AdamSettings, model: torch.nn.Module) -> torch.optim
 def build_schedule(
     config: TrainConfig, scheduler: SchedulerConfig, optimizer: torch.optim.Optimizer, done: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule from step `done` on: a function of the step, with no state of its own."""
+    """The learning rate schedule from step `done` on: a function of the step, without state."""
     from torch.optim.lr_scheduler import LambdaLR
 
     def factor(step: int) -> float:
@@ -239,7 +241,7 @@ def build_schedule(
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch for a step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
+    """Seed torch for a step: its random numbers depend on (seed, step, rank) only, resumed or not."""
     import torch
 
     words = f"{seed} {step} {processes.rank()}"
@@ -247,7 +249,8 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def require_finite(what: str, value: float, step: int, lr_setting: str = "train.lr") -> None:
-    """NemotronError when a number that training depends on is none any more. `lr_setting`: the rate's dotted name."""
+    """Raises NemotronError if a loss or gradient norm is NaN or infinite. `lr_setting`: the dotted name of the learning
+    rate."""
     if not math.isfinite(value):
         raise NemotronError(
             f"{what} is {value} at step {step}: training has diverged.",
@@ -258,9 +261,11 @@ def require_finite(what: str, value: float, step: int, lr_setting: str = "train.
 def save_step(
     folder: Path, step: int, identity: Mapping[str, Any], fill: Callable[[Path], dict[str, Any]], keep: int
 ) -> list[str]:
-    """Write the checkpoint of `step`, and remove all but the newest `keep`; what could not be removed, as warnings.
+    """Write the checkpoint of `step`, and remove all but the newest `keep`; returns a warning for each that could not
+    be removed.
 
-    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
+    Raises NemotronError if another run has written a checkpoint of this step meanwhile.
+    """
     path = folder / checkpoint.name(step)
     if path.exists() and checkpoint.read(path, verify=False).get("identity") != identity:
         raise NemotronError(
@@ -273,7 +278,7 @@ def save_step(
 
 
 def preempted(signal: str, step: int, steps: int, save: str | None) -> Preempted:
-    """What a run that a signal stopped after `step` of `steps` raises."""
+    """The exception of a run that a signal stopped after `step` of `steps`."""
     stopped = f"Stopped by {signal} after step {step} of {steps}"
     if not save:
         return Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
@@ -321,7 +326,7 @@ class TrainingRun:
         self._warned: set[str] = set()
 
     def before_step(self, step: int) -> None:
-        """Seed the step: whatever is random in it depends on (seed, step, rank) alone, resumed or not."""
+        """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""
         seed_step(self.config.train.seed, step)
 
     def add_loss(self, nll: torch.Tensor) -> None:
@@ -348,7 +353,7 @@ class TrainingRun:
         return bool(self.stopped)
 
     def save(self) -> None:
-        """Save a checkpoint of this step, if the run keeps any; only then are older ones removed."""
+        """Save a checkpoint of this step, if the run saves any; older ones are removed afterwards."""
         if not self.config.checkpoint.save:
             return
         self.progress.nll = self._window_nll()
@@ -402,7 +407,7 @@ class TrainingRun:
         self._window = now
 
     def evaluate(self, step: int) -> None:
-        """Measure the held-out loss; only where there is a valid split."""
+        """Measure the held-out loss, if there is a valid split."""
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
         began = time.monotonic()
         self.progress.valid_loss = held_out_loss(self.model, self.held_out, self.config.train.micro_batch_size)

@@ -1,7 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a model's linear layers: the weights are frozen, the adapters trained.
+"""Low-rank adapters (LoRA: Hu et al., arXiv 2106.09685) on a model's linear layers: the weights are frozen, the
+adapters trained.
 
-An adapter is a parametrization of its layer's weight: whoever reads the weight, a fused kernel too, gets W + scale·B·A.
-So the merged model, which is saved, computes what was trained.
+An adapter is a parametrization of its layer's weight: all code that reads the weight, including fused kernels, gets W +
+scale·B·A. So the merged model, which is saved, computes exactly what was trained.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ ADAPTERS = "adapters.safetensors"
 
 
 def add_adapters(model: torch.nn.Module, config: PeftConfig, seed: int) -> int:
-    """Freeze the model and put an adapter on each linear layer that the config names; returns how many. At first they
-    change nothing (B is 0). A depends on the seed and the layer's name alone. UserError when no layer has such a name.
-    """
+    """Freeze the model and add an adapter to each linear layer that the config names; returns their number. B is 0, so
+    the model's output is unchanged at first; A depends on the seed and the layer's name only. Raises UserError if no
+    layer has such a name."""
     import torch
     from torch.nn.utils import parametrize
 
@@ -58,14 +59,14 @@ def add_adapters(model: torch.nn.Module, config: PeftConfig, seed: int) -> int:
 
 
 def save_adapters(model: torch.nn.Module, path: Path) -> None:
-    """Write the adapters, all that is trained, by the names of their layers."""
+    """Write the adapters, which are all that is trained, by the names of their layers."""
     from safetensors.torch import save_file
 
     save_file({name: value.detach().contiguous() for name, value in _adapters(model).items()}, path)
 
 
 def load_adapters(model: torch.nn.Module, path: Path) -> None:
-    """Put back what `save_adapters` wrote. UserError when the file is of other adapters."""
+    """Load what `save_adapters` wrote. Raises UserError if the file holds other adapters."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -84,7 +85,7 @@ def load_adapters(model: torch.nn.Module, path: Path) -> None:
 
 
 def merge_adapters(model: torch.nn.Module) -> None:
-    """Make the adapters part of the weights: the model is an ordinary one again."""
+    """Add the adapters to the weights and remove the parametrizations: the model is an ordinary one again."""
     from torch.nn.utils import parametrize
 
     for layer in list(model.modules()):

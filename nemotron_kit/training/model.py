@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class ExpertBalance:
-    """Auxiliary-loss-free load balancing of experts (Wang et al., arXiv 2408.15664): adjusts each router's
+    """Auxiliary-loss-free load balancing of experts (Wang et al. 2024, arXiv 2408.15664): adjusts each router's
     `e_score_correction_bias`, [experts].
 
     `update()`, called after an optimizer step, adds `rate` to the bias of every expert that received fewer tokens than
-    the average since the last update, summed over all ranks, and subtracts `rate` where it received more. The bias only
-    takes part in the choice of the experts, not in their weights, so it has no gradient. Tokens of eval mode are not
-    counted, and within `counting(real)` only those that `real` marks: padding is no load.
+    the average since the last update, summed over all ranks, and subtracts `rate` from the bias of every expert that
+    received more. The bias takes part in the choice of the experts only, not in their weights, so it has no gradient.
+    Tokens in eval mode are not counted; within `counting(real)` only those marked in `real` are: padding is no load.
     """
 
     def __init__(self, model: torch.nn.Module, rate: float) -> None:
@@ -50,7 +50,8 @@ class ExpertBalance:
 
     @contextlib.contextmanager
     def counting(self, real: torch.Tensor) -> Iterator[None]:
-        """Within it, a forward pass over tokens of the shape of `real` (bool) counts those where it is true."""
+        """Within the block, a forward pass over tokens of the shape of `real` (bool) counts those for which it is
+        true."""
         self._real = real.flatten()
         try:
             yield
@@ -125,7 +126,8 @@ def layer_types(model: Mapping[str, Any]) -> list[str]:
 
 
 def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
-    """The transformers config of a `model` block. UserError for a key or a value that NemotronHConfig refuses."""
+    """The transformers config of a `model` block. Raises UserError for a key or a value that NemotronHConfig
+    refuses."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import NemotronHConfig
 
@@ -139,7 +141,7 @@ def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
 
 
 def check_keys(names: Iterable[str]) -> None:
-    """UserError for a name that is no field of the installed transformers' NemotronHConfig."""
+    """Raises UserError for a name that is no field of the installed transformers' NemotronHConfig."""
     import dataclasses
 
     from transformers import NemotronHConfig
@@ -152,7 +154,7 @@ def check_keys(names: Iterable[str]) -> None:
 
 
 def check_layers(model: Mapping[str, Any]) -> None:
-    """UserError for a pattern that is none, or for a num_hidden_layers that is not the pattern's."""
+    """Raises UserError for an invalid pattern, or for a num_hidden_layers that differs from the pattern's."""
     layers = len(layer_types(model))
     if model.get("num_hidden_layers", layers) != layers:
         raise UserError(
@@ -161,7 +163,7 @@ def check_layers(model: Mapping[str, Any]) -> None:
 
 
 def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
-    """A model with fresh weights, float32; the same for the same seed."""
+    """A model with fresh float32 weights, equal for equal seeds."""
     import torch
     from transformers import NemotronHForCausalLM
 
@@ -170,7 +172,7 @@ def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
 
 
 def require_model(folder: Path) -> None:
-    """UserError when `folder` holds no model."""
+    """Raises UserError if `folder` holds no model."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no model here (no config.json).", hint="Give a folder in transformers' format.")
 
@@ -186,8 +188,8 @@ def settings_of(model: Mapping[str, Any]) -> list[str]:
 def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> NemotronHForCausalLM:
     """A model from a folder in transformers' format, float32, with `settings` of NemotronHConfig in place of its own.
 
-    UserError when there is none that can be read, when a setting means tensors of another shape, or when the folder's
-    tensors are not exactly the model's: whatever is missing would have random values.
+    Raises UserError if there is no readable model, if a setting implies tensors of another shape, or if the folder's
+    tensors are not exactly the model's: a missing one would have random values.
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
@@ -209,8 +211,8 @@ def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Nemot
 
 
 def _unclamped(model: NemotronHForCausalLM) -> NemotronHForCausalLM:
-    """Take the mixers' lower limit of dt away, which transformers has in the form for whole sequences and not in the
-    one for single tokens: what a model learns is then what it does when it generates."""
+    """Remove the Mamba-2 mixers' lower limit of dt. transformers applies it in the forward pass over whole sequences
+    (SSD) and not in the one for single tokens: without it, generation computes what was trained."""
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, float("inf"))
@@ -246,10 +248,10 @@ def _require_all_tensors(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
-    """The `model` block with the settings that the data in the folder `data` decides, where the block leaves them out.
+    """The `model` block, with settings that it leaves out taken from the data in the folder `data`.
 
-    These are vocab_size, from metadata.json or else the tokenizer.json there, and the ids of the special tokens.
-    UserError when neither gives the size of the vocabulary.
+    These are vocab_size, from metadata.json or else the tokenizer.json there, and the ids of the special tokens. Raises
+    UserError if neither gives the size of the vocabulary.
     """
     metadata = _read_json(data / "metadata.json")
     known = {**(metadata.get("metadata") or {}), **metadata}

@@ -102,8 +102,8 @@ _KINDS: tuple[tuple[frozenset[str], type | tuple[type, ...], str], ...] = (
 
 
 def check_block(model: Mapping[str, Any]) -> list[Note]:
-    """UserError for a key or a value that NemotronHConfig will refuse. The notes are on keys that can't be judged here:
-    a newer transformers may have them."""
+    """Raises UserError for a key or a value that NemotronHConfig would refuse. Returns notes on keys that can't be
+    judged here, since a newer transformers may have them."""
     known = {name: value for name, value in model.items() if not unknown(value)}
     for names, kind, what in _KINDS:
         for name in sorted(names & known.keys()):
@@ -159,7 +159,8 @@ _GB = 1e9
 
 
 def count_parameters(model: Mapping[str, Any]) -> int:
-    """The parameters of NemotronHForCausalLM with this `model` block. UserError for what is no number."""
+    """The number of parameters of NemotronHForCausalLM with this `model` block. Raises UserError for a value that is no
+    number."""
     m = _numbers(model)
     layers = {"linear_attention": _mamba, "full_attention": _attention, "moe": _moe, "mlp": _mlp}
     hidden = m["hidden_size"]
@@ -205,7 +206,7 @@ def _dense(m: Mapping[str, Any], inner: int) -> int:
 
 
 def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: int) -> int:
-    """Memory that one process needs to train: weights, gradients and moments exactly, activations roughly."""
+    """Memory in bytes that one process needs to train: weights, gradients and moments exactly, activations roughly."""
     m = _numbers(model)
     # About eight hidden vectors a token and layer are kept for the backward pass, and the logits three times.
     a_token = 8 * m["hidden_size"] * len(layer_types(model)) + 3 * m["vocab_size"]
@@ -224,7 +225,8 @@ def memory_problem(what: str, needed: int, instead: str = "try -c tiny") -> list
 
 
 def available_bytes() -> tuple[int, str]:
-    """(memory that one training process can use here, whose memory it is): the smallest GPU's, else the machine's."""
+    """(bytes of memory that one training process can use here, a description of that memory): the smallest GPU's, else
+    the machine's."""
     gpus = _gpu_bytes()
     if gpus:
         return min(gpus), "this machine's GPU"

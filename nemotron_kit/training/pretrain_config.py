@@ -1,4 +1,5 @@
-"""The config of a pretraining run. Light: every launch imports it, without torch."""
+"""The config of a pretraining run and an estimate of its size. Every launch imports this module, so it imports no
+torch."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
     fsdp: bool = field(default=False, metadata={"help": "Not available in this engine; true is refused"})
 
     def check(self) -> None:
-        """Raises UserError for a value that can't be trained with."""
+        """Raises UserError for an invalid value."""
         super().check()
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"train.lr is {self.lr}; it must be more than 0.")
@@ -56,7 +57,7 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
             )
 
     def check_split(self, processes: int) -> None:
-        """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
+        """Raises UserError if the global batch can't be divided evenly among `processes`."""
         share = self.micro_batch_size * processes
         if self.global_batch_size % share:
             raise UserError(
@@ -68,7 +69,8 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
 
 @dataclass
 class OptimizerConfig:
-    """The `optimizer` block of pretraining: Megatron's place for what `train` has too. What is set here wins."""
+    """The `optimizer` block of pretraining: the same settings as in `train`, at Megatron's place. A value set here
+    takes precedence."""
 
     lr: float | None = field(
         default=None, metadata={"help": "Peak learning rate (null: train.lr)", "same_as": "train.lr"}
@@ -91,7 +93,7 @@ class OptimizerConfig:
     )
 
     def check(self) -> None:
-        """Raises UserError for a value that can't be trained with."""
+        """Raises UserError for an invalid value."""
         check_optimizer(self)
 
 
@@ -130,7 +132,8 @@ class PretrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def with_optimizer(self) -> PretrainConfig:
-        """The same run with the values of the `optimizer` block where they take effect, and that block empty."""
+        """The same run with the values of the `optimizer` block merged into `train` and `scheduler`, and that block
+        empty."""
         given = {name: value for name, value in asdict(self.optimizer).items() if value is not None}
         min_lr = given.pop("min_lr", self.scheduler.min_lr)
         return replace(
@@ -154,13 +157,13 @@ class PretrainConfig:
 
     @property
     def verify_data(self) -> bool | None:
-        """Whether every recorded shard is read before the run; None: where that takes seconds."""
+        """Whether every recorded shard is read before the run; None: if that takes seconds only."""
         value: bool | None = self.dataset.get("verify")
         return value
 
     @property
     def blend_path(self) -> Path:
-        """The blend.json. UserError when the config names none."""
+        """The path of blend.json. Raises UserError if the config names none."""
         path = self.recipe.get("per_split_data_args_path")
         if not path:
             raise UserError(
@@ -170,7 +173,7 @@ class PretrainConfig:
         return Path(str(path))
 
     def check(self) -> None:
-        """Raises UserError, naming the field, for anything that can be told to be wrong without the data."""
+        """Raises UserError, naming the field, for every error that can be found without the data."""
         check_keys("recipe", self.recipe, _RECIPE_KEYS)
         check_keys("dataset", self.dataset, _DATASET_KEYS)
         check_target(self.recipe, TARGETS)
@@ -183,8 +186,8 @@ class PretrainConfig:
 
 
 def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
-    the run is another machine's: only its settings are checked."""
+    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
+    `here=False` the run is for another machine, and only its settings are checked."""
     del connect
     try:
         config.check()
@@ -197,14 +200,15 @@ def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> li
 
 
 def memory_problems(config: PretrainConfig) -> list[str]:
-    """A sentence with the estimate when this machine can't hold the training of a model that `check` has passed."""
+    """A sentence with the estimate if this machine's memory is too small for training a model that `check` has
+    accepted."""
     model = {**config.model, "vocab_size": _vocab_size(config)}
     needed = training_bytes(model, config.train.micro_batch_size, config.seq_length)
     return memory_problem(f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters", needed)
 
 
 def _vocab_size(config: PretrainConfig) -> int:
-    """The vocabulary size that the config or the data give; the largest common one where neither does yet."""
+    """The vocabulary size from the config or the data; the largest common one if neither gives it yet."""
     try:
         return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
     except UserError:  # the data need not be there yet, and says so itself

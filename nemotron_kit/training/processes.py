@@ -1,4 +1,4 @@
-"""The processes of one training run: ranks as torchrun numbers them, collective operations, and the signal to stop."""
+"""The processes of one training run: ranks as torchrun numbers them, collective operations, and the stop signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def rank() -> int:
-    """This process's number, 0 … world_size() - 1; only 0 writes and prints."""
+    """This process's rank, 0 … world_size() - 1; only rank 0 writes and prints."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -24,7 +24,7 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """Where this process trains: its GPU, by the rank on its node, else the CPU."""
+    """The device of this process: its GPU, by its local rank, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -37,9 +37,9 @@ def device() -> torch.device:
 def join() -> None:
     """Open the process group, if torchrun started more than one process.
 
-    torchrun keeps one store for all its restarts, in which a process that comes up quickly can still find its peers'
-    addresses from before the restart, and wait for the dead. So a restart gets names of its own there; where more than
-    one node takes part, whose launchers count restarts each for themselves, the names are torch's.
+    torchrun keeps one store for all its restarts, in which a process that starts early can still find its peers'
+    addresses from before the restart, and wait for processes that have ended. So a restart uses a key prefix of its own
+    in the store; with more than one node, whose launchers count restarts separately, torch's own keys are used.
     """
     import torch
     import torch.distributed as dist
@@ -79,7 +79,7 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has called this."""
     if _joined():
         import torch.distributed as dist
 
@@ -98,7 +98,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(NemotronError):
-    """A signal stopped the run; it has saved a checkpoint, if it keeps any.
+    """A signal stopped the run; it has saved a checkpoint, if it saves any.
 
     Exit code 75 (EX_TEMPFAIL of sysexits.h): not a failure, start it again.
     """
@@ -109,8 +109,8 @@ class Preempted(NemotronError):
 class StopRequest:
     """`with StopRequest() as stop:` catches TERM (a scheduler's preemption) and USR1 (its time limit).
 
-    `stop.signal` is the signal's name once one came, else None. Handlers are put back on leaving. Off the main thread,
-    where Python allows no handlers, nothing is caught.
+    `stop.signal` is the signal's name once one has arrived, else None. The earlier handlers are restored at the end.
+    Outside of the main thread, where Python permits no handlers, nothing is caught.
     """
 
     def __init__(self) -> None:

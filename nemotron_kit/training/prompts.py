@@ -1,5 +1,4 @@
-"""The prompts of reinforcement learning: rows of a JSONL file, as tokens, in an order that the seed and the step
-decide."""
+"""The prompts of reinforcement learning: rows of a JSONL file as tokens, in an order determined by seed and step."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ _SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
 
 
 def read_rows(path: Path, key: str) -> list[Row]:
-    """The rows of a file. UserError, with `key` (the setting that names it), for one that is not there or is no such
-    file."""
+    """The rows of a file. Raises UserError, with `key` (the setting that names it), if it is missing or invalid."""
     rows = []
     for number, line in _lines(path, key):
         try:
@@ -58,13 +56,13 @@ def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
 
 
 def agent_of(row: Mapping[str, Any]) -> str:
-    """The name of who judges the row's answers; "" for none."""
+    """The name of the row's verifier (agent_ref.name); "" for none."""
     agent = row.get("agent_ref")
     return str(agent.get("name") or "") if isinstance(agent, dict) else ""
 
 
 def agents_in(path: Path, most: int) -> list[str]:
-    """The names of who judges, in the first `most` rows of a file that may not be there."""
+    """The verifiers named in the first `most` rows of a file, which need not exist."""
     found: dict[str, None] = {}
     try:
         for number, line in _lines(path, ""):
@@ -79,7 +77,7 @@ def agents_in(path: Path, most: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Rows and their prompts as token ids. `left_out`: how many were longer than may be."""
+    """Rows and their prompts as token ids. `left_out`: the number of prompts that were too long."""
 
     rows: Sequence[Row]
     ids: Sequence[tuple[int, ...]]
@@ -91,7 +89,7 @@ class Prompts:
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, most: int, settings: Mapping[str, Any]) -> Prompts:
-    """The prompts that have `most` tokens at most, by the tokenizer's chat template (`settings` are its variables)."""
+    """The prompts of at most `most` tokens, by the tokenizer's chat template (`settings` are its variables)."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template: it is that of no chat model.",
@@ -122,10 +120,9 @@ def chat_ids(
     tools: Any = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The tokens of a question, or of a conversation, up to where the model answers, by the tokenizer's chat template,
-    whose variables are `settings`. A special token in what is said is text there, and no token; a developer is the
-    template's system. Raises UserError for what the template takes for no conversation.
-    """
+    """The tokens of a question, or of a conversation up to the model's answer, by the tokenizer's chat template, whose
+    variables are `settings`. A special token inside a message is encoded as text; the role `developer` is the
+    template's `system`. Raises UserError for messages that the template refuses."""
     from jinja2 import TemplateError
 
     own = _own_tokens(tokenizer)
@@ -155,7 +152,7 @@ def _for_template(message: Mapping[str, Any]) -> Row:
 
 @lru_cache(maxsize=4)
 def _own_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """What finds the special tokens that are the template's alone."""
+    """A pattern that finds the special tokens reserved for the template."""
     own = [token for token in tokenizer.all_special_tokens if len(token) > 1]
     own += [str(added) for added in tokenizer.added_tokens_decoder.values() if added.special and len(str(added)) > 1]
     own = [token for token in dict.fromkeys(own) if not _SAID.match(token)]
@@ -174,10 +171,10 @@ def _shielded(value: Any, own: re.Pattern[str] | None) -> Any:
 
 
 class PromptOrder:
-    """Which rows a step takes: a function of seed and step, with no state of its own.
+    """The rows of each step: a function of seed and step, without state.
 
-    Without weights the rows are gone through epoch by epoch. With weights (a share for each environment) each
-    environment's rows are, and the environments come up in proportion.
+    Without weights the rows are used epoch by epoch. With weights (a share for each environment) this holds for each
+    environment's rows, and the environments alternate in proportion.
     """
 
     def __init__(
@@ -203,11 +200,11 @@ class PromptOrder:
 
     @property
     def rows(self) -> int:
-        """How many rows can come up."""
+        """The number of rows that can be used."""
         return sum(map(len, self._groups))
 
     def take(self, start: int, count: int) -> list[int]:
-        """The numbers of the rows in the places `start` … `start + count` of the whole run."""
+        """The row numbers at the positions `start` … `start + count` of the whole run."""
         while len(self._slots) < start + count:
             place = len(self._slots) + 1
             # The environment that is furthest behind its share comes next.

@@ -1,4 +1,5 @@
-"""A model's folder, copied whole to another place or uploaded to the Hugging Face hub, its lineage in its card."""
+"""Copies a model's folder to another place, or uploads it to the Hugging Face hub, with its lineage in the model
+card."""
 
 from __future__ import annotations
 
@@ -41,14 +42,14 @@ pipeline_tag: text-generation
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model goes: a `folder` of this machine, or a `repository` (USER/NAME) of the hub."""
+    """The destination of a model: a `folder` of this machine, or a `repository` (USER/NAME) of the hub."""
 
     folder: Path | None = None
     repository: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Raises UserError for what is neither."""
+        """Parse a destination. Raises UserError for any other text."""
         if not text.startswith(HUB):
             if "://" in text:
                 raise UserError(f"to is {text}: a model goes to a folder, or to {HUB}USER/NAME.")
@@ -59,7 +60,7 @@ class Place:
         return cls(repository=name)
 
     def problems(self) -> list[str]:
-        """What is in the way of writing there."""
+        """The problems that would prevent writing there."""
         if self.repository is not None:
             from importlib.util import find_spec
 
@@ -76,7 +77,7 @@ class Place:
 
 
 def token() -> str | None:
-    """The token for the hub, from the environment alone; what is printed shows it as ***."""
+    """The hub's token, from the environment only; it is masked as *** in all output."""
     for name in TOKENS:
         if os.environ.get(name):
             note_used(name)
@@ -85,10 +86,10 @@ def token() -> str | None:
 
 
 def files_of(pin: Pin, registry: Registry) -> dict[str, str]:
-    """{relative path: sha256} of the model behind a pin, without what belongs to the registry alone.
+    """{relative path: sha256} of a pinned model, without files that belong to the registry only.
 
-    The hashes are those of its registration, of each file that was read then; of others they are read now. UserError
-    where there is no model.
+    The hashes are those computed at registration, if each file was read then; others are computed now. Raises UserError
+    if there is no model.
     """
     folder = Path(pin.path)
     if not (folder / "config.json").is_file():
@@ -101,7 +102,7 @@ def files_of(pin: Pin, registry: Registry) -> dict[str, str]:
 
 
 def copy_model(pin: Pin, registry: Registry, folder: Path) -> None:
-    """Copy the model to `folder`, whole or not at all; each copy is read again, and has the sha256 of the original."""
+    """Copy the model to `folder`, atomically; each copy is read again and must have the original's sha256."""
     source, files = Path(pin.path), files_of(pin, registry)
     text = card(pin, registry)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
@@ -128,7 +129,7 @@ def copy_model(pin: Pin, registry: Registry, folder: Path) -> None:
 
 
 def upload_model(pin: Pin, registry: Registry, repository: str, *, private: bool) -> str:
-    """Upload the model as one commit; the commit's address. The repository is made where there is none."""
+    """Upload the model as one commit; returns the commit's address. A missing repository is created."""
     import logging
     from importlib import import_module
 
@@ -161,8 +162,8 @@ def _one_line(error: Exception) -> str:
 
 
 def card(pin: Pin, registry: Registry) -> str:
-    """The model's card with its lineage: what it was made from, and that in turn. Paths of this machine stay out of it:
-    only their last part is told."""
+    """The model's card with its lineage: its inputs, and theirs in turn. Paths of this machine are reduced to their
+    last component."""
     file = Path(pin.path) / CARD
     try:
         text = file.read_text(encoding="utf-8")
@@ -176,7 +177,7 @@ def card(pin: Pin, registry: Registry) -> str:
 
 
 def _ancestors(pin: Pin, registry: Registry, depth: int, seen: set[str]) -> Iterator[tuple[int, str]]:
-    """(depth, description) of the artifact and of all that it was made from, each of which is told once in full."""
+    """(depth, description) of the artifact and of all its ancestors, each described in full once."""
     again = pin.uri in seen
     seen.add(pin.uri)
     told = f"`{pin.label}`" if pin.version is not None else _public(pin.path)

@@ -35,7 +35,8 @@ class Reporter:
             self._bar = _Bar(done, total)
 
     def say(self, text: str) -> None:
-        """One line for a person (on stderr: standard output is for what a step hands on)."""
+        """Print one line for a person, on stderr: standard output is reserved for the artifacts passed to the next
+        step."""
         if self._silent:
             return
         if self._bar is not None:
@@ -44,12 +45,12 @@ class Reporter:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def advance(self) -> None:
-        """One step is done."""
+        """Record that one step is done."""
         if self._bar is not None:
             self._bar.advance()
 
     def row(self, row: dict[str, Any]) -> None:
-        """Record `row`, which has a "step"; floats as they are."""
+        """Record `row`, a mapping with a "step"; floats are written unrounded."""
         if self._silent:
             return
         MetricsFile.of(self._path).write(row, now=True)
@@ -91,7 +92,7 @@ class _Bar:
 
 
 def metrics_path(config: LoggerConfig, save: Path) -> Path:
-    """Where the rows go: logger.metrics_file, the job's folder, or the folder of the checkpoints."""
+    """The path of the rows: logger.metrics_file, else in the job's folder, else in the checkpoints' folder."""
     if config.metrics_file:
         return Path(config.metrics_file)
     return Path(os.environ.get("NEMO_RUN_DIR") or save) / METRICS_FILE

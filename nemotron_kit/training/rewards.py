@@ -1,7 +1,7 @@
-"""Verifiers: how right an answer is, 0 to 1. A row's `agent_ref.name` names its verifier.
+"""Verifiers: functions that score an answer from 0 to 1. A row's `agent_ref.name` names its verifier.
 
-A verifier is called with the answer's text (without its reasoning) and the row, whose fields say what is right. Those
-of NeMo-Gym's servers that need no server of their own are here, by the same names; a recipe registers more.
+A verifier is called with the answer's text (without its reasoning) and the row, which holds the reference answer. The
+verifiers of NeMo-Gym that need no server are implemented here, under the same names; a recipe registers more.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _PACKAGES = {"math": "math_verify", "math_with_judge": "math_verify"}
 
 
 def register_verifier(name: str, verifier: Verifier) -> None:
-    """Have rows whose `agent_ref.name` is `name` judged by `verifier(answer, row) -> reward`."""
+    """Use `verifier(answer, row) -> reward` for rows whose `agent_ref.name` is `name`."""
     _KNOWN[name] = verifier
 
 
 def known_name(agent: str) -> str | None:
-    """The name under which there is a verifier for the agent, None without one."""
+    """The name of the agent's registered verifier, None without one."""
     return next((name for name in (agent, agent.removesuffix(_ENDING)) if name in _KNOWN), None)
 
 
 def find_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Verifier]:
-    """The verifier of each agent: one of the config's own (`given`: name → {_target_: …, and its arguments}), else a
-    registered one. UserError for an agent that has none, and for a package that is missing."""
+    """The verifier of each agent: one of the config's (`given`: name → {_target_: …, and its arguments}), else a
+    registered one. Raises UserError for an agent without one, and for a missing package."""
     problems = missing_verifiers(agents, given)
     if problems:
         raise UserError(problems[0])
@@ -55,7 +55,7 @@ def find_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]
 
 
 def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each agent that can't be judged here."""
+    """A sentence for each agent without a usable verifier here."""
     problems = []
     for agent in agents:
         name = known_name(agent)
@@ -75,7 +75,7 @@ def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, An
 
 
 def _own(agent: str, settings: Mapping[str, Any]) -> Verifier:
-    """The function that the config names, with its other settings as arguments."""
+    """The function that the config names, with its other settings bound as arguments."""
     target = str(settings.get(TARGET) or "")
     where = f"env.verifiers.{agent}.{TARGET}"
     module, _, name = target.replace(":", ".").rpartition(".")
@@ -92,7 +92,7 @@ def _own(agent: str, settings: Mapping[str, Any]) -> Verifier:
 
 
 def reward(verifier: Verifier, text: str, row: Row, agent: str) -> float:
-    """The reward of an answer. NemotronError where the verifier fails or gives no number."""
+    """The reward of an answer. Raises NemotronError if the verifier fails or returns no number."""
     try:
         value = float(verifier(without_reasoning(text), row))
     except NemotronError:
@@ -105,7 +105,8 @@ def reward(verifier: Verifier, text: str, row: Row, agent: str) -> float:
 
 
 def check_rows(rows: Iterable[Row], agents: Mapping[str, Verifier], where: str) -> None:
-    """UserError, with its number, for a row whose verifier can't read it; of those verifiers that say so quickly."""
+    """Raises UserError, with the row's number, for a row that its verifier can't read; only for verifiers with a fast
+    check."""
     quick = {
         agent for agent in agents if known_name(agent) in _QUICK and agents[agent] is _KNOWN[known_name(agent) or ""]
     }
@@ -122,7 +123,7 @@ _QUICK = ("exact_match", "numeric", "mcqa", "instruction_following")
 
 
 def without_reasoning(text: str) -> str:
-    """What is said after the thinking."""
+    """The answer's text after its reasoning (`</think>`)."""
     return text.rpartition("</think>")[2].strip()
 
 
@@ -138,7 +139,7 @@ def _agent(row: Row) -> Any:
 
 
 def exact_match(text: str, row: Row) -> float:
-    """1 for the very text of `expected_answer`."""
+    """1 if the answer is exactly `expected_answer`."""
     return float(text == str(_field(row, "expected_answer")).strip())
 
 
@@ -146,7 +147,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+
 
 
 def numeric(text: str, row: Row) -> float:
-    """1 where the last number of the answer is that of `expected_answer`."""
+    """1 if the last number of the answer equals that of `expected_answer`."""
     expected, found = _last_number(str(_field(row, "expected_answer"))), _last_number(text)
     if expected is None:
         raise UserError(f"expected_answer {row['expected_answer']!r} is no number, which the verifier numeric needs.")
@@ -164,7 +165,8 @@ MODES = ("strict_single_letter_boxed", "lenient_boxed", "lenient_answer_colon")
 
 
 def mcqa(text: str, row: Row) -> float:
-    """1 for the letter `expected_answer` among the `options`, in a box or after "Answer:", as `grading_mode` says."""
+    """1 if the answer gives the letter `expected_answer` of the `options`, in a box or after "Answer:", as
+    `grading_mode` specifies."""
     mode = row.get("grading_mode") or MODES[0]
     if mode not in MODES:
         raise UserError(f"grading_mode {mode!r}: {nearest(str(mode), MODES)}")
@@ -197,7 +199,7 @@ def _letter(boxed: str, options: Mapping[str, str], *, lenient: bool) -> str:
 
 
 def math_answer(text: str, row: Row) -> float:
-    """1 where math-verify finds the answer equal to `expected_answer`."""
+    """1 if math-verify finds the answer equal to `expected_answer`."""
     from math_verify import parse, verify
 
     expected = str(_field(row, "expected_answer"))
@@ -207,7 +209,8 @@ def math_answer(text: str, row: Row) -> float:
 
 
 def instruction_following(text: str, row: Row) -> float:
-    """1 where the answer keeps to every instruction of `instruction_id_list`, whose arguments are `kwargs`."""
+    """1 if the answer follows every instruction of `instruction_id_list`, whose arguments are `kwargs` (IFEval: Zhou et
+    al., arXiv 2311.07911)."""
     ids = _field(row, "instruction_id_list")
     kwargs = row["kwargs"] if row.get("kwargs") is not None else [{}] * len(ids)
     if len(kwargs) != len(ids):

@@ -1,7 +1,7 @@
-"""Answers by the model that is trained, and the probabilities of their tokens.
+"""Samples answers from the model in training, and computes the probabilities of their tokens.
 
-What is sampled for a prompt depends on its key alone, not on what else is in the batch, which process does it, or
-whether the run was resumed: each token takes one random number of a stream that the key decides.
+The sample for a prompt depends on its key only, not on the rest of the batch, the process, or whether the run was
+resumed: each token uses one random number of a stream seeded by the key.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Key = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Completion:
-    """What the model wrote after a prompt: token ids, the one that ends its turn among them where it came to that
-    (`ended`). `entropy` is that of the distributions that the tokens were drawn from, summed; 0 for a greedy answer."""
+    """A generated answer: token ids, including the one that ends the turn if the model produced it (`ended`). `entropy`
+    is the summed entropy (nats) of the distributions that the tokens were drawn from; 0 for a greedy answer."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -34,8 +34,8 @@ class Completion:
 
 
 def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None, *, required: bool = True) -> frozenset[int]:
-    """The ids of the tokens that end an answer: `more`, those of the model's and its tokenizer's settings, and for a
-    model that chats the end of a turn. UserError where there is none but is `required`."""
+    """The ids of the tokens that end an answer: `more`, those in the model's and its tokenizer's settings, and for a
+    chat model the end of a turn. Raises UserError if there is none and one is `required`."""
     found: set[int] = set(more or ())
     for place in (model.generation_config, model.config, tokenizer):
         given = getattr(place, "eos_token_id", None)
@@ -50,7 +50,7 @@ def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None, *, re
 
 @contextmanager
 def answering(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, the model is in eval mode and records no gradients."""
+    """Within the block, the model is in eval mode and records no gradients."""
     import torch
 
     training = model.training
@@ -72,7 +72,7 @@ def generate(
     temperature: float = 1.0,
     keys: Sequence[Key] | None = None,
 ) -> list[Completion]:
-    """An answer to each prompt, all at once; greedy without `keys`. To be called within `answering`."""
+    """An answer to each prompt, all in one batch; greedy without `keys`. Must be called within `answering`."""
     import torch
 
     if not prompts:
@@ -112,8 +112,8 @@ def generate(
 
 
 def drawn(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens, [batch], that random numbers in [0, 1), [batch], choose by the probabilities of `logits`, and the
-    entropies of these."""
+    """The tokens, [batch], selected by the random numbers in [0, 1), [batch], from the distributions of `logits`,
+    [batch, vocabulary], by inverse transform sampling; and the entropies of these distributions."""
     import torch
 
     logs = logits.double().log_softmax(dim=-1)
@@ -143,8 +143,7 @@ def _answer(row: list[int], ends: frozenset[int], entropy: float) -> Completion:
 
 
 class TokenProbabilities(NamedTuple):
-    """Of every token that was written, [tokens], answer by answer: its log probability, and the number of its
-    answer."""
+    """For every generated token, [tokens], answer by answer: its log probability, and the number of its answer."""
 
     logprobs: torch.Tensor
     answers: torch.Tensor
@@ -153,8 +152,8 @@ class TokenProbabilities(NamedTuple):
 def probabilities(
     model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Completion], temperature: float, *, pad: int = 0
 ) -> TokenProbabilities:
-    """The log probabilities of the answers' tokens in one forward pass, right-padded: what comes after a sequence does
-    not reach back into it. The head is applied only where it is asked for."""
+    """The log probabilities of the answers' tokens in one forward pass, right-padded: in a causal model padding does
+    not affect the tokens before it. The head is applied only at the positions needed."""
     import torch
 
     device = model.lm_head.weight.device

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on packed rows, from a config to a model on disk."""
+"""Supervised fine-tuning on packed rows: from a config to a model on disk."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 
 def sft(config: SFTConfig) -> TrainingOutcome:
-    """Fine-tune as `config` says, resuming where a checkpoint exists, and return where the model lies.
+    """Fine-tune as `config` specifies, resuming from a checkpoint if there is one, and return where the model is.
 
-    Runs in every process that torchrun starts; rank 0 alone writes. UserError when config, data or model are wrong;
-    Preempted when a signal stopped the run (a checkpoint is saved by then).
+    Runs in every process that torchrun starts; only rank 0 writes. Raises UserError if config, data or model are
+    invalid, Preempted if a signal stopped the run (a checkpoint is saved by then).
     """
     passive_cpu_waits()
     config.check()
@@ -59,7 +59,7 @@ def sft(config: SFTConfig) -> TrainingOutcome:
 
 
 class _Run:
-    """One run: its data and where it starts, then the loop, then the model."""
+    """One run: its data and starting point, then the loop, then the export of the model."""
 
     def __init__(self, config: SFTConfig) -> None:
         self.base = config.checkpoint.pretrained_checkpoint
@@ -80,7 +80,7 @@ class _Run:
         self.start = StartingPoint()
 
     def prepare(self) -> None:
-        """Find where the run starts, and refuse what is wrong, before anything is written."""
+        """Find the starting point and check everything, before anything is written."""
         self.start = self._start()
         if processes.rank() == 0:
             prepare_output(self.folder)
@@ -110,7 +110,7 @@ class _Run:
         return replace(start, valid_on=valid_on)
 
     def _require_tokenizer(self) -> None:
-        """UserError when the data's tokens are not the model's: it would learn to say other words."""
+        """Raises UserError if the data was tokenized with another tokenizer than the model's."""
         model = tokenizer_folder(Path(self.base)) if self.base else None
         if model is None or self.tokenizer is None or model == self.tokenizer:
             return
@@ -125,7 +125,7 @@ class _Run:
             )
 
     def model(self) -> NemotronHForCausalLM:
-        """The model that the run goes on with, its adapters in place where it trains those."""
+        """The model to train, with its adapters in place if these are trained."""
         settings, start = self.config.model_settings, self.start
         if self.config.lora is None:
             assert start.weights is not None  # noqa: S101 - check() has seen to it
@@ -228,7 +228,7 @@ class _Run:
 
 
 class SFTWork:
-    """What a step and an evaluation compute."""
+    """Computes a training step and an evaluation."""
 
     def __init__(
         self,
@@ -244,7 +244,8 @@ class SFTWork:
         self.packed = runs_packed(model.device)
 
     def step(self, number: int) -> dict[str, Any]:
-        """The gradients of a step: of the sum over this rank's rows, divided by the loss tokens of all ranks' rows."""
+        """Compute the gradients of a step: of the summed loss of this rank's rows, divided by the number of loss tokens
+        of all ranks' rows."""
         rows = self.rows.rows_at((number - 1) * self.per_step, number * self.per_step)
         total = max(1, sum(row.loss_tokens for row in rows))
         nll: Any = 0.0
@@ -259,7 +260,7 @@ class SFTWork:
         return {"loss": nll / total, "loss_tokens": counted, "tokens": tokens}
 
     def evaluate(self, _step: int) -> dict[str, float]:
-        """The mean loss of a held-out token; the ranks take turns."""
+        """The mean held-out loss in nats per token; the rows are divided among the ranks."""
         import torch
 
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
@@ -284,7 +285,7 @@ class SFTWork:
 
 
 def batch_nll(model: NemotronHForCausalLM, batch: Batch) -> torch.Tensor:
-    """The summed negative log likelihood of the labels that count. The head is applied to these alone."""
+    """The summed negative log likelihood (nats) of the counted labels. The head is applied to these positions only."""
     packed: dict[str, Any] = {}
     if batch.seq_idx is not None:
         packed = {"position_ids": batch.position_ids, "seq_idx": batch.seq_idx}
@@ -293,8 +294,8 @@ def batch_nll(model: NemotronHForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 def runs_packed(device: torch.device) -> bool:
-    """Whether rows are trained on as they are packed: on a GPU with Mamba's kernels, which keep the sequences of a row
-    apart by seq_idx (transformers from 5.21 on hands it to them). Read from source, not run by us."""
+    """Whether rows are trained on as they are packed: on a GPU with Mamba's kernels, which separate the sequences of a
+    row by seq_idx (transformers passes it on from 5.21). Derived from the source; not tested by us."""
     if device.type != "cuda" or find_spec("mamba_ssm") is None or find_spec("causal_conv1d") is None:
         return False
     import transformers

@@ -1,4 +1,4 @@
-"""The config of supervised fine-tuning. Light: every launch imports it, without torch."""
+"""The config of supervised fine-tuning. Every launch imports this module, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SFTTrainConfig(TrainBlock):
     seed: int = field(default=1234, metadata={"help": "Seed of everything random in a step, and of new adapters"})
 
     def check_split(self, processes: int) -> None:
-        """Raises UserError when the global batch can't be dealt out evenly to `processes`."""
+        """Raises UserError if the global batch can't be divided evenly among `processes`."""
         if self.global_batch_size % processes:
             raise UserError(
                 f"train.global_batch_size {self.global_batch_size} is no multiple of {processes} processes.",
@@ -81,13 +81,14 @@ class SFTOptimizerConfig(AdamWBlock, _Rates):
     """The `optimizer` block; the names are Megatron's."""
 
     def check(self) -> None:
-        """Raises UserError for a value that can't be trained with."""
+        """Raises UserError for an invalid value."""
         check_optimizer(self)
 
 
 @dataclass
 class PeftConfig:
-    """The `peft` block: low-rank adapters (LoRA) beside frozen weights, merged into them in the model that is saved."""
+    """The `peft` block: low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights, merged into these in the
+    saved model."""
 
     scheme: str | None = field(default=None, metadata={"help": "lora, or null: all weights are trained"})
     dim: int = field(default=8, metadata={"help": "Rank of the adapters"})
@@ -98,7 +99,7 @@ class PeftConfig:
     )
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing here."""
+        """Raises UserError for an invalid value."""
         if self.scheme not in (None, "lora"):
             raise UserError(f"peft.scheme is {self.scheme!r}; this engine has lora, or null for training all weights.")
         if self.dim < 1 or self.alpha <= 0:
@@ -158,16 +159,16 @@ class SFTConfig:
 
     @property
     def lora(self) -> PeftConfig | None:
-        """The adapters to train; None where all weights are trained."""
+        """The adapters to train; None if all weights are trained."""
         return self.peft if self.peft.scheme == "lora" or self.recipe.get("peft") == "lora" else None
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """What the `model` block says of NemotronHConfig."""
+        """The settings of NemotronHConfig in the `model` block."""
         return {name: value for name, value in self.model.items() if name in FIELDS}
 
     def split_folder(self, split: str) -> Path | None:
-        """The folder (or file) of the rows of `split` (train or valid), None where the config names none."""
+        """The folder (or file) of the rows of `split` (train or valid); None if the config names none."""
         packed = self.dataset.get("packed_sequence_specs") or {}
         given = packed.get("packed_train_data_path" if split == "train" else "packed_val_data_path")
         if given:
@@ -176,8 +177,8 @@ class SFTConfig:
         return Path(str(root)) / split if root else None
 
     def without_finetune(self) -> SFTConfig:
-        """The config with one way to start: checkpoint.load, which is a run to go on with, comes before the pretrained
-        model; scheduler.min_lr is the optimizer's where that is set."""
+        """The config with a single source of weights: checkpoint.load, a run to continue, takes precedence over the
+        pretrained model; scheduler.min_lr is the optimizer's if that is set."""
         block = self.checkpoint
         if block.load and block.pretrained_checkpoint:
             block = replace(block, finetune=False, pretrained_checkpoint=None)
@@ -185,7 +186,7 @@ class SFTConfig:
         return replace(self, checkpoint=block, scheduler=replace(self.scheduler, min_lr=min_lr))
 
     def check(self) -> None:
-        """Raises UserError, naming the field, for anything that can be told to be wrong without the data."""
+        """Raises UserError, naming the field, for every error that can be found without the data."""
         packed = self.dataset.get("packed_sequence_specs") or {}
         for place, values, names in (
             ("recipe", self.recipe, _RECIPE_KEYS),
@@ -250,7 +251,8 @@ class SFTConfig:
 
 
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
-    """What, beside data and given weights, decides the weights at a step: by the names of the config."""
+    """The settings that, together with data and given weights, determine the weights at a step, by the names of the
+    config."""
     free = {"micro_batch_size", "eval_interval", "eval_iters"}
     train = {name: value for name, value in asdict(config.train).items() if name not in free}
     return {
@@ -263,8 +265,8 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
 
 
 def preflight(config: SFTConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run, one sentence each. It opens no connection: `connect` is ignored. With `here=False`
-    the run is another machine's: only its settings are checked."""
+    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
+    `here=False` the run is for another machine, and only its settings are checked."""
     del connect
     try:
         config.check()
@@ -275,8 +277,8 @@ def preflight(config: SFTConfig, *, connect: bool, here: bool = True) -> list[st
 
 
 def memory_problems(config: SFTConfig) -> list[str]:
-    """A sentence with the estimate when this machine can't hold the training of the pretrained model; nothing is said
-    of one that is not there yet."""
+    """A sentence with the estimate if this machine's memory is too small for training the pretrained model; nothing for
+    a model that does not exist yet."""
     block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
     if not block or config.lora or unknown(config.dataset.get("seq_length")):
         return []

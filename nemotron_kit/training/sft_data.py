@@ -1,7 +1,7 @@
-"""Packed rows (data prep's Parquet) to what a step trains on: their order, their sequences, and batches of these.
+"""Turns packed rows (data prep's Parquet) into batches: their order, their sequences, and batches of these.
 
-A row's sequences are taken apart again, sorted by length, and padded on the right: a causal model can't see padding
-that follows, so no sequence sees another one, on any device and in any version of transformers.
+A row's sequences are separated again, sorted by length, and padded on the right: a causal model can't attend to padding
+that follows, so no sequence affects another, on any device and in any version of transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PASS = 256
 
 
 class Row(NamedTuple):
-    """One packed row: int32 [tokens], uint8 [tokens], int32 [sequences]."""
+    """One packed row: input_ids, int32 [tokens]; loss mask, uint8 [tokens]; sequence starts, int32 [sequences]."""
 
     ids: NDArray[np.int32]
     mask: NDArray[np.uint8]
@@ -44,8 +44,8 @@ class Row(NamedTuple):
         return int(self.mask.sum())
 
     def sequences(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-        """(ids, mask) of each sequence that has something to learn, without what follows its last counted token:
-        mask[i] is that of predicting ids[i + 1]."""
+        """(ids, mask) of each sequence with loss tokens, cut after its last one: mask[i] is that of predicting ids[i +
+        1]."""
         ends = np.append(self.starts[1:], len(self.ids))
         for start, end in zip(self.starts.tolist(), ends.tolist(), strict=True):
             counted = np.flatnonzero(self.mask[start:end])
@@ -55,9 +55,9 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sequences padded on the right, int64 or bool [sequences, longest]: `labels` are the next tokens, `counts` says
-    which of them the loss is of, `real` which inputs are no padding. With `seq_idx` and `position_ids` it is one long
-    row, in which sequences stand one after the other."""
+    """Sequences padded on the right, int64 or bool [sequences, longest]: `labels` are the next tokens, `counts` marks
+    the labels that count for the loss, `real` the inputs that are no padding. With `seq_idx` and `position_ids` it is
+    one long row that holds the sequences one after another."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -78,10 +78,11 @@ class _Group:
 
 
 class PackedRows:
-    """The rows of one split, by number in the files' order. UserError for files that are missing, or no packed rows.
+    """The rows of one split, by number in the files' order. Raises UserError for files that are missing, or no packed
+    rows.
 
-    `rows_at(start, stop)` of an endless shuffle is a function of (seed, position), so that nothing has to be saved to
-    go on at any row: each epoch is a new order of the row groups, shuffled together within windows of them.
+    `rows_at(start, stop)` of an endless shuffle is a function of (seed, position), so that no state has to be saved to
+    resume at any row: each epoch is a new order of the row groups, shuffled together within windows of them.
     """
 
     def __init__(self, folder: Path, seq_length: int, seed: int = 0) -> None:
@@ -106,7 +107,7 @@ class PackedRows:
         return sha256_of([fingerprint(file) for file in self.files])
 
     def in_order(self, limit: int | None = None) -> Iterator[Row]:
-        """The rows in the files' order; at most `limit`, evenly spread."""
+        """The rows in the files' order; at most `limit`, evenly spaced."""
         kept = self.count if limit is None else min(limit, self.count)
         wanted = iter(((np.arange(kept) * self.count) // max(kept, 1)).tolist())
         following, before = next(wanted, None), 0
@@ -130,7 +131,7 @@ class PackedRows:
         return self._held[2][place - self._held[1]]
 
     def _window_at(self, epoch: int, place: int) -> tuple[tuple[int, int], int, list[Row]]:
-        """The window of the epoch that holds `place`: (epoch, number), its first place, its rows in order."""
+        """The window of the epoch that contains `place`: (epoch, number), its first position, its rows in order."""
         order = _shuffled(len(self._groups), self._seed, epoch)
         first = 0
         for number, begin in enumerate(range(0, len(order), self._per_window)):
@@ -163,7 +164,7 @@ class PackedRows:
         return [Row(*row) for row in zip(*lists, strict=True)]
 
     def _check(self, file: Path, tokens: _Lists, mask: _Lists, starts: _Lists) -> None:
-        """UserError for rows that are none. All rows of a group are looked at at once."""
+        """Raises UserError for invalid rows. All rows of a group are checked at once."""
         (ids, bounds), (masks, mask_bounds), (firsts, first_bounds) = tokens, mask, starts
         lengths, sequences = np.diff(bounds), np.diff(first_bounds)
         if not np.array_equal(bounds, mask_bounds):
@@ -196,13 +197,13 @@ _Lists = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def _lists(column: Any) -> _Lists:
-    """A list column's values, and where each list begins in them and the last one ends."""
+    """A list column's values, and the offsets at which its lists begin and the last one ends."""
     offsets = column.offsets.to_numpy().astype(np.int64)
     return column.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def packed_files(folder: Path) -> list[Path]:
-    """The Parquet files of a split, by name. UserError when there are none."""
+    """The Parquet files of a split, sorted by name. Raises UserError if there are none."""
     if folder.is_file():
         files = [folder]
     else:
@@ -239,15 +240,15 @@ def _shuffled(size: int, *parts: int) -> list[int]:
 
 
 def batches(rows: Sequence[Row], most: int) -> Iterator[Batch]:
-    """The sequences of the rows, sorted by length and cut into batches of at most `most` tokens with their padding
-    (one sequence always fits), so that padding and the number of passes cost least together."""
+    """The sequences of the rows, sorted by length and cut into batches of at most `most` tokens including padding (a
+    single sequence always fits), such that padding and number of passes together cost least."""
     sequences = sorted((sequence for row in rows for sequence in row.sequences()), key=lambda one: -len(one[1]))
     for start, stop in _cuts([len(mask) for _, mask in sequences], most):
         yield _padded(sequences[start:stop])
 
 
 def _cuts(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Where to cut a list of falling lengths: the cheapest way, found from the end (dynamic programming)."""
+    """Where to cut a list of decreasing lengths: the cheapest partition, by dynamic programming from the end."""
     cost, following = [0] * (len(lengths) + 1), [len(lengths)] * (len(lengths) + 1)
     for start in range(len(lengths) - 1, -1, -1):
         fits = max(1, most // lengths[start])
@@ -276,8 +277,8 @@ def _padded(sequences: Sequence[tuple[NDArray[np.int32], NDArray[np.uint8]]]) ->
 
 
 def packed_batches(rows: Sequence[Row], most: int) -> Iterator[Batch]:
-    """The sequences of the rows one after the other, `most` tokens at a time (one sequence always fits), for kernels
-    that keep them apart."""
+    """The sequences of the rows one after another, `most` tokens at a time (a single sequence always fits), for kernels
+    that separate them."""
     held: list[tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
     size = 0
     for sequence in (sequence for row in rows for sequence in row.sequences()):

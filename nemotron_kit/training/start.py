@@ -1,6 +1,8 @@
-"""How a run starts: fresh, from given weights or from a checkpoint, which must belong to a run of the same identity.
+"""The starting point of a run: fresh, from given weights, or from a checkpoint, which must belong to a run of the same
+identity.
 
-The identity is everything that decides the weights at a step: model, data, seed, batch sizes, schedule, precision.
+The identity is every setting that determines the weights at a step: model, data, seed, batch sizes, schedule,
+precision.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
 
 
 class Resumable(Protocol):
-    """What is asked of a run's config to find where it starts."""
+    """The parts of a run's config that determine its starting point."""
 
     @property
     def checkpoint(self) -> CheckpointConfig: ...
@@ -68,8 +70,8 @@ class SettingDifference(NamedTuple):
 def identity(
     config: PretrainConfig, model: Mapping[str, Any], samples: BlendSamples, digests: Mapping[str, str], precision: str
 ) -> dict[str, Any]:
-    """The run's identity. `model` is the model block with what the data decides, `digests` the content of each shard,
-    `precision` what the setting of that name comes to on this machine."""
+    """The run's identity. `model` is the model block completed with the settings from the data, `digests` the content
+    of each shard, `precision` the precision that the setting of that name gives on this machine."""
     train = {name: value for name, value in asdict(config.train).items() if name not in _FREE}
     shape = {name: value for name, value in model.items() if name not in LAYER_NAMES}
     content = sha256_of([digests[shard.prefix] for shard in samples.shards])
@@ -89,7 +91,7 @@ def identity(
 
 
 def given_weights(block: CheckpointConfig) -> dict[str, Any]:
-    """The weights that a new run starts from. A run that goes on from `load` has those of the run that it goes on with,
+    """The weights that a new run starts from. A run that continues from `load` has those of the run that it continues,
     which its own settings don't name."""
     if block.pretrained_checkpoint:
         folder = Path(block.pretrained_checkpoint).absolute()
@@ -104,8 +106,8 @@ def given_weights(block: CheckpointConfig) -> dict[str, Any]:
 
 
 def portable(same: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity without the places where given weights and other files lay: equal for equal weights, wherever a run
-    was made."""
+    """The identity without the paths of given weights and other files: equal for equal weights, wherever a run was
+    made."""
     given = same.get("checkpoint") or {}
     without = {name: value["sha256"] if isinstance(value, Mapping) else value for name, value in given.items()}
     portable: dict[str, Any] = without_folders({**same, "checkpoint": without})
@@ -115,7 +117,8 @@ def portable(same: Mapping[str, Any]) -> dict[str, Any]:
 def differences(
     there: Mapping[str, Any], here: Mapping[str, Any], config: Resumable, done: int
 ) -> list[SettingDifference]:
-    """What differs between the run that did `done` steps and this one, as far as it decides the weights."""
+    """The settings that differ between the run that did `done` steps and this one, as far as they determine the
+    weights."""
     found = [SettingDifference(*found) for found in _differing(there, here)]
     if "checkpoint" not in here:
         found = [difference for difference in found if not difference.name.startswith("checkpoint")]
@@ -134,7 +137,8 @@ def _changes_nothing(difference: SettingDifference, config: Resumable, done: int
 def require_same(
     path: Path, different: Sequence[SettingDifference], may_differ: Sequence[str]
 ) -> list[SettingDifference]:
-    """The differences, all of which `may_differ` names; UserError for any other: the checkpoint is another run's."""
+    """The differences, if `may_differ` names all of them. Raises UserError for any other: the checkpoint is another
+    run's."""
     refused = [difference for difference in different if not _named(difference.name, may_differ)]
     if not refused:
         return list(different)
@@ -168,7 +172,7 @@ def _differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any
 
 
 def _same_weights(there: Any, here: Any, *, moving: bool) -> bool:
-    """Whether two records of given weights mean the same weights: compared by content digest; by path where a digest is
+    """Whether two records of given weights mean the same weights: compared by content digest; by path if a digest is
     missing, or with `moving` (a run's folder whose newest checkpoint may have changed)."""
     if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
         return bool(there == here)
@@ -188,7 +192,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """What a run starts from.
+    """The starting point of a run.
 
     `weights`: a model's folder, None for random initialization. `optimizer`: the file of its state, None for a new one.
     `progress`: that of the checkpoint, None for a new run. `identity`: the run's identity (complete on rank 0 only).
@@ -209,7 +213,8 @@ class StartingPoint:
 
 
 def find_start(config: Resumable, identity: dict[str, Any]) -> StartingPoint:
-    """Where this run starts. UserError for a checkpoint that is damaged, belongs to another run, or does not exist."""
+    """The starting point of this run. Raises UserError for a checkpoint that is damaged, belongs to another run, or
+    does not exist."""
     block = config.checkpoint
     own = checkpoint.latest(Path(block.save)) if block.save else None
     if own is not None:
@@ -275,9 +280,9 @@ def _require_files(path: Path, files: Mapping[str, Any]) -> None:
 
 
 def start_model(start: StartingPoint, model: Mapping[str, Any], seed: int) -> NemotronHForCausalLM:
-    """The model that the run starts with: given weights, or those of `model` (the block) and `seed`.
+    """The model that the run starts with: given weights, or random ones from `model` (the block) and `seed`.
 
-    What the block sets holds for given weights too. UserError when they are of another shape.
+    The block's settings apply to given weights too. Raises UserError if these are of another shape.
     """
     wanted = model_config(model)
     if start.weights is None:

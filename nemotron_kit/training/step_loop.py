@@ -1,7 +1,7 @@
-"""The training loop of SFT and RL: whatever fills the gradients of a step, the loop does the rest.
+"""The training loop of SFT and RL: the callback computes a step's gradients, the loop does everything else.
 
-A step's gradient is summed in parts: the first and the second half of what the step trains on, each in one process's
-order, then together. So one process and two come to the same weights, bit for bit.
+A step's gradient is summed in parts: the first and the second half of the step's items, each in one process's order,
+then the two together. So one process and two give bit-identical weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Evaluate = Callable[[int], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """What the loop is told: `steps` in all, the peak `lr` and its schedule, and how often it does what."""
+    """The loop's settings: the number of `steps`, the peak `lr` and its schedule, and the intervals of its actions."""
 
     steps: int
     lr: float
@@ -48,11 +48,11 @@ class LoopSettings:
 
 
 class StepLoop:
-    """One run: `run(step, evaluate)` calls `step(number)`, from `first_step` to the last, and does what surrounds it:
-    seeds, the sum of the gradients over the ranks, clipping, optimizer, expert balance, rows, checkpoints, signals.
+    """One run: `run(step, evaluate)` calls `step(number)`, from `first_step` to the last, and does the rest: seeds, the
+    sum of the gradients over the ranks, clipping, optimizer, expert balance, rows, checkpoints, signals.
 
-    The callback goes over `parts(count)` and calls backward in each, on its part of the loss of all ranks: gradients
-    are summed, not averaged. Steps count from 1 over the whole run, resumed or not.
+    The callback iterates over `parts(count)` and calls backward in each, on its part of the loss of all ranks:
+    gradients are summed, not averaged. Steps count from 1 over the whole run, resumed or not.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class StepLoop:
         balance: ExpertBalance | None = None,
         write_model: Callable[[Path], None] | None = None,
     ) -> None:
-        """`write_model(folder)` writes what a checkpoint keeps of the model (all of it, in `model/`)."""
+        """`write_model(folder)` writes the model's part of a checkpoint (the whole model is in `model/`)."""
         import torch
 
         self.settings, self.model, self.optimizer, self.progress = settings, model, optimizer, progress
@@ -93,7 +93,8 @@ class StepLoop:
         self._warned: set[str] = set()
 
     def parts(self, count: int) -> Iterator[range]:
-        """This rank's share of `count` items, in one or two parts. After each the gradients are taken to the sum."""
+        """This rank's share of `count` items, in one or two parts. After each part its gradients are added to the
+        sum."""
         import torch
 
         share = count // processes.world_size()
@@ -111,14 +112,14 @@ class StepLoop:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Within it, forward passes are in bf16, where the run's precision is that."""
+        """Within the block, forward passes use bf16 if the run's precision is bf16."""
         import torch
 
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16):
             yield
 
     def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
-        """All steps that are left. Raises Preempted when a signal stopped it; a checkpoint is saved by then."""
+        """Run the remaining steps. Raises Preempted if a signal stopped it; a checkpoint is saved by then."""
         self.model.train()
         for number in range(self.first_step, self.settings.steps + 1):
             seed_step(self.settings.seed, number)
@@ -149,7 +150,7 @@ class StepLoop:
         self._since += time.monotonic() - began
 
     def save(self) -> None:
-        """Save a checkpoint of the last step, if the run keeps any."""
+        """Save a checkpoint of the last step, if the run saves any."""
         block = self.settings.checkpoint
         if not block.save:
             return
@@ -171,7 +172,7 @@ class StepLoop:
             start = end
 
     def _update(self, number: int) -> torch.Tensor:
-        """One step of the optimizer with the gradients of all ranks; the gradients' norm before clipping."""
+        """One optimizer step with the gradients of all ranks; returns the gradients' norm before clipping."""
         processes.sum_over_ranks(self._gradient)
         norm = self._gradient.norm()
         if self.settings.clip_grad > 0:
@@ -232,7 +233,8 @@ class StepLoop:
         self._since, self._tokens_before = now, self.progress.tokens
 
     def _sums(self) -> dict[str, float]:
-        """The values since the last row, summed over the ranks; this process keeps its own part. Counts the tokens."""
+        """The values since the last row, summed over the ranks; this process keeps its own part. Also counts the
+        tokens."""
         import torch
 
         names = sorted(self._window)

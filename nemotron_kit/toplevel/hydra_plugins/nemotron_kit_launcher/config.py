@@ -1,6 +1,6 @@
-"""What every Hydra program finds here, without importing the package: `${art:slot,field}` and the recipes' configs.
+"""Config sources for every Hydra program: `${art:slot,field}` and the recipes' configs.
 
-Hydra imports this at every start, so it stays small: what it names is imported when it is first used.
+Hydra imports this at every start, so it imports what it refers to on first use.
 """
 
 import sys
@@ -25,13 +25,13 @@ def _artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> 
     return resolve_artifact(slot, field, _parent_=_parent_, _root_=_root_)
 
 
-# A program that has a resolver of this name keeps its own.
+# A program's own resolver of this name takes precedence.
 if not OmegaConf.has_resolver("art"):
     OmegaConf.register_new_resolver("art", _artifact)
 
 
 class RecipesSearchPath(SearchPathPlugin):
-    """Puts the recipes' configs at the end of each program's search path: a program's own come first."""
+    """Appends the recipes' configs to each program's search path, so that a program's own take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider=PROVIDER, path=f"{SCHEME}://recipes")
@@ -40,7 +40,7 @@ class RecipesSearchPath(SearchPathPlugin):
 class RecipesSource(ConfigSource):
     """The configs of all recipes (see `nemotron_kit.config.registration.recipes_store`).
 
-    They are looked for when a config of one is asked for, so that a program that names none never pays for it.
+    Recipes are searched for only when one of these configs is requested.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ class RecipesSource(ConfigSource):
         # A program may have a group of such a name itself: the bare name means ours where our search path is used.
         if group not in GROUPS or not (inside or CONF in sys.modules):
             return ObjectType.NOT_FOUND
-        # Where a command is registered in the program's own ConfigStore, as by `nemotron`, that is asked next.
+        # A command registered in the program's own ConfigStore, as by `nemotron`, is looked up there next.
         registered = ConfigStore.instance().repo.get("recipe", {}).values()
         if any(getattr(node, "provider", None) == PROVIDER for node in registered):
             return ObjectType.NOT_FOUND

@@ -1,4 +1,5 @@
-"""The launcher plugin: its settings, and a door to the engine. Hydra imports this at every start, so it stays small."""
+"""The launcher plugin: its settings, and a class that forwards to the engine. Hydra imports this at every start, so it
+stays small."""
 
 # No `from __future__ import annotations`: Hydra's scan executes this module outside sys.modules, where @dataclass can't
 # look up postponed annotations.
