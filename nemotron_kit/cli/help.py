@@ -47,20 +47,12 @@ def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple
     the page goes to standard error."""
     stream = sys.stdout if asked else sys.stderr
     page = Page(width(stream), Paint(colour(stream)))
-    draw(page, index, path, root, prog or program(root))
+    draw(page, index, path, root, prog or tree.program(root))
     if not asked:
         stream.write("Which command?\n\n")
     stream.write(_encodable(str(page), stream.encoding))
     stream.flush()
     return 0 if asked else 2
-
-
-def program(root: tuple[str, ...] = ()) -> str:
-    """How this program is called: `nemotron`, or `python -m myrecipe` where an app runs itself."""
-    if not root:
-        return "nemotron"
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
 
 
 def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...], prog: str) -> None:

@@ -1,4 +1,7 @@
-"""The entry points of the command line: the script `nemotron`, `python -m nemotron_kit`, and App.run()."""
+"""The entry points of the command line: the script `nemotron`, `python -m nemotron_kit`, and App.run().
+
+Help, version and completion are printed from the index before anything heavy is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import gc
 import os
 import sys
 
+from nemotron_kit.cli import options, tree
+from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.errors import NemotronError, printable
 
 TYPE_CHECKING = False
@@ -146,21 +151,17 @@ def _shown(text: str) -> str:
 
 
 def _nemotron(arguments: list[str]) -> int:
-    from nemotron_kit.cli import fast
-
     gc.disable()  # a page or an answer makes little garbage, and ends
-    code = fast.handle(arguments)
+    code = page_for(arguments)
     if code is not None:
         return code
-    from nemotron_kit.cli.tools import TOOLS
-
     if arguments and arguments[0] in TOOLS:
         return _tool(arguments[0], arguments[1:])
     from nemotron_kit.cli.parse import parse
 
     _say_step(arguments)
-    tree = _tree(_recipe_argument(arguments))
-    return _dispatch(parse(arguments, _index(tree)), ["nemotron", *arguments], tree)
+    found = _tree(_recipe_argument(arguments))
+    return _dispatch(parse(arguments, _index(found)), ["nemotron", *arguments], found)
 
 
 def _say_step(arguments: Sequence[str]) -> None:
@@ -185,28 +186,26 @@ def _hydra(arguments: list[str]) -> int:
     from nemotron_kit.cli.parse import parse_hydra
 
     _say_step(arguments)
-    tree = _tree([argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")])
-    return _dispatch(parse_hydra(arguments, _index(tree)), ["python", "-m", "nemotron_kit", *arguments], tree)
+    found = _tree([argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")])
+    return _dispatch(parse_hydra(arguments, _index(found)), ["python", "-m", "nemotron_kit", *arguments], found)
 
 
 def _app(app: App, arguments: list[str]) -> int:
-    from nemotron_kit.cli import fast
     from nemotron_kit.cli.parse import parse
     from nemotron_kit.discovery import Tree
 
-    tree, root = Tree(apps={app.name: app}), (app.name,)
-    index = _index(tree)
-    code = fast.handle(arguments, index, root)
+    found, root = Tree(apps={app.name: app}), (app.name,)
+    index = _index(found)
+    code = page_for(arguments, index, root)
     if code is not None:
         return code
     _say_step(arguments)
-    return _dispatch(parse(arguments, index, root=root, prog=_program()), [*_program().split(), *arguments], tree, root)
+    prog = tree.program(root)
+    return _dispatch(parse(arguments, index, root=root, prog=prog), [*prog.split(), *arguments], found, root)
 
 
 def _recipe_argument(arguments: list[str]) -> list[str]:
     """The argument that can only be the recipe's name: a bare one that no option may have taken as its value."""
-    from nemotron_kit.cli import options, tree
-
     first = tree.first_name(arguments)
     before = arguments[: arguments.index(first)] if first is not None else []
     doubtful = any(options.is_option(argument) and options.takes_next(argument) is None for argument in before)
@@ -221,18 +220,74 @@ def _tree(names: list[str]) -> Tree:
     return discover(names=names)
 
 
-def _index(tree: Tree) -> Index:
-    from nemotron_kit.cli import indexing
+def _index(found: Tree) -> Index:
+    from nemotron_kit.cli.indexing import live
 
-    return indexing.live(tree)
-
-
-def _program() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+    return live(found)
 
 
-def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ...] = ()) -> int:
+def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, ...] = ()) -> int | None:
+    """The exit code, once the page or the answer is printed; None when `argv` asks for something else, or wrongly.
+
+    `index` and `root` are given for one app (`python -m myrecipe`). No arguments at all: the help page, and 0.
+    """
+    if not root and argv[:1] == ["__complete"]:
+        from nemotron_kit.cli.completion import answer
+
+        return answer(argv[1:])
+    if not root and argv[:1] == ["--version"]:
+        return _version()
+    names = _asked(argv, root)
+    if names is None:
+        return None
+    index = _loaded(index)
+    reached = tree.walk(names, index, root)
+    if reached.unknown is not None:
+        return None
+    from nemotron_kit.cli import help as pages
+
+    return pages.show(index, reached.path, root=root)
+
+
+def _show(request: Request, index: Index | None = None, root: tuple[str, ...] = ()) -> int:
+    """Print what a Help or Version request asks for; the exit code (2 for a group that was named without a command)."""
+    from nemotron_kit.cli import help as pages
+    from nemotron_kit.cli.request import Help
+
+    if not isinstance(request, Help):
+        return _version()
+    return pages.show(_loaded(index), request.path, asked=request.asked, root=root)
+
+
+def _version() -> int:
+    from nemotron_kit import __version__
+
+    sys.stdout.write(f"nemotron-kit {__version__} (Python {sys.version.split()[0]})\n")
+    sys.stdout.flush()
+    return 0
+
+
+def _asked(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
+    """The words that help is asked about: `X --help`, `help X`, or nothing at all. None when it isn't."""
+    first = tree.first_name(argv)
+    if not root and first == "help":
+        at = list(argv).index(first)
+        argv = [*argv[:at], *argv[at + 1 :]]
+        first = tree.first_name(argv)
+    elif argv and not tree.wants_help(argv):
+        return None
+    return None if not root and first in TOOLS else argv
+
+
+def _loaded(index: Index | None) -> Index:
+    if index is not None:
+        return index
+    from nemotron_kit.cli.index import load_index
+
+    return load_index()
+
+
+def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, ...] = ()) -> int:
     from nemotron_kit.cli.request import Job, Tool
 
     if isinstance(request, Tool):
@@ -240,7 +295,5 @@ def _dispatch(request: Request, argv: list[str], tree: Tree, root: tuple[str, ..
     if isinstance(request, Job):
         from nemotron_kit.cli.run_job import run
 
-        return run(request, argv, tree)
-    from nemotron_kit.cli import fast
-
-    return fast.show(request, _index(tree), root)
+        return run(request, argv, found)
+    return _show(request, _index(found), root)

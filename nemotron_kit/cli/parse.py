@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.help import program
 from nemotron_kit.cli.index import Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
@@ -142,7 +141,7 @@ class _Failure(NamedTuple):
 def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
     """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, where nemotron's
     own commands don't exist. `prog` is how hints call the program. Raises UserError."""
-    argv, program_name = list(argv), ProgramName(prog or program(root), root)
+    argv, program_name = list(argv), ProgramName(prog or tree.program(root), root)
     first = tree.first_name(argv)
     if not root and argv[:1] == ["--version"]:
         return Version()

@@ -5,6 +5,8 @@ A tree is plain data (see index.py): a group has "children", a command has not. 
 
 from __future__ import annotations
 
+import sys
+
 from nemotron_kit.cli import options
 
 TYPE_CHECKING = False
@@ -109,3 +111,11 @@ def wants_help(argv: Sequence[str]) -> bool:
     """Whether -h or --help stands before a `--`."""
     names = argv[: argv.index("--")] if "--" in argv else argv
     return "-h" in names or "--help" in names
+
+
+def program(root: tuple[str, ...] = ()) -> str:
+    """How this program is called: `nemotron`, or `python -m myrecipe` where an app runs itself."""
+    if not root:
+        return "nemotron"
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"

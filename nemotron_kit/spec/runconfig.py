@@ -199,19 +199,17 @@ _FLAG_PATTERNS = {
     "signal": r"([RB]{1,2}:)?[A-Z0-9]{1,8}(@[0-9]{1,6})?",
     "time": r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{1,2}){0,2}|UNLIMITED|INFINITE",
 }
-# The rest of sbatch's flags, which a profile can only give in `extra`.
-_OTHER = re.compile(_NAME)
-_ALL = {flag: re.compile(pattern) for flag, pattern in _FLAG_PATTERNS.items()}
-_FLAG = re.compile(r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z")
-_IMAGE = re.compile(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z")
-_MOUNT = re.compile(r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z")
-_WORD = re.compile(r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z")
+_FLAG = r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z"
+_IMAGE = r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z"
+_MOUNT = r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z"
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z"
+_WORD = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z"
 
 
 def flag_fits(flag: str, value: str) -> bool:
     """Whether sbatch would take `value` for --flag."""
-    return _ALL.get(flag, _OTHER).fullmatch(value) is not None
+    # The rest of sbatch's flags, which a profile can only give in `extra`, are names. Not compiled when this is imported: there are thirty, and a launch of this machine asks for none.
+    return re.fullmatch(_FLAG_PATTERNS.get(flag, _NAME), value) is not None
 
 
 def check_header(script: str) -> None:
@@ -236,7 +234,7 @@ def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
         ("extra.container_env", _VARIABLE, (config.extra or {}).get("container_env") or []),
     ):
         for value in values:
-            if not isinstance(value, str) or not pattern.match(value):
+            if not isinstance(value, str) or not re.match(pattern, value):
                 raise ProfileError(
                     f"{name}: {value!r} can't stand on srun's command line, where nothing is quoted.",
                     hint="Letters, digits and ._/:@+=- can.",
@@ -244,7 +242,7 @@ def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
 
 
 def _check_flag(line: str) -> None:
-    match = _FLAG.match(line)
+    match = re.match(_FLAG, line)
     if match is None:
         raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
     flag, quoted = match.groups()

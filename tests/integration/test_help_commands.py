@@ -95,7 +95,7 @@ def test_a_page_imports_nothing_heavy(line: str, run: Run) -> None:
     run("--help")
     done = run(*line.split(), command=[sys.executable, "-X", "importtime", *NEMOTRON[1:]])
     imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.MULTILINE))
-    assert "nemotron_kit.cli.fast" in imported
+    assert "nemotron_kit.cli.tree" in imported
     assert imported & HEAVY == set()
 
 
