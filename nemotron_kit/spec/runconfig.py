@@ -208,7 +208,8 @@ _WORD = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-
 
 def flag_fits(flag: str, value: str) -> bool:
     """Whether sbatch would take `value` for --flag."""
-    # The rest of sbatch's flags, which a profile can only give in `extra`, are names. Not compiled when this is imported: there are thirty, and a launch of this machine asks for none.
+    # The rest of sbatch's flags, which a profile can only give in `extra`, are names. None is compiled when this is
+    # imported: there are thirty, and a launch on this machine asks for none.
     return re.fullmatch(_FLAG_PATTERNS.get(flag, _NAME), value) is not None
 
 
