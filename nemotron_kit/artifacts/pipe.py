@@ -168,14 +168,34 @@ def _started_together() -> Iterator[int]:
         return
     started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == mine]
     for pid in map(int, filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ())):  # noqa: PTH208
-        together = pid not in (os.getpid(), *above) and _pipe_of(pid, 1) == mine
-        if together and _started(pid) > min(started) - _TOGETHER_SECONDS:
+        together = pid not in (os.getpid(), *above) and _started(pid) > min(started) - _TOGETHER_SECONDS
+        if together and (_pipe_of(pid, 1) == mine or _ssh_writes(pid, mine)):
             yield pid
 
 
-def _ssh_runs_step(pid: int) -> bool:
+def _ssh_writes(pid: int, inode: int) -> bool:
+    """Whether a process is an ssh that writes to this pipe: by another descriptor, once its session is open."""
+    if _ssh_words(pid) is None:
+        return False
+    found = _of_proc(lambda: list(map(int, os.listdir(f"/proc/{pid}/fd")))) or []  # noqa: PTH208
+    return any(_pipe_of(pid, descriptor) == inode and _is_for_writing(pid, descriptor) for descriptor in found)
+
+
+def _is_for_writing(pid: int, descriptor: int) -> bool:
+    said = _of_proc(lambda: open(f"/proc/{pid}/fdinfo/{descriptor}").read()) or ""  # noqa: PTH123, SIM115
+    flags = re.search(r"^flags:\s*([0-7]+)", said, re.MULTILINE)
+    return bool(flags and int(flags[1], 8) & (os.O_WRONLY | os.O_RDWR))
+
+
+def _ssh_words(pid: int) -> list[str] | None:
+    """The words of an ssh's command line; None of any other process."""
     words = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123, SIM115
-    if os.path.basename(words[0]) != "ssh":  # noqa: PTH119
+    return words if os.path.basename(words[0]) == "ssh" else None  # noqa: PTH119
+
+
+def _ssh_runs_step(pid: int) -> bool:
+    words = _ssh_words(pid)
+    if words is None:
         return False
     from getopt import GetoptError, getopt
 

@@ -92,7 +92,7 @@ def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
     """`value` with secrets masked, except inside the path of the artifact's folder; None if it contains no secret."""
     inner = relative_to(value, roots)
     shown = masked(inner)
-    if shown == inner:
+    if shown is inner or shown == inner:  # NaN equals nothing
         return None
     variable = secret_in(str(inner)) or "a secret"
     logger.warning("%s holds the value of %s: it is saved as %s.", field, variable, MASK)

@@ -16,6 +16,7 @@ from nemotron_kit.artifacts.wandb import (
     WandbConfig,
     WandbTracker,
     add_run_tags,
+    note_inputs,
     require_wandb,
     start_run,
     tracked,
@@ -198,6 +199,7 @@ def init_wandb_if_configured(
     init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
     if wandb.run is None:
         start_run(wandb, config, job_type, [*config.tags, *(tags or [])])
+        note_inputs()
     elif tags:
         try:
             add_run_tags(tags)

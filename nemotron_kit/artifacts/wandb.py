@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # The longest that a service which does not answer may hold up a job.
 PATIENCE_S = 60.0
+# W&B run id → the inputs that it knows.
+_noted: dict[str, set[Pin]] = {}
 
 
 def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
@@ -117,9 +119,7 @@ class WandbTracker:
 
     def _note_inputs(self, run: Any, artifact: Artifact, used: list[str]) -> None:
         """Record the inputs in the run's lineage. An input that W&B refuses is logged as a warning and left out."""
-        for pin in lineage.inputs():
-            with _warned(pin.label):
-                self._note_pin(run, pin)
+        _note_pins(self.wandb, run)
         for ref in used:
             if not ref.startswith("art://") and not run.offline:
                 run.use_artifact(ref)
@@ -140,18 +140,29 @@ class WandbTracker:
         source.add_reference(address, name="data", checksum=False)
         _use(run, source)
 
-    def _note_pin(self, run: Any, pin: Pin) -> None:
-        """Record an input from the registry or the file system, by W&B's own name for it if it was logged there."""
-        logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
-        if isinstance(logged, str) and not run.offline:
-            run.use_artifact(logged)
-            return
-        local = {"local_version": pin.label, "sha256": pin.digest} if pin.version is not None else {}
-        source = self.wandb.Artifact(
-            name=pin.name or artifact_name(pin.path), type=pin.type or "artifact", metadata={"path": pin.path, **local}
-        )
-        source.add_reference(to_wandb_uri(pin.path), name="output", checksum=False)
-        _use(run, source)
+
+def _note_pins(wandb: Any, run: Any) -> None:
+    """Record what the job has read so far as inputs of the run, each once."""
+    noted = _noted.setdefault(str(run.id), set())
+    for pin in lineage.inputs():
+        if pin not in noted:
+            with _warned(pin.label):
+                _note_pin(wandb, run, pin)
+                noted.add(pin)
+
+
+def _note_pin(wandb: Any, run: Any, pin: Pin) -> None:
+    """Record an input from the registry or the file system, by W&B's own name for it if it was logged there."""
+    logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
+    if isinstance(logged, str) and not run.offline:
+        run.use_artifact(logged)
+        return
+    local = {"local_version": pin.label, "sha256": pin.digest} if pin.version is not None else {}
+    source = wandb.Artifact(
+        name=pin.name or artifact_name(pin.path), type=pin.type or "artifact", metadata={"path": pin.path, **local}
+    )
+    source.add_reference(to_wandb_uri(pin.path), name="output", checksum=False)
+    _use(run, source)
 
 
 def _use(run: Any, source: Any) -> None:
@@ -282,13 +293,28 @@ add_wandb_tags = add_run_tags
 
 
 def finish_wandb(exit_code: int = 0) -> None:
-    """Close the active W&B run with its exit code; waits at most a minute for pending uploads."""
-    if _active_run() is None:
+    """Close the active W&B run with its exit code; waits at most a minute for pending uploads. A run that has saved
+    nothing has its inputs, too."""
+    run = _active_run()
+    if run is None:
         return
+    if str(run.id) in _noted:
+        note_inputs()
     try:
         bounded(lambda: (sys.modules["wandb"].finish(exit_code=exit_code),), "W&B did not take the rest of the run")
     # The work is done; what W&B does with it must not turn it into a failure.
     except (Exception, SystemExit) as error:  # noqa: BLE001
+        logger.warning("%s", error)
+
+
+def note_inputs() -> None:
+    """Record what the job has read so far in the active run. Never raises, and takes PATIENCE_S at most."""
+    run = _active_run()
+    if run is None:
+        return
+    try:
+        bounded(lambda: _note_pins(sys.modules["wandb"], run), "W&B did not answer for the run's inputs")
+    except Exception as error:  # noqa: BLE001 — what W&B is told of the job is not the job
         logger.warning("%s", error)
 
 

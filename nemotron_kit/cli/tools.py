@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # What a command's own words are: completion offers them, and ToolParser reads them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
-ID = "a run's id, the start of one, its last six digits, or latest"
+ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
 
@@ -96,13 +96,15 @@ error or perplexity in its name, and of a returned value unless the sweeper maxi
         "nemotron_kit.cli.runs.control:resume",
         JOB,
         "ID[/N]",
-        "goes on from the last checkpoint; submits what had to wait for room",
+        "a job goes on from its last checkpoint; of a sweep, what waits is submitted",
         says="""\
-Goes on with what has stopped. A job that failed, was cancelled or was preempted begins another attempt under the same
-record, in the same folder: training goes on from its last checkpoint there, and what keeps nothing begins from the
-beginning. Of a sweep, the jobs that wait are submitted: those that the cluster had no room for, and those whose launch
-ended too early; none twice. Of a job that is to start after another run, and whose waiting process has ended, it starts
-another. `nemotron runs rerun` starts anew, under a new record.""",
+Goes on with what has stopped, under the same record. A job that failed, was cancelled or was preempted, or whose launch
+was killed before it started, begins another attempt in the same folder: training goes on from its last checkpoint
+there, and what keeps nothing begins from the beginning. Of a sweep on a cluster, the jobs that wait are submitted:
+those that there was no room for, and those whose launch ended too early; none twice, and none that has begun begins
+again (for that one is named: ID/N). A job that is to start after another run, and whose waiting process has ended,
+waits again. A pipeline goes on by its own line, typed again; its stage N, which is a job, as ID/N.
+`nemotron runs rerun` starts anew, under a new record.""",
     ),
     "shell": Subcommand(
         "nemotron_kit.cli.runs.control:shell",
@@ -196,7 +198,8 @@ usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--ta
        nemotron runs COMMAND ID …
 
 The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
-about there. ID is a run's id, the start of one, its last six digits, or latest; ID/N is its job N (as --job N is).
+about there. ID is a run's id, the start of one, its last six digits, or latest, what was launched last; ID/N is its job
+N (as --job N is), of a pipeline its stage N.
 
 commands
 {commands}

@@ -19,7 +19,7 @@ from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.polling import until
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
 from nemotron_kit.worker.hydra import set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
 from nemotron_kit.worker.run import run_job
@@ -84,7 +84,9 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
     if plan.launch == IN_PROCESS:
         command.load_handler()
-    run = create_run(plan.run_id, plan.to_dict(), [plan.files], attached=plan.launch == IN_PROCESS)
+    run = create_run(
+        plan.run_id, plan.to_dict(), [plan.files], attached=plan.launch == IN_PROCESS, here=is_here(plan.executor)
+    )
     if plan.launch == DETACHED:
         return _elsewhere(plan, run)
     if plan.launch == IN_PROCESS:

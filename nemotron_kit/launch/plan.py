@@ -105,6 +105,14 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
     return variables
 
 
+def not_sent(command: Command, alone: bool) -> UserError:
+    """What to say to who sends an interactive command elsewhere, or sweeps over it."""
+    what = "is sent to no profile" if alone else "is no job of a sweep"
+    return UserError(
+        f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
+    )
+
+
 def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Resources) -> str:
     if command.interactive:
         return INTERACTIVE
@@ -331,10 +339,7 @@ def build_plan(
     placed = resolve_job(composed, run_id, job, recorded, transports)
     frozen, settings, paths = placed.config, placed.settings, placed.paths
     if command.interactive and (frozen["run"]["mode"] != "local" or not is_here(settings.executor) or not alone):
-        what = "is sent to no profile" if alone else "is no job of a sweep"
-        raise UserError(
-            f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
-        )
+        raise not_sent(command, alone)
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
     detached = list(_detached(frozen, settings, alone))

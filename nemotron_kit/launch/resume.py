@@ -17,7 +17,7 @@ from nemotron_kit.launch.queue import load_plan, run_lock
 from nemotron_kit.launch.status import ENDED, effective_state, refresh
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import RESUMED, JobFolder, JobState
+from nemotron_kit.runs.job import RESUMED, STARTER, JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
@@ -66,8 +66,8 @@ def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
         why = f": {state.error}" if state.error else ""
         hint = f"nemotron runs attach {run_id} follows it; nemotron runs cancel {run_id} ends it."
         raise UserError(f"{name} is running{why}.", hint=hint)
-    # A job of this machine that nobody has started (its start was killed) waits for nothing.
-    if state.state == "pending" and (elsewhere or state.facts.get("process")):
+    # One of an older version that nobody has started (its start was killed) waits for nothing.
+    if state.state == "pending" and (elsewhere or state.facts.get("process") or state.facts.get(STARTER)):
         reason = state.facts.get("reason")
         raise UserError(f"{name} is pending{f': {reason}' if reason else ''}.", hint="It begins by itself.")
     if state.state == "unreachable":
@@ -93,7 +93,7 @@ def _begin_again(job: JobFolder, plan: Plan) -> None:
     if plan.is_apart:
         folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
-    job.begin_again()
+    job.begin_again(here=is_here(plan.executor))
 
 
 def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:

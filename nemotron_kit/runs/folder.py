@@ -18,6 +18,7 @@ from nemotron_kit.home import is_run_id, runs_root, started_at
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import (
     DAMAGED,
+    STARTER,
     TERMINAL,
     DamagedRecord,
     JobFolder,
@@ -131,16 +132,18 @@ class RunFolder:
             raise UserError(f"{self.id} has no job {str(number)[:20]}.", hint=f"Its jobs: {known}.")
         return JobFolder(folder)
 
-    def add_job(self, number: int, texts: Mapping[str, str], *, attached: bool = False) -> JobFolder:
+    def add_job(
+        self, number: int, texts: Mapping[str, str], *, attached: bool = False, here: bool = False
+    ) -> JobFolder:
         """Add one more `pending` job (the next of a sweep), as `create_run` makes them."""
         final = self.path / "jobs" / str(number)
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
             final.chmod(0o700)
-            return _fill_job(JobFolder(final), texts, attached, files.write_text)
+            return _fill_job(JobFolder(final), texts, _starts(attached, here), files.write_text)
         building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
         try:
-            _fill_job(JobFolder(building), texts, attached, files.write_new)
+            _fill_job(JobFolder(building), texts, _starts(attached, here), files.write_new)
             _rename_new(building, final)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
@@ -280,13 +283,15 @@ def create_run(
     jobs: Sequence[Mapping[str, str]],
     *,
     attached: bool = False,
+    here: bool = False,
     root: Path | None = None,
 ) -> RunFolder:
     """Make a run's folder with its plan and one `pending` job for each of `jobs`.
 
     `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (set here when left out), and `runs show` also
     `command_line`, `hydra`, `profile`, `inputs`. A job is `{relative file name: text}`, `config.yaml` among them.
-    `attached`: the jobs run in this process, so they have failed when it disappears before they do.
+    `attached`: the jobs run in this process, so they have failed when it disappears before they do. `here`: this
+    process starts them on this machine, so they have failed when it disappears before their workers are there.
     """
     if not is_run_id(run_id):
         raise UserError(f"{run_id!r} is no run id.", hint="Make one with new_run_id(recipe, stage).")
@@ -297,7 +302,7 @@ def create_run(
     # A dot in front: listings pass over what a killed launch leaves.
     building = files.aside(final)
     try:
-        _fill(building, {"created_at": now_iso(), **plan}, jobs, attached)
+        _fill(building, {"created_at": now_iso(), **plan}, jobs, _starts(attached, here))
         _rename_new(building, final)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -314,23 +319,27 @@ def open_job(path: Path | str) -> JobFolder:
     return JobFolder(folder)
 
 
-def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], attached: bool) -> None:
+def _starts(attached: bool, here: bool) -> dict[str, Any]:
+    """What the state of a new job says of this process: that it is the job's, or the one that starts it here."""
+    return {"process" if attached else STARTER: process_facts()} if attached or here else {}
+
+
+def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], starts: Mapping[str, Any]) -> None:
     (folder / "jobs").mkdir(mode=0o700, parents=True)
     folder.chmod(0o700)
     files.write_json(folder / "plan.json", masked(plan))
     for number, texts in enumerate(jobs):
-        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, attached, files.write_new)
+        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, starts, files.write_new)
     files.fsync_dir(folder)
 
 
 def _fill_job(
-    job: JobFolder, texts: Mapping[str, str], attached: bool, write: Callable[[Path, str], None]
+    job: JobFolder, texts: Mapping[str, str], starts: Mapping[str, Any], write: Callable[[Path, str], None]
 ) -> JobFolder:
     job.path.mkdir(mode=0o700, exist_ok=True)
     for path, text in [(_inside(job.path, name), text) for name, text in texts.items()]:
         write(path, text)
-    facts: dict[str, Any] = {"process": process_facts()} if attached else {}
-    job.transition("pending", **facts)
+    job.transition("pending", **starts)
     return job
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -165,6 +166,34 @@ def _exists(pid: int) -> bool:
     return True
 
 
+_GOOD_FOR = 0.5
+# Of a process that is gone, by pid and start time: when the system was asked after that, and what it said.
+_asked: dict[tuple[Any, Any], tuple[float, frozenset[bytes]]] = {}
+
+
+def _is_named(folder: Path, starter: Mapping[str, Any]) -> bool:
+    """Whether a process of ours has a job's folder, or its run's, in its command: its worker, or whoever starts the
+    jobs of a sweep. `starter` is gone: what it had not started by then it never will. True where it can't be known."""
+    who, now = (starter.get("pid"), starter.get("started")), time.monotonic()
+    at, named = _asked.get(who, (-_GOOD_FOR, frozenset()))
+    if now - at >= _GOOD_FOR:
+        if not Path("/proc/self/cmdline").exists():
+            return True
+        at, named = _asked[who] = now, frozenset(_named_folders())
+    job = os.fsencode("/".join(folder.parts[-3:]))
+    return job in named or job.split(b"/", 1)[0] in named
+
+
+def _named_folders() -> Iterable[bytes]:
+    """`<run id>` and `<run id>/jobs/<n>` of what the commands of our processes name."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended
+            words = entry.read_bytes().split(b"\0")
+            if any(word.startswith(b"nemotron_kit.") for word in words):
+                parts = (word.rstrip(b"/").split(b"/") for word in words if b"/" in word)
+                yield from (b"/".join(each[-3:] if each[-2] == b"jobs" else each[-1:]) for each in parts)
+
+
 def _boot_id() -> str | None:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.exists() else None
@@ -279,6 +308,9 @@ _SPEC: dict[str, Any] = {
     "retries": int,
 }
 DISAPPEARED = "the process disappeared"
+NOT_STARTED = "its launch ended before its worker had started"
+# In the state of a job of this machine that waits to be started: the process that starts it, or its worker's starter.
+STARTER = "starter"
 ALONE = "its worker has ended; processes that it had started still run"
 _CHILD, _CHILD_END, _CANCEL = "child.json", "child-end.json", "cancel.json"
 # Of a job on several nodes: how each of them ended.
@@ -347,11 +379,13 @@ class JobFolder:
         if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
             (self.path / "exit.json").unlink(missing_ok=True)
 
-    def begin_again(self) -> None:
-        """Prepare for another attempt after one that has ended: state pending, a request to cancel is dropped."""
+    def begin_again(self, *, here: bool = False) -> None:
+        """Prepare for another attempt after one that has ended: state pending, a request to cancel is dropped. `here`:
+        this process starts it."""
         (self.path / _CANCEL).unlink(missing_ok=True)
         shutil.rmtree(self.path / NODES, ignore_errors=True)
-        self.transition("pending", resumed=True)
+        starts: dict[str, Any] = {STARTER: process_facts()} if here else {}
+        self.transition("pending", resumed=True, **starts)
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
         """Write the exit record. `state` follows from `code` if it is left out; a job that did not succeed after
@@ -384,7 +418,7 @@ class JobFolder:
 
     def state(self) -> JobState:
         """The job's state, from the exit record, else the last transition. A process of this machine that has ended
-        without an exit record has failed."""
+        without an exit record has failed, and so has a job that it was to start."""
         history = self.history()
         started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
         try:
@@ -505,6 +539,11 @@ class JobFolder:
         error = f"exit code {code}; its worker had been killed" if state == "failed" else None
         return JobState(state, finished, started, finished, code, error, last)
 
+    def _is_abandoned(self, last: Mapping[str, Any]) -> bool:
+        """Whether nobody will start the job: who was to is gone, and has left no process to do it."""
+        starter = last.get(STARTER)
+        return isinstance(starter, Mapping) and is_gone(starter) and not _is_named(self.path, starter)
+
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
         finished = None
@@ -518,6 +557,10 @@ class JobFolder:
             if child is not None and (ended := self._from_child_end(child, last, started)) is not None:
                 return ended
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", DISAPPEARED)
+        elif state == "pending" and process is None and self._is_abandoned(last):
+            if (self.path / "exit.json").exists() or self.history()[-1] != last:  # its worker has said something
+                return self.state()
+            state, error = ("cancelled", None) if self.cancel_requested else ("failed", NOT_STARTED)
         return JobState(state, last["at"], started, finished, last.get("code"), error, last)
 
 

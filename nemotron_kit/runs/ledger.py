@@ -184,7 +184,8 @@ def _tags(run: RunFolder) -> set[str]:
 
 
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
-    """The run with this id, with this unique prefix or last six digits of one, or the "latest"."""
+    """The run with this id, with this unique prefix or last six digits of one, or the "latest": what was launched
+    last, the pipeline and not a stage of it."""
     root = root or runs_root()
     name, _, behind = reference.partition("/")
     if behind.isdecimal():
@@ -196,7 +197,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     if not ids:
         raise UserError(f"No runs in {root}.", hint="A run appears there when a command is launched.")
     if reference == "latest":
-        return RunFolder(root / ids[0])
+        return _launched(RunFolder(root / ids[0]))
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
     matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
     if len(matching) == 1:
@@ -206,6 +207,15 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         raise UserError(f"{reference!r} is the start of {len(matching)} runs.", hint=f"Which: {shown}?")
     newest = f"The newest is {ids[0]}." if not difflib.get_close_matches(reference, ids) else nearest(reference, ids)
     raise UserError(f"No run {reference!r}.", hint=f"{sentence(newest)} `nemotron runs` lists them.")
+
+
+def _launched(run: RunFolder) -> RunFolder:
+    """The run, or the pipeline that it is a stage of."""
+    try:
+        whole = run.path.with_name(str(run.plan().get("part_of")))
+    except DamagedRecord:
+        return run
+    return RunFolder(whole) if is_run_id(whole.name) and whole.is_dir() else run
 
 
 def remove_run(

@@ -19,7 +19,7 @@ from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module
 from nemotron_kit.worker.hydra import hydra_files, mask_multirun
@@ -80,7 +80,10 @@ class RecipeTask:
             refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
             raise
         job = RunFolder(self.folder).add_job(
-            plan.job, {**plan.files, **hydra_files(composed)}, attached=plan.launch == IN_PROCESS
+            plan.job,
+            {**plan.files, **hydra_files(composed)},
+            attached=plan.launch == IN_PROCESS,
+            here=is_here(plan.executor),
         )
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)

@@ -291,7 +291,8 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
             if (done := handed_on(job, spec, pins)) is not None:
                 return done
             if node.is_head and not spec.module:
-                files.write_text(job.path / "resolved.yaml", to_yaml(resolve(read_config(job.path), keep_secrets=True)))
+                values = resolve(read_config(job.path), keep_secrets=True)
+                files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
             with _rank_logs(job, spec, node):
                 outcome = supervise(_command(job, spec, node), spec.cwd, seen, slurm=node.job is not None)
     except NemotronError as error:

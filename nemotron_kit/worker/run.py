@@ -98,7 +98,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         return run_child(command, {}, spec.cwd, job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
-        files.write_text(job.path / "resolved.yaml", to_yaml(values))
+        files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
         if spec.nproc_per_node > 1:
             return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
         if handler is None and spec.script:

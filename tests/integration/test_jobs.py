@@ -209,6 +209,28 @@ def test_a_detached_run(shell: Shell) -> None:
     assert "n is 6" in shell("nemotron", "runs", "logs", "latest").stdout
 
 
+@pytest.mark.parametrize("sweep", [False, True])
+def test_what_a_killed_launch_never_started_has_failed(shell: Shell, sweep: bool) -> None:
+    where = ("sweep.scheduler_client", "start_apart") if sweep else ("worker.process", "start_worker")
+    code = (
+        "import os, signal, sys; from nemotron_kit.cli.main import nemotron\n"
+        f"from nemotron_kit.{where[0]} import {where[1]}\n"
+        f"sys.modules['nemotron_kit.{where[0]}'].{where[1]} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.exit(nemotron())"
+    )
+    more = ["-m", "n=1,2"] if sweep else []
+    shell("python", "-c", code, "demo", "data", "write", "--batch", "local", *more, code=-signal.SIGKILL)
+    assert (
+        "its launch ended before its worker had started" in shell("nemotron", "runs", "wait", "latest", code=1).stdout
+    )
+    if sweep:
+        return
+    never = shell("nemotron", "demo", "data", "write", "--batch", "local", "--after", "latest", code=2)
+    assert "a job after it would never start" in never.stderr
+    shell("nemotron", "runs", "resume", "latest")
+    assert "n is 1" in shell("nemotron", "runs", "attach", "latest").stdout
+
+
 def test_interrupted(shell: Shell) -> None:
     process = subprocess.Popen(
         shell.command(["nemotron", "demo", "slow"]), cwd=shell.folder, env=shell.env,

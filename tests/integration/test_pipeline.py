@@ -16,7 +16,7 @@ from nemotron_kit.app import App
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.main import nemotron, run_app
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.ledger import list_runs
+from nemotron_kit.runs.ledger import list_runs, open_run
 
 APP = """
 import json, os
@@ -138,6 +138,9 @@ def value(reference: str) -> Any:
 def test_stages_run_in_the_order_of_their_artifacts_and_once(world: World) -> None:
     code, out, err = world.run()
     assert (code, out) == (0, "the total is 6\n"), err
+    assert open_run("latest").id == world.newest.id and list_runs()[0].id != world.newest.id
+    assert nemotron(["runs", "attach", "latest"]) == 2
+    assert "whose stages are runs" in world.said()[1]
     assert world.decisions() == [("data/make-it", False), ("sum", False), ("say", False)]
     assert world.run("--dry-run", "--json")[0] == 0
     code, out, err = world.run()

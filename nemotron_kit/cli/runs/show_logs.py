@@ -247,7 +247,7 @@ def attach(argv: list[str]) -> int:
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
-    jobs = run.jobs() if chosen is None else chosen
+    jobs = (run.jobs() or [run.job()]) if chosen is None else chosen
     if not all(job.state().terminal for job in jobs):
         check_followed(run)
     _wait_for_submission(run, jobs)

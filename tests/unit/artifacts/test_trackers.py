@@ -409,6 +409,7 @@ data.save(name="D")
 PretrainBlendsArtifact.from_uri("art://D")
 model = ModelArtifact(path=Path("m"), step=3, loss=0.5)
 model.save(name="M")
+ModelArtifact.from_uri("art://M")  # nothing is saved after it
 import wandb
 run = wandb.run
 print(json.dumps({"active": tracker.is_active(), "id": run.id, "offline": run.offline, "tags": list(run.tags),
@@ -451,8 +452,9 @@ def test_a_real_offline_run(tmp_path: Path, unreachable: bool, home: Path) -> No
         ("D", "PretrainBlendsArtifact", False),
         ("D", "PretrainBlendsArtifact", True),
         ("M", "ModelArtifact", False),
+        ("M", "ModelArtifact", True),
     ]
-    assert json.loads(logged[-1].metadata)["inputs"] == ["art://D:v0"]
+    assert json.loads(logged[-2].metadata)["inputs"] == ["art://D:v0"]
 
 
 def _logged(data: bytes) -> Iterator[Any]:

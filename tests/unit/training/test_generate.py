@@ -82,6 +82,7 @@ def test_the_prompt_may_come_through_a_pipe(
             ["generate", "x", "--run", "here"],
             "nano3 generate talks with you on this terminal: it is sent to no profile",
         ),
+        (["chat", "-m", "seed=1,2"], "nano3 chat talks with you on this terminal: it is no job of a sweep"),
         (["generate", "x", "--after", "latest"], "it starts after no run"),
         (["generate", "x", "--json"], "there is no end of a job to print as JSON"),
         (["generate", "x", "tempreature=1"], "temperature"),
@@ -99,6 +100,7 @@ def test_mistakes_are_one_error(
     assert nemotron(["nano3", *words]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.out == "" and captured.err.count("error:") == 1
+    assert "a sweep over" not in captured.err
 
 
 def test_without_a_model_given_the_last_stage_answers(
