@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
 
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
@@ -33,7 +32,7 @@ from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
-from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
+from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask, sweeper_direction
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
 from nemotron_kit.worker.payload import name_of
@@ -55,12 +54,9 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
     plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
-    # The sweeper's direction (Optuna's `maximize`), which decides the best value; a recipe's jobs have Hydra's own
-    # files.
-
-    direction = OmegaConf.select(config, "hydra.sweeper.direction")
+    direction = sweeper_direction(config.hydra)
     if direction is not None:
-        plan["direction"] = str(getattr(direction, "name", direction))
+        plan["direction"] = direction
     return create_run(new_run_id(name, ""), plan, [])
 
 

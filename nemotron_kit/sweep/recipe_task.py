@@ -14,6 +14,7 @@ from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import discover, tree_in_use
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import write_json
 from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
@@ -108,6 +109,7 @@ class RecipeTask:
     def plan(self, composed: Composed, number: int) -> Plan:
         if not self._masked:  # the sweeper has written it by now
             mask_multirun(Path(composed.hydra.sweep.dir))
+            record_direction(RunFolder(self.folder), composed.hydra)
             self._masked = True
         plan = self._build(composed, number)
         if self._after is None:
@@ -138,6 +140,21 @@ class RecipePlanner:
         if self.settings.max_parallel:
             plan = replace(plan, settings=replace(plan.settings, max_parallel=self.settings.max_parallel))
         return sweep_job_of(plan, composed, composed.overrides)
+
+
+def sweeper_direction(hydra: Any) -> str | None:
+    """Which returned value a sweeper looks for (`minimize`, `maximize`), from Hydra's node; None for one that looks for
+    none, or for the best of several values. Optuna's sweeper and its like have a `direction`."""
+    found = hydra.sweeper.get("direction")
+    name = getattr(found, "name", found)
+    return name if isinstance(name, str) else None
+
+
+def record_direction(run: RunFolder, hydra: Any) -> None:
+    """Put the sweeper's direction into the plan of a sweep that is under way."""
+    direction = sweeper_direction(hydra)
+    if direction is not None and (plan := run.plan()).get("direction") != direction:
+        write_json(run.path / "plan.json", {**plan, "direction": direction})
 
 
 def set_run(run: Any, settings: Settings) -> None:

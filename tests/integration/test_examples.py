@@ -64,6 +64,8 @@ def of_pipeline(world: World, shown: list[str]) -> None:
 def of_optuna(world: World, shown: list[str]) -> None:
     assert "4 succeeded" in shown[1]
     logs = [(job / "logs" / "job.log").read_text() for job in world.runs()]
+    plan = json.loads((world.runs()[0].parent.parent / "plan.json").read_text())
+    assert plan["direction"] == "minimize"  # Optuna's own, which nothing on the command line says
     assert len({log.split("error=")[0] for log in logs}) == 4 and all("error=" in log for log in logs)
 
 

@@ -352,6 +352,8 @@ def rerun_sweep(run: RunFolder, request: Job, context: RerunContext, argv: Seque
     plan = {"recipe": old.recipe, "stage": old.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(["-m", *overrides]),
             "rerun_of": run.id, "code": code_facts()}  # fmt: skip
+    if old.direction is not None:
+        plan["direction"] = old.direction
     again, count = create_run(run_id, plan, []), len(run.jobs())
     print(f"{run_id}: the {count} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
     logging.basicConfig(format="%(message)s", level=logging.INFO)

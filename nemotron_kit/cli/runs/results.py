@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.output import print_table, write_lines
@@ -20,7 +19,6 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import Measured, less_is_better, measured
-from nemotron_kit.spec.plan import Plan
 from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
@@ -155,18 +153,6 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, maximi
         return number is None, 0.0 if number is None else number if less else -number, job.number
 
     return SweepTable(sorted(results, key=place), chosen, less)
-
-
-def maximizes(plan: Plan | None, job: Path) -> bool:
-    """Whether a sweep's sweeper looks for the greatest value: by its plan on record, else by the Hydra config in the
-    folder of one of its jobs, which a recipe's have."""
-    if plan is not None and plan.direction is not None:
-        return plan.direction == "maximize"
-    try:
-        text = read_regular(job / ".hydra" / "hydra.yaml").decode("utf-8", "replace")
-    except OSError:
-        return False
-    return re.search(r"^\s+direction:\s*maximize\s*$", text, re.MULTILINE) is not None
 
 
 def print_sweep(table: SweepTable, top: int | None) -> None:

@@ -18,7 +18,6 @@ from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labe
 from nemotron_kit.cli.runs.results import (
     SweepTable,
     job_result,
-    maximizes,
     measured_facts,
     overrides_of,
     print_csv,
@@ -149,7 +148,7 @@ def show(argv: list[str]) -> int:
     gc.disable()  # the results of many jobs are many objects, and all of them live until the end
     view = RunView(run, jobs)
     results = [job_result(job, view.states[job.number]) for job in jobs]
-    table = sweep_table(results, options.sort, maximize=bool(jobs) and maximizes(view.plan, jobs[0].path))
+    table = sweep_table(results, options.sort, maximize=view.plan is not None and view.plan.direction == "maximize")
     if options.csv:
         print_csv(table, options.top)
     elif options.json:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.sweep.recipe_task import record_direction, sweeper_direction
 
 PLAN = {"recipe": "demo", "stage": "go", "executor": "local", "kind": "sweep", "place": {"run": "/r"}}
 
@@ -20,13 +23,12 @@ PLAN = {"recipe": "demo", "stage": "go", "executor": "local", "kind": "sweep", "
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def sweep(*jobs: dict[str, Any], hydra: str = "") -> RunFolder:
+def sweep(*jobs: dict[str, Any]) -> RunFolder:
     """Each job with its `overrides`, rows of `metrics`, and the facts of its exit record; without, it is pending."""
     texts = [
         {
             "config.yaml": "a: 1\n",
             ".hydra/overrides.yaml": json.dumps(job.get("overrides", [])),
-            ".hydra/hydra.yaml": hydra,
             "metrics.jsonl": "".join(f"{json.dumps(row)}\n" for row in job.get("metrics", [])),
         }
         for job in jobs
@@ -56,6 +58,12 @@ LOSSES = (
         "end": {"code": 1, "error": "it broke"},
     },
 )
+
+
+class Direction(Enum):
+    """As Optuna's sweeper has it."""
+
+    maximize = 2
 
 
 def table(text: str) -> list[list[str]]:
@@ -88,12 +96,15 @@ def test_sorted_by_another_metric_and_only_the_first(capsys) -> None:
     assert "loss" in str(wrong.value.hint)
 
 
-@pytest.mark.parametrize(
-    ("hydra", "order"), [("", ["1", "0"]), ("hydra:\n  sweeper:\n    direction: maximize\n", "01")]
-)
-def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(capsys, hydra: str, order: Any) -> None:
+@pytest.mark.parametrize(("direction", "order"), [(None, "10"), ("minimize", "10"), ("maximize", "01")])
+def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(
+    capsys, direction: str | None, order: str
+) -> None:
     jobs = [{"overrides": [f"x={n}"], "metrics": [{"loss": n}], "end": {"code": 0, "value": 5.0 - n}} for n in (0, 1)]
-    rows = list(csv.DictReader(io.StringIO(said(capsys, "show", sweep(*jobs, hydra=hydra).id, "--csv"))))
+    run = sweep(*jobs)
+    record_direction(run, SimpleNamespace(sweeper={"direction": direction}))
+    assert run.plan().get("direction") == direction
+    rows = list(csv.DictReader(io.StringIO(said(capsys, "show", run.id, "--csv"))))
     assert [row["job"] for row in rows] == list(order)
     assert {(row["x"], row["VALUE"], row["loss"], row["state"]) for row in rows} == {
         ("0", "5.0", "0", "succeeded"),
@@ -101,12 +112,10 @@ def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(capsy
     }
 
 
-def test_a_programs_sweep_has_its_sweepers_direction_on_record(capsys) -> None:
-    run = sweep(*({"overrides": [f"x={n}"], "end": {"code": 0, "value": 5.0 - n}} for n in (0, 1)))
-    for direction, order in (("minimize", "10"), ("maximize", "01")):
-        (run.path / "plan.json").write_text(json.dumps({**run.plan(), "direction": direction}))
-        rows = csv.DictReader(io.StringIO(said(capsys, "show", run.id, "--csv")))
-        assert [row["job"] for row in rows] == list(order)
+def test_a_direction_is_one_name() -> None:
+    assert sweeper_direction(SimpleNamespace(sweeper={"direction": Direction.maximize})) == "maximize"
+    for none in ({}, {"direction": ["minimize", "maximize"]}):
+        assert sweeper_direction(SimpleNamespace(sweeper=none)) is None
 
 
 def test_json_has_value_last_and_best(capsys) -> None:
