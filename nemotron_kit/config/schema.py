@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 PRIMITIVES = (int, float, bool, str, bytes, Path)
 # OmegaConf takes its fields from a dataclass. Each method that is made, and a signature as docstring, costs as much.
-_BARE: dict[str, Any] = {"repr": False, "eq": False, "namespace": {"__doc__": "A command's config."}}
+_BARE: dict[str, Any] = {
+    "repr": False,
+    "eq": False,
+    "match_args": False,
+    "namespace": {"__doc__": "A command's config."},
+}
 PLAIN = (*PRIMITIVES, *(kind | None for kind in PRIMITIVES))
 
 
@@ -101,7 +106,8 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     ]
     run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,), **_BARE)
     default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
-    return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], kw_only=True, **_BARE)
+    # Nobody makes an object of it.
+    return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], init=False, **_BARE)
 
 
 def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None:
@@ -120,7 +126,7 @@ def _translate(cls: type, where: str) -> type:
     # A frozen one would be read-only in the config.
     if inputs and not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
         return cls
-    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), kw_only=True, **_BARE)
+    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), init=False, **_BARE)
 
 
 def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:
