@@ -136,10 +136,7 @@ def sha256_of(value: Any) -> str:
 def render_checksummed(document: dict[str, Any]) -> str:
     """The document as JSON text with its sha256. The text ends with its last brace, so no truncated text is valid
     JSON."""
-    return _text(encoded({key: value for key, value in document.items() if key != CHECKSUM}))
-
-
-def _text(body: dict[str, Any]) -> str:
+    body = encoded({key: value for key, value in document.items() if key != CHECKSUM})
     return json.dumps({**body, CHECKSUM: sha256_of(body)}, indent=1)
 
 
@@ -162,7 +159,8 @@ def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str,
     checksum = document.pop(CHECKSUM, None)
     if checksum is None and not strict and not WRITER.keys() & document.keys():
         return decoded(document)
-    if checksum != sha256_of(document) or (strict and text != _text(document)):
+    found = sha256_of(document)
+    if checksum != found or (strict and text != json.dumps({**document, CHECKSUM: found}, indent=1)):
         raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
     stored = {key: value for key, value in document.items() if key not in WRITER}
     return decoded(stored) if NONFINITE in stored else stored
