@@ -1,7 +1,7 @@
 """nemotron_kit: a Hydra-native launcher for LLM training recipes.
 
-The names that recipes and programs are written against. Each is loaded on first use, and is the very object of its
-home; `nemotron.kit` lends the same ones. Importing this imports nothing else: help and the worker pay for it, too.
+The public names of recipes and programs. Each is loaded on first use and identical to the object in its home module;
+`nemotron.kit` has the same names. Importing this package imports nothing else, since help and the worker import it too.
 """
 
 from __future__ import annotations

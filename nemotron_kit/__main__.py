@@ -1,4 +1,4 @@
-"""`python -m nemotron_kit`: Hydra's own words."""
+"""`python -m nemotron_kit`: the command line in Hydra's syntax."""
 
 import os
 import sys

@@ -42,7 +42,7 @@ class ArtifactInput:
 
 
 class _Leaf:
-    """What its place in the tree calls a command or a pipeline. `path` is its names from the recipe on."""
+    """What a command and a pipeline have in common: `path` is its names from the recipe on."""
 
     path: tuple[str, ...]
 
@@ -104,7 +104,7 @@ class Command(_Leaf):
 
     @property
     def handler_name(self) -> str:
-        """The handler as `module:name`, importable from another process; "" for one that no name reaches."""
+        """The handler as `module:name`, importable from another process; "" if it has no such name."""
         if isinstance(self.handler, str):
             return self.handler
         module, name = self.handler.__module__, getattr(self.handler, "__qualname__", "")
@@ -156,19 +156,20 @@ class Pipeline(_Leaf):
 
 
 def stage_prefix(command: Command) -> str:
-    """What stands before a stage's own keys where a pipeline has many: `data.prep.sft` (`data.prep.sft.sample=50`)."""
+    """The prefix of a stage's own keys in a pipeline: `data.prep.sft` (`data.prep.sft.sample=50`)."""
     return ".".join(command.path[1:])
 
 
 def may_be(produced: str, name: str) -> bool:
-    """Whether a command that saves `produced` (`Data-{config}`) may have saved the artifact called `name`."""
+    """Whether the artifact called `name` may have been saved by a command that saves `produced` (`Data-{config}`)."""
     return re.fullmatch(re.escape(produced).replace(re.escape(_CONFIG), ".+"), name) is not None
 
 
 def in_order(stages: Sequence[Command], makers: Callable[[Command], Mapping[str, Command]]) -> list[Command]:
-    """The stages, each behind those that `makers` names for it (slot → stage), and else as they were declared.
+    """The stages sorted such that each follows those that `makers` names for it (slot → stage), otherwise in the
+    declared order.
 
-    Raises ValueError, which names them, for stages that wait for each other.
+    Raises ValueError, which names them, for stages that depend on each other.
     """
     ordered: list[Command] = []
 
@@ -355,8 +356,10 @@ class App(Group):
         for stage in stages:
             command = known.get(" ".join(stage.replace("/", " ").split())) if isinstance(stage, str) else stage
             if command is None or command not in known.values():
-                said = stage if isinstance(stage, str) else stage.full_name
-                raise ValueError(f"{where}: {said!r} is no command of {self.name}: {nearest(str(said), known)}")
+                stage_name = stage if isinstance(stage, str) else stage.full_name
+                raise ValueError(
+                    f"{where}: {stage_name!r} is no command of {self.name}: {nearest(str(stage_name), known)}"
+                )
             if command.interactive:
                 raise ValueError(f"{where}: {command.full_name!r} talks with the user, and can be no stage.")
             if command in chosen:
@@ -421,7 +424,7 @@ def _check_slot(slot: str, where: str) -> None:
 
 
 def _check_fields(config_cls: type, where: str) -> None:
-    """Refuse fields that clash with the launcher's own words. A block (a nested dataclass, a dict) is no clash."""
+    """Refuse fields whose names are keys of the launcher. A block (a nested dataclass, a dict) is no conflict."""
     for name, annotation in getattr(config_cls, "__annotations__", {}).items():
         if name == "run":
             raise ValueError(f"{where}: a config field can't be called 'run': that section is the launcher's.")
@@ -435,8 +438,8 @@ def _check_fields(config_cls: type, where: str) -> None:
 
 
 def add_import_folders(folders: Iterable[str]) -> None:
-    """Have modules found in `folders` too: behind the standard library, so that a `json.py` beside a recipe is nobody's
-    json, and before what is installed. Folders of installed packages, another environment's, come last."""
+    """Add `folders` to sys.path: after the standard library, so that a `json.py` beside a recipe does not shadow the
+    library's, and before installed packages. Folders of installed packages of another environment come last."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
     own = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
     at = max(own) + 1 if own else len(sys.path)
@@ -446,8 +449,8 @@ def add_import_folders(folders: Iterable[str]) -> None:
 
 
 def shadows_library(folder: str) -> bool:
-    """Whether a module in `folder` has the name of one of the standard library's: there the folder must not come first
-    on anybody's import path."""
+    """Whether a module in `folder` has the name of a standard library module: then the folder must not come first on
+    sys.path."""
     try:
         with os.scandir(folder) as entries:
             names = {

@@ -20,7 +20,7 @@ BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
 
 @dataclass
 class Tree:
-    """Every recipe by name, and those that would not import, with the reason."""
+    """Every recipe by name, and those that failed to import, with the reason."""
 
     apps: dict[str, App] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ _in_use: list[Tree] = []
 
 
 def use(tree: Tree) -> None:
-    """Make `tree` the one that this process works with: App.run() knows only its own app."""
+    """Set the tree of this process: App.run() knows only its own app."""
     _in_use[:] = [tree]
 
 
@@ -41,10 +41,10 @@ def tree_in_use() -> Tree:
 
 
 def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
-    """Import every command tree. One that fails is listed as broken and hides no other.
+    """Import every command tree. One that fails is listed as broken and does not affect the others.
 
-    Where all of `names` (the recipes that are asked for) are ours, only those: asking the installed packages takes
-    longer than all the rest of the search.
+    If all of `names` (the requested recipes) are built in, only those are imported: searching the installed packages
+    takes longer than all the rest.
     """
     tree = Tree()
     wanted = [name for name in BUILT_IN if name in names] if set(names) <= set(BUILT_IN) else []

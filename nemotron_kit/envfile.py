@@ -91,7 +91,7 @@ def read_env_file(path: Path | None = None) -> EnvFile:
 
 @lru_cache(maxsize=8)
 def _parsed(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
-    """The tables of a file, once for each of its states: one launch asks several times."""
+    """The tables of a file, cached by the file's state, since one launch reads it several times."""
     import tomllib
 
     del state
@@ -99,8 +99,8 @@ def _parsed(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """What changes when the file does. A file that was written just now may be written again within a tick of its
-    file system's clock, so that its state is never the same."""
+    """A key that changes when the file does. A file that was written just now may be written again within one tick of
+    its file system's clock, so its state is never equal to another."""
     found = path.stat()
     now = time.time_ns()
     unsettled = now if abs(now - found.st_mtime_ns) < _SETTLE_NS else 0
@@ -108,7 +108,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _is_of_this_job(path: Path) -> bool:
-    """Whether it lies in the folder of the job that this process is: what else is there decides as much, and on a
-    cloud's volume it belongs to whoever the volume says."""
+    """Whether it is in the folder of this process's job: other files there are trusted as well, and on a cloud's volume
+    it may have another owner."""
     folder = os.environ.get("NEMO_RUN_DIR")
     return bool(folder) and path == Path(str(folder)) / "env.toml"

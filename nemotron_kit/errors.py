@@ -1,6 +1,6 @@
 """Errors that are shown to the user: what was wrong, where, and what would be right, with an exit code.
 
-Paths, names and values in a message may hold anything: `printable` makes terminal control characters visible.
+Paths, names and values in a message may contain any character: `printable` makes terminal control characters visible.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-
 
 
 def printable(text: str) -> str:
-    """`text` with what controls a terminal (escapes, bidirectional overrides) made visible; colours are
+    """`text` with characters that control a terminal (escapes, bidirectional overrides) made visible; colours are
     removed."""
     if text.isprintable():
         return text
@@ -29,7 +29,7 @@ def _visible(code: int) -> str:
 
 
 class NemotronError(Exception):
-    """Something failed. `hint` is the next step to take; the command line prints both and exits with `exit_code`."""
+    """An operation failed. `hint` is the next step to take; the command line prints both and exits with `exit_code`."""
 
     exit_code = 1
 
@@ -71,9 +71,8 @@ class Note(str):
 
 
 class Problem(str):
-    """What would stop a job, as it is told: `field: message hint`. `field` is the key of the config or of the profile
-    that it is about, `slot` the input, `hint` what would be right; "" for none.
-    """
+    """A reason why a job can't run, shown as `field: message hint`. `field` is the key of the config or of the profile,
+    `slot` the artifact input, `hint` the remedy; "" for none."""
 
     message: str
     field: str

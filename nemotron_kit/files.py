@@ -18,15 +18,15 @@ from typing import Any, BinaryIO
 
 _thread = threading.local()
 DAY_S = 86_400.0
-# In a document of ours: where NaN and infinities stand, which JSON has no numbers for.
+# Key of a document with the positions of NaN and infinities, which JSON lacks.
 NONFINITE = "$nonfinite"
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextlib.contextmanager
 def synced_later() -> Iterator[None]:
-    """Within the block what this thread writes is not synced file by file. For who makes thousands of files on which
-    nobody relies before `sync_file_system`."""
+    """Within the block files written by this thread are not synced one by one. For writers of thousands of files that
+    call `sync_file_system` before anything relies on them."""
     before = getattr(_thread, "later", False)
     _thread.later = True
     try:
@@ -36,7 +36,7 @@ def synced_later() -> Iterator[None]:
 
 
 def sync_file_system(folder: Path) -> None:
-    """Make all that was written into the file system of `folder` durable, whoever wrote it."""
+    """Make all writes to the file system of `folder` durable."""
     import ctypes
 
     fd = os.open(folder, os.O_RDONLY)
@@ -85,7 +85,7 @@ def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
     return gone
 
 
-# How a folder is called that is being removed: `.<its name>.<process>.<random>.removed`, beside its place.
+# The name of a folder being removed: `.<its name>.<process>.<random>.removed`, in the same parent.
 REMOVED = ".removed"
 
 
@@ -156,8 +156,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value with the numbers and arrays of NumPy, torch and the like as Python's own, at any depth. None of these
-    packages is imported: what they make is known by its `dtype` and `tolist`."""
+    """A value with the numbers and arrays of NumPy, torch and similar packages converted to Python's own, at any depth.
+    None of these packages is imported: their objects are recognised by `dtype` and `tolist`."""
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if type(value) in (list, tuple, set, frozenset):
@@ -173,8 +173,8 @@ def finite(value: Any) -> Any:
 
 
 def encoded(value: Any) -> Any:
-    """`plain` and `finite`; a document (an object) also says where NaN and infinities stood, so that `decoded` makes
-    numbers of them again, and of no text that only reads like them."""
+    """`plain` and `finite`; a document (an object) also lists the positions of NaN and infinities, so that `decoded`
+    restores them and leaves texts that look like them unchanged."""
     try:
         json.dumps(value, allow_nan=False)
         return value
@@ -188,7 +188,7 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(document: dict[str, Any]) -> dict[str, Any]:
-    """What `encoded` was given. A list of places that makes no sense changes nothing."""
+    """The inverse of `encoded`. An invalid list of positions changes nothing."""
     places = document.pop(NONFINITE, None)
     for place in places if isinstance(places, list) else ():
         with contextlib.suppress(LookupError, TypeError, ValueError):
@@ -212,9 +212,9 @@ def _finite(value: Any, place: tuple[str | int, ...], found: list[tuple[str | in
 
 
 def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
-    """Open a file for reading that must be a regular one (links are followed).
+    """Open a regular file for reading (links are followed).
 
-    Opening a FIFO waits for a writer, and a device may have no end: they are an OSError that says what the path is.
+    Opening a FIFO waits for a writer, and a device may have no end: both raise OSError that names the kind of file.
     """
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     try:

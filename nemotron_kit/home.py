@@ -1,4 +1,4 @@
-"""Where the records of this machine are, and what a run in them is called."""
+"""The folder of this machine's records, and run ids."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def sort_key(run_id: str) -> tuple[str, str]:
 
 
 def started_at(run_id: str) -> datetime | None:
-    """The UTC time in a run id, whole seconds; None when its digits are no time."""
+    """The UTC time in a run id, in whole seconds; None if its digits are no valid time."""
     try:
         return datetime.strptime(run_id[:15], _TIME).replace(tzinfo=UTC)
     except ValueError:

@@ -15,8 +15,8 @@ from typing import Any
 def load_names(
     package: str, names: Sequence[str], homes: Mapping[str, str], rest: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package. `homes`: a module below it → its names; what stands in none is of
-    `rest`."""
+    """`__getattr__` and `__dir__` of a package. `homes`: a module below it → its names; a name that is in none belongs
+    to `rest`."""
     home_of = {name: home for home, held in homes.items() for name in held.split()}
 
     def load(name: str) -> Any:

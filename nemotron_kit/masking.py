@@ -19,7 +19,7 @@ from typing import Any
 MASK = "***"
 # In a job's folder: the names, one a line, of the variables that its processes have used as secrets.
 USED = "secrets.txt"
-# Of a variable that is secret by its name; shorter values are words that stand everywhere.
+# Minimum length of a secret's value; shorter values occur in ordinary text.
 LEAST = 8
 # Of one that the job itself uses as a secret.
 LEAST_NOTED = 4
@@ -50,12 +50,12 @@ def secret_names(names: Iterable[str]) -> frozenset[str]:
 
 
 def note_secrets(names: Iterable[str]) -> None:
-    """The values of these environment variables are masked from now on, whatever the variables are called."""
+    """Mask the values of these environment variables from now on, whatever the variables' names."""
     _noted.update(names)
 
 
 def note_used(name: str) -> None:
-    """Note the variable of a `${secret:NAME}` that was resolved; in a job, for the process that writes its log, too."""
+    """Record the variable of a resolved `${secret:NAME}`; in a job also for the process that writes its log."""
     known = name in _noted
     note_secrets([name])
     folder = os.environ.get("NEMO_RUN_DIR")
@@ -71,7 +71,7 @@ def note_used(name: str) -> None:
 
 
 def note_used_in(folder: str) -> None:
-    """Note what `note_used` has written into a job's folder, by any of the job's processes."""
+    """Apply what any of the job's processes has recorded by `note_used` in its folder."""
     try:
         with open(os.path.join(folder, USED), encoding="utf-8", errors="replace") as file:  # noqa: PTH118, PTH123
             note_secrets(file.read().split("\n")[:-1])
@@ -85,7 +85,7 @@ def noted_secrets() -> frozenset[str]:
 
 
 def mask(text: str) -> str:
-    """`text` without the value of any secret that this process can see."""
+    """`text` with the values of all secrets known to this process masked."""
     values = _values()
     return _pattern(values).sub(MASK, text) if values else text
 
@@ -107,8 +107,8 @@ def secret_in(text: str) -> str | None:
 
 
 class MaskedStream:
-    """Bytes that arrive in parts, masked. A secret that two parts share is masked as well: what could be the beginning
-    of one is held back until the next part, or until `rest`. A whole line is never held back."""
+    """Masks bytes that arrive in parts, including a secret that spans two parts: a possible beginning of a secret is
+    held back until the next part, or until `rest`. A whole line is never held back."""
 
     def __init__(self) -> None:
         self._held = b""
@@ -134,8 +134,8 @@ class MaskedStream:
 
 
 def mask_logging() -> None:
-    """Mask what the handlers that logging has now write: call it after each configuration of logging. A handler that
-    is masked already stays as it is."""
+    """Mask the output of the current logging handlers. Call it after each configuration of logging; handlers that are
+    masked already stay unchanged."""
     import logging
 
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
@@ -176,7 +176,8 @@ def _is_file(value: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _forms(value: str) -> tuple[str, ...]:
-    """How a value can stand in a text: as it is, as Python or JSON quote it, in an address, a long line of it alone."""
+    """The forms in which a value can occur in a text: as it is, quoted by Python or JSON, URL-encoded, each line of it
+    if long."""
     import json
     from urllib.parse import quote
 

@@ -1,7 +1,8 @@
-"""Checks who owns a file: what another user owns, or everybody may write, is neither obeyed nor run.
+"""Checks who owns a file: files that another user owns, or that everybody may write, are neither read as config nor
+executed.
 
-root, and under sudo the calling user, are trusted. A folder that a group may write is trusted: a team shares it on
-purpose. Does not import pathlib, since help uses it.
+root, and under sudo the calling user, are trusted. A folder that is writable for a group is trusted: teams share such
+folders on purpose. Does not import pathlib, since help uses it.
 """
 
 # ruff: noqa: PTH116, PTH118

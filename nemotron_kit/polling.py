@@ -1,4 +1,4 @@
-"""Looking again and again at something that another process changes: how long to wait in between, and until when."""
+"""Polling a state that another process changes: the intervals, and the time limit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 
 class Pace:
-    """The waits between two looks: `first` seconds, each `factor` times as long as the one before, at most `longest`.
-    `again` after something has happened: then more is likely to follow soon."""
+    """Polling intervals: `first` seconds, each `factor` times as long as the one before, at most `longest`. Call
+    `again` after a change: the intervals start over, since more changes are likely."""
 
     def __init__(self, first: float, factor: float = 1.0, longest: float = float("inf")) -> None:
         self.first, self.factor, self.longest = first, factor, longest
@@ -28,8 +28,8 @@ class Pace:
 
 
 def looks(pace: Pace | float, *, within: float) -> Iterator[None]:
-    """`for _ in looks(0.05, within=10):` runs its body at once, then at each look, the last time when `within` seconds
-    are over. A number is a pace that stays the same."""
+    """`for _ in looks(0.05, within=10):` runs its body at once and then after each interval, the last time when
+    `within` seconds are over. A number is a constant interval."""
     pace = pace if isinstance(pace, Pace) else Pace(pace)
     deadline = time.monotonic() + within
     while True:

@@ -1,6 +1,6 @@
-"""How a text is written where something else reads it: in Hydra's overrides, in OmegaConf's values, in a shell script.
+"""Quotes texts for the three grammars that read them: Hydra's overrides, OmegaConf's values, shell scripts.
 
-The three are three grammars. A function is named after the one that it writes for. Nothing heavy is imported.
+Each function is named after its grammar. Nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def hydra_field(text: str, kind: str) -> str:
 
 
 def hydra_data(value: Any) -> str:
-    """A plain value, lists and mappings too. UserError for a key that Hydra's grammar can't say."""
+    """A plain value, including lists and mappings. Raises UserError for a key that Hydra's grammar can't represent."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
     if isinstance(value, str):
@@ -65,7 +65,7 @@ def hydra_data(value: Any) -> str:
         return f"[{','.join(hydra_data(item) for item in value)}]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{_hydra_key(key)}:{hydra_data(item)}" for key, item in value.items()) + "}"
-    raise UserError(f"{value!r} can't be said in an override.")
+    raise UserError(f"{value!r} can't be written in an override.")
 
 
 def _hydra_key(key: Any) -> str:
@@ -74,7 +74,7 @@ def _hydra_key(key: Any) -> str:
         return hydra_data(key)
     escaped = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
     if not _KEY.match(escaped) or key.lower() in _KEYWORDS:
-        raise UserError(f"The key {key!r} can't be said in an override.", hint="Give the block in a config file.")
+        raise UserError(f"The key {key!r} can't be written in an override.", hint="Give the block in a config file.")
     return escaped
 
 
@@ -122,7 +122,7 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
 
 
 def shell_word(text: str) -> str:
-    """`text` as a word of a shell script, where references, and nothing else, mean what they do in a shell."""
+    """`text` as a word of a shell script in which only variable references keep their meaning."""
     words, end = [], 0
     for match in _REFERENCE.finditer(text):
         if match.start() > end:

@@ -1,5 +1,4 @@
-"""What a script needs that is started directly, by the worker or by torchrun: its config, its overrides, W&B. And for
-a program that is no command, `cli(MyConfig, config_file="config.yaml")`: its typed config in one call.
+"""Functions for a script that is started directly, by the worker or by torchrun: its config, its overrides, W&B.
 
 config_path, overrides = parse_config_and_overrides(DEFAULT_CONFIG)
 config = load_omegaconf_yaml(config_path)

@@ -1,5 +1,5 @@
-"""Text to Megatron shards, conversations to packed rows: a blend of weighted sources, a frozen plan, shards with the
-same bytes on any machine."""
+"""Data preparation: text to Megatron shards, conversations to packed rows. A blend of weighted sources is frozen into a
+plan, and the plan's shards have the same bytes on any machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From chat records to sequences of text: a template, and which of its parts the model itself is to write."""
+"""Turns chat records into token sequences with a loss mask: a chat template, and which parts of its text the model is
+trained on."""
 
 from __future__ import annotations
 
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 NANO3 = "nano3"
 TEMPLATES = {NANO3: Path(__file__).parent / "templates" / "nano3.jinja"}
-# Characters that Unicode reserves for a program's own use; no text may hold them.
+# Unicode noncharacters, reserved for internal use: no text may contain them.
 _OPEN, _CLOSE, _SHIELD = "\ufdd0", "\ufdd1", "\ufdd2"
 _RESERVED = re.compile(f"[{_OPEN}{_CLOSE}{_SHIELD}]")
-# Special tokens that stand in what is said; all others are the template's alone.
+# Special tokens that may occur in messages; all others are reserved for the template.
 _SAID = frozenset(f"<{end}{name}>" for name in ("think", "tools", "tool_call", "tool_response") for end in ("", "/"))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a sequence that is encoded by itself: `pieces` of text, and whether the model is to write it."""
+    """A part of a sequence that is encoded by itself: `pieces` of text, and whether the model is trained on them."""
 
     pieces: tuple[str, ...]
     counts: bool
@@ -41,9 +42,9 @@ class Chunk:
 
 
 def load_template(given: str) -> str:
-    """The text of a template: the name of one that comes with the kit, a path of a .jinja file, or the text itself.
+    """The text of a template: the name of a built-in one, a path of a .jinja file, or the text itself.
 
-    Raises UserError for a file that is not there, and for a text that is no template.
+    Raises UserError for a missing file, and for a text that is no template.
     """
     if given in TEMPLATES:
         return TEMPLATES[given].read_text(encoding="utf-8")
@@ -70,16 +71,16 @@ def render(
     enable_thinking: bool = True,
     **variables: Any,
 ) -> str:
-    """The text of a conversation, as transformers' `apply_chat_template` gives it with the same template."""
-    said, given = _prepared(messages, tools)
+    """The text of a conversation, equal to that of transformers' `apply_chat_template` with the same template."""
+    prepared, given = _prepared(messages, tools)
     text = _compiled(load_template(template)).render(
-        said, given, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking, **variables
+        prepared, given, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking, **variables
     )
     return text.replace(_OPEN, "").replace(_CLOSE, "")
 
 
 class ChatFormat:
-    """A template and the special tokens that only it may write."""
+    """A template and the special tokens that are reserved for it."""
 
     def __init__(self, template: str, special_tokens: Iterable[str] = ()) -> None:
         self._template = _compiled(template)
@@ -88,27 +89,27 @@ class ChatFormat:
         self._own = re.compile(_any_of(own)) if own else None
 
     def sequences(self, messages: Any, tools: Any = None) -> list[list[Chunk]]:
-        """The sequences of one conversation; none where the model says nothing in it.
+        """The sequences of one conversation; none without an assistant's message.
 
-        Where no message has reasoning, that is one, and all that the assistant says counts. Else it is one for each
-        user's turn, with what was said before and without the reasoning of earlier turns; the answers to that turn
-        count. Raises UserError for what is no conversation.
+        If no message has reasoning, that is one sequence, and all assistant messages count for the loss. Otherwise it
+        is one for each user turn, with the earlier messages but without the reasoning of earlier turns; only the
+        answers to that turn count. Raises UserError for an invalid conversation.
         """
-        said, given = _prepared(messages, tools)
-        said, given = self._shielded(said), self._shielded(given)
-        if not any(message["role"] == "assistant" for message in said):
+        prepared, given = _prepared(messages, tools)
+        prepared, given = self._shielded(prepared), self._shielded(given)
+        if not any(message["role"] == "assistant" for message in prepared):
             return []
-        if not any(map(has_reasoning, said)):
-            return [_without_rest(self._chunks(said, given, first=0))]
+        if not any(map(has_reasoning, prepared)):
+            return [_without_rest(self._chunks(prepared, given, first=0))]
         sequences = []
-        for start, end in _user_turns(said):
-            if any(message["role"] == "assistant" for message in said[start:end]):
-                sequences.append(_without_rest(self._chunks(said[:end], given, first=start)))
+        for start, end in _user_turns(prepared):
+            if any(message["role"] == "assistant" for message in prepared[start:end]):
+                sequences.append(_without_rest(self._chunks(prepared[:end], given, first=start)))
         return sequences
 
     def _shielded(self, value: Any) -> Any:
-        """`value` with the template's own tokens, where they stand in what was said, taken apart: as text they are not
-        to act as tokens."""
+        """`value` with the template's special tokens, where messages contain them, split so that they are encoded as
+        text."""
         if isinstance(value, str):
             text = _RESERVED.sub("\ufffd", value)
             return self._own.sub(lambda m: m[0][:-1] + _SHIELD + m[0][-1], text) if self._own else text
@@ -119,7 +120,7 @@ class ChatFormat:
         return value
 
     def _chunks(self, messages: Messages, tools: Any, *, first: int) -> list[Chunk]:
-        """The conversation's text in parts; of the assistant's messages those from number `first` on count."""
+        """The conversation's text in chunks; assistant messages count for the loss from message number `first` on."""
         spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if self._template.is_nano3 and _is_plain(messages, tools):
             parts = _plain_parts(messages)
@@ -140,8 +141,8 @@ class ChatFormat:
         return [Chunk(tuple(filter(None, chunk.text.split(_SHIELD))), chunk.counts) for chunk in chunks]
 
     def _by_growing(self, messages: Messages, tools: Any, spoken: list[int]) -> list[str]:
-        """For a template that marks nothing: what is before each answer, and the answer, by rendering it without and
-        with the answer."""
+        """Find the answers for a template that does not mark them, by rendering the conversation without and with each
+        answer."""
         parts, done = [], ""
         whole = self._template.render(messages, tools)
         for number in spoken:
@@ -165,7 +166,7 @@ def chat_sequences(
     record: Mapping[str, Any], tokenizer: Any, *, template: str = NANO3
 ) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
     """(token ids, mask) of each sequence of a record {messages[, tools]}, with a `tokenizers.Tokenizer`; the mask is 1
-    for the tokens that the model is to say (not shifted)."""
+    for the tokens to be trained on (not shifted)."""
     form = ChatFormat(load_template(template), special_tokens(tokenizer))
 
     sequences = form.sequences(record.get("messages"), record.get("tools"))
@@ -177,8 +178,8 @@ def chat_sequences(
 def encoded_sequences(
     sequences: Iterable[Sequence[Chunk]], ids: Iterable[list[int]]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """(token ids, mask) of each sequence, whose pieces have these ids. Each piece is encoded by itself: no token
-    reaches from a prompt into its answer, so that the model is trained on the tokens that it will be given."""
+    """(token ids, mask) of each sequence, whose pieces have these ids. Each piece is encoded by itself, so no token
+    spans the border of prompt and answer: training sees the same prompt tokens as generation."""
     import numpy as np
 
     of_piece = iter(ids)
@@ -200,7 +201,7 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 
 def has_reasoning(message: Mapping[str, Any]) -> bool:
-    """Whether a message of the assistant has reasoning that is not blank: in a field of its own, or in its content."""
+    """Whether an assistant message has reasoning that is not blank, in its own field or in the content."""
     if message["role"] != "assistant":
         return False
     reasoning = message.get("reasoning_content")
@@ -212,7 +213,7 @@ def has_reasoning(message: Mapping[str, Any]) -> bool:
 
 
 def texts_of(messages: Iterable[Any]) -> Iterator[str]:
-    """What is said in a conversation: contents and reasoning."""
+    """The texts of a conversation: contents and reasoning."""
     for message in messages:
         if isinstance(message, dict):
             for value in (message.get("content"), message.get("reasoning_content")):
@@ -224,14 +225,14 @@ def texts_of(messages: Iterable[Any]) -> Iterator[str]:
 
 
 def _prepared(messages: Any, tools: Any) -> tuple[Messages, list[dict[str, Any]] | None]:
-    """Messages and tools as a template takes them. Raises UserError naming the message that is none."""
+    """Messages and tools in the form that a template takes. Raises UserError naming the invalid message."""
     messages, tools = from_json(messages, "messages"), from_json(tools, "tools")
     if not isinstance(messages, list | tuple):
         raise UserError(f"messages is a {type(messages).__name__}, not a list of messages.")
     if tools is not None and not isinstance(tools, list | tuple):
         raise UserError(f"tools is a {type(tools).__name__}, not a list of tools.")
-    said = [_message(message, number) for number, message in enumerate(messages)]
-    return said, [_tool(tool, number) for number, tool in enumerate(tools)] if tools else None
+    prepared = [_message(message, number) for number, message in enumerate(messages)]
+    return prepared, [_tool(tool, number) for number, tool in enumerate(tools)] if tools else None
 
 
 def _message(message: Any, number: int) -> dict[str, Any]:
@@ -281,13 +282,13 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:
-    """A tool in the form of the chat API; the flat form of the Responses API is brought into it."""
+    """A tool in the form of the chat API; the flat form of the Responses API is converted."""
     where = f"tools[{number}]"
     inner = tool.get("function") if isinstance(tool, Mapping) else None
     inner = tool if inner is None else inner
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         raise UserError(f"{where} has no name.")
-    # `strict` is how an API is to check calls, nothing that the model is told.
+    # `strict` tells an API how to check calls; it is no part of the prompt.
     known = {key: value for key, value in inner.items() if value is not None and key not in ("type", "strict")}
     if isinstance(known.get("parameters"), str):
         known["parameters"] = from_json(known["parameters"], f"{where}.parameters")
@@ -295,7 +296,7 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
 
 
 def from_json(value: Any, where: str) -> Any:
-    """What a text holds as JSON, None for a blank one; any other value is itself. Raises UserError naming `where`."""
+    """The JSON value of a text, None for a blank one; any other value unchanged. Raises UserError naming `where`."""
     if not isinstance(value, str):
         return value
     try:
@@ -311,14 +312,15 @@ def _user_turns(messages: Messages) -> Iterator[tuple[int, int]]:
 
 
 def _without_rest(chunks: list[Chunk]) -> list[Chunk]:
-    """What follows the last answer teaches nothing."""
+    """The chunks up to the last answer: what follows it does not count for the loss."""
     while chunks and not chunks[-1].counts:
         chunks.pop()
     return chunks
 
 
 def _any_of(words: Iterable[str]) -> str:
-    """A pattern that matches the longest of some words: as a tree, since a tokenizer may have a thousand of them."""
+    """A pattern that matches the longest of some texts, built as a prefix tree, since a tokenizer may have a thousand
+    of them."""
     tails: dict[str, list[str]] = {}
     ends = False
     for word in sorted(set(words)):
@@ -341,8 +343,8 @@ def _is_plain(messages: Messages, tools: Any) -> bool:
 
 
 def _plain_parts(messages: Messages) -> list[str]:
-    """What nano3's template gives for a conversation without tools, as `_marked` does: the template takes ten times as
-    long, longer than the tokenizer where messages are short. A test holds the two to the same."""
+    """The parts of nano3's template for a conversation without tools, equal to those of `_marked` (a test compares the
+    two): the template takes ten times as long, more than the tokenizer if messages are short."""
     has_system = bool(messages) and messages[0]["role"] == "system"
     turns = messages[1:] if has_system else messages
     last_user = max((number for number, message in enumerate(turns) if message["role"] == "user"), default=-1)
@@ -360,8 +362,8 @@ def _plain_parts(messages: Messages) -> list[str]:
         else:
             answer = ("<think>\n" if "</think>" in content else "<think></think>") + content
         if number < last_user:
-            said = answer.rpartition("</think>")[2] if "</think>" in answer else answer.partition("<think>")[0]
-            answer = f"<think></think>{said}"
+            visible = answer.rpartition("</think>")[2] if "</think>" in answer else answer.partition("<think>")[0]
+            answer = f"<think></think>{visible}"
         answer = answer.strip()
         opening = next((start for start in _OPENINGS if answer.startswith(start)), "")
         parts += [f"{text}<|im_start|>assistant\n{opening}", f"{answer[len(opening) :]}<|im_end|>\n"]
@@ -373,7 +375,7 @@ _OPENINGS = ("<think></think>", "<think>\n", "<think>")
 
 
 class _Compiled:
-    """A template, compiled; `marks` tells whether it marks what the assistant says."""
+    """A compiled template; `marks` is whether it marks assistant messages."""
 
     def __init__(self, text: str) -> None:
         if find_spec("jinja2") is None:
@@ -412,8 +414,8 @@ def _nano3() -> str:
 
 @lru_cache(maxsize=2)
 def _environment(*, sandboxed: bool) -> Any:
-    """Jinja as chat templates expect it: blocks take no line, `tojson` keeps letters, `generation` marks an answer. The
-    kit's own needs no sandbox, which takes as long as all the rest."""
+    """A Jinja environment as chat templates expect it: blocks take no line, `tojson` keeps non-ASCII letters,
+    `generation` marks an answer. The built-in template needs no sandbox, which would double its time."""
     import datetime
 
     from jinja2 import Environment, TemplateError, nodes

@@ -47,9 +47,9 @@ LARGER = "Set max_doc_size higher if this is meant, or on_bad_row=skip to leave 
 
 @dataclass
 class RowCounts:
-    """Counts the rows of one shard (read, empty, bad), and decides about each bad row.
+    """Counts the rows of one shard (read, empty, bad), and applies `on_bad_row` to each bad row.
 
-    `refuse` raises the error for a bad row, or with `skip` counts it; `bad_rows` holds the messages of the first ones.
+    `refuse` raises the error for a bad row, or with `skip` counts it; `bad_rows` holds the first messages.
     """
 
     max_size: int = DEFAULT_MAX_DOC_SIZE
@@ -61,8 +61,8 @@ class RowCounts:
     bad_rows: list[str] = field(default_factory=list)
 
     def refuse(self, make: Callable[..., UserError], *words: Any) -> None:
-        """Raise the error that `make(*words)` is, or count it. It is made only where it is raised or named: a line's
-        number takes a look at the file."""
+        """Raise the error `make(*arguments)`, or count it. The error is made only if it is raised or listed, since
+        finding a line's number reads the file."""
         if not self.skip:
             raise make(*words)
         self.bad += 1
@@ -76,7 +76,7 @@ class RowCounts:
 
 
 def check_bad_rows(count: int, named: list[str], limit: int | None) -> None:
-    """Raise UserError when more rows were bad than may be."""
+    """Raise UserError if more rows were bad than max_bad_rows."""
     if limit is not None and count > limit:
         raise UserError(
             f"More than {limit} bad rows (max_bad_rows). The first: " + "; ".join(named),
@@ -90,10 +90,11 @@ SPLITS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class Dataset:
     """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text that Python
-    ships, exercises:// for conversations made up).
+    ships, exercises:// for generated conversations).
 
-    Of a folder, files with rows (JSON lines, parquet) are read; where there are none, .json; where there are none,
-    plain text. `split` and `subset` pick from a folder or a Hugging Face repository. `text_field` None is the caller's.
+    Of a folder, files with rows (JSON lines, parquet) are read; if there are none, .json files; if there are none,
+    plain text. `split` and `subset` select from a folder or a Hugging Face repository. `text_field` None is the
+    config's default.
     """
 
     name: str
@@ -108,9 +109,8 @@ class Dataset:
 class DataBlend:
     """Sources by split: {"all": …} from `datasets`, to be split into train, valid and test; or those three by name.
 
-    `folder` is where the blend file lies (relative paths are looked for there too); `tokens` is what its author
-    published as its size, for estimates only. `placeholders` are the sources, by name, that rows of an RL blend refer
-    to for a part of their content.
+    `folder` is that of the blend file (relative paths are looked up there too); `tokens` is the published size, for
+    estimates only. `placeholders` are the sources, by name, from which parts of an RL blend's rows are filled in.
     """
 
     splits: dict[str, tuple[Dataset, ...]]
@@ -124,8 +124,8 @@ class DataBlend:
 
     @classmethod
     def load(cls, path: str | Path, *, placeholders: bool = False) -> DataBlend:
-        """Read a blend file, which may have `placeholders` only where they are asked for. Raises UserError with file,
-        key and (for broken JSON) line."""
+        """Read a blend file; `placeholders` are permitted only on request. Raises UserError with file, key and (for
+        invalid JSON) line."""
         path = Path(path).expanduser()
         try:
             content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
@@ -215,7 +215,7 @@ class _Duplicate(ValueError):
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets the last of two equal keys win in silence; a blend must not lose a source that way."""
+    """Refuse duplicate keys: JSON keeps the last one silently, and a blend must not lose a source that way."""
     seen = dict(pairs)
     if len(seen) < len(pairs):
         key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
@@ -229,7 +229,7 @@ DEFAULT_SHARDS = 128
 
 @dataclass
 class TokenizerConfig:
-    """A tokenizer: `model` is a folder, a tokenizer.json or a Hugging Face name. None is the caller's choice."""
+    """A tokenizer: `model` is a folder, a tokenizer.json or a Hugging Face name. For None the caller chooses."""
 
     model: str | None = field(default=None, metadata={"help": "Folder, tokenizer.json or Hugging Face name"})
     add_bos: bool | None = field(default=None, metadata={"help": "Put a BOS token before each document"})
@@ -238,7 +238,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class PerSplitConfig:
-    """How much of the blend is held out: `valid_shards` and `test_shards` beside the train shards, of the same size."""
+    """How much of the blend is held out: `valid_shards` and `test_shards` beside the train shards, of equal size."""
 
     enabled: bool = True
     valid_shards: int = 1
@@ -281,7 +281,7 @@ class DataPrepConfig:
         return (split.valid_shards, split.test_shards) if split and split.enabled else (0, 0)
 
     def check(self) -> None:
-        """Raise UserError for values that make no sense, naming the field."""
+        """Raise UserError, naming the field, for invalid values."""
         if self.num_shards is not None and self.shard_size is not None:
             raise UserError(
                 f"num_shards={self.num_shards} and shard_size={self.shard_size} exclude each other.",
@@ -375,7 +375,7 @@ class RLPrepConfig:
         return {"train": self.train_ratio, "val": self.valid_ratio, "test": self.test_ratio}
 
     def check(self) -> None:
-        """Raise UserError for values that make no sense, naming the field."""
+        """Raise UserError, naming the field, for invalid values."""
         if min(self.ratios.values()) < 0 or self.train_ratio == 0 or abs(sum(self.ratios.values()) - 1) > 1e-6:
             raise UserError(
                 f"train_ratio {self.train_ratio}, valid_ratio {self.valid_ratio}, test_ratio {self.test_ratio}: they "
@@ -386,7 +386,7 @@ class RLPrepConfig:
 
 
 def load_rl_blend(path: Path) -> DataBlend:
-    """The blend of an RL preparation. UserError for what a blend of rows can't have."""
+    """The blend of an RL preparation. Raises UserError for settings that a blend of rows can't have."""
     blend = DataBlend.load(path, placeholders=True)
     for dataset in blend.datasets:
         if dataset.weight not in (0.0, 1.0):
@@ -399,8 +399,8 @@ def load_rl_blend(path: Path) -> DataBlend:
 
 @dataclass(frozen=True)
 class BinIdxOutputConfig:
-    """Megatron's .bin/.idx shards: `num_shards` in all, or as many as make each hold `shard_size` of text (256MB when
-    neither is given). `dtype` is the token ids' number type; None is Megatron's choice for the vocabulary."""
+    """Megatron's .bin/.idx shards: `num_shards` in all, or as many as give each `shard_size` of text (256MB if neither
+    is given). `dtype` is the token ids' integer type; None is Megatron's choice for the vocabulary."""
 
     shard_size: str | int | None = None
     num_shards: int | None = None
@@ -419,7 +419,7 @@ class JsonlOutputConfig:
 
 @dataclass(frozen=True)
 class PackedOutputConfig:
-    """Documents packed into sequences of `pack_size` tokens. Not built: it is refused."""
+    """Documents packed into sequences of `pack_size` tokens. Not implemented: it is refused."""
 
     pack_size: int = 4096
     algorithm: str = FIRST_FIT_SHUFFLE

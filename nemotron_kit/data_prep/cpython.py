@@ -1,9 +1,9 @@
-"""Text that every CPython ships, as JSON lines: a real corpus that needs no download.
+"""Text that every CPython installation includes, as JSON lines: a real corpus without a download.
 
-`cpython://topics` is the language reference, `cpython://docstrings` the standard library's documentation, a module a
-document, `cpython://source` its code without those docstrings. A paragraph that came up before is left out, since the
-reference repeats whole sections: what is held out must not stand in the training text. `cpython://docstrings-qa` has
-conversations instead: what something is or does, and how its docstring begins.
+`cpython://topics` is the language reference, `cpython://docstrings` the standard library's documentation, one module a
+document, `cpython://source` its code without those docstrings. Repeated paragraphs are left out, since the reference
+repeats whole sections and held-out text must not occur in the training text. `cpython://docstrings-qa` has
+conversations instead: a question about an object, and the beginning of its docstring.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def write_corpus(url: str, folder: Path) -> Path:
     """Write the corpus that `url` (cpython://NAME) names to `folder` and return its file.
 
-    The bytes depend on the running Python only; a file that holds them already is left as it is.
+    The bytes depend on the running Python only; an identical file is left unchanged.
     """
     name = url.removeprefix(SCHEME)
     if name not in _CORPORA:
@@ -82,7 +82,7 @@ def _texts(corpus: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[dict[str
 
 
 def _questions() -> Iterator[dict[str, Any]]:
-    """Questions about what has a docstring of its own; one whose first paragraph came up before has not."""
+    """Questions about objects with a docstring, except those whose first paragraph has occurred before."""
     seen: set[str] = set()
     for module, _, tree in _modules("**/*.py"):
         for name, node in _definitions(tree, module):
@@ -105,7 +105,7 @@ _CORPORA: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
 
 
 def _modules(pattern: str) -> Iterator[tuple[str, str, ast.Module]]:
-    """(dotted name, source, syntax tree) of each module of the standard library that lies there as text."""
+    """(dotted name, source, syntax tree) of each module of the standard library that is installed as source text."""
     library = Path(sysconfig.get_path("stdlib"))
     for path in sorted(library.glob(pattern)):
         parts = path.relative_to(library).with_suffix("").parts
@@ -117,7 +117,7 @@ def _modules(pattern: str) -> Iterator[tuple[str, str, ast.Module]]:
 
 
 def _parsed(source: str) -> ast.Module | None:
-    """None for the files in other dialects that the library ships (lib2to3's)."""
+    """The syntax tree; None for files in other dialects of Python (lib2to3's test data)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

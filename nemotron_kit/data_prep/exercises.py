@@ -1,8 +1,8 @@
-"""Exercises: short questions with one right answer, made up as asked for, so that chat and RL need no download.
+"""Exercises: generated short questions with one right answer, for chat and RL data without a download.
 
-`exercises://last-digit?n=3000&seed=1` is 3,000 different conversations for supervised fine-tuning. With `form=rl` they
-are rows for RL instead, and other ones: a question is for one of the two forms alone, whatever the seeds are, so that
-RL never asks what fine-tuning has told.
+`exercises://last-digit?n=3000&seed=1` is 3,000 distinct conversations for supervised fine-tuning. With `form=rl` they
+are rows for RL. Each question belongs to one of the two forms, whatever the seeds are, so RL never uses a question that
+fine-tuning was trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEME = "exercises://"
 CHAT, RL = "chat", "rl"
 DEFAULT_COUNT = 3000
 _MOST = 1_000_000
-_TRIES = 100  # for each exercise, before it is said that there are not so many
+_TRIES = 100  # attempts for each exercise before too few distinct ones is an error
 _SUBJECTS = "The parser|A module|This function|The compiler|A thread|The server|One object|The class|A file|The method"
 _VERBS = "reads|returns|closes|checks|opens|calls|writes|stores|changes|finds"
 _OBJECTS = (
@@ -69,7 +69,7 @@ def parse(url: str) -> tuple[str, int, int, str]:
 
 
 def exercises(task: str, count: int, seed: int, form: str) -> Iterator[tuple[str, str]]:
-    """`count` different (question, answer) pairs, of those that are for this form."""
+    """`count` distinct (question, answer) pairs that belong to this form."""
     rng = random.Random(f"{task} {seed} {form}")  # noqa: S311  (no secret)
     seen: set[str] = set()
     for _ in range(count):

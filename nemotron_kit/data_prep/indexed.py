@@ -1,4 +1,5 @@
-"""Writer of Megatron's indexed dataset: `<prefix>.bin` holds all token ids, `<prefix>.idx` where each document is.
+"""Writer of Megatron's indexed dataset: `<prefix>.bin` holds all token ids, `<prefix>.idx` the position of each
+document.
 
 The format is that of megatron/core/datasets/indexed_dataset.py. The .idx, little-endian: 9 bytes of magic, version
 (u64), dtype code (u8), number of sequences n (u64), number of document boundaries n + 1 (u64); then n lengths in tokens
@@ -40,9 +41,9 @@ class WrittenShard:
 
 
 class ShardWriter:
-    """Writes one shard's two files beside their final place; nothing has its final name before `publish`.
+    """Writes one shard's two files under temporary names beside their final paths; `publish` renames them.
 
-    A context manager: what was not published is removed at its end.
+    A context manager: files that were not published are removed at its end.
     """
 
     def __init__(self, prefix: Path, dtype: str) -> None:
@@ -92,7 +93,7 @@ def _index(lengths: NDArray[np.int32], dtype: np.dtype[np.generic]) -> list[byte
 
 
 class HashedFile:
-    """A temporary file beside its final place that knows the size and sha256 of what was written to it."""
+    """A temporary file beside its final path that keeps the size and sha256 of what was written to it."""
 
     def __init__(self, final: Path) -> None:
         self.final, self.size = final, 0

@@ -1,7 +1,7 @@
-"""JSON lines of a blend: each record through a transform, in shards of one dataset and split each.
+"""JSON lines of a blend: each record is passed through a transform and written to shards of one dataset and split each.
 
-One process writes them; they have their names when all are whole, and blend.json comes last. A transform is any
-callable, of which nothing is known: an earlier run's lines are never taken for this one's.
+One process writes them; files get their names once all are complete, and blend.json is written last. A transform is an
+arbitrary callable, so files of an earlier run are never reused.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
 
 
 def _require_free(output: Path, *, force: bool) -> None:
-    """UserError where data is in the folder already; what a killed run left half-written is removed."""
+    """Raise UserError if the folder holds data already; partial files of a killed run are removed."""
     for path in output.glob(f"*/.shard_*{TEMPORARY}"):
         path.unlink(missing_ok=True)
     if not force and ((output / BLEND_FILE).exists() or planning.shard_files(output)):
@@ -176,7 +176,7 @@ def _transformed(
 
 
 def _split(record: Mapping[str, Any], parts: tuple[int, ...]) -> str:
-    """The split of a record: decided by what it says, so that one that comes twice is not held out once."""
+    """The split of a record, determined by its content, so that duplicates are in the same split."""
     if not any(parts[1:]):
         return "train"
     digest = hashlib.blake2b(as_json(record, "record"), digest_size=8).digest()
@@ -190,8 +190,8 @@ def _ends(parts: tuple[int, ...]) -> list[int]:
 
 @dataclass
 class _Lines:
-    """The shards of a dataset's split: `count` of them, to which records are dealt in turn; else one after the other,
-    each begun when the one before has `size` bytes of lines."""
+    """The shards of a dataset's split: `count` of them, filled in turn; else one after another, each begun when the one
+    before has `size` bytes of lines."""
 
     output: Path
     split: str

@@ -1,4 +1,5 @@
-"""`last_mile_process`: a blend in hand and a form of output, where `run_data_prep` takes a file and one flat config."""
+"""`last_mile_process`: prepares a blend object in a chosen output format, where `run_data_prep` takes a file and one
+flat config."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ SHARD_SIZE = "256MB"
 
 @dataclass(frozen=True)
 class SplitResult:
-    """One split of a result; `data_paths` alternate weights and shard prefixes, `run_hash` is the plan's
-    digest; of JSON lines, which have no tokens and whose paths are those of the files, one of the content."""
+    """One split of a result. `data_paths` alternates weights and shard prefixes (for JSON lines, file paths).
+    `run_hash` is the plan's digest (for JSON lines, a digest of the content, without token counts)."""
 
     name: str
     run_hash: str
@@ -65,12 +66,12 @@ class PipelineResult:
 
 
 def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
-    """Turn a blend into what a trainer reads, in the form that `config.output.format` says.
+    """Turn a blend into training data in the format that `config.output.format` names.
 
-    That is Megatron's .bin/.idx, with all that `run_data_prep` promises, packed conversations, with all that
-    `run_sft_data_prep` does, or JSON lines, which one process writes, anew each time. Of conversations and JSON lines
-    `per_split` holds out a part of the records: V valid_shards beside N num_shards and T test_shards are
-    V / (N + V + T) of them. Raises UserError for bad input, and for a form that is not built.
+    That is Megatron's .bin/.idx, as by `run_data_prep`; packed conversations, as by `run_sft_data_prep`; or JSON lines,
+    which one process writes, anew each time. For conversations and JSON lines `per_split` holds out a part of the
+    records: V valid_shards beside N num_shards and T test_shards are V / (N + V + T) of them. Raises UserError for bad
+    input, and for a format that is not implemented.
     """
     form = config.output.format
     if isinstance(form, BinIdxOutputConfig):

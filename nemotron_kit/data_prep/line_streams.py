@@ -1,7 +1,8 @@
-"""Lines of files: plain by byte range, compressed as a stream. A stream cut short is an error, never its end.
+"""Lines of files: plain ones by byte range, compressed ones as a stream. A truncated stream is an error, not an end of
+file.
 
-No more than one line, and a bounded piece of what a compressed file holds, is in memory at a time: a line of more than
-`most` bytes is passed over, and stands as a `TooLong` in its place.
+At most one line, and a bounded piece of a compressed file's content, is in memory at a time: a line of more than `most`
+bytes is skipped, and a `TooLong` is returned for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXPANDED = 16 << 20
 
 
 class TooLong(bytes):
-    """Stands for a line that was too long to be read."""
+    """Returned for a line that is too long to be read."""
 
 
 TOO_LONG = TooLong(b"\0")
@@ -64,7 +65,7 @@ def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
 
 
 def content(path: str, compression: str) -> Iterator[bytes]:
-    """What a compressed file holds, in bounded pieces."""
+    """The decompressed content of a file, in bounded pieces."""
     with sources.open_binary(path) as file:
         try:
             yield from _decompressed(file, compression, path)
@@ -73,7 +74,7 @@ def content(path: str, compression: str) -> Iterator[bytes]:
 
 
 def _rest_of_line(file: BinaryIO, most: int | None = None) -> int:
-    """Go on to the next line's start, or by about `most` bytes; how many bytes that was."""
+    """Skip to the next line's start, at most about `most` bytes; returns the number of bytes skipped."""
     count = 0
     while (most is None or count < most) and (part := file.readline(_PIECE)):
         count += len(part)
@@ -167,7 +168,7 @@ class _Gzip:
 
 
 class _BadBzip2(OSError):
-    """bz2 raises a bare OSError, as a file that can't be read does."""
+    """Corrupt data. bz2 raises a bare OSError for it, which could not be told from a read error."""
 
 
 class _Bzip2:
@@ -194,8 +195,9 @@ def _zstd_error() -> type[Exception]:
 
 
 def _zstd(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
-    """(bytes taken, content) of each block: by RFC 8878, 3.1.1, a frame is a header, blocks of 128 KiB of content at
-    most, and a checksum. Given more at a time, the library returns all that is in it, without a bound."""
+    """(bytes taken, content) of each block: by RFC 8878, 3.1.1, a frame is a header, blocks of at most 128 KiB of
+    content, and a checksum. Blocks are passed on one by one, since the library decompresses all of its input, without a
+    bound."""
     import zstandard
 
     begun = False

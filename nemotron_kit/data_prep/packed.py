@@ -1,4 +1,4 @@
-"""Making one shard of chat data: records → conversations → sequences → packed rows, a file for each split."""
+"""Makes one shard of chat data: records → conversations → sequences → packed rows, one file for each split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nemotron_kit.data_prep.shard import BATCH, SavedRecord, Tick, encoded, load
 from nemotron_kit.data_prep.shard_plan import ChatSettings, ShardPlan, part_name
 from nemotron_kit.errors import UserError
 
-# Why a record gives no sequence, in the order in which it is found; also what the report says of it.
+# Why a record gives no sequence, in the order of the checks; also the texts of the report.
 NOT_USED = "used_in"
 NO_MESSAGES = "no_messages"
 NO_TOOLS = "tool_call_without_tools"
@@ -41,8 +41,8 @@ class SplitPart:
 
 @dataclass(frozen=True)
 class PackedRecord(SavedRecord):
-    """What was made: `plan` is its plan's digest. Of the `rows` that were read, `documents` were used, `filtered` left
-    out by reason, and `bad` could not be used (`bad_rows` names the first); `cut` sequences were longer than may be."""
+    """The record of a shard: `plan` is its plan's digest. Of the `rows` read, `documents` were used, `filtered` left
+    out by reason, and `bad` invalid (`bad_rows` lists the first); `cut` sequences were longer than a row."""
 
     plan: str
     documents: int
@@ -84,7 +84,7 @@ class _Conversation:
 
 def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> PackedRecord:
     """Make shard `number` of a plan with chat settings in the output folder: a file for each split that has rows, then
-    the record that says they are whole. The bytes depend on the plan alone. Raises UserError for bad input."""
+    the record that marks them as complete. The bytes depend on the plan only. Raises UserError for bad input."""
     chat = plan.chat
     if chat is None:
         raise ValueError("a plan without chat settings")
@@ -139,9 +139,9 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
 def _conversations(
     plan: ShardPlan, number: int, form: ChatFormat, rows: RowCounts, counts: _Counts
 ) -> Iterator[_Conversation]:
-    """The conversations of a shard that have something to be learned, each with its split."""
+    """The conversations of a shard with at least one trained token, each with its split."""
     chat = plan.chat
-    assert chat is not None  # noqa: S101  (told before)
+    assert chat is not None  # noqa: S101  (checked before)
     source = plan.sources[plan.shards[number].source]
     others = (chat.tools_field, chat.used_in_field)
     for piece in plan.shards[number].pieces:
@@ -166,7 +166,7 @@ def _conversations(
 
 
 def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSettings) -> str | None:
-    """Why a record is left out; None for one that is not."""
+    """Why a record is left out; None if it is used."""
     if chat.used_in_filter:
         used = record.get(chat.used_in_field)
         words = used.split(",") if isinstance(used, str) else used if isinstance(used, list) else ()
@@ -184,7 +184,7 @@ def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSetti
 
 
 def _identity(messages: Any) -> bytes:
-    """What makes two conversations the same."""
+    """A digest that is equal for equal conversations."""
     import json
 
     import orjson
@@ -196,7 +196,7 @@ def _identity(messages: Any) -> bytes:
 
 
 def _split(identity: bytes, chat: ChatSettings) -> str:
-    """The split of a conversation: decided by what it says, so that one that comes twice is not held out once."""
+    """The split of a conversation, determined by its content, so that duplicates are in the same split."""
     place = int.from_bytes(_digest(chat.seed, identity), "big") / 2**64
     if place < chat.ratios[0]:
         return SPLITS[0]

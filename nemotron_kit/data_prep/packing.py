@@ -38,11 +38,11 @@ class Packing:
 
 
 def pack(lengths: Sequence[int] | Order, size: int, algorithm: str, rng: np.random.Generator | None = None) -> Packing:
-    """Assign sequences (by their lengths, each at most `size`) to rows of at most `size` tokens.
+    """Assign sequences (given by their lengths, each at most `size`) to rows of at most `size` tokens.
 
-    concatenative keeps the order and begins a row where the next sequence doesn't fit. The others put each sequence
-    into the first row with room for it, first_fit_decreasing the longest first, first_fit_shuffle in an order by `rng`,
-    and mix the rows by it.
+    concatenative keeps the order and begins a row when the next sequence doesn't fit. The others are first-fit bin
+    packing (Johnson 1973): each sequence goes to the first row with room for it; first_fit_decreasing takes the longest
+    sequences first, first_fit_shuffle an order from `rng`. The resulting rows are shuffled with `rng`.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and int(lengths.max()) > size:
@@ -74,8 +74,8 @@ def _shuffle(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
 
 
 def _in_any_order(order: Order, lengths: Order, size: int, rng: np.random.Generator) -> Packing:
-    """First fit in this order. The first rows have the longest sequences, or are the fullest: the rows are mixed, so
-    that a part of them is like the whole."""
+    """First fit in this order. The first rows have the longest sequences, or are the fullest, so the rows are shuffled:
+    any part of them is then representative."""
     rows = _first_fit(lengths[order], size)
     return _by_row(order, rng.permutation(int(rows.max()) + 1 if len(rows) else 0)[rows])
 
@@ -88,7 +88,8 @@ ALGORITHMS: dict[str, Callable[[Order, int, np.random.Generator], Packing]] = {
 
 
 def _first_fit(lengths: Order, size: int) -> Order:
-    """For each length the first row with room for it: found by a tree in which each node has the most room below."""
+    """For each length the first row with room for it, found in O(log n) by a tree whose nodes hold the most room below
+    them."""
     # Two rows that follow each other hold more than one row can, or the second would not have been begun.
     most_rows = min(len(lengths), 2 * int(lengths.sum()) // size + 2)
     leaves = 1 << max(0, (most_rows - 1).bit_length())
@@ -121,7 +122,7 @@ def _by_row(order: Order, rows: Order) -> Packing:
 
 
 def shifted(mask: Mask, lengths: Order) -> Mask:
-    """The masks of sequences that stand one after the other, moved left by one within each; the last of each is 0."""
+    """The masks of concatenated sequences, shifted left by one within each; the last of each is 0."""
     out = np.zeros_like(mask)
     out[:-1] = mask[1:]
     out[np.cumsum(lengths) - 1] = 0
@@ -157,11 +158,11 @@ def rows_of(ids: Sequence[Ids], masks: Sequence[Mask], lengths: Order, packing: 
 
 
 class PackedWriter:
-    """Packs sequences into rows and writes them to one Parquet file, a window at a time; nothing has its final name
-    before `publish`. The bytes depend on the sequences, their order and the settings alone.
+    """Packs sequences into rows and writes them to one Parquet file, a window at a time, under a temporary name until
+    `publish`. The bytes depend on the sequences, their order and the settings only.
 
-    A context manager: what was not published is removed at its end. `sequences`, `tokens`, `loss_tokens` and `rows`
-    count what was written, `added` the tokens given so far, `cut` the sequences that were longer than a row.
+    A context manager: a file that was not published is removed at its end. `sequences`, `tokens`, `loss_tokens` and
+    `rows` count what was written, `added` the tokens added so far, `cut` the sequences longer than a row.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class PackedWriter:
         self._file.discard()
 
     def add(self, ids: Sequence[int] | Ids, mask: Sequence[int] | Mask) -> None:
-        """Append a sequence; `mask` is 1 for the tokens that the model is to say. What is longer than a row is cut."""
+        """Append a sequence; `mask` is 1 for the tokens to be trained on. A sequence longer than a row is cut."""
         ids, mask = np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=np.uint8)
         if len(ids) != len(mask) or not len(ids):
             raise ValueError(f"{len(ids)} tokens and {len(mask)} mask values are no sequence")
@@ -208,7 +209,8 @@ class PackedWriter:
             self._flush()
 
     def publish(self) -> WrittenShard | None:
-        """Write what is held, sync the file, give it its name; None, and no file, where there was no sequence."""
+        """Write the pending window, sync the file, give it its name. Returns None, without a file, if there was no
+        sequence."""
         self._flush()
         if self._parquet is None:
             return None
@@ -254,7 +256,7 @@ def _named(file: HashedFile) -> WrittenShard:
 
 
 class _Sink:
-    """What pyarrow writes to; closing it is left to the file's owner."""
+    """A file object for pyarrow; closing it leaves the file open for its owner."""
 
     closed = False
 
@@ -291,7 +293,7 @@ def _parquet_writer(file: HashedFile, compression: str) -> Any:
 
 
 def check_row(ids: Any, mask: Any, starts: Any, pack_size: int) -> None:
-    """Raise UserError, saying what is wrong, for a row that a reader of packed rows refuses."""
+    """Raise UserError, naming the fault, for a row that violates the format of packed rows."""
     ids, mask, starts = np.asarray(ids), np.asarray(mask), np.asarray(starts)
     last = np.append(starts[1:], len(ids)) - 1 if len(starts) else starts
     wrong = (

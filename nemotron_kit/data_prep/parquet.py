@@ -1,8 +1,8 @@
-"""The texts of Parquet files: one column, with a bound on what is in memory and on what a file may grow to.
+"""Texts from Parquet files: one column, with a bound on memory and on the expansion of a file.
 
-A column chunk may hold a text once, in its dictionary, for any number of rows: a batch has so few rows that each could
-be the whole dictionary. What the footer and the dictionary's page say about sizes is looked at first; what is read is
-counted as well, since they may lie. What one page says of itself is bounded by the format alone: 2 GiB.
+A column chunk may store a text once, in its dictionary, for any number of rows, so a batch has so few rows that each
+could be the whole dictionary. The sizes declared by the footer and the dictionary page are checked first, and the sizes
+read are counted as well, since the declared ones may be wrong. A single page is bounded by the format only: 2 GiB.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _Column = Callable[[Any], Any]
 
 
 def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts, *, dealt: bool) -> Iterator[str]:
-    """The texts of a piece: row by row if `dealt`, else ranges of rows, of which only the row groups that hold some are
-    read. A row whose text is null or empty is left out. Raises UserError for what is no parquet."""
+    """The texts of a piece: row by row if `dealt`, else ranges of rows, for which only the row groups that contain some
+    are read. A row whose text is null or empty is left out. Raises UserError for a file that is no Parquet."""
     with sources.open_binary(file.path) as stream:
         table = _opened(stream, file.path)
         column = _column(table, file.path, field)
@@ -56,8 +56,8 @@ def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts
 def parquet_records(
     file: SourceFile, piece: FilePart, field: str, others: Sequence[str], rows: RowCounts, *, dealt: bool
 ) -> Iterator[tuple[dict[str, Any], Callable[[UserError], UserError]]]:
-    """(record, its place) of each row of a piece: the column `field` and those of `others` that are there. A struct's
-    null fields are left out: a table's rows have all of them, whatever was given."""
+    """(record, its location) of each row of a piece: the column `field` and those of `others` that exist. A struct's
+    null fields are left out: in a table all rows have all of them, whatever was given."""
     with sources.open_binary(file.path) as stream:
         table = _opened(stream, file.path)
         have = table.schema_arrow.names
@@ -183,7 +183,8 @@ def _wanted(arrays: Iterable[Any], first: int, wanted: list[range]) -> Iterator[
 
 
 def _batch_rows(stream: Any, chunk: Any, path: str, field: str, most: int) -> int:
-    """How many rows of a chunk may be in memory at a time. Raises UserError for a dictionary that is a bomb."""
+    """How many rows of a chunk may be in memory at a time. Raises UserError for a dictionary that expands like a
+    decompression bomb."""
     offsets = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
     stream.seek(min(offset for offset in offsets if offset))
     kind, size, packed = _page_sizes(stream.read(32)) or (_DICTIONARY, chunk.total_uncompressed_size, 0)
@@ -204,7 +205,7 @@ _DICTIONARY = 2
 
 def _page_sizes(header: bytes) -> list[int] | None:
     """(type, size, compressed size) of a page: the first fields of its header, in Thrift's compact protocol. None for
-    what is no such header."""
+    an invalid header."""
     found, at = [], 0
     for _ in range(3):
         if header[at : at + 1] != b"\x15":  # the next field, an i32

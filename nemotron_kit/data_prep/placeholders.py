@@ -1,4 +1,4 @@
-"""Rows of objects, as they stand in their files, and those that only refer to a row of another data set."""
+"""Rows of JSON objects, including those whose question and answer are only a reference to a row of another data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, DataBlend, Datas
 from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of
 from nemotron_kit.errors import UserError, nearest
 
-# Up to this much a file's content is told by its sha256.
+# Up to this many bytes a file's content is identified by its sha256.
 _WHOLE = 1 << 28
 
 
@@ -24,7 +24,7 @@ def identity_of(file: FoundFile) -> str:
 
 
 def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]]:
-    """(where it stands, the line as it is, row) of each row of a file; the line is None where there is none."""
+    """(location, line, row) of each row of a file; the line is None for a format without lines."""
     kind = kind_of(path) or ""
     if kind == "parquet":
         for number, row in enumerate(_parquet_rows(path), 1):
@@ -72,7 +72,7 @@ _DAPO_BEFORE, _DAPO_AFTER = "Solve the following math problem", "Remember to put
 
 
 class Restorer:
-    """Puts question and answer of another data set into the rows that only refer to them."""
+    """Fills in question and answer of rows that only refer to another data set."""
 
     def __init__(self, blend: DataBlend, corpora: Path) -> None:
         self._sources = {**PLACEHOLDERS, **blend.placeholders}
@@ -85,8 +85,8 @@ class Restorer:
         }
 
     def restored(self, row: dict[str, Any], at: str) -> dict[str, Any]:
-        """The row with its question, expected answer and prompt; all its other fields stay. UserError for a row that
-        refers to nothing."""
+        """The row with its question, expected answer and prompt; other fields are unchanged. Raises UserError for an
+        unknown reference."""
         name, given = row.get("dataset"), row["_hf_placeholder"]
         if name not in self._sources:
             raise UserError(
@@ -137,7 +137,7 @@ def _at(value: Any, *keys: str | int) -> Any:
 
 def filled(question: str, template: Any) -> str:
     """The question in its template: a text with `{question}` in it (Skywork's), or a `prefix` and a `suffix` (DAPO's),
-    which stand in place of the wrapper that the question has there."""
+    which replace the wrapper that the question has in its data set."""
     if isinstance(template, str):
         return template.replace("{question}", question) if "{question}" in template else question
     if not isinstance(template, dict):
@@ -150,8 +150,8 @@ def filled(question: str, template: Any) -> str:
 
 
 def answer_of(given: Any) -> Any:
-    """An answer, which may be JSON: then the first element of a list or an object. It stays a text: those who judge it
-    compare texts."""
+    """An answer, which may be JSON: then the first element of a list or an object, as text, since verifiers compare
+    texts."""
     try:
         decoded = json.loads(given) if isinstance(given, str) else given
     except ValueError:

@@ -1,4 +1,4 @@
-"""Freezes a plan: lists the sources, assigns their documents to shards, keeps the plan in the output folder."""
+"""Freezes a plan: lists the sources, assigns their documents to shards, writes the plan to the output folder."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def apportion(count: int, sizes: Sequence[float]) -> list[int]:
     """How many of `count` shards each source gets, in proportion to its size, [sources]; at least one each.
 
     Each next shard goes to the source that is furthest below its quota. The sum exceeds `count` if there are more
-    sources.
+    sources than shards.
     """
     total = sum(sizes) or 1.0
     shares = [1] * len(sizes)
@@ -76,10 +76,11 @@ def apportion(count: int, sizes: Sequence[float]) -> list[int]:
 
 
 def assign_shards(files: Sequence[SourceFile], shares: Sequence[float]) -> list[tuple[FilePart, ...]]:
-    """For each shard the parts of files that make it up; `shares` are the shards' parts of the source, summing to 1.
+    """For each shard the parts of files that it consists of; `shares` are the shards' parts of the source, summing to
+    1.
 
     Files are cut into cells, and each cell goes to the shard that is least filled relative to its share (greedy list
-    scheduling, Graham 1969), in an order that hashes decide: the same on every machine.
+    scheduling, Graham 1969), in an order determined by hashes: the same on every machine.
     """
     cells = [cell for number, file in enumerate(files) for cell in _cut(number, file, _cell_size(files, shares, file))]
     dealt: list[list[_Cell]] = [[] for _ in shares]
@@ -116,16 +117,16 @@ def _shuffled(*key: object) -> bytes:
     return hashlib.blake2b(repr(key).encode("utf-8"), digest_size=8).digest()
 
 
-# Up to this much data is read once to tell its content by sha256; more is told by size, time and samples.
+# Up to this many bytes are identified by sha256; more by size, time and samples.
 READ_WHOLE = 1 << 30
 _OURS = ("train", "valid", "test")
 
 
 def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> ShardPlan:
-    """Make the plan, or find that the output folder has this very plan, and write it there with the tokenizer.
+    """Make the plan and write it, with the tokenizer, to the output folder, unless the folder has this very plan.
 
-    `blend` stands for `config.blend_path`'s, `number_type` for the .bin's own. Raises UserError for bad input, and a
-    folder with another plan's shards unless `config.force`, which clears it.
+    `blend` replaces `config.blend_path`'s, `number_type` the .bin's default dtype. Raises UserError for bad input, and
+    for a folder with another plan's shards unless `config.force`, which clears it.
     """
     config.check()
     output = Path(config.output_dir).expanduser().absolute()
@@ -181,7 +182,7 @@ def _chat_settings(config: SftPrepConfig) -> ChatSettings:
 
 
 def clear(output: Path, keep: Collection[Path] = ()) -> None:
-    """Remove what a data preparation wrote to a folder, and nothing else; and nothing of `keep`."""
+    """Remove the files that a data preparation wrote to a folder, except those of `keep`."""
     named = [
         output / name for name in (PLAN_FILE, "blend.json", "report.json", "metadata.json", "splits/metadata.json")
     ]
@@ -191,7 +192,7 @@ def clear(output: Path, keep: Collection[Path] = ()) -> None:
 
 
 def shard_files(output: Path) -> list[Path]:
-    """The files of shards in a folder, their records and what was left half-written."""
+    """The files of shards in a folder, their records and partial files."""
     endings = (".bin", ".idx", ".json", ".parquet", ".jsonl", ".jsonl.zst", ".tmp")
     folders = (*_OURS, MIXED)
     return [p for s in folders for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
@@ -294,7 +295,7 @@ def _size(source: PlannedSource, *, rows_count: bool = True) -> float:
 
 
 def _cut_shards(sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, int]) -> tuple[PlannedShard, ...]:
-    """Every source gives each split the same part of itself: `counts[split]` shards out of the sum."""
+    """Each split gets the same part of every source: `counts[split]` shards out of the sum."""
     splits = [split for split in (*_OURS, ALL) if counts.get(split)]
     total = sum(counts.values())
     per_source = {split: apportion(counts[split], [_size(s) for _, s in sources]) for split in splits}

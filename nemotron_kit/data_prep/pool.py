@@ -1,4 +1,5 @@
-"""Makes a plan's shards that are not there whole: one worker here, more in processes of two tokenizer threads each."""
+"""Makes a plan's shards on this machine: one worker in this process, several as processes with two tokenizer threads
+each."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ THREADS = 2  # a process: measured best; more threads wait for Python, fewer was
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """A report on a shard being made: `characters` and `tokens` since the last one, or at the end its `record` and
-    `how` it came about (made, kept, remade: why)."""
+    """A report on a shard in progress: `characters` and `tokens` since the last report, or at the end its `record` and
+    `how` it was obtained (made, kept, remade: why)."""
 
     number: int
     characters: int = 0
@@ -46,10 +47,11 @@ def run_shards(
     on_event: Callable[[ShardEvent], None],
     numbers: Sequence[int] | None = None,
 ) -> dict[int, SavedRecord]:
-    """Make every shard (of `numbers`) that isn't there whole, with `workers` CPUs. `on_event` receives
-    each event, never two at once.
+    """Make every shard (of `numbers`) that isn't complete, with `workers` CPUs. `on_event` receives each event, never
+    two at once.
 
-    Raises the first error of any shard, after which no other is begun; too many bad rows in all are one.
+    Raises the first error of any shard, after which no other is begun; more bad rows than permitted, in all shards, are
+    an error too.
     """
     records: dict[int, SavedRecord] = {}
     numbers = range(len(plan.shards)) if numbers is None else numbers
@@ -71,7 +73,7 @@ def run_shards(
 
 
 def check_all(plan: ShardPlan, records: Mapping[int, SavedRecord]) -> None:
-    """Raise UserError when more rows of these shards were bad than may be."""
+    """Raise UserError if more rows of these shards were bad than permitted."""
     named = [row for record in records.values() for row in record.bad_rows]
     check_bad_rows(sum(record.bad for record in records.values()), named[:NAMED], plan.max_bad_rows)
 
@@ -105,13 +107,14 @@ def all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> 
 
 
 def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[SavedRecord, str]:
-    """The shard's record, and how it came: "kept" (whole, and its bytes have their hash), "made", or "remade: why"."""
+    """The shard's record, and how it was obtained: "kept" (complete, with matching hashes), "made", or "remade:
+    why"."""
     make = make_packed_shard if plan.chat else make_shard
     shard = plan.shards[number].name
     record = record_type(plan).load(record_path(folder / shard))
     if record is None or record.plan != plan.digest:
         return make(plan, number, folder, tick=tick), "made"
-    if record.bad and plan.on_bad_row != SKIP:  # an earlier run was told to skip; this one is to stop at them
+    if record.bad and plan.on_bad_row != SKIP:  # an earlier run skipped bad rows; this one must stop at them
         return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
     wrong = [name for name, expected in record.files(shard).items() if not _holds(folder / name, expected)]
     if not wrong:
@@ -201,7 +204,7 @@ class _Pool:
 
     def _make(self, process: subprocess.Popen[str], number: int) -> None:
         assert process.stdin is not None and process.stdout is not None  # noqa: S101  (they are pipes)
-        with suppress(BrokenPipeError):  # its death is told below, with its exit code
+        with suppress(BrokenPipeError):  # its end is reported below, with its exit code
             process.stdin.write(f"{number}\n")
             process.stdin.flush()
         for line in process.stdout:
@@ -248,7 +251,7 @@ def _error(message: dict[str, Any]) -> NemotronError:
 
 @contextmanager
 def _quiet_tokenizer() -> Iterator[None]:
-    """One worker is one CPU: the tokenizer's threads stay off meanwhile."""
+    """Turn the tokenizer's threads off: one worker is one CPU."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -273,7 +276,7 @@ def main() -> int:
                 raise UserError(f"{folder}: the plan is gone.")
             make_numbered_shard(plan, int(line), folder, lambda event: _say(out, event))
         except BrokenPipeError:
-            return 1  # the parent is gone, and with it whoever wanted this
+            return 1  # the parent process has ended
         except NemotronError as error:
             message = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
             print(json.dumps(message), file=out, flush=True)
@@ -281,7 +284,7 @@ def main() -> int:
 
 
 def _claim_stdout() -> TextIO:
-    """The real standard output for events only; what a library prints goes to standard error."""
+    """The real standard output, for events only; output of libraries is redirected to standard error."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return out

@@ -25,9 +25,10 @@ _BYTES_PER_TOKEN = 4  # of a shard with a large vocabulary; also about what a to
 
 
 def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smaller blend") -> list[str]:
-    """Each problem as a sentence with its fix; empty when the run may start.
+    """Each problem as a sentence with its remedy; empty if the run may start.
 
-    `connect` allows to ask, for `PATIENCE` seconds at most, whether the hub answers. `smaller` is what to try instead.
+    `connect` permits asking the hub, for at most `PATIENCE` seconds, whether it answers. `smaller` is what to try
+    instead.
     """
     try:
         check_packages()
@@ -48,7 +49,7 @@ def preflight(config: DataPrepConfig, *, connect: bool, smaller: str = "a smalle
 
 
 def setting_problems(config: DataPrepConfig) -> list[str]:
-    """What would stop it on whatever machine: settings that make no sense."""
+    """Problems on any machine: invalid settings."""
     try:
         _check_settings(config)
     except UserError as error:
@@ -57,7 +58,7 @@ def setting_problems(config: DataPrepConfig) -> list[str]:
 
 
 def source_problems(blend: DataBlend, *, connect: bool, smaller: str) -> list[str]:
-    """What is wrong with a blend's sources alone: files that are not there, a hub that does not answer."""
+    """Problems of a blend's sources only: missing files, a hub that does not answer."""
     return [*_missing(blend), *_unreachable(blend, connect, smaller, None)]
 
 
@@ -99,7 +100,7 @@ def _unreachable(blend: DataBlend, connect: bool, smaller: str, tokenizer: str |
 
 
 def _hub_refusal(connect: bool) -> str | None:
-    """Why the hub can't be asked, None if it can (or may not be tried)."""
+    """Why the hub can't be asked; None if it can be (or must not be tried)."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return "HF_HUB_OFFLINE is set"
     if not connect:
@@ -112,7 +113,7 @@ def _hub_refusal(connect: bool) -> str | None:
 
 
 def _connection_error(host: str, port: int) -> str | None:
-    """Looking up a name has no time limit of its own, hence the thread."""
+    """The error of a connection attempt, made in a thread since a name look-up has no time limit."""
     outcome: list[str | None] = []
 
     def attempt() -> None:
@@ -142,7 +143,7 @@ def _full(config: DataPrepConfig, blend: DataBlend, smaller: str) -> Iterator[st
 
 
 def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
-    """Bytes of output: published tokens, or the size of local files; 0 where neither is known."""
+    """Bytes of output, estimated from published tokens or the size of local files; 0 if neither is known."""
     if config.sample is not None:
         return 0.0
     if blend.tokens is not None:
@@ -160,7 +161,8 @@ def _local_size(dataset: Dataset, folder: Path) -> int:
 
 
 def _is_cached(model: str) -> bool:
-    """Whether the hub's cache on this machine has the tokenizer (told by its folder: the hub's library is heavy)."""
+    """Whether the hub's cache on this machine has the tokenizer. Only its folder is checked: importing the hub's
+    library takes long."""
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     folder = cache / f"models--{model.partition('@')[0].replace('/', '--')}"

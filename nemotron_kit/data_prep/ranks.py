@@ -32,7 +32,7 @@ PATIENCE = 600.0  # seconds that the ranks of a launch may begin apart
 DEAD_AFTER = 180.0  # seconds without a beat; on the same machine a process that is gone is seen at once
 _EAGER = 30  # the first beats come ten times as fast: that is when everyone waits
 # Seconds in which the others see how rank 0 ended: by an error, or well. A network's file system may show a file's new
-# content a minute late, and a rank that misses the good end would take rank 0 for dead.
+# content a minute late, and a rank that misses the final state would consider rank 0 dead.
 _FAREWELL, _WELL = 20.0, 150.0
 PLANNING, WORKING, DONE, FINISHED, FAILED, LEFT = "planning", "working", "done", "finished", "failed", "left"
 
@@ -40,7 +40,7 @@ PLANNING, WORKING, DONE, FINISHED, FAILED, LEFT = "planning", "working", "done",
 @dataclass(frozen=True)
 class RankLayout:
     """This process among the ranks of a launch: `rank` of `count`; `local` ranks run on this machine; `launch` is an id
-    that all share."""
+    shared by all."""
 
     rank: int
     count: int
@@ -53,7 +53,8 @@ class RankLayout:
 
 
 def ranks_here(environment: Mapping[str, str] | None = None) -> RankLayout | None:
-    """The ranks that torchrun (or whoever sets RANK and WORLD_SIZE) or srun started; None for a process by itself."""
+    """The ranks that torchrun (or another launcher that sets RANK and WORLD_SIZE) or srun started; None for a single
+    process."""
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:
         same: tuple[str, ...] = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "SLURM_JOB_ID", "NEMOTRON_RUN_ID")
@@ -70,8 +71,8 @@ def ranks_here(environment: Mapping[str, str] | None = None) -> RankLayout | Non
 
 
 class RankSync:
-    """Context manager that coordinates this rank with the others. An exception that leaves it is reported to the other
-    ranks, whose `check` raises it."""
+    """Context manager that coordinates this rank with the others. An exception that leaves the block is reported to the
+    other ranks, whose `check` raises it."""
 
     def __init__(self, output: Path, ranks: RankLayout) -> None:
         self.ranks, self.output = ranks, output
@@ -120,7 +121,7 @@ class RankSync:
         return str(lead.content["digest"])
 
     def wait_for_all(self) -> None:
-        """Rank 0: wait until every other rank has made its shards. Another: say that it has, and wait for rank 0."""
+        """Rank 0: wait until every other rank has made its shards. Other ranks: announce that, and wait for rank 0."""
         if self.ranks.leads:
             self._wait(
                 lambda: all(p.state in (DONE, LEFT) and self._is_ours(p) for p in self._peers.values()), PATIENCE
@@ -139,7 +140,7 @@ class RankSync:
             raise self._trouble
 
     def _wait(self, until: Callable[[], bool], patience: float) -> None:
-        """Wait for something that the others do: as long as they live, and `patience` seconds for them to appear."""
+        """Wait for a condition on the other ranks while they live; up to `patience` seconds for them to appear."""
         began = time.monotonic()
         while not until():
             self.check()
@@ -152,7 +153,7 @@ class RankSync:
             self._stop.wait(BEAT / 4)
 
     def _part(self) -> None:
-        """Rank 0 waits until the others have read how it ended; another rank announces that it is leaving."""
+        """Rank 0 waits until the others have read its final state; another rank announces that it ends."""
         if not self.ranks.leads:
             if self._mine["state"] != FAILED:
                 self._announce(LEFT)
@@ -197,7 +198,7 @@ class RankSync:
         return bool((self._peers[0].content.get("accepted") or {}).get(str(self.ranks.rank)) == self._nonce)
 
     def _is_ours(self, peer: _Peer) -> bool:
-        """Whether a peer's file is of this launch: it names what only this launch's rank knows."""
+        """Whether a peer's file belongs to this launch: it contains a value that only this launch's rank knows."""
         return peer.content.get("launch") == self._nonce if self.ranks.leads else self._is_accepted()
 
     def _announce(self, state: str | None = None, **more: Any) -> None:
@@ -211,12 +212,12 @@ class RankSync:
             self._write()
 
     def _write(self) -> None:
-        with files.synced_later():  # nobody needs it after a crash
+        with files.synced_later():  # not needed after a crash
             files.write_json(self.folder / f"rank-{self.ranks.rank}.json", self._mine, mode=0o666)
 
 
 class _Peer:
-    """Another rank, by its file."""
+    """Another rank, as known from its file."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -229,7 +230,7 @@ class _Peer:
 
     @property
     def dead(self) -> bool:
-        """Whether it is known to be gone, or has not written for a long time."""
+        """Whether it is known to have ended, or has not written for a long time."""
         return is_gone(self.content.get("process") or {}) or time.monotonic() - self._changed > DEAD_AFTER
 
     def read(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a piece of a plan to its texts: JSON lines, CSV, plain text; Parquet is in parquet.py."""
+"""Reads the texts of a piece of a plan: JSON lines, CSV, plain text; Parquet is in parquet.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nemotron_kit.errors import NemotronError, UserError
 
 # Below this, a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
 SMALL = 1 << 20
-# Beyond this a line is told by its byte: its number would take a look at all that lies before it.
+# Beyond this many bytes a line is named by its offset: finding its number would read everything before it.
 _COUNTED = 1 << 30
 
 
@@ -29,7 +29,7 @@ Place = Callable[[UserError], UserError]
 
 
 def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
-    """The texts of a piece. A row whose text is null or empty is left out; one that has none is refused."""
+    """The texts of a piece. A row whose text is null or empty is left out; a row without a text is refused."""
     for text, place in _values(file, piece, compression, field, rows, _picker(field)):
         if isinstance(text, str):
             if text:
@@ -45,7 +45,7 @@ def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: 
 def jsonlines_records(
     file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts
 ) -> Iterator[tuple[dict[str, Any], Place]]:
-    """(record, its place) of each row of a piece; one in which the key `field` stands twice is refused."""
+    """(record, its location) of each row of a piece; a row with a duplicate key `field` is refused."""
     return _values(file, piece, compression, field, rows, _whole)
 
 
@@ -58,7 +58,7 @@ def _whole(row: Any) -> Any:
 def _values(
     file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts, pick: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Place]]:
-    """(what `pick` takes out of it, its place) of each row of a piece; one that can't be read is refused."""
+    """(the result of `pick`, its location) of each row of a piece; a row that can't be read is refused."""
     import orjson
 
     loads, malformed = orjson.loads, orjson.JSONDecodeError
@@ -131,8 +131,8 @@ def _is_doubled(key: bytes, line: bytes) -> bool:
 
 
 def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: str) -> Any:
-    """The text of a row that the fast parser refuses: NaN, huge integers, lone surrogates and a BOM are let pass, a key
-    that leads to the text and stands twice in one object is not."""
+    """The text of a row that the fast parser refuses. NaN, huge integers, lone surrogates and a BOM are accepted; a
+    duplicate key on the path to the text is not."""
     if isinstance(line, line_streams.TooLong):
         raise rows.too_large("a line")
     path = {field, *field.split(".")}
@@ -172,7 +172,7 @@ def _without_surrogates(text: str) -> str:
 
 
 def _integer(digits: str) -> int | float:
-    """Python refuses integers of more than 4300 digits, and the text is no number."""
+    """Parse an integer of any length: Python refuses more than 4300 digits, and the value is not needed."""
     return int(digits) if len(digits) <= 4000 else float(digits)
 
 
@@ -195,7 +195,7 @@ def _looks_like(data: bytes) -> str:
 
 
 def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
-    """The error of a line with its place before it."""
+    """The error of a line, preceded by its location."""
     far = by_range and where > _COUNTED
     at = f"{path}, byte {where}" if far else f"{path}, line {_line_number(path, where, by_range)}"
     return UserError(f"{at}: {error.message}", hint=error.hint)
@@ -214,7 +214,7 @@ def _line_number(path: str, where: int, by_range: bool) -> int:
 
 
 class _TooLarge(Exception):
-    """A row that is larger than may be."""
+    """A row that is larger than permitted."""
 
 
 def csv_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
@@ -245,7 +245,7 @@ def count_csv_rows(file: SourceFile, compression: str, limit: int, max_size: int
 
 
 class _Reader:
-    """A file's header and rows; a row that can't be read stands as what is wrong with it."""
+    """A file's header and rows; for a row that can't be read, its error."""
 
     def __init__(self, path: str, compression: str, max_size: int) -> None:
         self.path, self.max_size = path, max_size
@@ -273,7 +273,7 @@ class _Reader:
         raise UserError(f"{self.path}: there is {twice} {field!r}; it has {have}.", hint=hint)
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
-        """(number of the line that it begins in, row) of each row that is not blank."""
+        """(number of the line at which it begins, row) of each row that is not blank."""
         while True:
             begins = self._line + 1
             self._taken = 0
@@ -313,7 +313,7 @@ _SEARCH = 1 << 16
 
 
 def plaintext_texts(file: SourceFile, piece: FilePart, compression: str, rows: RowCounts) -> Iterator[str]:
-    """The documents of a piece; one that is not UTF-8 text is refused with the byte that is not."""
+    """The documents of a piece; one that is not UTF-8 text is refused, with the position of the byte."""
     parts = frozenset(piece.parts)
     documents = _unpacked(file, compression) if compression else _cut_out(file, piece.of, parts)
     for number, (start, data) in enumerate(itertools.islice(documents, file.rows)):
@@ -370,7 +370,7 @@ def _between(stream: BinaryIO, start: int, end: int) -> bytes:
 
 
 def _cut(stream: BinaryIO, at: int, size: int) -> int:
-    """Where the document that ends near `at` ends: after a blank line, else a line, else a character."""
+    """Where the document that ends near `at` is cut: after a blank line, else a line, else a character."""
     if at == 0 or at >= size:
         return min(at, size)
     data = _between(stream, at, min(at + _SEARCH, size))
@@ -393,8 +393,8 @@ def _decoded(data: bytes, path: str, start: int) -> str:
 
 
 def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[str]:
-    """Every text of a piece, never empty, in an order that is always the same; `rows` counts, and says what happens to
-    a row that can't be used."""
+    """Every text of a piece, never empty, in a deterministic order; `rows` counts the rows, and decides about invalid
+    ones."""
     file = source.files[piece.file]
     kind = kind_of(file.path) or ""
     try:

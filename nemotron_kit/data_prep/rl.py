@@ -1,7 +1,7 @@
-"""RL prompts: rows of a blend with all their fields, placeholders restored, as one JSONL file a split.
+"""RL prompts: the rows of a blend with all their fields, placeholders filled in, as one JSONL file for each split.
 
-A row is what NeMo-Gym takes: `responses_create_params` (with its `input`), `agent_ref` (whose `name` says how an answer
-is judged), and whatever fields that judge reads.
+A row is in NeMo-Gym's format: `responses_create_params` (with its `input`), `agent_ref` (whose `name` names the
+verifier), and any fields that the verifier reads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class _Input:
-    """A file of a dataset; `split` is the source's own name of the split it is of ("" for none)."""
+    """A file of a dataset; `split` is the source's own name of its split ("" for none)."""
 
     dataset: str
     split: str
@@ -47,7 +47,8 @@ class _Input:
 
 @dataclass
 class _Part:
-    """What one file gave: its rows lie in `path`, a line each; `keys` tells rows of the same prompt."""
+    """The result of one input file: its rows are in `path`, a line each; `keys` are equal for rows with the same
+    prompt."""
 
     path: Path
     rows: int = 0
@@ -59,8 +60,8 @@ class _Part:
 def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     """Write train.jsonl, val.jsonl, test.jsonl and manifest.json to `config.output_dir`; return them as an artifact.
 
-    What is there already, whole, of the same blend and settings is kept; a run that was stopped goes on with the files
-    that it had finished. Raises UserError for bad input, naming file and row.
+    Complete output of the same blend and settings is kept; a run that was stopped continues with the files that it had
+    finished. Raises UserError for bad input, naming file and row.
     """
     check_packages()
     config.check()
@@ -85,7 +86,7 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
 def _make(
     config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str
 ) -> dict[str, Any]:
-    """Read every file, write the splits, the report and, at last, the manifest; returns the report."""
+    """Read every file, then write the splits, the report and finally the manifest; returns the report."""
     work = output / f".parts-{run_hash}"
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def _inputs(blend: DataBlend, corpora: Path) -> list[_Input]:
 
 
 def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer) -> str:
-    """A digest of all that decides the output."""
+    """A digest of everything that determines the output."""
     settings = {name: getattr(config, name) for name in ("train_ratio", "valid_ratio", "test_ratio", "seed", "sample")}
     read = [[one.dataset, one.split, one.identity] for one in inputs]
     text = json.dumps([_VERSION, settings, read, restorer.identity], sort_keys=True)
@@ -131,7 +132,7 @@ def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer) ->
 
 
 def _finished(output: Path, run_hash: str) -> dict[str, Any] | None:
-    """The report of an earlier run with this hash whose files are whole, else None."""
+    """The report of an earlier run with this hash whose files are complete, else None."""
     try:
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
         report: dict[str, Any] = json.loads((output / REPORT).read_text(encoding="utf-8"))
@@ -147,7 +148,7 @@ def _finished(output: Path, run_hash: str) -> dict[str, Any] | None:
 
 
 def _require_free(output: Path, run_hash: str, *, force: bool) -> None:
-    """UserError where the folder holds another run's data."""
+    """Raise UserError if the folder holds another run's data."""
     if force or not (output / MANIFEST).exists():
         return
     try:
@@ -162,7 +163,7 @@ def _require_free(output: Path, run_hash: str, *, force: bool) -> None:
 
 
 def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Part:
-    """The rows of a file, written to `path`; kept where an earlier run has finished it."""
+    """The rows of a file, written to `path`; kept if an earlier run has finished it."""
     record = path.with_suffix(".json")
     kept = _kept(path, record, limit)
     if kept is not None:
@@ -188,16 +189,16 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
 
 
 def as_json(row: Mapping[str, Any], at: str) -> bytes:
-    """A row as a line. UserError, with the place `at`, for one that JSON can't say."""
+    """A row as a line. Raises UserError, with the location `at`, for one that JSON can't represent."""
     try:
         return json.dumps(row, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError) as error:  # Parquet holds times and bytes, too
-        raise UserError(f"{at}: it can't be said in JSON: {error}.") from error
+        raise UserError(f"{at}: it can't be represented in JSON: {error}.") from error
 
 
 @contextmanager
 def _files(paths: list[Path]) -> Iterator[list[HashedFile]]:
-    """Files that are being written; what was not put into its place by the end is removed."""
+    """Files being written; those not renamed to their final paths by the end of the block are removed."""
     files = [HashedFile(path) for path in paths]
     try:
         yield files
@@ -217,7 +218,7 @@ def _kept(path: Path, record: Path, limit: int | None) -> _Part | None:
 
 
 def _checked(row: Mapping[str, Any], at: str) -> str:
-    """The name of the row's agent. UserError where the row lacks what every trainer needs."""
+    """The name of the row's agent. Raises UserError if the row lacks a required field."""
     params = row.get("responses_create_params")
     given = params.get("input") if isinstance(params, dict) else None
     if not given or not isinstance(given, str | list):
@@ -231,7 +232,7 @@ def _checked(row: Mapping[str, Any], at: str) -> str:
     if not name or not isinstance(name, str):
         what = "agent_ref" if not isinstance(agent, dict) else "agent_ref.name"
         raise UserError(
-            f"{at}: there is no {what}: nothing says how an answer is judged; it has {_fields(row)}.",
+            f"{at}: there is no {what}: no verifier is named for its answers; it has {_fields(row)}.",
             hint='A row has "agent_ref": {"type": "responses_api_agents", "name": "…"}.',
         )
     return name
@@ -242,20 +243,20 @@ def _fields(row: Mapping[str, Any]) -> str:
 
 
 def _key(row: Mapping[str, Any]) -> int:
-    """The same for rows with the same prompt."""
+    """A key that is equal for rows with the same prompt."""
     text = json.dumps(row["responses_create_params"]["input"], sort_keys=True)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
 
 
-# A file that says nothing, beside those that do, is to train on.
+# A file without a split, beside files with one, counts as train.
 _OWN = {"": "train", "train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
 
 def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part]) -> list[list[str] | str]:
     """For each file the split of its rows: one for all, or one for each row.
 
-    A dataset that has splits of its own keeps them; any other is cut by the ratios, so that no prompt is in two of
-    them.
+    A dataset that has splits of its own keeps them; any other is cut by the ratios, with all rows of a prompt in one
+    split.
     """
     places: list[list[str] | str] = ["train"] * len(parts)
     for dataset in dict.fromkeys(one.dataset for one in inputs):
@@ -281,7 +282,8 @@ def _own_split(one: _Input) -> str:
 
 
 def _cut(config: RLPrepConfig, keys: list[int]) -> dict[int, str]:
-    """The split of each key, in an order that only the seed decides; val and test get a row where there are three."""
+    """The split of each key, in an order that depends on the seed only; val and test get a row each if there are
+    three."""
     count = Counter(keys)
     split_of = dict.fromkeys(count, "train")
     salt = str(config.seed).encode("ascii")
@@ -304,7 +306,7 @@ def _written(
     output: Path,
     run_hash: str,
 ) -> dict[str, Any]:
-    """Write the splits, then the report, then the manifest that says they are whole; returns the report."""
+    """Write the splits, then the report, then the manifest that marks them as complete; returns the report."""
     rows: Counter[str] = Counter()
     seen: dict[str, set[int]] = {split: set() for split in SPLITS}
     made: dict[str, tuple[int, str]] = {}
@@ -320,7 +322,7 @@ def _written(
         if not rows["train"]:
             read = ", ".join(one.file.path for one in inputs[:5])
             raise UserError("No row is left for training.", hint=f"Read were {read}.")
-        # The manifest says that the files beside it are whole: it goes before they are replaced.
+        # The manifest marks the files beside it as complete: it is removed before they are replaced.
         (output / MANIFEST).unlink(missing_ok=True)
         for split, file in files.items():
             written = file.finish()

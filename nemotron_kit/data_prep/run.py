@@ -1,4 +1,4 @@
-"""Runs a data preparation: plan, shards, blend.json, artifact; shows progress and writes report.json."""
+"""Runs a data preparation: plan, shards, blend.json, artifact. Shows progress and writes report.json."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PrepProgress:
             self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
     def update(self, event: ShardEvent) -> None:
-        """Take in one event and show it."""
+        """Process one event and show it."""
         self.characters += event.characters
         self.tokens += event.tokens
         if event.record is not None:
@@ -83,7 +83,7 @@ class PrepProgress:
             self.say(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
 
     def say(self, line: str, *, always: bool = False) -> None:
-        """A line of its own, above the bar; `always`: whichever rank this is."""
+        """Print a line, above the bar; with `always` on every rank."""
         if self._quiet and not always:
             return
         # A file's name may hold anything: what a terminal would take for a command is shown as text.
@@ -128,7 +128,8 @@ _WHY = {
 
 def report(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> dict[str, Any]:
     """Per dataset and in all: files and their bytes, rows, documents, characters, tokens, rows skipped by reason, the
-    first bad ones, and the files left out. It depends on plan and sources alone, so that equal data is equal."""
+    first bad ones, and the files left out. It depends on plan and sources only, so that equal data gives equal reports.
+    """
     datasets = []
     for number, source in enumerate(plan.sources):
         mine = [record for n, record in records.items() if plan.shards[n].source == number]
@@ -167,7 +168,7 @@ def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
 
 
 def print_left_out(plan: ShardPlan, say: Say) -> None:
-    """A line for each dataset of which some files are not read."""
+    """Print a line for each dataset with files that are not read."""
     for source in plan.sources:
         if source.left_out:
             count = sum(omission.count for omission in source.left_out)
@@ -176,7 +177,7 @@ def print_left_out(plan: ShardPlan, say: Say) -> None:
 
 
 def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], say: Say) -> None:
-    """What was read and what was skipped, in a few lines."""
+    """Print what was read and what was skipped, in a few lines."""
     found = report(plan, records)
     total = found["total"]
     rows = "" if total["rows"] is None else f"{total['rows']:,} rows, "
@@ -212,9 +213,9 @@ BLEND_FILE = "blend.json"
 
 
 def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
-    """Megatron's form, per split: weight, prefix, weight, prefix, …; null for a split without documents.
+    """Megatron's blend, per split: weight, prefix, weight, prefix, …; null for a split without documents.
 
-    A source's weight is spread over its shards by their tokens, so that it is honoured however many they are. Shards
+    A source's weight is divided among its shards by their tokens, so that it does not depend on their number. Shards
     without documents are left out: Megatron's reader fails on them.
     """
     blend: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
@@ -238,7 +239,7 @@ def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) 
 def make_artifact(
     plan: ShardPlan, records: dict[int, ShardRecord], output: Path, elapsed: float
 ) -> artifacts.PretrainBlendsArtifact:
-    """The output folder as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
+    """The output folder as an unsaved artifact. `metadata` holds what a trainer needs to know about the tokens."""
     tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
     paths = {split: str(output / split) for split, count in tokens.items() if count}
     return artifacts.PretrainBlendsArtifact(
@@ -304,7 +305,7 @@ def _source_uri(source: PlannedSource) -> str:
 
 
 def tokenizer_address(plan: ShardPlan, output: Path) -> str:
-    """A hub name by its page; any other tokenizer by the copy beside the shards."""
+    """The address of the tokenizer: its page for a hub name, else the copy beside the shards."""
     name, _, revision = plan.tokens.model.removeprefix(HUB).partition("@")
     if Path(plan.tokens.model).expanduser().exists():
         return tokenizer_to_uri(str(output / "tokenizer"))
@@ -317,10 +318,10 @@ NEEDED = ("fsspec", "numpy", "orjson", "pyarrow", "tokenizers", "zstandard")
 def run_data_prep(config: DataPrepConfig) -> artifacts.PretrainBlendsArtifact:
     """Tokenize a blend to Megatron shards in `config.output_dir` and return them as an artifact.
 
-    What is there already, whole, of the same plan is kept. The artifact's metadata.json lies in the folder; with
-    `config.artifact_name` it is also in the registry. Called by each process that torchrun or srun started, it shares
-    the shards out over them: rank 0 makes the plan, writes blend.json and saves; the others' artifact is not saved.
-    Raises UserError for bad input, naming file, key and line.
+    Complete shards of the same plan are kept. The artifact's metadata.json is in the folder; with
+    `config.artifact_name` it is also registered. Called by each process that torchrun or srun started, it divides the
+    shards among them: rank 0 makes the plan, writes blend.json and saves the artifact; the others' is not saved. Raises
+    UserError for bad input, naming file, key and line.
     """
     artifact: artifacts.PretrainBlendsArtifact = prepare(config).artifact
     return artifact
@@ -328,9 +329,9 @@ def run_data_prep(config: DataPrepConfig) -> artifacts.PretrainBlendsArtifact:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is made of a plan's shards once they are there: `summary` says what was read, `write` writes files,
-    `artifact` describes the whole; they take the plan, its records and (say; the output folder; that and the seconds).
-    """
+    """What is made from a plan's complete shards: `summary` prints what was read, `write` writes files, `artifact`
+    describes the folder. They take the plan, its records and (a print function; the output folder; the folder and the
+    elapsed seconds)."""
 
     summary: Callable[[ShardPlan, dict[int, Any], Say], None]
     write: Callable[[ShardPlan, dict[int, Any], Path], None]
@@ -339,7 +340,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A finished data preparation; of the `mine` shards that this process had to make, `kept` were there already."""
+    """A finished data preparation; of the `mine` shards assigned to this process, `kept` existed already."""
 
     plan: ShardPlan
     records: dict[int, Any]
@@ -356,7 +357,7 @@ def prepare(
     number_type: str | None = None,
     outputs: Outputs | None = None,
 ) -> PreparedData:
-    """`run_data_prep`, for a blend and a number type of the .bin that need not be those of the config."""
+    """`run_data_prep` for a blend and a .bin integer type that may differ from the config's."""
     check_packages()
     config.check()
 
@@ -404,7 +405,7 @@ def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> Shard
 def _make(
     plan: ShardPlan, config: DataPrepConfig, output: Path, outputs: Outputs, meeting: RankSync | None = None
 ) -> tuple[dict[int, SavedRecord], int]:
-    """Every shard's record, and how many were there already: made here, and by the other ranks."""
+    """Every shard's record, and how many existed already: made here, and by the other ranks."""
     from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
     ranks = meeting.ranks if meeting else None
@@ -461,9 +462,9 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
 
 
 def _remove_temporary(output: Path) -> None:
-    """Remove temporary files of killed runs: now that every shard is complete, none is needed."""
+    """Remove temporary files of killed runs: none is needed once every shard is complete."""
     for path in output.glob(f"*/.shard_*{TEMPORARY}"):
-        with suppress(OSError):  # it disturbs nobody, and the next run tries again
+        with suppress(OSError):  # best effort: the next run tries again
             path.unlink(missing_ok=True)
     for folder in output.glob(f"{FOLDER}*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Chat data for supervised fine-tuning: a blend of conversations → packed rows by split, as an SFTDataArtifact."""
+"""Chat data for supervised fine-tuning: from a blend of conversations to packed rows by split, as an
+SFTDataArtifact."""
 
 from __future__ import annotations
 
@@ -44,10 +45,10 @@ _WHY = {
 
 def run_sft_data_prep(config: SftPrepConfig) -> artifacts.SFTDataArtifact:
     """Make packed rows of a blend of conversations in `config.output_dir` and return them as an artifact, whose path is
-    its folder `splits`.
+    the folder `splits` in it.
 
-    What is there already, whole, of the same plan is kept; ranks and `artifact_name` are as in `run_data_prep`. Raises
-    UserError for bad input, naming file, key and line.
+    Complete shards of the same plan are kept; ranks and `artifact_name` are as in `run_data_prep`. Raises UserError for
+    bad input, naming file, key and line.
     """
     if config.sample is not None:
         config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
@@ -67,8 +68,8 @@ class ChosenRows:
 
 
 def choose_rows(plan: ShardPlan, records: Records) -> list[ChosenRows]:
-    """The rows that make up the splits: all, where weights are equal; else so many of each dataset that their tokens
-    are in proportion to the weights, and that none is needed twice."""
+    """The rows of the splits: all, if weights are equal; else as many of each dataset as make their tokens proportional
+    to the weights without repeating a row."""
     chosen = []
     for split in SPLITS:
         parts = {n: records[n].splits[split] for n in range(len(plan.shards)) if records[n].splits[split].rows}
@@ -97,9 +98,9 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
     chosen = choose_rows(plan, records)
     if not any(rows.split == "train" for rows in chosen):
         filtered = _sums(records.values())["filtered"]
-        told = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
+        reasons = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
         raise UserError(
-            f"No conversation is left for training: {told}.",
+            f"No conversation is left for training: {reasons}.",
             hint=f"Read were {', '.join(source.uri for source in plan.sources)}. Is messages_field right?",
         )
     known = {(rows.split, rows.name) for rows in chosen}
@@ -128,8 +129,8 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
 
 
 def _blend(found: list[dict[str, Any]], output: Path) -> dict[str, list[str] | None]:
-    """Per split: weight, prefix, weight, prefix, …; a file's weight is its part of the tokens, which follow the blend's
-    weights already: who reads all files, and who reads by weight, see the same mix."""
+    """Per split: weight, prefix, weight, prefix, …; a file's weight is its part of the tokens. The tokens are
+    proportional to the datasets' weights already, so reading all files and reading by weight give the same mix."""
     blend: dict[str, list[str] | None] = {}
     for split in SPLITS:
         mine = [file for file in found if file["split"] == split]
@@ -143,7 +144,7 @@ def _blend(found: list[dict[str, Any]], output: Path) -> dict[str, list[str] | N
 
 
 def _linked(source: Path, target: Path) -> None:
-    """`target` as another name of the file `source`, or a copy where the file system has no such thing."""
+    """Make `target` a hard link to the file `source`, or a copy on a file system without hard links."""
     if target.exists() and target.samefile(source):
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -156,7 +157,7 @@ def _linked(source: Path, target: Path) -> None:
 
 
 def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict[str, int]:
-    """Write the first rows of a file to another one; what they hold."""
+    """Copy the first rows of a file to another one; returns what they hold."""
     import numpy as np
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -185,7 +186,8 @@ def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict
 
 
 def report(plan: ShardPlan, records: Records, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """In all, per dataset, per split and per file: what was read, what was left out and why, what is in the rows."""
+    """In all, per dataset, per split and per file: what was read, what was left out and why, and the content of the
+    rows."""
     datasets = []
     for number, source in enumerate(plan.sources):
         mine = [record for n, record in records.items() if plan.shards[n].source == number]
@@ -241,18 +243,18 @@ def _dataset(plan: ShardPlan, number: int) -> str:
 
 
 def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
-    """What was read, what was left out and why, and what became of it, in a few lines."""
+    """Print what was read, what was left out and why, and the resulting rows, in a few lines."""
     found = report(plan, records, [])
     total = found["total"]
-    told = ", ".join(f"{count:,} {_WHY[why]}" for why, count in total["filtered"].items() if count)
+    why = ", ".join(f"{count:,} {_WHY[why]}" for why, count in total["filtered"].items() if count)
     say(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {total['records']:,} records, "
-        f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {told}' if told else 'none left out'}"
+        f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {why}' if why else 'none left out'}"
         + (f"; {total['cut']:,} sequences cut" if total["cut"] else "")
     )
     for dataset in found["datasets"]:
         if not dataset["used"]:
-            say(f"data prep: dataset {dataset['name']!r} gave no conversation.")
+            say(f"data prep: dataset {dataset['name']!r} has no usable conversation.")
         if dataset["filtered"]["bad"]:
             first = "; ".join(dataset["bad_rows"])
             say(f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}")
@@ -272,7 +274,7 @@ def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
 
 
 def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> artifacts.SFTDataArtifact:
-    """The folder splits/ as an unsaved artifact. `metadata` holds what a trainer must know about the tokens."""
+    """The folder splits/ as an unsaved artifact. `metadata` holds what a trainer needs to know about the tokens."""
     chat = plan.chat
     assert chat is not None  # noqa: S101  (only plans with chat settings come here)
     splits = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]

@@ -1,4 +1,4 @@
-"""Making one shard of token files, and what the shards of packed rows share with it."""
+"""Makes one shard of a plan: the one function that a loop, a worker process or datatrove runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 160_000
 
 
 class SavedRecord:
-    """What is written when a shard is whole, as JSON beside its files."""
+    """The record that is written when a shard is complete, as JSON beside its files."""
 
     plan: str
     documents: int
@@ -41,12 +41,12 @@ class SavedRecord:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """The record that `asdict` gave. KeyError, TypeError or ValueError for what is none."""
+        """The record from `asdict`'s data. Raises KeyError, TypeError or ValueError for any other data."""
         raise NotImplementedError
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
-        """None where there is none, or none that can be read: the shard is then made again."""
+        """The record in a file; None if there is none that can be read: the shard is then made again."""
         try:
             return cls.from_dict(json.loads(read_regular(path)))
         except (OSError, ValueError, KeyError, TypeError):
@@ -90,9 +90,10 @@ class ShardRecord(SavedRecord):
 
 
 def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> ShardRecord:
-    """Make shard `number` of `plan` in the output folder: `.bin`, `.idx`, then the record that says they are whole.
+    """Make shard `number` of `plan` in the output folder: `.bin`, `.idx`, then the record that marks them as complete.
 
-    The bytes depend on the plan alone. `tick(characters, tokens)` hears of progress. Raises UserError for bad input.
+    The bytes depend on the plan only. `tick(characters, tokens)` is called with the progress. Raises UserError for bad
+    input.
     """
     shard = plan.shards[number]
     prefix = folder / shard.name
@@ -155,8 +156,8 @@ def _batches(texts: Iterable[str], least: int, counts: _Counts) -> Iterator[tupl
 
 
 def encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[tuple[int, Any]]:
-    """(size, encodings) of each batch. They are encoded on a thread of their own, one batch ahead: reading and writing
-    happen while the tokenizer works."""
+    """(size, encodings) of each batch, encoded one batch ahead in a thread, so that reading and writing overlap with
+    the tokenizer."""
     with ThreadPoolExecutor(1) as thread:
         ahead: deque[tuple[int, Future[Any]]] = deque()
         for size, batch in batches:

@@ -1,4 +1,5 @@
-"""The plan of a data preparation: which documents go to which shard. It and its digest decide every byte of a shard."""
+"""The plan of a data preparation: which documents go to which shard. The plan and its digest determine every byte of a
+shard."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ PLAN_LIMIT = 1 << 30  # bytes: a source may have millions of files
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file. `identity` tells its content; `rows` is the number of rows to read under `sample`, else None."""
+    """One input file. `identity` identifies its content; `rows` is the number of rows to read under `sample`, else
+    None."""
 
     path: str
     size: int
@@ -66,7 +68,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """What goes into `<split>/shard_<index>` (`shards/…` for all splits): pieces of one source, in this order."""
+    """The content of `<split>/shard_<index>` (`shards/…` for all splits): pieces of one source, in this order."""
 
     split: str
     index: int
@@ -81,8 +83,8 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class TokenizerRecord:
-    """How text becomes token ids: the tokenizer.json `file` with its `sha256`, and the ids `bos`, `eos` to add (None:
-    none). `number_type` is the dtype of the .bin where it was asked for."""
+    """The tokenizer: the tokenizer.json `file` with its `sha256`, and the ids `bos`, `eos` to add (None: none).
+    `number_type` is the requested dtype of the .bin."""
 
     model: str
     file: str
@@ -94,13 +96,15 @@ class TokenizerRecord:
 
     @property
     def dtype(self) -> str:
-        """The .bin's number type, chosen by Megatron's rule unless it was asked for."""
+        """The .bin's integer type: the requested one, else by Megatron's rule (uint16 for vocabularies that fit, else
+        int32)."""
         return self.number_type or ("uint16" if self.vocab_size < 65500 else "int32")
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How chat records become packed rows. `template` is a template's text; `ratios` are of train, valid and test."""
+    """How chat records become packed rows. `template` is a template's text; `ratios` are those of train, valid and
+    test."""
 
     template: str
     pack_size: int
@@ -116,10 +120,10 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A whole data preparation; `shards` are numbered by their place in the list. With `chat`, sources hold
-    conversations, and shards packed rows.
+    """A whole data preparation; `shards` are numbered by position. With `chat`, sources hold conversations, and shards
+    packed rows.
 
-    `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped says so in its record.
+    `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped has that in its record.
     """
 
     sources: tuple[PlannedSource, ...]
@@ -134,11 +138,11 @@ class ShardPlan:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over all that decides the shards' bytes. Where files lie and what sources weigh does not."""
+        """sha256 over everything that determines the shards' bytes. Paths of files and weights of sources do not."""
         return hashlib.sha256(json.dumps(self._matter(), sort_keys=True).encode("utf-8")).hexdigest()
 
     def differences(self, other: ShardPlan) -> list[str]:
-        """What in `other` would give other shards, in words; empty when the digests are equal."""
+        """The differences from `other` that give other shards, as sentences; empty if the digests are equal."""
         mine, theirs = self._matter(), other._matter()
         changed = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
         return [_WORDS[key] for key in changed]
@@ -152,7 +156,7 @@ class ShardPlan:
 
     @classmethod
     def load(cls, folder: Path) -> ShardPlan | None:
-        """The plan of an output folder, None where there is none. Raises UserError for one that was tampered with."""
+        """The plan of an output folder, None if there is none. Raises UserError for one that was modified."""
         path = folder / PLAN_FILE
         try:
             raw = json.loads(read_regular(path, limit=PLAN_LIMIT))

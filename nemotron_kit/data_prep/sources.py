@@ -1,4 +1,4 @@
-"""From a blend's dataset to its files: on this machine, behind a URL, or on the Hugging Face hub."""
+"""Finds the files of a blend's dataset: on this machine, behind a URL, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 @dataclass
 class Omissions:
-    """What of a source is not read: reason → how many, and the first names."""
+    """Files of a source that are not read: reason → number, and the first names."""
 
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
             if entry.name.startswith("."):
                 left.add(name, "hidden")
                 continue
-            if entry.is_file(follow_symlinks=False):  # told by the listing itself, without a call for each
+            if entry.is_file(follow_symlinks=False):  # known from the listing, without a stat for each
                 found[name] = folder / entry.name
                 continue
             mode = _mode(entry.path)
@@ -69,10 +69,10 @@ def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
 
 
 def matching(path: Path, left: Omissions | None = None) -> list[Path]:
-    """The regular files that a path stands for, sorted.
+    """The regular files that a path denotes, sorted.
 
-    Component by component: one that exists is taken as it is, whatever letters it has; any other is a pattern, in which
-    `**` goes down any number of folders. Patterns match no hidden names unless they begin with a dot.
+    Component by component: an existing one is taken literally, whatever characters it has; any other is a pattern, in
+    which `**` matches any number of folders. Patterns match hidden names only if they begin with a dot.
     """
     left = Omissions() if left is None else left
     first, *rest = path.parts
@@ -110,7 +110,7 @@ def _step(place: Path, part: str, last: bool, left: Omissions) -> Iterator[Path]
 
 
 def _folders(root: Path, left: Omissions) -> Iterator[Path]:
-    """`root` and every folder below it that is not hidden, each real one once: those that lie there before links."""
+    """`root` and every folder below it that is not hidden, each real folder once: directories before links."""
     above = {_identity(parent) for parent in root.resolve().parents}
     seen: dict[tuple[int, int], Path] = {}
     real, links = deque([root]), deque[Path]()
@@ -148,7 +148,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _mode(path: str) -> int | str:
-    """The mode of what a path leads to, or why it leads nowhere."""
+    """The mode of a path's target, or why it has none."""
     try:
         return os.stat(path).st_mode  # noqa: PTH116  (a Path for each of a million files takes longer than the call)
     except OSError as error:
@@ -191,7 +191,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """(fsspec file system, path inside it) of a URL. Raises UserError when the package for it is missing."""
+    """(fsspec file system, path inside it) of a URL. Raises UserError if the package for it is missing."""
     try:
         from fsspec.core import url_to_fs
 
@@ -260,7 +260,7 @@ def failing(path: str, error: Exception) -> NemotronError:
 
 
 def unlistable(path: str, where: str, error: Exception) -> UserError:
-    """The error for a URL that gave no list of files: not there, not allowed, not reachable."""
+    """The error for a URL that could not be listed: missing, forbidden, unreachable."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
         f"{where}: {path} can't be listed: {reason}", hint="Is the name right, the network there, a token needed?"
@@ -291,8 +291,8 @@ _SPLIT_WORDS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "val
 
 
 def kind_of(path: str) -> str | None:
-    """The reader for a file by its ending: jsonl, csv, parquet, text; a compression's name (gz, zst, bz2, xz) for JSON
-    lines under it, csv+gz, text+gz and so on for the others; None for what is not read."""
+    """The reader for a file by its suffix: jsonl, csv, parquet, text; a compression's name (gz, zst, bz2, xz) for
+    compressed JSON lines, csv+gz, text+gz and so on for the others; None for a file that is not read."""
     name = path.rsplit("/", 1)[-1].lower()
     return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
 
@@ -304,10 +304,10 @@ def compression_of(kind: str) -> str:
 
 
 def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions | None = None) -> list[FoundFile]:
-    """The dataset's files, in an order that depends on their names only; `left` hears of what is not among them.
+    """The dataset's files, in an order that depends on their names only; omitted files are added to `left`.
 
-    Relative paths are looked for in the working folder, then in `folder` (the blend file's). `corpora` is where
-    generated text goes. Raises UserError when there is nothing to read.
+    Relative paths are looked up in the working folder, then in `folder` (the blend file's). Generated text is written
+    to `corpora`. Raises UserError if there is nothing to read.
     """
     where = f"dataset {dataset.name!r}"
     left = Omissions() if left is None else left
@@ -322,8 +322,8 @@ def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions
 
 
 def list_splits(dataset: Dataset, *, folder: Path, corpora: Path) -> dict[str, list[FoundFile]]:
-    """The dataset's files by the splits that it comes with: those of a repository's card, else those that the files'
-    names speak of ("" for files of none). Where the blend names a split, that alone, as ""."""
+    """The dataset's files by its own splits: those of a repository's card, else those in the files' names ("" for files
+    without one). If the blend names a split, only that one, as ""."""
     if dataset.split is None and dataset.path.startswith("hf://"):
         where = f"dataset {dataset.name!r}"
         below, configs = _hub_listing(dataset, where, Omissions())
@@ -390,13 +390,12 @@ def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
 
 
 def remote_files(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
-    """Relative path → file, of what lies below a path of a remote store, or matches it where it does not exist."""
+    """Relative path → file, of the files below a path of a remote store, or of those that match it if it does not
+    exist."""
     if not is_pattern(inner) or fs.exists(inner):
         below = files_below(fs, inner, left)
         if not below and not left.counts:
-            fs.info(
-                inner
-            )  # some stores list nothing where there is nothing, or where they were not reached: this says so
+            fs.info(inner)  # some stores list nothing for a missing or unreachable path: this raises
         return below
     # The part that exists is taken as it is: its brackets are no pattern.
     parts = inner.split("/")
@@ -408,7 +407,7 @@ def remote_files(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
 
 
 def chosen(below: dict[str, FoundFile], dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
-    """Of a remote folder's files (relative path → file), those of the dataset's split that can be read."""
+    """Those of a remote folder's files (relative path → file) that belong to the dataset's split and can be read."""
     names = main_files(below, left)
     if not names:
         raise UserError(f"{where}: nothing to read in {dataset.path}.", hint=f"Known endings: {_KNOWN}.")
@@ -419,8 +418,8 @@ _TIERS = ("files with rows", ".json files", "plain text")
 
 
 def main_files(names: Iterable[str], left: Omissions) -> list[str]:
-    """Of a folder's files those with rows; without any the .json ones (else: metadata); without any plain text (else:
-    a README)."""
+    """Of a folder's files those with rows; without any the .json ones (otherwise metadata); without any plain text
+    (otherwise a README)."""
     tiers: dict[int, list[str]] = {}
     for name in names:
         kind = kind_of(name)
@@ -438,7 +437,7 @@ def main_files(names: Iterable[str], left: Omissions) -> list[str]:
 
 
 def by_split(paths: list[str], split: str | None, where: str, left: Omissions) -> list[str]:
-    """The paths of a split, told by the words in their names; where no name has such a word, all are "train"."""
+    """The paths of a split, by the split names in their file names; without any such name, all are "train"."""
     words = {path: _split_word(path) for path in paths}
     if split is None or len(paths) <= 1 or (split == "train" and not any(words.values())):
         return paths
@@ -466,7 +465,7 @@ def list_hub(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
 def _hub_listing(
     dataset: Dataset, where: str, left: Omissions
 ) -> tuple[dict[str, FoundFile], dict[str, list[tuple[str, str]]]]:
-    """What `hub_files` takes: a repository's files, and what its card says of them."""
+    """The arguments of `hub_files`: a repository's files, and the configs in its card."""
     parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
     if len(parts) < 2:
         raise UserError(f"{where}: {dataset.path} is not hf://owner/name.")
@@ -475,7 +474,7 @@ def _hub_listing(
     try:
         below = remote_files(fs, "/".join([root, *parts[2:]]), left)
         card = f"{root}/README.md"
-        # A path inside the repository says which files; the card's patterns are for the whole.
+        # A path inside the repository selects the files; the card's patterns apply to the whole repository.
         known = not parts[2:] and fs.exists(card)
         configs = _card_configs(fs.cat_file(card).decode("utf-8", "replace")) if known else {}
     except Exception as error:  # each HTTP library raises its own

@@ -1,4 +1,4 @@
-"""A tokenizer's files, found on this machine or on the Hugging Face hub, and copied beside the shards made with it."""
+"""A tokenizer's files: found on this machine or on the Hugging Face hub, and copied beside the shards made with it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _USUAL = {
 
 
 def find_tokenizer(model: str) -> Path:
-    """The tokenizer.json: a local file or the one in a folder, else fetched from the hub (or its cache).
+    """The tokenizer.json: a local file or the one in a folder, else downloaded from the hub (or taken from its cache).
 
-    `owner/name@revision` pins a revision; `hf://` in front says that no folder is meant. Raises UserError when there is
+    `owner/name@revision` pins a revision; a leading `hf://` means the hub, not a folder. Raises UserError if there is
     none.
     """
     local = local_tokenizer(model)
@@ -39,7 +39,8 @@ def find_tokenizer(model: str) -> Path:
 
 
 def local_tokenizer(model: str) -> Path | None:
-    """The tokenizer.json of a path, None for a name on the hub. UserError for a path that is not there or has none."""
+    """The tokenizer.json of a path, None for a name on the hub. Raises UserError for a path that is missing or has
+    none."""
     if model.startswith(HUB):
         return None
     local = Path(model).expanduser()
@@ -60,14 +61,14 @@ def local_tokenizer(model: str) -> Path | None:
     owner = name.partition("/")[0]
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or local.suffix in (".json", ".model"):
         raise UserError(f"tokenizer_model: there is no {model}, and it is no hub name (owner/name).")
-    if Path(owner).is_dir():  # a path with a mistake in it, more likely than a name: nobody is asked for it
+    if Path(owner).is_dir():  # more likely a mistyped path than a hub name: the hub is not asked
         hint = f"Correct the path; the hub's is {HUB}{model}."
         raise UserError(f"tokenizer_model: there is no {model} in the folder {owner}/.", hint=hint)
     return None
 
 
 def _sentencepiece(path: Path) -> UserError:
-    """The error for SentencePiece's own format, with the line that converts it."""
+    """The error for SentencePiece's own format, with the command that converts it."""
     if not path.is_dir():
         hint = (
             f"Put it into a folder as {SENTENCEPIECE}, and name that folder: the error then has the line that converts."
@@ -88,7 +89,7 @@ def _sentencepiece(path: Path) -> UserError:
 
 
 def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> TokenizerRecord:
-    """What a plan keeps about a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
+    """The plan's record of a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
     content = read_regular(file, limit=1 << 30)
     vocabulary = load(file).get_vocab(with_added_tokens=True)
     names = _special_names(file.parent)
@@ -120,7 +121,7 @@ def copy_tokenizer(file: Path, output: Path) -> None:
 
 
 def load(file: Path) -> Any:
-    """A `tokenizers.Tokenizer` that neither cuts nor pads."""
+    """A `tokenizers.Tokenizer` without truncation and padding."""
     from tokenizers import Tokenizer
 
     try:

@@ -131,9 +131,9 @@ RECORD = "checkpoint.json"
 # How checkpoint.may_differ names a record that has no checksum.
 UNCHECKED_RECORD = "checkpoint.record"
 _NAME = re.compile(r"step-(\d{8})\Z")
-# Debris of a killed writer is removed only when no living one can own it any more.
+# Files of a killed writer are removed only once no living process can own them.
 _LEASE_SECONDS = 3600
-# What nobody writes any more: removed whenever that is possible.
+# Names of removed folders, which no writer uses: deleted whenever possible.
 _PRUNED = ".pruned"
 
 
@@ -205,7 +205,7 @@ def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str
     except _NoChecksum:
         raise UserError(
             f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "
-            "What data and which settings it was trained with can't be told for certain.",
+            "Its data and settings are not known for certain.",
             hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNCHECKED_RECORD}]'. {_around(path)}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
@@ -272,7 +272,7 @@ def _remove_one(path: Path, reasons: list[str]) -> None:
             path.rmdir()
         else:
             path.unlink()
-    except FileNotFoundError:  # somebody else removes it too
+    except FileNotFoundError:  # another process removes it too
         pass
     except OSError as error:
         reasons.append(f"{path}: {error.strerror or error}")

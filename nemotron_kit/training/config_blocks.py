@@ -136,7 +136,8 @@ class CheckpointConfig:
         },
     )
     save_interval: int | None = field(
-        default=None, metadata={"help": "Steps between checkpoints (null: only at the end, and when told to stop)"}
+        default=None,
+        metadata={"help": "Steps between checkpoints (null: only at the end and on a stop signal)"},
     )
     most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
     load: str | None = field(

@@ -16,7 +16,7 @@ from nemotron_kit.files import read_regular
 
 # More than this is not read through before a run starts, unless dataset.verify asks for it: it takes minutes.
 READ_LIMIT = 16 << 30
-# A file without a record that is larger is told from another by its size and by pieces of it.
+# A larger file without a record is identified by its size and by pieces of it.
 _WHOLE = 256 << 20
 _PIECES, _PIECE = 64, 1 << 16
 _SUFFIXES = ("bin", "idx")

@@ -121,7 +121,7 @@ def trained_length(folder: Path) -> int | None:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8")).get("metadata", {})
         return int(metadata["seq_length"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # not ours, or not of a run that says so
+        return None  # not trained here, or without this metadata
 
 
 def byte_lengths(tokenizer: Any, vocab_size: int) -> NDArray[np.int64]:
@@ -178,8 +178,8 @@ def answers(
     ended = dict.fromkeys(judges, 0)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        said = speaker.answers([prompts[number] for number in numbers], max_new_tokens)
-        for answer, number in zip(said, numbers, strict=True):
+        generated = speaker.answers([prompts[number] for number in numbers], max_new_tokens)
+        for answer, number in zip(generated, numbers, strict=True):
             agent = agent_of(rows[number])
             scores[agent].append(reward(judges[agent], answer.text, rows[number], agent))
             ended[agent] += answer.ended
@@ -266,7 +266,7 @@ def run_tasks(
 def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    # The harness's own thousands of tasks take seconds to list: only where they are needed.
+    # Listing the harness's thousands of tasks takes seconds: only if needed.
     manager = TaskManager(include_path=str(task_path), include_defaults=False) if task_path else None
     if manager is None or any(task not in manager.all_tasks for task in tasks):
         manager = TaskManager(include_path=str(task_path) if task_path else None)

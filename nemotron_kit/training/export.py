@@ -95,7 +95,7 @@ def export(
     """Write the model to `path`, atomically, with a `record` of the run, its model card, and the tokenizer in `data`.
     With `chat`, generation stops at the end of a turn. An identical model at `path` is kept; anything else there is
     replaced."""
-    told = without_folders(record)  # it goes where the model goes
+    public = without_folders(record)  # it goes where the model goes
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     old = aside.with_suffix(".old.tmp")
     try:
@@ -109,7 +109,7 @@ def export(
         if card:
             write_text(aside / CARD, card, mode=0o666)
         check_weights(aside)
-        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(told, sort_keys=True))), mode=0o666)
+        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(public, sort_keys=True))), mode=0o666)
         files = sync_and_hash(aside)
         if path.exists():
             if _is_same(path, files):
@@ -273,7 +273,7 @@ def without_folders(value: Any) -> Any:
         return [without_folders(item) for item in value]
     if isinstance(value, Path):
         return value.name
-    # One word behind a slash says nothing of a machine, and may be something else: /think.
+    # A single component after a slash reveals nothing about a machine, and may be something else: /think.
     return local_name(value) or value if isinstance(value, str) and value.rstrip("/").count("/") > 1 else value
 
 

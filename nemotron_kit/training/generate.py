@@ -93,8 +93,8 @@ class Speaker:
         """The greedy answer to each prompt (token ids), all in one batch, generated as in rl."""
         self._check(prompts)
         with sampling.answering(self.model):
-            said = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
-        return [self._answer(list(each.ids)) for each in said]
+            generated = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
+        return [self._answer(list(each.ids)) for each in generated]
 
     def stream(self, prompt: Sequence[int], how: Sampling) -> Generator[str, None, bool]:
         """Yield one answer piece by piece; returns whether the model ended its turn. Closing the generator stops the
@@ -106,13 +106,13 @@ class Speaker:
         stop, ended, stops = threading.Event(), threading.Event(), self.stops
         failed: list[BaseException] = []
 
-        class Told(StoppingCriteria):  # type: ignore[misc,unused-ignore]
+        class CancelCriteria(StoppingCriteria):  # type: ignore[misc,unused-ignore]
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
                 return torch.full((input_ids.shape[0],), stop.is_set(), device=input_ids.device, dtype=torch.bool)
 
         class Pieces(TextIteratorStreamer):  # type: ignore[misc,unused-ignore]
             def put(self, value: Any) -> None:
-                # The token that ends the turn is no part of what is said.
+                # The token that ends the turn is not part of the answer's text.
                 if self.next_tokens_are_prompt or int(value.flatten()[-1]) not in stops:
                     super().put(value)
                 else:
@@ -122,21 +122,21 @@ class Speaker:
         ids = torch.tensor([list(prompt)], device=self.model.device)
         arguments = self._how(how)
 
-        def speak() -> None:
+        def run_generate() -> None:
             try:
                 with torch.no_grad():
                     self.model.generate(
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
                         streamer=pieces,
-                        stopping_criteria=StoppingCriteriaList([Told()]),
+                        stopping_criteria=StoppingCriteriaList([CancelCriteria()]),
                         **arguments,
                     )
             except BaseException as error:  # noqa: BLE001 — raised where the answer is read
                 failed.append(error)
                 pieces.on_finalized_text("", stream_end=True)
 
-        thread = threading.Thread(target=speak, name="generate", daemon=True)
+        thread = threading.Thread(target=run_generate, name="generate", daemon=True)
         thread.start()
         try:
             yield from filter(None, pieces)
@@ -197,11 +197,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     require_model(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
-            f"{folder}: no tokenizer beside the model (no tokenizer.json): what it says can't be read.",
+            f"{folder}: no tokenizer beside the model (no tokenizer.json), so its output can't be decoded.",
             hint="Copy the tokenizer's files there: tokenizer.json, tokenizer_config.json.",
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return,unused-ignore]
     except Exception as error:  # the library raises bare Exception
-        said = " ".join(str(error).split())
-        raise UserError(f"{folder}: the tokenizer can't be read: {said}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: the tokenizer can't be read: {reason}") from error

@@ -41,7 +41,7 @@ from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 if TYPE_CHECKING:
     import torch
 
-# Validation samples the same for each step: what differs is the model alone.
+# Validation uses the same samples at each step, so that differences are due to the model only.
 _VALIDATION = -1
 
 
@@ -490,7 +490,7 @@ class _Work:
             "length": written / total,
             "truncated": sum(not answer.ended for answer in answers) / total,
             "entropy": entropies / total,
-            # How many of the answers say something about their prompt: the rest are like its others.
+            # The share of answers with a non-zero advantage: the others' rewards are equal for their prompt.
             "informative": sum(float((rollout.advantages != 0).sum()) for rollout in rollouts) / total,
             "tokens": written + sum(len(prompt) for rollout in rollouts for prompt in rollout.prompts),
         }

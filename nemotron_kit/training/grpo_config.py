@@ -355,7 +355,7 @@ def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
     }
 
 
-# Rows that are looked at before a launch: whose judges they name.
+# The number of rows checked before a launch for the verifiers that they name.
 _LOOKED_AT = 20000
 
 
@@ -386,6 +386,6 @@ def _memory(config: GRPOConfig) -> list[str]:
         answers = config.policy.train_micro_batch_size
         needed = training_bytes(block, answers, config.policy.max_total_sequence_length)
         needed += 4 * count_parameters(block) if config.loss_fn.reference_policy_kl_penalty else 0
-    except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run says what is wrong with it
+    except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []
     return memory_problem(f"Training {config.policy.model_name}", needed)

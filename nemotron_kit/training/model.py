@@ -201,12 +201,12 @@ def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Nemot
         config = NemotronHConfig.from_pretrained(folder, local_files_only=True)
         for name, value in (settings or {}).items():
             _set(folder, config, name, value)
-        model, told = NemotronHForCausalLM.from_pretrained(
+        model, loaded = NemotronHForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise UserError(f"{folder}: the model can't be read: {' '.join(str(error).split())}") from error
-    _require_all_tensors(folder, told)
+    _require_all_tensors(folder, loaded)
     return _unclamped(model)
 
 
@@ -231,15 +231,17 @@ def _set(folder: Path, config: NemotronHConfig, name: str, value: Any) -> None:
     setattr(config, name, value)
 
 
-def _require_all_tensors(folder: Path, told: Mapping[str, Any]) -> None:
+def _require_all_tensors(folder: Path, loaded: Mapping[str, Any]) -> None:
     wrong = []
     for key, what in (("missing_keys", "are missing"), ("unexpected_keys", "are none of the model's")):
-        names = sorted(told.get(key) or ())
+        names = sorted(loaded.get(key) or ())
         if names:
             shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
             wrong.append(f"{len(names)} tensors {what}: {shown}")
-    if told.get("mismatched_keys"):
-        wrong.append(f"{len(told['mismatched_keys'])} tensors have another shape: {sorted(told['mismatched_keys'])[0]}")
+    if loaded.get("mismatched_keys"):
+        wrong.append(
+            f"{len(loaded['mismatched_keys'])} tensors have another shape: {sorted(loaded['mismatched_keys'])[0]}"
+        )
     if wrong:
         raise UserError(
             f"{folder}: its weights are not those of its config. {'; '.join(wrong)}.",
@@ -260,7 +262,7 @@ def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
         found = found or _tokenizer_size(_read_json(data / name))
     if not found:
         raise UserError(
-            f"{data}: neither metadata.json nor a tokenizer says how large the vocabulary is.",
+            f"{data}: neither metadata.json nor a tokenizer gives the vocabulary size.",
             hint="Set it: model.vocab_size=<size>",
         )
     eos = known.get("eos_id")

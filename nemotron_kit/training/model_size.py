@@ -15,7 +15,7 @@ from nemotron_kit.training.config_blocks import unknown
 from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, layer_types
 
 # The fields of NemotronHConfig by what they hold. A test compares the names with the installed transformers; one that
-# stands in none of these is looked up there.
+# is in none of these is looked up there.
 _INTEGERS = [
     "vocab_size",
     "hidden_size",
@@ -252,7 +252,7 @@ def _memory_total() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
-    raise UserError("/proc/meminfo doesn't say how much memory this machine has.")
+    raise UserError("/proc/meminfo does not report this machine's memory.")
 
 
 def _cgroup_limits() -> list[int]:

@@ -51,7 +51,7 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UserError(f"train.lr is {self.lr}; it must be more than 0.")
         if self.fsdp:
-            # The Trainer would take the wish on a CPU and train plain DDP without a word.
+            # On a CPU the Trainer would accept the setting and silently train plain DDP.
             raise UserError(
                 "train.fsdp: this engine shards nothing; it trains data-parallel (DDP).", hint="Leave it out."
             )
@@ -97,7 +97,7 @@ class OptimizerConfig:
         check_optimizer(self)
 
 
-# What a config may name in recipe._target_: nothing else is ever imported on a config's word.
+# The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.pretrain",)
 _RECIPE_KEYS = ("_target_", "per_split_data_args_path")
 _DATASET_KEYS = ("seq_length", "seed", "verify")
@@ -211,5 +211,5 @@ def _vocab_size(config: PretrainConfig) -> int:
     """The vocabulary size from the config or the data; the largest common one if neither gives it yet."""
     try:
         return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
-    except UserError:  # the data need not be there yet, and says so itself
+    except UserError:  # the data need not exist yet; its own check reports it
         return int(MODEL_DEFAULTS["vocab_size"])

@@ -16,10 +16,10 @@ from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import open_regular
 
 Row = dict[str, Any]
-# Stands inside of special tokens that a user wrote, so that they are encoded as text. No text may hold it: Unicode
+# Inserted into special tokens that a user wrote, so that they are encoded as text. No text may contain it: Unicode
 # reserves it for a program's own use.
 _SHIELD = "\ufdd2"
-# Special tokens that may stand in what is said; all others are the template's alone.
+# Special tokens that may occur in messages; all others are reserved for the template.
 _SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
 
 
@@ -36,7 +36,7 @@ def read_rows(path: Path, key: str) -> list[Row]:
         if not isinstance(params, dict) or not params.get("input"):
             raise UserError(f"{at}: there is no responses_create_params.input: the row has no prompt.")
         if not agent_of(row):
-            raise UserError(f"{at}: there is no agent_ref.name: nothing says how an answer is judged.")
+            raise UserError(f"{at}: there is no agent_ref.name: no verifier is named for its answers.")
         rows.append(row)
     if not rows:
         raise UserError(f"{key}: {path} has no row.")

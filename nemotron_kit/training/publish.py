@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import Registry
 
 HUB = "hf://"
-# Where a token is looked for: in the environment, and in no file.
+# The token is looked up in the environment only, not in files.
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 _LINEAGE = "## Lineage"
@@ -180,8 +180,8 @@ def _ancestors(pin: Pin, registry: Registry, depth: int, seen: set[str]) -> Iter
     """(depth, description) of the artifact and of all its ancestors, each described in full once."""
     again = pin.uri in seen
     seen.add(pin.uri)
-    told = f"`{pin.label}`" if pin.version is not None else _public(pin.path)
-    yield depth, f"{told}{f' ({pin.type})' if pin.type else ''}{', as above' if again else ''}"
+    label = f"`{pin.label}`" if pin.version is not None else _public(pin.path)
+    yield depth, f"{label}{f' ({pin.type})' if pin.type else ''}{', as above' if again else ''}"
     if again:
         return
     inputs, document = _made_from(pin, registry)
@@ -199,7 +199,7 @@ def _made_from(pin: Pin, registry: Registry) -> tuple[list[Pin], dict[str, Any]]
             record = registry.record_of(pin)
             return list(record.inputs), record.document
         document = read_document(Path(pin.path) if Path(pin.path).is_dir() else Path(pin.path).parent) or {}
-    except NemotronError:  # another registry's, or damaged: what is known by its name alone is told so
+    except NemotronError:  # another registry's, or damaged: only its name is known
         return [], {}
     used = (document.get("tracking") or {}).get("used_artifacts") or []
     found = []

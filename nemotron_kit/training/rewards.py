@@ -49,7 +49,7 @@ def find_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, Any]]
             found[agent] = _own(agent, given[agent])
         else:
             name = known_name(agent)
-            assert name is not None  # noqa: S101  (told above)
+            assert name is not None  # noqa: S101  (checked above)
             found[agent] = _KNOWN[name]
     return found
 
@@ -177,10 +177,10 @@ def mcqa(text: str, row: Row) -> float:
         for letter, words in (option.items() if isinstance(option, dict) else ())
     }
     if mode == MODES[2]:
-        said = [match[1].upper() for match in _COLON.finditer(text)]
+        letters = [match[1].upper() for match in _COLON.finditer(text)]
     else:
-        said = [_letter(match[1], options, lenient=mode == MODES[1]) for match in _BOXED.finditer(text)]
-    chosen = said[-1] if said else ""
+        letters = [_letter(match[1], options, lenient=mode == MODES[1]) for match in _BOXED.finditer(text)]
+    chosen = letters[-1] if letters else ""
     return float(chosen == expected and (not options or chosen in options))
 
 

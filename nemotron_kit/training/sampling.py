@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-# What tells one sampled answer from all others: seed, step, prompt, number of the answer.
+# Identifies a sampled answer: seed, step, prompt, number of the answer.
 Key = tuple[int, int, int, int]
 
 
@@ -40,7 +40,7 @@ def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None, *, re
     for place in (model.generation_config, model.config, tokenizer):
         given = getattr(place, "eos_token_id", None)
         found |= set(given if isinstance(given, list | tuple) else [] if given is None else [given])
-    # A model that was taught the end of a turn may say so in its tokenizer only.
+    # The end-of-turn token may be set in the tokenizer only.
     if getattr(tokenizer, "chat_template", None) and (turn_end := tokenizer.get_vocab().get(TURN_END)) is not None:
         found.add(turn_end)
     if required and not found:
@@ -81,7 +81,7 @@ def generate(
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad, device=device)
     mask = torch.zeros_like(ids)
-    for number, prompt in enumerate(prompts):  # padded on the left: all go on from the same place
+    for number, prompt in enumerate(prompts):  # padded on the left, so that all continue from the same column
         ids[number, longest - len(prompt) :] = torch.as_tensor(prompt, device=device)
         mask[number, longest - len(prompt) :] = 1
     numbers = None if keys is None else torch.from_numpy(uniform(keys, max_new_tokens)).to(device)

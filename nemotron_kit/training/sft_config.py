@@ -24,7 +24,7 @@ from nemotron_kit.training.config_blocks import (
 )
 from nemotron_kit.training.model_size import FIELDS, check_block, memory_problem, training_bytes
 
-# What a config may name in recipe._target_: nothing else is ever imported on a config's word.
+# The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.sft",)
 _RECIPE_KEYS = ("_target_", "packed_sequence", "peft")
 _DATASET_KEYS = ("dataset_root", "nano3_packed_sft_dir", "seq_length", "seed", "packed_sequence_specs")
@@ -290,6 +290,6 @@ def memory_problems(config: SFTConfig) -> list[str]:
 def _pretrained_block(folder: str | None) -> Mapping[str, Any]:
     try:
         found = json.loads((Path(folder or "") / "config.json").read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):  # the run says what is wrong with it
+    except (OSError, ValueError):  # the run reports the error
         return {}
     return found if isinstance(found, dict) else {}

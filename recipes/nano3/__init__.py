@@ -1,4 +1,4 @@
-"""Nemotron 3 Nano, as a recipe: the command tree, declared with the same public API that a user has."""
+"""The recipe of Nemotron 3 Nano: its command tree, declared with the public API."""
 
 from nemotron_kit.app import App, ArtifactInput
 
@@ -104,7 +104,7 @@ for _group in (app, app.group("model")):
     )
 
 for _name, _config, _text in (
-    ("generate", "GenerateConfig", "Print what a model says to a prompt"),
+    ("generate", "GenerateConfig", "Print a model's continuation of a prompt"),
     ("chat", "ChatConfig", "Talk with a model on this terminal"),
 ):
     app.command(

@@ -25,7 +25,7 @@ _ENTITY = {"short": "-e", "help": "W&B entity of the project"}
 
 @dataclass
 class ImportData:
-    """What `data import` takes."""
+    """The config of `data import`."""
 
     path: Path = field(metadata={"positional": True, "help": "the file or folder to register"})
     name: str = field(default="nano3/pretrain/data", metadata=_NAME)
@@ -45,7 +45,7 @@ class ImportRLData(ImportData):
 
 @dataclass
 class ImportModel:
-    """What `model import` takes."""
+    """The config of `model import`."""
 
     path: Path = field(metadata={"positional": True, "help": "the checkpoint's folder"})
     step: int | None = field(default=None, metadata={"short": "-s", "help": "the training step that it was saved at"})
@@ -65,7 +65,7 @@ class ImportRLModel(ImportModel):
 
 
 def import_pretrain_data(cfg: ImportData) -> Artifact:
-    """Register the folder of a blend.json (given itself, or by its folder)."""
+    """Register the folder of a blend.json, given by either path."""
     from nemotron.kit import PretrainBlendsArtifact
 
     folder = _folder(cfg)
@@ -112,7 +112,7 @@ def import_model(cfg: ImportModel) -> Artifact:
 
 
 def preflight(cfg: ImportData | ImportModel, *, connect: bool) -> list[str]:
-    """What is wrong with the path, before there is a run."""
+    """The problems of the path, found before there is a run."""
     del connect
     try:
         _folder(cfg)
@@ -122,7 +122,7 @@ def preflight(cfg: ImportData | ImportModel, *, connect: bool) -> list[str]:
 
 
 def _folder(cfg: ImportData | ImportModel) -> Path:
-    """The folder to register. Raises UserError when what makes it one is not in it."""
+    """The folder to register. Raises UserError if a required file is missing in it."""
     if isinstance(cfg, ImportModel):
         if not cfg.path.is_dir():
             raise UserError(f"{cfg.path}: no such folder.", hint="Give the folder that holds the checkpoint.")
@@ -141,8 +141,8 @@ def _folder(cfg: ImportData | ImportModel) -> Path:
 
 
 def _opened(folder: Path) -> str:
-    """What can be said of the shards that the folder's blend.json names. Raises UserError for one that is not whole, or
-    not what data prep wrote; what is not on this machine (yet) is only told."""
+    """Metadata from the shards that the folder's blend.json names. Raises UserError for a shard that is incomplete, or
+    differs from its record; shards that are not on this machine give a note only."""
     from importlib.util import find_spec
 
     if find_spec("numpy") is None:
@@ -170,7 +170,7 @@ def _tell(text: str) -> None:
 
 
 def _described(kind: Any, folder: Path) -> Any:
-    """What the folder's own metadata.json says of it, where it has one; else the bare path."""
+    """The description in the folder's own metadata.json, if it has one; else only the path."""
     return kind.load(folder) if (folder / "metadata.json").is_file() else kind(path=folder)
 
 
@@ -188,7 +188,7 @@ def _saved(artifact: Any, cfg: ImportData | ImportModel) -> Artifact:
 
 @dataclass
 class ExportModel:
-    """Which model goes where."""
+    """The model and its destination."""
 
     to: str = field(metadata={"help": "a folder, which must be new or empty, or hf://USER/NAME"})
     private: bool = field(default=True, metadata={"help": "on the hub: make a new repository a private one"})
@@ -196,7 +196,7 @@ class ExportModel:
 
 
 def export_model(cfg: ExportModel) -> int:
-    """Copy or upload the model; its place is printed."""
+    """Copy or upload the model and print where it is."""
     from nemotron_kit.artifacts import open_registry
     from nemotron_kit.artifacts.lineage import job_inputs
     from nemotron_kit.artifacts.metadata import path_pin

@@ -32,7 +32,7 @@ _ELSEWHERE = {
 
 @dataclass
 class EvalConfig:
-    """What an evaluation measures."""
+    """The settings of an evaluation."""
 
     deployment: dict[str, Any] = field(
         default_factory=lambda: {"checkpoint_path": "${art:model,path}"},
@@ -67,7 +67,7 @@ class EvalConfig:
 
 
 def main(cfg: EvalConfig | None = None) -> EvalArtifact:
-    """Measure, save and return what was found; without `cfg`, the config comes from the command line."""
+    """Evaluate the model, save the results and return them; without `cfg`, the config comes from the command line."""
     cfg, inputs = (cfg, _job_inputs()) if cfg is not None else _from_command_line()
     for problem in preflight(cfg, connect=False):
         raise UserError(problem)
@@ -88,8 +88,8 @@ def main(cfg: EvalConfig | None = None) -> EvalArtifact:
 
 
 def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: settings that are another program's, and on this machine (`here`) a missing package or
-    folder."""
+    """The problems that would prevent this run: settings of another program, and on this machine (`here`) a missing
+    package or folder."""
     del connect
     problems = [
         f"{block}.{key}: {_LAUNCHER} {_ELSEWHERE[block]}"
@@ -188,7 +188,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
 
 
 def _address(model: Path) -> str:
-    """How the model is called: its version where it was read as an artifact, else its folder."""
+    """The model's name in the results: its version if it was read as an artifact, else its folder."""
     from nemotron_kit.artifacts import inputs
 
     found = (pin for pin in inputs() if pin.version is not None and Path(pin.path).resolve() == model.resolve())
@@ -210,7 +210,8 @@ def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> Eva
 
 
 def _show(found: Mapping[str, Mapping[str, Any]], artifact: EvalArtifact) -> None:
-    """The results as a table, on standard error: standard output is for what a step hands on."""
+    """Print the results as a table, on standard error: standard output is reserved for the artifacts passed to the next
+    step."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -190,7 +190,7 @@ def test_json_lines_by_split_and_weight(chats: Any, tmp_path: Path, blend: Any) 
     [
         ({"transform": lambda row: row["no"]}, {}, r"chats\.jsonl, line 1: the transform failed: KeyError: 'no'"),
         ({"transform": lambda row: [row]}, {}, r"chats\.jsonl, line 1: the transform gave a list"),
-        ({"transform": lambda row: {"a": {1}}}, {}, r"chats\.jsonl, line 1: it can't be said in JSON"),
+        ({"transform": lambda row: {"a": {1}}}, {}, r"chats\.jsonl, line 1: it can't be represented in JSON"),
         ({"transform": lambda row: None}, {}, "the transform leaves all out"),
         ({"compression": "gzip"}, {}, "compression='gzip': "),
         ({"num_shards": 0}, {}, "num_shards=0"),

@@ -77,7 +77,7 @@ def test_the_prompt_may_come_through_a_pipe(
         (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0; it must be 1 or more"),
         (["generate", "x", "--top-p", "1.5"], "top_p is 1.5; it must be more than 0, and 1 at most"),
         (["generate", "x", "--seed", "-3"], "seed is -3"),
-        (["generate", "x", "--raw", "--system", "y"], "--system has no place in it"),
+        (["generate", "x", "--raw", "--system", "y"], "--system can't be used"),
         (
             ["generate", "x", "--run", "here"],
             "nano3 generate talks with you on this terminal: it is sent to no profile",

@@ -55,7 +55,7 @@ def test_a_tokenizer_beside_the_data_says_it_too(tmp_path: Path) -> None:
 
 
 def test_no_vocabulary_and_broken_metadata_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"how large the vocabulary is[\s\S]*model\.vocab_size"):
+    with pytest.raises(UserError, match=r"gives the vocabulary size[\s\S]*model\.vocab_size"):
         with_data_settings({}, tmp_path)
     (tmp_path / "metadata.json").write_text('{"vocab_size": ')
     with pytest.raises(UserError, match=r"metadata\.json: broken JSON"):
