@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from .slurm_world import APP, World
+from ..programs import WORK
+from .slurm_world import World
 
 ENV = """
 [C]
@@ -68,7 +69,7 @@ def world(docker: Any, tmp_path: Path) -> Iterator[World]:
     folder, home = tmp_path / "app", tmp_path / "home"
     folder.mkdir()
     home.mkdir(mode=0o700)
-    (folder / "work.py").write_text(APP)
+    (folder / "work.py").write_text(WORK)
     (folder / "env.toml").write_text(ENV.replace("IMAGE", docker.image).replace("REMOTE", str(tmp_path / "remote")))
     made = World(folder, home, docker)
     yield made

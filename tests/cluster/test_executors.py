@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ..executor_contract import ExecutorContract, Target
-from .slurm_world import APP, World
+from ..programs import WORK
+from .slurm_world import World
 
 SLURM = {"executor": "slurm", "account": "research", "partition": "batch", "time": "00:05:00"}
 
@@ -40,7 +41,7 @@ class TestThere(ExecutorContract):
         env, profile = request.param(request, tmp_path)
         (tmp_path / "app").mkdir()
         (tmp_path / "home").mkdir(mode=0o700)
-        (tmp_path / "app" / "work.py").write_text(APP)
+        (tmp_path / "app" / "work.py").write_text(WORK)
         lines = [f"{key} = {_toml(value)}" for key, value in profile.items()]
         (tmp_path / "app" / "env.toml").write_text("\n".join(["[C]", *lines]) + "\n")
         return Target(World(tmp_path / "app", tmp_path / "home", SimpleNamespace(env=env)), "C")

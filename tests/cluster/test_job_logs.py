@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ..log_lines import SAYS, TOKEN, WORDS, check
+from ..programs import WORK
 from . import docker_world
-from .slurm_world import APP, World, world  # noqa: F401
+from .slurm_world import World, world  # noqa: F401
 
 docker_world_of = docker_world.world
 
@@ -45,7 +46,7 @@ def with_say(world: World) -> World:
         file.write(profiles.replace("THE_FOLDER", str(world.folder.parent / "far")))
     (world.folder / "says.py").write_text(SAYS)
     (world.folder / "work.py").write_text(
-        APP.replace(
+        WORK.replace(
             'app.command("alone"', 'from says import say_it\napp.command("say", Config, say_it)\napp.command("alone"'
         )
     )

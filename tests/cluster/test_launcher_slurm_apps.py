@@ -18,6 +18,7 @@ import hydra
 import pytest
 
 from ..conftest import until
+from ..programs import TOLD_SWEEPER
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
@@ -56,38 +57,6 @@ def main(cfg):
 if __name__ == "__main__":
     main()
 """
-
-SWEEPER = '''
-from dataclasses import dataclass
-from hydra.core.config_store import ConfigStore
-from hydra.plugins.sweeper import Sweeper
-
-
-@dataclass
-class Conf:
-    _target_: str = "hydra_plugins.told.Told"
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="told", node=Conf)
-
-
-class Told(Sweeper):
-    """One batch, a job for each word after how=, and what came back."""
-
-    def setup(self, *, hydra_context, task_function, config):
-        from hydra.core.plugins import Plugins
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def sweep(self, arguments):
-        words = [word for word in arguments if not word.startswith("how=")]
-        hows = [how for word in arguments if word.startswith("how=") for how in word[4:].split(",")]
-        for returned in self.launcher.launch([[*words, f"how={how}"] for how in hows], 0):
-            try:
-                print("RETURNED", returned.return_value)
-            except Exception as error:
-                print("RAISED", type(error).__name__, error.args, getattr(error, "exit_code", None))
-'''
 
 RECIPE = """
 from dataclasses import dataclass
@@ -167,7 +136,7 @@ class World:
         text = text.replace("THE_ROOT", str(folder / "far"))
         (self.folder / "env.toml").write_text(text.replace("THE_PACKAGES", str(Path(hydra.__file__).parents[1])))
         (folder / "plugins" / "hydra_plugins").mkdir(parents=True)
-        (folder / "plugins" / "hydra_plugins" / "told.py").write_text(SWEEPER)
+        (folder / "plugins" / "hydra_plugins" / "told.py").write_text(TOLD_SWEEPER)
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
         self.env = {**kept, **slurm.env, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder / "plugins")}
 
@@ -253,9 +222,7 @@ def test_what_was_just_edited_runs(world: World) -> None:
         file.write('\n[copied]\nextends = "C"\npackager = "worktree"\n')
     (world.folder / "helper.py").write_text("WORD = 'edited'\n")
     process = world.start("app.py", "-m", *_launcher("copied"), "how=nap")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(world.home.glob("runs/2*/slurm/*.json")):
-        time.sleep(0.05)
+    until(lambda: list(world.home.glob("runs/2*/slurm/*.json")), every=0.05)
     (world.folder / "helper.py").write_text("raise SystemExit('edited while it waited')\n")
     assert process.wait(120) == 0
     assert "said edited" in world.log(0)
@@ -296,7 +263,7 @@ def test_interrupted(world: World, profile: str) -> None:
         assert f"nemotron runs cancel {world.run().name}" in said or profile == "undo"
         if profile == "undo":
             until(lambda: not world.queued(), every=0.5)
-        time.sleep(1.0)
+        time.sleep(1.0)  # a cancellation would have reached the queue by then
         assert bool(world.queued()) == (profile == "C")
     finally:
         process.kill()
@@ -306,9 +273,7 @@ def test_interrupted(world: World, profile: str) -> None:
 def test_detached(world: World) -> None:
     said = world.app("hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
     assert said.count("RETURNED None") == 2
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(list(world.run().glob("jobs/*/exit.json"))) < 2:
-        time.sleep(0.1)
+    until(lambda: len(list(world.run().glob("jobs/*/exit.json"))) == 2)
     assert [record["state"] for record in world.exits()] == ["succeeded", "failed"]
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from nemotron_kit.artifacts.registry import LocalRegistry
 
+from ..conftest import until
+
 # Saves `count` artifacts of one name, each with its own content (or all with the same), one line of JSON for each.
 WRITER = """
 import json, sys, time
@@ -23,6 +25,7 @@ from pathlib import Path
 from nemotron_kit.artifacts import Artifact, init
 root, work, me, count, same, go = sys.argv[1:]
 init(root=root)
+Path(f"{work}-{me}-up").touch()
 while not Path(go).exists():
     time.sleep(0.002)
 for number in range(int(count)):
@@ -60,7 +63,7 @@ def saved(process: subprocess.Popen[str], timeout: float = 240) -> list[tuple[in
 
 def test_eight_writers_of_one_name(tmp_path: Path) -> None:
     writers = [start(tmp_path, f"w{n}", 25, go=tmp_path / "go") for n in range(8)]
-    time.sleep(1)
+    until(lambda: len(list(tmp_path.glob("work-*-up"))) == 8)
     (tmp_path / "go").touch()
     done = [row for writer in writers for row in saved(writer)]
     registry = LocalRegistry(tmp_path / "registry")
@@ -77,7 +80,7 @@ def test_eight_writers_of_one_name(tmp_path: Path) -> None:
 
 def test_identical_content_saved_at_once_is_one_version(tmp_path: Path) -> None:
     writers = [start(tmp_path, f"w{n}", 10, same=True, go=tmp_path / "go") for n in range(4)]
-    time.sleep(1)
+    until(lambda: len(list(tmp_path.glob("work-*-up"))) == 4)
     (tmp_path / "go").touch()
     done = [row for writer in writers for row in saved(writer)]
     assert LocalRegistry(tmp_path / "registry").versions("Shared") == list(range(10))
@@ -95,7 +98,7 @@ def test_kill_9_at_random_points(tmp_path: Path) -> None:
         writer = start(tmp_path, f"k{kills}", 10_000)
         assert writer.stdout is not None
         first = writer.stdout.readline()  # it has started: from here on it is saving
-        time.sleep(chance.random() * 0.06)
+        time.sleep(chance.random() * 0.06)  # the moment of the kill
         writer.send_signal(signal.SIGKILL)
         out, _ = writer.communicate(timeout=60)
         kills += 1
@@ -170,8 +173,9 @@ def test_two_steps_in_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_step_whose_reader_is_gone_has_saved_all_the_same(tmp_path: Path) -> None:
+    until_it_is = "import select\nout = select.poll()\nout.register(1, 0)\nout.poll()\n"  # its reader's end is closed
     silent = PREP.replace('print("preparing …")', "")
-    done = run_chain(tmp_path, "import time; time.sleep(1.5)\n" + silent, "pass")
+    done = run_chain(tmp_path, until_it_is + silent, "pass")
     assert "The reader of the JSON" in done.stderr
     assert "Traceback" not in done.stderr
     assert LocalRegistry(tmp_path / "home" / "artifacts").versions("Piped-data") == [0]

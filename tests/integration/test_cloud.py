@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +18,9 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors import cloud
 from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
 from nemotron_kit.spec.runconfig import RunConfig
+
+from ..programs import WORK
+from ..project import Project
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
@@ -179,22 +180,6 @@ def test_names_are_short_and_differ() -> None:
     assert cloud._name(RUN, 0) != cloud._name(RUN, 1)
 
 
-APP = """
-from dataclasses import dataclass
-from nemotron.kit import App
-
-@dataclass
-class Config:
-    lines: int = 3
-
-def speak(cfg: Config) -> None: ...
-
-app = App("work")
-app.command("speak", Config, speak)
-if __name__ == "__main__":
-    app.run()
-"""
-
 PROFILE = """
 [dgx]
 executor = "dgxcloud"
@@ -211,26 +196,17 @@ extra = { kube_apiserver_url = "https://kube.invalid" }
 
 
 def test_dry_run_shows_the_request_and_a_launch_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "work.py").write_text(APP)
-    (tmp_path / "env.toml").write_text(PROFILE)
-    home = tmp_path / "home"
     secrets = {"MY_TOKEN": "value-of-token", "DGX_SECRET": "value-of-secret"}
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "NEMOTRON_HOME": str(home), **secrets}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "work.py", "speak", *words]
-        return subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-
-    shown = run("--run", "dgx", "--dry-run")
-    assert shown.returncode == 0, shown.stderr
+    project = Project(tmp_path, {"work.py": WORK, "env.toml": PROFILE}, HOME=str(tmp_path), **secrets)
+    speak = ("python", "work.py", "speak")
+    shown = project(*speak, "--run", "dgx", "--dry-run")
     assert "to: POST https://example.invalid/api/workloads/trainings" in shown.stdout
     assert "value: ${secret:MY_TOKEN}" in shown.stdout
     assert "has not been tried in this version" in shown.stdout
-    as_json = json.loads(run("--batch", "dgx", "--dry-run", "--json").stdout)
+    as_json = json.loads(project(*speak, "--batch", "dgx", "--dry-run", "--json").stdout)
     assert as_json["request"]["body"]["spec"]["image"] == "nemo:25.11"
-    refused = run("--batch", "dgx")
-    assert refused.returncode == 2
+    refused = project(*speak, "--batch", "dgx", code=2)
     assert "submitting to dgxcloud has not been tried in this version" in refused.stderr
-    assert not home.exists()
+    assert not project.home.exists()
     for text in (shown.stdout, refused.stderr, json.dumps(as_json)):
         assert "value-of-" not in text

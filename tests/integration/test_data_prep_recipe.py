@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from ..project import environment, run
+
 STAGE = Path(__file__).parents[2] / "recipes" / "nano3" / "stage0_pretrain"
 
 
-def run(folder: Path, *words: str, stage: Path = STAGE, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(stage / "data_prep.py"), *words],
-        cwd=folder,
-        env={**os.environ, "PWD": str(folder), "NEMOTRON_HOME": str(folder / "home"), **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def prepare(folder: Path, *words: str, stage: Path = STAGE, **env: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(folder / "home", **env)
+    return run("python", str(stage / "data_prep.py"), *words, cwd=folder, env=variables, code=None)
 
 
 def test_tiny_needs_nothing_but_python(tmp_path: Path) -> None:
-    done = run(tmp_path, "--config", "tiny")
+    done = prepare(tmp_path, "--config", "tiny")
     assert done.returncode == 0, done.stderr
     output = tmp_path / "output" / "nano3" / "stage0_pretrain" / "tiny"
     piped = json.loads(done.stdout)["data"]
@@ -42,7 +36,7 @@ def test_tiny_needs_nothing_but_python(tmp_path: Path) -> None:
     assert (output / "train" / "shard_000000.bin").stat().st_size > 0
     assert "data prep: 12 shards" in done.stderr
 
-    again = run(tmp_path, "--config", "tiny")
+    again = prepare(tmp_path, "--config", "tiny")
     assert "(12 of them were there already)" in again.stderr
     assert json.loads(again.stdout)["data"].get("version") == piped.get("version")
 
@@ -54,18 +48,18 @@ def test_overrides_and_a_config_of_ones_own(tmp_path: Path) -> None:
         "blend_path: blend.json\noutput_dir: ${oc.env:PWD}/out\ntext_field: body\n"
         "tokenizer: {model: nano3-tiny, add_bos: true}\n"
     )
-    done = run(tmp_path, "--config", "mine.yaml", "num_shards=3", "--sample", "100")
+    done = prepare(tmp_path, "--config", "mine.yaml", "num_shards=3", "--sample", "100")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out" / "train").glob("*.bin"))) == 3
     metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
     assert (metadata["name"], metadata["total_sequences"]) == ("PretrainBlendsArtifact-mine", 100)
     assert metadata["metadata"]["bos_id"] == 1
 
-    refused = run(tmp_path, "--config", "mine.yaml", "num_shards=2")
+    refused = prepare(tmp_path, "--config", "mine.yaml", "num_shards=2")
     assert refused.returncode == 2
     assert "holds another plan's shards" in refused.stderr
     assert "Traceback" not in refused.stderr
-    forced = run(tmp_path, "--config", "mine.yaml", "num_shards=2", "--force")
+    forced = prepare(tmp_path, "--config", "mine.yaml", "num_shards=2", "--force")
     assert forced.returncode == 0, forced.stderr
 
 
@@ -80,7 +74,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "says"), BAD)
 def test_mistakes_are_one_error_and_nothing_is_written(tmp_path: Path, words: list[str], says: str) -> None:
-    done = run(tmp_path, "--config", "tiny", *words, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    done = prepare(tmp_path, "--config", "tiny", *words, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -89,7 +83,9 @@ def test_mistakes_are_one_error_and_nothing_is_written(tmp_path: Path, words: li
 
 def test_default_without_a_network_stops_at_once_with_the_way_out(tmp_path: Path) -> None:
     began = time.monotonic()
-    done = run(tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"), HTTPS_PROXY="", https_proxy="")
+    done = prepare(
+        tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "hf"), HTTPS_PROXY="", https_proxy=""
+    )
     assert time.monotonic() - began < 30
     assert done.returncode == 2
     assert "-c tiny" in done.stderr

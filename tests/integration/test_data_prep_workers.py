@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import until
+
 ROOT = Path(__file__).parents[2]
 PREP = """
 import sys
@@ -96,10 +98,8 @@ def test_killed_at_any_point_and_started_again(
             start_new_session=True,
             stderr=subprocess.DEVNULL,
         )
-        seen = time.monotonic()
-        while process.poll() is None and not list(output.glob("*/.shard_*")) and time.monotonic() - seen < 20:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.15)
+        until(lambda process=process: process.poll() is not None or list(output.glob("*/.shard_*")), every=0.005)
+        time.sleep(rng.random() * 0.15)  # the moment of the kill
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (output / "blend.json").exists() or hashes(output) == expected
@@ -207,8 +207,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_launch_goes_on(
         return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
 
     first, second = start(0), start(1)
-    while first.poll() is None and not list(output.glob("train/*.json")):
-        time.sleep(0.02)
+    until(lambda: first.poll() is not None or list(output.glob("train/*.json")), every=0.02)
     second.kill()
     second.communicate()
     errors = first.communicate(timeout=60)[1]

@@ -13,8 +13,9 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_class, executor_for
 from nemotron_kit.spec.runconfig import EXECUTORS, ProfileError, RunConfig, check_value
 
-from ..cluster.slurm_world import APP, World
+from ..cluster.slurm_world import World
 from ..executor_contract import ExecutorContract, Target
+from ..programs import WORK
 
 MINE = '''
 import os
@@ -82,7 +83,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     (site / "mine-1.0.dist-info" / "entry_points.txt").write_text(POINTS)
     (site / "mine.py").write_text(MINE)
     folder.mkdir()
-    (folder / "work.py").write_text(APP)
+    (folder / "work.py").write_text(WORK)
     (folder / "env.toml").write_text(ENV)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "mine", raising=False)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pty
 import select
-import sys
 import time
 from pathlib import Path
 
+from ..project import NEMOTRON, environment
 from ..shards import write_chat_model
 
 
@@ -19,8 +19,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
-            environment = {**os.environ, "NEMOTRON_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-            os.execve(words[0], words, environment)  # noqa: S606
+            os.execve(words[0], words, environment(folder / "home"))  # noqa: S606
         self.shown = b""
 
     def read(self, until: bytes, seconds: float = 120) -> bytes:
@@ -39,9 +38,8 @@ class Terminal:
 
 def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(tmp_path: Path) -> None:
     model = write_chat_model(tmp_path / "model")
-    program = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()"]
     shell = Terminal(
-        [*program, "nano3", "chat", "--art.model", str(model), "--max-new-tokens", "4000", "--temperature", "1"],
+        [NEMOTRON, "nano3", "chat", "--art.model", str(model), "--max-new-tokens", "4000", "--temperature", "1"],
         tmp_path,
     )
     shell.read(b"> ")

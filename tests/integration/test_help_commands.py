@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ..project import Project
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-NEMOTRON = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
 HEAVY = {"hydra", "omegaconf", "rich", "pydantic", "yaml", "argparse", "dataclasses", "inspect", "typing", "pathlib",
          "importlib.metadata", "tomllib", "logging", "subprocess", "nemotron_kit.app", "nemotron.recipes"}  # fmt: skip
 RECIPE = '''
@@ -30,18 +29,16 @@ SETTINGS = "from dataclasses import dataclass\n\n@dataclass\nclass Config:\n    
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run `nemotron ARGS` in a project folder of its own."""
-    project = tmp_path / "project"
-    project.mkdir(exist_ok=True)
-    (project / "pyproject.toml").touch()
-    clean = {k: v for k, v in os.environ.items() if k not in ("NEMOTRON_ENV_FILE", "COLUMNS", "FORCE_COLOR")}
-    env = {**clean, "NEMOTRON_HOME": str(tmp_path / "home"), "HOME": str(tmp_path)}
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "project", {"pyproject.toml": ""}, tmp_path / "home", HOME=str(tmp_path))
 
-    def go(*args: str, command: list[str] = NEMOTRON, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, *args], cwd=project, env={**env, **more}, capture_output=True, text=True, timeout=60
-        )
+
+@pytest.fixture
+def run(project: Project) -> Run:
+    """Run `nemotron ARGS` in the project."""
+
+    def go(*args: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return project("nemotron", *args, code=None, **more)
 
     return go
 
@@ -93,7 +90,7 @@ def test_pages(line: str, code: int, out: str, err: str, run: Run) -> None:
 )
 def test_a_page_imports_nothing_heavy(line: str, run: Run) -> None:
     run("--help")
-    done = run(*line.split(), command=[sys.executable, "-X", "importtime", *NEMOTRON[1:]])
+    done = run(*line.split(), PYTHONPROFILEIMPORTTIME="1")
     imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.MULTILINE))
     assert "nemotron_kit.cli.tree" in imported
     assert imported & HEAVY == set()
@@ -199,17 +196,15 @@ def test_a_broken_env_file_does_not_take_help_away(tmp_path: Path, run: Run) -> 
     assert "not valid TOML" in page
 
 
-def test_nobody_reading_on_is_no_error(run: Run) -> None:
-    done = run(command=["bash", "-c", '"$@" nano3 pretrain --help | head -1; echo ${PIPESTATUS[0]}', "-", *NEMOTRON])
+def test_nobody_reading_on_is_no_error(project: Project) -> None:
+    done = project("bash", "-c", "nemotron nano3 pretrain --help | head -1; echo ${PIPESTATUS[0]}")
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == "0"
 
 
-def test_an_app_run_as_a_module_has_help_too(mine: Path, run: Run) -> None:
+def test_an_app_run_as_a_module_has_help_too(mine: Path, project: Project, run: Run) -> None:
     (mine / "__main__.py").write_text("from . import app\n\napp.run()\n")
-    program = [sys.executable, "-m", "mine"]
-    assert run("--help", command=program).stdout.startswith("usage: python -m mine COMMAND")
-    assert run("go", "--help", command=program).stdout.startswith("usage: python -m mine go ")
-    lost = run("gone", command=program)
-    assert lost.returncode == 2
+    assert project("python", "-m", "mine", "--help").stdout.startswith("usage: python -m mine COMMAND")
+    assert project("python", "-m", "mine", "go", "--help").stdout.startswith("usage: python -m mine go ")
+    lost = project("python", "-m", "mine", "gone", code=2)
     assert "mine has no command 'gone'." in lost.stderr

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.artifacts import Artifact
 from nemotron_kit.artifacts.registry import open_registry
+
+from ..project import run
 
 APP = """
 from pathlib import Path
@@ -44,13 +43,6 @@ def world(home: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def python(world: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=world, env=environment, capture_output=True, text=True, check=False
-    )
-
-
 def inputs_of(name: str) -> list[list[str]]:
     """What each version of a name was made from."""
     registry = open_registry()
@@ -70,8 +62,7 @@ def inputs_of(name: str) -> list[list[str]]:
 )
 def test_an_artifact_is_resolved_and_on_record_in_any_program(world: Path, launcher: list[str]) -> None:
     seeds = "seed=1,2" if launcher else "seed=1"
-    done = python(world, "app.py", *launcher, seeds, *(["run.data=Words:v0"] if launcher else []))
-    assert done.returncode == 0, done.stderr
+    run("python", "app.py", *launcher, seeds, *(["run.data=Words:v0"] if launcher else []), cwd=world)
     texts = sorted(path.read_text() for path in world.glob("**/read.txt"))
     version = 0 if launcher else 1
     expected = [f"{world}/words-{version} {version} {seed}" for seed in ((1, 2) if launcher else (1,))]
@@ -82,22 +73,20 @@ def test_an_artifact_is_resolved_and_on_record_in_any_program(world: Path, launc
 
 
 def test_jobs_of_one_process_keep_their_inputs_apart(world: Path) -> None:
-    done = python(world, "app.py", "-m", "run.data=Words:v0,Words:v1")
-    assert done.returncode == 0, done.stderr
+    run("python", "app.py", "-m", "run.data=Words:v0,Words:v1", cwd=world)
     assert inputs_of("Read0") == [["Words:v0"], ["Words:v1"]]
 
 
 def test_our_launcher_pins_at_launch_and_refuses_what_is_not_there(world: Path) -> None:
     words = ["-m", "hydra/launcher=nemo_run", "hydra.launcher.via=kit"]
-    done = python(world, "app.py", *words, "run.data=Words:v7")
-    assert done.returncode != 0
+    done = run("python", "app.py", *words, "run.data=Words:v7", cwd=world, code=1)
     assert "run.data: Words has no v7." in done.stderr
     assert "v0, v1" in done.stderr
     assert not list(world.glob("**/read.txt"))
 
 
 def test_cfg_resolve_and_a_notebook_see_the_same(world: Path) -> None:
-    shown = python(world, "app.py", "--cfg", "job", "--resolve").stdout
+    shown = run("python", "app.py", "--cfg", "job", "--resolve", cwd=world).stdout
     assert f"folder: {world}/words-1" in shown
     assert "size: 1\n" in shown
     notebook = (
@@ -107,13 +96,13 @@ def test_cfg_resolve_and_a_notebook_see_the_same(world: Path) -> None:
         "print(config.folder, config.size)\n"
     )
     (world / "notebook.py").write_text(notebook)
-    assert python(world, "notebook.py").stdout.strip() == f"{world}/words-0 0"
+    assert run("python", "notebook.py", cwd=world).stdout.strip() == f"{world}/words-0 0"
 
 
 def test_a_program_keeps_a_resolver_of_its_own(world: Path) -> None:
     own = "from omegaconf import OmegaConf\nOmegaConf.register_new_resolver('art', lambda *a: 'own')\n"
     (world / "app.py").write_text(own + APP)
-    assert "folder: own" in python(world, "app.py", "--cfg", "job", "--resolve").stdout
+    assert "folder: own" in run("python", "app.py", "--cfg", "job", "--resolve", cwd=world).stdout
 
 
 @pytest.mark.parametrize(
@@ -130,11 +119,10 @@ def test_a_program_keeps_a_resolver_of_its_own(world: Path) -> None:
 )
 def test_a_recipes_config_in_somebody_elses_program(world: Path, words: list[str], package: str) -> None:
     (world / "app.yaml").write_text("mine: 1\n")
-    shown = python(world, "app.py", *words, f"{package}train.lr=1e-5", "--cfg", "job", "--resolve")
-    assert shown.returncode == 0, shown.stderr
+    shown = run("python", "app.py", *words, f"{package}train.lr=1e-5", "--cfg", "job", "--resolve", cwd=world)
     assert f"per_split_data_args_path: {world}/words-1/blend.json" in shown.stdout
     assert "lr: 1.0e-05" in shown.stdout
-    wrong = python(world, "app.py", *words, f"{package}train.lr=fast", "--cfg", "job")
+    wrong = run("python", "app.py", *words, f"{package}train.lr=fast", "--cfg", "job", cwd=world, code=1)
     assert f"full_key: {package}train.lr" in wrong.stderr
 
 
@@ -146,7 +134,7 @@ def test_the_primary_config_by_hydras_own_functions(world: Path) -> None:
         "    config = compose('config', ['recipe=nano3', 'stage=pretrain', 'config=tiny', 'train.lr=1'])\n"
         "    print(config.train.lr, config.dataset.seq_length, 'recipe' in ConfigStore.instance().repo)\n"
     )
-    done = python(world, "ours.py")
+    done = run("python", "ours.py", cwd=world)
     assert done.stdout.strip() == "1.0 128 False", done.stderr
 
 
@@ -162,11 +150,11 @@ def test_an_app_of_ones_own_is_registered_by_a_public_function(world: Path) -> N
         "with initialize_config_module('nemotron_kit.conf', version_base='1.3'):\n"
         "    print(compose('config', ['recipe=mine', 'stage=go', 'n=4']).n)\n"
     )
-    done = python(world, "ours.py")
+    done = run("python", "ours.py", cwd=world)
     assert done.stdout.strip() == "4", done.stderr
 
 
 def test_other_programs_do_not_see_the_recipes(world: Path) -> None:
-    shown = python(world, "app.py", "--help").stdout
+    shown = run("python", "app.py", "--help", cwd=world).stdout
     assert "recipe" not in shown
     assert "nano3" not in shown

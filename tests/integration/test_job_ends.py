@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
 from ..conftest import until
+from ..project import Project
 
 RECIPE = """\
 import os, signal, sys, time
@@ -90,45 +90,34 @@ executor = "local"
 """
 
 
-class World:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home"
-        (folder / "ends").mkdir()
-        (folder / "ends" / "__init__.py").write_text(RECIPE)
-        (folder / "ends" / "script.py").write_text(SCRIPT)
-        (folder / "env.toml").write_text(ENV)
-        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-        self.program = str(Path(sys.executable).with_name("nemotron"))
+FILES = {"ends/__init__.py": RECIPE, "ends/script.py": SCRIPT, "env.toml": ENV}
+
+
+class World(Project):
+    """Lines of `nemotron`, whose two streams are one."""
 
     def start(self, *words: str, **how: Any) -> subprocess.Popen[str]:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        given: dict[str, Any] = {**streams, **how}
-        return subprocess.Popen([self.program, *words], cwd=self.folder, env=self.env, text=True, **given)
+        return super().start("nemotron", *words, **{"stderr": subprocess.STDOUT, **how})
 
-    def __call__(self, *words: str, code: int = 0) -> str:
-        done = self.start(*words)
-        said, _ = done.communicate(timeout=120)
-        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{said}"
-        return said
+    def said(self, *words: str, code: int = 0) -> str:
+        return self("nemotron", *words, code=code, stderr=subprocess.STDOUT).stdout
 
     @property
     def job(self) -> JobFolder:
-        return RunFolder(sorted((self.home / "runs").glob("2*"))[-1]).job(0)
+        return RunFolder(self.newest).job(0)
 
     def logged(self, launch: subprocess.Popen[str], text: str, times: int = 1) -> bool:
         """Whether the newest job has printed `text`, by each process. A launch that has ended is not waited for."""
         assert launch.poll() is None, launch.communicate()[0]
-        found = list((self.home / "runs").glob("2*"))
-        return (
-            bool(found) and self.job.log_path().exists() and self.job.log_path().read_text().count(f"{text}\n") >= times
-        )
+        log = self.job.log_path() if self.runs() else None
+        return log is not None and log.exists() and log.read_text().count(f"{text}\n") >= times
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+    made = World(tmp_path, FILES)
     yield made
-    for run in (made.home / "runs").glob("2*"):
+    for run in made.runs():
         if RunFolder(run).state() in ("running", "pending"):
             made.start("runs", "cancel", run.name, "--grace", "1").wait(30)
 
@@ -145,7 +134,7 @@ def test_a_signal_to_the_launch_ends_its_job(
     launch.send_signal(number)
     said, _ = launch.communicate(timeout=60)
     assert (world.job.state().state, launch.returncode) == (state, code), said
-    assert state in world("runs", "wait", "latest", code={"preempted": 75, "cancelled": 4}[state])
+    assert state in world.said("runs", "wait", "latest", code={"preempted": 75, "cancelled": 4}[state])
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
@@ -154,22 +143,23 @@ def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: Wor
     until(lambda: world.logged(launch, "step 2"))
     os.killpg(launch.pid, number)
     launch.wait(60)
-    assert "running" in world("runs", "show", "latest")
+    assert "running" in world.said("runs", "show", "latest")
     if number == signal.SIGKILL:  # its worker is killed, too: that the ranks run is still known, and they can be ended
         os.kill(world.job.state().facts["process"]["pid"], number)
         until(lambda: "runs on" in str(world.job.state().error))
         assert world.job.state().state == "running"
-    assert "cancelled" in world("runs", "cancel", "latest")
+    assert "cancelled" in world.said("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
 
 
 def test_what_outlives_its_worker_says_how_the_job_ended(world: World) -> None:
     """As torchrun does, above its ranks."""
-    world("ends", "script", "--batch", "here")
+    world.said("ends", "script", "--batch", "here")
     until(lambda: world.job.log_path().exists() and "begun" in world.job.log_path().read_text())
     os.kill(world.job.state().facts["process"]["pid"], signal.SIGKILL)
     (world.folder / "go on").touch()
-    assert "failed (exit code 9): exit code 9; its worker had been killed" in world("runs", "wait", "latest", code=1)
+    said = world.said("runs", "wait", "latest", code=1)
+    assert "failed (exit code 9): exit code 9; its worker had been killed" in said
     assert world.job.log_path().read_text().endswith("ended\n")
 
 
@@ -177,7 +167,7 @@ def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
     """In this process, then below a worker; cancelled and preempted alike. A rerun starts anew, and says so."""
     launch = world.start("ends", "steps", "steps=20", "hold=5")
     until(lambda: world.logged(launch, "step 2"))
-    assert "cancelled" in world("runs", "cancel", "latest")
+    assert "cancelled" in world.said("runs", "cancel", "latest")
     said, _ = launch.communicate(timeout=60)
     job = world.job
     assert launch.returncode == 4 and job.state().state == "cancelled", said
@@ -186,35 +176,36 @@ def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
     again.terminate()
     said, _ = again.communicate(timeout=60)
     assert again.returncode == 75 and "from step 0" not in said and job.state().state == "preempted", said
-    assert "preempted" in world("runs", "attach", job.run_id, code=75)  # nobody waits for what will not come
-    assert "from step" in world("runs", "logs", "-f", job.run_id)
-    assert f"{job.run_id} preempted" in world("ends", "end", "--after", job.run_id, code=2)
-    assert f"it starts anew; {job.run_id} preempted" in world("runs", "rerun", job.run_id, "steps=1")
+    assert "preempted" in world.said("runs", "attach", job.run_id, code=75)  # nobody waits for what will not come
+    assert "from step" in world.said("runs", "logs", "-f", job.run_id)
+    assert f"{job.run_id} preempted" in world.said("ends", "end", "--after", job.run_id, code=2)
+    assert f"it starts anew; {job.run_id} preempted" in world.said("runs", "rerun", job.run_id, "steps=1")
     (job.path / "go").touch()
-    said = world("runs", "resume", job.run_id)
+    said = world.said("runs", "resume", job.run_id)
     assert "another attempt" in said and "succeeded" in said
     log = job.log_path().read_text()
     assert log.count("from step") == 3 and log.count("from step 0") == 1
     assert [log.count(f"\nstep {step}\n") for step in range(1, 21)] == [1] * 20
     ends = [entry["state"] for entry in job.history() if entry["state"] not in ("pending", "running")]
     assert ends == ["cancelled", "preempted"] and job.state().state == "succeeded"
-    assert "has succeeded" in world("runs", "resume", job.run_id, code=2)
+    assert "has succeeded" in world.said("runs", "resume", job.run_id, code=2)
 
 
 def test_the_ranks_of_a_run_go_on(world: World) -> None:
     """As it was launched: detached, and torchrun."""
-    world("ends", "steps", "steps=15", "hold=5", "--batch", "two")
+    world.said("ends", "steps", "steps=15", "hold=5", "--batch", "two")
     until(lambda: world.job.log_path().exists() and world.job.log_path().read_text().count("step 2\n") == 2)
-    world("runs", "cancel", "latest")
+    world.said("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"
     (world.job.path / "go").touch()
-    assert "nemotron runs attach" in world("runs", "resume", "latest")
-    world("runs", "wait", "latest")
-    assert world.job.log_path().read_text().count("from step 0") == 2 and "step 15" in world("runs", "logs", "latest")
+    assert "nemotron runs attach" in world.said("runs", "resume", "latest")
+    world.said("runs", "wait", "latest")
+    assert world.job.log_path().read_text().count("from step 0") == 2
+    assert "step 15" in world.said("runs", "logs", "latest")
 
 
 def test_a_failure_is_never_exit_code_0(world: World) -> None:
-    assert "failed: " in world("ends", "end", "code='256'", code=1)
+    assert "failed: " in world.said("ends", "end", "code='256'", code=1)
     assert (world.job.state().state, world.job.state().code) == ("failed", 1)
 
 
@@ -245,18 +236,18 @@ def test_a_disk_that_is_full_under_the_output_does_not_change_how_a_job_ended(wo
 
 @pytest.mark.parametrize("module", ["nemo_run", "other"])
 def test_a_job_in_the_launching_process_ends_as_every_python_program(world: World, module: str) -> None:
-    world("ends", "leaves", f"code={module}")
+    world.said("ends", "leaves", f"code={module}")
     assert (world.folder / "kept").read_text() == "unflushed"
     assert (world.folder / "atexit").exists() and (world.folder / "thread").exists()
 
 
 def test_a_log_that_cannot_be_opened_is_one_error_on_record(world: World) -> None:
-    said = world("ends", "end", "hydra.job_logging.handlers.file.filename=/dev/null/x.log", code=1)
+    said = world.said("ends", "end", "hydra.job_logging.handlers.file.filename=/dev/null/x.log", code=1)
     assert "/dev/null/x.log: Not a directory" in said and "Traceback" not in said
     assert world.job.state().state == "failed" and "/dev/null/x.log" in str(world.job.state().error)
 
 
 @pytest.mark.parametrize("launcher", [(), ("hydra/launcher=nemo_run",)], ids=["basic", "nemo_run"])
 def test_a_sweep_that_is_refused_leaves_nothing(world: World, launcher: tuple[str, ...]) -> None:
-    assert "No artifact is called 'A'" in world("ends", "read", "-m", "--art.data", "A:v0,B:v0", *launcher, code=2)
+    assert "No artifact is called 'A'" in world.said("ends", "read", "-m", "--art.data", "A:v0,B:v0", *launcher, code=2)
     assert not list((world.home / "runs").glob("2*"))

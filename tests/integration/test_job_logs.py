@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 
 from ..conftest import until
 from ..log_lines import SAYS, TOKEN, WORDS, check
+from ..project import Project
 
 RECIPE = """
 from dataclasses import dataclass
@@ -56,35 +54,20 @@ nproc_per_node = 2
 """
 
 
-class Place:
-    """A folder with a recipe and an app, and the commands that run there."""
+FILES = {
+    "demo/__init__.py": "",
+    "demo/__main__.py": RECIPE,
+    "demo/script.py": "import says\nsays.say()\n",
+    "says.py": SAYS,
+    "app.py": APP,
+    "env.toml": PROFILES,
+}
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home"
-        (folder / "demo").mkdir()
-        (folder / "demo" / "__init__.py").write_text("")
-        (folder / "demo" / "__main__.py").write_text(RECIPE)
-        (folder / "demo" / "script.py").write_text("import says\nsays.say()\n")
-        (folder / "says.py").write_text(SAYS)
-        (folder / "app.py").write_text(APP)
-        (folder / "env.toml").write_text(PROFILES)
-        self.env = {
-            **os.environ, **TOKEN, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"
-        }  # fmt: skip
 
-    def __call__(self, *line: str) -> subprocess.CompletedProcess[str]:
-        nemotron = str(Path(sys.executable).with_name("nemotron"))
-        words = [nemotron, *line[1:]] if line[0] == "nemotron" else [sys.executable, *line]
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done
-
+class Place(Project):
     def ended(self) -> Path:
         """The newest run's job 0, once it has ended."""
-        job = max((self.home / "runs").iterdir()) / "jobs" / "0"
+        job = self.newest / "jobs" / "0"
         until((job / "exit.json").exists)
         assert '"succeeded"' in (job / "exit.json").read_text(), (job / "logs" / "job.log").read_text()
         return job
@@ -94,7 +77,8 @@ def needs(name: str, *values: object, name_of: str) -> object:
     return pytest.param(*values, marks=pytest.mark.skipif(not find_spec(name), reason=f"no {name}"), id=name_of)
 
 
-RUN, SWEEP, APPS = ("nemotron", "demo"), ("-m", "nemotron_kit", "-m", "recipe=demo"), ("app.py", "-m")
+RUN, APPS = ("nemotron", "demo"), ("python", "app.py", "-m")
+SWEEP = ("python", "-m", "nemotron_kit", "-m", "recipe=demo")
 HANDLER = "stage=handler"
 KIT = ("hydra/launcher=nemo_run", "hydra.launcher.via=kit")
 
@@ -117,10 +101,10 @@ KIT = ("hydra/launcher=nemo_run", "hydra.launcher.via=kit")
     ],
 )  # fmt: skip
 def test_what_a_job_says_is_in_its_log(tmp_path: Path, line: tuple[str, ...], mode: str, ranks: int) -> None:
-    place = Place(tmp_path)
+    place = Place(tmp_path, FILES, PYTHONPATH=str(tmp_path), **TOKEN)
     done = place(*line, *WORDS)
     job = place.ended()
-    known = f"{mode} {'app' if line[0] == 'app.py' else 'nemotron'}"
+    known = f"{mode} {'app' if line[1] == 'app.py' else 'nemotron'}"
     check(place("nemotron", "runs", "logs", job.parents[1].name).stdout, known=known, ranks=ranks)
     if line[0] == "nemotron" and "--batch" not in line:
         out = [line for line in done.stdout.splitlines() if "print to stderr" not in line]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ..conftest import until
+
 START = """
 import ctypes, io, logging, os, subprocess, sys, time
 from nemotron_kit.worker.streams import captured
@@ -105,6 +107,4 @@ def test_who_has_gone_and_who_stays(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 15, "it waited for its child"
     assert "end\n" in (tmp_path / "two.log").read_text()
     (tmp_path / "stop").touch()
-    while not (tmp_path / "two.log").read_text().endswith("last\n"):
-        assert time.monotonic() - begun < 30
-        time.sleep(0.02)
+    until(lambda: (tmp_path / "two.log").read_text().endswith("last\n"), 30)

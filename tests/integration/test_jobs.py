@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from ..project import Project
 
 RECIPE = """
 import json, os, sys, time
@@ -73,42 +74,23 @@ if __name__ == "__main__":
 """
 
 
-class Shell:
-    """A folder with a recipe in it, and the commands that run there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "home"
-        package = folder / "demo"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        (package / "__main__.py").write_text(RECIPE)
-        (folder / "env.toml").write_text('[cli]\nrecipes = ["./demo"]\n[two]\nexecutor = "local"\nnproc_per_node = 2\n'
-                                         '[far]\nexecutor = "skypilot"\n')  # fmt: skip
-        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-
-    def command(self, line: list[str]) -> list[str]:
-        if line[0] == "nemotron":
-            return [str(Path(sys.executable).with_name("nemotron")), *line[1:]]
-        return [sys.executable, *line[1:]] if line[0] == "python" else line
-
-    def __call__(self, *line: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(list(line)), cwd=self.folder, env={**self.env, **env},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def runs(self) -> list[Path]:
-        return sorted((self.home / "runs").iterdir()) if (self.home / "runs").is_dir() else []
+PROFILES = """
+[cli]
+recipes = ["./demo"]
+[two]
+executor = "local"
+nproc_per_node = 2
+[far]
+executor = "skypilot"
+"""
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+def shell(tmp_path: Path) -> Project:
+    return Project(tmp_path, {"demo/__init__.py": "", "demo/__main__.py": RECIPE, "env.toml": PROFILES})
 
 
-def test_a_run_leaves_a_record(shell: Shell) -> None:
+def test_a_run_leaves_a_record(shell: Project) -> None:
     done = shell("nemotron", "demo", "data", "write", "n=3", "--text", 'a\'b $(touch PWN) "c"')
     assert "n is 3" in done.stdout
     (run,) = shell.runs()
@@ -123,7 +105,7 @@ def test_a_run_leaves_a_record(shell: Shell) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in run.rglob("*") if path.name != "nemotron.log")
 
 
-def test_both_spellings_and_the_module_run_the_same_job(shell: Shell) -> None:
+def test_both_spellings_and_the_module_run_the_same_job(shell: Project) -> None:
     for line in (
         ["nemotron", "demo", "data", "write", "n=5"],
         ["python", "-m", "nemotron_kit", "recipe=demo", "stage=data/write", "n=5"],
@@ -135,7 +117,7 @@ def test_both_spellings_and_the_module_run_the_same_job(shell: Shell) -> None:
     assert len(configs) == 1
 
 
-def test_an_artifact_is_pinned_and_resolved(shell: Shell) -> None:
+def test_an_artifact_is_pinned_and_resolved(shell: Project) -> None:
     shell("nemotron", "demo", "data", "write", "n=7")
     shell("nemotron", "demo", "data", "write", "n=8")
     assert "read 8" in shell("nemotron", "demo", "read").stdout
@@ -144,27 +126,19 @@ def test_an_artifact_is_pinned_and_resolved(shell: Shell) -> None:
     assert "Made has no v9. It has v0, v1" in shell("nemotron", "demo", "read", "--art.data=v9", code=2).stderr
 
 
-def test_steps_are_piped(shell: Shell) -> None:
-    nemotron = shell.command(["nemotron"])[0]
-    line = f"{nemotron} demo data write n=4 | {nemotron} demo read"
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=shell.folder, env=shell.env, capture_output=True, text=True, check=True
-    )
+def test_steps_are_piped(shell: Project) -> None:
+    line = "nemotron demo data write n=4 | nemotron demo read"
+    done = shell("bash", "-c", line)
     assert "read 4 of size 4" in done.stdout
 
 
-def test_standard_input_is_the_callers(shell: Shell) -> None:
+def test_standard_input_is_the_callers(shell: Project) -> None:
     """Nothing waits for an open pipe that a Python program holds, and a loop's list is the loop's."""
-    nemotron, python = shell.command(["nemotron"])[0], sys.executable
     shell("nemotron", "demo", "data", "write", "n=5")
-    line = (
-        f"(seq 2; sleep 30) | while read x && [ $x -lt 3 ]; do {nemotron} demo read; echo $x; [ $x = 2 ] && break; done"
-    )
-    silent = f"import subprocess as s; print(s.Popen(['{nemotron}', 'demo', 'read'], stdin=s.PIPE).wait(30))"
-    looped = subprocess.Popen(["bash", "-c", line], cwd=shell.folder, env=shell.env, stdout=subprocess.PIPE, text=True)
-    held = subprocess.run(
-        [python, "-c", silent], cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=25, check=True
-    )
+    line = "(seq 2; sleep 30) | while read x && [ $x -lt 3 ]; do nemotron demo read; echo $x; [ $x = 2 ] && break; done"
+    silent = "import subprocess as s; print(s.Popen(['nemotron', 'demo', 'read'], stdin=s.PIPE).wait(30))"
+    looped = shell.start("bash", "-c", line, stderr=subprocess.DEVNULL)  # `sleep` would hold it open
+    held = shell("python", "-c", silent)
     assert looped.stdout is not None
     lines = [looped.stdout.readline().strip() for _ in range(4)]
     looped.kill()
@@ -173,7 +147,7 @@ def test_standard_input_is_the_callers(shell: Shell) -> None:
     assert "read 5 of size 5" in held.stdout and held.stdout.endswith("0\n")
 
 
-def test_a_sweep_is_one_record_with_many_jobs(shell: Shell) -> None:
+def test_a_sweep_is_one_record_with_many_jobs(shell: Project) -> None:
     shell("python", "-m", "nemotron_kit", "-m", "recipe=demo", "stage=data/write", "n=1,2,3")
     (run,) = shell.runs()
     states = [json.loads((run / "jobs" / str(i) / "exit.json").read_text())["state"] for i in range(3)]
@@ -181,7 +155,7 @@ def test_a_sweep_is_one_record_with_many_jobs(shell: Shell) -> None:
     assert (run / "jobs" / "2" / "config.yaml").read_text().startswith("'n': 3")
 
 
-def test_a_sweep_over_commands_in_hydras_words(shell: Shell) -> None:
+def test_a_sweep_over_commands_in_hydras_words(shell: Project) -> None:
     done = shell("python", "-m", "nemotron_kit", "-m", "recipe=demo", "stage=data/write,read")
     (run,) = shell.runs()
     specs = [json.loads((run / "jobs" / str(number) / "job.json").read_text()) for number in range(2)]
@@ -189,20 +163,20 @@ def test_a_sweep_over_commands_in_hydras_words(shell: Shell) -> None:
     assert "read 1 of size 1" in done.stdout
 
 
-def test_a_sweep_through_the_launcher_plugin(shell: Shell) -> None:
+def test_a_sweep_through_the_launcher_plugin(shell: Project) -> None:
     done = shell("nemotron", "demo", "data", "write", "-m", "n=1,-2", "hydra/launcher=nemo_run", code=1)
     assert "1 of 2 jobs did not succeed (job 1)" in done.stderr
     (run,) = shell.runs()
     assert "ValueError: n is negative" in json.loads((run / "jobs" / "1" / "exit.json").read_text())["error"]
 
 
-def test_two_processes_under_torchrun(shell: Shell) -> None:
+def test_two_processes_under_torchrun(shell: Project) -> None:
     pytest.importorskip("torch")
     done = shell("nemotron", "demo", "data", "write", "n=2", "--run", "two")
     assert done.stdout.count("n is 2") == 2
 
 
-def test_a_detached_run(shell: Shell) -> None:
+def test_a_detached_run(shell: Project) -> None:
     done = shell("nemotron", "demo", "data", "write", "n=6", "--batch", "local")
     assert "is running detached" in done.stderr
     shell("nemotron", "runs", "wait", "latest")
@@ -210,7 +184,7 @@ def test_a_detached_run(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_what_a_killed_launch_never_started_has_failed(shell: Shell, sweep: bool) -> None:
+def test_what_a_killed_launch_never_started_has_failed(shell: Project, sweep: bool) -> None:
     where = ("sweep.scheduler_client", "start_apart") if sweep else ("worker.process", "start_worker")
     code = (
         "import os, signal, sys; from nemotron_kit.cli.main import nemotron\n"
@@ -231,11 +205,8 @@ def test_what_a_killed_launch_never_started_has_failed(shell: Shell, sweep: bool
     assert "n is 1" in shell("nemotron", "runs", "attach", "latest").stdout
 
 
-def test_interrupted(shell: Shell) -> None:
-    process = subprocess.Popen(
-        shell.command(["nemotron", "demo", "slow"]), cwd=shell.folder, env=shell.env,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_interrupted(shell: Project) -> None:
+    process = shell.start("nemotron", "demo", "slow")
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     process.send_signal(signal.SIGINT)
@@ -246,7 +217,7 @@ def test_interrupted(shell: Shell) -> None:
     assert json.loads((run / "jobs" / "0" / "exit.json").read_text())["state"] == "cancelled"
 
 
-def test_exit_codes(shell: Shell) -> None:
+def test_exit_codes(shell: Project) -> None:
     failed = shell("nemotron", "demo", "data", "write", "n=-1", code=1)
     assert "ValueError: n is negative" in failed.stderr
     assert "nemotron_kit" not in failed.stderr.split("Traceback")[1]
@@ -274,14 +245,14 @@ def test_exit_codes(shell: Shell) -> None:
         (["demo", "data"], "usage:"),
     ],
 )
-def test_a_wrong_command_is_one_error_and_leaves_nothing(shell: Shell, line: list[str], text: str) -> None:
+def test_a_wrong_command_is_one_error_and_leaves_nothing(shell: Project, line: list[str], text: str) -> None:
     done = shell("nemotron", *line, code=2)
     assert text in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not shell.runs()
 
 
-def test_a_dry_run_leaves_no_file(shell: Shell) -> None:
+def test_a_dry_run_leaves_no_file(shell: Project) -> None:
     before = sorted(shell.folder.rglob("*"))
     done = shell("nemotron", "demo", "read", "--dry-run")
     assert "Problems" in done.stdout
@@ -292,11 +263,11 @@ def test_a_dry_run_leaves_no_file(shell: Shell) -> None:
     assert sorted(path for path in shell.folder.rglob("*") if "__pycache__" not in path.parts) == before
 
 
-def test_a_traceback_only_when_asked_for(shell: Shell) -> None:
+def test_a_traceback_only_when_asked_for(shell: Project) -> None:
     assert "Traceback" in shell("nemotron", "demo", "data", "write", "n=x", code=1, HYDRA_FULL_ERROR="1").stderr
 
 
-def test_a_broken_recipe_hides_no_other(shell: Shell) -> None:
+def test_a_broken_recipe_hides_no_other(shell: Project) -> None:
     bad = shell.folder / "bad"
     bad.mkdir()
     (bad / "__init__.py").write_text("import no_such_module\n")
@@ -308,14 +279,14 @@ def test_a_broken_recipe_hides_no_other(shell: Shell) -> None:
     shell("nemotron", "demo", "data", "write")
 
 
-def test_a_secret_is_read_by_the_job_alone(shell: Shell) -> None:
+def test_a_secret_is_read_by_the_job_alone(shell: Project) -> None:
     shell("nemotron", "demo", "data", "write", "secret=${secret:DEMO_KEY}", DEMO_KEY="canary-5f31")
     assert json.loads((shell.folder / "out.json").read_text())["secret"] == "canary-5f31"  # noqa: S105
     for path in shell.home.rglob("*"):
         assert not path.is_file() or b"canary-5f31" not in path.read_bytes(), path
 
 
-def test_a_plan_runs_as_it_was_printed(shell: Shell) -> None:
+def test_a_plan_runs_as_it_was_printed(shell: Project) -> None:
     printed = json.loads(shell("nemotron", "demo", "data", "write", "n=3", "--dry-run", "--json").stdout)
     shell("nemotron", "demo", "data", "write", "n=3")
     (run,) = shell.runs()
@@ -326,7 +297,7 @@ def test_a_plan_runs_as_it_was_printed(shell: Shell) -> None:
         assert now == text.replace(printed["run_id"], run.name), name
 
 
-def test_hydras_own_flags(shell: Shell) -> None:
+def test_hydras_own_flags(shell: Project) -> None:
     assert shell("nemotron", "demo", "data", "write", "n=3", "--cfg", "job").stdout.startswith("'n': 3")
     resolved = shell("nemotron", "demo", "data", "write", "text=${oc.env:HOME}", "--cfg", "job", "--resolve").stdout
     assert os.environ["HOME"] in resolved

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import re
 import signal
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from ..conftest import until
+from ..programs import TOLD_SWEEPER
+from ..project import Project
 
 APP = """
 import enum, logging, multiprocessing, os, signal, sys, threading, time
@@ -88,43 +89,6 @@ if __name__ == "__main__":
     print("after")
 """
 
-SWEEPER = '''
-from dataclasses import dataclass
-from hydra.core.config_store import ConfigStore
-from hydra.plugins.sweeper import Sweeper
-
-
-@dataclass
-class Conf:
-    _target_: str = "hydra_plugins.told.Told"
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="told", node=Conf)
-
-
-class Told(Sweeper):
-    """Two batches, and what each job handed back, in words."""
-
-    def setup(self, *, hydra_context, task_function, config):
-        from hydra.core.plugins import Plugins
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config)
-
-    def sweep(self, arguments):
-        words = [word for word in arguments if not word.startswith("how=")]
-        hows = [how for word in arguments if word.startswith("how=") for how in word[4:].split(",")]
-        half = (len(hows) + 1) // 2
-        for first, batch in ((0, hows[:half]), (half, hows[half:])):
-            if not batch:
-                continue
-            for returned in self.launcher.launch([[*words, f"how={how}"] for how in batch], first):
-                try:
-                    print("RETURNED", returned.return_value)
-                except Exception as error:
-                    code = getattr(error, "exit_code", None)
-                    print("RAISED", type(error).__name__, error.args, code, len(getattr(error, "__notes__", [])))
-'''
-
 CANARY = "canary-a81c"
 VIA = [
     pytest.param("nemo_run", marks=pytest.mark.skipif(not find_spec("nemo_run"), reason="NeMo-Run is not installed")),
@@ -132,50 +96,37 @@ VIA = [
 ]
 
 
-class App:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder / "app", folder / "home"
-        (self.folder / "pkg").mkdir(parents=True)
-        (self.folder / "app.py").write_text(APP)
-        (self.folder / "sibling.py").write_text("VALUE = 7\n")
-        (self.folder / "pkg" / "train.py").write_text(APP.replace("import sibling", "from . import sibling"))
-        (self.folder / "pkg" / "sibling.py").write_text("VALUE = 7\n")
-        (self.folder / "pkg" / "__init__.py").write_text("")
-        plugins = folder / "plugins" / "hydra_plugins"
-        plugins.mkdir(parents=True)
-        (plugins / "told.py").write_text(SWEEPER)
-        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder / "plugins")}
+class App(Project):
+    """A sweep of a program with the launcher is `app("app.py", "x=1,2")`; `app.words` is that line."""
 
     def words(self, *words: str, via: str = "kit") -> list[str]:
         launcher = ["hydra/launcher=nemo_run", f"hydra.launcher.via={via}", "hydra.sweep.dir=out"]
-        return [sys.executable, *words, "-m", *launcher]
+        return ["python", *words, "-m", *launcher]
 
-    def __call__(self, *words: str, code: int = 0, via: str = "kit", **env: str) -> subprocess.CompletedProcess[str]:
+    def sweep(self, *words: str, code: int = 0, via: str = "kit", **env: str) -> subprocess.CompletedProcess[str]:
         program = next(i for i, word in enumerate(words) if "=" not in word and not word.startswith("-m"))
-        line = [*self.words(*words[: program + 1], via=via), *words[program + 1 :]]
-        done = subprocess.run(
-            line, cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def run(self) -> Path:
-        (run,) = (self.home / "runs").iterdir()
-        return run
+        return self(*self.words(*words[: program + 1], via=via), *words[program + 1 :], code=code, **env)
 
     def log(self, number: int) -> str:
-        return (self.run() / "jobs" / str(number) / "logs" / "job.log").read_text()
+        return (self.newest / "jobs" / str(number) / "logs" / "job.log").read_text()
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> App:
-    return App(tmp_path)
+    files = {
+        "app.py": APP,
+        "sibling.py": "VALUE = 7\n",
+        "pkg/train.py": APP.replace("import sibling", "from . import sibling"),
+        "pkg/sibling.py": "VALUE = 7\n",
+        "pkg/__init__.py": "",
+        "../plugins/hydra_plugins/told.py": TOLD_SWEEPER,
+    }
+    return App(tmp_path / "app", files, tmp_path / "home", PYTHONPATH=str(tmp_path / "plugins"))
 
 
 @pytest.mark.parametrize("via", VIA)
 def test_a_sweep_of_a_program(app: App, via: str) -> None:
-    done = app("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via)
+    done = app.sweep("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via)
     assert done.stdout.count("before") == 1
     assert done.stdout.count("after") == 1
     pids = set()
@@ -188,20 +139,20 @@ def test_a_sweep_of_a_program(app: App, via: str) -> None:
         assert sorted(path.name for path in (folder / ".hydra").iterdir()) == [
             "config.yaml", "hydra.yaml", "overrides.yaml"]  # fmt: skip
         assert "double" in (folder / "app.log").read_text()
-        answer = json.loads((app.run() / "jobs" / str(number) / "answer.json").read_text())
+        answer = json.loads((app.newest / "jobs" / str(number) / "answer.json").read_text())
         assert answer["value"] == {"x": number + 1, "double": 2 * number + 2, "list": [1, [2, 3]], "color": "BLUE"}
     assert len(pids) == 3
 
 
 def test_a_sweep_of_a_module(app: App) -> None:
-    app("-m", "pkg.train", "x=4,5")
+    app.sweep("-m", "pkg.train", "x=4,5")
     assert "double 10" in app.log(1)
 
 
 def test_an_app_whose_task_is_imported(app: App) -> None:
     """What an installed console script does: the program itself only calls a function of a module."""
     (app.folder / "tool").write_text("import sys\nfrom pkg.train import main\nsys.exit(main())\n")
-    app("tool", "x=4,5")
+    app.sweep("tool", "x=4,5")
     assert "double 10" in app.log(1)
     assert "before" not in app.log(1)
 
@@ -215,7 +166,7 @@ def test_an_app_that_is_no_file(app: App) -> None:
     )
     words = ["-m", "hydra/launcher=nemo_run", "hydra.launcher.via=kit", "+x=1,2"]
     program = f"{text}sys.argv[1:] = {words}\nmain()\n"
-    subprocess.run([sys.executable, "-c", program], cwd=app.folder, env=app.env, check=True, capture_output=True)
+    app("python", "-c", program)
     assert "sent 2" in app.log(1)
 
 
@@ -223,17 +174,16 @@ def test_a_program_that_does_not_come_back_to_its_task(app: App) -> None:
     text = (app.folder / "app.py").read_text()
     leaving = '    if "NEMO_RUN_DIR" in os.environ: sys.exit(0)'
     (app.folder / "app.py").write_text(text.replace('    print("before")', leaving))
-    done = app("app.py", "x=1", code=1)
+    done = app.sweep("app.py", "x=1", code=1)
     assert "ended without reaching its task function main" in done.stderr
 
 
 def test_a_packet_that_others_can_write_is_not_run(app: App) -> None:
-    app("app.py", "x=1")
-    job = app.run() / "jobs" / "0"
+    app.sweep("app.py", "x=1")
+    job = app.newest / "jobs" / "0"
     (job / "hydra.json").chmod(0o622)
     (job / "answer.json").unlink()
-    line = [sys.executable, "-m", "nemotron_kit.worker.hydra_job", str(job)]
-    done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
+    done = app("python", "-m", "nemotron_kit.worker.hydra_job", str(job), code=None)
     assert done.returncode != 0
     assert "can be written by others" in done.stderr
     assert not (job / "answer.json").exists()
@@ -242,31 +192,32 @@ def test_a_packet_that_others_can_write_is_not_run(app: App) -> None:
 @pytest.mark.parametrize("via", VIA)
 def test_what_comes_back_to_a_sweeper(app: App, via: str) -> None:
     hows = "how=return,value,odd,exit,exit0,kill,object,pool"
-    done = app("app.py", "hydra/sweeper=told", "x=2", hows, via=via)
+    done = app.sweep("app.py", "hydra/sweeper=told", "hydra.sweeper.batches=2", "x=2", hows, via=via)
     said = [line for line in done.stdout.splitlines() if line.startswith(("RETURNED", "RAISED"))]
     assert said == [
         "RETURNED {'x': 2.0, 'double': 4.0, 'list': [1, (2, 3)], 'color': 'RED'}",
-        "RAISED ValueError ('x is bad', 2.0) None 1",
-        "RAISED JobFailed ('Odd: only this program knows me', 1) 1 1",
+        "RAISED ValueError ('x is bad', 2.0) None",
+        "RAISED JobFailed ('Odd: only this program knows me', 1) 1",
         f"RAISED JobFailed {said[3].partition('JobFailed ')[2]}",
         "RETURNED None",
         f"RAISED JobFailed {said[5].partition('JobFailed ')[2]}",
         "RETURNED None",
         "RETURNED 14",
     ]
-    assert said[3].endswith("3) 3 0")
+    assert re.findall(r"^NOTES (\d)", done.stdout, re.MULTILINE) == ["1", "1", "0", "0"]
+    assert said[3].endswith("3) 3")
     assert "exit code 3" in said[3]
-    assert said[5].endswith("137) 137 0")
+    assert said[5].endswith("137) 137")
     assert "#6 it returned a _thread.lock" in done.stdout
     # One sweep is one record, however many batches there were.
-    states = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text())["state"] for n in range(8)]
+    states = [record["state"] for record in app.exits()]
     assert states == ["succeeded", *["failed"] * 3, "succeeded", "failed", "succeeded", "succeeded"]
-    plan = json.loads((app.run() / "plan.json").read_text())
+    plan = json.loads((app.newest / "plan.json").read_text())
     assert (plan["kind"], plan["recipe"], plan["executor"]) == ("sweep", "app", "local")
 
 
 def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:
-    done = app("app.py", "how=return,value", code=1)
+    done = app.sweep("app.py", "how=return,value", code=1)
     assert "ValueError: ('x is bad', 1.0)" in done.stderr
     assert "In the job:" in done.stderr
     assert 'raise ValueError("x is bad", cfg.x)' in done.stderr
@@ -275,12 +226,12 @@ def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:
 
 def test_secrets_of_the_environment_are_in_no_file(app: App) -> None:
     words = ["hydra.job.env_copy=[DEMO_TOKEN,PLAIN]", "+hydra.job.env_set.SET=fixed", "how=env"]
-    app("app.py", *words, DEMO_TOKEN=CANARY, PLAIN="seen")
+    app.sweep("app.py", *words, DEMO_TOKEN=CANARY, PLAIN="seen")
     assert "env *** seen fixed" in app.log(0)
     for root in (app.home, app.folder):
         for path in root.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (app.run() / "jobs").rglob("*") if path.is_file())
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (app.newest / "jobs").rglob("*") if path.is_file())
 
 
 def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
@@ -296,9 +247,9 @@ def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
         "    return [cfg.db.n.password - 1234567889, cfg.db.api_key.startswith('can'), len(cfg.db.api_key)]\n"
         "if __name__ == '__main__': main()\n"
     )
-    app("literal.py", "db=one-1,two-2")
+    app.sweep("literal.py", "db=one-1,two-2")
     for number in (0, 1):
-        job = app.run() / "jobs" / str(number)
+        job = app.newest / "jobs" / str(number)
         assert json.loads((job / "answer.json").read_text())["value"] == [1, True, 12]
         assert "raw ***" in app.log(number) and "key ***" in app.log(number)
         packet = json.loads((job / "hydra.json").read_text())
@@ -306,17 +257,16 @@ def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
     for path in [*app.home.rglob("*"), *app.folder.rglob(".hydra/*")]:
         assert not path.is_file() or b"canary" not in path.read_bytes(), path
     (job / "answer.json").unlink()
-    line = [sys.executable, "-m", "nemotron_kit.worker.hydra_job", str(job)]
-    done = subprocess.run(line, cwd=app.folder, env=app.env, capture_output=True, text=True, check=False)
+    done = app("python", "-m", "nemotron_kit.worker.hydra_job", str(job), code=None)
     assert "The config has a literal secret, which is in no record: NEMOTRON_2_DB_API_KEY" in done.stderr
 
 
 def test_text_travels_in_files_alone(app: App) -> None:
     text = 'a b\'c "d" $(touch PWN) `touch PWN` ; touch PWN'
     quoted = "'" + text.replace("'", "\\'") + "'"
-    app("app.py", f"how={quoted}", "hydra.sweep.subdir='${hydra.job.num} $(touch PWN)'")
+    app.sweep("app.py", f"how={quoted}", "hydra.sweep.subdir='${hydra.job.num} $(touch PWN)'")
     assert (app.folder / "out" / "0 $(touch PWN)" / ".hydra").is_dir()
-    assert text in json.dumps((app.run() / "jobs/0/config.yaml").read_text()).replace('\\"', '"').replace("''", "'")
+    assert text in json.dumps((app.newest / "jobs/0/config.yaml").read_text()).replace('\\"', '"').replace("''", "'")
     assert not list(app.folder.rglob("PWN"))
 
 
@@ -327,7 +277,7 @@ def test_so_many_at_a_time(app: App) -> None:
         "def main(cfg):\n    print(time.time()); time.sleep(0.5); print(time.time())\n"
         "if __name__ == '__main__': main()\n"
     )
-    app("slow.py", "+n=range(5)", "hydra.launcher.max_parallel=2")
+    app.sweep("slow.py", "+n=range(5)", "hydra.launcher.max_parallel=2")
     spans = sorted(tuple(float(line) for line in app.log(number).split()) for number in range(5))
     at_once = [sum(1 for a, b in spans if a <= start < b) for start, _ in spans]
     assert max(at_once) == 2
@@ -344,17 +294,15 @@ def test_a_metric_as_the_value(app: App) -> None:
         "    for step in range(3): log_metrics({'loss': cfg.how - step}, step=step)\n"
         "if __name__ == '__main__': main()\n"
     )
-    done = app("metric.py", "hydra/sweeper=told", "how=10", "hydra.launcher.objective=loss")
+    done = app.sweep("metric.py", "hydra/sweeper=told", "how=10", "hydra.launcher.objective=loss")
     assert "RETURNED 8" in done.stdout
     (recorded,) = app.home.glob("runs/*/jobs/0/.hydra/overrides.yaml")
     assert json.loads(recorded.read_text()) == ["how=10"]
 
 
 def test_the_settings_stand_in_hydras_place(app: App) -> None:
-    line = [sys.executable, "app.py", "hydra/launcher=nemo_run", "hydra.launcher.max_parallel=8", "--cfg", "hydra"]
-    page = subprocess.run(
-        [*line, "--package", "hydra.launcher"], cwd=app.folder, env=app.env, capture_output=True, text=True, check=True
-    ).stdout
+    line = ["python", "app.py", "hydra/launcher=nemo_run", "hydra.launcher.max_parallel=8", "--cfg", "hydra"]
+    page = app(*line, "--package", "hydra.launcher").stdout
     assert "max_parallel: 8" in page
     assert "profile: null" in page
 
@@ -370,7 +318,7 @@ def test_the_settings_stand_in_hydras_place(app: App) -> None:
     ],
 )
 def test_a_wrong_setting_leaves_nothing(app: App, words: list[str], text: str) -> None:
-    done = app("app.py", "x=1,2", *words, code=1)
+    done = app.sweep("app.py", "x=1,2", *words, code=1)
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((app.home / "runs").glob("*"))
@@ -380,36 +328,33 @@ def test_a_wrong_setting_leaves_nothing(app: App, words: list[str], text: str) -
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(app: App, via: str, number: signal.Signals) -> None:
     line = [*app.words("app.py", via=via), "how=sleep", "x=range(4)", "hydra.launcher.max_parallel=2"]
-    process = subprocess.Popen(
-        line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = app.start(*line)
     logs = "*/jobs/*/logs/job.log"
     until(lambda: sum("sleeping" in log.read_text() for log in (app.home / "runs").glob(logs)) == 2)
     process.send_signal(number)
     process.communicate(timeout=50)  # its jobs would sleep for longer
     assert process.returncode in ((-2, 130) if number == signal.SIGINT else (143,))
-    exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(4)]
-    assert [record["state"] for record in exits] == ["cancelled"] * 4
+    assert [record["state"] for record in app.exits()] == ["cancelled"] * 4
     assert not _processes_of(app)
 
 
 def test_killed_outright(app: App) -> None:
     """The launch gets no chance to say anything: its jobs end all the same."""
     line = [*app.words("app.py"), "how=sleep", "x=range(3)", "hydra.launcher.max_parallel=1"]
-    process = subprocess.Popen(line, cwd=app.folder, env=app.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = app.start(*line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: list((app.home / "runs").glob("*/jobs/0/logs/job.log")))
     process.kill()
     process.wait()
     until(lambda: not _processes_of(app))
-    exits = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text()) for n in range(3)]
-    assert [record["state"] for record in exits] == ["cancelled"] * 3
+    assert [record["state"] for record in app.exits()] == ["cancelled"] * 3
 
 
 def test_detached(app: App) -> None:
-    done = app("app.py", "hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
+    words = ["hydra/sweeper=told", "hydra.sweeper.batches=2", "how=return,value", "hydra.launcher.detach=true"]
+    done = app.sweep("app.py", *words)
     assert done.stdout.count("RETURNED None") == 2
-    until(lambda: len(list(app.run().glob("jobs/*/exit.json"))) == 2)
-    states = [json.loads((app.run() / "jobs" / str(n) / "exit.json").read_text())["state"] for n in range(2)]
+    until(lambda: len(list(app.newest.glob("jobs/*/exit.json"))) == 2)
+    states = [record["state"] for record in app.exits()]
     assert states == ["succeeded", "failed"]
 
 
@@ -442,12 +387,11 @@ def test_optuna_learns_from_the_jobs(app: App, via: str) -> None:
     )
     study = ["hydra/sweeper=optuna", "+x=interval(-10,10)", "hydra.sweeper.n_trials=12", "hydra.sweeper.n_jobs=4",
              "hydra.sweeper.sampler.seed=1"]  # fmt: skip
-    line = [sys.executable, "bowl.py", "-m", *study, "hydra.sweep.dir=basic"]
-    subprocess.run(line, cwd=app.folder, env=app.env, check=True, capture_output=True)
-    app("bowl.py", *study, via=via)
+    app("python", "bowl.py", "-m", *study, "hydra.sweep.dir=basic")
+    app.sweep("bowl.py", *study, via=via)
     best = [(app.folder / name / "optimization_results.yaml").read_text() for name in ("basic", "out")]
     assert best[0] == best[1]
-    done = app("bowl.py", *study, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
+    done = app.sweep("bowl.py", *study, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
     assert "Best value" in done.stdout
     states = [json.loads(path.read_text())["state"] for path in sorted(app.home.glob("runs/*/jobs/*/exit.json"))]
     assert states.count("failed") >= 3

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from ..conftest import until
+from ..project import Project
 
 RECIPE = """
 import os, sys
@@ -82,45 +81,29 @@ with open(os.path.join(os.environ["NEMO_RUN_DIR"], "metrics.jsonl"), "w") as fil
     print(json.dumps({"step": 1, "loss": config.n + 0.5}), file=file)
 """
 
+PROFILES = """
+[cli]
+recipes = ["../recipes/demo"]
+[here]
+executor = "local"
+[there]
+executor = "local"
+"""
+
 needs_nemo_run = pytest.mark.skipif(not find_spec("nemo_run"), reason="NeMo-Run is not installed")
 VIA = [pytest.param("nemo_run", marks=needs_nemo_run), "kit"]
 
 
-class Recipe:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.home, package = folder / "work", folder / "home", folder / "recipes" / "demo"
-        package.mkdir(parents=True)
-        self.folder.mkdir()
-        (package / "__init__.py").write_text("")
-        (package / "__main__.py").write_text(RECIPE)
-        (package / "script.py").write_text(SCRIPT)
-        (self.folder / "env.toml").write_text(
-            '[cli]\nrecipes = ["../recipes/demo"]\n[here]\nexecutor = "local"\n[there]\nexecutor = "local"\n'
-        )
-        self.env = {**os.environ, "NEMOTRON_HOME": str(self.home), "NO_COLOR": "1"}
-
-    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "nemotron_kit", *words], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
-        return done
-
+class Recipe(Project):
     def sweep(self, stage: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return self("-m", "recipe=demo", f"stage={stage}", *words, code=code)
-
-    def run(self) -> Path:
-        return sorted((self.home / "runs").iterdir())[-1]
-
-    def exits(self) -> list[dict[str, object]]:
-        jobs = sorted((self.run() / "jobs").iterdir(), key=lambda path: int(path.name))
-        return [json.loads((job / "exit.json").read_text()) for job in jobs]
+        return self("python", "-m", "nemotron_kit", "-m", "recipe=demo", f"stage={stage}", *words, code=code)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    return Recipe(tmp_path)
+    package = {"__init__.py": "", "__main__.py": RECIPE, "script.py": SCRIPT}
+    files = {f"../recipes/demo/{name}": text for name, text in package.items()}
+    return Recipe(tmp_path / "work", {**files, "env.toml": PROFILES}, tmp_path / "home")
 
 
 @pytest.mark.parametrize("via", VIA)
@@ -128,22 +111,22 @@ def test_a_sweep_is_one_record(recipe: Recipe, via: str) -> None:
     done = recipe.sweep("score", "n=1,2,3", "hydra/launcher=nemo_run", f"hydra.launcher.via={via}")
     assert "of 3 jobs 3 succeeded" in done.stderr
     assert [record["value"] for record in recipe.exits()] == [2.0, 4.0, 6.0]
-    logs = [(recipe.run() / "jobs" / str(n) / "logs" / "job.log").read_text() for n in range(3)]
+    logs = [(recipe.newest / "jobs" / str(n) / "logs" / "job.log").read_text() for n in range(3)]
     assert [log.split()[1] for log in logs] == ["0", "1", "2"]
     assert len({log.split()[3] for log in logs}) == 3
-    plan = json.loads((recipe.run() / "plan.json").read_text())
+    plan = json.loads((recipe.newest / "plan.json").read_text())
     assert (plan["kind"], plan["recipe"], plan["stage"], plan["executor"]) == ("sweep", "demo", "score", "local")
     # Scripts and handlers get config.yaml: there is no pickle, and Hydra's own files are the kit's, masked.
-    job = recipe.run() / "jobs" / "1"
+    job = recipe.newest / "jobs" / "1"
     assert not (job / "hydra.json").exists()
     assert "n: 2" in (job / ".hydra" / "config.yaml").read_text().replace("'", "")
 
 
 def test_hydras_own_values_in_a_single_job(recipe: Recipe) -> None:
-    page = recipe("recipe=demo", "stage=make", "name=${hydra:job.name}", "--dry-run", "--json").stdout
-    assert json.loads(page)["config"]["name"] == "nemotron"
-    recipe("recipe=demo", "stage=make", "name=${hydra:job.name}")
-    assert "name: nemotron" in (recipe.run() / "jobs" / "0" / "config.yaml").read_text()
+    line = ["python", "-m", "nemotron_kit", "recipe=demo", "stage=make", "name=${hydra:job.name}"]
+    assert json.loads(recipe(*line, "--dry-run", "--json").stdout)["config"]["name"] == "nemotron"
+    recipe(*line)
+    assert "name: nemotron" in (recipe.newest / "jobs" / "0" / "config.yaml").read_text()
 
 
 def test_a_script_and_its_metric(recipe: Recipe) -> None:
@@ -163,10 +146,10 @@ def test_failures(recipe: Recipe) -> None:
 
 
 def test_every_job_of_a_sweep_reads_the_same_version(recipe: Recipe) -> None:
-    recipe("recipe=demo", "stage=make", "n=5")
+    recipe("python", "-m", "nemotron_kit", "recipe=demo", "stage=make", "n=5")
     recipe.sweep("read", "n=1,2", "hydra/launcher=nemo_run", "hydra.launcher.via=kit")
     pins = [
-        json.loads((recipe.run() / "jobs" / str(n) / "artifacts.json").read_text())["inputs"]["data"] for n in range(2)
+        json.loads((recipe.newest / "jobs" / str(n) / "artifacts.json").read_text())["inputs"]["data"] for n in range(2)
     ]
     assert pins[0] == pins[1]
     assert [record["value"] for record in recipe.exits()] == ["5.0", "5.0"]
@@ -178,25 +161,21 @@ def test_a_profile_is_named_once(recipe: Recipe) -> None:
     assert "run.profile" in done.stderr and "hydra.launcher.profile" in done.stderr
     assert not list((recipe.home / "runs").glob("*"))
     recipe.sweep("score", *words, "hydra.launcher.profile=here")
-    assert json.loads((recipe.run() / "plan.json").read_text())["profile"] == "here"
-    nemotron = [str(Path(sys.executable).with_name("nemotron")), "demo", "score", "--run", "there", "-m", "n=1,2"]
-    subprocess.run(nemotron, cwd=recipe.folder, env=recipe.env, check=True, capture_output=True)
-    assert json.loads((recipe.run() / "plan.json").read_text())["profile"] == "there"
+    assert json.loads((recipe.newest / "plan.json").read_text())["profile"] == "here"
+    recipe("nemotron", "demo", "score", "--run", "there", "-m", "n=1,2")
+    assert json.loads((recipe.newest / "plan.json").read_text())["profile"] == "there"
 
 
 def test_a_detached_sweep(recipe: Recipe) -> None:
-    nemotron = [str(Path(sys.executable).with_name("nemotron")), "demo", "score", "--batch", "here", "-m", "n=1,2,3"]
-    done = subprocess.run(
-        nemotron, cwd=recipe.folder, env=recipe.env, check=True, capture_output=True, stdin=subprocess.DEVNULL
-    )
-    assert f"nemotron runs show {recipe.run().name}" in done.stderr.decode()
-    until(lambda: len(list(recipe.run().glob("jobs/*/exit.json"))) == 3)
+    done = recipe("nemotron", "demo", "score", "--batch", "here", "-m", "n=1,2,3")
+    assert f"nemotron runs show {recipe.newest.name}" in done.stderr
+    until(lambda: len(list(recipe.newest.glob("jobs/*/exit.json"))) == 3)
     assert [record["value"] for record in recipe.exits()] == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
 def test_submitit_on_this_machine(recipe: Recipe) -> None:
-    recipe("recipe=demo", "stage=make", "n=5")
+    recipe("python", "-m", "nemotron_kit", "recipe=demo", "stage=make", "n=5")
     for name in ("json", "random", "logging"):  # submitit starts its workers without -P
         (recipe.folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the working folder ran')\n")
     done = recipe.sweep("score", "n=1,2", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")

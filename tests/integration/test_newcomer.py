@@ -1,13 +1,13 @@
 """What a newcomer types and pipes, in processes of its own: one clear line each, and nothing dropped in silence."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ..project import Project
 
 RECIPE = """
 from dataclasses import dataclass, field
@@ -47,36 +47,22 @@ if __name__ == "__main__":
 """
 
 
-class Shell:
-    """A folder with a recipe in it; `shell(line)` is a line typed there, in bash."""
+PROFILES = '[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n[two]\nexecutor = "local"\nnproc_per_node = 2\n'
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "mine").mkdir()
-        (folder / "mine" / "__init__.py").touch()
-        (folder / "mine" / "__main__.py").write_text(RECIPE)
-        (folder / "env.toml").write_text(
-            '[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n[two]\nexecutor = "local"\nnproc_per_node = 2\n'
-        )
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.env = {**os.environ, "NEMOTRON_HOME": str(folder / "home"), "PATH": path, "NO_COLOR": "1"}
 
-    def __call__(self, line: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {line}"], cwd=self.folder, env={**self.env, **env},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"{line}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+class Shell(Project):
+    """`shell.type(line)` is a line typed in bash."""
+
+    def type(self, line: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+        done = self("bash", "-c", f"set -o pipefail; {line}", code=code, **env)
         assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
         return done
-
-    def runs(self) -> int:
-        return len(list((self.folder / "home" / "runs").glob("*-mine-*")))
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    return Shell(tmp_path_factory.mktemp("newcomer"))
+    files = {"mine/__init__.py": "", "mine/__main__.py": RECIPE, "env.toml": PROFILES}
+    return Shell(tmp_path_factory.mktemp("newcomer"), files)
 
 
 @pytest.mark.parametrize(
@@ -112,24 +98,24 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 )  # fmt: skip
 def test_a_mistake_is_one_error_and_leaves_nothing(line: str, said: str, shell: Shell) -> None:
     before = shell.runs()
-    assert said in shell(line, code=2).stderr
+    assert said in shell.type(line, code=2).stderr
     assert shell.runs() == before
 
 
 def test_a_folder_that_nobody_named_yet(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "env.toml").touch()
-    told = shell("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
+    told = shell.type("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
     assert 'run it as `python -m mine …`, or add [cli] recipes = ["mine"] to it.' in told
 
 
 def test_a_value_may_be_another_recipes_name(shell: Shell) -> None:
-    assert "note: nano3" in shell("nemotron mine go --note nano3").stdout
-    assert "note: nano3" in shell("nemotron --note nano3 mine go").stdout
+    assert "note: nano3" in shell.type("nemotron mine go --note nano3").stdout
+    assert "note: nano3" in shell.type("nemotron --note nano3 mine go").stdout
 
 
 def test_words_are_text_in_any_locale(shell: Shell) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "utf-8"}
-    assert "note: ü" in shell("nemotron mine go --note ü --dry-run", **plain).stdout
+    assert "note: ü" in shell.type("nemotron mine go --note ü --dry-run", **plain).stdout
 
 
 @pytest.mark.parametrize(
@@ -151,61 +137,60 @@ def test_words_are_text_in_any_locale(shell: Shell) -> None:
     ],
 )  # fmt: skip
 def test_streams_that_are_closed_or_full(line: str, code: int, shell: Shell) -> None:
-    shell(line, code=code)
+    shell.type(line, code=code)
 
 
 def test_the_plan_names_every_word_that_makes_it(shell: Shell) -> None:
     (shell.folder / "extra" / "experiment").mkdir(parents=True)
     (shell.folder / "extra" / "experiment" / "hot.yaml").write_text("# @package _global_\nnote: hot\n")
-    plan = json.loads(shell("nemotron mine go --config-dir extra +experiment=hot --dry-run --json").stdout)
+    plan = json.loads(shell.type("nemotron mine go --config-dir extra +experiment=hot --dry-run --json").stdout)
     assert plan["config"]["note"] == "hot"
-    again = json.loads(shell(f"{plan['hydra']} --dry-run --json").stdout)
+    again = json.loads(shell.type(f"{plan['hydra']} --dry-run --json").stdout)
     assert again["config"] == plan["config"]
 
 
 def test_a_sweep_over_a_file_is_shown_as_it_would_run(shell: Shell) -> None:
     (shell.folder / "file.yaml").write_text("note: from the file\n")
-    shown = shell("nemotron mine go -c file.yaml -m optim.lr=1,2 --dry-run").stdout
+    shown = shell.type("nemotron mine go -c file.yaml -m optim.lr=1,2 --dry-run").stdout
     assert shown.count("note: from the file") == 2 and "config=file.yaml optim.lr=2" in shown
 
 
 def test_json_of_a_launch_says_how_it_ended(shell: Shell) -> None:
-    last = json.loads(shell("nemotron mine go --json note=one").stdout.splitlines()[-1])
+    last = json.loads(shell.type("nemotron mine go --json note=one").stdout.splitlines()[-1])
     assert (last["state"], last["exit_code"]) == ("succeeded", 0)
     assert Path(last["folder"]).name == last["run_id"]
-    last = json.loads(shell("nemotron mine go --json hydra.mode=MULTIRUN note=two").stdout.splitlines()[-1])
+    last = json.loads(shell.type("nemotron mine go --json hydra.mode=MULTIRUN note=two").stdout.splitlines()[-1])
     assert (last["state"], last["exit_code"], last["jobs"]) == ("succeeded", 0, {"succeeded": 1})
 
 
 def test_a_file_that_sets_what_a_single_job_would_not_notice(shell: Shell) -> None:
     (shell.folder / "odd.yaml").write_text("hydra: {job: {chdir: true}}\n")
-    assert (
-        "hydra.job.chdir: has no effect on a single job here." in shell("nemotron mine go -c odd.yaml", code=2).stderr
-    )
-    shell("nemotron mine go -c odd.yaml -m")
+    said = shell.type("nemotron mine go -c odd.yaml", code=2).stderr
+    assert "hydra.job.chdir: has no effect on a single job here." in said
+    shell.type("nemotron mine go -c odd.yaml -m")
 
 
 def test_what_a_rank_refuses_is_in_the_log(shell: Shell) -> None:
-    done = shell("nemotron mine go note=wrong --run two", code=1)
+    done = shell.type("nemotron mine go note=wrong --run two", code=1)
     assert re.search(r"error: rank [01]: This note is wrong\.", done.stdout + done.stderr)
 
 
 def test_a_sweep_shows_what_each_job_was_given(shell: Shell) -> None:
-    shell("nemotron mine go -m optim.lr=1,2 note=same")
-    shown = shell("nemotron runs show latest").stdout
+    shell.type("nemotron mine go -m optim.lr=1,2 note=same")
+    shown = shell.type("nemotron runs show latest").stdout
     assert re.findall(r"^(JOB|[01])  +(STATE|succeeded)  +(optim.lr|[12])$", shown, re.MULTILINE) == [
         ("JOB", "STATE", "optim.lr"), ("0", "succeeded", "1"), ("1", "succeeded", "2"),
     ]  # fmt: skip
-    assert "optim.lr=2 note=same" in shell("nemotron runs show latest --job 1").stdout
+    assert "optim.lr=2 note=same" in shell.type("nemotron runs show latest --job 1").stdout
 
 
 def test_verify_says_what_it_found(shell: Shell) -> None:
-    shell("nemotron mine go note=verified")
-    assert "verified  1 file read again: as registered" in shell("nemotron artifacts Made --verify").stdout
-    assert json.loads(shell("nemotron artifacts Made --verify --json").stdout)["verified"] is True
-    assert "'' is no alias." in shell("nemotron artifacts Made --alias ''", code=2).stderr
+    shell.type("nemotron mine go note=verified")
+    assert "verified  1 file read again: as registered" in shell.type("nemotron artifacts Made --verify").stdout
+    assert json.loads(shell.type("nemotron artifacts Made --verify --json").stdout)["verified"] is True
+    assert "'' is no alias." in shell.type("nemotron artifacts Made --alias ''", code=2).stderr
     (shell.folder / "made" / "file").write_text("other")
-    assert "Made" in shell("nemotron artifacts Made:latest --verify", code=2).stderr
+    assert "Made" in shell.type("nemotron artifacts Made:latest --verify", code=2).stderr
 
 
 def test_a_pipe_that_brought_nothing_is_told(shell: Shell) -> None:
@@ -217,22 +202,22 @@ def test_a_pipe_that_brought_nothing_is_told(shell: Shell) -> None:
         .replace("Config, go)", 'Config, go, artifacts={"data": ArtifactInput("Made:latest", {"path": "note"})})')
     )
     (reader / "__init__.py").touch()
-    shell("nemotron mine go note=piped")
-    assert "note: Nothing came through the pipe" in shell("true | python -m reader go").stderr
-    assert "Nothing came through the pipe" in shell("true | python -m reader go --dry-run").stdout
-    assert "Nothing came" not in shell("python -m reader go --dry-run").stdout
+    shell.type("nemotron mine go note=piped")
+    assert "note: Nothing came through the pipe" in shell.type("true | python -m reader go").stderr
+    assert "Nothing came through the pipe" in shell.type("true | python -m reader go --dry-run").stdout
+    assert "Nothing came" not in shell.type("python -m reader go --dry-run").stdout
 
 
 def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
     word, env = "note='${secret:DEMO_KEY}'", {"DEMO_KEY": "canary-5f31", "DEMO_TOKEN": "canary-77aa"}
-    shown = shell(f"nemotron mine go {word} --cfg job --resolve", **env).stdout
+    shown = shell.type(f"nemotron mine go {word} --cfg job --resolve", **env).stdout
     assert "note: '***'" in shown or "note: ***" in shown
-    assert "canary" not in shell("nemotron mine go note='${oc.env:DEMO_TOKEN}' --cfg job --resolve", **env).stdout
-    assert "note: ***" in shell(f"nemotron mine go {word}", **env).stdout
+    assert "canary" not in shell.type("nemotron mine go note='${oc.env:DEMO_TOKEN}' --cfg job --resolve", **env).stdout
+    assert "note: ***" in shell.type(f"nemotron mine go {word}", **env).stdout
     assert (shell.folder / "made" / "file").read_text() == "canary-5f31", "the job itself has it"
     for launcher in ("basic", "nemo_run"):
         sweep = f"nemotron mine go -m {word} optim.lr=1 +hydra.job.env_set.PLAIN=canary-plain hydra/launcher={launcher}"
-        assert "canary" not in shell(sweep, **env).stdout
+        assert "canary" not in shell.type(sweep, **env).stdout
     found = [
         path
         for path in (shell.folder / "home").rglob("*")
@@ -246,7 +231,7 @@ def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
 def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
     mine = shell.folder / "mine"
     (tmp_path / "env.toml").write_text(f'[cli]\nrecipes = ["{mine}"]\n[wandb]\nprojct = "x"\n')
-    told = shell("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
+    told = shell.type("nemotron mine go", code=2, NEMOTRON_ENV_FILE=str(tmp_path / "env.toml")).stderr
     assert "env.toml:4: [wandb] projct: no such key.\nDid you mean project?" in told
 
 
@@ -265,5 +250,5 @@ def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
 )
 def test_a_machine_that_says_no(line: str, said: str, shell: Shell) -> None:
     before = shell.runs()
-    assert said in shell(line, code=1).stderr
+    assert said in shell.type(line, code=1).stderr
     assert shell.runs() == before, "nothing half-made is left"

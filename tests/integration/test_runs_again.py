@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import Draft
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
+
+from ..project import run, start
 
 APP = """
 import os, sys, time
@@ -60,7 +61,6 @@ app.command("read", Config, speak, artifacts={"data": ArtifactInput("Data:latest
 if __name__ == "__main__":
     app.run()
 """
-NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", "runs"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,21 +77,20 @@ def app(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def process(command: list[str], cwd: Path, stdin: str = "", code: int = 0) -> tuple[str, str]:
-    done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+def process(*line: str, cwd: Path, code: int = 0, stdin: str = "") -> tuple[str, str]:
+    done = run(*line, cwd=cwd, code=code, stdin=stdin)
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
 
 
 def launch(home: Path, *words: str, code: int = 0) -> tuple[str, str]:
     """`python again.py WORDS` in the app's folder: (standard output, standard error)."""
-    return process([sys.executable, "again.py", *words], home.parent / "app", code=code)
+    return process("python", "again.py", *words, cwd=home.parent / "app", code=code)
 
 
 def runs(home: Path, *words: str, code: int = 0, stdin: str = "") -> tuple[str, str]:
     """`nemotron runs WORDS` from somewhere else."""
-    return process([*NEMOTRON, *words], home.parent, code=code, stdin=stdin)
+    return process("nemotron", "runs", *words, cwd=home.parent, code=code, stdin=stdin)
 
 
 def newest(home: Path) -> JobFolder:
@@ -146,7 +145,7 @@ def test_a_rerun_of_a_recipe_that_is_broken_now(home: Path) -> None:
     (app / "env.toml").write_text('[cli]\nrecipes = ["again"]\n')
     (app / "again").mkdir()
     (app / "again.py").rename(app / "again" / "__init__.py")
-    process([*NEMOTRON[:-1], "again", "speak", "lines=0"], app)
+    process("nemotron", "again", "speak", "lines=0", cwd=app)
     (app / "again" / "__init__.py").write_text("def (")
     assert "The recipe 'again' is broken: SyntaxError" in runs(home, "rerun", "latest", code=2)[1]
 
@@ -273,7 +272,7 @@ def test_the_code_is_on_record(home: Path) -> None:
     launch(home, "speak")
     assert plan_of(newest(home))["code"] == {**clean, "dirty": True} or clean["dirty"]
     assert "and what was not committed" in runs(home, "show", "latest")[0]
-    shown = process([sys.executable, "again.py", "speak", "--dry-run", "--json"], app)[0]
+    shown = process("python", "again.py", "speak", "--dry-run", "--json", cwd=app)[0]
     assert "code" not in json.loads(shown)
 
 
@@ -286,11 +285,7 @@ def behind_a_gate(home: Path, *words: str) -> tuple[JobFolder, Callable[[], None
 
 def launch_that_waits(home: Path, job: JobFolder, open_gate: Callable[[], None], *words: str) -> tuple[str, str]:
     """A launch in the foreground after `job`, for which the gate opens when it says that it waits."""
-    command = [sys.executable, "again.py", *words, "--after", job.run_id]
-    waits = subprocess.Popen(
-        command, cwd=home.parent / "app", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    waits = start("python", "again.py", *words, "--after", job.run_id, cwd=home.parent / "app")
     said: list[str] = []
     assert waits.stderr is not None
     for line in waits.stderr:
@@ -392,9 +387,7 @@ def test_what_the_other_run_saves_is_its_input(home: Path, tmp_path: Path) -> No
 
 def test_attach_shows_the_rest_and_exits_as_the_job(home: Path) -> None:
     job, open_gate = behind_a_gate(home, "lines=8", "waits_at=5", "code=3")
-    first = subprocess.Popen(
-        [*NEMOTRON, "attach", job.run_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    first = start("nemotron", "runs", "attach", job.run_id)
     assert first.stdout is not None and first.stderr is not None
     seen = [first.stdout.readline() for _ in range(3)]
     first.send_signal(signal.SIGINT)

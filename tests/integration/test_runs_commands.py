@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
 
-NEMOTRON = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
+from ..conftest import until
+from ..project import asleep, run, start
+
 EVIL = b"\x1b[31mred\x1b[0m \x1b]0;owned\x07\xff end\n"
 
 
@@ -28,8 +29,7 @@ pytestmark = pytest.mark.usefixtures("project")
 
 
 def nemotron(*words: str, code: int = 0) -> str:
-    done = subprocess.run([*NEMOTRON, *words], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code, (done.stdout, done.stderr)
+    done = run("nemotron", *words, code=code)
     assert "Traceback" not in done.stderr
     return done.stdout if code in (0, 1, 3, 4) and done.stdout else done.stderr
 
@@ -37,7 +37,7 @@ def nemotron(*words: str, code: int = 0) -> str:
 def in_terminal(*words: str) -> bytes:
     """What the command writes to a terminal."""
     parent, child = pty.openpty()
-    process = subprocess.Popen([*NEMOTRON, *words], stdout=child, stderr=child, stdin=child, close_fds=True)
+    process = start("nemotron", *words, stdout=child, stderr=child, stdin=child, close_fds=True)
     os.close(child)
     out = b""
     while select.select([parent], [], [], 30)[0]:
@@ -155,9 +155,9 @@ def test_show() -> None:
 
 
 def test_logs_are_harmless_on_a_terminal_and_exact_in_a_pipe() -> None:
-    run = make(code=0, log=EVIL)
-    assert subprocess.run([*NEMOTRON, "runs", "logs", run.id], capture_output=True, check=True).stdout == EVIL
-    assert in_terminal("runs", "logs", run.id) == "red ^[]0;owned^G\ufffd end\r\n".encode()
+    made = make(code=0, log=EVIL)
+    assert start("nemotron", "runs", "logs", made.id, text=False).communicate(timeout=60)[0] == EVIL
+    assert in_terminal("runs", "logs", made.id) == "red ^[]0;owned^G\ufffd end\r\n".encode()
 
 
 def test_a_terminal_gets_no_escape_of_the_runs_own() -> None:
@@ -193,8 +193,8 @@ job.finish(0)
 
 def test_follow_from_before_the_first_line_to_the_last() -> None:
     run = make()
-    reader = subprocess.Popen([*NEMOTRON, "runs", "logs", "-f", run.id], stdout=subprocess.PIPE)
-    time.sleep(0.3)
+    reader = start("nemotron", "runs", "logs", "-f", run.id, text=False)
+    until(lambda: asleep(reader))
     subprocess.run([sys.executable, "-c", WRITER, str(run.job().path)], check=True)
     out, _ = reader.communicate(timeout=30)
     assert out == b"".join(b"%d\n" % n for n in range(100)) and reader.returncode == 0
@@ -204,9 +204,8 @@ def test_follow_ends_when_the_job_was_killed() -> None:
     run = make(log=b"so far\n")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     run.job().transition("running", process=process_facts(child.pid))
-    reader = subprocess.Popen([*NEMOTRON, "runs", "logs", "-f", run.id], stdout=subprocess.PIPE)
-    time.sleep(0.3)
-    assert reader.poll() is None
+    reader = start("nemotron", "runs", "logs", "-f", run.id, text=False)
+    until(lambda: asleep(reader))
     child.kill()
     child.wait()
     assert reader.communicate(timeout=30)[0] == b"so far\n"
@@ -215,7 +214,7 @@ def test_follow_ends_when_the_job_was_killed() -> None:
 def test_ctrl_c_while_following() -> None:
     run = make(log=b"so far\n")
     run.job().transition("running")
-    reader = subprocess.Popen([*NEMOTRON, "runs", "logs", "-f", run.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader = start("nemotron", "runs", "logs", "-f", run.id, text=False)
     assert reader.stdout is not None and reader.stdout.readline() == b"so far\n"
     reader.send_signal(signal.SIGINT)
     _, errors = reader.communicate(timeout=10)
@@ -235,9 +234,8 @@ def test_ctrl_c_while_following() -> None:
 def test_wait_exits_as_the_run_did(finish: Callable[[Any], object], code: int) -> None:
     run = make()
     run.job().transition("running")
-    waiting = subprocess.Popen([*NEMOTRON, "runs", "wait", run.id], stdout=subprocess.PIPE, text=True)
-    time.sleep(0.4)
-    assert waiting.poll() is None
+    waiting = start("nemotron", "runs", "wait", run.id)
+    until(lambda: asleep(waiting))
     finish(run.job())
     out, _ = waiting.communicate(timeout=10)
     assert waiting.returncode == code and out.startswith(f"{run.id}: ")
@@ -245,7 +243,7 @@ def test_wait_exits_as_the_run_did(finish: Callable[[Any], object], code: int) -
 
 def test_cancel() -> None:
     run = make()
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     run.job().transition("running", process=process_facts(child.pid))
     assert nemotron("runs", "cancel", run.id).startswith(f"{run.id}: cancelled")
     assert child.wait(10) == -signal.SIGTERM
@@ -279,7 +277,7 @@ def test_rm_refuses_what_is_registered_elsewhere() -> None:
 
 def test_reading_into_a_closed_pipe_is_no_error() -> None:
     run = make(code=0, log=b"line\n" * 200_000)
-    reader = subprocess.Popen([*NEMOTRON, "runs", "logs", run.id], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    reader = start("nemotron", "runs", "logs", run.id, text=False)
     assert reader.stdout is not None and reader.stderr is not None
     assert reader.stdout.readline() == b"line\n"
     reader.stdout.close()

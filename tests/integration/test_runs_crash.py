@@ -33,7 +33,7 @@ def test_killed_at_random_moments(home: Path) -> None:
     for seed in range(15):
         launcher = subprocess.Popen([sys.executable, "-c", LAUNCHES], stdout=subprocess.PIPE, text=True)
         assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
-        time.sleep(random.Random(seed).uniform(0, 0.2))
+        time.sleep(random.Random(seed).uniform(0, 0.2))  # the moment of the kill
         launcher.send_signal(signal.SIGKILL)
         acknowledged += [line.strip() for line in launcher.stdout if line.endswith("\n")]
         assert launcher.wait(10) == -signal.SIGKILL

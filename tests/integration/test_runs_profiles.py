@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-NEMOTRON = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
+from ..project import run
+
 ENV = """\
 [base]
 executor = "slurm"
@@ -35,8 +34,7 @@ def folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def nemotron(*words: str, code: int = 0) -> str:
-    done = subprocess.run([*NEMOTRON, *words], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code, (done.stdout, done.stderr)
+    done = run("nemotron", *words, code=code)
     assert "hush" not in done.stdout + done.stderr
     return done.stdout or done.stderr
 

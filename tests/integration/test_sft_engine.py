@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.reporter import Reporter
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig
+
+from ..project import environment, run
 
 
 @pytest.fixture
@@ -167,12 +167,9 @@ def test_two_processes_train_what_one_trains(config: SFTConfig) -> None:
     file = Path(str(pair.checkpoint.save)).with_name("pair.yaml")
     file.write_text(yaml.safe_dump(asdict(pair)))
     module = "nemotron.recipes.nano3.stage1_sft.train"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", module]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NEMO", "WANDB", "SLURM"))}
-    threads = str(torch.get_num_threads())
-    env = {**kept, "NEMOTRON_HOME": str(file.with_name("home")), "OMP_NUM_THREADS": threads}
-    done = subprocess.run([*launcher, "--config", str(file)], env=env, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+    launcher = ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", module]
+    env = environment(file.with_name("home"), OMP_NUM_THREADS=str(torch.get_num_threads()))
+    done = run(*launcher, "--config", str(file), env=env, timeout=250)
     model = json.loads(done.stdout)["model"]
     assert model["name"] == "ModelArtifact-sft"
     assert (Path(model["path"]) / "model.safetensors").read_bytes() == (one.path / "model.safetensors").read_bytes()

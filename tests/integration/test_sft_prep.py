@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import until
+from ..project import Project, environment
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "recipes" / "nano3" / "tokenizers" / "tiny"
@@ -53,7 +54,7 @@ def start(blend: Path, tmp_path: Path) -> Start:
         words = [sys.executable, "-c", PREP, str(blend), str(output), str(workers), str(TOKENIZER)]
         return subprocess.Popen(
             words,
-            env={**os.environ, "NEMOTRON_HOME": str(tmp_path / "home"), **env},
+            env=environment(tmp_path / "home", **env),
             start_new_session=True,
             stderr=subprocess.PIPE,
             text=True,
@@ -101,10 +102,8 @@ def test_workers_ranks_and_kills_change_no_byte(start: Start, tmp_path: Path) ->
 
 
 def test_tiny_needs_nothing_but_python(tmp_path: Path) -> None:
-    words = [sys.executable, str(ROOT / "recipes" / "nano3" / "stage1_sft" / "data_prep.py"), "--config", "tiny"]
-    env = {**os.environ, "PWD": str(tmp_path), "NEMOTRON_HOME": str(tmp_path / "home")}
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    script = ROOT / "recipes" / "nano3" / "stage1_sft" / "data_prep.py"
+    done = Project(tmp_path)("python", str(script), "--config", "tiny")
     output = tmp_path / "output" / "nano3" / "stage1_sft" / "tiny"
     piped = json.loads(done.stdout)["data"]
     assert (piped["type"], piped["path"]) == ("SFTDataArtifact", str(output / "splits"))

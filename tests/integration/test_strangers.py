@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ..project import Project
 
 RECIPE = """
 from dataclasses import dataclass
@@ -51,32 +51,13 @@ HOSTILE = "import os\nopen(os.environ['MARK'], 'a').write(__name__ + ' ')\nraise
 NAMES = ("json", "random", "types", "calendar", "queue", "logging", "shlex", "socket")
 
 
-class Folder:
+class Folder(Project):
     """A project whose folder holds hostile modules beside a recipe."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        for name in ("demo", "program", "project"):
-            (path / name).mkdir()
-        (path / "demo/__init__.py").write_text(RECIPE)
-        (path / "demo/inside.py").write_text("def doubled(n):\n    return 2 * n\n")
-        (path / "beside.py").write_text("HERE = True\n")
-        (path / "program/app.py").write_text(PROGRAM)
-        (path / "program/parts.py").write_text("HERE = True\n")
-        (path / "env.toml").write_text('[cli]\nrecipes = ["demo"]\n[two]\nnproc_per_node = 2\n')
-        for name in NAMES:
-            (path / f"{name}.py").write_text(HOSTILE)
-        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        self.env = {**kept, "NEMOTRON_HOME": str(path / "home"), "OMP_NUM_THREADS": "1", "MARK": str(path / "mark")}
-
-    def __call__(self, *line: str, code: int | None = 0) -> str:
-        program = [str(Path(sys.executable).with_name("nemotron"))] if line[0] == "nemotron" else [sys.executable]
-        done = subprocess.run(
-            [*program, *line[1:]], cwd=self.path, env=self.env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        logs = "".join(file.read_text() for file in self.path.glob("home/runs/*/jobs/*/logs/*.log"))
-        marked = (self.path / "mark").read_text() if (self.path / "mark").exists() else ""
+    def said(self, *line: str, code: int | None = 0) -> str:
+        done = self(*line, code=None, stderr=subprocess.STDOUT)
+        logs = "".join(file.read_text() for file in self.folder.glob("home/runs/*/jobs/*/logs/*.log"))
+        marked = (self.folder / "mark").read_text() if (self.folder / "mark").exists() else ""
         assert done.returncode == code or code is None, f"exit {done.returncode}\n{done.stdout}\n{logs}"
         assert not marked, f"ran: {marked}\n{done.stdout}\n{logs}"
         return done.stdout + logs
@@ -84,7 +65,17 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+    files = {
+        "demo/__init__.py": RECIPE,
+        "demo/inside.py": "def doubled(n):\n    return 2 * n\n",
+        "beside.py": "HERE = True\n",
+        "program/app.py": PROGRAM,
+        "program/parts.py": "HERE = True\n",
+        "env.toml": '[cli]\nrecipes = ["demo"]\n[two]\nnproc_per_node = 2\n',
+    }
+    made = Folder(tmp_path, {**files, **{f"{name}.py": HOSTILE for name in NAMES}}, MARK=str(tmp_path / "mark"))
+    made.env.pop("PYTHONPATH", None)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -97,17 +88,17 @@ def folder(tmp_path: Path) -> Folder:
     ids=["in-process", "torchrun", "sweep"],
 )
 def test_a_module_in_the_working_folder_is_not_the_standard_librarys(folder: Folder, line: list[str]) -> None:
-    assert "doubled 2" in folder(*line)
+    assert "doubled 2" in folder.said(*line)
 
 
 def test_the_same_of_a_job_of_its_own(folder: Folder) -> None:
-    folder("nemotron", "demo", "score", "--batch", "local")
-    (run,) = (path.name for path in (folder.path / "home/runs").iterdir() if not path.name.startswith("."))
-    assert "doubled 2" in folder("nemotron", "runs", "logs", run, "-f")
+    folder.said("nemotron", "demo", "score", "--batch", "local")
+    run = folder.newest.name
+    assert "doubled 2" in folder.said("nemotron", "runs", "logs", run, "-f")
 
 
 def test_a_program_still_imports_what_lies_beside_it(folder: Folder) -> None:
-    assert "parts True 1" in folder("python", "program/app.py", "-m", "+n=1", "hydra/launcher=nemo_run")
+    assert "parts True 1" in folder.said("python", "program/app.py", "-m", "+n=1", "hydra/launcher=nemo_run")
 
 
 SECRETIVE = """
@@ -169,17 +160,17 @@ def _written(root: Path) -> str:
     ids=lambda words: " ".join(words),
 )  # fmt: skip
 def test_no_record_and_no_stream_has_a_secret(folder: Folder, words: list[str]) -> None:
-    (folder.path / "demo/__init__.py").write_text(SECRETIVE)
+    (folder.folder / "demo/__init__.py").write_text(SECRETIVE)
     folder.env |= {"DEMO_KEY": KEY, "HF_TOKEN": TOKEN, "LATE_WORD": LATE}
-    said = folder("nemotron", "demo", "leak", "key=${secret:DEMO_KEY}", *words, code=None)
-    said += folder("nemotron", "runs", "show", "latest", "--json") + folder("nemotron", "runs")
-    said += folder("nemotron", "artifacts", "--json")
-    said += _written(folder.path)
+    said = folder.said("nemotron", "demo", "leak", "key=${secret:DEMO_KEY}", *words, code=None)
+    said += folder.said("nemotron", "runs", "show", "latest", "--json") + folder.said("nemotron", "runs")
+    said += folder.said("nemotron", "artifacts", "--json")
+    said += _written(folder.folder)
     assert "printed '***'" in said and "written ***" in said and "logged ***" in said
     assert "late ***" in said and "child ***" in said and "error ***" in said
     assert "metadata.deep holds the value of LATE_WORD: it is saved as ***" in said
     assert "canary" not in said
-    record = json.loads(next(folder.path.glob("home/artifacts/Made/v0/version.json")).read_text())
+    record = json.loads(next(folder.folder.glob("home/artifacts/Made/v0/version.json")).read_text())
     assert record["fields"] == {"note": "by ***", "parts": ["***"]}
     assert record["document"]["metadata"] | {"deep": 0} == {
         "key": "***", "deep": 0, "***": 1, "note": "by ***", "parts": ["***"],
@@ -188,13 +179,13 @@ def test_no_record_and_no_stream_has_a_secret(folder: Folder, words: list[str]) 
 
 def test_a_literal_and_a_quoted_name_start_nothing(folder: Folder) -> None:
     folder.env |= {"HF_TOKEN": TOKEN}
-    (folder.path / "demo/__init__.py").write_text(SECRETIVE)
-    (folder.path / "file.yaml").write_text("free:\n  a:\n    - {api_key: canary-in-a-file}\n")
+    (folder.folder / "demo/__init__.py").write_text(SECRETIVE)
+    (folder.folder / "file.yaml").write_text("free:\n  a:\n    - {api_key: canary-in-a-file}\n")
     for words in (
         ["key=${oc.env:'HF_TOKEN'}"], ["+free.x={api_key: canary}"], ["-c", "file.yaml"], [f"end=is-{TOKEN}"],
         ["-m", "end=a,b", "key=${oc.env:HF_TOKEN}"],
     ):  # fmt: skip
-        said = folder("nemotron", "demo", "leak", *words, code=2)
+        said = folder.said("nemotron", "demo", "leak", *words, code=2)
         assert "secret" in said, said
     assert "canary" not in said.replace(f"end=is-{TOKEN}", "")
-    assert "canary" not in _written(folder.path / "home")
+    assert "canary" not in _written(folder.folder / "home")

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from ..project import environment, run, start
 from ..shards import MODEL, write_shard
 
 SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
@@ -22,7 +24,7 @@ MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A working folder with prepared data and a config.yaml."""
     random = np.random.default_rng(0)
 
@@ -53,16 +55,14 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NEMO", "WANDB", "SLURM"))}
-    return {**kept, "NEMOTRON_HOME": str(home / "home"), "OMP_NUM_THREADS": "1"}
+def train(folder: Path, *words: str, launcher: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+    command = [*(launcher or ("python", str(SCRIPT))), "--config", "config.yaml", *words]
+    return run(*command, cwd=folder, env=environment(folder / "home", **env), timeout=240, code=None)
 
 
-def train(home: Path, *words: str, launcher: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-    command = [*(launcher or (sys.executable, str(SCRIPT))), "--config", "config.yaml", *words]
-    return subprocess.run(
-        command, cwd=home, env={**environment(home), **env}, capture_output=True, text=True, timeout=240, check=False
-    )
+def begin(folder: Path, launcher: Sequence[str], words: list[str]) -> subprocess.Popen[str]:
+    line = [*launcher, "--config", "config.yaml", *words]
+    return start(*line, cwd=folder, env=environment(folder / "home"), stdout=subprocess.DEVNULL)
 
 
 def torchrun(*words: str) -> tuple[str, ...]:
@@ -73,17 +73,17 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def weights(home: Path, step: int = 6) -> bytes:
-    return (home / f"save/model-{step:08d}/model.safetensors").read_bytes()
+def weights(folder: Path, step: int = 6) -> bytes:
+    return (folder / f"save/model-{step:08d}/model.safetensors").read_bytes()
 
 
-def test_a_run_leaves_a_model_that_plain_transformers_loads(home: Path) -> None:
-    run = train(home)
+def test_a_run_leaves_a_model_that_plain_transformers_loads(folder: Path) -> None:
+    run = train(folder)
     assert run.returncode == 0, run.stderr
     printed = json.loads(run.stdout)  # standard output is not a terminal: it is for the next step
     assert printed["model"]["type"] == "ModelArtifact"
     path = Path(printed["model"]["path"])
-    metrics = rows(home / "save/metrics.jsonl")
+    metrics = rows(folder / "save/metrics.jsonl")
     assert [row["step"] for row in metrics if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert {"loss", "lr", "tokens_per_second", "elapsed", "grad_norm"} <= set(metrics[0])
     assert metrics[5]["loss"] < metrics[0]["loss"]
@@ -92,7 +92,7 @@ def test_a_run_leaves_a_model_that_plain_transformers_loads(home: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    stream = np.fromfile(home / "data/v.bin", np.uint16).astype(np.int64)
+    stream = np.fromfile(folder / "data/v.bin", np.uint16).astype(np.int64)
     windows = torch.from_numpy(np.stack([stream[n : n + 33] for n in range(0, len(stream) - 32, 32)]))
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(
@@ -101,34 +101,33 @@ def test_a_run_leaves_a_model_that_plain_transformers_loads(home: Path) -> None:
     assert metrics[-1]["valid_loss"] == pytest.approx(float(loss), abs=1e-5)
     registered = json.loads((path / "metadata.json").read_text())
     assert registered["loss"] == metrics[-1]["valid_loss"] and registered["step"] == 6
-    assert list((home / "home/artifacts").rglob("v0"))
+    assert list((folder / "home/artifacts").rglob("v0"))
 
-    again = train(home)  # nothing is left to do: the same model, the same version
+    again = train(folder)  # nothing is left to do: the same model, the same version
     assert again.returncode == 0, again.stderr
     assert "Resuming" in again.stderr and "step 6/6" not in again.stderr
     assert json.loads(again.stdout)["model"]["path"] == str(path)
-    assert not list((home / "home/artifacts").rglob("v1"))
+    assert not list((folder / "home/artifacts").rglob("v1"))
 
 
-def test_two_processes_train_what_one_trains(home: Path) -> None:
-    alone = train(home)
+def test_two_processes_train_what_one_trains(folder: Path) -> None:
+    alone = train(folder)
     assert alone.returncode == 0, alone.stderr
-    pair = train(home, f"checkpoint.save={home}/pair", launcher=torchrun())
+    pair = train(folder, f"checkpoint.save={folder}/pair", launcher=torchrun())
     assert pair.returncode == 0, pair.stderr
     assert pair.stderr.count("step 3/6: loss") == 1
     assert list(json.loads(pair.stdout)) == ["model"]
-    ours, theirs = rows(home / "save/metrics.jsonl"), rows(home / "pair/metrics.jsonl")
+    ours, theirs = rows(folder / "save/metrics.jsonl"), rows(folder / "pair/metrics.jsonl")
     assert [row["loss"] for row in theirs[:-1]] == pytest.approx([row["loss"] for row in ours[:-1]], rel=1e-4)
     assert theirs[-1]["valid_loss"] == pytest.approx(ours[-1]["valid_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_told_to_stop_it_saves_and_goes_on_later(home: Path, name: str) -> None:
-    whole = train(home)
+def test_told_to_stop_it_saves_and_goes_on_later(folder: Path, name: str) -> None:
+    whole = train(folder)
     assert whole.returncode == 0, whole.stderr
-    words = ["train.train_iters=6", f"checkpoint.save={home}/stopped", "checkpoint.save_interval=100"]
-    command = [sys.executable, str(SCRIPT), "--config", "config.yaml", *words]
-    process = subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True)
+    words = ["train.train_iters=6", f"checkpoint.save={folder}/stopped", "checkpoint.save_interval=100"]
+    process = begin(folder, ["python", str(SCRIPT)], words)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 2/6"):
@@ -137,20 +136,19 @@ def test_told_to_stop_it_saves_and_goes_on_later(home: Path, name: str) -> None:
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 75
     assert re.search(rf"Stopped by {name} after step \d of 6; saved in .*/stopped", rest)
-    saved = sorted(path.name for path in (home / "stopped").glob("step-*"))
+    saved = sorted(path.name for path in (folder / "stopped").glob("step-*"))
     assert len(saved) == 1 and saved[0] < "step-00000006"
-    assert not list((home / "stopped").glob("model-*"))
+    assert not list((folder / "stopped").glob("model-*"))
 
-    resumed = train(home, *words)
+    resumed = train(folder, *words)
     assert resumed.returncode == 0, resumed.stderr
-    assert (home / "stopped/model-00000006/model.safetensors").read_bytes() == weights(home)
-    assert [row["step"] for row in rows(home / "stopped/metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert (folder / "stopped/model-00000006/model.safetensors").read_bytes() == weights(folder)
+    assert [row["step"] for row in rows(folder / "stopped/metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
-def test_every_process_stops_when_one_is_told_to(home: Path) -> None:
+def test_every_process_stops_when_one_is_told_to(folder: Path) -> None:
     words = ["train.train_iters=400", "checkpoint.save_interval=1000", "logger.log_interval=5"]
-    command = [*torchrun(), "--config", "config.yaml", *words]
-    process = subprocess.Popen(command, cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True)
+    process = begin(folder, torchrun(), words)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 10/400"):
@@ -159,7 +157,7 @@ def test_every_process_stops_when_one_is_told_to(home: Path) -> None:
     rest = process.stderr.read()
     assert process.wait(timeout=60) != 0
     assert "Stopped by" in rest and re.search(r"exitcode ?: 75", rest)
-    assert len(list((home / "save").glob("step-*"))) == 1
+    assert len(list((folder / "save").glob("step-*"))) == 1
 
 
 def _signal_one_worker(parent: int, number: signal.Signals = signal.SIGUSR1) -> None:
@@ -168,19 +166,13 @@ def _signal_one_worker(parent: int, number: signal.Signals = signal.SIGUSR1) -> 
     os.kill(workers[-1], number)
 
 
-def test_a_killed_process_is_replaced_and_nothing_changes(home: Path) -> None:
+def test_a_killed_process_is_replaced_and_nothing_changes(folder: Path) -> None:
     words = ["train.train_iters=40", "checkpoint.save_interval=5"]
-    whole = train(home, *words, f"checkpoint.save={home}/whole", launcher=torchrun())
+    whole = train(folder, *words, f"checkpoint.save={folder}/whole", launcher=torchrun())
     assert whole.returncode == 0, whole.stderr
     launcher = list(torchrun())
     launcher.insert(3, "--max-restarts=2")
-    process = subprocess.Popen(
-        [*launcher, "--config", "config.yaml", *words],
-        cwd=home,
-        env=environment(home),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin(folder, launcher, words)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 8/40"):
@@ -189,7 +181,7 @@ def test_a_killed_process_is_replaced_and_nothing_changes(home: Path) -> None:
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 0, rest
     assert re.search(r"Resuming from .*/step-\d+ \(step (5|10|15)\)", rest)
-    ends = [home / folder / "model-00000040/model.safetensors" for folder in ("whole", "save")]
+    ends = [folder / name / "model-00000040/model.safetensors" for name in ("whole", "save")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
@@ -208,55 +200,48 @@ def test_a_killed_process_is_replaced_and_nothing_changes(home: Path) -> None:
         (["model.vocab_size=8"], r"the model's vocabulary has 8"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(home: Path, words: list[str], error: str) -> None:
-    run = train(home, *words)
+def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, words: list[str], error: str) -> None:
+    run = train(folder, *words)
     assert run.returncode == 2, run.stderr
     assert re.search(error, run.stderr) and "Traceback" not in run.stderr
-    assert not list((home / "save").glob("*-0*"))
+    assert not list((folder / "save").glob("*-0*"))
 
 
-def test_a_damaged_shard_is_never_read(home: Path) -> None:
-    path = home / "data/b.bin"
+def test_a_damaged_shard_is_never_read(folder: Path) -> None:
+    path = folder / "data/b.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    run = train(home)
+    run = train(folder)
     assert run.returncode == 2 and re.search(r"b\.bin: 3,598 bytes, but its index says 3,600", run.stderr)
 
 
-def test_another_model_in_the_folder_is_refused(home: Path) -> None:
-    assert train(home).returncode == 0
-    before = {path: path.stat().st_mtime_ns for path in (home / "save").rglob("*")}
-    run = train(home, "model.hidden_size=48")
+def test_another_model_in_the_folder_is_refused(folder: Path) -> None:
+    assert train(folder).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (folder / "save").rglob("*")}
+    run = train(folder, "model.hidden_size=48")
     assert run.returncode == 2
     assert re.search(r"a different model: model\.hidden_size is 32 there and 48 here", run.stderr)
-    assert {path: path.stat().st_mtime_ns for path in (home / "save").rglob("*")} == before
-    longer = train(home, "train.train_iters=8")  # longer is the same run, further on
+    assert {path: path.stat().st_mtime_ns for path in (folder / "save").rglob("*")} == before
+    longer = train(folder, "train.train_iters=8")  # longer is the same run, further on
     assert longer.returncode == 0 and "(step 6)" in longer.stderr
-    assert (home / "save/model-00000006").is_dir() and (home / "save/model-00000008").is_dir()
+    assert (folder / "save/model-00000006").is_dir() and (folder / "save/model-00000008").is_dir()
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(home: Path) -> None:
-    assert train(home, "train.train_iters=3", "scheduler.lr_decay_style=constant").returncode == 0
+def test_a_full_disk_keeps_the_checkpoint_before(folder: Path) -> None:
+    assert train(folder, "train.train_iters=3", "scheduler.lr_decay_style=constant").returncode == 0
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000,) * 2);"
     limited += f"sys.argv = sys.argv[1:]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     launcher = (sys.executable, "-c", limited, str(SCRIPT))
-    run = train(home, "scheduler.lr_decay_style=constant", launcher=launcher)
+    run = train(folder, "scheduler.lr_decay_style=constant", launcher=launcher)
     assert run.returncode == 1, run.stderr
     assert re.search(r"step-00000006: the checkpoint can't be written", run.stderr) and "Traceback" not in run.stderr
-    assert [path.name for path in (home / "save").glob("*step-*")] == ["step-00000003"]
-    rerun = train(home, "scheduler.lr_decay_style=constant")
+    assert [path.name for path in (folder / "save").glob("*step-*")] == ["step-00000003"]
+    rerun = train(folder, "scheduler.lr_decay_style=constant")
     assert rerun.returncode == 0, rerun.stderr
 
 
-def test_started_in_its_own_folder_it_finds_its_config(home: Path) -> None:
+def test_started_in_its_own_folder_it_finds_its_config(folder: Path) -> None:
     began = time.monotonic()
-    run = subprocess.run(
-        [sys.executable, "train.py", "--config", "config/tiny.yaml", "train.train_iters=2", "run.data=Nothing:v7"],
-        cwd=SCRIPT.parent,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 2 and "Nothing" in run.stderr and "Traceback" not in run.stderr
+    words = ["--config", "config/tiny.yaml", "train.train_iters=2", "run.data=Nothing:v7"]
+    refused = run("python", "train.py", *words, cwd=SCRIPT.parent, env=environment(folder / "home"), code=2)
+    assert "Nothing" in refused.stderr and "Traceback" not in refused.stderr
     assert time.monotonic() - began < 20

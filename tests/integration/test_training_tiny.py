@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ..project import environment, run
+
 STAGE = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain"
 
 
-def run(script: str, *words: str, cwd: Path) -> dict:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("NEMO", "WANDB"))}
-    env |= {"NEMOTRON_HOME": str(cwd / "home"), "PWD": str(cwd)}
-    command = [sys.executable, str(STAGE / script), *words]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+def made(script: str, *words: str, cwd: Path) -> dict:
+    """What the stage's script says that it has made."""
+    done = run("python", str(STAGE / script), *words, cwd=cwd, env=environment(cwd / "home"), timeout=280)
     return json.loads(done.stdout)
 
 
@@ -31,8 +27,8 @@ def unigram_entropy(tokens: np.ndarray) -> float:
 
 
 def test_tiny_learns_real_text(tmp_path: Path) -> None:
-    data = Path(run("data_prep.py", "--config", "tiny", cwd=tmp_path)["data"]["path"])
-    model = Path(run("train.py", "--config", "config/tiny.yaml", cwd=tmp_path)["model"]["path"])
+    data = Path(made("data_prep.py", "--config", "tiny", cwd=tmp_path)["data"]["path"])
+    model = Path(made("train.py", "--config", "config/tiny.yaml", cwd=tmp_path)["model"]["path"])
     prefixes = json.loads((data / "blend.json").read_text())["valid"][1::2]
     shards = [np.fromfile(f"{prefix}.bin", np.uint16).astype(np.int64) for prefix in prefixes]
 
