@@ -1,6 +1,6 @@
 """Damaged records, byte by byte: whoever reads one says so, and everything else is still listed.
 
-`tests/unit/runs/test_fuzz_records.py` does the same key by key.
+`tests/integration/test_runs_fuzz.py` does the same key by key.
 """
 
 from __future__ import annotations

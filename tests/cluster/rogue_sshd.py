@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..conftest import until
 from .backends import Sshd
 
 
@@ -51,10 +51,7 @@ def _sshd(log: Path, options: Mapping[str, object]) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(log: Path, text: str) -> None:
-    deadline = time.monotonic() + 10
-    while not (log.exists() and text in log.read_text()):
-        assert time.monotonic() < deadline, f"{log} never said {text!r}"
-        time.sleep(0.02)
+    until(lambda: log.exists() and text in log.read_text(), 10, lambda: f"{log} never said {text!r}", every=0.02)
 
 
 def _client(folder: Path, port: int, known: str, key: Path, sshd: Sshd) -> dict[str, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ..conftest import until
 from .backends import Docker, Slurm, Sshd
 from .rogue_sshd import Rogue
 
@@ -21,10 +21,7 @@ def submit(slurm: Slurm, folder: Path, script: str, *flags: str) -> str:
 
 
 def wait_for(question: Callable[[], object], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.2)
+    until(question, seconds, lambda: what, every=0.2)
 
 
 def states(slurm: Slurm, job: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -22,9 +21,10 @@ def test_a_container_is_seen_entered_followed_and_stopped(world: World) -> None:
     assert "running" in tool(world, "runs").stdout
     said = tool(world, "runs", "shell", job.run_id, "--", "sh", "-c", 'pwd; echo "$1"', "sh", "a 'b' $c")
     assert said.stdout.splitlines() == [str(job.path), "a 'b' $c"], said.stderr
-    gone = tool(world, "runs", "show", job.run_id, DOCKER_HOST="unix:///nowhere")
-    time.sleep(3)  # for so long everybody hears what was said last
-    gone = tool(world, "runs", "show", job.run_id, DOCKER_HOST="unix:///nowhere")
+    nowhere = {"DOCKER_HOST": "unix:///nowhere"}
+    # For three seconds everybody hears what was said last.
+    until(lambda: tool(world, "runs", "show", job.run_id, **nowhere).returncode == 3, every=0.5)
+    gone = tool(world, "runs", "show", job.run_id, **nowhere)
     assert gone.returncode == 3 and "unreachable" in gone.stdout and "last known  running" in gone.stdout
     assert "cancelled" in tool(world, "runs", "cancel", job.run_id).stdout
     attached = tool(world, "runs", "attach", job.run_id)

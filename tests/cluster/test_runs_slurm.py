@@ -156,7 +156,7 @@ def test_attach_goes_on_where_it_stopped(world: World, stop: signal.Signals) -> 
     second = begin(world, "attach", job.run_id)
     assert second.stdout is not None
     seen += [second.stdout.readline() for _ in range(3)]
-    time.sleep(0.4)
+    time.sleep(0.4)  # between two lines
     second.send_signal(stop)
     seen += second.stdout.read().splitlines(keepends=True)
     second.wait(30)

@@ -173,7 +173,7 @@ def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
     attached = laptop.begin("runs", "attach", job.run_id)
     assert attached.stdout is not None
     seen = [attached.stdout.readline() for _ in range(3)]
-    time.sleep(0.4)
+    time.sleep(0.4)  # between two lines
     attached.kill()
     # Not communicate(): it passes over what readline() has already taken into its buffer.
     seen += attached.stdout.read().splitlines(keepends=True)

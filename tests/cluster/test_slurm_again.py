@@ -164,7 +164,7 @@ def test_a_controller_that_is_silent_when_a_job_wants_to_go_on(world: World) -> 
     silent.touch()
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "pending", timeout=60) == "pending"
-    time.sleep(4)
+    time.sleep(4)  # the job asks again and again, and hears nothing
     silent.unlink()
     assert world.wait(job, timeout=90) == "succeeded"
     assert log(job).count("from step") == 2
@@ -179,7 +179,7 @@ def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
     with world.seen():
         until(lambda: look(job) == "cancelled", 60)
     assert job.state().state == "cancelled"
-    time.sleep(3)
+    time.sleep(3)  # a requeue would be in the queue by then
     assert world.queue("-j", number) == []
 
 

@@ -100,7 +100,7 @@ def test_ctrl_c_detaches_within_two_seconds_as_often_as_one_likes(terminal: Term
     for _ in range(CUTS):
         process = terminal.attach()
         assert process.stderr is not None
-        time.sleep(source.uniform(0.0, 0.4))
+        time.sleep(source.uniform(0.0, 0.4))  # the moment
         took.append(interrupt(process))
         said = process.stderr.read()
         assert process.returncode == 130, said
@@ -116,12 +116,12 @@ def test_frozen_and_taken_up_by_another_process(terminal: Terminal) -> None:
     source = random.Random(2)
     for n in range(CUTS):
         process = terminal.attach()
-        time.sleep(source.uniform(0.0, 0.4))
+        time.sleep(source.uniform(0.0, 0.4))  # the moment
         process.send_signal(signal.SIGSTOP)
-        time.sleep(0.5)
+        time.sleep(0.5)  # it is frozen for
         if n % 2:
             process.send_signal(signal.SIGCONT)
-            time.sleep(0.3)
+            time.sleep(0.3)  # and goes on for
             interrupt(process)
         else:
             process.kill()

@@ -142,7 +142,7 @@ def test_a_launch_that_is_killed_and_submitted_again(world: World, script: str) 
     with world.seen():
         executor_for(plans[0].settings).submit(run, plans)
         assert world.wait(run.job()) == "succeeded"
-    time.sleep(1)
+    time.sleep(1)  # a second submission would be in the queue by then
     assert world.jobs_named(only_submission(run).name) == 1
 
 
@@ -214,14 +214,16 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
     assert process.stdout.readline().startswith("sleeping")
     (world.folder / "silent").touch()
     stop_worker(world.only_run())
-    time.sleep(15)
+    told = ""
+    for told in process.stderr:
+        if "unreachable, still trying" in told:
+            break
     assert process.poll() is None
     with world.seen(**env), pytest.raises(Unreachable):
         executor_for(stored_plan(world.only_run()).settings).observe(world.only_run(), world.only_run().jobs())
     (world.folder / "silent").unlink()
     assert process.wait(60) == 1
-    said = process.stderr.read()
-    assert "unreachable, still trying" in said and "Slurm says FAILED" in said
+    assert "unreachable, still trying" in told and "Slurm says FAILED" in process.stderr.read()
     assert not (world.folder / "cancelled").exists()
 
 

@@ -22,6 +22,8 @@ from nemotron_kit.quoting import (
     omegaconf_unescaped,
 )
 
+from ..conftest import examples
+
 PARSER = OverridesParser.create()
 NASTY = st.text(
     alphabet=st.one_of(
@@ -34,7 +36,7 @@ def hydra_reads(word: str) -> object:
     return PARSER.parse_override(word).value()
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(NASTY)
 def test_any_text_arrives_as_that_string(text: str) -> None:
     read = hydra_reads(f"x={hydra_text(text)}")
@@ -42,20 +44,20 @@ def test_any_text_arrives_as_that_string(text: str) -> None:
     assert read == text
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(NASTY)
 def test_quoting_is_hydras_own(text: str) -> None:
     assert hydra_quoted(text) == QuotedString(text, Quote.single).with_quotes()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(NASTY)
 def test_unquoting_undoes_it(text: str) -> None:
     assert hydra_unquoted(hydra_text(text)) == text
     assert hydra_unquoted(QuotedString(text, Quote.double).with_quotes()) == text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(NASTY)
 @example("true")
 @example("null")
@@ -69,7 +71,7 @@ def test_a_key_is_said_exactly_or_refused(key: str) -> None:
     assert hydra_reads(f"x={word}") == {key: 1}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(NASTY)
 @example("\\${a}\\\\${")
 def test_what_omegaconf_would_read_as_an_interpolation_is_text(text: str) -> None:
@@ -79,7 +81,7 @@ def test_what_omegaconf_would_read_as_an_interpolation_is_text(text: str) -> Non
     assert omegaconf_unescaped(escaped) == text
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(NASTY, st.sampled_from(["int", "float", "bool", "str", "path", "literal", "enum"]))
 def test_a_scalar_of_any_kind_is_a_word_of_hydras_grammar(text: str, kind: str) -> None:
     PARSER.parse_override(f"x={hydra_field(text, kind)}")

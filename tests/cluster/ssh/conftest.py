@@ -7,12 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from ...conftest import until
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
@@ -87,10 +88,7 @@ def listens(port: int) -> bool:
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come up"
-        time.sleep(0.02)
+    until(true, seconds, lambda: "it did not come up", every=0.02)
 
 
 @dataclass

@@ -139,7 +139,7 @@ def test_a_connection_that_died_in_a_pause_is_made_again_unseen(client: Any, ser
     there = transport_for(RunConfig(**client.profile(server)))
     facts, _ = there.call("hello")
     os.kill(int(facts["pid"]), 9)
-    time.sleep(2.2)
+    time.sleep(2.2)  # the pause
     assert there.call("exist", paths=["/"]) == ([True], b"")
 
 

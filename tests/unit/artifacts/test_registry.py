@@ -303,6 +303,7 @@ def test_a_folder_that_is_not_there_and_one_that_changes_meanwhile(
         return digests
 
     monkeypatch.setattr(manifest, "sha256_files", slow)
+    monkeypatch.setattr(manifest, "_PAUSES", (0.01,) * len(manifest._PAUSES))
     with pytest.raises(ArtifactChangedError, match="changed while the artifact was being saved"):
         registry.commit(make.draft("Data", "x", root=folder))
     assert registry.names() == []

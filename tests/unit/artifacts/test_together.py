@@ -144,6 +144,7 @@ def test_files_that_are_removed_while_they_are_saved(
 ) -> None:
     draft = make.draft("Data", "a")
     registry.commit(make.draft("Other", "x"))
+    monkeypatch.setattr(commit_room, "_PAUSES", (0.01, 0.02, 0.05, 30.0))
     _meanwhile(monkeypatch, when, lambda: shutil.rmtree(draft.root))
     with pytest.raises(ArtifactChangedError, match="was removed while the artifact was being saved"):
         registry.commit(draft)

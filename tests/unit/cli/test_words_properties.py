@@ -12,6 +12,8 @@ from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling
 from nemotron_kit.errors import UserError
 
+from ...conftest import examples
+
 WORDS = [
     "nano3",
     "data",
@@ -42,7 +44,7 @@ FIELDS = [["--num-shards", "4"], ["--force"], ["--train.lr=2"], ["train.lr=1"], 
 GLOBALS = [["-c", "tiny"], ["--run", "C"], ["--dry-run"], ["--json"], ["-m"], ["--cfg=job"]]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(LINES)
 def test_a_line_is_a_request_or_a_users_error(index: Index, line: list[str]) -> None:
     for read in (parse, parse_hydra):
@@ -52,7 +54,7 @@ def test_a_line_is_a_request_or_a_users_error(index: Index, line: list[str]) -> 
             assert error.message
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(LINES)
 def test_hydras_spelling_of_a_job_is_that_job(index: Index, line: list[str]) -> None:
     try:
@@ -67,7 +69,7 @@ def test_hydras_spelling_of_a_job_is_that_job(index: Index, line: list[str]) -> 
     assert hydra_spelling(again) == words
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     st.lists(st.sampled_from(GLOBALS), unique_by=tuple),
     st.lists(st.sampled_from(FIELDS), unique_by=tuple),

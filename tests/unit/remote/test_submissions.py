@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,12 +63,15 @@ def test_the_lock_outlives_who_took_it_as_long_as_its_child_lives(run: Path) -> 
         "from pathlib import Path\n"
         "from nemotron_kit.remote.agent import slurm as submissions\n"
         f"with submissions.locked(Path({str(run)!r}), {INTENT!r}) as fd:\n"
-        "    subprocess.Popen(['sleep', '1.5'], pass_fds=(fd,), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "    subprocess.Popen(['cat'], pass_fds=(fd,), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
         "    print('held', flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    holder = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert holder.stdout == "held\n" and holder.returncode == -9
-    before = time.monotonic()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:  # type: ignore[call-overload]
+        assert holder.stdout.read() == b"held\n" and holder.wait() == -9
+        with slurm.path_of(run, INTENT).with_suffix(".lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Its input is closed: `cat` ends.
     with slurm.locked(run, INTENT):
-        assert time.monotonic() - before > 0.5
+        pass

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import process_facts
+
+from ...conftest import until
 
 MakeRun = Callable[..., RunFolder]
 Started = list[subprocess.Popen[bytes]]
@@ -48,13 +49,9 @@ def start(started: Started, *words: str, session: bool) -> tuple[subprocess.Pope
 
 
 def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.02)
-    return False
+    stat = Path(f"/proc/{pid}/stat")
+    until(lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", 5, every=0.02)
+    return True
 
 
 def test_a_session_of_its_own_is_stopped_with_its_children(make_run: MakeRun, started: Started) -> None:

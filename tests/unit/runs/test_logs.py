@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 from hypothesis import given
@@ -36,22 +34,20 @@ def test_pieces_give_what_the_whole_gives(data: bytes, cuts: list[int]) -> None:
 
 
 def test_follows_a_growing_log_to_its_last_byte(tmp_path: Path) -> None:
-    path, over = tmp_path / "job.log", threading.Event()
+    """A part of it is written before each look: nothing at first, half a line each time, the last before the end."""
+    path = tmp_path / "job.log"
     lines = [f"line {n}\n".encode() for n in range(200)]
+    parts = [part for line in lines for part in (line[:3], line[3:])]
+    coming = iter(parts)
 
-    def write() -> None:
-        time.sleep(0.05)
-        with path.open("wb", buffering=0) as file:
-            for line in lines:
-                file.write(line)
-                time.sleep(0.0005)
-            over.set()
+    def over() -> bool:
+        if (part := next(coming, None)) is None:
+            return True
+        with path.open("ab", buffering=0) as file:
+            file.write(part)
+        return part is parts[-1]
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    seen = b"".join(follow(path, over.is_set, poll=0.005))
-    writer.join()
-    assert seen == b"".join(lines)
+    assert b"".join(follow(path, over, poll=0.0001)) == b"".join(lines)
 
 
 def test_from_an_offset_and_after_a_truncation(tmp_path: Path) -> None:

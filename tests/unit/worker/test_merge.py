@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 from nemotron_kit.worker.streams import Merged
+
+from ...conftest import until
 
 
 def test_every_line_once_with_its_rank_in_front_to_the_last_byte(tmp_path: Path) -> None:
@@ -38,9 +39,7 @@ def test_lines_come_while_they_are_written_and_half_ones_wait(tmp_path: Path) ->
     path = tmp_path / "rank-0.log"
     with Merged({"rank 0": path}, out.append):
         path.write_bytes(b"whole\nhal")
-        deadline = time.monotonic() + 5
-        while not out and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: out, 5, every=0.01)
         assert b"".join(out) == b"[rank 0] whole\n"
         with path.open("ab") as file:
             file.write(b"f\n")
