@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -29,3 +30,16 @@ def load_names(
         return sorted({*vars(sys.modules[package]), *names})
 
     return load, listed
+
+
+def lend_names(
+    module: str, lender: ModuleType, names: Sequence[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a module that has `names` of another, which loads them on first use."""
+
+    def load(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(lender, name)
+
+    return load, lambda: list(names)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from nemotron_kit.data_prep.last_mile import PipelineResult, SplitResult, last_mile_process, tokenize
     from nemotron_kit.data_prep.planning import freeze_plan
+    from nemotron_kit.data_prep.prepare import run_data_prep
     from nemotron_kit.data_prep.record_transforms import (
         Message,
         OpenAIChatRecord,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         sft,
         sharegpt,
     )
-    from nemotron_kit.data_prep.run import run_data_prep
     from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
     from nemotron_kit.data_prep.shard import make_shard
     from nemotron_kit.data_prep.shard_plan import ShardPlan
@@ -52,7 +52,7 @@ _HOMES = {
     "last_mile": "last_mile_process PipelineResult SplitResult tokenize",
     "shard_plan": "Plan ShardPlan",
     "planning": "freeze_plan",
-    "run": "run_data_prep",
+    "prepare": "run_data_prep",
     "sft_prep": "run_sft_data_prep",
     "shard": "make_shard",
     "record_transforms": (

@@ -25,9 +25,9 @@ from nemotron_kit.data_prep.config import (
 )
 from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
 from nemotron_kit.data_prep.placeholders import rows_of_file
+from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
-from nemotron_kit.data_prep.run import BLEND_FILE, check_packages
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
 from nemotron_kit.errors import NemotronError, UserError, nearest
 from nemotron_kit.files import fsync_dir, write_json

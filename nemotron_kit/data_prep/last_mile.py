@@ -24,7 +24,7 @@ from nemotron_kit.data_prep.config import (
     PipelineConfig,
     SftPrepConfig,
 )
-from nemotron_kit.data_prep.run import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
+from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.errors import UserError
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from nemotron_kit.data_prep.chat import load_template
 from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, SftPrepConfig, parse_size, show_size
-from nemotron_kit.data_prep.run import check_packages
+from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError

@@ -24,7 +24,7 @@ from nemotron_kit.data_prep import sources
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig, load_rl_blend
 from nemotron_kit.data_prep.indexed import HashedFile
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
-from nemotron_kit.data_prep.run import check_packages
+from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json

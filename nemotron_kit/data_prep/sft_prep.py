@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.data_prep.config import NAMED, SPLITS, SftPrepConfig, show_size
-from nemotron_kit.data_prep.run import (
+from nemotron_kit.data_prep.prepare import (
     BLEND_FILE,
     REPORT_FILE,
     Outputs,

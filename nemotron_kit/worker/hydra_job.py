@@ -157,7 +157,7 @@ def _restore(state: dict[str, Any]) -> None:
     Singleton._instances = state["instances"]
     BaseContainer._resolvers.update(state.get("omegaconf_resolvers", {}))
     # What Hydra's scan of its plugins would have registered.
-    import_module("hydra_plugins.nemotron_kit_launcher.config")
+    import_module("hydra_plugins.nemotron_kit_launcher.recipes_source")
 
 
 def _for_this_process(config: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,27 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 # Names that stand for tokenizers which come with the recipe, wherever it is installed.
 TOKENIZERS = {"nano3-tiny": Path(__file__).parent / "tokenizers" / "tiny"}
+
+
+@dataclass
+class BlendInput:
+    """What the data preparations of all stages begin with."""
+
+    blend_path: Path = field(
+        default=Path("blends/default.json"),
+        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
+    )
+    output_dir: Path = Path("output")
+
+
+@dataclass
+class ShardedOutput(BlendInput):
+    """And those that write shards."""
+
+    num_shards: int | None = field(
+        default=None, metadata={"help": "Train shards in all (128 unless shard_size is given); each holds one source"}
+    )
+    shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
 
 
 def config_from_command_line(
@@ -87,6 +108,25 @@ def model_artifact(outcome: TrainingOutcome, seq_length: int) -> ModelArtifact:
     if outcome.changes:
         metadata["changes"] = list(outcome.changes)
     return ModelArtifact(path=outcome.path, step=outcome.step, loss=loss, metadata=metadata)
+
+
+def train_stage(
+    cfg: Any, engine: Callable[[Any], TrainingOutcome], problems: Callable[[Any], list[str]], name: str
+) -> ModelArtifact:
+    """Train by `engine` and return the model, which rank 0 registers under `name`. Raises UserError for settings that
+    are wrong, and with the estimate of `problems` instead of driving the machine out of memory."""
+    from nemotron_kit.errors import UserError
+    from nemotron_kit.training.processes import rank
+
+    cfg.check()
+    for problem in problems(cfg):
+        raise UserError(problem)
+    if rank() == 0:
+        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
+    artifact = model_artifact(engine(cfg), cfg.seq_length)
+    if rank() == 0:
+        publish(artifact, name)
+    return artifact
 
 
 def publish(artifact: ModelArtifact, name: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from train_step import MODEL
 from transformers import TrainerCallback
 
 from nemotron_kit.data_prep.packing import PackedWriter
@@ -33,23 +34,6 @@ from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTT
 from nemotron_kit.training.sft_data import PackedRows
 from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 
-MODEL = {
-    "hybrid_override_pattern": "MEM*E",
-    "vocab_size": 4096,
-    "hidden_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "mamba_num_heads": 4,
-    "mamba_head_dim": 32,
-    "ssm_state_size": 16,
-    "n_groups": 1,
-    "chunk_size": 32,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-    "moe_shared_expert_intermediate_size": 128,
-}
 PACK, ROWS = 512, 4
 WARM = 3
 

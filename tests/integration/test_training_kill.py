@@ -18,25 +18,11 @@ import pytest
 
 from nemotron_kit.training import checkpoint
 
+from ..shards import MODEL as TINY
+
 STEPS = 8
-MODEL = {
-    "hybrid_override_pattern": "ME*",
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "mamba_num_heads": 2,
-    "mamba_head_dim": 16,
-    "ssm_state_size": 8,
-    "n_groups": 1,
-    "chunk_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-    "attention_dropout": 0.1,  # something random in every step
-    "vocab_size": 64,
-}
+# Something random in every step.
+MODEL = {**TINY, "attention_dropout": 0.1, "vocab_size": 64}
 
 
 def test_final_weights_are_the_same_after_any_kills(tmp_path: Path) -> None:

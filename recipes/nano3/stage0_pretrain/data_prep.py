@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import TOKENIZERS, beside, config_from_command_line, config_name
+from nemotron.recipes.nano3.stage_script import TOKENIZERS, ShardedOutput, beside, config_from_command_line, config_name
 
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, DataPrepConfig, PerSplitConfig, TokenizerConfig
 
@@ -23,21 +23,13 @@ DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
 
 
 @dataclass
-class PretrainDataPrepConfig:
+class PretrainDataPrepConfig(ShardedOutput):
     """Stage 0's data preparation: which text, which tokenizer, how many shards, where to."""
 
-    blend_path: Path = field(
-        default=Path("blends/default.json"),
-        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
-    )
     output_dir: Path = field(
         default=Path("output/nano3/stage0_pretrain"),
         metadata={"help": "Folder for train/, valid/, test/ and blend.json"},
     )
-    num_shards: int | None = field(
-        default=None, metadata={"help": "Train shards in all (128 unless shard_size is given); each holds one source"}
-    )
-    shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
     valid_shards: int = field(default=1, metadata={"help": "Validation shards, as large as train shards"})
     test_shards: int = field(default=1, metadata={"help": "Test shards, as large as train shards"})
     tokenizer_model: str = field(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import TOKENIZERS, beside, config_from_command_line, config_name
+from nemotron.recipes.nano3.stage_script import TOKENIZERS, ShardedOutput, beside, config_from_command_line, config_name
 
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, SftPrepConfig, TokenizerConfig
 from nemotron_kit.errors import UserError
@@ -26,13 +26,9 @@ DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
 
 
 @dataclass
-class SFTDataPrepConfig:
+class SFTDataPrepConfig(ShardedOutput):
     """Stage 1's data preparation: which conversations, which template and tokenizer, how they are packed, where to."""
 
-    blend_path: Path = field(
-        default=Path("blends/default.json"),
-        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
-    )
     output_dir: Path = field(
         default=Path("output/nano3/stage1_sft"),
         metadata={"help": "Folder for splits/, report.json and blend.json; with sample, its folder sample-N"},
@@ -40,7 +36,6 @@ class SFTDataPrepConfig:
     num_shards: int | None = field(
         default=None, metadata={"help": "Shards in all (128 unless shard_size is given); each holds one source"}
     )
-    shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
     tokenizer_model: str = field(
         default=DEFAULT_TOKENIZER,
         metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},

@@ -25,22 +25,12 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 def main(cfg: SFTConfig | None = None) -> ModelArtifact:
     """Fine-tune and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
     prints."""
-    from nemotron.recipes.nano3.stage_script import config_from_command_line, model_artifact, publish, start_tracking
+    from nemotron.recipes.nano3.stage_script import config_from_command_line, train_stage
 
-    from nemotron_kit.errors import UserError
-    from nemotron_kit.training.processes import rank
     from nemotron_kit.training.sft import sft
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTConfig)
-    cfg.check()
-    for problem in memory_problems(cfg):
-        raise UserError(problem)
-    if rank() == 0:
-        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
-    artifact = model_artifact(sft(cfg), cfg.seq_length)
-    if rank() == 0:
-        publish(artifact, "ModelArtifact-sft")
-    return artifact
+    return train_stage(cfg, sft, memory_problems, "ModelArtifact-sft")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import beside, config_from_command_line
+from nemotron.recipes.nano3.stage_script import BlendInput, beside, config_from_command_line
 
 from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
@@ -24,13 +24,9 @@ DEFAULT_CONFIG = STAGE / "config" / "data_prep" / "default.yaml"
 
 
 @dataclass
-class RLDataPrepConfig:
+class RLDataPrepConfig(BlendInput):
     """Stage 2's data preparation: which prompts, how they are split, where to."""
 
-    blend_path: Path = field(
-        default=Path("blends/default.json"),
-        metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
-    )
     output_dir: Path = field(
         default=Path("output/nano3/stage2_rl"),
         metadata={"help": "Folder for train.jsonl, val.jsonl, test.jsonl and manifest.json"},
@@ -65,7 +61,7 @@ def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> lis
     """What would stop this run: wrong settings, and on this machine (`here`) a missing file or no network."""
     from nemotron_kit.data_prep.config import load_rl_blend
     from nemotron_kit.data_prep.preflight import source_problems
-    from nemotron_kit.data_prep.run import check_packages
+    from nemotron_kit.data_prep.prepare import check_packages
 
     config = settings(cfg)
     try:

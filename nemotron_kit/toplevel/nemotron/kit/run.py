@@ -1,8 +1,9 @@
 """Profiles and executors, under the name that scripts import. Each is loaded on first use."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nemotron_kit
+from nemotron_kit.lazy import lend_names
 
 if TYPE_CHECKING:
     from nemotron_kit import (
@@ -23,12 +24,4 @@ __all__ = [
     "resolve_partition",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(nemotron_kit, name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lend_names(__name__, nemotron_kit, __all__)

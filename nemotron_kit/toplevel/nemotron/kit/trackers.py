@@ -1,8 +1,9 @@
 """Trackers, under the name that scripts import. Each is loaded on first use."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nemotron_kit
+from nemotron_kit.lazy import lend_names
 
 if TYPE_CHECKING:
     from nemotron_kit import (
@@ -29,8 +30,4 @@ __all__ = [
     "tokenizer_to_uri",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(nemotron_kit, name)
+__getattr__, __dir__ = lend_names(__name__, nemotron_kit, __all__)
