@@ -1,15 +1,20 @@
 """Overrides in, one composed config out; and every mistake worded, with its place and the nearest name."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.config.compose import compose
 from nemotron_kit.config.freeze import check, freeze
+from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -142,3 +147,55 @@ def test_env_toml_fills_run_wandb(tree: Tree) -> None:
     env = EnvFile(None, {"wandb": {"project": "p", "name": "n"}})
     config = compose(tree, ["recipe=demo", "stage=train"], env).config
     assert config.run.wandb == {"project": "p", "run_name": "n"}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("recipe=nano3", "train.lr=fast", "a._b.c1=X_9", "stage=data", "x=True", "x=null", "x=NaN", "x=inf", "x=Null"),
+        *(
+            "x=1",
+            "x=1e3",
+            "x=_",
+            "x=",
+            "x='a'",
+            "x=a b",
+            "x=a/b",
+            "x=a-b",
+            "x=a,b",
+            "x=tr\u00fce",
+            "+x=a",
+            "~x",
+            "a.1=b",
+        ),
+        *("hydra/launcher=basic", "x@y=a", "a.b=nullx", "a=FALSE", "x=int(1)", "$x=a", "a..b=c"),
+    ],
+)
+def test_a_plain_override_means_what_hydra_reads(override: str) -> None:
+    def read() -> str:  # as text, since NaN is not equal to itself
+        try:
+            return repr(OverridesParser.create().parse_override(override))
+        except HydraException as error:
+            return str(error)
+
+    expected = read()
+    with faster_omegaconf():
+        assert read() == expected
+
+
+def test_a_plugins_settings_become_a_config_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Settings:
+        number: int = 3
+
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", {})
+    with faster_omegaconf():
+        store.store(group="some/group", name="it", node=Settings, package="here", provider="them")
+    assert "unmade" in vars(store.repo["some"]["group"]["it.yaml"])
+    copied = copy.deepcopy(store.repo)["some"]["group"]["it.yaml"]
+    for node in (store.load("some/group/it.yaml"), store.repo["some"]["group"]["it.yaml"], copied):
+        assert OmegaConf.get_type(node.node) is Settings
+        assert node.node.number == 3
+        assert (node.name, node.group, node.package, node.provider) == ("it.yaml", "some/group", "here", "them")
+    assert type(copied) is ConfigNode
