@@ -49,6 +49,17 @@ from nemotron_kit.worker.process import hangup_ignored
 from nemotron_kit.worker.streams import unless_gone
 
 
+def begin(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], **more: str | None) -> RunFolder:
+    """The record of a sweep that begins now: it has waited for the runs that it is to start after, unless its jobs are
+    detached and wait by themselves. `hydra` is the request in Hydra's spelling, `more` further facts for the record."""
+    if request.after and request.mode != "batch":
+        wait_for(None, request.after)
+    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
+            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra),
+            "code": code_facts()}  # fmt: skip
+    return create_run(run_id, {**plan, **{name: value for name, value in more.items() if value is not None}}, [])
+
+
 def told(run: RunFolder, as_json: bool) -> int:
     """Print how a sweep has ended without a failure, or that it goes on; returns the exit code, 0."""
     states = Counter(job.state().state for job in run.jobs())
@@ -236,16 +247,9 @@ def _sweep(
     request: Job, overrides: list[str], argv: Sequence[str], tree: Tree, prepared: PreparedCommand | None
 ) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
-    folder = nemotron_home() / "runs" / run_id
-    detached = request.mode == "batch"
-    if request.after and not detached:
-        wait_for(None, request.after)
-    plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
-            "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra_spelling(request)),
-            "code": code_facts()}  # fmt: skip
-    run = create_run(run_id, plan, [])
-    set_run_dir(str(folder))
-    task = RecipeTask(folder, argv, request.after if detached else ())
+    run = begin(run_id, request, argv, hydra_spelling(request))
+    set_run_dir(str(run.path))
+    task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else ())
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
