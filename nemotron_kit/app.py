@@ -22,6 +22,10 @@ _INSTALLED = re.compile(
     r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
 )
 SINGLE_VALUE_CLASHES = frozenset({"batch", "config", "recipe", "stage"})
+# Modules that every launch and job imports, or any may.
+_LIBRARIES = frozenset({"hydra", "omegaconf", "antlr4", "yaml", "pydantic", "pydantic_core", "rich", "numpy"})
+# Modules that Python itself imports when it starts.
+_AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 
 @dataclass(frozen=True)
@@ -439,25 +443,30 @@ def _check_fields(config_cls: type, where: str) -> None:
 
 def add_import_folders(folders: Iterable[str]) -> None:
     """Add `folders` to sys.path: after the standard library, so that a `json.py` beside a recipe does not shadow the
-    library's, and before installed packages. Folders of installed packages of another environment come last."""
+    library's, and before installed packages. Folders of installed packages of another environment come last, and so do
+    those with a `yaml.py` or the like, which would shadow what the launcher itself needs."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
     own = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
     at = max(own) + 1 if own else len(sys.path)
     new = [folder for folder in dict.fromkeys(folders) if folder and folder not in sys.path]
-    sys.path[at:at] = [folder for folder in new if not _INSTALLED.search(folder)]
-    sys.path.extend(folder for folder in new if _INSTALLED.search(folder))
+    last = [folder for folder in new if _INSTALLED.search(folder) or not _modules_in(folder).isdisjoint(_LIBRARIES)]
+    sys.path[at:at] = [folder for folder in new if folder not in last]
+    sys.path.extend(last)
 
 
 def shadows_library(folder: str) -> bool:
-    """Whether a module in `folder` has the name of a standard library module: then the folder must not come first on
-    sys.path."""
+    """Whether a module in `folder` has the name of a standard library module, of one that every job needs, or of one
+    that Python runs when it starts: then the folder must not come first on sys.path."""
+    return not _modules_in(folder).isdisjoint(sys.stdlib_module_names | _LIBRARIES | _AT_START)
+
+
+def _modules_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
-            names = {
+            return {
                 entry.name.partition(".")[0]
                 for entry in entries
                 if entry.name.endswith((".py", ".pyc", ".so")) or os.path.isfile(f"{entry.path}/__init__.py")  # noqa: PTH113
             }
     except OSError:
-        return False
-    return not names.isdisjoint(sys.stdlib_module_names)
+        return set()

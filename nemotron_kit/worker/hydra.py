@@ -133,6 +133,13 @@ def _known() -> Any:
     return module.HydraConfig.get()
 
 
+def _is_installed() -> bool:
+    """Whether there is a Hydra to import. A `hydra.py` or a folder of that name, which a project may have, is none."""
+    spec = find_spec("hydra")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return any(Path(folder, "core", "hydra_config.py").is_file() for folder in folders or ())
+
+
 def _from_folder(folder: Path) -> Any:
     from omegaconf import OmegaConf, open_dict
 
@@ -142,7 +149,7 @@ def _from_folder(folder: Path) -> Any:
     register_resolvers()
     set_run_dir(str(folder.parent.parent))
     full: Any = OmegaConf.create(dict(read_config(folder)))
-    if find_spec("hydra") is None:
+    if not _is_installed():
         full.hydra = node
         _stand_in_resolvers(full)
         _place(full.hydra, str(folder))
@@ -189,7 +196,7 @@ def _configure(job_logging: Any, *, verbose: Any) -> None:
     if values is not None and rank() != 0:
         values = without_files(values)
     try:
-        if find_spec("hydra") is not None:
+        if _is_installed():
             from hydra.core.utils import configure_log
 
             configure_log(values if values is None else OmegaConf.create(values), verbose)

@@ -51,6 +51,23 @@ def test_the_job_runs_what_was_just_edited_as_whoever_launched_it(world: World) 
     assert not world.folder.joinpath("__pycache__").exists()
 
 
+def test_a_projects_modules_replace_none_that_jobs_need(world: World) -> None:  # noqa: F811
+    """Neither here nor in the image, which has no Hydra: a hydra.py there is none, either."""
+    recipe = world.folder / "mine"
+    recipe.mkdir()
+    (world.folder / "work.py").rename(recipe / "__main__.py")
+    (recipe / "__init__.py").touch()
+    env = world.folder / "env.toml"
+    env.write_text(f'[cli]\nrecipes = ["./mine"]\n{env.read_text()}')
+    for name in ("types", "json", "sitecustomize", "usercustomize", "numpy", "hydra", "omegaconf", "yaml"):
+        (world.folder / f"{name}.py").write_text(f"import os\nos.write(2, b'HOSTILE {name}\\n')\n")
+    for profile in ("here", "C"):
+        done = tool(world, "work", "speak", "--run", profile)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[:3] == [f"line {n} of rank -" for n in range(3)]
+        assert "HOSTILE" not in done.stdout + done.stderr
+
+
 def test_batch_returns_at_once_and_cancel_stops_the_container(world: World) -> None:  # noqa: F811
     job = world.batch("deaf", "sleep=300")
     assert containers(world, job.run_id) == [f"nk-{job.run_id}-0"]

@@ -196,6 +196,23 @@ def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
     assert "has no log of rank 3" in laptop.run("runs", "logs", job.run_id, "--rank", "3", code=2)[1]
 
 
+def test_a_step_over_there_is_the_left_side_of_a_pipe_here(laptop: Laptop) -> None:
+    made = laptop.folder / "made"
+    made.mkdir()
+    (made / "x.txt").write_text("from there")
+    step = json.dumps({"data": {"path": str(made), "type": "artifact"}})
+    ssh = ["ssh", "-F", laptop.sshd.facts["config"], laptop.sshd.facts["hosts"]["plain"]["host"]]
+    for words, command in (([], "nemotron far work"), (["--art.data", "-"], "sh recipe.sh")):
+        # Where the step is called nemotron, it need not be said that it is one.
+        there = subprocess.Popen([*ssh, f": {command}; sleep 1; echo '{step}'"], stdout=subprocess.PIPE)
+        assert there.stdout is not None
+        line = [*NEMOTRON, "far", "read", "lines=0", *words]
+        pipes: Any = {"stdin": there.stdout, "capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(line, cwd=laptop.folder, env=laptop.environment, check=False, **pipes)
+        assert (done.stdout, done.returncode) == ("data: from there\n", 0), done.stderr
+        there.wait(30)
+
+
 def test_a_cluster_that_can_not_be_reached(laptop: Laptop, cut: dict[str, str]) -> None:
     job = laptop.batch("work", "lines=30", "sleep=1")
     laptop.until_running(job)

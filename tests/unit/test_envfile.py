@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit import envfile
-from nemotron_kit.app import add_import_folders
+from nemotron_kit.app import add_import_folders, shadows_library
 from nemotron_kit.cli import index as quick
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -143,6 +143,14 @@ def test_a_module_beside_recipes_does_not_replace_the_standard_library(
     assert library[0] < sys.path.index(str(tmp_path)) < installed[0]
     assert sys.path[-1] == "/other/lib/python3.11/site-packages"
     assert sys.path.count(str(tmp_path)) == 1
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "yaml.py").write_text("")
+    add_import_folders([str(tmp_path / "own")])
+    assert (
+        sys.path[-1] == str(tmp_path / "own") and shadows_library(sys.path[-1]) and not shadows_library(str(tmp_path))
+    )
+    (tmp_path / "sitecustomize.py").write_text("")
+    assert shadows_library(str(tmp_path)), "Python would run it when it starts"
 
 
 @pytest.mark.parametrize("home", ["", "relative"])
