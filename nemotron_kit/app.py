@@ -365,7 +365,7 @@ class App(Group):
                     f"{where}: {stage_name!r} is no command of {self.name}: {nearest(str(stage_name), known)}"
                 )
             if command.interactive:
-                raise ValueError(f"{where}: {command.full_name!r} talks with the user, and can be no stage.")
+                raise ValueError(f"{where}: {command.full_name!r} is interactive, and can't be a stage.")
             if command in chosen:
                 raise ValueError(f"{where}: the stage {command.full_name!r} is given twice.")
             chosen.append(command)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class CallableModule(ModuleType):
-    """A package that has the name of a function, and can be called as that function."""
+    """A module type that can also be called as the function of its name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from nemotron_kit.train_script import cli

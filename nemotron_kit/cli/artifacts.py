@@ -1,4 +1,4 @@
-"""`nemotron artifacts`: what is registered, which versions a name has, and where a version came from."""
+"""`nemotron artifacts`: lists registered artifacts, the versions of a name, and a version's lineage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def look(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     options: Any = parser.parse(argv)
     if options.reference == "gc":
-        raise UserError("nemotron artifacts: gc stands first.", hint="nemotron artifacts gc --dry-run")
+        raise UserError("nemotron artifacts: gc must come first.", hint="nemotron artifacts gc --dry-run")
     if options.reference is None and (options.alias is not None or options.verify):
         raise UserError(
             f"nemotron artifacts: {'--verify' if options.verify else '--alias'} is about a version; none is named.",
@@ -55,7 +55,7 @@ def look(argv: list[str]) -> int:
 def collect(argv: list[str]) -> int:
     """`nemotron artifacts gc ARGUMENTS`: the exit code."""
     parser = ToolParser("artifacts", "gc")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
@@ -105,7 +105,7 @@ def _names(registry: LocalRegistry, as_json: bool) -> int:
 def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     numbers = registry.versions(name)
     if not numbers:
-        registry.find(name)  # says what there is, where there is none of that name
+        registry.find(name)  # raises, listing the existing ones, for an unknown name
     versions = [registry.look(name, number) for number in numbers]
     if as_json:
         print_json([_summary(registry, version) for version in versions])
@@ -128,14 +128,14 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
 
 
 def _condition(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) -> tuple[str, str]:
-    """(what is wrong with a version's files or record, "" for nothing; its path, or the reason)."""
+    """(state of a version's files or record, "" if it is fine; its path, or the reason)."""
     if not isinstance(version, ArtifactVersion):
         return "damaged", version.error.message
     return files_status(registry, version), version.path
 
 
 def _print_marked(header: list[str], rows: list[list[str]]) -> None:
-    """A table whose column FILES is there only if something is wrong."""
+    """Print a table; its column FILES is left out if all its cells are empty."""
     column = header.index("FILES")
     if not any(row[column] for row in rows):
         header, rows = header[:column] + header[column + 1 :], [row[:column] + row[column + 1 :] for row in rows]
@@ -144,7 +144,7 @@ def _print_marked(header: list[str], rows: list[list[str]]) -> None:
 
 def _advise(versions: Sequence[ArtifactVersion | DamagedVersion]) -> None:
     if any(not isinstance(version, ArtifactVersion) for version in versions):
-        write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run says which."])
+        write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run lists them."])
 
 
 def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
@@ -157,7 +157,7 @@ def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
 
 
 def _verdict(version: ArtifactVersion) -> str:
-    """What --verify found; anything else than this was an error."""
+    """The result of --verify; raises any other error."""
     by = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
     return f"{_count(version)} {by}: as registered"
 

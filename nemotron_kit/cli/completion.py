@@ -13,7 +13,7 @@ from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
 from nemotron_kit.errors import UserError, nearest, sentence
 
-# pathlib alone costs as much as the rest of a help page.
+# Importing pathlib takes as long as the rest of a help page.
 # ruff: noqa: PTH118, PTH208
 
 TYPE_CHECKING = False
@@ -78,20 +78,20 @@ _NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--
 
 
 def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> Candidates:
-    """(what may stand in place of `current`, what it means), behind one of nemotron's own commands."""
+    """(candidate for `current`, its meaning) after one of nemotron's own commands."""
     bare = [argument for argument in arguments if not options.is_option(argument)]
-    own = TOOLS[name]
-    entry = own.commands.get(bare[1]) if len(bare) > 1 else None
+    command = TOOLS[name]
+    entry = command.commands.get(bare[1]) if len(bare) > 1 else None
     last = arguments[-1]
     if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:
         yield from _tool_values(last, index)
     elif current.startswith("-"):
-        yield from ((option, "") for option in (entry or own).options)
+        yield from ((option, "") for option in (entry or command).options)
     elif entry is None and len(bare) == 1:
-        yield from ((word, "") for word in (*own.commands, *own.words))
-        yield from _own_words(own.takes, current)
+        yield from ((word, "") for word in (*command.commands, *command.words))
+        yield from _own_words(command.takes, current)
     else:
-        yield from _own_words((entry or own).takes, current)
+        yield from _own_words((entry or command).takes, current)
 
 
 def _own_words(takes: str, current: str) -> Candidates:
@@ -113,7 +113,7 @@ def _tool_values(option: str, index: Index) -> Candidates:
 
 
 def runs() -> Candidates:
-    """The runs' ids, the newest first, and the word for it."""
+    """The runs' ids, newest first, and `latest`."""
     yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_files.home(), "runs")))))
 
 
@@ -125,7 +125,7 @@ def profiles() -> Candidates:
 
 
 def artifacts(current: str) -> Candidates:
-    """Names; after `Name:`, its versions and aliases. Read off the folders of the registry on this machine."""
+    """Artifact names; after `Name:` its versions and aliases. Read from the folders of the registry on this machine."""
     name, colon, _ = current.partition(":")
     root = index_files.artifacts_root()
     if not colon:
@@ -158,8 +158,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def answer(argv: Sequence[str]) -> int:
-    """`__complete bash LINE`, or `__complete zsh|fish WORD…` (the last one unfinished): one answer a line, in zsh and
-    fish with a tab and what it means. Exit code 0, also when there is nothing to say: the shell offers files then."""
+    """`__complete bash LINE`, or `__complete zsh|fish WORD…` (the last one unfinished): prints one candidate a line, in
+    zsh and fish followed by a tab and its meaning. The exit code is always 0; without candidates the shell completes
+    file names."""
     shell = argv[0] if argv else ""
     arguments = split_line(argv[1] if argv[1:] else "")[1:] if shell == "bash" else list(argv[1:])
     arguments = arguments or [""]
@@ -176,7 +177,7 @@ def answer(argv: Sequence[str]) -> int:
 
 
 def split_line(line: str) -> list[str]:
-    """The arguments of an unfinished shell line, the last one possibly empty or inside quotes."""
+    """The arguments of an unfinished shell line; the last one may be empty or inside quotes."""
     arguments = [re.sub(r"\\(.)|['\"]", r"\1", match[0]) for match in _WORD.finditer(line)]
     return [*arguments, ""] if not line or line[-1].isspace() else arguments
 
@@ -219,7 +220,7 @@ def _words(node: Node) -> Candidates:
     for child in node["children"].values():
         yield child["name"], child["description"]
     if not node["path"]:
-        yield from ((name, own.summary) for name, own in TOOLS.items())
+        yield from ((name, command.summary) for name, command in TOOLS.items())
 
 
 def _flags(detail: Node) -> Candidates:
@@ -239,7 +240,7 @@ def _field(name: str, detail: Node) -> dict[str, Any]:
 
 
 def _takes_value(token: str, detail: Node) -> bool:
-    """Whether the word after `token` is its value."""
+    """Whether the argument after `token` is its value."""
     if not options.is_option(token) or "=" in token:
         return False
     option = options.known(token)
@@ -249,7 +250,7 @@ def _takes_value(token: str, detail: Node) -> bool:
 
 
 def _option_of(name: str) -> str:
-    """The option whose values an override's key has: `config=`, `run.profile=`, `run.data=` (an artifact)."""
+    """The option whose values an override's key takes: `config=`, `run.profile=`, `run.data=` (an artifact)."""
     return {"config": "--config", "run.profile": "--run"}.get(name, name)
 
 
@@ -258,7 +259,7 @@ def _joined(name: str, candidates: Candidates) -> Candidates:
 
 
 def _values(name: str, current: str, detail: Node) -> Candidates:
-    """The values that an option, or an override's key, can have as far as that is known."""
+    """The known values of an option or an override's key."""
     option = options.known(name) if name.startswith("-") else None
     slots = [f"{prefix}.{slot['slot']}" for slot in detail["artifacts"] for prefix in ("--art", "run")]
     if name in slots:

@@ -1,4 +1,4 @@
-"""Help pages, drawn from the index: what a command does, takes and reads, lines that work, and what to do next."""
+"""Help pages, made from the index: what a command does, its options and inputs, examples, and next steps."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Page:
 
 
 def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple[str, ...] = (), prog: str = "") -> int:
-    """Print the page of the node at `path`; the exit code: 2 when a group was named where a command should be, and then
-    the page goes to standard error."""
+    """Print the page of the node at `path`; returns the exit code. For a group in place of a command that is 2, and the
+    page goes to standard error."""
     stream = sys.stdout if asked else sys.stderr
     page = Page(width(stream), Paint(colour(stream)))
     draw(page, index, path, root, prog or tree.program(root))
@@ -56,7 +56,7 @@ def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple
 
 
 def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...], prog: str) -> None:
-    """Write the help page of the node at `path`, whose first names `root` are part of the program's name already."""
+    """Write the help page of the node at `path`; the program's name already contains its first names, `root`."""
     node = tree.find(index, path) or index.root
     prefix = " ".join((prog, *path[len(root) :]))
     if not path:
@@ -214,7 +214,7 @@ def _default(row: dict[str, Any], mapped: dict[str, str]) -> str:
 
 
 def _examples(detail: Node, prefix: str) -> list[str]:
-    """Three lines that work as they stand."""
+    """Three example command lines that work unchanged."""
     configs = detail["configs"]
     config = "tiny" if "tiny" in configs else next((name for name in configs if name != "default"), "")
     start = f"{prefix} -c {config}" if config else prefix
@@ -226,6 +226,6 @@ def _examples(detail: Node, prefix: str) -> list[str]:
 
 
 def _encodable(text: str, encoding: str | None) -> str:
-    """`text` without what the stream can't show (an … on a latin-1 terminal)."""
+    """`text` without characters that the stream's encoding lacks (an … on a latin-1 terminal)."""
     encoding = encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

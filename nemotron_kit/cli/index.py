@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 else:
     Node, Stamp = dict, list
 
-# pathlib alone costs as much as the rest of a help page.
+# Importing pathlib takes as long as the rest of a help page.
 # ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH116, PTH117, PTH118, PTH120, PTH123
 
 

@@ -1,4 +1,4 @@
-"""`nemotron profiles`: the profiles of env.toml, and their targets checked, cleaned, logged in to."""
+"""`nemotron profiles`: lists the profiles of env.toml; checks, cleans and logs in to their targets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
 
 
 def check(argv: list[str]) -> int:
-    """`nemotron profiles check ARGUMENTS`: 0 when all is well, 1 when something is wrong, 3 when the target does not
+    """`nemotron profiles check ARGUMENTS`: returns 0 if all checks pass, 1 if one fails, 3 if the target does not
     answer."""
     parser = ToolParser("profiles", "check")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -52,7 +52,7 @@ def clean_target(argv: list[str]) -> int:
     parser.add_argument(
         "--unused", type=span, default=timedelta(days=30), metavar="SPAN", help="unused for so long: 12h, 30d (default)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
@@ -97,13 +97,15 @@ def login(argv: list[str]) -> int:
     if options.close:
         return _close(ssh, to.place)
     if _is_open(ssh):
-        write_lines([f"The way to {to.place} is open already. End it: nemotron profiles login {options.name} --close"])
+        write_lines(
+            [f"The connection to {to.place} is open already. End it: nemotron profiles login {options.name} --close"]
+        )
         return 0
     # ssh asks on the terminal that it shares with us; `true` ends at once and leaves the master behind.
     code = subprocess.run([*ssh, "true"], check=False).returncode
     if code != 0 or not _is_open(ssh):
-        raise Unreachable(f"{to.place}: not logged in (ssh ended with {code}).", hint="What ssh said stands above.")
-    write_lines([f"The way to {to.place} is open, until it has been unused for {HOURS} hours."])
+        raise Unreachable(f"{to.place}: not logged in (ssh ended with {code}).", hint="See ssh's message above.")
+    write_lines([f"The connection to {to.place} stays open until it has been unused for {HOURS} hours."])
     return 0
 
 
@@ -147,7 +149,7 @@ def list_all(argv: list[str]) -> int:
 
 
 def _summary(name: str) -> dict[str, Any]:
-    """One line of the list; a profile that is wrong hides no other."""
+    """One line of the list; an invalid profile does not hide the others."""
     try:
         profile = read_profile(name)
     except NemotronError as error:
@@ -160,7 +162,7 @@ def _summary(name: str) -> dict[str, Any]:
 def show(argv: list[str]) -> int:
     """`nemotron profiles show ARGUMENTS`: print one profile, and where each value comes from."""
     parser = ToolParser("profiles", "show")
-    parser.add_argument("--all", action="store_true", help="also the fields that nobody set")
+    parser.add_argument("--all", action="store_true", help="also the fields that are not set")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
     if options is None:
@@ -192,7 +194,7 @@ def _origin(profile: Profile, name: str) -> str:
 
 
 def _masked(name: str, value: Any) -> Any:
-    """The value, with what is a secret by its name left out; a reference to a secret is none."""
+    """The value, masked if its name marks it as a secret; a reference to a secret is shown."""
     if name == "env_vars" and value:
         pairs = [entry.partition("=") for entry in value]
         return [f"{key}={_hidden(text) if is_secret_name(key) else text}" for key, _, text in pairs]

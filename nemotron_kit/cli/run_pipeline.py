@@ -1,4 +1,5 @@
-"""`nemotron RECIPE PIPELINE`: what a pipeline's line asks for, its graph for --dry-run, and how it went."""
+"""`nemotron RECIPE PIPELINE`: parses the command line of a pipeline, prints its graph for --dry-run, and reports its
+progress."""
 
 from __future__ import annotations
 
@@ -61,14 +62,14 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
     if request.dry_run:
         return _show(launch, request)
     if launch.stages[0].placed.settings.dry_run:
-        _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
+        _print_line("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
         return _show(launch, request)
     return _start(launch, request)
 
 
 def _program(argv: Sequence[str], pipeline: Pipeline, path: Sequence[str]) -> list[str]:
-    """How a command of the pipeline's recipe is called: as the pipeline was, by `nemotron` or by the recipe's own
-    program."""
+    """The command line prefix of a command of the pipeline's recipe: that of the pipeline, `nemotron` or the recipe's
+    own program."""
     own = bool(argv) and argv[0] != "nemotron" and list(argv[:3]) != ["python", "-m", "nemotron_kit"]
     before = list(argv[: 3 if list(argv[1:2]) == ["-m"] else 2]) if own else ["nemotron", pipeline.recipe]
     return [*before, *path[1:]]
@@ -83,7 +84,8 @@ def _base(request: Job) -> list[str]:
 
 
 def _show(launch: Launch, request: Job) -> int:
-    """Print the graph and the decisions; 0, since it composes. What would stop a stage stands under its name."""
+    """Print the graph and the decisions; returns 0, since the pipeline composes. Problems are listed under their
+    stage."""
     rows = []
     for stage in launch.stages:
         decision = launch.decide(stage)
@@ -168,7 +170,7 @@ def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> di
 # --- started
 
 
-class _Said:
+class _Progress:
     """Says on standard error how a pipeline goes on: standard output is its jobs' own."""
 
     def __init__(self) -> None:
@@ -178,9 +180,9 @@ class _Said:
     def decided(self, stage: Stage, decision: Decision, of: int) -> None:
         self.place += 1
         verb = "skipped" if decision.skip else "runs"
-        _say(f"[{self.place}/{of}] {stage.words} {verb}: {decision.why}")
+        _print_line(f"[{self.place}/{of}] {stage.words} {verb}: {decision.why}")
         for note in stage.notes:
-            _say(f"note: {note}")
+            _print_line(f"note: {note}")
         self.rows.append({"stage": stage.name, "state": "skipped" if decision.skip else "pending", "why": decision.why})
 
     def starts(self, plan: Plan) -> None:
@@ -196,27 +198,29 @@ class _Said:
 def _start(launch: Launch, request: Job) -> int:
     launch.check()
     gc.enable()  # for the stages' own code (see main.leave)
-    said, started = _Said(), time.monotonic()
-    _say(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
+    progress, started = _Progress(), time.monotonic()
+    _print_line(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
     if launch.submitted:
-        return _submit(launch, request, said)
-    outcome = launch.run_here(said)
+        return _submit(launch, request, progress)
+    outcome = launch.run_here(progress)
     seconds = time.monotonic() - started
-    ran = sum(row["state"] != "skipped" for row in said.rows)
+    ran = sum(row["state"] != "skipped" for row in progress.rows)
     if outcome.state == "succeeded":
-        how = f"{ran} ran, {len(said.rows) - ran} skipped" if ran else "nothing to do"
-        _say(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
+        how = f"{ran} ran, {len(progress.rows) - ran} skipped" if ran else "nothing to do"
+        _print_line(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
     else:
-        _say(f"{launch.id}: stopped at {said.rows[-1]['stage'].replace('/', ' ')}; the same line goes on there")
-    _end(launch, request, said, outcome.state, outcome.code)
+        _print_line(
+            f"{launch.id}: stopped at {progress.rows[-1]['stage'].replace('/', ' ')}; the same command continues there"
+        )
+    _end(launch, request, progress, outcome.state, outcome.code)
     return outcome.code
 
 
-def _submit(launch: Launch, request: Job, said: _Said) -> int:
+def _submit(launch: Launch, request: Job, progress: _Progress) -> int:
     attached = launch.mode == "run" and not launch.stages[0].placed.settings.detach
     launch.base = ["run.mode=batch" if word == "run.mode=run" else word for word in launch.base]
-    given = launch.submit(said)
-    _say(f"{launch.id}: {len(given)} stages submitted, {len(said.rows) - len(given)} skipped")
+    given = launch.submit(progress)
+    _print_line(f"{launch.id}: {len(given)} stages submitted, {len(progress.rows) - len(given)} skipped")
     state, code = "pending" if given else "succeeded", 0
     if not attached or not given:
         if given:
@@ -224,7 +228,7 @@ def _submit(launch: Launch, request: Job, said: _Said) -> int:
     else:
         outcome = _follow(given)
         state, code = outcome.state, outcome.code
-    _end(launch, request, said, state, code)
+    _end(launch, request, progress, state, code)
     return code
 
 
@@ -239,10 +243,10 @@ def _follow(given: Sequence[tuple[Stage, Plan]]) -> Outcome:
     return outcome
 
 
-def _end(launch: Launch, request: Job, said: _Said, state: str, code: int) -> None:
+def _end(launch: Launch, request: Job, progress: _Progress, state: str, code: int) -> None:
     if request.json:
-        print_end(launch.id, state, code, stages=said.rows)
+        print_end(launch.id, state, code, stages=progress.rows)
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(printable(text), file=sys.stderr)  # noqa: T201

@@ -60,14 +60,14 @@ def begin(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], 
     return create_run(run_id, {**plan, **{name: value for name, value in more.items() if value is not None}}, [])
 
 
-def told(run: RunFolder, as_json: bool) -> int:
+def report_sweep(run: RunFolder, as_json: bool) -> int:
     """Print how a sweep has ended without a failure, or that it goes on; returns the exit code, 0."""
     states = Counter(job.state().state for job in run.jobs())
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     over = states.keys() <= TERMINAL
     more = f" · nemotron runs show {run.id}" if over else ""
     with unless_gone(sys.stderr):
-        print(f"{run.id}: of {states.total()} jobs {said}{more}", file=sys.stderr)  # noqa: T201
+        print(f"{run.id}: of {states.total()} jobs {counts}{more}", file=sys.stderr)  # noqa: T201
     if not over:
         say_commands(run.id, "show", "attach", "cancel")
     if as_json:
@@ -130,8 +130,8 @@ def _with_choices(overrides: Sequence[str]) -> list[str]:
 
 
 def _asked(request: Job, overrides: list[str], prepared: PreparedCommand | None) -> int:
-    """A question that Hydra answers (--cfg, --info, --hydra-help). What it prints is printed by us, at once: Hydra logs
-    it, and logging complains at length about a reader that has gone (`| head`)."""
+    """A question that Hydra answers (--cfg, --info, --hydra-help). Its output is captured and printed here: Hydra logs
+    it, and logging prints a long error if the reader has closed the pipe (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
     try:
         with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
@@ -139,7 +139,7 @@ def _asked(request: Job, overrides: list[str], prepared: PreparedCommand | None)
     except SystemExit as left:
         if left.code:
             raise _no_package(request, complaint.getvalue().strip()) from None
-    sys.stdout.write(mask(answer.getvalue()))  # --resolve is for the eyes, and eyes are not alone
+    sys.stdout.write(mask(answer.getvalue()))  # --resolve prints secrets' values in clear: mask them
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
     return 0
@@ -157,11 +157,11 @@ def _check_composes(request: Job) -> None:
         )
 
 
-def _no_package(request: Job, said: str) -> UserError:
-    """Hydra's one complaint that is no exception."""
+def _no_package(request: Job, message: str) -> UserError:
+    """The error for Hydra's one message that is no exception."""
     hydra = request.flag("--cfg") == "hydra"
     example = "Its parts begin with hydra, as in --package hydra.launcher." if hydra else "A part that is null is none."
-    return UserError(f"--package: {said}.", hint=f"{example} Without --package all is shown.")
+    return UserError(f"--package: {message}.", hint=f"{example} Without --package all is shown.")
 
 
 def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
@@ -259,16 +259,17 @@ def _sweep(
             shutil.rmtree(run.path)
             raise
         _failed(run, error, request.json)
-    return told(run, request.json)
+    return report_sweep(run, request.json)
 
 
 @contextmanager
 def _importable(tree: Tree) -> Iterator[None]:
-    """Within the block processes that are started find the recipes, too, and no modules of the working folder: another
-    launcher's jobs unpickle their classes before any code of ours runs there."""
+    """Within the block started processes also find the recipes, and no modules of the working folder: another
+    launcher's jobs unpickle the recipes' classes before any code of ours runs."""
     here = {str(Path(entry).absolute()) for entry in sys.path}
     homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
-    homes = {home for home in homes if not shadows_library(home)}  # a json.py beside a recipe is nobody's json
+    # A json.py beside a recipe must not shadow the library's
+    homes = {home for home in homes if not shadows_library(home)}
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", SAFE_PATH)}
     os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before["PYTHONPATH"]])])
     os.environ[SAFE_PATH] = "1"
@@ -329,7 +330,7 @@ def _points(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, 
     try:
         node = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False).hydra
         params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
-        # What the sweep alone has; a single job's composition knows no params.
+        # Overrides of the sweep only; a single job's composition has no sweeper params.
         own = [override for override in typed if not override.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
         parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *own])
         if node.sweeper._target_.endswith(".BasicSweeper"):

@@ -31,15 +31,15 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The parser of one of nemotron's own commands, or of a subcommand, with the words that tools.TOOLS says it takes.
-    It raises UserError, names the nearest option, and never abbreviates one in silence."""
+    """The parser of one of nemotron's own commands, or of a subcommand, with the positional arguments given in
+    tools.TOOLS. Raises UserError with the nearest option; abbreviations are not accepted."""
 
     def __init__(self, tool: str, command: str = "") -> None:
-        own = TOOLS[tool]
-        entry = own.commands[command] if command else None
-        says = entry.says if entry else own.summary
+        owner = TOOLS[tool]
+        entry = owner.commands[command] if command else None
+        says = entry.says if entry else owner.summary
         super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=says, allow_abbrev=False)
-        for name, nargs, metavar, text in _WORDS[entry.takes if entry else own.takes]:
+        for name, nargs, metavar, text in _WORDS[entry.takes if entry else owner.takes]:
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
 
     def error(self, message: str) -> NoReturn:

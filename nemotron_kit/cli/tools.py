@@ -10,16 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# What a command's own words are: completion offers them, and ToolParser reads them by these names.
+# Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
 
 class Subcommand:
-    """One word behind `nemotron runs` and the like. `function` is "module:name", called with the words behind it;
-    `usage` what may stand there; `takes` what its own words are; `options` the long ones, which Tab offers; `says` its
-    own help page's text, where the summary doesn't do."""
+    """A subcommand of `nemotron runs` and the like. `function` is "module:name", called with the arguments after it;
+    `usage` describes these; `takes` names their kind; `options` are the long options, for completion; `says` is the
+    text of its help page, if the summary does not suffice."""
 
     __slots__ = ("function", "options", "says", "summary", "takes", "usage")
 
@@ -31,8 +31,8 @@ class Subcommand:
 
 
 class OwnCommand:
-    """One of nemotron's own commands. `function` is called where no subcommand is named; `page` is its help page, with
-    {commands} where they are listed; `words` may stand behind it and are no subcommands."""
+    """One of nemotron's own commands. `function` is called without a subcommand; `page` is its help page, with
+    {commands} in place of their list; `words` are arguments that are no subcommands."""
 
     __slots__ = ("commands", "function", "options", "page", "summary", "takes", "words")
 
@@ -136,7 +136,7 @@ waits again. A pipeline goes on by its own line, typed again; its stage N, which
         "puts tags on it, to list it by",
         ("--remove",),
     ),
-    "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "says something about it"),
+    "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "sets its note"),
     "rename": Subcommand("nemotron_kit.cli.runs.list:rename", RUN, "ID NAME", "gives it a name beside its id"),
     "rm": Subcommand(
         "nemotron_kit.cli.runs.control:remove",
@@ -286,27 +286,28 @@ TOOLS = {
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Run what the arguments after `nemotron NAME` ask for: its help page, a subcommand, or (without one, or for
-    `list`) what the command does by itself. Returns the exit code. Raises UserError for a name that is no
-    subcommand."""
-    arguments, own = list(argv), TOOLS[name]
+    """Run the command for the arguments after `nemotron NAME`: its help page, a subcommand, or (without one, or for
+    `list`) the command itself. Returns the exit code. Raises UserError for an unknown subcommand."""
+    arguments, command = list(argv), TOOLS[name]
     first = arguments[0] if arguments else ""
-    if first in own.commands:
-        return _call(own.commands[first].function, arguments[1:])
-    free = bool(own.takes or own.words)  # its own words may be any
-    if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (own.words and not first):
+    if first in command.commands:
+        return _call(command.commands[first].function, arguments[1:])
+    free = bool(command.takes or command.words)  # its own words may be any
+    if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (command.words and not first):
         from nemotron_kit.cli.output import write_lines
 
-        write_lines(own.page.replace("{commands}", "\n".join(_listed(own))).splitlines())
+        write_lines(command.page.replace("{commands}", "\n".join(_listed(command))).splitlines())
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
-        hint = f"{sentence(nearest(first, [*own.commands, 'list']))} Of one {name[:-1]}: nemotron {name} show {first}"
+        hint = (
+            f"{sentence(nearest(first, [*command.commands, 'list']))} Of one {name[:-1]}: nemotron {name} show {first}"
+        )
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
-    return _call(own.function, arguments[1:] if first == "list" and not free else arguments)
+    return _call(command.function, arguments[1:] if first == "list" and not free else arguments)
 
 
-def _listed(own: OwnCommand) -> Iterator[str]:
-    rows = [(f"{word} {entry.usage}", entry.summary) for word, entry in own.commands.items()]
+def _listed(command: OwnCommand) -> Iterator[str]:
+    rows = [(f"{word} {entry.usage}", entry.summary) for word, entry in command.commands.items()]
     width = max((len(usage) for usage, _ in rows), default=0)
     yield from (f"  {usage:{width}}  {summary}" for usage, summary in rows)
 

@@ -114,7 +114,7 @@ def wants_help(argv: Sequence[str]) -> bool:
 
 
 def program(root: tuple[str, ...] = ()) -> str:
-    """How this program is called: `nemotron`, or `python -m myrecipe` where an app runs itself."""
+    """The name of this program: `nemotron`, or `python -m myrecipe` if an app runs itself."""
     if not root:
         return "nemotron"
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -168,7 +168,7 @@ def test_a_rerun_can_be_looked_at_first(home: Path) -> None:
         (["latest", "hydra/launcher=nemo_run"], "hydra/launcher=nemo_run has no meaning for a rerun"),
         (["latest", "linse=3"], "linse"),
         (["latest", "lines=many"], "lines"),
-        (["--dry-run", "latest"], "a run stands first"),
+        (["--dry-run", "latest"], "the first argument must be a run"),
         (["latest/3"], "has no job 3"),
         (["20201124-171204-x-y-1f03a7"], "No run"),
     ],

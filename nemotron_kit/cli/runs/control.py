@@ -42,7 +42,7 @@ _WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled",
 
 
 def wait(argv: list[str]) -> int:
-    """Wait until every run named has ended. One that can't be asked about is given `--patience` seconds."""
+    """Wait until every run named has ended. A run whose target does not answer is retried for `--patience` seconds."""
     parser = ToolParser("runs", "wait")
     parser.add_argument(
         "--patience",
@@ -81,7 +81,7 @@ class _Wait:
             return
         now = time.monotonic()
         self._unsure_since = now if self._unsure_since is None else self._unsure_since
-        # What a folder of this machine doesn't say nobody will add to it.
+        # A folder of this machine is complete: nothing will be added to it later.
         self.over = not self.elsewhere or now - self._unsure_since >= self.patience
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
@@ -109,9 +109,9 @@ class _Wait:
 
 
 def until_over(waits: Sequence[_Wait]) -> None:
-    """Look at them, less and less often, until all are over."""
+    """Poll them, at increasing intervals, until all have ended."""
     pace = Pace(1.0, 1.3, 30.0) if any(each.elsewhere for each in waits) else Pace(0.1, 1.2, 2.0)
-    told = False
+    reported = False
     while True:
         left = [each for each in waits if not each.over]
         snapshots = _ask(each.run for each in left if each.elsewhere)
@@ -120,9 +120,9 @@ def until_over(waits: Sequence[_Wait]) -> None:
         if all(each.over for each in waits):
             return
         lost = next((s.lost for s in snapshots.values() if s.lost), None)
-        if lost and not told:
+        if lost and not reported:
             sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
-        told = lost is not None
+        reported = lost is not None
         pace.wait()
 
 
@@ -136,10 +136,10 @@ def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
 
 def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, damage: str | None = None) -> None:
     """How a run, or the chosen job of it, ended, in one line."""
-    told: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
-    code = f" (exit code {told.code})" if told.code else ""
+    reported: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
+    code = f" (exit code {reported.code})" if reported.code else ""
     name = chosen[0].reference if chosen else run.id
-    error = told.error or damage or (run.summary().error if state == DAMAGED else None)
+    error = reported.error or damage or (run.summary().error if state == DAMAGED else None)
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
 
@@ -173,7 +173,7 @@ def cancel(argv: list[str]) -> int:
 
 
 def _cancel_stages(run: RunFolder, grace: int) -> int:
-    """Stop the stages of a pipeline that are not over, the last first: none of them starts because another one ends."""
+    """Cancel the unfinished stages of a pipeline, the last first, so that none starts because another ends."""
     stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
     left = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
     if not left:
@@ -193,7 +193,8 @@ def _say_over(run: RunFolder, chosen: Sequence[JobFolder] | None) -> None:
 def _cancel_elsewhere(
     run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float
 ) -> int:
-    """Ask for the end, and stay for a moment to see it. Raises Unreachable where it isn't known to have been asked."""
+    """Request the cancellation, and wait a moment for it. Raises Unreachable if it is not known whether the request
+    arrived."""
     refresh([run])
     left = [job for job in jobs if not job.state().terminal]
     if not left:
@@ -245,8 +246,8 @@ def remove(argv: list[str]) -> int:
 
 
 def _refuse_written(run: RunFolder) -> None:
-    """UserError, with names, where a job's own files lie in its copy of the code. Those of a registered artifact are
-    not meant: its registry refuses by itself."""
+    """Raise UserError, with names, if a job has written files into its copy of the code. Files of a registered artifact
+    are excluded: its registry refuses by itself."""
     for job in run.jobs():
         found = written_by(job)
         if not found:
@@ -261,7 +262,8 @@ def _refuse_written(run: RunFolder) -> None:
 
 
 def _remove_there(run: RunFolder) -> None:
-    """The run's folder on its target. Raises Unreachable: the record stays, so that it can be tried again."""
+    """Remove the run's folder on its target. Raises Unreachable; the record then stays, so that the removal can be
+    retried."""
     plan = stored_plan(run)
     if plan.is_apart:
         transport = transport_for(plan.settings)
@@ -293,16 +295,17 @@ _SHOWN = 8
 
 
 def resume(argv: list[str]) -> int:
-    """Submit what waits, as far as there is room; else have a job that has stopped go on, and exit as it does."""
+    """Submit waiting jobs, as far as there is room; else start another attempt of a job that has stopped, and exit as
+    it does."""
     parser = ToolParser("runs", "resume")
     options = parser.parse(argv)
     if options is None:
         return 0
     run, jobs = open_jobs(options.id)
     if "/" not in options.id:
-        said = _submit_waiting(run)
-        if said is not None:
-            write_lines([said])
+        message = _submit_waiting(run)
+        if message is not None:
+            write_lines([message])
             return 0
         if len(jobs) > 1:
             raise _which(run, jobs)
@@ -310,7 +313,7 @@ def resume(argv: list[str]) -> int:
 
 
 def _submit_waiting(run: RunFolder) -> str | None:
-    """Submit the jobs that wait to be; what was done, None where none does."""
+    """Submit the waiting jobs; returns what was done, None if none waits."""
     if not (run.path / SWEEP_FILE).exists():
         _refuse_unplanned(run)
         return None
@@ -327,7 +330,8 @@ def _submit_waiting(run: RunFolder) -> str | None:
 
 
 def _refuse_unplanned(run: RunFolder) -> None:
-    """UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders are there."""
+    """Raise UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders
+    exist."""
     plan = stored_plan(run)
     if plan.kind == "sweep" and not is_here(plan.executor):
         raise UserError(
@@ -361,7 +365,8 @@ def _go_on(run: RunFolder, job: JobFolder) -> int:
 
 
 def shell(argv: list[str]) -> int:
-    """Become a shell, or the command behind `--`, beside a job. Raises UserError where there is nothing to enter."""
+    """Replace this process by a shell, or the command after `--`, beside a job. Raises UserError if the job offers
+    none."""
     arguments, command = _split(argv)
     parser = ToolParser("runs", "shell")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")

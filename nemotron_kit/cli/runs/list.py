@@ -21,11 +21,11 @@ from nemotron_kit.spec.plan import is_here
 
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
-    """The run, and the jobs of it that are meant: one, or all."""
+    """The run, and the selected jobs of it: one, or all."""
     run, chosen = chosen_jobs(reference)
     jobs = run.jobs() if chosen is None else chosen
     if not jobs and run.is_pipeline:
-        jobs = [run.job(0)]  # it says that the stages are runs, and which
+        jobs = [run.job(0)]  # raises the error that names the stages' runs
     if not jobs:
         raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
     return run, jobs
@@ -36,7 +36,7 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
     which is a run of its own."""
     name, slash, behind = reference.partition("/")
     if slash and not re.fullmatch("[0-9]{1,9}", behind):
-        raise UserError(f"{reference!r}: behind the / stands the number of a job.")
+        raise UserError(f"{reference!r}: the number of a job must follow the /.")
     if slash and number not in (None, int(behind)):
         raise UserError(f"{reference} and --job {number} name two jobs.", hint="Leave one of them out.")
     run = open_run(name)
@@ -47,7 +47,7 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
 
 
 def _stage_run(run: RunFolder, number: int) -> RunFolder:
-    """The run of a pipeline's stage; where it was skipped, the one that did its work."""
+    """The run of a pipeline's stage; for a skipped one, the earlier run whose outputs were used."""
     records = run.stages()
     if number >= len(records):
         there = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
@@ -56,7 +56,7 @@ def _stage_run(run: RunFolder, number: int) -> RunFolder:
 
 
 def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
-    """The run and the job that are meant. UserError for a sweep whose job isn't named."""
+    """The run and the selected job. Raises UserError for a sweep without a job number."""
     run, (job, *more) = open_jobs(reference)
     if more:
         raise UserError(f"{run.id} is a sweep of {len(more) + 1} jobs.", hint=f"Name one: {reference}/0.")
@@ -96,7 +96,7 @@ def list_all(argv: list[str]) -> int:
         table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "NAME", "WHY"], *(_row(run) for run in found)]
         if not any(row[-2] for row in table[1:]):
             table = [[*row[:-2], row[-1]] for row in table]
-        if terminal_width() < _WIDE:  # the id says recipe and stage too
+        if terminal_width() < _WIDE:  # the id contains recipe and stage
             table = [[row[0], *row[2:]] for row in table]
         print_table(table[0], table[1:])
         _say_more(options, len(found))
@@ -106,7 +106,7 @@ def list_all(argv: list[str]) -> int:
 
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """The runs as they stand now: those that are not over are asked about where they run, once a target."""
+    """The runs with their current states: the back ends of unfinished ones are queried, each target once."""
     going = [run for run in runs if run.state not in (*TERMINAL, DAMAGED)]
     if not any(not run.jobs or not is_here(run.executor) for run in going):
         return list(runs)
@@ -146,7 +146,7 @@ def as_json(run: RunSummary) -> dict[str, Any]:
 
 
 def _result(run: RunSummary) -> dict[str, Any]:
-    """What a run of one job was told, returned and measured; for the jobs of a sweep there is `runs show`."""
+    """The overrides, result and metrics of a run of one job; for the jobs of a sweep see `runs show`."""
     jobs = RunFolder(runs_root() / run.id).jobs() if run.jobs == 1 else []
     if len(jobs) != 1:
         return dict.fromkeys(("overrides", "value", "step", "results"))
@@ -187,7 +187,7 @@ def _row(run: RunSummary) -> list[str]:
 
 
 def labels_of(run_id: str) -> dict[str, Any]:
-    """A run's name, tags and note; none of them where their record is damaged."""
+    """A run's name, tags and note; empty if their record is damaged."""
     try:
         return RunFolder(runs_root() / run_id).labels()
     except DamagedRecord:
@@ -223,7 +223,7 @@ def tag(argv: list[str]) -> int:
 
 
 def note(argv: list[str]) -> int:
-    """Say something about a run."""
+    """Set the note of a run."""
     return _say("note", "note", argv)
 
 

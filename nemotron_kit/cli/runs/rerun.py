@@ -1,4 +1,4 @@
-"""`nemotron runs rerun ID`: the same job, or sweep, again: a launch of the config, pins and settings on record."""
+"""`nemotron runs rerun ID`: launches the same job, or sweep, again from its record."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class Recorded:
-    """A job as its folder and its run's plan have it. Raises UserError for one that can't be started again by them."""
+    """The record of a job and its run's plan. Raises UserError for a run that can't be launched again from it."""
 
     def __init__(self, run: RunFolder, job: JobFolder) -> None:
         self.run, self.job = run, job
@@ -64,7 +64,7 @@ class Recorded:
             raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
-                f"{run.id} was launched by a program of its own, which alone can compose its config.",
+                f"{run.id} was launched by another program, and only that can compose its config.",
                 hint=f"Its command line: {self.plan.command_line}",
             )
         try:
@@ -77,7 +77,7 @@ class Recorded:
 
     @property
     def settings(self) -> RunConfig:
-        """The profile's settings as they were."""
+        """The recorded settings of the profile."""
         given = {name: value for name, value in (self.run.plan().get("settings") or {}).items() if value is not None}
         if unknown := sorted(given.keys() - {*FIELDS}):
             raise UserError(f"{self.run.id}: its settings are another version's: {', '.join(unknown)}: no such field.")
@@ -86,8 +86,8 @@ class Recorded:
         return self.plan.settings
 
     def config(self, request: Job) -> ConfigRecord:
-        """The config to start from: as it was composed, with the very versions of the artifacts that it read, and for
-        the profile that the request names, or that it had."""
+        """The config to start from: as composed, with the recorded versions of its artifacts, and for the profile of
+        the request, else the recorded one."""
         file, environment = self.job.path / COMPOSED_FILE, self.spec.get("environment") or {}
         if file.is_file():
             values = dict(load_mapping(file))
@@ -121,7 +121,7 @@ class Recorded:
         return [override for override in self.overrides if _key(override) not in given]
 
     def enter(self) -> Tree:
-        """Go to the folder of the launch, whose recipes, env.toml and relative paths count; its command tree."""
+        """Change to the folder of the first launch, from which relative paths, recipes and env.toml are found."""
         tree, inside = self.paths.tree, self.paths.cwd
         if tree:
             inside = os.path.normpath(os.path.join(tree.root, tree.inside))  # noqa: PTH118
@@ -314,7 +314,7 @@ def rerun_sweep(run: RunFolder, again: Rerun) -> int:
         why = next((state.error for state in states if state.state != "succeeded"), None)
         if error := sweep.sweep_failures(record, why, request.json):
             raise error
-    return sweep.told(record, request.json)
+    return sweep.report_sweep(record, request.json)
 
 
 HELP = """\
@@ -339,7 +339,8 @@ def rerun(argv: list[str]) -> int:
     reference, *arguments = argv
     if reference.startswith("-"):
         raise UserError(
-            f"nemotron runs rerun: a run stands first, and {reference!r} is none.", hint=HELP.splitlines()[0]
+            f"nemotron runs rerun: the first argument must be a run, and {reference!r} is none.",
+            hint=HELP.splitlines()[0],
         )
     run, jobs = open_jobs(reference)
     recorded, whole_sweep = Recorded(run, jobs[0]), len(jobs) > 1

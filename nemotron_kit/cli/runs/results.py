@@ -1,4 +1,4 @@
-"""What jobs returned and measured: the results of one, and the table of a sweep, sorted by its objective."""
+"""Results of jobs: return values and metrics of one, and the table of a sweep, sorted by its objective."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RESULTS = re.compile("loss|error|perplexity|acc|reward|score", re.IGNORECASE)
 
 @dataclass
 class JobResult:
-    """What one job was told, returned (None: nothing, or it has not ended) and measured."""
+    """The overrides, the return value (None: nothing, or not ended) and the metrics of one job."""
 
     number: int
     state: str
@@ -39,11 +39,11 @@ class JobResult:
 
     @property
     def step(self) -> int | None:
-        """The last step that any of its metrics has."""
+        """The highest step of any of its metrics."""
         return max((each.step for each in self.metrics.values() if isinstance(each.step, int)), default=None)
 
     def number_of(self, name: str) -> float | None:
-        """The last value of a metric, or what was returned; None for no number and for NaN."""
+        """The last value of a metric, or the return value; None if it is no number or NaN."""
         metric = self.metrics.get(name)
         found = metric.last if metric is not None else self.value if name == VALUE else None
         if isinstance(found, bool) or not isinstance(found, int | float) or math.isnan(found):
@@ -106,7 +106,7 @@ class SweepTable:
 
     @property
     def rule(self) -> str:
-        """How it is sorted, for a person."""
+        """The sort order, as text."""
         what = "the returned value" if self.objective == VALUE else f"the last {self.objective}"
         return f"sorted by {what}, {'least' if self.less else 'greatest'} first; * is the best"
 
@@ -117,12 +117,12 @@ class SweepTable:
 
     def varied(self) -> dict[str, dict[int, str]]:
         """Each override that not all jobs have alike: its key → job → value."""
-        said = {job.number: dict(_split(text) for text in job.overrides) for job in self.jobs}
-        keys = dict.fromkeys(key for each in said.values() for key in each)
+        overrides = {job.number: dict(_split(text) for text in job.overrides) for job in self.jobs}
+        keys = dict.fromkeys(key for each in overrides.values() for key in each)
         return {
-            key: {number: each[key] for number, each in said.items() if key in each}
+            key: {number: each[key] for number, each in overrides.items() if key in each}
             for key in keys
-            if len({each.get(key) for each in said.values()}) > 1
+            if len({each.get(key) for each in overrides.values()}) > 1
         }
 
 
@@ -194,9 +194,9 @@ def _cells(
                 f"{job.number}{mark}",
                 job.state,
                 *(own.get(job.number, "") for own in varied.values()),
-                *([_said(job.value, short)] if returned else []),
+                *([_cell(job.value, short)] if returned else []),
                 "" if job.step is None else str(job.step),
-                *(_said(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
+                *(_cell(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
                 *([job.why or ""] if failed else []),
             ]
         )
@@ -206,7 +206,7 @@ def _cells(
     return header, rows
 
 
-def _said(value: Any, short: bool) -> str:
+def _cell(value: Any, short: bool) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""`nemotron runs show|diff`: what was launched, from what, how it went; and what two runs differ in."""
+"""`nemotron runs show|diff`: prints a run's command, inputs and results; compares two runs."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class RunView:
         seen = self.snapshot.observed.get(number) if self.snapshot else None
         if self.states[number].state != "pending":
             return None, None
-        said = self.states[number].facts.get("reason")
-        return (seen.reason if seen else None) or said, seen.estimated_start if seen else None
+        recorded = self.states[number].facts.get("reason")
+        return (seen.reason if seen else None) or recorded, seen.estimated_start if seen else None
 
 
 def written_by(job: JobFolder) -> dict[str, Any]:
-    """What a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`, {} for nothing.
-    Its record says so; where it has none, or not all names, what lies there."""
+    """Files that a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`, {} for
+    none. Read from its record; from the folder if the record has none, or not all names."""
     saved = registered_folders(job)
     try:
         record = job.exit_record()
@@ -107,12 +107,12 @@ def written_by(job: JobFolder) -> dict[str, Any]:
         record = None
     if record is None:
         return written_since(job.path / "code", saved)
-    said = record.get("written")
-    if isinstance(said, dict) and isinstance(said.get("files"), list):
-        folder, more = Path(str(said.get("folder"))), said.get("more")
+    written = record.get("written")
+    if isinstance(written, dict) and isinstance(written.get("files"), list):
+        folder, more = Path(str(written.get("folder"))), written.get("more")
         if more and os.path.isdir(folder):  # noqa: PTH112 — pathlib's raises for a name that is too long
             return written_since(folder, saved)
-        names = [str(name) for name in said["files"] if saved.isdisjoint((folder / str(name)).parents)]
+        names = [str(name) for name in written["files"] if saved.isdisjoint((folder / str(name)).parents)]
         more = more if isinstance(more, int) else 0
         return {"folder": str(folder), "files": names, "more": more} if names or more else {}
     return {}
@@ -126,7 +126,8 @@ Fact = tuple[str, object]
 
 
 def show(argv: list[str]) -> int:
-    """Print one run. The exit code is 3 where its state isn't known, else 0: how the run itself ended is for `wait`."""
+    """Print one run. The exit code is 3 if its state isn't known, else 0, however the run itself ended: see `wait` for
+    that."""
     parser = ToolParser("runs", "show")
     parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -205,8 +206,8 @@ def _pipeline_facts(
     for at, row in enumerate(rows):
         took = f" in {short_span(row['duration_s'])}" if row.get("duration_s") is not None else ""
         labels = ", ".join(_pin(pin).partition("  ")[0] for pin in row.get("outputs") or ())
-        said = f"{at}  {str(row['stage']).replace('/', ' ')}: {row['state']}{took}{f': {labels}' if labels else ''}"
-        yield "stages", f"{said}  {row['run']}" if row.get("run") else said
+        line = f"{at}  {str(row['stage']).replace('/', ' ')}: {row['state']}{took}{f': {labels}' if labels else ''}"
+        yield "stages", f"{line}  {row['run']}" if row.get("run") else line
     if rows:
         yield "next", f"nemotron runs show {run.id}/0"
     if summary.state in ("failed", "cancelled", "preempted"):
@@ -263,17 +264,17 @@ def _facts(view: RunView) -> Iterator[Fact]:
     yield from _links(plan) if plan else ()
     yield "folder", run.path
     if len(view.jobs) == 1:
-        if plan and plan.kind == "sweep" and (said := overrides_of(view.jobs[0])):
-            yield "overrides", " ".join(said)
+        if plan and plan.kind == "sweep" and (typed := overrides_of(view.jobs[0])):
+            yield "overrides", " ".join(typed)
         yield from _job_facts(view.jobs[0], view)
     else:
         yield from _sweep_facts(view)
 
 
 def _labels(run: RunFolder) -> Iterator[Fact]:
-    for key, said in labels_of(run.id).items():
-        if said:
-            yield key, ", ".join(said) if isinstance(said, list) else said
+    for key, label in labels_of(run.id).items():
+        if label:
+            yield key, ", ".join(label) if isinstance(label, list) else label
 
 
 def _why(view: RunView) -> Iterator[Fact]:
@@ -322,7 +323,7 @@ def own_overrides(jobs: Sequence[JobFolder]) -> list[str]:
     """For each job of a sweep, the overrides that not all of its jobs have, as one text."""
     overrides = [overrides_of(job) for job in jobs]
     common = set.intersection(*map(set, overrides)) if overrides else set()
-    return [" ".join(override for override in said if override not in common) for said in overrides]
+    return [" ".join(override for override in own if override not in common) for own in overrides]
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
@@ -391,8 +392,8 @@ def _moment(entry: Mapping[str, Any]) -> str:
 def _outcome(state: JobState) -> str:
     code = f", exit code {state.code}" if state.code is not None else ""
     skipped = state.facts.get("skipped") if state.state == "succeeded" else None
-    said = state.error or (f"skipped, {skipped}" if skipped else None)
-    return f"{state.state}{code}{f': {said}' if said else ''}"
+    detail = state.error or (f"skipped, {skipped}" if skipped else None)
+    return f"{state.state}{code}{f': {detail}' if detail else ''}"
 
 
 def _clock(seconds: float | None) -> str:
@@ -401,7 +402,7 @@ def _clock(seconds: float | None) -> str:
 
 Facts = dict[str, dict[str, Any]]
 _ABSENT = object()
-# What every run has of its own.
+# Facts that differ for every run.
 _OWN = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
 
 
@@ -435,7 +436,7 @@ def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def facts(run: RunFolder, job: JobFolder) -> Facts:
-    """What a job was, by section, with the run's own folders written as `<run>` and `<job>`."""
+    """The facts of a job, by section, with the run's own folders replaced by `<run>` and `<job>`."""
     plan, spec = stored_plan(run), job.spec()
     there = plan.paths.run
     own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}

@@ -188,8 +188,8 @@ def _plan(run: RunFolder) -> Plan:
 
 
 def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
-    """Whether a job will write no more. Its exit record is enough; else its back end is asked at intervals. `unknown`
-    counts as an end where there is no back end to ask (the exit record is damaged), and so does a damaged plan."""
+    """Whether a job will write no more. An exit record suffices; else its back end is queried at intervals. `unknown`
+    counts as an end if there is no back end to query (the exit record is damaged), and so does a damaged plan."""
     try:
         check_followed(run)
     except DamagedRecord:
@@ -239,7 +239,7 @@ def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
 
 
 def attach(argv: list[str]) -> int:
-    """Follow a run. Ctrl-C leaves it alone."""
+    """Follow a run. Ctrl-C stops following and does not affect the run."""
     parser = ToolParser("runs", "attach")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
     parser.add_argument("--all", action="store_true", help="from the first line on, whatever was shown before")
@@ -256,11 +256,11 @@ def attach(argv: list[str]) -> int:
 
 def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
     """Stay while a process of this machine waits for other runs, to submit this one."""
-    told, pace = False, Pace(0.2, 1.2, 5.0)
+    announced, pace = False, Pace(0.2, 1.2, 5.0)
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
-        if not told:
+        if not announced:
             sys.stderr.write(f"waits for {clean(state.facts['reason'])}\n")
-        told = True
+        announced = True
         pace.wait()
 
 
@@ -287,7 +287,7 @@ def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outco
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
-    """How it ended, on standard error; the exit code."""
+    """Print how the run ended, on standard error; returns the exit code."""
     if outcome.state == "detached":
         sys.stderr.write(f"Detached from {run.id}, which goes on.\n  nemotron runs attach {run.id}\n")
         sys.stderr.write(f"  nemotron runs cancel {run.id}\n")

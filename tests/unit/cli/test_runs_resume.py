@@ -137,7 +137,7 @@ def test_nobody_waits_for_a_run_that_does_not_say_where_it_is(
         (["logs", "{run}"], 0, "^==> job 0: succeeded <==\nlog of 0\n\n==> job 1: failed <==\nlog of 1\n\n==> job 2"),
         (["logs", "{run}/1", "--job", "2"], 2, "{run}/1 and --job 2 name two jobs"),
         (["logs", "{run}/3"], 2, "has no job 3"),
-        (["logs", "{run}/x"], 2, "behind the / stands the number of a job"),
+        (["logs", "{run}/x"], 2, "the number of a job must follow the /"),
         (["attach", "--all", "{run}/1"], 1, "^log of 1\n$"),
         (["wait", "{run}/1"], 1, r"^{id}/1: failed \(exit code 3\)\n$"),
         (["wait", "{run}/0", "{run}/2"], 75, r"^{id}/0: succeeded\n{id}/2: preempted"),
