@@ -26,7 +26,7 @@ RESERVED = ("wandb", "artifacts", "cache", "cli")
 
 
 def home() -> str:
-    """`$NEMOTRON_HOME`, or ~/.nemotron. UserError where `~` means nothing."""
+    """`$NEMOTRON_HOME`, or ~/.nemotron. Raises UserError if `~` can't be resolved."""
     named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
     if (named == "~" or named.startswith("~/")) and not _has_home():
         from nemotron_kit.home import check_home
@@ -40,7 +40,8 @@ def _has_home() -> bool:
 
 
 def find() -> str | None:
-    """The env.toml that envfile.find_env_file finds; what `NEMOTRON_ENV_FILE` names even when it isn't there."""
+    """The env.toml that envfile.find_env_file finds; the path in `NEMOTRON_ENV_FILE` even if the file does not
+    exist."""
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         return os.path.join(os.getcwd(), os.path.expanduser(named))
@@ -72,7 +73,7 @@ def artifacts_root() -> str:
 
 
 def tables() -> dict[str, Any]:
-    """The tables of env.toml; {} where there is none, or none that is read (completion has nothing to say then)."""
+    """The tables of env.toml; {} if there is none that can be read, since completion can't report errors."""
     path = find()
     if path is None:
         return {}
@@ -107,8 +108,8 @@ class Index:
 
 
 def load_index() -> Index:
-    """The index, for help and completion: from the cache, which is made anew when it is not good. (A job reads its
-    trees live, by `indexing.live`.)"""
+    """The index, for help and completion: from the cache, which is rebuilt if it is not valid. A job reads its trees
+    live, by `indexing.live`."""
     cached = read(cache_file(), cache_key())
     if cached is not None:
         return cached
@@ -118,7 +119,7 @@ def load_index() -> Index:
 
 
 def cache_key() -> list[str]:
-    """What must be equal for a cached index to be about the same recipes."""
+    """The values on which a cached index depends besides files."""
     folder = os.path.dirname(nemotron_kit.__file__)
     return [
         f"{FORMAT} {nemotron_kit.__version__}",
@@ -131,19 +132,19 @@ def cache_key() -> list[str]:
 
 
 def import_path() -> list[str]:
-    """Where recipes are imported from: without the folder of the program, or the working folder, that Python adds."""
+    """The import path of recipes: sys.path without the program's folder, or the working folder, which Python adds."""
     here = os.getcwd()
     return [entry for entry in sys.path[1:] if entry not in ("", here)]
 
 
 def cache_file() -> str:
-    """The cache's path; one file for each key, so that two checkouts don't take turns in overwriting each other's."""
+    """The cache's path; one file for each key, so that two checkouts don't overwrite each other's."""
     name = binascii.crc32("\0".join(cache_key()).encode("utf-8", "surrogateescape"))
     return os.path.join(home(), "cache", f"index-{name:08x}.jsonl")
 
 
 def stamp(path: str) -> Stamp:
-    """The path with what changes when the file (or the list of names in the folder) does."""
+    """The path with values that change with the file (or with the names in the folder)."""
     try:
         found = os.stat(path)
     except OSError:
@@ -152,7 +153,7 @@ def stamp(path: str) -> Stamp:
 
 
 def read(path: str, key: list[str]) -> Index | None:
-    """The index cached at `path`, or None unless it is ours, whole, about `key`, and still true."""
+    """The index cached at `path`; None unless the file is owned by this user, complete, for `key`, and up to date."""
     try:
         head, _, body = _own_text(path).partition("\n")
         header = json.loads(head)
@@ -175,7 +176,7 @@ def dump(root: Node, broken: dict[str, str], details: list[Node], sources: list[
 
 
 def _own_text(path: str) -> str:
-    """The text of a file that is this user's and that nobody else may write; OSError otherwise."""
+    """The text of a file that belongs to this user and that no other user may write. Raises OSError otherwise."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.getuid() or found.st_mode & 0o022:

@@ -1,4 +1,4 @@
-"""Builds the index: off the live command trees and their config dataclasses, and into the cache."""
+"""Builds the index from the live command trees and their config dataclasses, and caches it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any
 
 
 def _bare(annotation: Any) -> tuple[Any, bool]:
-    """`X | None` and `Annotated[X, …]` as (X, whether None was there)."""
+    """`X | None` and `Annotated[X, …]` as (X, whether None was among them)."""
     if get_origin(annotation) is typing.Annotated:
         return _bare(get_args(annotation)[0])
     if get_origin(annotation) not in (Union, types.UnionType):
@@ -116,7 +116,7 @@ def _any_name(annotation: Any) -> str:
 
 
 def text(value: Any) -> str:
-    """A default as one would write it in a config."""
+    """A default in the form of a config file."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -134,7 +134,7 @@ EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "config_folder": ""
 
 
 class Live(Index):
-    """An index read off command trees as they are in this process. A command's config is imported when asked about."""
+    """An index read from the command trees of this process. A command's config is imported on request."""
 
     def __init__(self, apps: dict[str, App], broken: dict[str, str]) -> None:
         self.commands: dict[tuple[str, ...], Command] = {}
@@ -169,7 +169,7 @@ def live(found: Tree) -> Live:
 
 
 class BrokenCommand(UserError):
-    """The module of a command does not import; `why` is what it raised."""
+    """A command's module does not import; `why` is the error."""
 
     def __init__(self, name: str, why: str) -> None:
         hint = "Its config does not import; the other commands are not touched by it."
@@ -178,7 +178,8 @@ class BrokenCommand(UserError):
 
 
 def command_detail(command: Command) -> Node:
-    """A command's fields, artifact inputs and configs as plain data. Raises UserError where that can't be had."""
+    """A command's fields, artifact inputs and configs as plain data. Raises UserError if its module or config is
+    invalid."""
     from nemotron_kit.config.config_files import config_files
 
     # A third-party module may raise anything, including SystemExit.
@@ -262,7 +263,7 @@ def summary(command: Command) -> str:
 
 
 def rebuild() -> Index:
-    """Import every recipe, write the cache, and return what is in it. A home that can't be written is no obstacle."""
+    """Import every recipe, write the cache, and return its content. A home that can't be written is no error."""
     key, path = cache_key(), cache_file()
     with recording() as recorder:
         for place in (index_files.find(), *import_path()):
@@ -278,7 +279,7 @@ def rebuild() -> Index:
 
 
 def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> Node:
-    """The command's detail. A command that is broken says so in the tree, and its siblings go on."""
+    """The command's detail. The error of a broken command is stored in the tree, and the other commands stay usable."""
     leaf["line"] = number
     if tuple(leaf["path"]) in index.pipelines:
         return index.detail(leaf)
@@ -318,7 +319,7 @@ def _folders() -> list[Path]:
 
 
 def _packages(index: Live) -> set[str]:
-    """The top-level packages that recipes live in."""
+    """The top-level packages that contain recipes."""
     modules = [*BUILT_IN.values(), *(target for _, target in entry_points()), *(folder.name for folder in _folders())]
     for command in index.commands.values():
         cls = command.config_cls
@@ -354,8 +355,8 @@ class Recorder:
             self.add(origin)
 
     def sources(self, packages: set[str]) -> list[Stamp]:
-        """The stamps of everything that the index depends on: not the standard library, and of what is installed only
-        the recipes' own packages (an upgrade of another one changes site-packages itself, which is listed too)."""
+        """The stamps of everything that the index depends on, without the standard library; of installed packages only
+        the recipes' own (an upgrade of another one changes site-packages, which is listed too)."""
         for module, loaded in list(sys.modules.items()):
             if module not in self.origins:
                 self._note(module, getattr(loaded, "__file__", None))
@@ -372,7 +373,7 @@ def _is_source(module: str, origin: str, packages: set[str]) -> bool:
 
 @contextlib.contextmanager
 def recording() -> Iterator[Recorder]:
-    """A Recorder in place for the imports of the block."""
+    """Within the block a Recorder is installed as an import hook."""
     recorder = Recorder()
     sys.meta_path.insert(0, recorder)
     try:

@@ -36,13 +36,12 @@ def console() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as every Python program ends: threads are waited for, atexit is called, objects are finalised.
+    """End this process as every Python program ends: threads are joined, atexit handlers run, objects are finalised.
 
-    Two things are done before. The streams are flushed: where that fails Python prints an error of its own at exit and
-    makes the exit code 120, and what can't be printed any more must not change how a job ended. And where no job was
-    started (until then the collector is off), what is loaded is frozen: at exit Python looks through all objects for
-    cycles, a seventh of a dry-run's time. A job's own objects are never frozen: a file that it left open would lose its
-    last lines.
+    Two things are done before. The streams are flushed: if that failed at exit, Python would print an error and exit
+    with 120, and output that can't be printed must not change the exit code of a job. And if no job was started (the
+    collector is off until then), the loaded objects are frozen, since at exit Python searches all objects for cycles, a
+    seventh of a dry-run's time. A job's objects are never frozen: a file that it left open would lose its last lines.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -67,7 +66,8 @@ def run_app(app: App, argv: Sequence[str]) -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command; a user's mistake is one clear error and an exit code, a traceback only with HYDRA_FULL_ERROR=1."""
+    """Run a command. A user's mistake gives one error message and an exit code; a traceback only with
+    HYDRA_FULL_ERROR=1."""
     if sys.stdout is None or sys.stderr is None:
         _open_streams()
     try:
@@ -95,7 +95,8 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _machine_said_no(error: OSError) -> int:
-    """A disk that is full or may not be written, a folder that is gone: one line that names it; the exit code, 1."""
+    """Print one line for an OSError that names a path (a full or read-only disk, a missing folder); returns the exit
+    code, 1."""
     if error.filename is not None:
         print(f"error: {_shown(os.fsdecode(error.filename))}: {error.strerror}.", file=sys.stderr)  # noqa: T201
         print("HYDRA_FULL_ERROR=1 shows where it happened.", file=sys.stderr)  # noqa: T201
@@ -108,7 +109,8 @@ def _machine_said_no(error: OSError) -> int:
 
 
 def _open_streams() -> None:
-    """Started with a closed stream (`>&-`): what is printed goes nowhere, and no file of ours gets its number."""
+    """Open standard streams that were closed at the start (`>&-`) on /dev/null, so that none of our files gets their
+    numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -119,7 +121,7 @@ def _open_streams() -> None:
 
 
 def _readable(arguments: list[str]) -> list[str]:
-    """The arguments as text, also where the locale is not UTF-8. Raises UserError for bytes that are no text."""
+    """The arguments as text, also if the locale is not UTF-8. Raises UserError for bytes that are no text."""
     return [argument if argument.isascii() else _text(argument) for argument in arguments]
 
 
@@ -144,7 +146,8 @@ def print_error(error: NemotronError) -> None:
 
 
 def _shown(text: str) -> str:
-    """A message as a terminal may have it: names of files and what other machines say can hold anything."""
+    """A message as it may be printed to a terminal: file names and texts from other machines can contain any
+    character."""
     from nemotron_kit.masking import mask
 
     return printable(mask(text))
@@ -165,7 +168,7 @@ def _nemotron(arguments: list[str]) -> int:
 
 
 def _say_step(arguments: Sequence[str]) -> None:
-    """Report at once that this job's output is piped: the step that reads it may start at the same time."""
+    """Mark this job's piped output at once: the step that reads it may start at the same time."""
     # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(arguments):
         from nemotron_kit.artifacts.pipe import announce_step

@@ -104,8 +104,8 @@ def key(name: str) -> str:
 
 
 def is_override(token: str) -> bool:
-    """Whether an argument is in Hydra's grammar: `key=value`, `+key=value`, `++key=value`, `~key`. `~/x` is a path; no
-    key begins with a dash, not behind `--` either."""
+    """Whether an argument is in Hydra's override grammar: `key=value`, `+key=value`, `++key=value`, `~key`. `~/x` is a
+    path; no key begins with a dash, also after `--`."""
     if token.startswith("-"):
         return False
     return "=" in token or (token.startswith("~") and len(token) > 1 and not token.startswith("~/"))
@@ -133,7 +133,7 @@ def known(token: str, table: Table = NEMOTRON) -> Option | None:
 
 
 def takes_next(token: str, table: Table = NEMOTRON) -> bool | None:
-    """Whether the argument after `token` is its value; None when that is not known (a field's option, `--info`)."""
+    """Whether the argument after `token` is its value; None if that is not known (a field's option, `--info`)."""
     option = known(token, table)
     if option is None or option.takes == MAYBE:
         return None

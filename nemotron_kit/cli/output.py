@@ -1,4 +1,4 @@
-"""Text for a terminal: colour where one is wanted, lines that fit, tables whose cells are never trusted."""
+"""Text for a terminal: colour if supported, wrapped lines, tables with sanitised cells."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Paint:
 
 
 def wrap(text: str, columns: int) -> list[str]:
-    """`text` in lines of at most `columns`, broken at spaces; a longer word stands on a line of its own."""
+    """`text` in lines of at most `columns`, broken at spaces; a longer word gets its own line."""
     lines = [""]
     for word in text.split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > columns:
@@ -75,7 +75,7 @@ def wrap(text: str, columns: int) -> list[str]:
 
 
 def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
-    """Names on the left, what they mean on the right; a long name has a line to itself."""
+    """Names on the left, descriptions on the right; a long name has its own line."""
     rows = list(rows)
     left = min(max((len(name) for name, _ in rows), default=0), columns * 2 // 5)
     lines = []
@@ -105,7 +105,7 @@ STYLES = {
 
 
 def clean(value: object) -> str:
-    """One line that is safe to print."""
+    """`text` as one line without control characters."""
     return printable("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
 
 
@@ -141,7 +141,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write_lines(lines: Sequence[str]) -> None:
-    """Print lines, harmless to the terminal, with a ? for what the stream can't show."""
+    """Print lines with control characters made visible, and a ? for characters that the stream's encoding lacks."""
     text = printable("".join(f"{line}\n" for line in lines))
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
@@ -154,7 +154,7 @@ def print_json(value: Any) -> None:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; a great many where standard output is none, so that nothing is left out."""
+    """Columns of the terminal; a large number if standard output is none, so that nothing is left out."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16

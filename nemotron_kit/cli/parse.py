@@ -1,4 +1,4 @@
-"""From the arguments of `nemotron` and of `python -m nemotron_kit` to a request. A pure function over the index."""
+"""Parses the arguments of `nemotron` and of `python -m nemotron_kit` to a request. A pure function over the index."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _choices(node: Node) -> list[str]:
 
 
 def _check_complete(job: Job, node: Node) -> None:
-    """A job has a recipe and a stage, unless a sweep is over them or Hydra is asked about itself."""
+    """Raise UserError unless a job has a recipe and a stage, a sweep is over them, or Hydra itself is asked."""
     swept = {override.partition("=")[0] for override in job.overrides}
     if asks_hydra(job):
         return
@@ -75,7 +75,7 @@ def _check_complete(job: Job, node: Node) -> None:
 
 
 def asks_hydra(job: Job) -> bool:
-    """Whether Hydra is asked about itself, which takes no recipe."""
+    """Whether the arguments are a question to Hydra itself, which needs no recipe."""
     return job.flag("--info") is not None or job.flag("--hydra-help") is not None
 
 
@@ -86,7 +86,7 @@ def _last(argv: Sequence[str], choice: str) -> str:
 
 
 def check_launcher(job: Job) -> None:
-    """Refuse a launcher that would send the job elsewhere than its profile says."""
+    """Raise UserError for a launcher that would run the job elsewhere than its profile specifies."""
     launcher = _last(job.overrides, "hydra.launcher.profile")
     if launcher and job.profile and launcher != job.profile:
         raise UserError(
@@ -106,7 +106,7 @@ def no_recipe(argument: str, index: Index, prog: str) -> UserError:
 
 
 def _folder_of_that_name(argument: str) -> str:
-    """What to do with a recipe in the working folder that nobody has named yet."""
+    """A hint for a recipe in the working folder that is not registered."""
     folder = Path(argument)
     if not argument.isidentifier() or (
         not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()
@@ -120,7 +120,7 @@ __all__ = ["parse", "parse_hydra"]
 
 
 class ProgramName(NamedTuple):
-    """How the program was called (`prog`), and the path in the command tree that this implies (`root`)."""
+    """The program's name in messages (`prog`), and the path in the command tree that it implies (`root`)."""
 
     prog: str
     root: tuple[str, ...]
@@ -130,7 +130,7 @@ class ProgramName(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """Why the command line is not that of one command. Failures compare by how far the line was read."""
+    """Why the command line does not fit one command. Failures are compared by the number of arguments read."""
 
     meant: bool  # its name was complete; something else was wrong
     at: int
@@ -189,7 +189,8 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
 
 
 def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
-    """The commands that the line may name, with their names; if the line begins with those of one, that one alone."""
+    """The commands that the line may name, with their names; if the line begins with the full name of one, that one
+    only."""
     top = tree.find(index, root) or index.root
     every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
     exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
@@ -199,7 +200,7 @@ def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterato
 def _attempt(
     argv: list[str], leaf: Node, names: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
 ) -> Job | _Failure:
-    """The line read as this command."""
+    """The line parsed as this command."""
     reader, named = None, tuple(leaf["path"]) == reached.path
     try:
         detail = _detail(index, leaf)
@@ -216,7 +217,7 @@ def _detail(index: Index, leaf: Node) -> Node:
 
 
 def _named(job: Job, leaf: Node) -> Job:
-    """The job with the command that its names choose, which no override may choose again."""
+    """The job of the command chosen by the names, which no override may choose again."""
     recipe, *stage = leaf["path"]
     if job.recipe or job.stage:
         raise UserError(
@@ -227,8 +228,8 @@ def _named(job: Job, leaf: Node) -> Job:
 
 
 def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramName) -> Request:
-    """A group without a command: its help. Hydra can be asked about itself without one. Raises UserError for an option
-    that, if anything, only a command has."""
+    """Help for a group without a command. Questions to Hydra itself need no command. Raises UserError for an option
+    that only a command can have."""
     names = reached.path[len(program_name.root) :]
     name, hint = " ".join((program_name.prog, *names)), program_name.help_line(names)
     job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(names)
@@ -236,7 +237,7 @@ def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramNa
 
 
 def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
-    """The error for an argument that names nothing at its place."""
+    """The error for an argument that names no node of the tree."""
     argument, names = reached.unknown or "", reached.path[len(program_name.root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:

@@ -1,6 +1,5 @@
-"""Reads one command line as one command: each argument is an option, an override, a part of the command's name, or an
-error.
-"""
+"""Reads a command line as one command: each argument is an option, an override, a part of the command's name, or an
+error."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profi
 
 
 class NotThisCommand(UserError):
-    """An argument does not fit this command's name: the line may be another command's."""
+    """An argument does not fit this command's name; the line may name another command."""
 
 
 class Reader:
@@ -41,7 +40,7 @@ class Reader:
         self.after: list[str] = []
 
     def read(self, names: Sequence[str] = ()) -> Job:
-        """The job, once `names` and everything else on the line have found their place. Raises UserError."""
+        """The job, once all arguments have been assigned. Raises UserError."""
         self.names = list(names)
         ended = False
         while self.at < len(self.argv):
@@ -128,7 +127,7 @@ class Reader:
             self._global(option, name, joined)
 
     def _short(self, argument: str) -> None:
-        """`-c tiny`, `-c=tiny`, `-ctiny`; but `-config` is a long option with a dash too few."""
+        """Parse `-c tiny`, `-c=tiny`, `-ctiny`; `-config` is an error: a long option with one dash."""
         name, joined = options.split(argument)
         option = options.known(argument, self.table)
         if not self.table.fields:
@@ -196,7 +195,7 @@ class Reader:
     def _value(
         self, name: str, joined: str | None, *, what: str = "VALUE", empty: bool = True, negative: bool = False
     ) -> str:
-        """The value of an option: joined by `=`, else the next word if that is no option."""
+        """The value of an option: joined by `=`, else the next argument if that is no option."""
         following = self.argv[self.at] if self.at < len(self.argv) else None
         fits = following is not None and (
             not options.is_option(following) or (negative and _NEGATIVE.match(following) is not None)
@@ -227,7 +226,7 @@ class Reader:
             raise assigned.unknown(name, self.table.long)
 
     def _refuse(self, name: str) -> None:
-        """Raise UserError for a flag of Hydra's that has no place here."""
+        """Raise UserError for a flag of Hydra's that is not supported here."""
         for long, (short, instead) in options.REFUSED.items():
             if key(name) == long or name == short:
                 raise UserError(f"{name} of Hydra's has no place here.", hint=instead)

@@ -1,4 +1,4 @@
-"""What a command line asks for, and the options that set something in the config, as Hydra overrides."""
+"""The request that a command line makes, and the conversion of options to Hydra overrides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_un
 
 
 class Help(NamedTuple):
-    """The help of the node at `path`. `asked` is False for a group that was named without a command: exit 2."""
+    """The help of the node at `path`. `asked` is False for a group given without a command: exit code 2."""
 
     path: tuple[str, ...] = ()
     asked: bool = True
@@ -35,11 +35,11 @@ class Tool(NamedTuple):
 class Job:
     """A job.
 
-    `overrides` are Hydra's words in the order typed: fields given as flags, `--art.X` (`run.X=`), `--run.KEY`
-    (`run.env.KEY=`) and `--wandb.KEY` (`run.wandb.KEY=`) among them. `config`, `profile` and `mode` are None where the
+    `overrides` are Hydra overrides in the order typed, including fields given as flags, `--art.X` (`run.X=`),
+    `--run.KEY` (`run.env.KEY=`) and `--wandb.KEY` (`run.wandb.KEY=`). `config`, `profile` and `mode` are None if the
     command line leaves them to the config. `flags` are Hydra's own, by their long names: ("--cfg=job", "--multirun").
-    `after` are the runs that must have succeeded before it starts.
-    `recipe` and `stage` are "" only in Hydra's spelling, where a sweep or nothing stands in their place.
+    `after` are the runs that must have succeeded before it starts. `recipe` and `stage` are "" only in Hydra's
+    spelling, for a sweep over them or if they are not given.
     """
 
     recipe: str = ""
@@ -63,7 +63,7 @@ class Job:
         return (self.recipe, *self.stage.split("/"))
 
     def flag(self, name: str) -> str | None:
-        """The value of one of Hydra's flags ("--cfg" → "job"; "" for one without a value), None if it isn't there."""
+        """The value of one of Hydra's flags ("--cfg" → "job"; "" for one without a value), None if it is not given."""
         return dict(flag.partition("=")[::2] for flag in self.flags).get(name)
 
 
@@ -121,7 +121,7 @@ Row = dict[str, Any]
 
 
 class Assignments:
-    """The overrides of one command line, in the order typed. `where` (`nano3 pretrain`) stands in errors."""
+    """The overrides of one command line, in the order typed. `where` (`nano3 pretrain`) is used in errors."""
 
     def __init__(self, detail: dict[str, Any], where: str, help_line: str) -> None:
         self.where, self.help_line = where, help_line
@@ -137,7 +137,7 @@ class Assignments:
         self.overrides.append(f"{target}={text}")
 
     def field(self, row: Row, text: str) -> None:
-        """A field of the config from the text that was typed: `[a,b]` or one element of a list, else the value."""
+        """Set a field of the config from the typed text: `[a,b]` or one element of a list, else the value."""
         if row["name"] in _GROUPS:
             hint = f"Set what is in it: {row['name']}.KEY=VALUE."
             raise UserError(f"{row['name']} is a block, and {row['name']}=… selects one of Hydra's groups.", hint=hint)
@@ -150,8 +150,8 @@ class Assignments:
             self.set(row["name"], hydra_field(text, row["kind"]))
 
     def art(self, slot: str, text: str) -> None:
-        """`--art.SLOT REFERENCE`. A slot that the command doesn't declare may be one that its config file names; what
-        looks like a declared one is a typing error."""
+        """`--art.SLOT REFERENCE`. An undeclared slot may be one that the command's config file names; one similar to a
+        declared slot is a typing error."""
         name = key(slot)
         if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or close(name, self.slots)):
             raise UserError(f"{self.where} has no artifact input {slot!r}.", hint=near(name, self.slots))
@@ -202,7 +202,7 @@ class Assignments:
         return row if name.startswith("no_") and row.get("kind") == "bool" else None
 
     def unknown(self, name: str, known: Iterable[str]) -> UserError:
-        """The error for an option that nothing here is called; `known` are the global ones."""
+        """The error for an unknown option; `known` are the global ones."""
         wanted = key(name)
         names = [*known, *self.fields, *(f"art.{slot}" for slot in self.slots)]
         alike = [each for each in names if each == wanted or each.rpartition(".")[2] == wanted]

@@ -1,4 +1,4 @@
-"""One job from the command line: compose, plan, and then print the plan or execute it."""
+"""One job from the command line: compose, plan, then print the plan or execute it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ _SWEEP = "Add -m for a sweep (-m key=1,2); one job is sent elsewhere by --run PR
 
 
 def refuse_without_effect(overrides: Sequence[str]) -> None:
-    """Raise UserError for the first override that a single job would not notice. In a sweep, Hydra itself obeys."""
+    """Raise UserError for the first override that has no effect on a single job. In a sweep, Hydra itself applies
+    them."""
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key.startswith(_SWEEPS):
@@ -86,7 +87,8 @@ DEFAULT_THEME = "monokai"
 
 
 def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
-    """Print the plan; 0, since the job composes. What would stop the real run stands under Problems."""
+    """Print the plan; returns 0, since the job composes. Problems that would prevent the run are listed under
+    Problems."""
     if as_json:
         print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
         return 0
@@ -204,7 +206,7 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
 
 
 def find_pipeline(tree: Tree, request: Job) -> Pipeline | None:
-    """The pipeline that a request names; None for a command, and for what is neither."""
+    """The pipeline that a request names; None for a command, and for an unknown name."""
     app = tree.apps.get(request.recipe)
     return next((each for each in app.pipelines() if each.stage == request.stage), None) if app else None
 
@@ -258,8 +260,8 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
 
 
 def _talk(plan: Plan, composed: Composed) -> int:
-    """Call the handler of an interactive command: on this process's own streams, which a job's log would come between
-    and the terminal, and without a record."""
+    """Call the handler of an interactive command on this process's own streams, without a log between it and the
+    terminal, and without a record."""
     from nemotron_kit.artifacts.lineage import given_inputs
     from nemotron_kit.artifacts.registry import open_registry
     from nemotron_kit.config.freeze import resolve, typed
@@ -278,9 +280,9 @@ def _talk(plan: Plan, composed: Composed) -> int:
 
 
 def as_meant(request: Job) -> Job:
-    """The request with its overrides spelled out, and `hydra.mode=MULTIRUN` as the -m that it is.
+    """The request with its overrides normalised, and `hydra.mode=MULTIRUN` as -m.
 
-    Raises UserError for settings of Hydra's that a job would not get: none is dropped in silence.
+    Raises UserError for settings of Hydra's that a job would not get, so that none is ignored silently.
     """
     request = replace(request, overrides=spelled_out(request.overrides))
     if not any(override.lstrip("+~").startswith(("hydra.", "hydra/")) for override in request.overrides):
@@ -294,7 +296,8 @@ def as_meant(request: Job) -> Job:
 
 
 def asks_hydra(request: Job) -> bool:
-    """Whether Hydra itself answers: a sweep, or a question about the config. Raises UserError for half a question."""
+    """Whether Hydra itself handles the request: a sweep, or a question about the config. Raises UserError for an
+    incomplete question."""
     if any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info", "--hydra-help")):
         return True
     for name in ("--package", "--resolve"):
@@ -313,7 +316,7 @@ def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def announce(plan: Plan) -> None:
-    """What is about to run, on standard error: standard output is the job's own."""
+    """Print what is about to run, on standard error: standard output is the job's own."""
     for note in plan.notes:
         _say(f"note: {note}")
     inputs = "".join(f" · {slot}={pin.label}" for slot, pin in plan.inputs.items() if pin)
@@ -322,7 +325,7 @@ def announce(plan: Plan) -> None:
 
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
-    """How it ended, on standard error."""
+    """Print how the job ended, on standard error."""
     if outcome.state in ("pending", "detached"):
         _detached(plan, outcome)
         return
@@ -340,7 +343,7 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
 
 
 def _then(plan: Plan, outcome: Outcome) -> str:
-    """The line that has a job go on that has saved where it was."""
+    """The command line that resumes a job that has saved a checkpoint."""
     line = f"nemotron runs resume {plan.run_id}"
     return f"\nTo go on: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
 
@@ -368,7 +371,7 @@ def _doing(plan: Plan, here: bool) -> str:
 
 
 def say_commands(run_id: str, *commands: str) -> None:
-    """What can be done with a run that goes on by itself, on standard error."""
+    """Print the commands for a detached run, on standard error."""
     for command in commands:
         _say(f"  nemotron runs {command} {run_id}")
 

@@ -67,8 +67,8 @@ class Walk:
 
 
 def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
-    """Follow those of `argv` that are no options down the tree. The argument after an unknown option may be that
-    option's value, so it is passed over when it names nothing."""
+    """Follow the arguments that are no options down the tree. The argument after an unknown option may be that option's
+    value, so it is skipped if it names no node."""
     node = find(index, root)
     found = Walk(index.root if node is None else node, root)
     loose = False
@@ -88,7 +88,8 @@ def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
 
 
 def _step_over(argument: str, tokens: Iterator[str], found: Walk) -> bool:
-    """Pass an option and, where it takes one, its value. True: unknown here whether the next word is its value."""
+    """Skip an option and, if it takes one, its value. True: it is not known here whether the next argument is its
+    value."""
     takes = options.takes_next(argument)
     if takes:
         found.taken.append((argument, next(tokens, "")))
@@ -96,7 +97,7 @@ def _step_over(argument: str, tokens: Iterator[str], found: Walk) -> bool:
 
 
 def first_name(argv: Sequence[str]) -> str | None:
-    """The first bare argument of a command line, options and their values skipped."""
+    """The first argument that is no option and no option's value."""
     tokens = iter(argv)
     for argument in tokens:
         if not options.is_option(argument):
@@ -108,7 +109,7 @@ def first_name(argv: Sequence[str]) -> str | None:
 
 
 def wants_help(argv: Sequence[str]) -> bool:
-    """Whether -h or --help stands before a `--`."""
+    """Whether -h or --help occurs before a `--`."""
     names = argv[: argv.index("--")] if "--" in argv else argv
     return "-h" in names or "--help" in names
 

@@ -30,7 +30,7 @@ CHOICES = ("recipe", "stage", "config")
 
 @dataclass
 class Composed:
-    """A composed job: `config` as the job's config, `hydra` Hydra's own node, which stood beside it."""
+    """A composed job: `config` is the job's config, `hydra` Hydra's own node, split off it."""
 
     command: Command
     config: DictConfig
@@ -43,9 +43,9 @@ class Composed:
 
 @dataclass
 class PreparedCommand:
-    """A command line made ready for Hydra: its command registered, a config file given by path made an option.
+    """A command line prepared for Hydra: its command registered, a config file given by path registered as an option.
 
-    `typed` is what was given, `overrides` what Hydra is given.
+    `typed` are the given overrides, `overrides` those passed to Hydra.
     """
 
     command: Command
@@ -56,12 +56,12 @@ class PreparedCommand:
 
 
 def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str | None = None) -> Composed:
-    """Compose one job. Raises UserError, with the nearest names and the place, for whatever is wrong with it."""
+    """Compose one job. Raises UserError, with the nearest names and the location, for any mistake in it."""
     return compose_prepared(prepare(tree, overrides, env), config_dir)
 
 
 def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -> Composed:
-    """The job of a command line that is made ready for Hydra. Raises UserError, as `compose` does."""
+    """The job of a prepared command line. Raises UserError, as `compose` does."""
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
@@ -93,7 +93,7 @@ def search_path(config_dir: str | None) -> Any:
 
 
 def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Composed:
-    """What Hydra's own launcher hands to a task function, as `compose` would have returned it."""
+    """The config passed by Hydra's own launcher to a task function, in the form that `compose` returns."""
     overrides = [str(o) for o in hydra.overrides.task]
     name = str(hydra.runtime.choices.get("config"))
     return Composed(command, config, hydra, overrides, name, config_files(command).get(name))
@@ -135,7 +135,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
 
 
 def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: EnvFile) -> PreparedCommand:
-    """A command without its config files: in their place its config `name`, which says nothing."""
+    """A command without its config files: with an empty config `name` in their place."""
     register_resolvers()
     command = find_command(tree, recipe, stage)
     registered = register(command, list(tree.apps[recipe].commands()), env, only={}, stages=[stage])
@@ -176,8 +176,8 @@ def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str
 
 
 def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[str]:
-    """The options that a choice stands for: `tiny,default`, `choice(tiny,default)`, `glob(t*)` out of `names`. A comma
-    inside of quotes belongs to a file's name. Raises UserError for what is none."""
+    """The options of a choice: `tiny,default`, `choice(tiny,default)`, `glob(t*)` out of `names`. A comma inside of
+    quotes belongs to a file's name. Raises UserError for an invalid choice."""
     if not re.match(r"[a-z]+\(", value or ""):
         parts = re.findall(r"""(?:[^,'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")+""", value or "")
         return [_plain(part) for part in parts]
@@ -220,7 +220,7 @@ def _config_option(
 
 
 def _split(prepared: PreparedCommand, config: Any) -> Composed:
-    """Take Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
+    """Split Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
     from hydra.types import RunMode
     from omegaconf import flag_override, open_dict, read_write
 

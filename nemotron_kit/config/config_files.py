@@ -79,7 +79,7 @@ def keep_text_spelling(values: dict[str, Any], spelled: Spelled, means_text: Cal
 
 
 def with_wandb(values: dict[str, Any], cls: type) -> dict[str, Any]:
-    """A config's block `wandb` as the `run.wandb` that it means, unless the dataclass has such a field of its own."""
+    """A config's block `wandb` moved to `run.wandb`, unless the dataclass has such a field of its own."""
     block, run = values.get("wandb"), values.get("run") or {}
     if not isinstance(block, dict) or not isinstance(run, dict) or "wandb" in getattr(cls, "__dataclass_fields__", {}):
         return values
@@ -135,8 +135,8 @@ _NUMBERS = (f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool")
 
 
 def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], seen: set[int]) -> None:
-    """Collect the numbers and booleans, each where it stands first, and take `on:`, which YAML reads as the boolean
-    true, for the name that it is."""
+    """Collect the numbers and booleans with their positions, and restore `on:`, which YAML reads as the boolean true,
+    as a name."""
     import yaml
 
     if id(node) in seen:
@@ -158,7 +158,8 @@ def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], se
 
 
 def _refuse_half_characters(path: Path, value: Any) -> None:
-    """An escape such as \\ud800 alone is no character, and no file can be written with it."""
+    r"""Raise UserError for a lone surrogate: an escape such as \ud800 is no character, and can't be written to a
+    file."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -293,7 +294,8 @@ _HEADER = re.compile(r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)")
 
 @dataclass
 class JobFile:
-    """A config file as it goes into the ConfigStore, and what it stands on: siblings, and folders of groups by name."""
+    """A config file as it is put into the ConfigStore, and the files that it refers to: siblings, and folders of groups
+    by name."""
 
     values: dict[str, Any]
     spelled: Spelled
@@ -330,7 +332,7 @@ def group_files(name: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def package_of(path: Path) -> str | None:
-    """What a YAML file's `# @package` header says; None without one."""
+    """The package in a YAML file's `# @package` header; None without one."""
     found = _HEADER.match(path.read_text(encoding="utf-8-sig")) if path.suffix in (".yaml", ".yml") else None
     return found[1] if found else None
 

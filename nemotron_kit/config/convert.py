@@ -65,7 +65,7 @@ class RecordedDefaults:
             return field.default_factory()
 
     def values(self, instance: Any) -> dict[str, Any]:
-        """What the constructor of a dataclass object was given; what it holds, where that was not seen."""
+        """The constructor arguments of a dataclass object; its attributes, if the call was not recorded."""
         seen = self._found.get(id(instance), (None, {}))[1]
         return {
             name: seen.get(name, getattr(instance, name, dataclasses.MISSING)) for name in input_fields(type(instance))
@@ -141,7 +141,7 @@ def type_at(cls: Any, parts: Iterable[str | int]) -> Any:
 
 
 def means_text(cls: Any, parts: Iterable[str | int]) -> bool:
-    """Whether what lies at `parts` below a dataclass is a text, or is chosen by one (a path, an enum, a Literal)."""
+    """Whether the value at `parts` below a dataclass is a text, or is chosen by one (a path, an enum, a Literal)."""
     annotation = type_at(cls, parts)
     if get_origin(annotation) is typing.Annotated:
         annotation = get_args(annotation)[0]
@@ -178,7 +178,8 @@ MAPPINGS: tuple[Any, ...] = (dict, abc.Mapping)
 
 
 class Deferred(str):
-    """A value that only the job can know (`${art:…}`, `???`): it fits every type, and a block with one is not built."""
+    """A value that only the job can resolve (`${art:…}`, `???`): it fits every type, and a block with one is not
+    constructed."""
 
 
 class _Mismatch(Exception):

@@ -1,9 +1,9 @@
-"""Restricts config files from untrusted places: they may hold data, but not decide which code runs or which files are
-written.
+"""Restricts config files from untrusted places: they may hold data, but must not decide which code runs or which files
+are written.
 
 Trusted are files in the command's own config folder (or beside its script), and files in the project of the working
-folder that belong to this user and that nobody else may write. The project is the nearest folder above with a pyproject
-file or .git. Overrides on the command line are not restricted.
+folder that belong to this user and that no other user may write. The project is the nearest folder above with a
+pyproject file or .git. Overrides on the command line are not restricted.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def is_trusted(path: Path, command: Command) -> bool:
 
 
 def check_file(path: Path, values: Mapping[str, Any], command: Command, package: str = "") -> None:
-    """Raise UserError for what a config file from elsewhere may not say. `package` is where its content goes."""
+    """Raise UserError for keys that a config file from an untrusted place may not set. `package` is where its content
+    goes."""
     if is_trusted(path, command):
         return
     _check_package(path, package, "the file's package")
@@ -130,7 +131,8 @@ def check_targets(values: Mapping[str, Any], command: Command, name: str, typed:
 
 
 def allowed_targets(command: Command) -> frozenset[str]:
-    """What `_target_` may be anyhow: what the recipe registers, and what its own configs and its class hold."""
+    """The values of `_target_` that are always permitted: those that the recipe registers, and those in its own configs
+    and class."""
     found = set(command.targets)
     for path in config_files(command).values():
         try:

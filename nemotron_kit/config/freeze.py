@@ -127,7 +127,7 @@ def without_secrets(kept: list[str], keep: Collection[str] = ()) -> Iterator[Non
 
 
 def user_error(error: BaseException) -> UserError | None:
-    """The UserError that a resolver raised, where one is the cause of an OmegaConf error; else None."""
+    """The UserError raised by a resolver, if one is the cause of an OmegaConf error; else None."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
@@ -288,7 +288,8 @@ def typed(values: Mapping[str, Any], cls: type[T]) -> T:
 def check(values: Mapping[str, Any], cls: type) -> list[str]:
     """Check a frozen config against `cls` before there is a job; returns the dotted fields that still have no value.
 
-    What only the job resolves (`${art:…}`, `${secret:…}`) is taken to fit. Raises UserError for what can't fit.
+    Values that only the job resolves (`${art:…}`, `${secret:…}`) are accepted for every type. Raises UserError for a
+    value of a wrong type.
     """
     missing: list[str] = []
     own = {key: _defer(value, key, missing) for key, value in values.items() if key != "run"}

@@ -80,7 +80,7 @@ def _indent(line: str) -> int:
 
 @contextmanager
 def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
-    """Within the block a value is a UserError whose interpolations multiply without bound (`${a}${a}`, line by line).
+    """Within the block a value whose interpolations multiply without bound (`${a}${a}`, line by line) raises UserError.
 
     OmegaConf resolves each reference anew. `total` limits the number of all interpolations in the block together.
     """

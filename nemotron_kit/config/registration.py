@@ -197,8 +197,8 @@ def _register_file(
 
 
 def _means_text(command: Command, spot: Spot, above: Sequence[str] = ()) -> bool:
-    """Whether a config's value is a text: by the command's dataclass, and below `run` all that is no boolean there.
-    `above` is the package of the file in which it stands at `spot`."""
+    """Whether a config's value is a text: by the command's dataclass, and below `run` everything that is no boolean
+    there. `above` is the package of the file in which it is at `spot`."""
     spot = (*above, *spot)
     if spot[0] != "run":
         return means_text(command.load_config_cls(), spot)

@@ -40,7 +40,7 @@ def register_resolvers() -> None:
 
 
 def set_run_dir(folder: str) -> None:
-    """Fix what ${nemotron.run_dir:} means for this process: the folder of the launch."""
+    """Set the value of ${nemotron.run_dir:} in this process: the folder of the launch."""
     _run_dir[:] = [folder]
 
 
@@ -80,7 +80,7 @@ def resolve_secret(name: str) -> str:
 
 
 def resolve_auto_mount(spec: str, target: str = "") -> str:
-    """`${auto_mount:git+URL@REF,TARGET}` stays as it is: the plan of a job that has mounts reads it."""
+    """Keep `${auto_mount:git+URL@REF,TARGET}` unchanged: the plan of a job that has mounts reads it."""
     return f"auto_mount:{spec},{target}" if target else f"auto_mount:{spec}"
 
 
@@ -124,7 +124,7 @@ def _job_pin(slot: str) -> Pin | None:
 
 
 def _by_name(slot: str, run: Any) -> str:
-    """A slot that the config does not set may be a registered artifact's own name."""
+    """A slot that the config does not set is looked up as the name of a registered artifact."""
     if slot.partition(":")[0] in open_registry().names():
         return slot
     known = [k for k in (run or {}) if k not in RESERVED_SLOTS]

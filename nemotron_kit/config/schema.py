@@ -66,8 +66,8 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
 
 
 def contradictions(overrides: Iterable[str], values: Mapping[str, Any], cls: type) -> list[str]:
-    """A sentence for each setting to which `overrides` give two values, under two names: a dataclass's field says by
-    `metadata={"same_as": "train.lr"}` which other one it stands for."""
+    """A sentence for each setting to which `overrides` give two values, under two names: a dataclass's field names the
+    field that it is an alias of by `metadata={"same_as": "train.lr"}`."""
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     found = []
     for name, other in _same_as(cls):

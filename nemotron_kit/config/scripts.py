@@ -20,7 +20,7 @@ CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
 
 
 class ConfigPath(type(Path())):  # type: ignore[misc]
-    """A config file's path that carries the overrides given beside it, so that none is dropped in silence."""
+    """A config file's path that also carries the overrides given with it, so that none is lost silently."""
 
     overrides: tuple[str, ...] = ()
 
@@ -104,7 +104,7 @@ def _usage(default: Path) -> str:
 
 
 def _print_errors_plainly() -> None:
-    """A user's mistake in a script is one clear error and exit code 2, as at the `nemotron` prompt."""
+    """Print a user's mistake in a script as one error, with exit code 2, as `nemotron` does."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         # torch.distributed's own hook catches sys.stderr, and loses it when this one raises.

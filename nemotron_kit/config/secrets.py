@@ -33,8 +33,8 @@ _PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "n
 
 
 def refuse_literal_secrets(overrides: Iterable[str]) -> None:
-    """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would stand in the shell's history and in
-    every record."""
+    """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would be stored in the shell's history
+    and in every record."""
     for override in overrides:
         if not any(is_secret_name(word) for word in _WORD.findall(override)):
             continue
@@ -48,8 +48,7 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
 
 def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> None:
     """Refuse a frozen config that holds a secret, by a key's name or by a value of the environment's: it would be
-    saved. `place` says where a dotted key was given, in front of what is wrong with it.
-    """
+    saved. `place` returns where a dotted key was given, as the beginning of the message."""
     leaves = _leaves(values, "")
     by_value = secret_in("\n".join(value for _, value in leaves if isinstance(value, str))) is not None
     for key, value in leaves:
@@ -125,7 +124,8 @@ def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
 
 
 def _is_literal(value: Any) -> bool:
-    """Whether a value is written out, and not referred to; a scheme in front of a reference (`Bearer ${…}`) is none."""
+    """Whether a value is given literally, and not as a reference; a scheme before a reference (`Bearer ${…}`) is no
+    literal."""
     if value is None or isinstance(value, bool):
         return False
     text = str(value).strip().strip("'\"")
@@ -134,7 +134,7 @@ def _is_literal(value: Any) -> bool:
 
 
 def _is_harmless(key: str, value: Any) -> bool:
-    """Whether what stands in a config under the name of a secret is none: a file's name, a special token, a number."""
+    """Whether a value under a secret's name is no secret: a file's name, a special token, a number."""
     text = str(value)
     if isinstance(value, str) and _PLACE.fullmatch(text):
         return True

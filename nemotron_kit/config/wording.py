@@ -49,7 +49,8 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
 
 
 def _of_a_job(error: BaseException) -> bool:
-    """Whether a launcher hands back what a job of a sweep has raised: that is no mistake of the composition."""
+    """Whether an exception passed on by a launcher was raised in a job of a sweep: then it is no mistake of the
+    composition."""
     import hydra.core.utils as jobs
 
     frame = error.__traceback__
@@ -59,7 +60,7 @@ def _of_a_job(error: BaseException) -> bool:
 
 
 def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:
-    """One UserError for one of Hydra's."""
+    """The UserError for an exception of Hydra's."""
     from hydra.errors import OverrideParseException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, KeyValidationError, ValidationError
 
@@ -90,7 +91,8 @@ _COMPOSING = re.compile(r"In '[^']*': \w+ raised while composing config:\s*\n(.*
 
 
 def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> UserError:
-    """A value of another shape than its field's (a list for a block, and the like), or one that refers to nothing."""
+    """The error for a value of another shape than its field's (such as a list for a block), or with an invalid
+    reference."""
     found = re.search(r"full_key: *(\S+)", text)
     path = files.get(named[1]) if (named := re.search(r"'job/[^']*?([^/']+)'", whole)) else None
     key = found[1] if found else _other_shape(load_mapping(path), command.load_config_cls()) if path else None

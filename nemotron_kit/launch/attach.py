@@ -1,4 +1,5 @@
-"""Attached to a launch: every log from its first line to its last, until all jobs have ended. Ctrl-C only detaches."""
+"""Attached mode: prints every log of a launch from its first line to its last, until all jobs have ended. Ctrl-C only
+detaches."""
 
 from __future__ import annotations
 
@@ -33,9 +34,8 @@ _NAME = "attached.json"
 
 
 class LogOffsets:
-    """How far each log of a run has been printed: job number → log → bytes, kept in the run's folder. A damaged file
-    counts as empty. Without a run they begin at `jobs`, and are kept nowhere.
-    """
+    """How far each log of a run has been printed: job number → log → bytes, stored in the run's folder. A damaged file
+    counts as empty. Without a run the offsets begin at `jobs`, and are not stored."""
 
     def __init__(self, run: RunFolder | None, jobs: Mapping[int, Mapping[str, int]] | None = None) -> None:
         self._jobs = {str(number): dict(of) for number, of in (jobs or {}).items()}
@@ -61,7 +61,7 @@ class LogOffsets:
         self._jobs = new
 
     def forget(self) -> None:
-        """Show everything again."""
+        """Reset the offsets, so that everything is printed again."""
         self._jobs = {}
 
 
@@ -76,9 +76,8 @@ DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
 class Follower:
-    """Prints a job's logs from the offsets on, in bounded memory. Lines of logs beside the main one (another node's)
-    are marked with the log's name; `label` stands before every line.
-    """
+    """Prints a job's logs from the offsets on, in bounded memory. Lines of logs other than the main one (another
+    node's) are prefixed with the log's name; `label` precedes every line."""
 
     def __init__(
         self, backend: Executor, job: JobFolder, offsets: Mapping[str, int] | None = None, label: str | None = None
@@ -89,7 +88,7 @@ class Follower:
         self._at_start: dict[str, bool] = {}
 
     def pump(self, write: Callable[[str], object], keep: Callable[[], object]) -> bool:
-        """Write what is new, and `keep` how far it has got; whether there was anything."""
+        """Print new bytes, and `keep` the new offsets; returns whether there were any."""
         moved = False
         while pieces := self.backend.read_logs(self.job, self.offsets, CHUNK, skip=SKIPPED):
             for name, offset, data in pieces:
@@ -102,17 +101,17 @@ class Follower:
         return moved
 
     def rest(self, write: Callable[[str], object]) -> None:
-        """Write what was held back for its other half, which will not come."""
+        """Print an incomplete character that was held back, at the end of the log."""
         for name, clean in self._clean.items():
             write(self._marked(name, clean.feed(b"", final=True)))
 
     @property
     def written(self) -> dict[str, int]:
-        """Log → the bytes of it that have been written; what waits for its other half has not."""
+        """Log → the bytes of it that have been printed, without those held back."""
         return {name: at - (self._clean[name].held if name in self._clean else 0) for name, at in self.offsets.items()}
 
     def _marked(self, name: str, text: str) -> str:
-        """Another node's lines say which node's; those of its ranks say so themselves."""
+        """Prefix another node's lines with its name; lines of its ranks have their own prefix."""
         marks = [f"[{mark}] " for mark in (self.label, None if name == "job" else name) if mark]
         if not marks or not text:
             return text
@@ -132,12 +131,11 @@ def attach(
     offsets: LogOffsets | None = None,
     cancel_on_interrupt: bool = False,
 ) -> Outcome:
-    """Follow jobs to their end, printing what they write. A connection that is lost neither cancels them nor counts as
-    success.
+    """Follow jobs to their end, printing their logs. A lost connection neither cancels them nor counts as success.
 
-    `offsets` is how much of each log was printed before: that is not printed again, and the new offsets are recorded in
+    `offsets` is how much of each log was printed before: that is not printed again, and the new offsets are stored in
     the run's folder. Ctrl-C leaves the jobs running; with `cancel_on_interrupt` it cancels them and waits for their end
-    (a second one leaves at once).
+    (a second one exits at once).
     """
     offsets = offsets or LogOffsets(run)
     many = len(jobs) > 1
@@ -199,7 +197,7 @@ def _follow(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Within the block Ctrl-C waits."""
+    """Within the block Ctrl-C is delayed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -208,8 +206,8 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
-    """Write what has changed into the ledger. `asked` is when the back end was: what the job itself has written since
-    then is newer."""
+    """Write changed states into the ledger. `asked` is when the back end was queried: states that the job itself has
+    written since then are newer."""
     asked = time.time() if asked is None else asked
     for job in jobs:
         seen = observed.get(job.number)

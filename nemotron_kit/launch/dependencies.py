@@ -61,9 +61,8 @@ class After:
         return [run for run in self.runs if self.states[run.id] != "succeeded"]
 
     def dependency(self, plan: Plan) -> list[str] | None:
-        """The scheduler ids that a job depends on; None where the runs are not all of one scheduler, or have no ids
-        yet.
-        """
+        """The scheduler ids that a job depends on; None if the runs are not all of one scheduler, or have no ids
+        yet."""
         executor = executor_for(plan.settings)
         if not executor.holds_back or any(target_of(stored_plan(run)) != target_of(plan) for run in self.left):
             return None
@@ -107,8 +106,8 @@ class After:
 
 
 class SweepAfter:
-    """What the jobs of a detached sweep start after. The scheduler holds them back, or on this machine each job's
-    worker; where neither can, the launch stays until then."""
+    """The runs after which the jobs of a detached sweep start. The scheduler holds them back, or on this machine each
+    job's worker; if neither can, the launch waits."""
 
     def __init__(self, references: Sequence[str]) -> None:
         self._references = tuple(references)
@@ -125,10 +124,10 @@ class SweepAfter:
 
 
 def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
-    """Return when all of the runs have succeeded; a job of this machine that waits for them is pending until then.
+    """Return once all of the runs have succeeded; a job of this machine that waits for them is pending until then.
 
-    Raises NemotronError as soon as one of them has failed, been cancelled, or is gone; Cancelled when the job itself
-    is not wanted any more. Losing sight of a run is no end of it.
+    Raises NemotronError as soon as one of them has failed, been cancelled, or been removed; Cancelled if the job itself
+    was cancelled. An unreachable run is waited for.
     """
     runs = [open_run(run_id) for run_id in run_ids]
     pace, told = Pace(0.1, 1.3), False
@@ -162,7 +161,7 @@ def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
 
 
 def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:
-    """What a dependency calls a run's jobs that are not over; empty where one has no such name yet."""
+    """The ids by which a job can depend on a run's unfinished jobs; empty if one has no id yet."""
     found = set()
     for job in run.jobs():
         state = effective_state(job, snapshot)
@@ -177,7 +176,7 @@ def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot
 
 
 def _late(plan: Plan, run_ids: set[str], command: Command) -> dict[str, Reference]:
-    """Slot → reference to what the runs have not saved yet."""
+    """Slot → reference of inputs that the runs have not saved yet."""
     from nemotron_kit.artifacts.reference import parse_override
 
     deferred: dict[str, Reference] = {}

@@ -1,4 +1,5 @@
-"""What decides whether a stage would do the same again: its config, its code, the files that these name, its inputs."""
+"""The fingerprint of a stage, which decides whether it can be skipped: its config, its code, the files that these name,
+its inputs."""
 
 from __future__ import annotations
 
@@ -111,10 +112,10 @@ def _portable(value: Any, placed: ResolvedJob) -> Any:
 
 
 def code_of(command: Command) -> dict[str, str]:
-    """File → digest of the modules that a command's work is written in: its handler's, and those that they import,
-    without Python's own and those of installed packages other than the recipe's. Files are parsed, not imported. For
-    nemotron_kit its version stands, and for the engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) all of
-    their files where the recipe uses them."""
+    """File → digest of the modules that implement a command: its handler's, and those that they import, without
+    Python's own and those of installed packages other than the recipe's. Files are parsed, not imported. nemotron_kit
+    is represented by its version, and its engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) by all of their
+    files if the recipe uses them."""
     found: dict[Path, str] = {}
     engines: set[str] = set()
     left = [path for path in _roots(command) if path.is_file()]
@@ -241,7 +242,7 @@ def named_files(config: Mapping[str, Any], folders: Sequence[Path]) -> dict[str,
 
 
 def _there(text: str, folders: Sequence[Path]) -> Path | None:
-    """The path that a text is, where there is something."""
+    """The path that a text denotes, if it exists."""
     text = text.removeprefix("file://")
     if text in ("", ".", "..") or len(text) > 4096 or any(mark in text for mark in ("\n", "\0", "${", "://")):
         return None

@@ -1,4 +1,4 @@
-"""The artifacts that a job reads: which reference each slot has, and the version it is pinned to at launch."""
+"""The artifact inputs of a job: the reference of each slot, and the version that it is pinned to at launch."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def piped_overrides(
     command: Command, overrides: Sequence[str], notes: list[str], *, dry_run: bool = False
 ) -> list[str]:
     """`run.<slot>=…` for each input that the piped JSON holds and that `overrides` (the command line) does not set, and
-    for each that it sets to `-`; `notes` gets what was done with the pipe.
+    for each that it sets to `-`; a description is added to `notes`.
 
-    Matched by slot, else by the only artifact of the input's type. Standard input is the caller's: it is read where a
-    step says that it writes there, where what lies in it is artifacts that fit, or where `-` asks for it, and never by
-    a dry-run.
+    Matched by slot, else by the only artifact of the input's type. Standard input otherwise belongs to the job: it is
+    read only if a step is marked as its writer, if it holds matching artifacts, or if `-` requests it, and never by a
+    dry-run.
     """
     pairs = (override.removeprefix("run.").partition("=") for override in overrides if override.startswith("run."))
     given = {key: value for key, _, value in pairs}
@@ -87,7 +87,7 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
 
 
 def _ours(text: str, *, alone: bool) -> Mapping[str, Any]:
-    """The artifacts in what lies in a pipe, if that is what a step prints and nothing follows it."""
+    """The artifacts in the pipe's content, if that is a step's output and nothing follows it."""
     try:
         found = _parsed(text) if alone else {}
     except UserError:
@@ -146,8 +146,8 @@ ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${
 class Inputs:
     """The references of the input slots, and the versions that they are pinned to.
 
-    A slot that could not be pinned has None; the reason is in the problems, or in the notes where a launch will be able
-    to.
+    A slot that could not be pinned has None; the reason is in the problems, or in the notes if a launch will be able to
+    pin it.
     """
 
     references: dict[str, str] = field(default_factory=dict)
@@ -159,10 +159,10 @@ class Inputs:
 def resolve_inputs(
     command: Command, frozen: Mapping[str, Any], app: App, composed: Composed, look_up: LookUp | None
 ) -> Inputs:
-    """Pin every artifact that the composed job reads. `look_up` asks the registry; None: it can't be asked now.
+    """Pin every artifact that the composed job reads. `look_up` queries the registry; None: it can't be queried now.
 
-    A declared input whose mapped field has been set to something else is dropped. A malformed reference is a UserError;
-    an artifact that isn't there is a problem, with what there is and the command that makes it.
+    A declared input whose mapped field has been set to something else is dropped. A malformed reference raises
+    UserError; a missing artifact is a problem, with the existing ones and the command that makes it.
     """
     from nemotron_kit.artifacts.reference import parse_override
 
@@ -206,7 +206,7 @@ def _fields_used(config: Mapping[str, Any]) -> dict[str, set[str]]:
 
 
 def _default(slot: str, command: Command, composed: Composed) -> str | None:
-    """What `--art.X v10` is relative to: the config file's own reference, else the command's default."""
+    """The reference that `--art.X v10` is relative to: the config file's own, else the command's default."""
     if not any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
         return None
     run = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
@@ -268,7 +268,8 @@ _fields: dict[tuple[Pin, str], Any] = {}
 
 
 def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
-    """What asks the registry of `placed`; None when it is on another machine and `transports` is None (a dry-run)."""
+    """The function that queries the registry of `placed`; None if that is on another machine and `transports` is None
+    (a dry-run)."""
     if placed.paths.is_remote and transports is None:
         return None
     if _launch != [run_id]:

@@ -56,7 +56,7 @@ def _git(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _ask(folder: Path, *arguments: str) -> str | None:
-    """git's answer; None where it has none to give, or not in time."""
+    """The output of a git command; None if it fails or takes too long."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         # fsmonitor is a program named by the repository's own config: it must not be run.
@@ -77,7 +77,7 @@ _START_SECONDS = 10.0
 
 
 def execute(plan: Plan, composed: Composed) -> Outcome:
-    """Create the run's folder and run the job, or submit it, as its plan says. Raises UserError for a plan with
+    """Create the run's folder and run the job, or submit it, as its plan specifies. Raises UserError for a plan with
     problems, before anything is written."""
     command = composed.command
     refuse_problems(plan)
@@ -110,7 +110,7 @@ def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
 
 
 def submitted(run: RunFolder, job: JobFolder, backend: Executor, plan: Plan) -> None:
-    """Hand a job over, now or later. What goes wrong is raised, and is on its record."""
+    """Submit a job, now or later. Errors are raised, and recorded."""
     try:
         if plan.deferred:
             from nemotron_kit.launch.submission import defer
@@ -141,7 +141,7 @@ def followed(
     run: RunFolder, backend: Executor, job: JobFolder, start: Callable[[], None], offsets: LogOffsets | None = None
 ) -> Outcome:
     """Call `start`, which starts a job of this machine, and follow the job to its end; returns its outcome. Ctrl-C
-    cancels the job and SIGTERM is passed on to it; anything else that ends this process leaves it running."""
+    cancels the job and SIGTERM is passed on to it; if this process ends in any other way, the job continues."""
     from nemotron_kit.launch.attach import attach
     from nemotron_kit.runs.cancel import terminate
 
@@ -160,7 +160,7 @@ def followed(
 
 
 def refuse_problems(plan: Plan, notes: Sequence[str] = ()) -> None:
-    """Raise the plan's problems as one UserError, with notes that may say how they came about."""
+    """Raise the plan's problems as one UserError, with notes that may explain them."""
     if plan.problems:
         said = [*plan.problems, *notes]
         raise UserError(said[0], hint="\n".join(said[1:]) or None)

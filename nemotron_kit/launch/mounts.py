@@ -1,4 +1,4 @@
-"""Git repositories that a container gets: which commit is meant, and the folder that it is mounted from."""
+"""Git repositories that are mounted into a container: which commit is meant, and the folder that it is mounted from."""
 
 from __future__ import annotations
 

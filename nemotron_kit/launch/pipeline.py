@@ -1,4 +1,5 @@
-"""A pipeline: its stages composed, put in the order of their artifacts, each decided on, run here or submitted."""
+"""Launches a pipeline: composes its stages, sorts them by their artifacts, decides which to skip, runs or submits the
+others."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stage:
-    """One stage of a launch. `wired` is slot → (the stage whose artifact it reads, that one's name), `pins` what the
-    other inputs stand for, or why there is none; `outputs` what it has saved, once that is known. `run` is its run."""
+    """One stage of a launch. `wired` is slot → (the stage whose artifact it reads, that artifact's name), `pins` the
+    pins of the other inputs, or why there is none; `outputs` what it has saved, once that is known. `run` is its run.
+    """
 
     number: int
     command: Command
@@ -62,7 +64,7 @@ class Stage:
 
     @property
     def given(self) -> set[str]:
-        """The inputs that the command line names: they are meant as they stand."""
+        """The inputs named on the command line, which are used unchanged."""
         return {word.removeprefix("run.").partition("=")[0] for word in self.overrides if word.startswith("run.")}
 
     @property
@@ -70,7 +72,7 @@ class Stage:
         return [name.replace("{config}", self.composed.config_name) for name in self.command.produces]
 
     def inputs(self) -> dict[str, Pin | None]:
-        """Slot → pin; None for what an earlier stage has yet to save, and for what is not there or not known."""
+        """Slot → pin; None for an artifact that an earlier stage has yet to save, or that is missing or unknown."""
         found: dict[str, Pin | None] = {}
         for slot in self.references:
             if slot in self.wired:
@@ -88,7 +90,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a stage is skipped, and why. `before` is the earlier run of it that was compared; `open`: nothing but its
+    """Whether a stage is skipped, and why. `before` is the earlier run that it was compared with; `open`: only its
     inputs, which are not known yet, can differ."""
 
     skip: bool
@@ -98,7 +100,7 @@ class Decision:
 
 
 class PipelineProgress(Protocol):
-    """Who is told how a pipeline goes on."""
+    """Receives the progress of a pipeline."""
 
     def decided(self, stage: Stage, decision: Decision, of: int) -> None:
         """A stage is skipped, or about to run."""
@@ -107,12 +109,12 @@ class PipelineProgress(Protocol):
         """A stage's run begins or is submitted."""
 
     def ended(self, plan: Plan, outcome: Outcome, seconds: float) -> None:
-        """A stage's run has ended, or goes on by itself."""
+        """A stage's run has ended, or was submitted."""
 
 
 @dataclass
 class Launch:
-    """A pipeline, ready to be shown or started. `prog` are the words before a command's own (`nemotron`)."""
+    """A pipeline, ready to be shown or started. `prog` is the program before a command's names (`nemotron`)."""
 
     request: Request
     app: App
@@ -131,9 +133,9 @@ class Launch:
     # --- making it ready: nothing is written
 
     def prepare(self) -> Launch:
-        """Compose every stage that is selected, find out who reads whose artifacts, and pin the other inputs.
+        """Compose every selected stage, connect the stages by their artifacts, and pin the other inputs.
 
-        Raises UserError for what is wrong with any of them.
+        Raises UserError for any mistake in them.
         """
         pipeline = self.request.pipeline
         self.id = new_run_id(pipeline.recipe, pipeline.stage)
@@ -151,7 +153,7 @@ class Launch:
 
     @property
     def submitted(self) -> bool:
-        """Whether the stages are handed over, rather than run one after the other from here."""
+        """Whether the stages are submitted, rather than run one after another by this process."""
         return self.mode == "batch" or not is_here(self.stages[0].placed.settings.executor)
 
     def _composed(self, at: int, pins: Sequence[str] = ()) -> Stage:
@@ -204,7 +206,8 @@ class Launch:
         self.stages = [by_command[id(command)] for command in ordered]
 
     def _pin(self, stage: Stage) -> None:
-        """Pin the inputs that no selected stage saves: what another stage of the pipeline saved last, else as named."""
+        """Pin the inputs that no selected stage saves: the version that another stage of the pipeline saved last, else
+        as named."""
         asked: dict[str, tuple[str, str | None]] = {}
         for slot, text in stage.references.items():
             if slot in stage.wired:
@@ -236,7 +239,7 @@ class Launch:
     # --- deciding
 
     def decide(self, stage: Stage) -> Decision:
-        """Whether the stage would do what it did before. Its inputs are those that are known now."""
+        """Decide whether the stage is skipped, by its fingerprint and the inputs known now."""
         if stage.number in self.request.forced:
             return Decision(False, "--force")
         known = self.memory.get(stage.name, [])
@@ -275,7 +278,7 @@ class Launch:
         return found + stage.print.changes(earlier.print, [pin.path for pin in earlier.outputs()])
 
     def _broken(self, stage: Stage, earlier: Earlier) -> str | None:
-        """Why what the stage saved can't be handed on; None where all of it is whole."""
+        """Why the saved outputs of the stage can't be used again; None if all are intact."""
         outputs = earlier.outputs()
         lacking = [name for name in stage.produces if name not in {pin.name for pin in outputs}]
         if lacking or not outputs:
@@ -333,13 +336,13 @@ class Launch:
         return composed, replace(plan, part_of=self.id)
 
     def _line(self, stage: Stage, pins: Sequence[str]) -> list[str]:
-        """The line that starts the same job alone."""
+        """The command line that starts the same job by itself."""
         config = ["-c", stage.config] if stage.config is not None else []
         own = self._own(stage.number)
         return [*self.prog, *stage.command.path[1:], *config, *self.base, *self.request.common, *own, *pins]
 
     def _own(self, at: int) -> list[str]:
-        """The overrides of a stage alone. One that is forced, and has a switch of that name, begins anew, too."""
+        """The overrides of a stage by itself. A forced one with a field `force` gets `force=true`."""
         own = [override for override in self.request.own[at] if not override.startswith("config=")]
         if at in self.request.forced and not any(override.lstrip("+").startswith("force=") for override in own):
             named = {field.name: field.type for field in fields(self.request.pipeline.stages[at].load_config_cls())}
@@ -347,7 +350,7 @@ class Launch:
         return own
 
     def record(self) -> RunFolder:
-        """The pipeline's own record, without stages yet."""
+        """Create the pipeline's own run, without stages yet."""
         from nemotron_kit.launch.launch import code_facts
 
         first, pipeline = self.stages[0], self.request.pipeline
@@ -368,7 +371,7 @@ class Launch:
         return create_run(self.id, plan, [])
 
     def run_here(self, say: PipelineProgress) -> Outcome:
-        """Run the stages one after the other, each in the way that its profile says, until one does not succeed."""
+        """Run the stages one after another, each with its profile, until one does not succeed."""
         from nemotron_kit.launch.launch import code_facts, execute
         from nemotron_kit.worker.hydra import hydra_files
 
@@ -402,8 +405,8 @@ class Launch:
         return outcome
 
     def submit(self, say: PipelineProgress) -> list[tuple[Stage, Plan]]:
-        """Hand over every stage that is not skipped, each to start after those whose artifacts it reads (on this
-        machine after the one before it). The decision is made again where a stage starts, once its inputs are there."""
+        """Submit every stage that is not skipped, each to start after those whose artifacts it reads (on this machine
+        after the one before it). The decision is made again when a stage starts, once its inputs exist."""
         from nemotron_kit.launch.dependencies import After
         from nemotron_kit.launch.launch import code_facts, execute
         from nemotron_kit.worker.hydra import hydra_files
@@ -476,7 +479,7 @@ class Launch:
 
 
 def _refuse(stage: Stage, problems: Sequence[str]) -> None:
-    """Raise what would stop a stage as one UserError that names it."""
+    """Raise the problems of a stage as one UserError that names it."""
     if problems:
         raise UserError(f"{stage.words}: {problems[0]}", hint="\n".join(problems[1:]) or None)
 
@@ -496,7 +499,7 @@ def _again(plan: Plan, decision: Decision) -> dict[str, str]:
 
 
 def problems_of(launch: Launch, stage: Stage) -> list[str]:
-    """What would stop a stage, for a dry-run; what an earlier stage is to save is no problem."""
+    """The problems of a stage, for a dry-run; an artifact that an earlier stage will save is no problem."""
     found = [str(pin) for pin in stage.pins.values() if isinstance(pin, NemotronError)]
     _, plan = launch.plan(stage, new_run_id(stage.command.recipe, stage.name), deferred=launch.id)
     known: list[Problem] = [problem for problem in plan.problems if problem.slot not in stage.references]

@@ -1,4 +1,4 @@
-"""What a pipeline's stages did in its earlier runs: their records, what they read and saved."""
+"""The earlier runs of a pipeline's stages: their records, inputs and outputs."""
 
 from __future__ import annotations
 

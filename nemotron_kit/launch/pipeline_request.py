@@ -1,4 +1,4 @@
-"""What a launch of a pipeline asks for: its line's words and overrides, sorted by the stages that they are about."""
+"""A pipeline's request: its command line's arguments and overrides, sorted by stage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
 
 
 def _plain(text: str) -> str:
-    """A stage's words or a key, whichever of the ways to write it was taken."""
+    """A stage's names or a key in a normal form, whichever spelling was used."""
     return text.strip().replace("/", ".").replace(" ", ".").replace("-", "_")
 
 

@@ -1,4 +1,4 @@
-"""A composed job, placed: its settings, where its files will lie, and its config as it reads there."""
+"""Resolves a composed job for its target: its settings, the paths of its files, and its config with those paths."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ _SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/va
 
 
 def check_paths(values: Mapping[str, Any], paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
-    """Field → path that exists on this machine and that nothing copies to, or mounts at, the target: the job finds it
-    only if the target has the same path.
+    """Field → path that exists on this machine and that is neither copied to nor mounted at the target: the job finds
+    it only if the target has the same path.
 
     `values` is the frozen config before its paths are moved. Raises UserError for a relative path that leads out of the
     code.
@@ -119,11 +119,11 @@ TransportFactory = Callable[[RunConfig], Any]
 
 @dataclass(frozen=True)
 class ResolvedJob:
-    """A composed job's frozen config as the job reads it, the settings of its profile, and where its files lie.
+    """A composed job's frozen config as the job reads it, the settings of its profile, and the paths of its files.
 
-    `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: what a
-    rerun starts from. `behind`: field → path that exists here and that nothing takes along (see check_paths). `fetch`:
-    the repositories that its mounts need (see mounts.with_repositories).
+    `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: the
+    input of a rerun. `behind`: field → path that exists here and is not sent (see check_paths). `fetch`: the
+    repositories that its mounts need (see mounts.with_repositories).
     """
 
     config: dict[str, Any]
@@ -142,9 +142,9 @@ def resolve_job(
     recorded: RunConfig | None = None,
     transports: TransportFactory | None = None,
 ) -> ResolvedJob:
-    """Freeze a composed job for the place that its profile names. UserError for a path that can't be right there.
+    """Freeze a composed job for its profile's target. Raises UserError for a path that can't be valid there.
 
-    `recorded`: the settings of an earlier launch, in the profile's place.
+    `recorded`: the settings of an earlier launch, used in place of the profile's.
     """
     with hydra_visible(composed.hydra):
         placed = _placed(composed, run_id, job, recorded, transports)
@@ -232,7 +232,7 @@ def left_out(paths: RemotePaths) -> list[str]:
 
 
 def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
-    """A problem for each field whose path the job will not find. With `transports` the target is asked."""
+    """A problem for each field whose path the job will not find. With `transports` the target is queried."""
     return [*_ignored(placed), *_elsewhere(placed, transports)]
 
 

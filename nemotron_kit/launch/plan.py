@@ -1,4 +1,4 @@
-"""Makes the plan of one job from what was composed. Reads env.toml and a registry on this machine; writes nothing."""
+"""Makes the plan of one job from its composed config. Reads env.toml and a registry on this machine; writes nothing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def job_environment(
 
 
 def references(settings: RunConfig) -> list[str]:
-    """The variables of the profile whose values refer to others: the job itself, where it runs, puts those in."""
+    """The variables of the profile whose values refer to others; the job expands them on its own machine."""
     from nemotron_kit.spec.runconfig import env_dict
 
     return [name for name, text in env_dict(settings).items() if refers(text)]
@@ -138,7 +138,7 @@ def launch_command(command: Command, launch: str, paths: RemotePaths, resources:
 
 
 def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resources: Resources) -> dict[str, Any]:
-    """job.json: all that the worker needs besides the config."""
+    """The content of job.json: everything that the worker needs besides the config."""
     cls = command.config_cls
     return {
         "kit": __version__,
@@ -190,7 +190,7 @@ def job_files(
 def problems_of(
     command: Command, launch: str, settings: RunConfig, frozen: Mapping[str, Any], environment: Mapping[str, str]
 ) -> list[Problem]:
-    """The problems that need no look at the inputs."""
+    """The problems that can be found without the inputs."""
     return [
         *_handler_problems(command, launch),
         *_wandb_problems(environment),
@@ -205,7 +205,8 @@ def missing_value(key: str) -> Problem:
 
 
 def _handler_problems(command: Command, launch: str) -> list[Problem]:
-    """What a plain install lacks for this job. Found without importing it: torch alone takes a second."""
+    """Packages that this job needs and that are not installed. Found without importing them: torch alone takes a
+    second."""
     from importlib.util import find_spec
 
     if launch == TORCHRUN and find_spec("torch") is None:
@@ -227,8 +228,8 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
 def preflight(
     command: Command, frozen: Mapping[str, Any], inputs: Inputs, paths: RemotePaths, connect: bool, here: bool
 ) -> list[Problem | Note]:
-    """What the inputs lack that the config asks of them, and what the command's own check finds (a Note: what it could
-    not judge). A check that takes `here` is asked for jobs of other machines as well, with what is known of them now;
+    """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
+    could not judge). A check that takes `here` is also called for jobs of other machines, with the values known now;
     any other would judge this machine."""
     from nemotron_kit.config.resolvers import pinned
 
@@ -298,8 +299,8 @@ def _field(found: re.Match[str], inputs: Inputs, paths: RemotePaths) -> Any:
 def _secret_problems(
     frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]
 ) -> Iterator[Problem]:
-    """Secrets that the config refers to and that the job would look for in vain. What a machine behind ssh has in its
-    own environment is not known here."""
+    """Secrets that the config refers to and that the job will not find. The environment of a machine behind ssh is not
+    known here."""
     local = is_here(settings.executor)
     for key, name in secrets_used(frozen):
         if name in environment:

@@ -43,7 +43,7 @@ class Texts(Mapping[str, str]):
 
 
 def to_text(plan: Plan) -> str:
-    """What of a job's plan its own folder holds."""
+    """The part of a job's plan that its own folder stores, as JSON."""
     stored = plan.to_dict()
     own = {name: stored[name] for name in _OWN}
     return json.dumps({**own, "extra": plan.more(), "secrets": stored["secrets"], "files": list(plan.files)}) + "\n"

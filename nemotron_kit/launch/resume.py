@@ -1,6 +1,6 @@
-"""Resumes a job that has stopped: a new attempt in its own folder, where its checkpoints and its log are.
+"""Resumes a job that has stopped: a new attempt in the same folder, with its checkpoints and its log.
 
-The record stays one: the earlier attempt's end joins its history, and config, inputs and code are the same.
+The record is continued: the earlier attempt's end joins its history, and config, inputs and code are the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LOCK = "resume"
 
 
 def resume(run: RunFolder, job: JobFolder) -> Outcome:
-    """Start another attempt of a job that has ended without success; unless it was launched with --batch, follow it.
+    """Start another attempt of a job that has ended without success; follow it, unless it was launched with --batch.
 
-    UserError, and nothing is touched, for one that has succeeded, that is not over, or that can't begin.
+    Raises UserError, with nothing changed, for a job that has succeeded, that has not ended, or that can't start.
     """
     _state(run, job)  # the lock is held for as long as the job is followed: who comes second hears that it runs
     with run_lock(run, _LOCK):
@@ -77,7 +77,8 @@ def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
 
 
 def _held(job: JobFolder, plan: Plan) -> Plan:
-    """The plan with nothing that holds it back. UserError for one that waits for other runs, and has never begun."""
+    """The plan without anything that delays it. Raises UserError for a job that waits for other runs, and has never
+    begun."""
     if plan.after and all(entry["state"] != "running" for entry in job.history()):
         known = After.of(plan.after)
         for run in known.left:
@@ -97,7 +98,7 @@ def _begin_again(job: JobFolder, plan: Plan) -> None:
 
 
 def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:
-    """What the earlier attempts printed counts as shown."""
+    """Mark what the earlier attempts logged as printed."""
     offsets = LogOffsets(run)
     logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
     offsets.keep(

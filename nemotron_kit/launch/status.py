@@ -1,4 +1,4 @@
-"""Asks back ends how runs stand, one question a target for all of its runs, and updates their records."""
+"""Queries back ends for the states of runs, once for all runs of a target, and updates their records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ Known = tuple[float, dict[int, Observation], str | None]
 
 
 class StatusCache:
-    """What a target answered lately, in a file shared by this user's processes. `key` names the target (see target_of).
+    """Recent answers of a target, in a file shared by this user's processes. `key` identifies the target (see
+    target_of).
 
     A file that is damaged, unreadable or unwritable counts as empty.
     """
@@ -103,7 +104,7 @@ def _known(entry: Mapping[str, Any]) -> Known:
 
 
 def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
-    """Bring the records of `jobs` here. Raises Unreachable; nothing to do where the folders are the same."""
+    """Copy the records of `jobs` from the target. Raises Unreachable; does nothing if the folders are the same."""
     if not jobs or not plan.is_apart:
         return
     there = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
@@ -152,8 +153,8 @@ Asked = tuple[RunFolder, Plan, Sequence[JobFolder]]
 class StatusSnapshot:
     """The jobs of one run as their back end reported them.
 
-    `at` is the time of the question in seconds since the epoch, `observed` job number → Observation, `lost` the error
-    when the back end could not be asked.
+    `at` is the time of the query in seconds since the epoch, `observed` job number → Observation, `lost` the error if
+    the back end did not answer.
     """
 
     at: float
@@ -162,10 +163,10 @@ class StatusSnapshot:
 
 
 def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
-    """Run id → snapshot, for each of `runs` whose state a back end has to tell.
+    """Run id → snapshot, for each of `runs` whose state is known to a back end only.
 
-    Runs of this machine and runs that have ended are left out: their folders hold their state. Raises no error of a
-    back end: it is in `lost`.
+    Runs of this machine and runs that have ended are left out: their folders hold their state. Errors of a back end are
+    not raised, but stored in `lost`.
     """
     groups: dict[str, list[Asked]] = {}
     for run in runs:
@@ -195,9 +196,8 @@ def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) ->
 
 
 def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:
-    """The state of a job: as recorded, or `unreachable` where its back end could not tell, with the last known state in
-    `facts["known"]`.
-    """
+    """The state of a job: as recorded, or `unreachable` if its back end did not answer, with the last known state in
+    `facts["known"]`."""
     state = job.state()
     seen = snapshot.observed.get(job.number) if snapshot else None
     lost = snapshot.lost if snapshot and snapshot.lost else seen.error if seen and seen.state == LOST else None
@@ -219,7 +219,7 @@ def last_known(job: JobFolder) -> Mapping[str, Any] | None:
 
 
 def target_of(plan: Plan) -> str:
-    """What a plan's jobs are asked of, as text: equal for two runs that one question can cover."""
+    """The identity of the target of a plan's jobs, as text: equal for two runs that one query can cover."""
     settings = plan.settings
     return "|".join([plan.executor, settings.tunnel, *(getattr(settings, name) or "" for name in _TARGET)])
 
@@ -247,7 +247,7 @@ def _open(run: RunFolder) -> Asked | None:
 
 
 def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
-    """The runs of one target: from what was seen a moment ago, else asked."""
+    """The runs of one target: from the cache of recent answers, else queried."""
     cache = StatusCache(f"{key}|{user_config()}")
     known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
     if known is not None and not any(_is_outdated(asked, *known[asked[0].id]) for asked in group):
@@ -266,8 +266,7 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
 
 
 def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], lost: str | None) -> bool:
-    """Whether the back end was out of sight at `at`, and has been heard of since: the target has answered another
-    command, or a job was submitted again."""
+    """Whether the back end was unreachable at `at`, and has answered since: another command, or a new submission."""
     _, plan, jobs = asked
     with suppress(NemotronError):  # of settings that lead nowhere: that is what is lost
         if lost and transport_for(plan.settings).reached_at() > at:
@@ -277,7 +276,7 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
 
 
 def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
-    """Update the record of a run's jobs now, past the cache of what was observed a moment ago. Raises Unreachable."""
+    """Query the state of a run's jobs now, without the cache, and update their records. Raises Unreachable."""
     asked = time.time()
     _record(stored_plan(run), jobs, backend.observe(run, jobs), asked)
 

@@ -1,4 +1,4 @@
-"""Submits jobs to a scheduler up to its limits, and keeps the others until there is room."""
+"""Submits jobs to a scheduler up to its limits; the others wait for room."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ Ended = Callable[[JobFolder], None]
 
 
 def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
-    """Hand over what waits, as far as there is room beside `running` jobs of the sweep; the jobs that were.
+    """Submit waiting jobs, as far as there is room beside the `running` jobs of the sweep; returns the submitted ones.
 
-    What an earlier process had begun to hand over comes first. Raises what the back end raises; the rest waits on.
+    A batch that an earlier process had begun to submit comes first. Raises the back end's errors; the rest keeps
+    waiting.
     """
     plan = stored_plan(run)
     backend, given = executor_for(plan.settings), list[int]()
@@ -71,7 +72,8 @@ def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
 
 
 def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
-    """Cancel those of `jobs` that were never handed over; the others. UserError while another process hands over."""
+    """Cancel those of `jobs` that were never submitted; returns the others. Raises UserError while another process
+    submits."""
     if not (run.path / SWEEP_FILE).exists():
         return list(jobs)
     with run_lock(run):
@@ -119,7 +121,7 @@ def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
 
 
 def _told(run: RunFolder, backend: Executor, numbers: Sequence[int], error: NemotronError) -> None:
-    """Put on record what is known of jobs whose submission failed: some may be queued, others refused."""
+    """Record the state of jobs whose submission failed: some may be queued, others refused."""
     jobs = [run.job(number) for number in numbers]
     try:
         record(jobs, {n: o for n, o in backend.observe(run, jobs).items() if o.state != "unknown"})
@@ -134,7 +136,7 @@ def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
 
 
 def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
-    """Losing sight of the jobs ends nothing."""
+    """Follow submitted jobs. A target that does not answer ends nothing."""
     plan, pace, lost = stored_plan(run), Pace(0.3, 1.2, 10.0), False
     backend, left = executor_for(plan.settings), {job.number: job for job in given}
     unseen = {job.number for job in jobs} - set(left)
@@ -174,7 +176,7 @@ _LONGEST_PAUSE = 1800.0
 
 
 def defer(plan: Plan, run: RunFolder) -> None:
-    """Send what the job needs, and leave the rest to a process of this machine."""
+    """Send what the job needs, and start a process of this machine that waits and submits it."""
     executor_for(plan.settings).prepare(run, [plan])
     files.write_text(run.job(plan.job).path / LAUNCH_FILE, to_text(plan))
     SweepQueue(run).add([plan.job])
@@ -197,8 +199,8 @@ def start(run: RunFolder) -> None:
 
 
 def resume(run: RunFolder) -> bool:
-    """Wait on, where the process that did so has ended; False where there is nothing to wait for any more. UserError
-    where that process is there."""
+    """Restart the waiting process if it has ended; returns False if there is nothing left to wait for. Raises UserError
+    if that process is running."""
     (job,) = run.jobs()
     queue = SweepQueue(run)
     try:
@@ -217,7 +219,7 @@ def resume(run: RunFolder) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Wait for the other runs, then submit; what happens is written to the job's record."""
+    """Wait for the other runs, then submit the job; every step is written to the job's record."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     run = RunFolder(folder)
     (job,) = run.jobs()

@@ -1,1 +1,1 @@
-"""The values that launch, executors and worker pass on: plan, job, profile, paths, resources."""
+"""The values shared by launch, executors and worker: plan, job, profile, paths, resources."""

@@ -1,6 +1,7 @@
-"""The package that is sent to targets: nemotron_kit, nemotron with its recipes, and the Hydra plugins, as one folder.
+"""The package that is sent to targets: nemotron_kit, nemotron with its recipes, and the Hydra plugins, in one folder.
 
-`python <folder>` is the worker, so a job there runs the same version of nemotron_kit as the launch."""
+`python <folder>` is the worker, so a job runs the same version of nemotron_kit as its launch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one job's files lie on the machine where it runs, and which code a launch sends there."""
+"""The paths of one job's files on the machine that runs it, and the code that a launch sends there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _LOOKED_AT = 1000
 
 @dataclass(frozen=True)
 class CodeTree:
-    """`root` on this machine is what a job finds as its code; `inside` is the launch folder relative to it, "." for the
-    root itself. `git`: the root lies in a git work tree."""
+    """The code tree of a job: `root` is its folder on this machine; `inside` is the launch folder relative to it, "."
+    for the root itself. `git`: the root is in a git work tree."""
 
     root: str
     inside: str
@@ -132,12 +132,11 @@ class RemotePaths:
         return text
 
     def is_there(self, text: str) -> bool:
-        """Whether a path lies in the target's run root or registry."""
+        """Whether a path is in the target's run root or registry."""
         return any(below(text, root) for root in (self.root, self.artifacts))
 
     def move_back(self, text: str) -> str:
-        """The path on this machine of a path on the target: what `move` was given. Of several spellings of a folder
-        here, its own path."""
+        """The path on this machine of a path on the target: the inverse of `move`."""
         root = self.tree.root if self.tree else None
         for here, there in sorted(self.moves, key=lambda move: (-len(move[1]), move[0] != root)):
             if below(text, there):
@@ -181,7 +180,8 @@ class RemotePaths:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], folder: str, job: int) -> RemotePaths:
-        """What `to_dict` wrote. What an older record lacks is as for job `job` of a record in `folder`."""
+        """The inverse of `to_dict`. Fields missing in an older record have the values for job `job` of a record in
+        `folder`."""
         known = {name: value for name in _FIELDS if (value := stored.get(_STORED_AS.get(name, name))) is not None}
         run = known.setdefault("run", folder)
         kept = (known.get("tree") or {}).items()

@@ -1,4 +1,4 @@
-"""The plan of one job, and job.json, which tells its worker what to do. Executing is a function of the plan alone."""
+"""The plan of one job, and job.json, the instructions for its worker. Execution depends on the plan only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IN_PROCESS, TORCHRUN, DETACHED, INTERACTIVE = "in-process", "torchrun", "detache
 
 @dataclass(frozen=True)
 class Container:
-    """The container of a job: its name, its image, and all words of the command that starts it."""
+    """The container of a job: its name, its image, and the arguments of the command that starts it."""
 
     name: str
     image: str
@@ -44,16 +44,16 @@ class Container:
 
 @dataclass(frozen=True)
 class Plan:
-    """One job and where it runs. `files`: name in the job folder → text. `problems`: what would stop it.
+    """One job and where it runs. `files`: name in the job folder → text. `problems`: reasons why it can't run.
 
-    `folder` is the launch's record on this machine, `paths` where the job's files lie. What its executor has planned:
-    `resources`, `mounts` (folders that a container gets at their own paths), `container`, `request` (what a service
+    `folder` is the launch's record on this machine, `paths` the paths of the job's files. Its executor has planned
+    `resources`, `mounts` (folders mounted into a container at their own paths), `container`, `request` (what a service
     would be sent). `repositories` are fetched for its mounts. `after` are runs that must have succeeded: `dependency`
-    holds their jobs' numbers where the scheduler waits for them, `wait_first` those that this machine waits for before
-    it submits the job. `attempt` counts a job that goes on (`runs resume`), `rerun_of` names the run that a new one
-    repeats, `code` is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's
-    jobs are not `alone`: they share a script. `direction` is its
-    sweeper's (`maximize`). `part_of` names the pipeline's run of which it is a stage.
+    holds their jobs' ids if the scheduler waits for them, `wait_first` those that this machine waits for before it
+    submits the job. `attempt` counts attempts (`runs resume`), `rerun_of` names the run that a new one repeats, `code`
+    is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's jobs are not
+    `alone`: they share a script. `direction` is its sweeper's (`maximize`). `part_of` names the pipeline run of which
+    it is a stage.
     """
 
     run_id: str
@@ -104,12 +104,12 @@ class Plan:
 
     @property
     def is_apart(self) -> bool:
-        """Whether the job's own folder is not that of the record."""
+        """Whether the job's own folder differs from that of the record."""
         return self.paths.run != self.folder
 
     @property
     def deferred(self) -> bool:
-        """Whether the launch does not stay until the job can be submitted."""
+        """Whether the launch returns before the job can be submitted."""
         return bool(self.wait_first) and self.mode == "batch"
 
     @property
@@ -176,8 +176,8 @@ class Plan:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], folder: Path, job: int = 0, *, where: Path | None = None) -> Plan:
-        """The plan of a job of the run in `folder`, as `to_dict` wrote it, in this version or an older one: what is
-        missing is as if it had never been asked for, what is not known is left out. `stored` has the shape PLAN_SHAPE.
+        """The plan of a job of the run in `folder`, as `to_dict` of this or an older version wrote it: missing fields
+        have their defaults, unknown ones are ignored. `stored` has the shape PLAN_SHAPE.
 
         Raises DamagedRecord, which names the file (`where`, else the run's plan.json) and the key, for settings and
         inputs of a wrong type.
@@ -281,7 +281,7 @@ HERE = "local"
 
 
 def is_here(executor: str | None) -> bool:
-    """Whether an executor's jobs are processes of this machine, whose folders hold all that is known of them."""
+    """Whether an executor's jobs are processes of this machine, whose folders hold their complete state."""
     return executor in (None, "", HERE)
 
 
@@ -331,7 +331,7 @@ class JobSpec:
         return load_object(self.config_cls)  # type: ignore[no-any-return]
 
     def prepare_imports(self) -> None:
-        """Have the launch's modules found here."""
+        """Make the launch's modules importable here."""
         add_import_folders(self.sys_path)
 
 

@@ -1,4 +1,4 @@
-"""Profiles and the reserved tables of env.toml: `extends` resolved, every value checked and with its origin."""
+"""Profiles and the reserved tables of env.toml: `extends` resolved, every value checked, with its origin."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
 
 
 def check_reserved_tables(env: EnvFile) -> None:
-    """Check all four: a misspelt key must not be passed over in silence."""
+    """Check all four, so that a misspelt key is not ignored silently."""
     for name in KEYS:
         reserved_table(env, name)
 
@@ -176,7 +176,7 @@ class NoEnvFile(UserError, FileNotFoundError):
 
 
 class Lines:
-    """Where things stand in one env.toml. The text is read again only when somebody asks."""
+    """Line numbers in one env.toml. The text is read again only on request."""
 
     def __init__(self, env: EnvFile) -> None:
         if env.path is None:
@@ -371,10 +371,11 @@ def effective_profile(
     config_path: str | Path | None = None,
     resources: str | None = None,
 ) -> Profile:
-    """What a launch runs with: the command line beats the profile, the profile beats a config file's `run.env`.
+    """The settings of a launch: the command line takes precedence over the profile, the profile over a config file's
+    `run.env`.
 
     `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`. `resources` is the
-    class of the job, whose values beat the profile's own where it has that class.
+    class of the job, whose values override the profile's own if it has that class.
     """
     profile = _profile(name, config_path)
     if wanted := profile.classes.get(resources or ""):

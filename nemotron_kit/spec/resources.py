@@ -50,7 +50,7 @@ def effective_settings(
 
 
 def _unescaped(value: Any) -> Any:
-    """A frozen value as text says it: `\\${` stands for `${` there, so that the job does not read an interpolation."""
+    r"""The text of a frozen value, in which `\${` means a literal `${`."""
     if isinstance(value, Mapping):
         return {key: _unescaped(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -66,8 +66,8 @@ def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Resources:
-    """`processes` are those on one node; more than one, or more than one node, is torchrun. `notes` say what was
-    understood, where it isn't what was written."""
+    """`processes` are those on one node; with more than one, or more than one node, torchrun starts them. `notes`
+    describe settings that are applied differently than written."""
 
     nodes: int
     processes: int

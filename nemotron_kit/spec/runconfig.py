@@ -19,7 +19,7 @@ class ProfileError(UserError, ValueError):
 
 @dataclass
 class RunConfig:
-    """Where and how a job runs: the fields of a profile in env.toml. None: not set, the executor's own default holds.
+    """Where and how a job runs: the fields of a profile in env.toml. None: not set, the executor's default applies.
 
     `load_run_profile` gives one with its `extends` resolved (`extends` itself is None then).
     """
@@ -207,7 +207,7 @@ _WORD = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-
 
 
 def flag_fits(flag: str, value: str) -> bool:
-    """Whether sbatch would take `value` for --flag."""
+    """Whether sbatch would accept `value` for --flag."""
     # The rest of sbatch's flags, which a profile can only give in `extra`, are names. None is compiled when this is
     # imported: there are thirty, and a launch on this machine asks for none.
     return re.fullmatch(_FLAG_PATTERNS.get(flag, _NAME), value) is not None

@@ -1,11 +1,11 @@
-"""What runs on the node: `python -P -m nemotron_kit.worker FOLDER`."""
+"""The worker, which runs on the node: `python -P -m nemotron_kit.worker FOLDER`."""
 
 import sys
 
 
 def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
-    """The command that runs one of our modules, or a job's, by this Python or by another. -P: in the working folder, a
-    json.py is not what is meant by json."""
+    """The command that runs one of our modules, or a job's, by this Python or another. -P: a json.py in the working
+    folder must not shadow the standard library's."""
     return [python or sys.executable, "-P", "-m", module, *arguments]
 
 

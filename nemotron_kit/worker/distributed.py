@@ -1,4 +1,4 @@
-"""A job of several nodes, whose workers a scheduler starts: how they find each other, and how they end together."""
+"""Jobs of several nodes, whose workers a scheduler starts: their rendezvous, and their common end."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ _LAST = "this was the last of its segments, max_segments"
 
 
 def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
-    """How this node ended, for the others; a job on one node has none."""
+    """Write how this node ended, for the other nodes; nothing for a job on one node."""
     if node.count == 1:
         return
     place = _end_of(job, node.rank)
@@ -126,7 +126,7 @@ def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
 
 
 def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
-    """Until these nodes have ended."""
+    """Wait until these nodes have ended."""
     places = [_end_of(job, rank) for rank in ranks]
     until(lambda: all(place.exists() for place in places), 0.1, within=seconds)
 
@@ -143,7 +143,7 @@ def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) ->
 
 
 def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
-    """The exit record, or that the job runs again."""
+    """Write the exit record, or that the job runs again."""
     # What a signal ended, only the scheduler can explain, unless it was asked to from here. USR1 ends nothing.
     asked = not node.job or job.cancel_requested
     explained = outcome.state == "succeeded" or asked or not ("TERM" in seen or outcome.signal)
@@ -169,23 +169,24 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: se
 
 
 def _written(job: JobFolder, spec: JobSpec) -> dict[str, Any]:
-    """What lies in the job's copy of the code that was not sent, nor registered: it goes when the run's folder goes."""
+    """Files in the job's copy of the code that were neither sent nor registered: they are deleted with the run's
+    folder."""
     found = written_since(Path(spec.code), registered_folders(job)) if spec.code else {}
     return {"written": found} if found else {}
 
 
 def resume_line(job: JobFolder) -> str:
-    """What is typed to have a job go on that nothing starts again."""
+    """The command line that resumes a job which is not requeued automatically."""
     return f"nemotron runs resume {job.reference}"
 
 
 def requeue_marker(job: JobFolder) -> Path:
-    """What asks the job's script to have it queued again."""
+    """The file by which the job's script is asked to requeue it."""
     return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
 
 
 def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
-    """Whether the job runs once more: after a checkpoint, or after a failure that was no signal's."""
+    """Whether the job runs once more: after a checkpoint, or after a failure that was not caused by a signal."""
     history = job.history()
     begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
     history = history[begun:]  # whoever resumes it starts the count anew
@@ -248,7 +249,7 @@ def _lacking(error: ModuleNotFoundError) -> NemotronError:
 
 
 def place_code(job: JobFolder, spec: JobSpec) -> None:
-    """Unpack the launch's code as this job's own copy, unless another node was faster or it is there from before."""
+    """Unpack the launch's code as this job's own copy, unless another node or an earlier attempt has done so."""
     if spec.code is None or Path(spec.code).is_dir():
         return
 

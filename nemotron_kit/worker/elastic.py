@@ -1,8 +1,8 @@
 """torchrun, started by a worker: `python -m nemotron_kit.worker.elastic <torchrun's arguments>`.
 
-It is torch.distributed.run, with two differences. TERM and USR1 are left to its ranks, which save and end by themselves
-(torchrun would end at USR1, and at TERM forget how its ranks ended). Its exit code is that of the first rank that
-failed, so that 75, "stopped with a checkpoint", gets through.
+It is torch.distributed.run with two differences. TERM and USR1 are left to its ranks, which save and end by themselves
+(torchrun would end at USR1, and at TERM lose its ranks' exit codes). Its exit code is that of the first rank that
+failed, so that 75, "stopped with a checkpoint", is passed on.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stay(_: int, __: FrameType | None) -> None:
-    """Slurm sends its signals to the ranks, too. A second one would kill a rank that has saved and is on its way out:
-    Python takes its handlers down."""
+    """Ignore further signals: Slurm sends its signals to the ranks too, and a second one would kill a rank that has
+    saved and is exiting, when Python has already removed its handlers."""
 
 
 def _pass_on(number: int, _: FrameType | None) -> None:

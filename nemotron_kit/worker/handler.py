@@ -39,9 +39,8 @@ def verified_inputs(job: JobFolder, spec: JobSpec) -> dict[str, Pin]:
 
 
 def handed_on(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome | None:
-    """The end of a job that an earlier one has done: its inputs are those that were `unchanged`, and what that one
-    saved is still whole; it is this job's output now. None: the job has to run. To be called in the job's environment.
-    """
+    """The outcome of a job that need not run: its inputs are those that were `unchanged`, and the earlier outputs are
+    intact; they become this job's outputs. None: the job has to run. Must be called in the job's environment."""
     before = spec.unchanged
     if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
         return None
@@ -110,7 +109,7 @@ def _from_code(code: Any) -> Outcome:
 
 
 def _print_traceback(error: Exception) -> None:
-    """The traceback from the handler on: the launcher's own frames say nothing about the user's mistake."""
+    """Print the traceback from the handler on, without the launcher's own frames."""
     trace = error.__traceback__
     with suppress(OSError):  # where it can't be printed, its record still says what it was
         traceback.print_exception(type(error), error, trace.tb_next if trace else None)

@@ -79,7 +79,7 @@ class TaskRun:
             self.end(TaskResult(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
 
     def end(self, task_result: TaskResult) -> None:
-        """The first answer counts; rank 0 alone writes it."""
+        """Store the result. Only the first one counts, and only rank 0 writes it."""
         if self.task_result is None:
             self.task_result = task_result
             if rank() == 0:
@@ -96,7 +96,7 @@ def _found(payload: JobPayload) -> Callable[..., Any]:
 
 
 def _program_again(payload: JobPayload, run: TaskRun) -> None:
-    """The program from its first line on, until it arrives at the task function; nothing after it runs again."""
+    """Run the program from its first line until it reaches the task function; nothing after that is executed."""
     import hydra  # noqa: F401 — hydra.main below is the module, not the function
 
     launched_from, earlier = Path.cwd(), payload.earlier

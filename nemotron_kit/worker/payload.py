@@ -93,7 +93,7 @@ class JobPayload:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on both sides."""
+    """The versions that must be equal on both sides."""
     import hydra
     import omegaconf
 

@@ -24,7 +24,7 @@ TERMINATED = 128 + 15
 
 
 def exit_code(number: int) -> int:
-    """What a process exits with that asks for `number`: the system keeps its last eight bits, and a failure must not
+    """The exit code of a process that requests `number`: the system keeps the low eight bits, and a failure must not
     become 0 by that."""
     return number & 0xFF or 1 if number else 0
 
@@ -104,8 +104,8 @@ def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hangup_ignored() -> Iterator[None]:
-    """Within the block a terminal that closes (SIGHUP) ends neither this process nor what it starts, as with nohup. A
-    handler that is installed already stays."""
+    """Within the block a closing terminal (SIGHUP) ends neither this process nor its children, as with nohup. An
+    existing handler is kept."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         yield
@@ -149,7 +149,7 @@ def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
 
 
 def adopt_orphans() -> None:
-    """From here on what a child of this process leaves behind becomes this process's own child (on Linux)."""
+    """Make orphaned descendants of this process its own children from now on (on Linux)."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
@@ -207,9 +207,8 @@ def start_apart(
     talks: bool = False,
     answers: bool = True,
 ) -> subprocess.Popen[Any]:
-    """Start a program that is apart from this process: Ctrl-C and a terminal that closes are not for it, and it may
-    outlive this one. What it prints goes to `log`; of one that `talks`, in lines of text over pipes, only its errors.
-    """
+    """Start a program that is detached from this process: it gets no Ctrl-C and no SIGHUP, and may outlive this
+    process. Its output goes to `log`; of one that `talks`, in lines of text over pipes, only its errors."""
     return subprocess.Popen(
         list(command),
         env={**os.environ, **(environment or {})},

@@ -56,7 +56,7 @@ class Source:
 
 
 class Pump:
-    """Reads from the sources until nobody can write to them any more."""
+    """Copies from the sources until all writing ends are closed."""
 
     def __init__(self, sources: list[Source], control: int, learn: Callable[[], None]) -> None:
         """`learn` is called before anything is masked: what the job has used as a secret by now."""
@@ -90,7 +90,8 @@ class Pump:
         return HELD_SECONDS * 1000 if any(source.held for source in self.sources.values()) else None
 
     def _told(self) -> None:
-        """The job has ended; or its process is gone, and only its children are left."""
+        """Handle the end of the job, announced by its process or known from that process's end; children may still
+        run."""
         said = b""
         with suppress(OSError):
             said = os.read(self.control, 1)
@@ -123,7 +124,7 @@ class Pump:
 
 
 def _write_all(fd: int | None, data: bytes) -> OSError | None:
-    """Write all of it; what kept us from it."""
+    """Write all of it; returns the error that prevented that, if any."""
     view = memoryview(data)
     while view and fd is not None:
         try:

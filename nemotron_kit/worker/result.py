@@ -43,14 +43,14 @@ _GROUPS: dict[str, type] = {kind.__name__: kind for kind in (tuple, set, frozens
 
 
 def carried(value: Any) -> tuple[Any, dict[str, str]]:
-    """(the value as JSON has it, the types of what JSON has no type for: JSON pointer → name). Raises TypeError, which
-    names what can't be carried."""
+    """(the value as JSON data, the types of the parts that JSON lacks: JSON pointer → name). Raises TypeError, which
+    names what can't be converted."""
     types: dict[str, str] = {}
     return _plain(value, "", types, 0), types
 
 
 def restored(value: Any, types: Mapping[str, str]) -> Any:
-    """What `carried` was given. Raises ValueError for what it did not write."""
+    """The inverse of `carried`. Raises ValueError for data that it did not write."""
     try:
         return _typed(value, "", types)
     except (TypeError, AttributeError, ArithmeticError, LookupError) as error:

@@ -37,10 +37,10 @@ Handler = Callable[[Any], Any]
 def run_job(
     job: JobFolder, handler: Handler | None = None, config_cls: type | None = None, *, shown: bool = True
 ) -> Outcome:
-    """Run the job in `job`: in this process when `handler` is given, else as its spec says.
+    """Run the job in `job`: in this process if `handler` is given, else as its spec specifies.
 
-    What its handler prints in this process is in its log, and where it is `shown` on this process's own streams. The
-    outcome is recorded as exit.json, whatever happens. Raises nothing of the job's own.
+    The handler's output in this process goes to its log, and if `shown` also to this process's own streams. The outcome
+    is always recorded as exit.json. Errors of the job are not raised.
     """
     spec = read_spec(job.path)
     note_secrets(spec.secrets)

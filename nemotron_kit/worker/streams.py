@@ -1,4 +1,4 @@
-"""Captures what a job's processes write: into the log with secrets masked, and to the terminal as before."""
+"""Captures the output of a job's processes: into the log with secrets masked, and to the terminal as before."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ LONGEST = 1 << 20
 
 
 class Merged:
-    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files within the block, to the last
-    byte.
-    """
+    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files within the block,
+    completely."""
 
     def __init__(self, logs: Mapping[str, Path], write: Callable[[bytes], object]) -> None:
         self._sources = [_Source(label, path) for label, path in logs.items()]
@@ -134,13 +133,13 @@ class Channels:
                 os.close(source)
 
     def close_ends(self) -> None:
-        """This process writes no more, but for what it has duplicated."""
+        """Close this process's writing ends, except duplicates."""
         ends, self.ends = self.ends, []
         for end in ends:
             os.close(end)
 
     def finish(self) -> None:
-        """Until what was written so far is in the log. Children that outlive the job are not waited for."""
+        """Wait until everything written so far is in the log. Children that outlive the job are not waited for."""
         self.close_ends()
         with self._control, contextlib.suppress(OSError):  # it may have ended by itself
             self._control.sendall(END)
@@ -222,7 +221,7 @@ class Stream(io.TextIOWrapper):
 
 @contextlib.contextmanager
 def unless_gone(stream: TextIO) -> Iterator[None]:
-    """Within the block a terminal or a reader that has gone ends nothing: from then on what is printed goes nowhere."""
+    """Within the block a closed terminal or pipe raises no error: later output is discarded."""
     try:
         yield
     except OSError:
