@@ -95,10 +95,11 @@ def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = F
     if not (entry.name.endswith(ending) and len(mark) == 8 and (number.isdecimal() or ours)):
         return False
     old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY_S
-    return old and not (number.isdecimal() and _lives(int(number)))
+    return old and not (number.isdecimal() and process_exists(int(number)))
 
 
-def _lives(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Whether this machine has a process of this number, whoever owns it; a zombie counts."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

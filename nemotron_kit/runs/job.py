@@ -19,7 +19,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, UserError, nearest
-from nemotron_kit.files import decoded, open_regular, read_regular
+from nemotron_kit.files import decoded, open_regular, process_exists, read_regular
 from nemotron_kit.masking import masked
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
@@ -120,7 +120,7 @@ def is_gone(process: Mapping[str, Any]) -> bool:
         return True
     status = _stat(pid)
     if status is None:
-        return not _exists(pid)
+        return not process_exists(pid)
     state, started = status
     return state in "ZX" or (process.get("started") is not None and started != process["started"])
 
@@ -154,16 +154,6 @@ def _stat(pid: int) -> tuple[str, int] | None:
 def _parent(path: Path) -> int | None:
     fields = _fields(path)
     return int(fields[1]) if fields and len(fields) > 1 else None
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 _GOOD_FOR = 0.5
