@@ -78,14 +78,14 @@ def guarded(action: Callable[[], int]) -> int:
         try:
             print_error(error)
             sys.stderr.flush()
-        except OSError:  # where standard error can't be written, the exit code says it
+        except OSError:  # if standard error can't be written, the exit code remains
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
     except BrokenPipeError:
-        # `nemotron … | head`: nobody reads on, which is no error. Python must not complain at exit either.
+        # `nemotron … | head`: a closed pipe is no error. Python must not report it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -169,7 +169,7 @@ def _nemotron(arguments: list[str]) -> int:
 
 def _say_step(arguments: Sequence[str]) -> None:
     """Mark this job's piped output at once: the step that reads it may start at the same time."""
-    # What only prints is no step; neither is a sweep, which prints no artifacts of its own.
+    # Commands that only print are no steps; neither is a sweep, which prints no artifacts.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(arguments):
         from nemotron_kit.artifacts.pipe import announce_step
 

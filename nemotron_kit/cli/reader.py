@@ -16,7 +16,7 @@ from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
 _OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*(=|\Z)")
 _SENDING = ("run", "batch")
-# What Hydra's words and our options both can choose.
+# Settings that both Hydra's overrides and our options can choose.
 _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
 
 
@@ -77,7 +77,7 @@ class Reader:
     def _bare(self, argument: str) -> None:
         row = self.positionals[0] if self.positionals and not self.names else None
         is_path = row is not None and argument.startswith(("/", "./", "../", "~/"))
-        # Of what people write only `word=…` looks like an override.
+        # Of mistyped arguments only `name=…` looks like an override.
         is_text = row is not None and row.get("verbatim") and not _OVERRIDE.match(argument)
         if options.is_override(argument) and not is_path and not is_text:
             self._override(argument)

@@ -46,7 +46,7 @@ _INSTEAD = {
     "hydra.mode": "A sweep is asked for on the command line: -m.",
 }
 
-# What is about many jobs: alone, a job would go where it would have gone anyway.
+# Settings of sweeps: a single job ignores them.
 _SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
 _SWEEP = "Add -m for a sweep (-m key=1,2); one job is sent elsewhere by --run PROFILE or --batch PROFILE."
 

@@ -71,7 +71,7 @@ def is_trusted(path: Path, command: Command) -> bool:
     """Whether a config file belongs to the recipe or to this user."""
     real = path.resolve()
     folder = command.config_folder
-    # Whoever installed the recipe owns its code as well.
+    # The user who installed the recipe owns its code as well.
     if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
         return True
     roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
@@ -125,7 +125,7 @@ def check_targets(values: Mapping[str, Any], command: Command, name: str, typed:
     for key, value in named:
         if value not in allowed and value not in typed:
             raise UserError(
-                f"{key}: {value!r} would be imported and called, on the word of a config file from elsewhere.",
+                f"{key}: {value!r} would be imported and called, because of a config file from an untrusted place.",
                 hint="Give it on the command line.",
             )
 

@@ -24,7 +24,7 @@ def check_yaml_limits(path: Path, text: str) -> None:
     whose aliases expand to more than MAX_NODES values."""
     import yaml
 
-    # Parsing twice would double the time of an ordinary config: only what could be one is looked at.
+    # Parsing twice would double the time of an ordinary config: only suspicious texts are checked.
     nested = max(text.count("[") + text.count("{"), text.count("- "), max(map(_indent, text.split("\n"))) // 2)
     if "*" not in text and nested <= MAX_DEPTH:
         return

@@ -33,8 +33,8 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 
 PROVIDER = "nemotron_kit"
-# An option that can't be read stands on one of these, which is not there: its error is that of whoever chooses it, and
-# of nobody else.
+# An option that can't be read refers to one of these, which does not exist: its error is raised when it is chosen, and
+# only then.
 BROKEN = "broken_file"
 _broken: list[UserError] = []
 

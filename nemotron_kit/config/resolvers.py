@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
 
 
-# What this process's job may read, by slot; set by whoever runs a job here. A job elsewhere reads artifacts.json.
+# The pins of this process's job, by slot; set by the code that runs a job here. A job elsewhere reads artifacts.json.
 _pins: dict[str, Pin] = {}
 _run_dir: list[str] = []
 # Where a root config keeps what its references were found to mean (reference → Pin).

@@ -20,7 +20,7 @@ _INSIDE = re.compile(
     r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
 )
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
-# Variables that Hydra sets for a sweep's jobs: their values are nobody's business.
+# Variables that Hydra sets for a sweep's jobs: their values may be secret.
 _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
 
 # Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
@@ -104,7 +104,7 @@ def _given(override: str) -> Iterator[tuple[str, Any]]:
     try:
         parsed = OverridesParser.create().parse_override(override)
         value: Any = parsed.value() if not parsed.is_sweep_override() else parsed._value
-    except HydraException:  # worded by whoever composes
+    except HydraException:  # reported by the composition
         match = _OVERRIDE.match(override)
         yield from [(match[1], match[2])] if match else []
         return

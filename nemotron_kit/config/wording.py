@@ -86,7 +86,7 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
 
 
-# What Hydra puts before OmegaConf's own words.
+# Hydra's prefix of OmegaConf's message.
 _COMPOSING = re.compile(r"In '[^']*': \w+ raised while composing config:\s*\n(.*)", re.DOTALL)
 
 

@@ -11,7 +11,7 @@ from nemotron_kit.config.config_files import config_files, load_mapping, other_c
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.quoting import hydra_unquoted
 
-# The words of a pipeline's own, each of which takes a stage.
+# A pipeline's own options, each of which takes a stage.
 CHOICES = ("from", "to", "only", "force")
 
 

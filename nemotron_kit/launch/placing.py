@@ -60,7 +60,7 @@ def _is_here(text: str) -> bool:
     return not text.startswith(("/", "~")) and text not in ("", ".") and os.path.exists(text)  # noqa: PTH110 — any text
 
 
-# Folders that every machine and every image has of its own.
+# Folders that differ between machines and images.
 _SYSTEM = ("/usr", "/opt", "/etc", "/dev", "/proc", "/sys", "/bin", "/lib", "/var", "/run")
 
 

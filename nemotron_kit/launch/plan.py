@@ -72,7 +72,7 @@ def job_environment(
     if paths.package:
         variables["NEMOTRON_HOME"] = paths.root
     if paths.code or paths.package:
-        # For whatever the job starts; its own processes find the rest by job.json's sys_path, behind the library.
+        # For programs that the job starts; its own processes use job.json's sys_path, after the standard library.
         entries = [entry for entry in import_path(paths, harmless=True) if paths.is_there(entry)]
         variables["PYTHONPATH"] = ":".join([*entries, *filter(None, [variables.get("PYTHONPATH")])])
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]

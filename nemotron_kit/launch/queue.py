@@ -67,7 +67,7 @@ def load_plan(run: RunFolder, job: JobFolder) -> Plan:
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
     file = run.job(number).path / LAUNCH_FILE
     own = read_object(file, _SHAPE)
-    # Whatever else the run's record says is its first job's.
+    # The other facts in the run's record are those of its first job.
     common = {name: shared.get(name) for name in ("recipe", "stage", "profile", "environment")}
     names, extra = own.pop("files", None) or (), own.pop("extra", None) or {}
     plan = Plan.from_dict({**common, **extra, **own}, run.path, number, where=file)

@@ -177,7 +177,7 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
         return {run_id: snapshot for key, group in groups.items() for run_id, snapshot in _refresh(key, group).items()}
     from concurrent.futures import ThreadPoolExecutor
 
-    # A target that does not answer keeps nobody from hearing of the others.
+    # A target that does not answer does not affect the others.
     with ThreadPoolExecutor(max_workers=8) as pool:
         answers = pool.map(_refresh, groups.keys(), groups.values())
         return {run_id: snapshot for answer in answers for run_id, snapshot in answer.items()}
@@ -240,7 +240,7 @@ def _open(run: RunFolder) -> Asked | None:
         waiting, listed = set(), {job.number for job in all_jobs}
     jobs = [job for job in all_jobs if job.number not in waiting and not job.state().terminal]
     for job in jobs if over else ():
-        if job.number not in listed:  # nobody will submit it
+        if job.number not in listed:  # it will not be submitted
             job.finish(1, "failed", error="its launch ended before it was submitted")
     left = [job for job in jobs if not over or job.number in listed]
     return (run, plan, left) if left else None
@@ -284,7 +284,7 @@ def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
 def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float) -> None:
     known = {number: _explained(plan, o) for number, o in seen.items() if o.state != LOST}
     ended = [job for job in jobs if job.number in known and known[job.number].state in TERMINAL]
-    # What they left can still be fetched by whoever looks at the run; that they have ended is known now.
+    # Their output can still be fetched when the run is shown; their end is recorded now.
     with suppress(NemotronError):
         mirror(plan, ended)
     record(jobs, known, asked)

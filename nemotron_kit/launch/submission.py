@@ -160,7 +160,7 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
                 more = {job.number: job for job in submit_waiting(run, running=len(left))}
                 left.update(more)
                 unseen -= set(more)
-        for number in unseen - set(SweepQueue(run).waiting):  # somebody has cancelled it
+        for number in unseen - set(SweepQueue(run).waiting):  # it was cancelled
             unseen.discard(number)
             ended(run.job(number))
         if over:
@@ -235,14 +235,14 @@ def _wait(run: RunFolder, job: JobFolder) -> int:
     job.transition("pending", process=process_facts(), reason=", ".join(first))
     try:
         wait_for(job, first)
-        # From here on the scheduler is asked how it stands, not this process.
+        # From here on its state comes from the scheduler, not from this process.
         job.transition("pending", reason="its submission")
         _submit(run, job)
     except NemotronError as error:
         if not run.path.is_dir() or job.state().state == "cancelled":
-            return error.exit_code  # `runs rm`, or `runs cancel`, which has said so
+            return error.exit_code  # `runs rm`, or `runs cancel`, which has reported it
         if isinstance(error, Unreachable) and not isinstance(error, NotSent):
-            return error.exit_code  # it may be queued: its scheduler has the last word
+            return error.exit_code  # it may be queued: its scheduler decides the state
         job.finish(error.exit_code, "cancelled" if isinstance(error, Cancelled) else "failed", error=error.message)
         SweepQueue(run).drop([job.number])
         return error.exit_code
@@ -262,7 +262,7 @@ def _submit(run: RunFolder, job: JobFolder) -> None:
             if pause > _LONGEST_PAUSE:
                 raise
         time.sleep(pause)
-    if not sent:  # else its scheduler has the last word
+    if not sent:  # otherwise its scheduler decides the state
         raise Cancelled(f"{run.id}: cancelled before it was submitted.")
 
 

@@ -189,9 +189,9 @@ def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> b
     """Whether the job runs once more: after a checkpoint, or after a failure that was not caused by a signal."""
     history = job.history()
     begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
-    history = history[begun:]  # whoever resumes it starts the count anew
+    history = history[begun:]  # `runs resume` starts the count anew
     if outcome.state == "preempted":
-        # Being preempted costs nobody a segment.
+        # A preemption does not count as a segment.
         done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
         return spec.max_segments is None or done + 1 < spec.max_segments or seen == {"TERM"}
     if outcome.state == "failed" and not seen:
@@ -220,7 +220,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     """This node's part of the job, to its end; what it prints goes to the node's log."""
     ignore_usr1()
     with job.open_log(node.log) as log:
-        _print_to(log)  # what the worker itself has to say of its end, too
+        _print_to(log)  # the worker's own messages too
         try:
             place_code(job, spec)
             os.chdir(spec.cwd)
@@ -228,7 +228,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
             read_config(job.path)  # which notes its secrets
             with captured(log, job=job.path, shown=False):
                 return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
-        # Whatever keeps a worker from its work must be on record: nobody else sees it.
+        # Any error of the worker must be on record: it is not visible elsewhere.
         except Exception as error:
             lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
             if node.is_head:

@@ -49,7 +49,7 @@ def _stay(_: int, __: FrameType | None) -> None:
 def _pass_on(number: int, _: FrameType | None) -> None:
     ranks = descendants(os.getpid())
     if not ranks and number == signal.SIGTERM:
-        sys.exit(128 + number)  # nobody has begun yet
+        sys.exit(128 + number)  # no rank has started yet
     for pid in ranks:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(pid, number)

@@ -25,7 +25,7 @@ from nemotron_kit.masking import MASK, mask_logging
 from nemotron_kit.spec.plan import rank, read_config
 from nemotron_kit.worker.process import Outcome
 
-# Hydra copies and sets environment variables by these; their values are nobody's business.
+# Hydra copies and sets environment variables by these; their values may be secret.
 _ENVIRONMENT = ("env_set", "env_copy")
 
 

@@ -77,7 +77,7 @@ class JobPayload:
             raise NemotronError(
                 f"The config has a literal secret, which is in no record: {', '.join(missing)} is not set here.",
                 hint=f"export {missing[0]}=… where this was typed, or launch the sweep again. "
-                "Better, have the config say ${secret:NAME}.",
+                "Better, write ${secret:NAME} in the config.",
             )
 
     def check_versions(self) -> None:

@@ -19,7 +19,7 @@ from nemotron_kit.worker import python_module
 from nemotron_kit.worker.streams import logging_to
 
 INTERRUPTED = 130
-# What a shell says of a process that TERM ended.
+# A shell's exit code for a process that TERM ended.
 TERMINATED = 128 + 15
 
 
@@ -194,7 +194,7 @@ def recording_end(run: Callable[[], int]) -> int:
         raise
     finally:
         if folder is not None:
-            with contextlib.suppress(OSError):  # its worker tells, if it lives
+            with contextlib.suppress(OSError):  # its worker records it, if it lives
                 JobFolder(Path(folder)).record_child_end(exit_code(code))
     return code
 

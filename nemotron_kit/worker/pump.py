@@ -30,7 +30,7 @@ READ_BYTES = 1 << 16
 # What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
 # from ending.
 HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
-# What the job's own process sends once it has ended, and the answer.
+# The byte that the job's own process sends once it has ended, and the answer.
 END, DRAINED = b"e", b"d"
 
 

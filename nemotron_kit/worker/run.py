@@ -143,7 +143,7 @@ def run_rank(job: JobFolder) -> int:
         handler = spec.load_handler()
         with hydra_callbacks(job.path, handler) as end:
             end.outcome = outcome = call_handler(handler, config)
-        if isinstance(outcome.exception, NemotronError):  # which has no traceback, and nobody above to say it
+        if isinstance(outcome.exception, NemotronError):  # it has no traceback, and no caller prints it
             print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):
         files.write_json(job.path / VALUE, masked(value))

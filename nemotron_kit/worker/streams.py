@@ -315,7 +315,7 @@ def _channel(target: int | None) -> tuple[int, int]:
 
 def _named(path: Path) -> tuple[int, int]:
     os.mkfifo(path, 0o600)
-    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else it would wait for somebody who writes
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # otherwise it would wait for a writer
     end = os.open(path, os.O_WRONLY)
     os.set_blocking(source, True)
     return source, end
