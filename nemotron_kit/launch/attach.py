@@ -213,7 +213,10 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
         seen = observed.get(job.number)
         if seen is None:
             continue
-        own = job.exit_record()
+        try:
+            own = job.exit_record()
+        except DamagedRecord:  # as one that says nothing: whoever runs the job has the last word
+            own = {}
         if seen.state in TERMINAL:
             if own is None or not is_final_end(own):
                 kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}

@@ -14,6 +14,7 @@ from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.launch.status import (
     ENDED,
     StatusSnapshot,
+    Watch,
     effective_run_state,
     effective_state,
     refresh,
@@ -129,20 +130,19 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     Raises NemotronError as soon as one of them has failed, been cancelled, or been removed; Cancelled if the job itself
     was cancelled. An unreachable run is waited for.
     """
-    runs = [open_run(run_id) for run_id in run_ids]
+    waits = [Watch(open_run(run_id)) for run_id in run_ids]
     pace, told = Pace(0.1, 1.3), False
     while True:
-        snapshots = refresh(runs)
-        states = {
-            run.id: effective_run_state(run, snapshots.get(run.id)) if run.path.is_dir() else _GONE for run in runs
-        }
-        for run_id, state in states.items():
-            if state in _NEVER:
-                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}")
-                raise NemotronError(f"it did not start: {run_id}, which it was to start after, {how}.")
+        snapshots = refresh([each.run for each in waits])
+        states = {each.run.id: _look(each, snapshots.get(each.run.id)) for each in waits}
+        for each in waits:
+            state = states[each.run.id]
+            if state in _NEVER or (each.over and state != "succeeded"):
+                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}{_why(each)}")
+                raise NemotronError(f"it did not start: {each.run.id}, which it was to start after, {how}.")
         # One that has succeeded may be removed while the others are waited for.
-        runs = [run for run in runs if states[run.id] != "succeeded"]
-        if not runs:
+        waits = [each for each in waits if not each.over]
+        if not waits:
             return
         if not told:
             _tell(job, states)
@@ -151,6 +151,19 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
         pace.longest = 30.0 if snapshots else 2.0
         pace.wait()
+
+
+def _look(watch: Watch, snapshot: StatusSnapshot | None) -> str:
+    if not watch.run.path.is_dir():
+        return _GONE
+    watch.look(snapshot)
+    return watch.state
+
+
+def _why(watch: Watch) -> str:
+    """Of a run whose end can't be known: what is damaged, or what its scheduler says."""
+    error = watch.damage or watch.run.summary().error
+    return f": {error}" if error else ""
 
 
 def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from nemotron_kit.app import Pipeline
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.fingerprint import Fingerprint
-from nemotron_kit.runs.folder import PIPELINE, RunFolder
+from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import run_ids
 from nemotron_kit.spec.plan import is_here, stored_plan
@@ -89,7 +89,7 @@ def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
             continue
         if (plan.get("kind"), plan.get("recipe"), plan.get("stage")) != (PIPELINE, pipeline.recipe, pipeline.stage):
             continue
-        for record in run.stages():
+        for record in (each for each in run.stages() if DAMAGE not in each):
             found.setdefault(str(record.get("stage")), []).append(Earlier(record, run.id, run.stage_run(record)))
     if connect:
         _bring_up_to_date(each.run for records in found.values() for each in records if each.run is not None)

@@ -91,7 +91,7 @@ class SweepQueue:
         # Of what is missing, jobs would count as not submitted yet, and be waited for without end.
         batches: list[dict[str, Any]] = [batch or {} for batch in record.get("batches") or ()]
         named = [record.get("jobs"), *(batch.get("jobs") for batch in batches)]
-        if record.get("batches") is None or any(numbers is None or None in numbers for numbers in named):
+        if record.get("batches") is None or None in named:
             raise DamagedRecord(f"{self._path}: numbers of jobs are missing.")
         self._jobs: list[int] = list(record["jobs"])
         self._batches: list[dict[str, Any]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import Executor, Observation, executor_for
 from nemotron_kit.home import runs_root
+from nemotron_kit.launch import attach
 from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.remote.ssh import transport_for, user_config
@@ -30,7 +32,7 @@ from nemotron_kit.runs.job import (
     read_object,
     run_state,
 )
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, check_followed, is_here, stored_plan
 
 # An answer is good for this long, for longer where it took long: a busy scheduler is asked less often. That there was
 # none is good for as long as it took to find out.
@@ -193,6 +195,62 @@ def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) ->
     """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to ask about."""
     snapshots = refresh(runs.values())
     return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
+
+
+class Watch:
+    """A run, or some jobs of it, that somebody waits for: `state` as last seen, `over` once nothing more is to come.
+
+    Beside an end that is what a damaged record leaves: `damaged` (`damage` says what is), where the plan does not say
+    who has the jobs, and `unknown` of a job here, whose folder nobody else will add to. A job elsewhere that its
+    scheduler knows nothing of is given up after `patience` seconds (None: PATIENCE); a target that does not answer,
+    after `lost` seconds.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        jobs: Sequence[JobFolder] | None = None,
+        *,
+        patience: float | None = None,
+        lost: float = math.inf,
+    ) -> None:
+        self.run, self.jobs = run, jobs
+        self.elsewhere = not is_here(run.summary().executor)
+        self.state, self.over = "pending", False
+        self.damage: str | None = None
+        self._limits = {"unknown": attach.PATIENCE if patience is None else patience, LOST: lost}
+        self._unsure_since: float | None = None
+
+    def look(self, snapshot: StatusSnapshot | None) -> None:
+        """Take in what `refresh` has found of the run."""
+        self.state = self._state(snapshot)
+        if self.state not in _UNKNOWN:
+            self._unsure_since = None
+            self.over = self.state in (*TERMINAL, DAMAGED)
+            return
+        now = time.monotonic()
+        self._unsure_since = now if self._unsure_since is None else self._unsure_since
+        self.over = not self.elsewhere or now - self._unsure_since >= self._limits[self.state]
+
+    def _state(self, snapshot: StatusSnapshot | None) -> str:
+        state = self._standing(snapshot)
+        if state in TERMINAL:
+            return state
+        try:
+            check_followed(self.run)
+        except DamagedRecord as error:
+            self.damage = error.message.replace(f"{self.run.path}/", "")
+            return DAMAGED
+        return state
+
+    def _standing(self, snapshot: StatusSnapshot | None) -> str:
+        if self.jobs is not None:
+            return run_state(effective_state(job, snapshot).state for job in self.jobs)
+        if self.run.is_pipeline:
+            refresh_stages(self.run)
+        if not self.run.jobs():
+            return self.run.summary().state
+        return effective_run_state(self.run, snapshot)
 
 
 def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:

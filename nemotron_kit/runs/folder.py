@@ -63,6 +63,8 @@ PLAN_SHAPE: dict[str, Any] = {
 # The kind of a pipeline's run, which has no jobs: its stages are runs.
 PIPELINE = "pipeline"
 _STAGES = "stages"
+# In what stands for a stage whose record can't be read: why.
+DAMAGE = "damage"
 _LABELS = "labels.json"
 _STAGE_SHAPE: dict[str, Any] = {
     **dict.fromkeys(("stage", "run", "why", "producer", "state"), str),
@@ -181,11 +183,15 @@ class RunFolder:
         files.write_json(folder / f"{number:03d}.json", masked({"at": now_iso(), **record}))
 
     def stages(self) -> list[dict[str, Any]]:
-        """The records of a pipeline's stages in order; unreadable ones are left out."""
-        found = []
+        """The records of a pipeline's stages in order; of one that can't be read, its `stage` and the DAMAGE."""
+        found: list[dict[str, Any]] = []
         for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
-            with contextlib.suppress(DamagedRecord, FileNotFoundError):
-                found.append(read_object(file, _STAGE_SHAPE))
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    found.append(_stage_record(file))
+                except DamagedRecord as error:
+                    name = [*(self.plan().get("stages") or ()), "?"][len(found) :][:1]
+                    found.append({"stage": "".join(name) or "?", DAMAGE: error.message})
         return found
 
     def stage_run(self, record: Mapping[str, Any]) -> RunFolder | None:
@@ -231,9 +237,11 @@ class RunFolder:
 
     def _of_stages(self, plan: Mapping[str, Any], created: float | None) -> RunSummary:
         """The state of a pipeline from those of its stages; a pipeline whose launch has ended with stages left has
-        failed."""
+        failed. Where a stage's record can't be read, it is damaged."""
         records, names = self.stages(), plan.get("stages") or []
-        known = [self._of_stage(record) for record in records]
+        every = [self._of_stage(record) for record in records]
+        damage = next((each.error for each in every if each.state == DAMAGED), None)
+        known = [each for each in every if each.state != DAMAGED]
         state = run_state(each.state for each in known) if known else "succeeded"
         left, launcher = names[len(records) :], plan.get("launcher") or {}
         error = next(
@@ -244,6 +252,8 @@ class RunFolder:
             error = f"its launch ended before {left[0]}" if state == "failed" else None
         elif state == "pending" and any(each.started is not None for each in known):
             state = "running"
+        if damage is not None and state in TERMINAL:
+            state, error = DAMAGED, damage
         started = [each.started for each in known if each.started is not None]
         ended = [each.finished for each in known if each.finished is not None]
         made = parse_time(plan.get("created_at")) or created
@@ -263,6 +273,8 @@ class RunFolder:
 
     def _of_stage(self, record: Mapping[str, Any]) -> RunSummary:
         name = _text(record.get("stage"))
+        if damage := record.get(DAMAGE):
+            return RunSummary(self.id, DAMAGED, stage=name, error=str(damage).replace(f"{self.path}/", ""))
         if record.get("skipped"):
             return RunSummary(self.id, "succeeded", stage=name, code=0)
         run = self.stage_run(record)
@@ -274,7 +286,18 @@ class RunFolder:
                 stage=name,
                 error=None if ended == "succeeded" else f"{record.get('run')} was removed",
             )
-        return replace(run.summary(), stage=name)
+        found = run.summary()
+        error = f"{run.id}: {found.error}" if found.state == DAMAGED else found.error
+        return replace(found, stage=name, error=error)
+
+
+def _stage_record(file: Path) -> dict[str, Any]:
+    """Raises DamagedRecord, also for one that names neither the stage nor who does its work."""
+    record = read_object(file, _STAGE_SHAPE)
+    for named in (("stage",), ("run", "skipped")):
+        if not any(record.get(key) for key in named):
+            raise DamagedRecord(f"{file}: {named[0]}: missing.")
+    return record
 
 
 def create_run(

@@ -205,8 +205,8 @@ class DamagedRecord(NemotronError):
 
 
 # The shape of a value (null, and a missing key, are always valid): a type, or one of several; {key: …} for an object
-# with
-# these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list.
+# with these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list, in which null
+# is not valid.
 Shape = Any
 _WORDS = {
     dict: "an object",
@@ -252,6 +252,8 @@ def misshapen(value: Any, shape: Shape, key: str) -> str | None:
         found = (misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
         return next(filter(None, found), None)
     if isinstance(shape, list):
+        if None in value:
+            return f"{key}[{value.index(None)}] is null"
         return next(filter(None, (misshapen(item, shape[0], f"{key}[{n}]") for n, item in enumerate(value))), None)
     return None
 
@@ -313,9 +315,16 @@ UNEXPLAINED = "signalled"
 AGAIN = "again"
 
 
+def is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether an exit record says how the job stands: a state, and an exit code where there is one."""
+    return record.get("state") in STATES and type(record.get("code")) in (int, type(None))
+
+
 def is_final_end(record: Mapping[str, Any]) -> bool:
-    """Whether an exit record ends the job: False for one that is UNEXPLAINED, or after which it is requeued (AGAIN)."""
-    return record.get("state") in TERMINAL and UNEXPLAINED not in record and not record.get(AGAIN)
+    """Whether an exit record ends the job: False for one that is UNEXPLAINED, after which it is requeued (AGAIN), or
+    that is not sound."""
+    ends = is_sound(record) and record["state"] in TERMINAL
+    return ends and UNEXPLAINED not in record and not record.get(AGAIN)
 
 
 @dataclass(frozen=True)
@@ -462,7 +471,7 @@ class JobFolder:
             record = read_object(self.path / "artifacts.json", _ARTIFACTS)
         except FileNotFoundError:
             record = {}
-        outputs = [pin for pin in record.get("outputs") or () if pin is not None]
+        outputs = list(record.get("outputs") or ())
         for file in sorted((self.path / "artifacts.d").glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
                 pin = read_object(file)
@@ -555,8 +564,8 @@ class JobFolder:
 
 
 def _from_exit(record: Mapping[str, Any], started: float | None, history: list[dict[str, Any]]) -> JobState:
-    state, code = record.get("state"), record.get("code")
-    if state not in STATES or (code is not None and type(code) is not int):
+    state, code = str(record.get("state")), record.get("code")
+    if not is_sound(record):
         return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} makes no sense.")
     facts = {**(history[-1] if history else {}), **record}
     if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled, or comes again

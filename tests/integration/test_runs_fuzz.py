@@ -1,13 +1,18 @@
-"""Every record file of a run, every key in it, eleven kinds of value: whoever reads it says one thing, never a
-traceback. Of one job, of a sweep on this machine and of one on a Slurm that is a function here.
+"""Every record file of a run, every key in it, a dozen kinds of value: whoever reads it ends and says one thing, never
+a traceback, and other runs are shown as ever. Of one job, of a sweep on this machine, of one on a Slurm that is a
+function here (before anybody has asked about it, after that, and when Slurm has forgotten it), of a pipeline and of its
+first stage.
 
-NEMOTRON_FUZZ=all tries every combination (half an hour), NEMOTRON_FUZZ=2/4 the second quarter of them; without it, a
-part that is another one for each key.
+NEMOTRON_FUZZ=all tries every combination (an hour), NEMOTRON_FUZZ=2/4 the second quarter of them, with NEMOTRON_FUZZ_OF
+those of some values or commands alone (`gone,torn`); without it, a part that is another one for each key.
+NEMOTRON_FUZZ_REPORT=FILE lists what is wrong in FILE-….
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import io
 import itertools
 import json
@@ -19,11 +24,13 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemotron_kit.cli.main import run_app
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError
 
@@ -47,6 +54,25 @@ def go(cfg: C):
 app = App("fuzzed")
 app.command("go", C, go)
 """
+# The pipeline has the name that the command has else: the runs that are fuzzed are called so.
+PIPELINE = RECIPE.replace(
+    'app.command("go", C, go)',
+    """
+from nemotron.kit import ArtifactInput
+
+@dataclass
+class Read:
+    made: Path
+    m: int = 2
+
+def read(cfg: Read):
+    print(cfg.made)
+
+app.command("make", C, go, produces=["Made-1"])
+app.command("read", Read, read, artifacts={"made": ArtifactInput("Made-1:latest", mappings={"path": "made"})})
+app.pipeline("go", stages=["make", "read"])
+""",
+)
 ENV = """
 [cli]
 recipes = ["fuzzed"]
@@ -56,17 +82,22 @@ account = "research"
 partition = "batch"
 time = "00:10:00"
 """
-# One job whose handler saves an artifact, two of them, and two that Slurm had.
-KINDS = {"one": ["n=3", "opts={a:1}"], "sweep": ["-m", "n=1,2"], "slurm": ["-m", "n=1,2", "--batch", "C"]}
+# One job whose handler saves an artifact, two of them, two that Slurm had, and one whose artifact another one reads.
+KINDS = {
+    "one": ["n=3", "opts={a:1}"],
+    "sweep": ["-m", "n=1,2"],
+    **{kind: ["-m", "n=1,2", "--batch", "C"] for kind in ("slurm", "ended", "forgotten")},
+    "pipeline": ["make.opts={a:1}"],
+}
 SLURM = """
-def slurm(arguments, **_):
+def slurm(arguments, known=True, **_):
     says = {
         "scontrol": "MaxArraySize = 1001\\nMaxJobCount = 10000\\n",
         "sinfo": "1:00:00\\n",
         "sbatch": "42\\n",
         "sacct": "42_0|COMPLETED|x|name|0:0|0:0\\n42_1|FAILED|x|name|3:0|3:0\\n",
     }
-    return 0, says.get(arguments[0], ""), ""
+    return 0, says.get(arguments[0], "") if known else "", ""
 """
 SCRIPT = f"""
 import sys
@@ -76,6 +107,8 @@ slurm_commands.run = slurm
 from nemotron_kit.cli.main import nemotron
 sys.exit(nemotron())
 """
+# Where the runs lie as they were launched, in the home's folder.
+KEPT = "kept"
 RUN, OTHER = "20261124-171204-fuzzed-go-1f03a7", "20261124-171205-fuzzed-go-2f03a7"
 VALUES: dict[str, Any] = {
     "null": None,
@@ -89,6 +122,8 @@ VALUES: dict[str, Any] = {
     "year": "9999-12-31T23:59:59.999999+00:00",
     "list": [["x"]],
     "object": {"a": {"b": []}},
+    "gone": None,  # without the key
+    "torn": None,  # half of the file
 }
 COMMANDS = {
     "list": ["list"],
@@ -99,6 +134,7 @@ COMMANDS = {
     "diff": ["diff", f"{RUN}/0", f"{OTHER}/0"],
     "logs": ["logs", RUN],
     "follow": ["logs", "-f", RUN],
+    "follow job": ["logs", "-f", f"{RUN}/0"],
     "show job": ["show", f"{RUN}/0"],
     "wait job": ["wait", f"{RUN}/0", "--patience", "0"],
     "wait": ["wait", RUN, "--patience", "0"],
@@ -107,21 +143,27 @@ COMMANDS = {
     "cancel": ["cancel", RUN, "--grace", "0"],
     "attach": ["attach", f"{RUN}/0"],
     "rm": ["rm", RUN],
+    "tag": ["tag", RUN, "seen"],
+    "shell": ["shell", f"{RUN}/0", "--", "true"],
     "rerun": ["rerun", RUN, "--dry-run"],
+    "after": [],
+    "again": [],
 }
+# What the recipe's own line reads: the pipeline compares its stages with the records of all earlier ones.
+LINES = {"again": ["go", *KINDS["pipeline"], "--dry-run"], "after": ["go", "--after", RUN, "--dry-run"]}
 # Composing takes a third of a second.
-SLOW = ("rerun",)
-CHANGING = ("rm", "cancel", "resume", "resume job")
+SLOW = ("rerun", *LINES)
+CHANGING = ("rm", "cancel", "resume", "resume job", "tag")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with two runs that were really launched, in a folder with their recipe."""
-    if request.param == "slurm":
+    if "--batch" in KINDS[request.param]:
         pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / "fuzzed").mkdir()
-    (folder / "fuzzed" / "__init__.py").write_text(RECIPE)
+    (folder / "fuzzed" / "__init__.py").write_text(PIPELINE if request.param == "pipeline" else RECIPE)
     (folder / "env.toml").write_text(ENV)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMOTRON_HOME", str(folder / "home"))
@@ -133,17 +175,30 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         known: dict[str, Any] = {}
         exec(SLURM, known)  # noqa: S102 — the text above, which the launch below runs, too
         patch.setattr("nemotron_kit.remote.agent.slurm_commands.run", known["slurm"])
+        patch.setattr("nemotron_kit.cli.runs.control._become", lambda _: 0)  # else this process would be the shell
         subprocess.run(
             [sys.executable, "-P", "-c", SCRIPT, "fuzzed", "go", *KINDS[request.param]], check=True, capture_output=True
         )
-        (made,) = (folder / "home" / "runs").glob("2*")
+        made, *stages = sorted((folder / "home" / "runs").glob("2*"), key=lambda run: "-go-" not in run.name)
+        run_tool("runs", ["tag", made.name, "fuzzed"])
+        if request.param in ("ended", "forgotten"):
+            run_tool("runs", ["show", made.name])
+        if request.param == "forgotten":
+            patch.setattr("nemotron_kit.remote.agent.slurm_status._LAG_SECONDS", 0.0)
+            (made / "jobs" / "1" / "exit.json").unlink()
+            patch.setattr("nemotron_kit.remote.agent.slurm_commands.run", partial(known["slurm"], known=False))
         for run_id in (RUN, OTHER):
-            shutil.copytree(made, folder / run_id)
-            for path in [*(folder / run_id).rglob("*.json"), *(folder / run_id).rglob("*.yaml")]:
-                path.write_text(path.read_text().replace(made.name, run_id))
+            shutil.copytree(made, folder / KEPT / run_id)
+        for stage in stages:
+            shutil.copytree(stage, folder / KEPT / stage.name)
+        for run in (folder / KEPT).iterdir():
+            new = OTHER if run.name == OTHER else RUN
+            for path in [*run.rglob("*.json"), *run.rglob("*.yaml")]:
+                path.write_text(path.read_text().replace(made.name, new))
         shutil.rmtree(made)
         patch.syspath_prepend(str(folder))
         yield folder
+        sys.modules.pop("fuzzed", None)
 
 
 def keys(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -153,62 +208,90 @@ def keys(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
         yield from keys(item, (*above, key))
 
 
-def changed(value: Any, at: tuple[str | int, ...], new: Any) -> Any:
-    """The document with another value at that place."""
+def changed(value: Any, at: tuple[str | int, ...], kind: str) -> Any:
+    """The document with a value of that kind at that place."""
     if not at:
-        return new
+        return VALUES[kind]
     copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[at[0]] = changed(copy[at[0]], at[1:], new)
+    if kind == "gone" and len(at) == 1:
+        del copy[at[0]]
+    else:
+        copy[at[0]] = changed(copy[at[0]], at[1:], kind)
     return copy
 
 
-def records(run: Path) -> list[str]:
-    """The JSON files of a run, and of its first job."""
-    found = {str(path.relative_to(run)) for path in run.rglob("*.json")} | {"jobs/0/.hydra/overrides.yaml"}
-    return sorted(name for name in found if not name.startswith("jobs/1/") and (run / name).exists())
+def damaged(text: str, at: tuple[str | int, ...], kind: str) -> str:
+    """The record with that damage."""
+    return text[: len(text) // 2] if kind == "torn" else json.dumps(changed(json.loads(text), at, kind))
 
 
-def said(line: list[str]) -> str | None:
-    """What is wrong with how a command took it: a traceback, or that it does not end. None if nothing is."""
+def records(kept: Path) -> list[str]:
+    """The JSON files of the run, and of its first job; of a pipeline also those of its first stage's run."""
+    run = kept / RUN
+    stage = [str(path.relative_to(kept)) for path in kept.glob("*-make-*/**/*.json")]
+    found = {str(path.relative_to(kept)) for path in run.rglob("*.json")} | {f"{RUN}/jobs/0/.hydra/overrides.yaml"}
+    return sorted(name for name in [*found, *stage] if f"{RUN}/jobs/1/" not in name and (kept / name).exists())
+
+
+def said(command: str) -> tuple[str | None, str]:
+    """What is wrong with how a command took it: a traceback, or that it does not end (None if nothing is); and what it
+    wrote."""
 
     def late(*_: object) -> None:
         raise TimeoutError("does not end")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 5)
+    signal.setitimer(signal.ITIMER_REAL, 15)
     written = io.BytesIO()
     out = io.TextIOWrapper(written, encoding="utf-8", write_through=True)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            run_tool("runs", line)
+            if command in LINES:
+                run_app(importlib.import_module("fuzzed").app, LINES[command])
+            else:
+                run_tool("runs", COMMANDS[command])
     except NemotronError as error:
         out.write(f"{error.message} {error.hint}")
     except Exception as error:
-        return "".join(traceback.format_exception(error)[-3:])
+        return "".join(traceback.format_exception(error)[-3:]), ""
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    return "a raw escape" if b"\x1b" in written.getvalue() else None
+        gc.enable()
+    return "a raw escape" if b"\x1b" in written.getvalue() else None, written.getvalue().decode()
+
+
+def neighbour(listed: str) -> str | None:
+    """What `runs list --json` says of the run that nobody has touched."""
+    with contextlib.suppress(ValueError):
+        return next((row["state"] for row in json.loads(listed[listed.index("[") :]) if row["id"] == OTHER), None)
+    return None
 
 
 def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
     """(file, place, kind of value, command): all of them, or for each place and command one kind, in turn."""
-    dice, share = random.Random(1), 0.04 if (home / RUN / "jobs" / "1").exists() else 0.5
-    for name in records(home / RUN):
-        document = json.loads((home / RUN / name).read_text())
+    kept = home / KEPT
+    dice, piped = random.Random(1), (kept / RUN / "stages").exists()
+    share = 0.02 if piped or (kept / RUN / "slurm").exists() else 0.04 if (kept / RUN / "jobs" / "1").exists() else 0.4
+    for name in records(kept):
+        document = json.loads((kept / name).read_text())
         for at in keys(document):
             if len(at) > 1 and at[0] in ("files", "environment", "sys_path") and not everything:
                 continue
+            kinds = [kind for kind in VALUES if kind != ("gone" if not at else "torn")]
             for command in COMMANDS:
+                if command in (("rerun", "after") if piped else ("again",)):
+                    continue
                 if everything:
-                    yield from ((name, at, kind, command) for kind in VALUES)
+                    yield from ((name, at, kind, command) for kind in kinds)
                 elif dice.random() < (0.04 if command in SLOW else share):
-                    yield name, at, dice.choice(list(VALUES)), command
+                    yield name, at, dice.choice(kinds), command
 
 
 def chosen(home: Path, said: str | None) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
     """Those, or a part of them."""
-    every = tried(home, said is not None)
+    only = os.environ.get("NEMOTRON_FUZZ_OF", "").split(",")
+    every = (each for each in tried(home, said is not None) if only == [""] or {each[2], each[3]} & set(only))
     if said in (None, "all"):
         return every
     part, of = map(int, str(said).split("/"))
@@ -220,22 +303,29 @@ def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch
     wrong: list[str] = []
     count = 0
     whole, folders = False, list(sys.path)
+    shutil.rmtree(root)
+    shutil.copytree(home / KEPT, root)
+    stands = neighbour(said("json")[1])
+    assert stands
     for name, at, kind, command in chosen(home, os.environ.get("NEMOTRON_FUZZ")):
         if not whole:
             shutil.rmtree(root, ignore_errors=True)
-            for run_id in (RUN, OTHER):
-                shutil.copytree(home / run_id, root / run_id)
-        file = root / RUN / name
-        before = file.read_bytes()
-        file.write_text(json.dumps(changed(json.loads(before), at, VALUES[kind])))
+            shutil.copytree(home / KEPT, root)
+        file = root / name
+        before = file.read_text()
+        file.write_text(damaged(before, at, kind))
         count += 1
         monkeypatch.chdir(home)
         sys.path[:] = folders
-        if (fault := said(COMMANDS[command])) is not None:
+        fault, output = said(command)
+        own = name.startswith(RUN)  # a stage's run is the other pipeline's, too
+        if own and command == "json" and not fault and (now := neighbour(output)) != stands:
+            fault = f"{OTHER} is {now}, and was {stands}"
+        if fault is not None:
             wrong.append(f"{name} {'.'.join(map(str, at))} = {kind}: {command}: {fault}")
         # Whoever looks at what is elsewhere writes down what he sees.
-        whole = command not in CHANGING and not (root / RUN / "slurm").exists() and file.write_bytes(before) > 0
+        whole = command not in CHANGING and not (root / RUN / "slurm").exists() and file.write_text(before) > 0
     assert count > 20
     if path := os.environ.get("NEMOTRON_FUZZ_REPORT"):
-        Path(f"{path}-{home.name}").write_text("\n\n".join(wrong))
+        Path(f"{path}-{home.name}").write_text("\n\n".join([f"{len(wrong)} of {count}", *wrong]))
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n\n".join(wrong[:5])

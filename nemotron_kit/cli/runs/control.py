@@ -20,23 +20,22 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
 from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
 from nemotron_kit.launch.resume import resume as begin_again
-from nemotron_kit.launch.status import ask, effective_run_state, effective_state, refresh, refresh_stages
+from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.remote.agent.operations import lies_in, versions_in
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
-from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, run_state
+from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState
 from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
-from nemotron_kit.spec.plan import check_followed, is_here, stored_plan
+from nemotron_kit.spec.plan import is_here, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
 
 
 _PATIENCE = 600
-_UNSURE = ("unreachable", "unknown")
 # Of many runs the exit code is that of the first of these that one of them ended as.
 _WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
@@ -56,59 +55,14 @@ def wait(argv: list[str]) -> int:
         return 0
     asked = [chosen_jobs(reference) for reference in options.ids]
     named = {(run.id, *(job.number for job in jobs or ())): (run, jobs) for run, jobs in asked}
-    waits = [_Wait(run, options.patience, jobs) for run, jobs in named.values()]
+    waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
     until_over(waits)
     for each in waits:
         say_end(each.run, each.state, each.jobs, each.damage)
     return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
 
 
-class _Wait:
-    """One run, or one job of it, that is waited for: `state` as last seen, `over` once nothing more is to come."""
-
-    def __init__(self, run: RunFolder, patience: float, jobs: Sequence[JobFolder] | None = None) -> None:
-        self.run, self.patience, self.jobs = run, patience, jobs
-        self.elsewhere = not is_here(run.summary().executor)
-        self.state, self.over = "pending", False
-        self.damage: str | None = None
-        self._unsure_since: float | None = None
-
-    def look(self, snapshot: StatusSnapshot | None) -> None:
-        self.state = self._state(snapshot)
-        if self.state not in _UNSURE:
-            self._unsure_since = None
-            self.over = self.state in (*TERMINAL, DAMAGED)
-            return
-        now = time.monotonic()
-        self._unsure_since = now if self._unsure_since is None else self._unsure_since
-        # A folder of this machine is complete: nothing will be added to it later.
-        self.over = not self.elsewhere or now - self._unsure_since >= self.patience
-
-    def _state(self, snapshot: StatusSnapshot | None) -> str:
-        state = self._standing(snapshot)
-        if state in TERMINAL:
-            return state
-        try:
-            check_followed(self.run)
-        except DamagedRecord as error:
-            self.damage = error.message.replace(f"{self.run.path}/", "")
-            return DAMAGED
-        return state
-
-    def _standing(self, snapshot: StatusSnapshot | None) -> str:
-        if self.run.is_pipeline:
-            refresh_stages(self.run)
-        if self.jobs is not None:
-            return run_state(effective_state(job, snapshot).state for job in self.jobs)
-        if not self.run.jobs():
-            return self.run.summary().state
-        if not self.elsewhere:
-            return self.run.state()
-
-        return effective_run_state(self.run, snapshot)
-
-
-def until_over(waits: Sequence[_Wait]) -> None:
+def until_over(waits: Sequence[Watch]) -> None:
     """Poll them, at increasing intervals, until all have ended."""
     pace = Pace(1.0, 1.3, 30.0) if any(each.elsewhere for each in waits) else Pace(0.1, 1.2, 2.0)
     reported = False
@@ -174,7 +128,10 @@ def cancel(argv: list[str]) -> int:
 
 def _cancel_stages(run: RunFolder, grace: int) -> int:
     """Cancel the unfinished stages of a pipeline, the last first, so that none starts because another ends."""
-    stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
+    records = run.stages()
+    for damage in (record[DAMAGE] for record in records if DAMAGE in record):
+        sys.stderr.write(f"note: the stage's run is not known: {clean(damage)}\n")
+    stages = [each for record in records if (each := run.stage_run(record)) is not None]
     left = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
     if not left:
         _say_over(run, None)

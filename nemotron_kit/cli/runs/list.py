@@ -14,7 +14,7 @@ from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
-from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
 from nemotron_kit.spec.plan import is_here
@@ -52,6 +52,8 @@ def _stage_run(run: RunFolder, number: int) -> RunFolder:
     if number >= len(records):
         there = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
         raise UserError(f"{run.id} has no stage {number}.", hint=f"Its stages: {there}.")
+    if damage := records[number].get(DAMAGE):
+        raise DamagedRecord(str(damage))
     return open_run(str(records[number].get("run") or records[number].get("producer")))
 
 

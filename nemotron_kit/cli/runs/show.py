@@ -31,7 +31,7 @@ from nemotron_kit.files import finite
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh, refresh_stages
 from nemotron_kit.remote.agent.code import registered_folders, written_since
-from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
@@ -175,6 +175,8 @@ def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:
 
 
 def _stage_row(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    if DAMAGE in record:
+        return {"stage": record["stage"], "state": DAMAGED, "error": record[DAMAGE]}
     its = run.stage_run(record)
     row = {"stage": record.get("stage"), "why": record.get("why"), "run": record.get("run") or record.get("producer")}
     if record.get("skipped") or its is None:

@@ -16,11 +16,11 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import CHUNK, SKIPPED, LogOffsets
 from nemotron_kit.launch.attach import attach as follow_jobs
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.launch.status import refresh
+from nemotron_kit.launch.status import Watch, refresh
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.job import TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_names, read_from
 from nemotron_kit.spec.plan import Plan, check_followed, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
@@ -116,14 +116,13 @@ def logs(argv: list[str]) -> int:
     if len(jobs) > 1:
         return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, options)
     log = _log(plan, jobs[0], name)
-    over, names = _watch(run, log.job), log.names()
+    watch = Watch(run, [log.job])
+    over, names = _until(watch), log.names()
     if name not in names and (not options.follow or over()):
         raise _no_log(run, log.job, options, names)
     offset = 0 if options.tail is None else log.tail(options.tail)
     _write(log.follow(over, offset) if options.follow else log.read(offset))
-    if options.follow and not log.job.state().terminal:
-        check_followed(run)
-    return 0
+    return _say_unknown(watch) if options.follow else 0
 
 
 def _name(options: Any) -> str:
@@ -187,22 +186,27 @@ def _plan(run: RunFolder) -> Plan:
         return Plan.from_dict({}, run.path)
 
 
-def _watch(run: RunFolder, job: JobFolder) -> Callable[[], bool]:
-    """Whether a job will write no more. An exit record suffices; else its back end is queried at intervals. `unknown`
-    counts as an end if there is no back end to query (the exit record is damaged), and so does a damaged plan."""
-    try:
-        check_followed(run)
-    except DamagedRecord:
-        return lambda: True
-    if is_here(_plan(run).executor):
-        return lambda: job.state().terminal or job.state().state == "unknown"
+def _until(watch: Watch) -> Callable[[], bool]:
+    """Whether a job will write no more. An exit record suffices; else its back end is queried at
+    intervals."""
 
     def over() -> bool:
-        if not job.state().terminal:
-            refresh([run])
-        return job.state().terminal
+        state = watch.jobs[0].state() if watch.jobs else None
+        ask = watch.elsewhere and not (state and state.terminal)
+        watch.look(refresh([watch.run]).get(watch.run.id) if ask else None)
+        return watch.over
 
     return over
+
+
+def _say_unknown(watch: Watch) -> int:
+    """The exit code of what was followed to its end: 0, or as of `wait` where that is not known, which it says."""
+    if watch.state in TERMINAL:
+        return 0
+    check_followed(watch.run)
+    job = watch.jobs[0] if watch.jobs else watch.run.job()
+    state = job.state()
+    raise Unreachable(f"{job.reference}: how it stands is not known: {state.error or state.state}")
 
 
 def _no_log(run: RunFolder, job: JobFolder, options: Any, there: Sequence[str]) -> NemotronError:

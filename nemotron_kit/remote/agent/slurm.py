@@ -77,7 +77,7 @@ def read(run: Path, intent: str) -> Submission | None:
         return None
     except DamagedRecord as error:
         raise NemotronError(f"damaged: {error.message}") from error
-    if None in [values.get(name) for name in _NEEDED] or None in values["jobs"]:
+    if None in [values.get(name) for name in _NEEDED]:
         raise NemotronError(f"damaged: {path}: it needs {', '.join(_NEEDED)}.")
     # The name goes into Slurm's command lines and into names of files.
     if not values["name"].isprintable() or "/" in values["name"]:

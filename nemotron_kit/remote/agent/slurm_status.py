@@ -3,7 +3,6 @@ as success."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable, printable
-from nemotron_kit.files import read_regular
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.remote.agent.slurm import FOLDER, Submission
 from nemotron_kit.remote.agent.slurm_commands import Entry
-from nemotron_kit.runs.job import AGAIN, is_final_end
+from nemotron_kit.runs.job import AGAIN, DamagedRecord, is_final_end, is_sound, read_object
 
 _READ = 20_000
 _LONGEST = 300
@@ -165,10 +163,10 @@ class _Job:
 
 def _exit_record(folder: Path) -> Mapping[str, Any] | None:
     try:
-        record = json.loads(read_regular(folder / "exit.json"))
-        return record if isinstance(record, dict) and isinstance(record.get("state"), str) else None
-    except (FileNotFoundError, ValueError):
+        record = read_object(folder / "exit.json")
+    except (FileNotFoundError, DamagedRecord):
         return None
+    return record if is_sound(record) else None
 
 
 def _ask(jobs: list[_Job], cluster: str | None) -> None:

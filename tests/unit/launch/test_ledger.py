@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.home import new_run_id
@@ -220,6 +221,42 @@ def test_waiting_for_a_run_that_is_removed(cluster: Cluster, monkeypatch: pytest
     unlucky = make(cluster, "running")
     with pytest.raises(NemotronError, match=f"{unlucky.id}, which it was to start after, was removed"):
         wait_for(job, [unlucky.id])
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"state": [], "code": 0}', '{"state": "succeeded", "code": "0"}'])
+def test_a_damaged_end_is_that_of_its_run_alone(cluster: Cluster, record: str) -> None:
+    """The others of its target are asked about as ever, and its own scheduler has the last word."""
+    damaged, whole = make(cluster, "failed", code=3), make(cluster, "succeeded", code=0)
+    for run in (damaged, whole):
+        forget(run)
+    (damaged.job().path / "exit.json").write_text(record)
+    found = refresh([damaged, whole])
+    assert [found[run.id].lost for run in (damaged, whole)] == [None, None]
+    assert (damaged.state(), whole.state()) == ("failed", "succeeded")
+
+
+def test_whoever_waits_for_what_nobody_knows_is_told_so(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A record that can't be read is final, and so is what its scheduler has forgotten."""
+    monkeypatch.setattr("nemotron_kit.launch.attach.PATIENCE", 0.0)
+    unplanned, forgotten = make(cluster, "running"), make(cluster, "unknown", error="the cluster has forgotten it")
+    (unplanned.path / "plan.json").write_text("{")
+    here = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
+    here.job().path.joinpath("exit.json").write_text("{")
+    for run, how, code in (
+        (unplanned, "plan.json: not valid JSON", 3),
+        (forgotten, "has forgotten it", 3),
+        (here, "exit.json: not valid JSON", 3),
+    ):
+        run.job().open_log().close()
+        with pytest.raises(NemotronError, match=f"it did not start: {run.id}, which it was to start after, is .*{how}"):
+            wait_for(None, [run.id])
+        assert run_tool("runs", ["wait", run.id, "--patience", "0"]) == code
+        assert how in capsys.readouterr().out
+        with pytest.raises(NemotronError, match=how) as error:
+            run_tool("runs", ["logs", "-f", run.id])
+        assert error.value.exit_code == code
 
 
 def test_how_far_a_log_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

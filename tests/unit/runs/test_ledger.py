@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -218,6 +220,34 @@ def test_a_damaged_run_without_jobs_can_be_removed(make_run: MakeRun) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     remove_run(RunFolder(run.path))
     assert list_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "why"),
+    [
+        ("stages/000.json", "{", "stages/000.json: not valid JSON"),
+        ("stages/000.json", '{"stage": null, "run": "x"}', "stages/000.json: stage: missing"),
+        ("stages/000.json", '{"stage": "make"}', "stages/000.json: run: missing"),
+        ("plan.json", "{", "plan.json: not valid JSON"),  # of the stage's own run
+    ],
+)
+def test_a_pipelines_stage_whose_record_is_damaged(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], file: str, record: str, why: str
+) -> None:
+    """That is its end; the other stages keep their numbers, and are named as ever."""
+    first, second = (make_run(stage, codes=(0,), executor="local") for stage in ("make", "use"))
+    run_id = new_run_id("r", "all")
+    run = create_run(run_id, {"kind": "pipeline", "recipe": "r", "stage": "all", "stages": ["make", "use"]}, [])
+    for number, stage in enumerate((first, second)):
+        run.add_stage(number, {"stage": stage.plan()["stage"], "run": stage.id})
+    assert run.summary().state == "succeeded"
+    ((first if file == "plan.json" else run).path / file).write_text(record)
+    assert run.summary().state == "damaged" and why in str(run.summary().error)
+    assert run_tool("runs", ["wait", run.id, "--patience", "0"]) == 3 and why in capsys.readouterr().out
+    assert run_tool("runs", ["show", run.id]) == 3
+    assert (said := capsys.readouterr().out) and "1  use: succeeded in" in said and second.id in said
+    assert run_tool("runs", ["show", f"{run.id}/1"]) == 0
+    assert re.match(f"run +{second.id}\n", capsys.readouterr().out)
 
 
 def test_a_sweep_grows(home: Path) -> None:
