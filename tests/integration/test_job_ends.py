@@ -146,7 +146,7 @@ def test_a_launch_that_is_gone_leaves_its_ranks_running_and_on_record(world: Wor
     assert "running" in world.said("runs", "show", "latest")
     if number == signal.SIGKILL:  # its worker is killed, too: that the ranks run is still known, and they can be ended
         os.kill(world.job.state().facts["process"]["pid"], number)
-        until(lambda: "runs on" in str(world.job.state().error))
+        until(lambda: "still run" in str(world.job.state().error))
         assert world.job.state().state == "running"
     assert "cancelled" in world.said("runs", "cancel", "latest")
     assert world.job.state().state == "cancelled"

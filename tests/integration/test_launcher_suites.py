@@ -25,7 +25,7 @@ needs_cloudpickle = pytest.mark.skipif(not find_spec("cloudpickle"), reason="clo
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path_factory.mktemp("home")
+    folder = tmp_path_factory.mktemp("home")  # not in tmp_path: Hydra's own tests work there
     monkeypatch.setenv("NEMOTRON_HOME", str(folder))
     return folder
 
