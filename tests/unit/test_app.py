@@ -150,7 +150,7 @@ def test_a_pipeline_is_in_the_order_of_its_artifacts() -> None:
         ("p", [], "one stage at least"),
         ("z", ["z"], "'z' is registered already"),
         ("p q", ["z"], "use letters, digits"),
-        ("p", ["chat"], "talks with the user"),
+        ("p", ["chat"], "is interactive"),
     ],
 )
 def test_a_pipeline_that_cannot_be(name: str, stages: list[str], said: str) -> None:
