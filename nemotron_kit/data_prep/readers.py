@@ -158,7 +158,8 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: st
         text = pick(row)
     except KeyError as error:
         have = ", ".join(sorted(row)[:8]) or "nothing"
-        raise UserError(f"there is no field {error.args[0]!r}; it has {have}.", hint=TEXT_FIELD) from error
+        where = f"{field!r} (no {error.args[0]!r} on the way to it)" if error.args[0] != field else repr(field)
+        raise UserError(f"there is no field {where}; it has {have}.", hint=TEXT_FIELD) from error
     except TypeError as error:
         raise UserError(f"a field on the way to the text is no object: {error}.", hint=TEXT_FIELD) from error
     # A lone surrogate is no character: what stands for one is U+FFFD, as elsewhere in Unicode.
