@@ -53,7 +53,11 @@ def write_shard_fixture() -> WriteShard:
 
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
-    """A prepared folder: two train shards and a valid one over a vocabulary of 64; its blend.json."""
+    return write_tiny_data(tmp_path)
+
+
+def write_tiny_data(place: Path) -> Path:
+    """Write a prepared folder: two train shards and a valid one over a vocabulary of 64; its blend.json."""
     random = np.random.default_rng(0)
 
     def documents(count: int) -> list[list[int]]:
@@ -62,7 +66,7 @@ def tiny_data(tmp_path: Path) -> Path:
             list((np.arange(80) + start + random.integers(0, 2, 80)) % 64) for start in random.integers(0, 64, count)
         ]
 
-    folder = tmp_path / "data"
+    folder = place / "data"
     blend = {
         "train": [
             "2",

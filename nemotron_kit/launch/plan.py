@@ -226,16 +226,22 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
 
 
 def preflight(
-    command: Command, frozen: Mapping[str, Any], inputs: Inputs, paths: RemotePaths, connect: bool, here: bool
+    command: Command,
+    frozen: Mapping[str, Any],
+    inputs: Inputs,
+    paths: RemotePaths,
+    connect: bool,
+    here: bool,
+    processes: int,
 ) -> list[Problem | Note]:
     """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
     could not judge). A check that takes `here` is also called for jobs of other machines, with the values known now;
-    any other would judge this machine."""
+    any other would judge this machine. `processes`, the number on all nodes, goes to a check that takes it."""
     from nemotron_kit.config.resolvers import pinned
 
     values, problems = _with_fields(frozen, inputs, paths)
     check = command.load_preflight()
-    if check is None or not (here or _takes_here(check)):
+    if check is None or not (here or _takes(check, "here")):
         return problems
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
@@ -244,15 +250,16 @@ def preflight(
             config: Any = job_config.typed(job_config.resolve(frozen) if known else values, command.load_config_cls())
     except UserError as error:
         return [Problem(str(error))] if known else problems
-    found = check(config, connect=connect, here=False) if not here else check(config, connect=connect)
+    told: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
+    found = check(config, **told, **({"processes": processes} if _takes(check, "processes") else {}))
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
-def _takes_here(check: Callable[..., Any]) -> bool:
+def _takes(check: Callable[..., Any], name: str) -> bool:
     from inspect import signature
 
     parameters = signature(check).parameters.values()
-    return any(parameter.name == "here" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _with_fields(
@@ -371,7 +378,9 @@ def build_plan(
         *problems_of(command, launch, settings, frozen, environment),
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
-    found = preflight(command, frozen, inputs, paths, connect, is_here(settings.executor)) if not missing else []
+    processes = resources.nodes * resources.processes
+    here = is_here(settings.executor)
+    found = preflight(command, frozen, inputs, paths, connect, here, processes) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, paths, resources)

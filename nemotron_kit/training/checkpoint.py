@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,13 @@ class TrainingProgress:
 
 def export_model(model: Any, folder: Path) -> None:
     """Write the model to `folder` in transformers' format (safetensors). Raises OSError if the disk refuses."""
-    config = model.config
+    with for_generation(model.config), disk_errors():
+        model.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def for_generation(config: Any) -> Iterator[None]:
+    """Within it, a model's config is the one that goes with its weights."""
     before = {name: getattr(config, name) for name in ("use_cache", "time_step_min") if hasattr(config, name)}
     config.use_cache = True  # the Trainer turns it off; it is for generation
     if "time_step_min" in before:
@@ -73,18 +79,26 @@ def export_model(model: Any, folder: Path) -> None:
         # over whole sequences and not in decoding, and our training in neither (see model.py).
         config.time_step_min = min(config.time_step_min, NO_TIME_STEP_LIMIT)
     try:
-        with _disk_errors():
-            model.save_pretrained(folder)
+        yield
     finally:
         for name, value in before.items():
             setattr(config, name, value)
+
+
+def save_config(config: Any, generation: Any, folder: Path) -> None:
+    """Write what `export_model` writes beside the weights: the config, and what the model generates by."""
+    config.architectures, config.dtype = ["NemotronHForCausalLM"], "float32"
+    with for_generation(config):
+        config.save_pretrained(folder)
+    if generation is not None:
+        generation.save_pretrained(folder)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, path: Path) -> None:
     """Write every tensor of the optimizer's state, named `<entry>.<parameter>`. Raises OSError if the disk refuses."""
     from safetensors.torch import save_file
 
-    with _disk_errors():
+    with disk_errors():
         save_file(_named_state(optimizer, model), path)
 
 
@@ -117,7 +131,7 @@ def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]
 
 
 @contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
+def disk_errors() -> Iterator[None]:
     """Convert safetensors' own error for a full disk to an OSError."""
     from safetensors import SafetensorError
 
@@ -151,20 +165,38 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     aside = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
     try:
         aside.mkdir()
-        record = {"step": step, **fill(aside)}
-        record["files"] = sync_and_hash(aside)
-        # As JSON reads it back (a number as a key is a text then): that is what the checksum is of.
-        write_text(aside / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
-        aside.rename(final)
-        fsync_dir(folder)
+        record = fill(aside)
+        commit(aside, final, {"step": step, **record, "files": sync_and_hash(aside)})
     except OSError as error:
-        raise NemotronError(
-            f"{final}: the checkpoint can't be written: {error.strerror or error}.",
-            hint="Earlier checkpoints are intact; free some space, or set another checkpoint.save, and start again.",
-        ) from error
+        raise cannot_write(final, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
+
+
+def commit(aside: Path, final: Path, record: dict[str, Any]) -> None:
+    """Make the synced files in `aside` the checkpoint `final`: its record is written, and it gets its name."""
+    # As JSON reads it back (a number as a key is a text then): that is what the checksum is of.
+    write_text(aside / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
+    aside.rename(final)
+    fsync_dir(final.parent)
+
+
+def cannot_write(final: Path, error: OSError) -> NemotronError:
+    """What is raised where the disk refuses the checkpoint `final`."""
+    return NemotronError(
+        f"{final}: the checkpoint can't be written: {error.strerror or error}.",
+        hint="Earlier checkpoints are intact; free some space, or set another checkpoint.save, and start again.",
+    )
+
+
+def require_own(path: Path, identity: Mapping[str, Any]) -> None:
+    """NemotronError when there is a checkpoint in `path`, and it is another run's."""
+    if path.exists() and read(path, verify=False).get("identity") != identity:
+        raise NemotronError(
+            f"{path} appeared while this run was under way, with the weights of another one.",
+            hint="Give each run a checkpoint.save of its own.",
+        )
 
 
 def name(step: int) -> str:
@@ -172,10 +204,13 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def sync_and_hash(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sync every file below `folder` to disk; returns {relative path: {"size": bytes, "sha256": hex}}."""
-    files = {}
+def sync_and_hash(folder: Path, known: Mapping[str, dict[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+    """Sync every file below `folder` to disk; returns {relative path: {"size": bytes, "sha256": hex}}. Those in `known`
+    were synced and hashed by who wrote them."""
+    files = dict(known or {})
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if str(path.relative_to(folder)) in files:
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -190,8 +225,9 @@ def latest(folder: Path) -> Path | None:
     return max(all_in(folder), default=None, key=lambda path: path.name)
 
 
-def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str, Any]:
-    """The record of a checkpoint. UserError when it is damaged; `verify` reads every file and compares its sha256.
+def read(path: Path, *, verify: bool | Callable[[str], bool], allow_unchecked: bool = False) -> dict[str, Any]:
+    """The record of a checkpoint. UserError when it is damaged; `verify` reads every file (or those whose name it is
+    true of) and compares its sha256.
 
     `allow_unchecked` also takes a record without a checksum, as earlier versions wrote it, and marks it with
     record["unchecked"] = True: it can't be verified.
@@ -201,7 +237,11 @@ def read(path: Path, *, verify: bool, allow_unchecked: bool = False) -> dict[str
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
             raise ValueError(f"it is of step {record['step']}")
-        damaged = [name for name, entry in files.items() if not _intact(path / name, entry, verify)]
+        damaged = [
+            name
+            for name, entry in files.items()
+            if not _intact(path / name, entry, verify if isinstance(verify, bool) else verify(name))
+        ]
     except _NoChecksum:
         raise UserError(
             f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "

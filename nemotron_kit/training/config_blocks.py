@@ -9,8 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.training.parallel import DDP, Layout
 
 PRECISIONS = ("auto", "bf16", "fp32")
+# Tokens whose logits exist at a time where a model is sharded: 0.5 GB of them in float32, at the published vocabulary.
+LOSS_CHUNK = 1024
+# Settings of a `train` block that decide no weights: how the work is divided, and how often it is watched.
+FREE_SETTINGS = frozenset(
+    {
+        *("micro_batch_size", "eval_interval", "eval_iters", "fsdp"),
+        *("parallelism", "activation_checkpointing", "compile", "loss_chunk"),
+    }
+)
 DECAY_STYLES = ("WSD", "constant", "linear", "cosine")
 DECAY_SHAPES = ("linear", "cosine", "minus_sqrt", "exponential")
 
@@ -47,7 +57,39 @@ def peak_lr(default: float) -> Any:
 
 
 @dataclass
-class TrainBlock(BatchBlock):
+class ParallelBlock:
+    """How a model lies on the processes, and what of it is kept in memory."""
+
+    parallelism: Any = field(
+        default=DDP,
+        metadata={
+            "help": "ddp: each process holds the whole model; {fsdp_size: N, ep_size: 1, dp_replicate_size: 1}: "
+            "sharded over N processes (FSDP2), experts dealt out over ep_size of them, dp_replicate_size times over"
+        },
+    )
+    activation_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep the input of each block alone, and compute its activations again in the backward pass"},
+    )
+    compile: bool = field(default=False, metadata={"help": "Compile each block of the model (torch.compile)"})
+    loss_chunk: int | None = field(
+        default=None,
+        metadata={"help": "Tokens whose logits exist at a time (null: 1024 where the model is sharded, else all)"},
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """How the model lies on the processes. UserError for a setting that says no such thing."""
+        return Layout.of(self.parallelism)
+
+    @property
+    def tokens_per_chunk(self) -> int | None:
+        """How many tokens' logits there are at a time; None for those of a whole micro-batch."""
+        return self.loss_chunk or (LOSS_CHUNK if self.layout.ranks > 1 else None)
+
+
+@dataclass
+class TrainBlock(ParallelBlock, BatchBlock):
     """The `train` block that pretraining and fine-tuning share; the names are Megatron's."""
 
     seed: int = field(default=1234, metadata={"help": "Seed of the weights, and of everything random in a step"})
@@ -66,12 +108,14 @@ class TrainBlock(BatchBlock):
 
     def check(self) -> None:
         """Raises UserError for a value that can't be trained with."""
-        for name in ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters"):
+        sizes = ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters", "loss_chunk")
+        for name in sizes:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"train.{name} is {value}; it must be 1 or more.")
         if self.precision not in PRECISIONS:
             raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
+        self.layout  # noqa: B018 - raises when it is none
 
 
 def check_optimizer(block: Any) -> None:
@@ -140,6 +184,17 @@ class CheckpointConfig:
         metadata={"help": "Steps between checkpoints (null: only at the end and on a stop signal)"},
     )
     most_recent_k: int = field(default=2, metadata={"help": "How many checkpoints are kept"})
+    keep: int | None = field(
+        default=None,
+        metadata={"help": "Another name of most_recent_k; wins where set", "same_as": "checkpoint.most_recent_k"},
+    )
+    asynchronous: bool = field(
+        default=False,
+        metadata={
+            "help": "Of a sharded model: copy the state to memory, and write it while training goes on. It counts as a "
+            "checkpoint once all processes have written; the last one is always waited for"
+        },
+    )
     load: str | None = field(
         default=None, metadata={"help": "Folder of checkpoints to go on from while `save` has none yet"}
     )
@@ -155,9 +210,14 @@ class CheckpointConfig:
         },
     )
 
+    @property
+    def kept(self) -> int:
+        """How many checkpoints are kept."""
+        return self.most_recent_k if self.keep is None else self.keep
+
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        for name in ("save_interval", "most_recent_k"):
+        for name in ("save_interval", "most_recent_k", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"checkpoint.{name} is {value}; it must be 1 or more.")

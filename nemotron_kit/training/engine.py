@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
-from nemotron_kit.training import processes
+from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
@@ -32,6 +32,7 @@ from nemotron_kit.training.loop import (
     use_bf16,
 )
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
+from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prepare, tensors
 from nemotron_kit.training.pretrain_config import PretrainConfig
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
@@ -134,13 +135,10 @@ def _train(
     quiet()
     progress = start.progress or TrainingProgress()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
-    model = start_model(start, data.model, config.train.seed).to(args.device)
-    optimizer = build_optimizer(config.train, model)
-    if start.optimizer is not None:
-        load_optimizer(optimizer, model, start.optimizer)
+    model, optimizer = _build(config, data, start, args.device)
     silent = processes.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
-    for line in (*start.notes, start.describe()):
+    for line in (*start.notes, start.describe(), *_placed(config.train.layout, model)):
         reporter.say(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
     run = TrainingRun(
@@ -156,6 +154,32 @@ def _train(
     return _finish(config, run, folder)
 
 
+def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, device: Any) -> tuple[Any, Any]:
+    """The model in its layout, and its optimizer, as the run starts with them."""
+    train = config.train
+    model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
+    if not is_on_ranks(model):
+        model = model.to(device)
+    prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
+    optimizer = build_optimizer(train, model)
+    if start.optimizer is not None:
+        saved = start.optimizer.parent
+        if is_on_ranks(model) or sharded.is_one(saved):
+            sharded.load_optimizer(optimizer, model, saved)
+        else:
+            load_optimizer(optimizer, model, start.optimizer)
+    return model, optimizer
+
+
+def _placed(layout: Layout, model: Any) -> list[str]:
+    if layout.ranks <= 1:
+        return []
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(model).values())
+    return [
+        f"Sharded over {layout.ranks} processes ({layout}): {held_bytes(model):,} of {size:,} bytes of weights here."
+    ]
+
+
 def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: Any) -> None:
     batches = BatchSampler(
         data.train,
@@ -168,27 +192,27 @@ def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: An
         world_size=processes.world_size(),
     )
     schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
-    build_trainer(run.model, args, (run.optimizer, schedule), batches, run).train()
+    chunk = config.train.tokens_per_chunk
+    build_trainer(run.model, args, (run.optimizer, schedule), batches, run, chunk).train()
 
 
 def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:
+    run.finish_save()
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
         raise preempted(run.stopped, step, config.train.train_iters, config.checkpoint.save)
     path = model_folder(folder, step)
     changes = [change for change in run.progress.changes if change["step"] < step]
-    if processes.rank() == 0:
-        record = {"step": step, "identity": portable(run.identity), "changes": changes}
-        facts = {
-            "steps": step,
-            "tokens": step * config.train.global_batch_size * config.seq_length,
-            "training loss, nats a token": run.progress.loss,
-            "held-out loss, nats a token": run.progress.valid_loss,
-        }
-        given = {"data": config.blend_path.parent, "pretrained weights": config.checkpoint.pretrained_checkpoint}
-        card = model_card("Nemotron-H, pretrained", given, facts, portable(run.identity))
-        export(run.model, path, config.blend_path.parent, record, card=card)
-    processes.barrier()
+    record = {"step": step, "identity": portable(run.identity), "changes": changes}
+    facts = {
+        "steps": step,
+        "tokens": step * config.train.global_batch_size * config.seq_length,
+        "training loss, nats a token": run.progress.loss,
+        "held-out loss, nats a token": run.progress.valid_loss,
+    }
+    given = {"data": config.blend_path.parent, "pretrained weights": config.checkpoint.pretrained_checkpoint}
+    card = model_card("Nemotron-H, pretrained", given, facts, portable(run.identity))
+    export(run.model, path, config.blend_path.parent, record, card=card)
     tokens = step * config.train.global_batch_size * config.seq_length
     return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
 

@@ -13,7 +13,7 @@ from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
 from nemotron_kit.training.generate import Speaker
-from nemotron_kit.training.loop import summed_nll
+from nemotron_kit.training.parallel import token_nll
 from nemotron_kit.training.prompts import agent_of, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sft import batch_nll
@@ -79,8 +79,8 @@ def _shards(
         for start in range(0, len(samples), batch_size):
             positions = range(start, min(start + batch_size, len(samples)))
             batch = collate(samples, positions, model.config.vocab_size)
-            logits = model(input_ids=batch["input_ids"].to(model.device), use_cache=False).logits
-            total += float(summed_nll(logits, batch["labels"].to(model.device)).item())
+            nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), None)
+            total += float(nll.item())
             size += int(sizes[batch["labels"].numpy()].sum())
     return total, len(samples) * length, size
 

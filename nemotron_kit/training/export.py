@@ -17,8 +17,10 @@ from nemotron_kit.artifacts.manifest import METADATA, read_checksummed, render_c
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
-from nemotron_kit.training.checkpoint import export_model, remove, sync_and_hash
+from nemotron_kit.training import processes, sharded
+from nemotron_kit.training.checkpoint import export_model, remove, save_config, sync_and_hash
 from nemotron_kit.training.config_blocks import CheckpointConfig
+from nemotron_kit.training.parallel import is_on_ranks
 
 # In a model's folder: the run that made it.
 RECORD = "training.json"
@@ -94,15 +96,22 @@ def export(
 ) -> None:
     """Write the model to `path`, atomically, with a `record` of the run, its model card, and the tokenizer in `data`.
     With `chat`, generation stops at the end of a turn. An identical model at `path` is kept; anything else there is
-    replaced."""
+    replaced. All ranks must call it: the first writes, and of a sharded model all do."""
     public = without_folders(record)  # it goes where the model goes
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    old = aside.with_suffix(".old.tmp")
-    try:
-        aside.mkdir(parents=True)
-        if chat is not None:
-            chat.set_in(model)
-        export_model(model, aside)
+
+    def begin() -> str:
+        if processes.rank() == 0:
+            aside.mkdir(parents=True)
+        return str(aside)
+
+    def finish(weights: Mapping[str, Any]) -> None:
+        if processes.rank() != 0:
+            return
+        if weights:
+            save_config(model.config, model.generation_config, aside)
+        else:
+            export_model(model, aside)
         _copy_tokenizer(data, aside)
         if chat is not None:
             chat.set_beside(aside)
@@ -110,17 +119,31 @@ def export(
             write_text(aside / CARD, card, mode=0o666)
         check_weights(aside)
         write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(public, sort_keys=True))), mode=0o666)
-        files = sync_and_hash(aside)
+        _take_place(aside, path, sync_and_hash(aside, weights))
+
+    if chat is not None:
+        chat.set_in(model)
+    try:
+        place = Path(processes.together(begin)[0])
+        weights = sharded.export_weights(model, place) if is_on_ranks(model) else {}
+        processes.together(lambda: finish(weights))
+    except OSError as error:
+        raise NemotronError(f"{path}: the model can't be written: {error.strerror or error}.") from error
+    finally:
+        remove(aside)  # another rank's has never been there
+
+
+def _take_place(aside: Path, path: Path, files: Mapping[str, Any]) -> None:
+    """Make what is in `aside` the model at `path`, in place of what is there, unless that is the very same."""
+    old = aside.with_suffix(".old.tmp")
+    try:
         if path.exists():
             if _is_same(path, files):
                 return
             path.rename(old)
         aside.rename(path)
         fsync_dir(path.parent)
-    except OSError as error:
-        raise NemotronError(f"{path}: the model can't be written: {error.strerror or error}.") from error
     finally:
-        remove(aside)
         if old.exists():
             remove(old)
 

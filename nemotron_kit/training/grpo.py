@@ -254,26 +254,24 @@ class _Run:
         progress = loop.progress
         path = model_folder(self.folder, progress.step)
         changes = [change for change in progress.changes if change["step"] < progress.step]
-        if processes.rank() == 0:
-            same = portable(loop.identity)
-            tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
-            given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
-            facts = {
-                "judged by": ", ".join(self.train.agents),
-                "steps": progress.step,
-                "tokens": progress.tokens,
-                **{f"{name}, before": round(value, 4) for name, value in progress.before.items()},
-                **{name: round(value, 4) for name, value in progress.held_out.items()},
-            }
-            export(
-                model,
-                path,
-                tokenizer,
-                {"step": progress.step, "identity": same, "changes": changes},
-                card=model_card("Nemotron-H, trained by rewards", given, facts, same),
-                chat=ChatTokens.of(tokenizer),
-            )
-        processes.barrier()
+        same = portable(loop.identity)
+        tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
+        given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
+        facts = {
+            "judged by": ", ".join(self.train.agents),
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            **{f"{name}, before": round(value, 4) for name, value in progress.before.items()},
+            **{name: round(value, 4) for name, value in progress.held_out.items()},
+        }
+        export(
+            model,
+            path,
+            tokenizer,
+            {"step": progress.step, "identity": same, "changes": changes},
+            card=model_card("Nemotron-H, trained by rewards", given, facts, same),
+            chat=ChatTokens.of(tokenizer),
+        )
         return RLOutcome(
             path,
             progress.step,

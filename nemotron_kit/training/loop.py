@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
-from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
 from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.parallel import is_on_ranks, token_nll
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest, rank, sum_over_ranks, world_size
 from nemotron_kit.training.reporter import Reporter
@@ -87,6 +88,7 @@ def build_trainer(
     optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
     batches: BatchSampler,
     hooks: Hooks,
+    loss_chunk: int | None = None,
 ) -> Trainer:
     """A Trainer that takes its micro-batches from `batches` and only calls `hooks` between steps."""
     from transformers import Trainer
@@ -99,7 +101,7 @@ def build_trainer(
             return batches
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-            nll = summed_nll(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
+            nll = token_nll(model, inputs["input_ids"], inputs["labels"], loss_chunk)
             hooks.add_loss(nll.detach())
             # DDP averages gradients over the ranks; what is wanted is the mean over the tokens of the global batch.
             return nll * (world_size() / batches.tokens_per_step)
@@ -107,13 +109,6 @@ def build_trainer(
     trainer = PretrainTrainer(model, args, optimizers=optimizers, callbacks=[_callback(hooks)])
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def summed_nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The sum over all tokens of −log p(label), a scalar; logits [..., vocabulary], labels [...] already shifted."""
-    from torch.nn.functional import cross_entropy
-
-    return cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
 
 
 def _callback(hooks: Hooks) -> Any:
@@ -138,19 +133,25 @@ def _callback(hooks: Hooks) -> Any:
     return StepCallback()
 
 
-def held_out_loss(model: PreTrainedModel, samples: HeldOutSamples, batch_size: int) -> float:
+def held_out_loss(
+    model: PreTrainedModel, samples: HeldOutSamples, batch_size: int, loss_chunk: int | None = None
+) -> float:
     """The mean negative log likelihood (nats per token) of the windows, which are divided among the ranks."""
     import torch
 
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
-    starts = range(rank() * batch_size, len(samples), world_size() * batch_size)
+    turns = range(0, len(samples), world_size() * batch_size)
     model.eval()
     with torch.no_grad():
-        for start in starts:
-            positions = range(start, min(start + batch_size, len(samples)))
+        for turn in turns:
+            start = turn + rank() * batch_size
+            if start >= len(samples) and not is_on_ranks(model):
+                continue
+            # Where ranks share a model, one that has no window left still gives its part of the others' forward pass.
+            positions = range(start, min(start + batch_size, len(samples))) or range(1)
             batch = collate(samples, positions, model.config.vocab_size)
-            logits = model(input_ids=batch["input_ids"].to(model.device)).logits
-            total += summed_nll(logits, batch["labels"].to(model.device))
+            nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), loss_chunk)
+            total += nll * (start < len(samples))
     model.train()
     return float(sum_over_ranks(total).item()) / (len(samples) * samples.seq_length)
 
@@ -173,13 +174,17 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> Training
     from transformers import TrainingArguments
 
     cpu = not torch.cuda.is_available()
+    sharded = config.layout.ranks > 1
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch_size,
         gradient_accumulation_steps=config.global_batch_size // (config.micro_batch_size * world_size()),
         max_grad_norm=config.clip_grad,
-        bf16=use_bf16(config.precision),
+        # A sharded model is cast where its weights are gathered (parallel.py).
+        bf16=use_bf16(config.precision) and not sharded,
+        # Else each rank would keep the whole model's gradients between micro-batches.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if sharded else None,
         use_cpu=cpu,
         seed=config.seed,
         logging_strategy="no",
@@ -264,15 +269,14 @@ def save_step(
     """Write the checkpoint of `step`, and remove all but the newest `keep`; returns a warning for each that could not
     be removed.
 
-    Raises NemotronError if another run has written a checkpoint of this step meanwhile.
-    """
-    path = folder / checkpoint.name(step)
-    if path.exists() and checkpoint.read(path, verify=False).get("identity") != identity:
-        raise NemotronError(
-            f"{path} appeared while this run was under way, with the weights of another one.",
-            hint="Give each run a checkpoint.save of its own.",
-        )
+    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
+    checkpoint.require_own(folder / checkpoint.name(step), identity)
     checkpoint.write(folder, step, fill)
+    return pruned(folder, keep)
+
+
+def pruned(folder: Path, keep: int) -> list[str]:
+    """Remove all but the newest `keep` checkpoints; what could not be removed, as warnings."""
     problems = checkpoint.prune(folder, keep)
     return [f"Warning: {problem} It is tried again after the next checkpoint." for problem in problems]
 
@@ -324,6 +328,7 @@ class TrainingRun:
         self._window_steps = 0
         self._elapsed_before = self.progress.elapsed
         self._warned: set[str] = set()
+        self._pending: sharded.Save | None = None
 
     def before_step(self, step: int) -> None:
         """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""
@@ -338,6 +343,8 @@ class TrainingRun:
         self.progress.steps_in_window += 1
         self._window_steps += 1
         self.reporter.advance()
+        if self._pending is not None and not processes.any_rank(not self._pending.written, self.model.device):
+            self.finish_save()
         if processes.any_rank(self.stop.signal is not None, self.model.device):
             self.stopped = self.stop.signal or "a signal to another process"
         return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
@@ -358,11 +365,29 @@ class TrainingRun:
             return
         self.progress.nll = self._window_nll()
         self.progress.elapsed = self._elapsed()
+        folder, keep = Path(self.config.checkpoint.save), self.config.checkpoint.kept
+        if is_on_ranks(self.model):
+            self.finish_save()
+            record = {"progress": self.progress.to_dict(), "identity": self.identity, **self._record()}
+            later = self.config.checkpoint.asynchronous and not (self._last(self.progress.step) or self.stopped)
+            self._pending = sharded.save(folder, self.progress.step, record, self.model, self.optimizer, later=later)
+            if not later:
+                self.finish_save()
+            return
         if processes.rank() == 0:
-            folder, keep = Path(self.config.checkpoint.save), self.config.checkpoint.most_recent_k
             for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
                 self._warn(problem)
         processes.barrier()
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; then older ones are removed."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        pending.commit()
+        if processes.rank() == 0:
+            for problem in pruned(pending.final.parent, self.config.checkpoint.kept):
+                self._warn(problem)
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:
@@ -372,7 +397,10 @@ class TrainingRun:
     def _fill(self, folder: Path) -> dict[str, Any]:
         export_model(self.model, folder / MODEL)
         save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
-        return {"progress": self.progress.to_dict(), "identity": self.identity, "processes": processes.world_size()}
+        return {"progress": self.progress.to_dict(), "identity": self.identity, **self._record()}
+
+    def _record(self) -> dict[str, Any]:
+        return {"processes": processes.world_size(), "parallelism": str(self.config.train.layout)}
 
     def _logs(self, step: int) -> bool:
         return step % self.config.logger.log_interval == 0 or self._last(step)
@@ -410,7 +438,10 @@ class TrainingRun:
         """Measure the held-out loss, if there is a valid split."""
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
         began = time.monotonic()
-        self.progress.valid_loss = held_out_loss(self.model, self.held_out, self.config.train.micro_batch_size)
+        train = self.config.train
+        self.progress.valid_loss = held_out_loss(
+            self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk
+        )
         self.progress.valid_on = self.valid_on
         self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})
         self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.training import sharded
+from nemotron_kit.training.parallel import Layout, distributed_config, empty_model, initialise, require_layout
 from nemotron_kit.training.processes import sum_over_ranks
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class ExpertBalance:
         load = torch.zeros_like(router.e_score_correction_bias, dtype=torch.int64)
 
         def count(module: Any, _inputs: Any, outputs: Any) -> None:
-            if module.training:
+            # Not again where a backward pass computes activations anew.
+            if module.training and torch._C._current_graph_task_id() == -1:
                 chosen = outputs[2] if self._real is None else outputs[2][self._real]
                 load.add_(torch.bincount(chosen.flatten(), minlength=len(load)))
 
@@ -162,13 +165,13 @@ def check_layers(model: Mapping[str, Any]) -> None:
         )
 
 
-def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
-    """A model with fresh float32 weights, equal for equal seeds."""
-    import torch
-    from transformers import NemotronHForCausalLM
-
-    torch.manual_seed(seed)
-    return _unclamped(NemotronHForCausalLM(config).float())
+def new_model(
+    config: NemotronHConfig, seed: int, layout: Layout | None = None, *, bf16: bool = False
+) -> NemotronHForCausalLM:
+    """A model with fresh weights, float32; the same for the same seed, in every layout."""
+    model = empty_model(config, layout or Layout(), bf16=bf16)
+    initialise(model, seed)
+    return _unclamped(model)
 
 
 def require_model(folder: Path) -> None:
@@ -185,8 +188,11 @@ def settings_of(model: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> NemotronHForCausalLM:
-    """A model from a folder in transformers' format, float32, with `settings` of NemotronHConfig in place of its own.
+def load_model(
+    folder: Path, settings: Mapping[str, Any] | None = None, layout: Layout | None = None, *, bf16: bool = False
+) -> NemotronHForCausalLM:
+    """A model from a folder in transformers' format, or of a sharded checkpoint, float32, in the layout, with
+    `settings` of NemotronHConfig in place of its own.
 
     Raises UserError if there is no readable model, if a setting implies tensors of another shape, or if the folder's
     tensors are not exactly the model's: a missing one would have random values.
@@ -201,12 +207,18 @@ def load_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Nemot
         config = NemotronHConfig.from_pretrained(folder, local_files_only=True)
         for name, value in (settings or {}).items():
             _set(folder, config, name, value)
+        if sharded.is_one(folder.parent):
+            model = empty_model(config, layout or Layout(), bf16=bf16)
+            sharded.load_weights(model, folder.parent)
+            return _unclamped(model)
+        placed = {"distributed_config": distributed_config(layout, bf16=bf16)} if layout else {}
         model, loaded = NemotronHForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True, **placed
         )
     except (OSError, ValueError, SafetensorError, RuntimeError, StrictDataclassError) as error:
         raise UserError(f"{folder}: the model can't be read: {' '.join(str(error).split())}") from error
     _require_all_tensors(folder, loaded)
+    require_layout(model, layout or Layout())
     return _unclamped(model)
 
 

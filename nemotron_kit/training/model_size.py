@@ -168,6 +168,15 @@ def count_parameters(model: Mapping[str, Any]) -> int:
     return int(2 * m["vocab_size"] * hidden + hidden + blocks)
 
 
+def expert_count(model: Mapping[str, Any]) -> int | None:
+    """How many experts a layer of NemotronHForCausalLM has with this `model` block: 0 without such layers, None where
+    only the job knows."""
+    given = model.get("n_routed_experts") or model.get("num_local_experts") or MODEL_DEFAULTS["n_routed_experts"]
+    if unknown(given) or any(unknown(model.get(name)) for name in LAYER_NAMES):
+        return None
+    return int(given) if "moe" in layer_types(model) else 0
+
+
 def _numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     for name in MODEL_DEFAULTS:
         value = model.get(name)

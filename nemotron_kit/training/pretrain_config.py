@@ -28,6 +28,7 @@ from nemotron_kit.training.model_size import (
     MODEL_DEFAULTS,
     check_block,
     count_parameters,
+    expert_count,
     memory_problem,
     training_bytes,
 )
@@ -43,7 +44,7 @@ class _BatchesAndRate(BatchBlock):
 class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
     """The `train` block; the names are Megatron's."""
 
-    fsdp: bool = field(default=False, metadata={"help": "Not available in this engine; true is refused"})
+    fsdp: bool = field(default=False, metadata={"help": "Says no size, so true is refused: set train.parallelism"})
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
@@ -53,11 +54,13 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
         if self.fsdp:
             # On a CPU the Trainer would accept the setting and silently train plain DDP.
             raise UserError(
-                "train.fsdp: this engine shards nothing; it trains data-parallel (DDP).", hint="Leave it out."
+                "train.fsdp does not say over how many processes the model is to be sharded.",
+                hint="Set 'train.parallelism={fsdp_size: 8}', with the number of processes.",
             )
 
     def check_split(self, processes: int) -> None:
-        """Raises UserError if the global batch can't be divided evenly among `processes`."""
+        """Raises UserError if `processes` are not those of the layout, or can't share the global batch evenly."""
+        self.layout.check_ranks(processes)
         share = self.micro_batch_size * processes
         if self.global_batch_size % share:
             raise UserError(
@@ -185,16 +188,20 @@ class PretrainConfig:
             block.check()
 
 
-def preflight(config: PretrainConfig, *, connect: bool, here: bool = True) -> list[str]:
+def preflight(config: PretrainConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
     """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked."""
+    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
+    if that is known."""
     del connect
     try:
         config.check()
-        config.train.check_split(1)
+        layout = config.train.layout
+        config.train.check_split(processes or max(1, layout.ranks))
+        layout.check_experts(expert_count(config.model))
         config.blend_path  # noqa: B018 - raises when it isn't set
         notes = check_block(config.model)
-        return [*notes, *(memory_problems(config) if here else [])]
+        # What a sharded model needs is not what one process needs.
+        return [*notes, *(memory_problems(config) if here and layout.ranks <= 1 else [])]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 

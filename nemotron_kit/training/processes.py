@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,44 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     import torch
 
     return bool(sum_over_ranks(torch.tensor([int(flag)], device=device)).item())
+
+
+def together(work: Callable[[], Any]) -> list[Any]:
+    """Do `work` on every rank; what it returned (a JSON value) on each, by rank, on every rank.
+
+    All ranks must call it. Where it raises OSError or NemotronError on one rank, every rank raises: nobody waits for a
+    peer that has given up.
+    """
+    failed: Exception | None = None
+    try:
+        told: dict[str, Any] = {"value": work()}
+    except (OSError, NemotronError) as error:
+        failed = error
+        message = error.message if isinstance(error, NemotronError) else str(error)
+        told = {"error": f"{message} (process {rank()} of {world_size()})", "hint": getattr(error, "hint", None)}
+    every = _everybodys(told)
+    if failed is not None:
+        raise failed
+    for other in every:
+        if "error" in other:
+            raise NemotronError(other["error"], hint=other["hint"])
+    return [other["value"] for other in every]
+
+
+def _everybodys(value: Any) -> list[Any]:
+    """A JSON value of each rank, on every rank."""
+    if not _joined():
+        return [value]
+    import torch
+    import torch.distributed as dist
+
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device())
+    sizes = [torch.zeros(1, dtype=torch.int64, device=text.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(text)], device=text.device))
+    longest = max(int(size) for size in sizes)
+    texts = [torch.zeros(longest, dtype=torch.uint8, device=text.device) for _ in sizes]
+    dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
+    return [json.loads(bytes(each[: int(size)].tolist())) for each, size in zip(texts, sizes, strict=True)]
 
 
 def barrier() -> None:

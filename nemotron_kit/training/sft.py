@@ -25,8 +25,9 @@ from nemotron_kit.training.export import (
     token_ids,
     tokenizer_folder,
 )
-from nemotron_kit.training.loop import build_optimizer, summed_nll, use_bf16
+from nemotron_kit.training.loop import build_optimizer, use_bf16
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
+from nemotron_kit.training.parallel import head_nll, prepare, within
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
@@ -143,6 +144,8 @@ class _Run:
         model = self.model().to(processes.device())
         for rows in filter(None, (self.rows, self.held_out)):
             rows.vocab_size = model.config.vocab_size
+        train = config.train
+        prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
         optimizer = build_optimizer(config.optimizer, model)
         if start.optimizer is not None:
             load_optimizer(optimizer, model, start.optimizer)
@@ -210,20 +213,18 @@ class _Run:
         changes = [change for change in progress.changes if change["step"] < progress.step]
         if config.lora:
             lora.merge_adapters(model)
-        if processes.rank() == 0:
-            chat = ChatTokens.of(self.tokenizer) if self.tokenizer else None
-            given = {"base model": self.base or config.checkpoint.load, "data": self.rows.folder}
-            facts = {
-                "steps": progress.step,
-                "tokens": progress.tokens,
-                "training loss, nats a token of answers": progress.loss,
-                "held-out loss, nats a token of answers": progress.valid_loss,
-                "adapters": f"LoRA of rank {config.lora.dim}, merged" if config.lora else None,
-            }
-            record = {"step": progress.step, "identity": portable(loop.identity), "changes": changes}
-            card = model_card("Nemotron-H, fine-tuned to chat", given, facts, portable(loop.identity))
-            export(model, path, self.tokenizer or self.rows.folder, record, card=card, chat=chat)
-        processes.barrier()
+        chat = ChatTokens.of(self.tokenizer) if self.tokenizer else None
+        given = {"base model": self.base or config.checkpoint.load, "data": self.rows.folder}
+        facts = {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "training loss, nats a token of answers": progress.loss,
+            "held-out loss, nats a token of answers": progress.valid_loss,
+            "adapters": f"LoRA of rank {config.lora.dim}, merged" if config.lora else None,
+        }
+        record = {"step": progress.step, "identity": portable(loop.identity), "changes": changes}
+        card = model_card("Nemotron-H, fine-tuned to chat", given, facts, portable(loop.identity))
+        export(model, path, self.tokenizer or self.rows.folder, record, card=card, chat=chat)
         return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
 
 
@@ -241,6 +242,7 @@ class SFTWork:
         self.rows, self.held_out, self.model, self.loop = rows, held_out, model, loop
         self.per_step, self.eval_iters = config.train.global_batch_size, config.train.eval_iters
         self.most = config.train.micro_batch_size * config.seq_length
+        self.chunk = config.train.tokens_per_chunk
         self.packed = runs_packed(model.device)
 
     def step(self, number: int) -> dict[str, Any]:
@@ -280,17 +282,21 @@ class SFTWork:
         for batch in (packed_batches if self.packed else batches)(rows, self.most):
             batch = batch.to(self.model.device)
             with self.loop.autocast(), self.loop.balance.counting(batch.real):
-                summed = batch_nll(self.model, batch)
+                summed = batch_nll(self.model, batch, self.chunk)
             yield summed
 
 
-def batch_nll(model: NemotronHForCausalLM, batch: Batch) -> torch.Tensor:
+def batch_nll(model: NemotronHForCausalLM, batch: Batch, chunk: int | None = None) -> torch.Tensor:
     """The summed negative log likelihood (nats) of the counted labels. The head is applied to these positions only."""
     packed: dict[str, Any] = {}
     if batch.seq_idx is not None:
         packed = {"position_ids": batch.position_ids, "seq_idx": batch.seq_idx}
-    hidden = model.model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
-    return summed_nll(model.lm_head(hidden[batch.counts]), batch.labels[batch.counts])
+
+    def both() -> torch.Tensor:
+        hidden = model.model(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state
+        return head_nll(model.lm_head, hidden[batch.counts], batch.labels[batch.counts], chunk)
+
+    return within(model, both)
 
 
 def runs_packed(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest
 from nemotron_kit.training.config_blocks import (
+    FREE_SETTINGS,
     AdamWBlock,
     CheckpointConfig,
     LoggerConfig,
@@ -60,8 +61,18 @@ class SFTTrainConfig(TrainBlock):
     )
     seed: int = field(default=1234, metadata={"help": "Seed of everything random in a step, and of new adapters"})
 
+    def check(self) -> None:
+        """Raises UserError for a value that can't be trained with."""
+        super().check()
+        if self.layout.sharded:
+            raise UserError(
+                "train.parallelism: only pretraining shards a model in this version; fine-tuning is data-parallel.",
+                hint="Set train.parallelism=ddp.",
+            )
+
     def check_split(self, processes: int) -> None:
-        """Raises UserError if the global batch can't be divided evenly among `processes`."""
+        """Raises UserError if `processes` are not those of the layout, or can't share the global batch evenly."""
+        self.layout.check_ranks(processes)
         if self.global_batch_size % processes:
             raise UserError(
                 f"train.global_batch_size {self.global_batch_size} is no multiple of {processes} processes.",
@@ -253,8 +264,7 @@ class SFTConfig:
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
     """The settings that, together with data and given weights, determine the weights at a step, by the names of the
     config."""
-    free = {"micro_batch_size", "eval_interval", "eval_iters"}
-    train = {name: value for name, value in asdict(config.train).items() if name not in free}
+    train = {name: value for name, value in asdict(config.train).items() if name not in FREE_SETTINGS}
     return {
         "model": dict(config.model_settings),
         "train": {**train, "precision": precision},

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
-from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress
+from nemotron_kit.training.config_blocks import FREE_SETTINGS
 from nemotron_kit.training.content import recorded_digest, weights_digest
 from nemotron_kit.training.export import without_folders
 from nemotron_kit.training.loop import learning_rate
@@ -29,6 +30,8 @@ from nemotron_kit.training.model import (
     require_model,
     settings_of,
 )
+from nemotron_kit.training.model_size import expert_count
+from nemotron_kit.training.parallel import Layout
 from nemotron_kit.training.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -38,9 +41,7 @@ if TYPE_CHECKING:
     from nemotron_kit.training.data import BlendSamples
 
 
-# How the work is cut into pieces and how it is watched: free to change when a run is resumed.
 _STEPS = ("train.train_iters", "grpo.max_num_steps")
-_FREE = {"micro_batch_size", "eval_interval", "eval_iters", "fsdp"}
 
 
 class Resumable(Protocol):
@@ -72,7 +73,7 @@ def identity(
 ) -> dict[str, Any]:
     """The run's identity. `model` is the model block completed with the settings from the data, `digests` the content
     of each shard, `precision` the precision that the setting of that name gives on this machine."""
-    train = {name: value for name, value in asdict(config.train).items() if name not in _FREE}
+    train = {name: value for name, value in asdict(config.train).items() if name not in FREE_SETTINGS}
     shape = {name: value for name, value in model.items() if name not in LAYER_NAMES}
     content = sha256_of([digests[shard.prefix] for shard in samples.shards])
     found = {
@@ -100,7 +101,8 @@ def given_weights(block: CheckpointConfig) -> dict[str, Any]:
     if block.load and block.finetune:
         latest = checkpoint.latest(Path(block.load))
         files = checkpoint.read(latest, verify=False)["files"] if latest is not None else {}
-        given = {"path": str(Path(block.load).absolute()), "sha256": recorded_digest(files, MODEL) if files else None}
+        weights = sharded.SHARDS if sharded.INDEX in files else MODEL
+        given = {"path": str(Path(block.load).absolute()), "sha256": recorded_digest(files, weights) if files else None}
         return {"checkpoint": {"pretrained_checkpoint": None, "load": given}}
     return {} if block.load else {"checkpoint": {"pretrained_checkpoint": None, "load": None}}
 
@@ -227,7 +229,7 @@ def find_start(config: Resumable, identity: dict[str, Any]) -> StartingPoint:
             )
         if not block.finetune:
             return _resume(loaded, config, identity)
-        checkpoint.read(loaded, verify=processes.rank() == 0, allow_unchecked=_allows_unchecked(config))
+        checkpoint.read(loaded, verify=sharded.verifies, allow_unchecked=_allows_unchecked(config))
         return StartingPoint(weights=loaded / MODEL, identity=identity)
     if block.pretrained_checkpoint:
         require_model(Path(block.pretrained_checkpoint))
@@ -240,8 +242,8 @@ def _allows_unchecked(config: Resumable) -> bool:
 
 
 def _resume(path: Path, config: Resumable, here: dict[str, Any]) -> StartingPoint:
-    first = processes.rank() == 0  # one process reads the bytes and compares, not each
-    record = checkpoint.read(path, verify=first, allow_unchecked=_allows_unchecked(config))
+    first = processes.rank() == 0
+    record = checkpoint.read(path, verify=sharded.verifies, allow_unchecked=_allows_unchecked(config))
     try:
         progress = TrainingProgress(**record["progress"])
         there = dict(record["identity"])
@@ -279,12 +281,15 @@ def _require_files(path: Path, files: Mapping[str, Any]) -> None:
             raise UserError(f"{path / checkpoint.RECORD}: it doesn't list {name}: the checkpoint is not whole.")
 
 
-def start_model(start: StartingPoint, model: Mapping[str, Any], seed: int) -> NemotronHForCausalLM:
-    """The model that the run starts with: given weights, or random ones from `model` (the block) and `seed`.
+def start_model(
+    start: StartingPoint, model: Mapping[str, Any], seed: int, layout: Layout | None = None, *, bf16: bool = False
+) -> NemotronHForCausalLM:
+    """The model that the run starts with, in its layout: given weights, or those of `model` (the block) and `seed`.
 
     The block's settings apply to given weights too. Raises UserError if these are of another shape.
     """
-    wanted = model_config(model)
+    wanted, layout = model_config(model), layout or Layout()
+    layout.check_experts(expert_count(model))
     if start.weights is None:
-        return new_model(wanted, seed)
-    return load_model(start.weights, {name: getattr(wanted, name) for name in settings_of(model)})
+        return new_model(wanted, seed, layout, bf16=bf16)
+    return load_model(start.weights, {name: getattr(wanted, name) for name in settings_of(model)}, layout, bf16=bf16)

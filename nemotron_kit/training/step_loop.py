@@ -156,7 +156,7 @@ class StepLoop:
             return
         self.progress.window, self.progress.elapsed = self._sums(), self._elapsed()
         if processes.rank() == 0:
-            folder, keep = Path(block.save), block.most_recent_k
+            folder, keep = Path(block.save), block.kept
             for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
                 if problem not in self._warned:
                     self._warned.add(problem)

@@ -154,7 +154,7 @@ def test_the_held_out_loss_is_that_of_the_data_given(config: PretrainConfig, tin
     shard = tiny_data.parent / "valid/a.bin"
     shard.write_bytes(shard.read_bytes()[:2] * (shard.stat().st_size // 2))  # one token over and over
     again = pretrain(config)
-    assert again.step == 4 and abs(again.valid_loss - first.valid_loss) > 0.1
+    assert again.step == 4 and abs(again.valid_loss - first.valid_loss) > 0.05
     assert capsys.readouterr().err.count("held-out loss") == 1
 
 

@@ -191,7 +191,7 @@ def test_a_killed_process_is_replaced_and_nothing_changes(folder: Path) -> None:
         (["train.lrr=1"], r"train\.lrr"),
         (["train.train_iters=many"], r"train\.train_iters"),
         (["model.hiden_size=8"], r"did you mean hidden_size"),
-        (["train.fsdp=true"], r"train\.fsdp: this engine shards nothing"),
+        (["train.fsdp=true"], r"train\.fsdp does not say over how many processes"),
         (["recipe._target_=os.system"], r"recipe\._target_ is 'os\.system'"),
         (["train.global_batch_size=5"], r"train\.global_batch_size 5 is no multiple"),
         (["recipe.per_split_data_args_path=/none/blend.json"], r"/none/blend\.json: No such file"),

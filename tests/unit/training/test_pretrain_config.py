@@ -51,7 +51,7 @@ def test_the_blocks_have_the_contracts_names() -> None:
         (PretrainConfig(train=TrainConfig(train_iters=0)), r"train\.train_iters is 0"),
         (PretrainConfig(train=TrainConfig(lr=float("nan"))), r"train\.lr is nan"),
         (PretrainConfig(train=TrainConfig(precision="fp8")), r"train\.precision is 'fp8'"),
-        (PretrainConfig(train=TrainConfig(fsdp=True)), r"train\.fsdp: this engine shards nothing"),
+        (PretrainConfig(train=TrainConfig(fsdp=True)), r"train\.fsdp does not say over how many processes"),
     ],
 )
 def test_a_wrong_value_is_named(config: PretrainConfig, error: str) -> None:

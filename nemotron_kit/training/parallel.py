@@ -1,0 +1,354 @@
+"""A model over ranks: which layout it has, how it is sharded, and how its weights come to be.
+
+The sharding is transformers' own (DistributedConfig: FSDP2, HSDP, expert parallel with all-to-all). A tensor is cut
+along its first dimension, so that what a rank holds of it is a range of rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.training import processes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+DDP = "ddp"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`train.parallelism`: over how many ranks a model's tensors are sharded, of these over how many its experts are
+    dealt out, and how many replicas of that there are. Without any, every rank holds the whole model (ddp)."""
+
+    fsdp_size: int = 1
+    ep_size: int = 1
+    dp_replicate_size: int = 1
+    sharded: bool = False
+
+    @classmethod
+    def of(cls, value: Any) -> Layout:
+        """The layout that a setting names: `ddp`, or a mapping of sizes. UserError for anything else."""
+        if value in (None, DDP):
+            return cls()
+        sizes = [field.name for field in fields(cls) if field.name != "sharded"]
+        if not isinstance(value, Mapping):
+            raise UserError(
+                f"train.parallelism is {value!r}; it must be ddp, or sizes.",
+                hint="For instance 'train.parallelism={fsdp_size: 8}'; sizes are " + ", ".join(sizes) + ".",
+            )
+        for name, size in value.items():
+            if name not in sizes:
+                raise UserError(f"train.parallelism.{name}: there is no such size; {nearest(str(name), sizes)}")
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise UserError(f"train.parallelism.{name} is {size!r}; it must be a whole number, 1 or more.")
+        layout = cls(**{str(name): size for name, size in value.items()}, sharded=True)
+        if layout.fsdp_size % layout.ep_size:
+            raise UserError(
+                f"train.parallelism.ep_size {layout.ep_size} does not divide fsdp_size {layout.fsdp_size}: experts are "
+                "dealt out within the ranks that share one model.",
+                hint=f"ep_size can be {_divisors(layout.fsdp_size)}.",
+            )
+        return layout
+
+    @property
+    def ranks(self) -> int:
+        """The processes that it takes; 0 where any number will do."""
+        return self.fsdp_size * self.dp_replicate_size if self.sharded else 0
+
+    def check_ranks(self, ranks: int) -> None:
+        """UserError when it is not for this number of processes."""
+        if not self.sharded or self.ranks == ranks:
+            return
+        if ranks % self.fsdp_size == 0:
+            right = f"dp_replicate_size={ranks // self.fsdp_size}"
+        elif ranks % self.dp_replicate_size == 0:
+            right = f"fsdp_size={ranks // self.dp_replicate_size}"
+        else:
+            right = f"fsdp_size={ranks} with dp_replicate_size=1"
+        raise UserError(
+            f"train.parallelism: fsdp_size {self.fsdp_size} × dp_replicate_size {self.dp_replicate_size} is for "
+            f"{self.ranks} process{'es' if self.ranks > 1 else ''}, and the job has {ranks}.",
+            hint=f"Set {right}, or give the job {self.ranks} (nodes × nproc_per_node).",
+        )
+
+    def check_experts(self, experts: int | None) -> None:
+        """UserError when the experts of a layer can't be dealt out evenly. None: their number is not known yet."""
+        if experts is None:
+            return
+        if self.ep_size > 1 and not experts:
+            raise UserError(f"train.parallelism.ep_size is {self.ep_size}, but the model has no experts.")
+        if experts % self.ep_size:
+            raise UserError(
+                f"train.parallelism.ep_size {self.ep_size} does not divide the {experts} experts of a layer.",
+                hint=f"ep_size can be {_divisors(experts, self.fsdp_size)}.",
+            )
+
+    def sizes(self) -> dict[str, int]:
+        return {name: value for name, value in asdict(self).items() if name != "sharded"}
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {size}" for name, size in self.sizes().items() if size > 1 or name == "fsdp_size")
+        return shown if self.sharded else DDP
+
+
+def _divisors(*numbers: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(numbers) + 1) if all(number % n == 0 for number in numbers))
+
+
+# FSDP2's units, by NemotronH's names: transformers' default plan has other models' names for the first and last.
+_PLAN = {
+    "model.embeddings": "free_full_weight",
+    "model.layers.*": "free_full_weight",
+    "model.norm_f": "keep_full_weight",
+    "lm_head": "keep_full_weight",
+}
+
+
+def empty_model(config: NemotronHConfig, layout: Layout, *, bf16: bool = False) -> NemotronHForCausalLM:
+    """A model in the layout, float32, whose tensors hold nothing yet; never more of it on a rank than is the rank's.
+
+    With `bf16` a sharded model computes, and gathers weights, in bf16; gradients are reduced in float32. NemotronError
+    when what runs would not be what the layout says.
+    """
+    import torch
+    from transformers import NemotronHForCausalLM
+
+    with torch.device("meta"):
+        model = NemotronHForCausalLM(config).float()
+    if layout.ranks > 1:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        # How its files name the tensors is found by its class, which sharding changes.
+        model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
+        model = _shard(model, layout, bf16)
+    return model.to_empty(device=processes.device())
+
+
+def distributed_config(layout: Layout, *, bf16: bool = False) -> Any:
+    """What transformers is told of a layout; None where each rank holds the whole model."""
+    from transformers.distributed import DistributedConfig
+
+    if layout.ranks <= 1:
+        return None
+    return DistributedConfig(**layout.sizes(), fsdp_plan=dict(_PLAN), fsdp_mixed_precision=bf16)
+
+
+def _shard(model: Any, layout: Layout, bf16: bool) -> Any:
+    plan, _, mesh = type(model).prepare_distribute_model(distributed_config(layout, bf16=bf16))
+    model = type(model).maybe_distribute_model(model, plan, mesh)
+    require_layout(model, layout)
+    return model
+
+
+def require_layout(model: Any, layout: Layout) -> None:
+    """NemotronError when a tensor is not where the layout says: what is asked for is what runs."""
+    if layout.ranks <= 1:
+        return
+    for name, parameter in model.named_parameters():
+        placed = getattr(parameter, "placements", ())
+        dealt = ".experts." in name
+        wanted = (layout.dp_replicate_size > 1) + 1 + (layout.ep_size > 1 and dealt)
+        if len(placed) != wanted or not any(hasattr(one, "dim") for one in placed):
+            raise NemotronError(
+                f"train.parallelism ({layout}): {name} lies on the ranks as {placed or 'one whole'}: transformers has "
+                "not sharded it as it was told.",
+                hint="nemotron_kit's tests ran with the transformers of its constraints.txt.",
+            )
+
+
+def prepare(model: Any, *, activation_checkpointing: bool = False, compile_blocks: bool = False) -> None:
+    """What training adds to a model in its layout. Activations that are not kept are computed again, block by block, in
+    the backward pass."""
+    if activation_checkpointing:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        else:  # before transformers 5.22
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    if compile_blocks:
+        for block in model.model.layers:
+            # How many tokens a rank's experts get differs from step to step: each number would be compiled anew.
+            if not (block.block_type == "moe" and is_on_ranks(model)):
+                block.compile()
+    for module in (model, model.lm_head):
+        _take_functions(module)
+
+
+def held_bytes(model: torch.nn.Module) -> int:
+    """The bytes of the model's tensors that this rank holds."""
+    return sum(part.numel() * part.element_size() for part in map(own_part, tensors(model).values()))
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a rank's part of a tensor that lies on several."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+class Rows(NamedTuple):
+    """The rows of a tensor that this rank holds: [start, stop)."""
+
+    start: int
+    stop: int
+
+
+def rows_of(tensor: torch.Tensor) -> Rows:
+    """Which rows of the whole tensor this rank holds (all of a plain one)."""
+    if not is_sharded(tensor):
+        return Rows(0, tensor.shape[0] if tensor.dim() else 1)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    given: Any = tensor
+    shape, offset = compute_local_shape_and_global_offset(given.shape, given.device_mesh, given.placements)
+    if shape[1:] != tuple(given.shape[1:]):
+        raise NemotronError(f"A tensor of the shape {tuple(given.shape)} is cut along more than its first dimension.")
+    return Rows(offset[0], offset[0] + shape[0])
+
+
+def own_part(tensor: Any) -> torch.Tensor:
+    """This rank's rows of a tensor, as a plain tensor that shares its memory."""
+    return (tensor.to_local() if is_sharded(tensor) else tensor).detach()
+
+
+def is_first_copy(tensor: Any) -> bool:
+    """Whether this rank is the first of those that hold the same rows of the tensor."""
+    if not is_sharded(tensor):
+        return processes.rank() == 0
+    mesh = tensor.device_mesh
+    return all(mesh.get_local_rank(n) == 0 for n, placed in enumerate(tensor.placements) if placed.is_replicate())
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """The whole tensor, on every rank; all ranks must call it."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    import torch
+
+    # The rows are put in their places and summed, as whole numbers: bit for bit, whatever the placements are.
+    own = own_part(tensor)
+    full = torch.zeros(tensor.shape, dtype=own.dtype, device=own.device)
+    if is_first_copy(tensor):
+        start, stop = rows_of(tensor)
+        full[start:stop] = own
+    processes.sum_over_ranks(full.view(torch.int32 if own.element_size() == 4 else torch.uint8))
+    return full
+
+
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that a checkpoint has of a model: parameters, and what is learned beside them, by name."""
+    return dict(model.state_dict(keep_vars=True))
+
+
+def initialise(model: Any, seed: int) -> None:
+    """Give the model fresh weights. They depend on the seed and on the model alone, not on the layout: each block is
+    made by itself, from random numbers of its own, and each rank keeps its rows of it."""
+    import torch
+
+    target = tensors(model)
+    filled = set()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for name, block in _fresh_blocks(model.config):
+            words = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            torch.manual_seed(int.from_bytes(words[:8], "big") >> 1)
+            block = block.to_empty(device="cpu").apply(model._init_weights)
+            for key, value in block.state_dict().items():
+                full = f"{name}.{key}"
+                put(target[full], value)
+                filled.add(full)
+    if filled != set(target):
+        raise NemotronError(f"No fresh weights for {', '.join(sorted(set(target) ^ filled)[:4])}.")
+
+
+def put(target: Any, value: torch.Tensor) -> None:
+    """Write a whole tensor's values into a tensor of the model, or this rank's rows of them."""
+    start, stop = rows_of(target)
+    own_part(target).copy_(value[start:stop] if is_sharded(target) else value)
+
+
+def _fresh_blocks(config: NemotronHConfig) -> Iterator[tuple[str, Any]]:
+    """(name, module) of each part of the model that is made by itself, without memory of its own yet."""
+    import torch
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHBlock, NemotronHRMSNorm
+
+    made: dict[str, Callable[[], Any]] = {
+        "model.embeddings": lambda: torch.nn.Embedding(config.vocab_size, config.hidden_size),
+        "model.norm_f": lambda: NemotronHRMSNorm(config.hidden_size, eps=config.layer_norm_epsilon),
+        "lm_head": lambda: torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False),
+    }
+    for number in range(config.num_hidden_layers):
+        made[f"model.layers.{number}"] = functools.partial(NemotronHBlock, config, layer_idx=number)
+    for name, make in made.items():
+        with torch.device("meta"):
+            block = make()
+        yield name, block
+
+
+def _take_functions(module: Any) -> None:
+    """Let `module(…, inside=function)` call the function in place of its forward, for `within`."""
+    forward = module.forward
+
+    def with_function(_self: Any, *args: Any, inside: Callable[..., Any] | None = None, **named: Any) -> Any:
+        return forward(*args, **named) if inside is None else inside(*args, **named)
+
+    module.forward = MethodType(with_function, module)
+    module._takes_functions = True
+
+
+def within(module: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, called while the module's weights are whole: FSDP gathers them around a module's own forward,
+    and what uses them must run inside of it. `module` may be one that wraps such a module."""
+    inner = getattr(module, "module", module)
+    if getattr(inner, "_takes_functions", False):
+        return module(*args, inside=function)
+    if inner is not module or is_on_ranks(inner):
+        raise NemotronError("A model that lies on several ranks was not prepared for training.")
+    return function(*args)
+
+
+def is_on_ranks(model: torch.nn.Module) -> bool:
+    """Whether the model's tensors lie on several ranks: then all of them take part in what is done with it."""
+    return any(is_sharded(parameter) for parameter in model.parameters())
+
+
+def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    """The summed −log p of the labels, [batch, sequence], in one call of the model, of which the head is given `chunk`
+    tokens at a time: the logits of all tokens, [tokens, vocabulary], are the largest thing in a step. None: all at
+    once."""
+
+    def both() -> torch.Tensor:
+        inner = getattr(model, "module", model)
+        hidden = inner.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return head_nll(inner.lm_head, hidden.flatten(0, -2), labels.flatten(), chunk)
+
+    return within(model, both)
+
+
+def head_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    """The summed −log p of labels, [tokens], after hidden states, [tokens, hidden]."""
+    return within(head, lambda states: _chunked_nll(head, states, labels, chunk), hidden)
+
+
+def _chunked_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    import torch
+    from torch.nn.functional import cross_entropy, linear
+    from torch.utils.checkpoint import checkpoint
+
+    def nll(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(linear(states, head.weight, head.bias).float(), wanted, reduction="sum")
+
+    if chunk is None or len(labels) <= chunk:
+        return nll(hidden, labels)
+    # A chunk's logits are made again for its backward pass, not kept.
+    parts = [
+        checkpoint(nll, states, wanted, use_reentrant=False)
+        for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    ]
+    return torch.stack(parts).sum()

@@ -1,0 +1,361 @@
+"""Checkpoints of a model that lies on several ranks: each writes, syncs and hashes a file of its own rows, and the
+record that makes them a checkpoint comes last. Any other layout can go on from it: a rank reads the rows that it holds.
+
+    step-00000100/
+    ├── checkpoint.json             as in every checkpoint: progress, identity, each file's size and sha256
+    ├── model/config.json
+    └── shards/
+        ├── index.json              for each tensor: its type and shape, and which file has which rows
+        └── rank-00000.safetensors  `weights.<parameter>`, and the optimizer's `exp_avg.<parameter>`, …
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, disk_errors, save_config
+from nemotron_kit.training.parallel import is_first_copy, own_part, rows_of, tensors, whole
+
+if TYPE_CHECKING:
+    import torch
+
+SHARDS = "shards"
+INDEX = f"{SHARDS}/index.json"
+WEIGHTS = "weights"
+# Where a model is exported: a file's tensors are together on one rank, and no more than that.
+_EXPORT_BYTES = 4 << 30
+
+
+def is_one(path: Path) -> bool:
+    """Whether the checkpoint in `path` is of this kind."""
+    return (path / INDEX).is_file()
+
+
+def verifies(name: str) -> bool:
+    """Whether this rank reads the file `name` of a checkpoint through when a run goes on from it: each a part of the
+    shards, the first all else."""
+    number = re.search(rf"{SHARDS}/rank-(\d+)", name)
+    return int(number[1]) % processes.world_size() == processes.rank() if number else processes.rank() == 0
+
+
+def save(
+    folder: Path, step: int, record: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer, *, later: bool
+) -> Save:
+    """Write the checkpoint of `step`; it is one after `commit`. All ranks must call it. With `later` a copy of the
+    state is written, while training goes on.
+
+    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
+    begun = Save(folder, step, record, model)
+    begun.begin(_own_rows(model, optimizer), later=later)
+    return begun
+
+
+class Save:
+    """A checkpoint that is being written: `written` says when this rank's part is on disk. It is there from `commit`
+    on, whole and durable, and not before."""
+
+    def __init__(self, folder: Path, step: int, record: dict[str, Any], model: Any) -> None:
+        self.final = folder / checkpoint.name(step)
+        self._record = {"step": step, **record}
+        self._config, self._generation = model.config, getattr(model, "generation_config", None)
+        self._own: dict[str, list[Any]] = {}
+        self._error: OSError | None = None
+        self._files: dict[str, Any] = {}
+        self._thread: threading.Thread | None = None
+        self._aside: Path | None = None
+
+    def begin(self, own: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
+        """Make the place for the files, and write this rank's: in a thread, from a copy, if it is for later."""
+        with _as_checkpoint_error(self.final):
+            aside = processes.together(self._place)[0]
+            if aside is None:  # the same step of the same run: the same content
+                return
+            self._aside = Path(aside)
+            processes.together(self._require_shared)
+        self._own = {key: info for key, (info, _) in own.items()}
+        values = {key: value.to("cpu", copy=True) if later else value.contiguous() for key, (_, value) in own.items()}
+        if later:
+            self._thread = threading.Thread(target=self._write, args=(values,), name=self.final.name, daemon=True)
+            self._thread.start()
+        else:
+            self._write(values)
+
+    def _place(self) -> str | None:
+        if processes.rank() != 0:
+            return None
+        checkpoint.require_own(self.final, self._record["identity"])
+        if (self.final / checkpoint.RECORD).is_file():
+            return None
+        folder = self.final.parent
+        aside = folder / f".{self.final.name}.{secrets.token_hex(4)}.tmp"
+        (aside / SHARDS).mkdir(parents=True)
+        return str(aside)
+
+    def _require_shared(self) -> None:
+        if not (self.aside / SHARDS).is_dir():
+            raise NemotronError(
+                f"{self.final.parent}: process 0 has made a folder there that process {processes.rank()} does not "
+                "see: ranks on several nodes need a checkpoint.save that all of them share."
+            )
+
+    @property
+    def aside(self) -> Path:
+        assert self._aside is not None  # noqa: S101 - begin() has set it
+        return self._aside
+
+    @property
+    def written(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def _write(self, values: dict[str, torch.Tensor]) -> None:
+        from safetensors.torch import save_file
+
+        try:
+            if values:
+                name = f"{SHARDS}/rank-{processes.rank():05d}.safetensors"
+                with disk_errors():
+                    save_file(values, self.aside / name)
+                self._files = {name: _synced(self.aside / name)}
+        except OSError as error:
+            self._error = error
+
+    def commit(self) -> None:
+        """Make it a checkpoint, once all ranks have written. All must call it. NemotronError, on all ranks, when the
+        disk has refused; earlier checkpoints are untouched."""
+        if self._aside is None:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        try:
+            with _as_checkpoint_error(self.final):
+                parts = processes.together(self._told)
+                processes.together(lambda: self._commit(parts) if processes.rank() == 0 else None)
+        finally:
+            if processes.rank() == 0:
+                shutil.rmtree(self.aside, ignore_errors=True)
+
+    def _told(self) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
+        return {"files": self._files, "rows": self._own}
+
+    def _commit(self, parts: list[dict[str, Any]]) -> None:
+        index: dict[str, Any] = {}
+        files: dict[str, Any] = {}
+        for part in parts:
+            files |= part["files"]
+            for key, (dtype, shape, start, stop) in part["rows"].items():
+                entry = index.setdefault(key, {"dtype": dtype, "shape": shape, "rows": []})
+                entry["rows"].append([start, stop, next(iter(part["files"]))])
+        for entry in index.values():
+            entry["rows"].sort()
+        write_text(self.aside / INDEX, json.dumps(index))
+        save_config(self._config, self._generation, self.aside / MODEL)
+        everything = checkpoint.sync_and_hash(self.aside, files)
+        checkpoint.commit(self.aside, self.final, {**self._record, "files": everything})
+
+
+@contextlib.contextmanager
+def _as_checkpoint_error(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise checkpoint.cannot_write(final, error) from error
+
+
+def _synced(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    fsync_dir(path.parent)
+    return {"size": path.stat().st_size, "sha256": digest}
+
+
+def _own_rows(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, tuple[list[Any], torch.Tensor]]:
+    """What this rank writes: key → ([type, whole shape, first row, end], rows). Of equal copies one is written."""
+    own = {}
+    for key, tensor in _state(model, optimizer).items():
+        start, stop = rows_of(tensor)
+        if is_first_copy(tensor) and stop > start:
+            rows = own_part(tensor)
+            own[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
+    return own
+
+
+def _state(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+    state = {f"{WEIGHTS}.{name}": tensor for name, tensor in tensors(model).items()}
+    if optimizer is not None:
+        for name, parameter in model.named_parameters():
+            for entry, value in optimizer.state.get(parameter, {}).items():
+                state[f"{entry}.{name}"] = value
+    return state
+
+
+class Shards:
+    """The tensors of such a checkpoint, of which any rows can be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.index: dict[str, Any] = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path / INDEX}: it can't be read: {error}.") from error
+        self._open: dict[str, Any] = {}
+
+    def read_into(self, target: Any, key: str) -> None:
+        """Read the rows that this rank holds of the tensor `key` into `target`. UserError when it is not there, or of
+        another shape."""
+        entry = self.index.get(key)
+        if entry is None or list(target.shape) != entry["shape"]:
+            there = "missing" if entry is None else f"of the shape {entry['shape']}"
+            raise UserError(f"{self.path}: {key} is {there}; the model's is {list(target.shape)}.")
+        start, stop = rows_of(target)
+        own = own_part(target)
+        done = start
+        for first, end, file in entry["rows"]:
+            lower, upper = max(first, start), min(end, stop)
+            if lower >= upper:
+                continue
+            stored = self._file(file)
+            if own.dim() == 0:
+                own.copy_(stored.get_tensor(key))
+            else:
+                own[lower - start : upper - start].copy_(stored.get_slice(key)[lower - first : upper - first])
+            done = upper
+        if done < stop:
+            raise UserError(f"{self.path}: rows {done} to {stop} of {key} are in none of its files.")
+
+    def _file(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        if name not in self._open:
+            self._open[name] = safe_open(self.path / name, framework="pt")
+        return self._open[name]
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Fill the model, in whatever layout, from the checkpoint in `path`."""
+    import torch
+
+    shards = Shards(path)
+    own = tensors(model)
+    names = {key.partition(".")[2] for key in shards.index if key.startswith(f"{WEIGHTS}.")}
+    if names != set(own):
+        odd = sorted(names ^ set(own))[0]
+        raise UserError(f"{path}: its weights don't fit the model ({odd} is on one side only).")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            shards.read_into(tensor, f"{WEIGHTS}.{name}")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, model: Any, path: Path) -> None:
+    """Put back the optimizer's state, in whatever layout, from the checkpoint in `path` (of either kind)."""
+    import torch
+
+    source = Shards(path) if is_one(path) else _OneFile(path / OPTIMIZER)
+    entries: dict[str, list[str]] = {}
+    for key in source.index:
+        entry, _, name = key.partition(".")
+        if entry != WEIGHTS:
+            entries.setdefault(name, []).append(entry)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if set(entries) != set(trained):
+        odd = sorted(set(entries) ^ set(trained))[0]
+        raise UserError(f"{path}: the optimizer's state doesn't fit the model ({odd} is on one side only).")
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            for entry in entries[name]:
+                of_parameter = source.index[f"{entry}.{name}"]["shape"] == list(parameter.shape)
+                value = torch.zeros_like(parameter) if of_parameter else torch.zeros((), device=parameter.device)
+                source.read_into(value, f"{entry}.{name}")
+                optimizer.state[parameter][entry] = value
+
+
+class _OneFile(Shards):
+    """A safetensors file that holds every tensor whole."""
+
+    def __init__(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        self.path, self._open = file.parent, {}
+        with safe_open(file, framework="pt") as stored:
+            shapes = {key: list(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
+        self.index = {
+            key: {"shape": shape, "rows": [[0, shape[0] if shape else 1, file.name]]} for key, shape in shapes.items()
+        }
+
+
+def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the model in transformers' format; {file: {"size", "sha256"}}. All ranks must call it.
+
+    Blocks are put together one after the other; no rank ever holds more than one file's tensors, and the ranks take
+    turns in writing and hashing. OSError, on all ranks, where the disk refuses.
+    """
+    from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own = tensors(model)
+    groups = list(_files_of(own))
+    written: dict[str, Any] = {}
+    names: dict[str, list[str]] = {}
+    failed: OSError | None = None
+    for number, group in enumerate(groups):
+        writes = number % processes.world_size() == processes.rank() and failed is None
+        together = {}
+        for name in group:
+            full = whole(own[name])
+            if writes:
+                together[name] = full.cpu()
+        if not writes:
+            continue
+        named = "model" if len(groups) == 1 else f"model-{number + 1:05d}-of-{len(groups):05d}"
+        file = f"{named}.safetensors"
+        stored = {key: value.contiguous() for key, value in revert_weight_conversion(model, together).items()}
+        try:
+            with disk_errors():
+                save_file(stored, folder / file, metadata={"format": "pt"})
+            written[file] = _synced(folder / file)
+        except OSError as error:
+            failed = error
+        names[file] = list(stored)
+
+    def told() -> dict[str, Any]:
+        if failed is not None:
+            raise failed
+        return {"files": written, "names": names}
+
+    parts = processes.together(told)
+    if processes.rank() == 0 and len(groups) > 1:
+        where = {name: file for part in parts for file, stored in part["names"].items() for name in stored}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n", mode=0o666)
+    return {file: entry for part in parts for file, entry in part["files"].items()}
+
+
+def _files_of(own: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+    """The names of the tensors of each exported file: whole blocks, together about `_EXPORT_BYTES`."""
+    group: list[str] = []
+    size, block = 0, ""
+    for name, tensor in own.items():
+        here = ".".join(name.split(".")[:3])
+        if group and here != block and size >= _EXPORT_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += tensor.numel() * tensor.element_size()
+        block = here
+    yield group
