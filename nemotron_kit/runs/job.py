@@ -158,13 +158,13 @@ def _parent(path: Path) -> int | None:
 
 _GOOD_FOR = 0.5
 # Of a process that is gone, by pid and start time: when the system was asked after that, and what it said.
-_asked: dict[tuple[Any, Any], tuple[float, frozenset[bytes]]] = {}
+_asked: dict[tuple[Any, str], tuple[float, frozenset[bytes]]] = {}
 
 
 def _is_named(folder: Path, starter: Mapping[str, Any]) -> bool:
     """Whether a process of ours has a job's folder, or its run's, in its command: its worker, or whoever starts the
     jobs of a sweep. `starter` is gone: what it had not started by then it never will. True where it can't be known."""
-    who, now = (starter.get("pid"), starter.get("started")), time.monotonic()
+    who, now = (starter.get("pid"), str(starter.get("started"))), time.monotonic()
     at, named = _asked.get(who, (-_GOOD_FOR, frozenset()))
     if now - at >= _GOOD_FOR:
         if not Path("/proc/self/cmdline").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from nemotron_kit.executors.base import Observation
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import record
 from nemotron_kit.runs.folder import create_run, open_job
-from nemotron_kit.runs.job import UNEXPLAINED, JobFolder, process_facts
+from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder, process_facts
+
+from ...conftest import until
 
 
 @pytest.fixture
@@ -177,6 +180,19 @@ def test_pending_in_this_process(tmp_path: Path) -> None:
 
 
 GARBAGE = ["", "{", "[]", "null", "{}", '{"state": "done"}', '{"state": "failed", "code": "1"}', "[" * 10**5]
+
+
+def test_pending_while_there_is_a_process_to_start_it(job: JobFolder) -> None:
+    with subprocess.Popen(["true"]) as launch:
+        starter = {**process_facts(launch.pid), "started": []}  # whatever a damaged record says
+    words = ["sleep 30; :", "nemotron_kit.worker", str(job.path)]
+    with subprocess.Popen(["sh", "-c", *words], start_new_session=True) as worker:
+        job.transition("pending", starter=starter)
+        assert until(lambda: len(Path(f"/proc/{worker.pid}/cmdline").read_bytes().split(b"\0")) > len(words))
+        assert job.state().state == "pending"
+        os.killpg(worker.pid, signal.SIGKILL)
+    assert until(lambda: job.state().state == "failed", 5)
+    assert job.state().error == NOT_STARTED
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
