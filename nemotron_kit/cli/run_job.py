@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.request import Job, hydra_overrides
-from nemotron_kit.config.freeze import to_yaml
+from nemotron_kit.config.freeze import resolve, to_yaml, typed
+from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import finite
@@ -263,9 +265,6 @@ def _talk(plan: Plan, composed: Composed) -> int:
     """Call the handler of an interactive command on this process's own streams, without a log between it and the
     terminal, and without a record."""
     from nemotron_kit.artifacts.lineage import given_inputs
-    from nemotron_kit.artifacts.registry import open_registry
-    from nemotron_kit.config.freeze import resolve, typed
-    from nemotron_kit.config.resolvers import pinned
 
     pins = {slot: pin for slot, pin in plan.inputs.items() if pin is not None}
     for pin in pins.values():

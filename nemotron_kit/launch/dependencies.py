@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
+from nemotron_kit.artifacts.reference import parse_override
 from nemotron_kit.errors import Cancelled, NemotronError, Problem, printable
 from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.launch.status import (
@@ -190,8 +191,6 @@ def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot
 
 def _late(plan: Plan, run_ids: set[str], command: Command) -> dict[str, Reference]:
     """Slot → reference of inputs that the runs have not saved yet."""
-    from nemotron_kit.artifacts.reference import parse_override
-
     deferred: dict[str, Reference] = {}
     for slot, text in plan.references.items():
         if plan.inputs.get(slot) is not None:

@@ -18,7 +18,9 @@ from typing import Any
 
 import nemotron_kit
 from nemotron_kit.app import Command
+from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import walk_strings
+from nemotron_kit.errors import UserError
 from nemotron_kit.launch.placing import ResolvedJob
 
 # A file larger than this is known by its size and time.
@@ -256,9 +258,6 @@ def _there(text: str, folders: Sequence[Path]) -> Path | None:
 def _listed(path: Path) -> Iterator[str]:
     if path.suffix.lower() not in (".json", ".yaml", ".yml") or path.stat().st_size > _LISTING:
         return
-    from nemotron_kit.config.config_files import load_mapping
-    from nemotron_kit.errors import UserError
-
     try:
         values = load_mapping(path)
     except (UserError, OSError):  # whoever reads it says what is wrong with it

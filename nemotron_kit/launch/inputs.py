@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS, App, Command
 from nemotron_kit.artifacts import pipe
+from nemotron_kit.artifacts.pipe import parse_piped
+from nemotron_kit.artifacts.reference import Pin, parse_override
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.config_files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used, walk_strings
 from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
@@ -97,8 +100,6 @@ def _ours(text: str, *, alone: bool) -> Mapping[str, Any]:
 
 
 def _parsed(text: str) -> Mapping[str, Any]:
-    from nemotron_kit.artifacts.pipe import parse_piped
-
     return parse_piped(text) if text.strip() else {}
 
 
@@ -164,8 +165,6 @@ def resolve_inputs(
     A declared input whose mapped field has been set to something else is dropped. A malformed reference raises
     UserError; a missing artifact is a problem, with the existing ones and the command that makes it.
     """
-    from nemotron_kit.artifacts.reference import parse_override
-
     run = frozen.get("run", {})
     result = Inputs()
     asked: dict[str, tuple[str, str | None]] = {}
@@ -324,9 +323,6 @@ def pin_slots(
 
 
 def _here(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
-    from nemotron_kit.artifacts.reference import parse_override
-    from nemotron_kit.artifacts.registry import open_registry
-
     registry = open_registry(paths.artifacts)
     found: dict[str, Pin | NemotronError | None] = {}
     for slot, (text, default) in asked.items():
@@ -340,7 +336,6 @@ def _here(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | N
 def _there(
     placed: ResolvedJob, asked: Asked, fields: Mapping[str, set[str]], transports: TransportFactory
 ) -> dict[str, Pin | NemotronError | None]:
-    from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.remote.agent.operations import error_from_dict
 
     paths = placed.paths

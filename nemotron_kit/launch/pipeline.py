@@ -12,14 +12,17 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 from nemotron_kit.app import App, Command, in_order, may_be
+from nemotron_kit.artifacts.reference import LATEST, parse_override
 from nemotron_kit.config.compose import Composed, compose
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, Problem, UserError
 from nemotron_kit.home import new_run_id, runs_root
+from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.fingerprint import Fingerprint, fingerprint
 from nemotron_kit.launch.inputs import input_slots, look_up_for, makers
+from nemotron_kit.launch.launch import code_facts, execute
 from nemotron_kit.launch.pipeline_history import Earlier, earlier_runs, saved_by
 from nemotron_kit.launch.pipeline_request import Request
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
@@ -28,6 +31,7 @@ from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unesca
 from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
 from nemotron_kit.spec.plan import Plan, is_here
+from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome
 
 if TYPE_CHECKING:
@@ -181,8 +185,6 @@ class Launch:
 
     def _wire(self) -> None:
         """Connect every input that names the newest version of what another stage saves with that stage."""
-        from nemotron_kit.artifacts.reference import LATEST, parse_override
-
         made: dict[str, Stage] = {}
         for stage in self.stages:
             made.update(dict.fromkeys(stage.produces, stage))
@@ -351,8 +353,6 @@ class Launch:
 
     def record(self) -> RunFolder:
         """Create the pipeline's own run, without stages yet."""
-        from nemotron_kit.launch.launch import code_facts
-
         first, pipeline = self.stages[0], self.request.pipeline
 
         plan = {
@@ -372,12 +372,7 @@ class Launch:
 
     def run_here(self, say: PipelineProgress) -> Outcome:
         """Run the stages one after another, each with its profile, until one does not succeed."""
-        from nemotron_kit.launch.launch import code_facts, execute
-        from nemotron_kit.worker.hydra import hydra_files
-
         if self.after:
-            from nemotron_kit.launch.dependencies import wait_for
-
             wait_for(None, self.after)
         run, outcome = self.record(), Outcome(0, "succeeded")
         for place, stage in enumerate(self.stages):
@@ -407,10 +402,6 @@ class Launch:
     def submit(self, say: PipelineProgress) -> list[tuple[Stage, Plan]]:
         """Submit every stage that is not skipped, each to start after those whose artifacts it reads (on this machine
         after the one before it). The decision is made again when a stage starts, once its inputs exist."""
-        from nemotron_kit.launch.dependencies import After
-        from nemotron_kit.launch.launch import code_facts, execute
-        from nemotron_kit.worker.hydra import hydra_files
-
         run = self.record()
         given: list[tuple[Stage, Plan]] = []
         for place, stage in enumerate(self.stages):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Pipeline
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.fingerprint import Fingerprint
@@ -68,8 +69,6 @@ def saved_by(run: RunFolder) -> list[Pin]:
 
 
 def _pins_of(stored: Mapping[Any, Any]) -> dict[Any, Pin]:
-    from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-
     found = {}
     for key, value in stored.items():
         with suppress(DamagedRecordError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import shadows_library
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.convert import type_hints
@@ -23,7 +24,8 @@ from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
-from nemotron_kit.spec.paths import RemotePaths, below, moved, with_folder
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.spec.paths import RemotePaths, below, ignored, moved, repositories_left_out, with_folder
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
@@ -161,8 +163,6 @@ def _place_in(file: Path | None, key: str) -> str:
 def _placed(
     composed: Composed, run_id: str, job: int, recorded: RunConfig | None, transports: TransportFactory | None
 ) -> ResolvedJob:
-    from nemotron_kit.home import nemotron_home
-
     folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
     frozen = freeze(composed.config, folder)
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
@@ -192,8 +192,6 @@ def registry_here(settings: RunConfig) -> str | None:
     """The registry that a job on this machine finds, unless its profile names another."""
     if settings.tunnel == "ssh" or settings.artifacts_root:
         return None
-    from nemotron_kit.artifacts.registry import open_registry
-
     return str(open_registry().root)
 
 
@@ -220,8 +218,6 @@ def registry_table(paths: RemotePaths) -> str:
 
 def left_out(paths: RemotePaths) -> list[str]:
     """Notes: a sentence for each git repository inside the code tree that git ignores, so that it is not sent."""
-    from nemotron_kit.spec.paths import repositories_left_out
-
     if paths.tree is None:
         return []
     return [
@@ -241,8 +237,6 @@ def _ignored(placed: ResolvedJob) -> list[Problem]:
     paths = placed.paths
     if paths.code is None or paths.tree is None:
         return []
-    from nemotron_kit.spec.paths import ignored
-
     inside = f"{paths.code}/"
     values = {key: value for key, value in placed.config.items() if key != "run"}
     found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
 from nemotron_kit.app import App, Command
+from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
+from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import find_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
@@ -35,6 +37,7 @@ from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, fields_given, label_of
+from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import python_module, torchrun_command
 
 if TYPE_CHECKING:
@@ -85,14 +88,10 @@ def job_environment(
 
 def references(settings: RunConfig) -> list[str]:
     """The variables of the profile whose values refer to others; the job expands them on its own machine."""
-    from nemotron_kit.spec.runconfig import env_dict
-
     return [name for name, text in env_dict(settings).items() if refers(text)]
 
 
 def _env_vars(settings: RunConfig) -> dict[str, str]:
-    from nemotron_kit.spec.runconfig import env_dict
-
     variables = env_dict(settings)
     for name, value in variables.items():
         variable = name if is_secret_name(name) else secret_in(str(value))
@@ -237,8 +236,6 @@ def preflight(
     """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
     could not judge). A check that takes `here` is also called for jobs of other machines, with the values known now;
     any other would judge this machine. `processes`, the number on all nodes, goes to a check that takes it."""
-    from nemotron_kit.config.resolvers import pinned
-
     values, problems = _with_fields(frozen, inputs, paths)
     check = command.load_preflight()
     if check is None or not (here or _takes(check, "here")):
@@ -293,8 +290,6 @@ def _with_fields(
 
 def _field(found: re.Match[str], inputs: Inputs, paths: RemotePaths) -> Any:
     """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
-    from nemotron_kit.artifacts.registry import artifact_field, open_registry
-
     pin, name = inputs.pins.get(found["slot"]), field_of(found)
     if pin is None:
         return None

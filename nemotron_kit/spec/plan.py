@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import add_import_folders, load_object
+from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
@@ -269,8 +270,6 @@ def _hydra(stored: str | Sequence[Any]) -> list[str]:
 
 
 def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
-    from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-
     try:
         return {slot: Pin.from_dict(pin) if pin is not None else None for slot, pin in stored.items()}
     except DamagedRecordError as error:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.spec.runconfig import ProfileError, RunConfig, field_name, resolve_partition, with_overrides
+from nemotron_kit.spec.runconfig import (
+    ProfileError,
+    RunConfig,
+    check_value,
+    field_name,
+    resolve_partition,
+    with_overrides,
+)
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.wandb import WandbConfig
@@ -250,8 +257,6 @@ def _there(env: EnvFile, name: str) -> str | None:
 
 def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple[str, Any]]:
     """The fields that one table sets, under their own names and of the right types."""
-    from nemotron_kit.spec.runconfig import check_value
-
     seen: dict[str, str] = {}
     for key, value in table.items():
         if key == _RESOURCES:
@@ -275,8 +280,6 @@ _PLACE = frozenset({"executor", "extends", "tunnel", "host", "user", "identity",
 
 def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str, Any, str]]:
     """(class, field, value, where it stands) of the resource classes that one table has, checked."""
-    from nemotron_kit.spec.runconfig import check_value
-
     classes = env.tables[table].get(_RESOURCES, {})
     if not isinstance(classes, dict):
         what = f"expected tables [{table}.resources.CLASS], got {classes!r}."

@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import omegaconf_unescaped
-from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name
+from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name, with_overrides
 
 MODES = ("local", "run", "batch")
 
@@ -30,13 +30,9 @@ def effective_settings(
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
     environment = {key: _unescaped(value) for key, value in (run.get("env") or {}).items()}
     if recorded is not None:
-        from nemotron_kit.spec.runconfig import with_overrides
-
         typed = {key: value for key, value in environment.items() if _on_command_line(key, overrides)}
         return with_overrides(recorded, typed, prefix="run.env.")
     if not profile and not environment:
-        from nemotron_kit.spec.runconfig import RunConfig
-
         return RunConfig()
     from nemotron_kit.spec.profiles import effective_profile
 

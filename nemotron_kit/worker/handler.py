@@ -10,6 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import files
+from nemotron_kit.artifacts import finish_wandb
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.job import PREEMPTED, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics
@@ -23,9 +26,6 @@ if TYPE_CHECKING:
 def verified_inputs(job: JobFolder, spec: JobSpec) -> dict[str, Pin]:
     """Slot → pin, of a job with this spec. Inputs that another run had not saved at launch are pinned now. Raises
     UserError when an artifact's files are no longer those that its version records."""
-    from nemotron_kit.artifacts.reference import Pin
-    from nemotron_kit.artifacts.registry import open_registry
-
     registry, recorded = open_registry(), job.artifacts()["inputs"]
     pins = {slot: Pin.from_dict(value) for slot, value in recorded.items()} if isinstance(recorded, Mapping) else {}
     for pin in pins.values():
@@ -45,8 +45,6 @@ def handed_on(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome
     if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
         return None
     from nemotron_kit.artifacts import lineage
-    from nemotron_kit.artifacts.reference import Pin
-    from nemotron_kit.artifacts.registry import open_registry
 
     registry, outputs = open_registry(), [Pin.from_dict(pin) for pin in before["outputs"]]
     try:
@@ -90,8 +88,6 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
         outcome = _from_code(value) if is_code else Outcome(0, "succeeded", value=value)
     flush_metrics()  # before its end is on record
     if "wandb" in sys.modules:
-        from nemotron_kit.artifacts import finish_wandb
-
         finish_wandb(exit_code=outcome.code)
     return outcome
 
