@@ -84,3 +84,11 @@ def test_one_that_ends_after_it_was_cancelled_is_cancelled(job: JobFolder, code:
 
     assert ends(job, cancelled) == (4, "cancelled", "cancelled")
     assert job.state().code == own
+
+
+def test_the_resolved_config_holds_no_secret_by_value(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact's field may hold what was no secret where it was saved."""
+    (job.path / "config.yaml").write_text("a: [{b: see canary-5f31-text}]\n")
+    monkeypatch.setenv("SOME_API_KEY", "canary-5f31-text")
+    assert ends(job) == (0, "succeeded", "succeeded")
+    assert (job.path / "resolved.yaml").read_text() == "a:\n- b: see ***\n"
