@@ -105,7 +105,9 @@ def test_a_text_inside_other_objects(tmp_path: Path) -> None:
     assert sorted(read(path, rows, field="doc.body.text")) == ["deep", "flat"]
     assert rows.empty == 1
     path.write_bytes(jsonl([{"doc": {"body": {"title": "x"}}}]))
-    with pytest.raises(UserError, match="line 1: there is no field 'text'; it has doc"):
+    with pytest.raises(
+        UserError, match=r"there is no field 'doc.body.text' \(no 'text' on the way to it\); it has doc"
+    ):
         read(path, field="doc.body.text")
     path.write_bytes(jsonl([{"doc": "no object"}]))
     with pytest.raises(UserError, match="line 1: a field on the way to the text is no object"):
