@@ -356,6 +356,14 @@ class SftPrepConfig(DataPrepConfig):
 
 
 @dataclass
+class PackedTextConfig(SftPrepConfig):
+    """Input of packing documents: `text_field` is a document's text, and every token of it counts."""
+
+    text_field: str = "text"
+    add_eos: bool = True
+
+
+@dataclass
 class RLPrepConfig:
     """Input of `prepare_rl`. The ratios are for a source that comes without splits; `sample` takes the first rows of
     each dataset (of each of its splits)."""
@@ -419,11 +427,12 @@ class JsonlOutputConfig:
 
 @dataclass(frozen=True)
 class PackedOutputConfig:
-    """Documents packed into sequences of `pack_size` tokens. Not implemented: it is refused."""
+    """Documents packed into rows of at most `pack_size` tokens, with a loss mask of 1 for all but the last token of
+    each; a longer document goes on in another row. `dtype` is the token ids' integer type: int32."""
 
-    pack_size: int = 4096
+    pack_size: int = 2048
     algorithm: str = FIRST_FIT_SHUFFLE
-    dtype: Literal["int32", "int64", "uint16"] | None = None
+    dtype: Literal["int32"] = "int32"
     shard_size: str | int | None = None
     num_shards: int | None = None
 
@@ -436,6 +445,8 @@ class ChatSftOutputConfig:
     chat_template: str | None = None
     messages_field: str = "messages"
     tools_field: str = "tools"
+    used_in_filter: str | None = None
+    used_in_field: str = "used_in"
     pack_size: int = 4096
     algorithm: str = FIRST_FIT_SHUFFLE
     shard_size: str | int | None = None

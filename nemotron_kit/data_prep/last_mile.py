@@ -21,6 +21,7 @@ from nemotron_kit.data_prep.config import (
     DataPrepConfig,
     JsonlOutputConfig,
     PackedOutputConfig,
+    PackedTextConfig,
     PipelineConfig,
     SftPrepConfig,
 )
@@ -68,10 +69,10 @@ class PipelineResult:
 def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
     """Turn a blend into training data in the format that `config.output.format` names.
 
-    That is Megatron's .bin/.idx, as by `run_data_prep`; packed conversations, as by `run_sft_data_prep`; or JSON lines,
-    which one process writes, anew each time. For conversations and JSON lines `per_split` holds out a part of the
-    records: V valid_shards beside N num_shards and T test_shards are V / (N + V + T) of them. Raises UserError for bad
-    input, and for a format that is not implemented.
+    That is Megatron's .bin/.idx, as by `run_data_prep`; packed conversations, as by `run_sft_data_prep`, or packed
+    documents in the same files; or JSON lines, which one process writes, anew each time. For all but .bin/.idx
+    `per_split` holds out a part of the records: V valid_shards beside N num_shards and T test_shards are
+    V / (N + V + T) of them. Raises UserError for bad input.
     """
     form = config.output.format
     if isinstance(form, BinIdxOutputConfig):
@@ -82,22 +83,16 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
         made = prepare(flat, blend, number_type=form.dtype)
         held_out = flat.held_out != (0, 0)
         return _result(made, flat.output_dir, _shard_splits(made), is_per_split=ALL not in blend.splits or held_out)
-    if isinstance(form, ChatSftOutputConfig):
-        chat = _chat_settings(form, config)
-        made = prepare(chat, blend, outputs=sft_prep.OUTPUTS)
-        output = chat.output_dir.expanduser().absolute()
-        return _result(made, output, _packed_splits(made, output), is_per_split=chat.train_ratio < 1)
+    if isinstance(form, ChatSftOutputConfig | PackedOutputConfig):
+        flat = _chat_settings(form, config) if isinstance(form, ChatSftOutputConfig) else _text_settings(form, config)
+        made = prepare(flat, blend, outputs=sft_prep.OUTPUTS)
+        output = flat.output_dir.expanduser().absolute()
+        return _result(made, output, _packed_splits(made, output), is_per_split=flat.train_ratio < 1)
     if isinstance(form, JsonlOutputConfig):
         return _lines(blend, config, form)
-    if isinstance(form, PackedOutputConfig):
-        raise UserError(
-            "OutputConfig.format: packed documents (PackedOutputConfig) are not built.",
-            hint="BinIdxOutputConfig writes documents that a trainer cuts to its sequence length; ChatSftOutputConfig "
-            "packs conversations.",
-        )
     raise UserError(
         f"OutputConfig.format: {form!r} is none of the output configs.",
-        hint="Use BinIdxOutputConfig, JsonlOutputConfig or ChatSftOutputConfig.",
+        hint="Use BinIdxOutputConfig, JsonlOutputConfig, PackedOutputConfig or ChatSftOutputConfig.",
     )
 
 
@@ -107,8 +102,10 @@ def tokenize(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
     return last_mile_process(blend, config)
 
 
-def _settings(form: BinIdxOutputConfig | ChatSftOutputConfig, config: PipelineConfig, what: str) -> dict[str, Any]:
-    """What both forms take, as fields of their flat configs."""
+def _settings(
+    form: BinIdxOutputConfig | ChatSftOutputConfig | PackedOutputConfig, config: PipelineConfig, what: str
+) -> dict[str, Any]:
+    """What these forms take, as fields of their flat configs."""
     tokenizer = config.tokenizer
     if tokenizer is None or not tokenizer.model:
         raise UserError(
@@ -139,23 +136,42 @@ def _chat_settings(form: ChatSftOutputConfig, config: PipelineConfig) -> SftPrep
             f"OutputConfig.min_doc_chars={config.output.min_doc_chars}: it is for documents, not for chat SFT.",
             hint="Leave it out; a filter of conversations is SftPrepConfig.used_in_filter.",
         )
+    return SftPrepConfig(
+        # A conversation has the template's own ends.
+        **{**settings, **_packing(form, config), "add_bos": False, "add_eos": False},
+        text_field=form.messages_field,
+        tools_field=form.tools_field,
+        chat_template=form.chat_template or SftPrepConfig.chat_template,
+        used_in_filter=form.used_in_filter,
+        used_in_field=form.used_in_field,
+    )
+
+
+def _text_settings(form: PackedOutputConfig, config: PipelineConfig) -> PackedTextConfig:
+    if form.dtype != "int32":
+        raise UserError(
+            f"PackedOutputConfig.dtype={form.dtype!r}: packed rows have int32 tokens, as Megatron-Bridge reads them.",
+            hint="Leave it out; BinIdxOutputConfig has int32, int64 and uint16.",
+        )
+    settings = _settings(form, config, "packed")
+    return PackedTextConfig(**{**settings, **_packing(form, config), "add_eos": settings["add_eos"] is not False})
+
+
+def _packing(form: ChatSftOutputConfig | PackedOutputConfig, config: PipelineConfig) -> dict[str, Any]:
+    """How the rows of both forms are packed and split."""
     held = DataPrepConfig(per_split=config.per_split).held_out
     if min(held) < 0:
         raise UserError(f"valid_shards and test_shards can't be negative, got {held}.")
     parts = (max(1, form.num_shards or DEFAULT_SHARDS), *held)
     train, valid, test = (part / sum(parts) for part in parts)
-    return SftPrepConfig(
-        # A conversation has the template's own ends.
-        **{**settings, "per_split": None, "add_bos": False, "add_eos": False},
-        text_field=form.messages_field,
-        tools_field=form.tools_field,
-        chat_template=form.chat_template or SftPrepConfig.chat_template,
-        pack_size=form.pack_size,
-        algorithm=form.algorithm,
-        train_ratio=train,
-        valid_ratio=valid,
-        test_ratio=test,
-    )
+    return {
+        "per_split": None,
+        "pack_size": form.pack_size,
+        "algorithm": form.algorithm,
+        "train_ratio": train,
+        "valid_ratio": valid,
+        "test_ratio": test,
+    }
 
 
 def _result(made: PreparedData, output: Path, splits: dict[str, SplitResult], *, is_per_split: bool) -> PipelineResult:

@@ -1,21 +1,34 @@
-"""Makes one shard of chat data: records → conversations → sequences → packed rows, one file for each split."""
+"""Makes one shard of packed rows: records → conversations → sequences → rows, or documents → rows; one file for each
+split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, from_json, special_tokens, texts_of
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
-from nemotron_kit.data_prep.packing import PackedWriter
-from nemotron_kit.data_prep.shard import BATCH, SavedRecord, Tick, encoded, load_tokenizer, record_path, size_and_hash
+from nemotron_kit.data_prep.packing import Ids, Mask, PackedWriter
+from nemotron_kit.data_prep.shard import (
+    BATCH,
+    DocumentCounts,
+    SavedRecord,
+    Tick,
+    document_tokens,
+    encoded,
+    load_tokenizer,
+    record_path,
+    size_and_hash,
+)
 from nemotron_kit.data_prep.shard_plan import ChatSettings, ShardPlan, part_name
 from nemotron_kit.errors import UserError
 
@@ -26,6 +39,13 @@ NO_TOOLS = "tool_call_without_tools"
 NO_ANSWER = "no_answer"
 CUT_OFF = "answer_cut_off"
 FILTERS = (NOT_USED, NO_MESSAGES, NO_TOOLS, NO_ANSWER, CUT_OFF)
+# The same of documents: without text; shorter than min_doc_chars, or of one token, after which nothing is predicted.
+EMPTY = "empty"
+TOO_SHORT = "too_short"
+DOCUMENT_FILTERS = (EMPTY, TOO_SHORT)
+
+# From a sequence's tokens and mask to those that are packed.
+Fit = Callable[[Ids, Mask], Iterator[tuple[Ids, Mask]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,8 @@ class SplitPart:
 @dataclass(frozen=True)
 class PackedRecord(SavedRecord):
     """The record of a shard: `plan` is its plan's digest. Of the `rows` read, `documents` were used, `filtered` left
-    out by reason, and `bad` invalid (`bad_rows` lists the first); `cut` sequences were longer than a row."""
+    out by reason, and `bad` invalid (`bad_rows` lists the first); `cut` sequences were longer than a row, or documents
+    longer than max_doc_tokens."""
 
     plan: str
     documents: int
@@ -70,29 +91,29 @@ class PackedRecord(SavedRecord):
 
 
 @dataclass
-class _Counts:
+class _Counts(DocumentCounts):
     documents: int = 0
-    cut: int = 0
-    filtered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))
+    filtered: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Conversation:
+    """A conversation, or a document as its only sequence."""
+
     split: str
     sequences: list[list[Chunk]]
 
 
 def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> PackedRecord:
-    """Make shard `number` of a plan with chat settings in the output folder: a file for each split that has rows, then
+    """Make shard `number` of a plan of packed rows in the output folder: a file for each split that has rows, then
     the record that marks them as complete. The bytes depend on the plan only. Raises UserError for bad input."""
     chat = plan.chat
     if chat is None:
         raise ValueError("a plan without chat settings")
     shard = plan.shards[number].name
     rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
-    counts = _Counts()
+    counts = _Counts(filtered=dict.fromkeys(DOCUMENT_FILTERS if chat.template is None else FILTERS, 0))
     tokenizer = load_tokenizer(folder, plan.tokens.sha256)
-    limit = min(chat.pack_size, plan.max_doc_tokens or chat.pack_size)
     pending: deque[list[_Conversation]] = deque()
     characters = 0
     with ExitStack() as stack:
@@ -109,12 +130,17 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
             )
             for split in SPLITS
         }
-        conversations = _conversations(plan, number, _form(folder, plan.tokens.sha256, chat.template), rows, counts)
+        if chat.template is None:
+            conversations, fit = _documents(plan, number, rows, counts), _document_fit(plan, chat.pack_size, counts)
+        else:
+            form = _form(folder, plan.tokens.sha256, chat.template)
+            limit = min(chat.pack_size, plan.max_doc_tokens or chat.pack_size)
+            conversations, fit = _conversations(plan, number, form, rows, counts), _sequence_fit(limit, counts)
         batches = _batches(conversations, pending)
         for read, encodings in encoded(batches, tokenizer.encode_batch_fast):
             ids = [encoding.ids for encoding in encodings]
             before = sum(writer.added for writer in writers.values())
-            _write(pending.popleft(), ids, writers, limit, counts)
+            _write(pending.popleft(), ids, writers, fit, counts)
             characters += read
             if tick:
                 tick(read, sum(writer.added for writer in writers.values()) - before)
@@ -165,6 +191,40 @@ def _conversations(
                 counts.filtered[why] += 1
 
 
+def _documents(plan: ShardPlan, number: int, rows: RowCounts, counts: _Counts) -> Iterator[_Conversation]:
+    """The documents of a shard that are long enough, each with its split."""
+    chat = plan.chat
+    assert chat is not None  # noqa: S101  (checked before)
+    source = plan.sources[plan.shards[number].source]
+    for piece in plan.shards[number].pieces:
+        for text in readers.texts(source, piece, rows):
+            if len(text) < (plan.min_doc_chars or 0):
+                counts.filtered[TOO_SHORT] += 1
+            else:
+                yield _Conversation(_split(_identity(text), chat), [[Chunk((text,), counts=True)]])
+        counts.filtered[EMPTY] = rows.empty
+
+
+def _sequence_fit(limit: int, counts: _Counts) -> Fit:
+    def fit(tokens: Ids, mask: Mask) -> Iterator[tuple[Ids, Mask]]:
+        counts.cut += len(tokens) > limit
+        yield tokens[:limit], mask[:limit]
+
+    return fit
+
+
+def _document_fit(plan: ShardPlan, pack_size: int, counts: _Counts) -> Fit:
+    """Adds BOS and EOS, and divides what is longer than a row: nothing of a document is lost."""
+
+    def fit(tokens: Ids, mask: Mask) -> Iterator[tuple[Ids, Mask]]:
+        whole = np.asarray(document_tokens(plan, tokens.tolist(), counts), dtype=np.int32)
+        for start in range(0, len(whole), pack_size):
+            part = whole[start : start + pack_size]
+            yield part, np.ones(len(part), dtype=np.uint8)
+
+    return fit
+
+
 def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSettings) -> str | None:
     """Why a record is left out; None if it is used."""
     if chat.used_in_filter:
@@ -196,7 +256,7 @@ def _identity(messages: Any) -> bytes:
 
 
 def _split(identity: bytes, chat: ChatSettings) -> str:
-    """The split of a conversation, determined by its content, so that duplicates are in the same split."""
+    """The split of a record, determined by its content, so that duplicates are in the same split."""
     place = int.from_bytes(_digest(chat.seed, identity), "big") / 2**64
     if place < chat.ratios[0]:
         return SPLITS[0]
@@ -232,21 +292,18 @@ def _batches(
 
 
 def _write(
-    batch: list[_Conversation], ids: list[list[int]], writers: dict[str, PackedWriter], limit: int, counts: _Counts
+    batch: list[_Conversation], ids: list[list[int]], writers: dict[str, PackedWriter], fit: Fit, counts: _Counts
 ) -> None:
     sequences = encoded_sequences([s for conversation in batch for s in conversation.sequences], ids)
     for conversation in batch:
         used = False
         for _ in conversation.sequences:
-            tokens, mask = next(sequences)
-            if len(tokens) > limit:
-                counts.cut += 1
-                tokens, mask = tokens[:limit], mask[:limit]
-            if mask[1:].any():  # the first token is never predicted
-                writers[conversation.split].add(tokens, mask)
-                used = True
+            for tokens, mask in fit(*next(sequences)):
+                if mask[1:].any():  # the first token is never predicted
+                    writers[conversation.split].add(tokens, mask)
+                    used = True
         counts.documents += used
-        counts.filtered[CUT_OFF] += not used
+        counts.filtered[CUT_OFF if CUT_OFF in counts.filtered else TOO_SHORT] += not used
 
 
 def _published(writer: PackedWriter) -> SplitPart:

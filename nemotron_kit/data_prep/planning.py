@@ -11,7 +11,14 @@ from pathlib import Path
 
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.chat import load_template
-from nemotron_kit.data_prep.config import DEFAULT_SHARDS, DataBlend, DataPrepConfig, SftPrepConfig, parse_size
+from nemotron_kit.data_prep.config import (
+    DEFAULT_SHARDS,
+    DataBlend,
+    DataPrepConfig,
+    PackedTextConfig,
+    SftPrepConfig,
+    parse_size,
+)
 from nemotron_kit.data_prep.shard_plan import (
     ALL,
     MIXED,
@@ -134,7 +141,7 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     chat = _chat_settings(config) if isinstance(config, SftPrepConfig) else None
     if chat and ALL not in blend.splits:
         raise UserError(
-            f"{config.blend_path}: splits by name are not for chat data: each dataset is split by the ratios.",
+            f"{config.blend_path}: splits by name are not for packed rows: each dataset is split by the ratios.",
             hint="Name the sources under 'datasets'.",
         )
     found = tokenizer.find_tokenizer(config.tokenizer_model)
@@ -159,8 +166,8 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     tokenizer.copy_tokenizer(found, output)
     if chat:  # the copy inside is the artifact's, whose folder is splits/
         tokenizer.copy_tokenizer(found, output / "splits")
-        for folder in (output, output / "splits"):
-            write_text(folder / tokenizer.FOLDER / tokenizer.CHAT_TEMPLATE, chat.template, mode=0o666)
+        for folder in (output, output / "splits") if chat.template is not None else ():
+            write_text(folder / tokenizer.FOLDER / tokenizer.CHAT_TEMPLATE, str(chat.template), mode=0o666)
     plan.save(output)
     return plan
 
@@ -168,7 +175,7 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
 def _chat_settings(config: SftPrepConfig) -> ChatSettings:
     wanted = (word.strip() for word in (config.used_in_filter or "").split(","))
     return ChatSettings(
-        template=load_template(config.chat_template),
+        template=None if isinstance(config, PackedTextConfig) else load_template(config.chat_template),
         pack_size=config.pack_size,
         algorithm=config.algorithm,
         seed=config.seed,

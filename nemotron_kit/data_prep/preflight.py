@@ -12,7 +12,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nemotron_kit.data_prep.chat import load_template
-from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, Dataset, SftPrepConfig, parse_size, show_size
+from nemotron_kit.data_prep.config import (
+    DataBlend,
+    DataPrepConfig,
+    Dataset,
+    PackedTextConfig,
+    SftPrepConfig,
+    parse_size,
+    show_size,
+)
 from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
@@ -69,7 +77,7 @@ def _check_settings(config: DataPrepConfig) -> None:
 
 
 def _template_problems(config: DataPrepConfig) -> Iterator[str]:
-    if isinstance(config, SftPrepConfig):
+    if isinstance(config, SftPrepConfig) and not isinstance(config, PackedTextConfig):
         try:
             load_template(config.chat_template)
         except UserError as error:

@@ -39,6 +39,8 @@ _WHY = {
     "tool_call_without_tools": "with tool calls and no tools",
     "no_answer": "without an answer",
     "answer_cut_off": "with the answer cut off",
+    "empty": "without text",
+    "too_short": "too short",
     "bad": "bad",
 }
 
@@ -99,9 +101,10 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
     if not any(rows.split == "train" for rows in chosen):
         filtered = _sums(records.values())["filtered"]
         reasons = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
+        what, key = ("document", "text_field") if _of_documents(plan) else ("conversation", "messages_field")
         raise UserError(
-            f"No conversation is left for training: {reasons}.",
-            hint=f"Read were {', '.join(source.uri for source in plan.sources)}. Is messages_field right?",
+            f"No {what} is left for training: {reasons}.",
+            hint=f"Read were {', '.join(source.uri for source in plan.sources)}. Is {key} right?",
         )
     known = {(rows.split, rows.name) for rows in chosen}
     for path in output.glob("splits/*/*__shard_*.parquet"):
@@ -216,7 +219,8 @@ def report(plan: ShardPlan, records: Records, found: list[dict[str, Any]]) -> di
 
 def _sums(records: Iterable[PackedRecord]) -> dict[str, Any]:
     records = list(records)
-    filtered = {why: sum(record.filtered[why] for record in records) for why in _WHY if why != "bad"}
+    reasons = [why for why in _WHY if any(why in record.filtered for record in records)]
+    filtered = {why: sum(record.filtered.get(why, 0) for record in records) for why in reasons}
     return {
         "records": sum(record.rows or 0 for record in records),
         "used": sum(record.documents for record in records),
@@ -238,6 +242,10 @@ def _splits(plan: ShardPlan, found: list[dict[str, Any]]) -> dict[str, dict[str,
     return splits
 
 
+def _of_documents(plan: ShardPlan) -> bool:
+    return plan.chat is not None and plan.chat.template is None
+
+
 def _dataset(plan: ShardPlan, number: int) -> str:
     return plan.sources[plan.shards[number].source].name
 
@@ -250,11 +258,12 @@ def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
     say(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {total['records']:,} records, "
         f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {why}' if why else 'none left out'}"
-        + (f"; {total['cut']:,} sequences cut" if total["cut"] else "")
+        + (f"; {total['cut']:,} {'documents' if _of_documents(plan) else 'sequences'} cut" if total["cut"] else "")
     )
     for dataset in found["datasets"]:
         if not dataset["used"]:
-            say(f"data prep: dataset {dataset['name']!r} has no usable conversation.")
+            what = "document" if _of_documents(plan) else "conversation"
+            say(f"data prep: dataset {dataset['name']!r} has no usable {what}.")
         if dataset["filtered"]["bad"]:
             first = "; ".join(dataset["bad_rows"])
             say(f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}")

@@ -100,12 +100,12 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
     source = plan.sources[shard.source]
     rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
     texts = chain.from_iterable(readers.texts(source, piece, rows) for piece in shard.pieces)
-    counts = _Counts()
+    counts = DocumentCounts()
     characters = 0
     with ShardWriter(prefix, plan.tokens.dtype) as writer:
         batches = _batches(texts, plan.min_doc_chars or 0, counts)
         for read, encodings in encoded(batches, load_tokenizer(folder, plan.tokens.sha256).encode_batch_fast):
-            documents = [_document(plan, encoding.ids, counts) for encoding in encodings]
+            documents = [document_tokens(plan, encoding.ids, counts) for encoding in encodings]
             writer.add(list(chain.from_iterable(documents)), [len(ids) for ids in documents])
             characters += read
             if tick:
@@ -134,12 +134,14 @@ def record_path(prefix: Path) -> Path:
 
 
 @dataclass
-class _Counts:
+class DocumentCounts:
+    """Documents shorter than min_doc_chars, and those that were cut to max_doc_tokens."""
+
     short: int = 0
     cut: int = 0
 
 
-def _batches(texts: Iterable[str], least: int, counts: _Counts) -> Iterator[tuple[int, list[str]]]:
+def _batches(texts: Iterable[str], least: int, counts: DocumentCounts) -> Iterator[tuple[int, list[str]]]:
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -171,7 +173,7 @@ def encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[t
             yield done, future.result()
 
 
-def _document(plan: ShardPlan, ids: list[int], counts: _Counts) -> list[int]:
+def document_tokens(plan: ShardPlan, ids: list[int], counts: DocumentCounts) -> list[int]:
     """A document's tokens with BOS and EOS, cut to max_doc_tokens in all; the EOS is kept."""
     bos, eos = plan.tokens.bos, plan.tokens.eos
     if bos is not None:

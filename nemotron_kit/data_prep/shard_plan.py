@@ -103,10 +103,10 @@ class TokenizerRecord:
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How chat records become packed rows. `template` is a template's text; `ratios` are those of train, valid and
-    test."""
+    """How records become packed rows. `template` is a template's text; None: the records are documents. `ratios` are
+    those of train, valid and test."""
 
-    template: str
+    template: str | None
     pack_size: int
     algorithm: str
     seed: int
@@ -120,8 +120,8 @@ class ChatSettings:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A whole data preparation; `shards` are numbered by position. With `chat`, sources hold conversations, and shards
-    packed rows.
+    """A whole data preparation; `shards` are numbered by position. With `chat`, sources hold conversations (or
+    documents, without a template in it), and shards packed rows.
 
     `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped has that in its record.
     """
@@ -205,7 +205,7 @@ _WORDS = {
     "sources": "the sources (their names, files, content or sample)",
     "tokens": "the tokenizer, BOS or EOS",
     "limits": "min_doc_chars, max_doc_tokens or max_doc_size",
-    "chat": "what is made of conversations (template, packing, ratios, fields)",
+    "chat": "how rows are made (template, packing, ratios, fields)",
     "shards": "the number of shards, or how documents are assigned to them",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -209,13 +210,67 @@ def test_json_lines_that_cannot_be_written_leave_nothing(
     assert [path for path in (tmp_path / "x").rglob("*") if path.is_file()] == []
 
 
-def test_packed_documents_are_not_built_and_nothing_is_written(blend: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["first_fit_shuffle", "first_fit_decreasing", "concatenative"])
+def test_packed_documents_have_every_token_that_binidx_has(
+    blend: Any, tmp_path: Path, write_jsonl: Callable[..., Path], algorithm: str
+) -> None:
+    import nemotron.data_prep as prep
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from nemotron_kit.data_prep.packing import check_row
+
+    texts = [*WORDS, " ".join(WORDS[:9]), "", "short"]
+    write_jsonl("a.jsonl", texts)
+
+    def made(name: str, form: Any) -> Any:
+        output = prep.OutputConfig(dir=tmp_path / name, format=form, min_doc_chars=6)
+        return prep.last_mile_process(blend, prep.PipelineConfig(tokenizer=tokenizer(), output=output, num_workers=1))
+
+    form = prep.PackedOutputConfig(pack_size=64, algorithm=algorithm, num_shards=2)
+    packed, plain = made("packed", form), made("plain", prep.BinIdxOutputConfig(num_shards=2, dtype="int32"))
+    train = packed.splits["train"]
+    assert json.loads(packed.blend_path.read_text())["train"] == train.data_paths
+    tables = [pq.read_table(f"{prefix}.parquet") for prefix in train.data_paths[1::2]]
+    rows = [row for table in tables for row in table.to_pylist()]
+    parts = []
+    for row in rows:
+        check_row(row["input_ids"], row["loss_mask"], row["seq_start_id"], 64)
+        bounds = [*row["seq_start_id"], len(row["input_ids"])]
+        assert row["loss_mask"] == [int(n + 1 not in bounds) for n in range(len(row["input_ids"]))]
+        parts += [row["input_ids"][start:end] for start, end in itertools.pairwise(bounds)]
+    files = [np.fromfile(f"{prefix}.bin", dtype=np.int32) for prefix in plain.splits["train"].data_paths[1::2]]
+    assert sorted(np.concatenate(files).tolist()) == sorted(token for part in parts for token in part)
+    assert packed.total_tokens == plain.total_tokens and packed.total_sequences == len(parts) > 61
+    # A document's end is where its EOS is; the long one is several sequences, of whole rows but the last.
+    assert sum(part[-1] == parts[0][-1] for part in parts if len(part) < 64) == 61
+    report = json.loads((tmp_path / "packed" / "report.json").read_text())["total"]
+    assert (report["records"], report["used"], report["filtered"]) == (63, 61, {"empty": 1, "too_short": 1, "bad": 0})
+    assert made("packed", form).from_cache
+
+
+def test_packed_documents_by_split_cut_and_refused(blend: Any, tmp_path: Path) -> None:
     import nemotron.data_prep as prep
 
-    output = prep.OutputConfig(dir=tmp_path / "x", format=prep.PackedOutputConfig())
-    with pytest.raises(UserError, match=r"OutputConfig\.format: .* \(PackedOutputConfig\) are not built"):
-        prep.last_mile_process(blend, prep.PipelineConfig(output=output))
+    def made(**given: Any) -> Any:
+        form = prep.PackedOutputConfig(num_shards=2, **given.pop("form", {}))
+        output = prep.OutputConfig(dir=tmp_path / "x", format=form, max_doc_tokens=5)
+        config = prep.PipelineConfig(tokenizer=given.pop("tokenizer", tokenizer()), output=output, **given)
+        return prep.last_mile_process(blend, config)
+
+    for form, says in (
+        ({"dtype": "uint16"}, "PackedOutputConfig.dtype='uint16': packed rows have int32"),
+        ({"algorithm": "best_fit"}, "algorithm='best_fit'"),
+        ({"pack_size": 1}, "pack_size=1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            made(form=form)
+    with pytest.raises(UserError, match="packed output needs a tokenizer"):
+        made(tokenizer=None)
     assert not (tmp_path / "x").exists()
+    result = made(per_split=prep.PerSplitConfig(valid_shards=1, test_shards=1))
+    assert list(result.splits) == ["train", "valid", "test"] and result.is_per_split
+    assert (result.total_sequences, result.total_tokens) == (60, 300)
 
 
 @pytest.mark.parametrize(

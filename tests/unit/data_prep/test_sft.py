@@ -227,7 +227,7 @@ def test_a_second_run_keeps_everything_and_a_changed_file_is_made_again(
     assert "shard_000001.train.parquet did not have the recorded content; made again" in capsys.readouterr().err
     assert bytes_of(config.output_dir) == before
     config.pack_size = 128
-    with pytest.raises(UserError, match="What differs: what is made of conversations"):
+    with pytest.raises(UserError, match="What differs: how rows are made"):
         run_sft_data_prep(config)
     config.force = True
     run_sft_data_prep(config)
@@ -287,5 +287,5 @@ def test_sources_that_hold_no_conversation(prep: Prep, tmp_path: Path) -> None:
         run_sft_data_prep(prep({"path": str(tmp_path / "a.txt")}, force=True))
     config = prep([asks(1)])
     config.blend_path.write_text(json.dumps({"train": [{"name": "a", "path": "a.jsonl"}]}))
-    with pytest.raises(UserError, match="splits by name are not for chat data"):
+    with pytest.raises(UserError, match="splits by name are not for packed rows"):
         run_sft_data_prep(config)
