@@ -238,6 +238,10 @@ class Watch:
             return state
         try:
             check_followed(self.run)
+            if state == "pending" and not self.run.jobs() and is_gone(stored_plan(self.run).launcher or {}):
+                raise DamagedRecord(f"{self.run.path}/jobs: there are none, and its launch has ended.")
+            if state == "running" and not self.elsewhere:
+                _check_processes(self.run.jobs() if self.jobs is None else self.jobs)
         except DamagedRecord as error:
             self.damage = error.message.replace(f"{self.run.path}/", "")
             return DAMAGED
@@ -251,6 +255,15 @@ class Watch:
         if not self.run.jobs():
             return self.run.summary().state
         return effective_run_state(self.run, snapshot)
+
+
+def _check_processes(jobs: Sequence[JobFolder]) -> None:
+    """Raise DamagedRecord if a job of this machine is on record as running, and not by which process: nobody would ever
+    hear of its end."""
+    for job in jobs:
+        state = job.state()
+        if state.state == "running" and state.facts.get("process") is None and job.exit_record() is None:
+            raise DamagedRecord(f"{job.path / 'state'}: process: missing.")
 
 
 def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:

@@ -111,6 +111,15 @@ def is_here(process: Mapping[str, Any]) -> bool:
     return process.get("host") == socket.gethostname() and process.get("namespace") == _namespace()
 
 
+def is_process(record: object) -> bool:
+    """Whether a record is that of a process, which can be judged where it runs."""
+    if not isinstance(record, Mapping):
+        return False
+    pid, host = record.get("pid"), record.get("host")
+    texts = all(isinstance(record.get(name), str | None) for name in ("boot", "namespace"))
+    return type(pid) is int and pid > 0 and isinstance(host, str) and host != "" and texts
+
+
 def is_gone(process: Mapping[str, Any]) -> bool:
     """True only if the process is known to have ended; False if it lives or can't be judged from here."""
     pid = process.get("pid")
@@ -205,8 +214,8 @@ class DamagedRecord(NemotronError):
 
 
 # The shape of a value (null, and a missing key, are always valid): a type, or one of several; {key: …} for an object
-# with these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list, in which null
-# is not valid.
+# with these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list. In a
+# list, and in an object of texts, null is not valid.
 Shape = Any
 _WORDS = {
     dict: "an object",
@@ -248,6 +257,8 @@ def misshapen(value: Any, shape: Shape, key: str) -> str | None:
         shown = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
         return f"{key} is {shown}, not {expected}"
     if isinstance(shape, dict):
+        if shape.get(None) is str and (nulls := [k for k in value if value[k] is None and k not in shape]):
+            return f"{key}.{nulls[0]} is null".lstrip(".")
         pairs = [(k, shape.get(k, shape.get(None))) for k in value]
         found = (misshapen(value[k], kind, f"{key}.{k}".lstrip(".")) for k, kind in pairs if kind is not None)
         return next(filter(None, found), None)
@@ -546,10 +557,17 @@ class JobFolder:
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
         finished = None
+        if state in ("pending", "running"):  # by a damaged record, nobody can tell whether it goes on
+            for name in ("process", STARTER):
+                if last.get(name) is not None and not is_process(last[name]):
+                    said = f"the job's state: {name}: it names no process"
+                    return JobState("unknown", last["at"], started, error=said, facts=last)
         if state in ("pending", "running") and isinstance(process, Mapping) and is_gone(process):
             if (self.path / "exit.json").exists():  # it ended between our two looks
                 return self.state()
             child = self._child()
+            if child is not None and not is_process(child):
+                return JobState("unknown", last["at"], started, error=f"{_CHILD}: it names no process", facts=last)
             if child is not None and not is_gone(child):
                 facts = {**last, "process": child}
                 return JobState("running", last["at"], started, error=ALONE, facts=facts)

@@ -82,9 +82,10 @@ account = "research"
 partition = "batch"
 time = "00:10:00"
 """
-# One job whose handler saves an artifact, two of them, two that Slurm had, and one whose artifact another one reads.
+# One job whose handler saves an artifact, one that was killed, two of them, two that Slurm had, and one whose artifact
+# another one reads.
 KINDS = {
-    "one": ["n=3", "opts={a:1}"],
+    **{kind: ["n=3", "opts={a:1}"] for kind in ("one", "killed")},
     "sweep": ["-m", "n=1,2"],
     **{kind: ["-m", "n=1,2", "--batch", "C"] for kind in ("slurm", "ended", "forgotten")},
     "pipeline": ["make.opts={a:1}"],
@@ -183,6 +184,8 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         run_tool("runs", ["tag", made.name, "fuzzed"])
         if request.param in ("ended", "forgotten"):
             run_tool("runs", ["show", made.name])
+        if request.param == "killed":
+            (made / "jobs" / "0" / "exit.json").unlink()
         if request.param == "forgotten":
             patch.setattr("nemotron_kit.remote.agent.slurm_status._LAG_SECONDS", 0.0)
             (made / "jobs" / "1" / "exit.json").unlink()
@@ -241,7 +244,7 @@ def said(command: str) -> tuple[str | None, str]:
         raise TimeoutError("does not end")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 15)
+    signal.setitimer(signal.ITIMER_REAL, 8)
     written = io.BytesIO()
     out = io.TextIOWrapper(written, encoding="utf-8", write_through=True)
     try:
@@ -273,6 +276,9 @@ def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, 
     kept = home / KEPT
     dice, piped = random.Random(1), (kept / RUN / "stages").exists()
     share = 0.02 if piped or (kept / RUN / "slurm").exists() else 0.04 if (kept / RUN / "jobs" / "1").exists() else 0.4
+    alive = (kept / RUN / "jobs" / "0" / "exit.json").exists() or piped or share < 0.1
+    if not alive:  # another attempt of what was killed takes a second
+        share = 0.08
     for name in records(kept):
         document = json.loads((kept / name).read_text())
         for at in keys(document):
@@ -284,7 +290,7 @@ def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, 
                     continue
                 if everything:
                     yield from ((name, at, kind, command) for kind in kinds)
-                elif dice.random() < (0.04 if command in SLOW else share):
+                elif dice.random() < (0.04 if command in SLOW else share) and (alive or "resume" not in command):
                     yield name, at, dice.choice(kinds), command
 
 

@@ -20,7 +20,7 @@ from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
 from nemotron_kit.remote.ssh import Ssh
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.spec.runconfig import EXECUTORS
 
 
@@ -244,6 +244,12 @@ def test_whoever_waits_for_what_nobody_knows_is_told_so(
     (unplanned.path / "plan.json").write_text("{")
     here = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
     here.job().path.joinpath("exit.json").write_text("{")
+    launcher = {**process_facts(), "boot": "another"}
+    empty = create_run(new_run_id("r", "s"), {"executor": "local", "kind": None, "launcher": launcher}, [])
+    assert run_tool("runs", ["wait", empty.id]) == 3 and "its launch has ended" in capsys.readouterr().out
+    running = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
+    running.job().transition("running", process=None)
+    assert run_tool("runs", ["wait", running.id]) == 3 and "process: missing" in capsys.readouterr().out
     for run, how, code in (
         (unplanned, "plan.json: not valid JSON", 3),
         (forgotten, "has forgotten it", 3),

@@ -146,6 +146,21 @@ def test_a_process_that_is_gone_has_failed(job: JobFolder) -> None:
     assert job.state().state == "succeeded", "an exit record that came late is still believed"
 
 
+@pytest.mark.parametrize("damage", [{"pid": "7"}, {"pid": True}, {"pid": -1}, {"host": None}, {"boot": [[]]}])
+@pytest.mark.parametrize("where", ["process", "starter", "child"])
+def test_a_process_on_record_that_is_none(job: JobFolder, where: str, damage: dict[str, object]) -> None:
+    """Nobody can tell whether the job goes on: it does not count as running for ever."""
+    broken, gone = {**process_facts(), **damage}, {**process_facts(), "boot": "another"}
+    if where == "starter":
+        job.transition("pending", starter=broken)
+    else:
+        job.transition("running", process=broken if where == "process" else gone)
+    if where == "child":
+        (job.path / "child.json").write_text(json.dumps(broken))
+    state = job.state()
+    assert state.state == "unknown" and "it names no process" in str(state.error)
+
+
 def test_a_zombie_is_gone_too(job: JobFolder) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
     facts = process_facts(child.pid)
@@ -164,7 +179,7 @@ def test_a_zombie_is_gone_too(job: JobFolder) -> None:
         ({"host": "elsewhere", "pid": 2**22 + 1}, "running"),  # can't be judged from here
         ({"namespace": "pid:[1]", "pid": 2**22 + 1}, "running"),  # another container's pids
         ({"pid": 2**22 + 1}, "failed"),
-        ({"pid": "garbage"}, "running"),
+        ({"pid": "garbage"}, "unknown"),
     ],
 )
 def test_whose_process_it_is(job: JobFolder, change: dict[str, object], state: str) -> None:

@@ -18,6 +18,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
 
 MakeRun = Callable[..., RunFolder]
@@ -248,6 +249,23 @@ def test_a_pipelines_stage_whose_record_is_damaged(
     assert (said := capsys.readouterr().out) and "1  use: succeeded in" in said and second.id in said
     assert run_tool("runs", ["show", f"{run.id}/1"]) == 0
     assert re.match(f"run +{second.id}\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        ({"environment": {"A": None}}, "environment.A is null"),
+        ({"after": ["x", None]}, r"after\[1\] is null"),
+        ({"place": {"moves": {"/a": None}}}, "place.moves./a is null"),
+    ],
+)
+def test_null_is_no_text(make_run: MakeRun, plan: dict[str, object], why: str) -> None:
+    """A key may be null in a record; a text in a list or in a table may not."""
+    run = make_run(profile=None, inputs={"data": None})
+    assert run.plan()["inputs"] == {"data": None}
+    (run.path / "plan.json").write_text(json.dumps({**run.plan(), **plan}))
+    with pytest.raises(DamagedRecord, match=f"plan.json: {why}"):
+        run.plan()
 
 
 def test_a_sweep_grows(home: Path) -> None:
