@@ -77,8 +77,12 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def packed_data(tmp_path: Path) -> Path:
-    """A folder as data prep leaves it: train/ of two files, valid/ of one, the tokenizer with its template."""
-    folder = tmp_path / "splits"
+    return write_packed_data(tmp_path)
+
+
+def write_packed_data(place: Path) -> Path:
+    """Write a folder as data prep leaves it: train/ of two files, valid/ of one, the tokenizer with its template."""
+    folder = place / "splits"
     write_rows(folder / "train/a.parquet", random_rows(10))
     write_rows(folder / "train/b.parquet", random_rows(6, seed=1))
     write_rows(folder / "valid/a.parquet", random_rows(3, seed=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as std_logging
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -138,7 +139,7 @@ def _train(
     model, optimizer = _build(config, data, start, args.device)
     silent = processes.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
-    for line in (*start.notes, start.describe(), *_placed(config.train.layout, model)):
+    for line in (*start.notes, start.describe(), *placement(config.train.layout, model)):
         reporter.say(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
     run = TrainingRun(
@@ -154,6 +155,17 @@ def _train(
     return _finish(config, run, folder)
 
 
+def load_optimizer_state(optimizer: Any, model: Any, start: StartingPoint) -> None:
+    """Put back the optimizer's state of the checkpoint that the run goes on from, if it does, in whatever layout."""
+    if start.optimizer is None:
+        return
+    saved = start.optimizer.parent
+    if is_on_ranks(model) or sharded.is_one(saved):
+        sharded.load_optimizer(optimizer, model, saved)
+    else:
+        load_optimizer(optimizer, model, start.optimizer)
+
+
 def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, device: Any) -> tuple[Any, Any]:
     """The model in its layout, and its optimizer, as the run starts with them."""
     train = config.train
@@ -162,16 +174,12 @@ def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, dev
         model = model.to(device)
     prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
     optimizer = build_optimizer(train, model)
-    if start.optimizer is not None:
-        saved = start.optimizer.parent
-        if is_on_ranks(model) or sharded.is_one(saved):
-            sharded.load_optimizer(optimizer, model, saved)
-        else:
-            load_optimizer(optimizer, model, start.optimizer)
+    load_optimizer_state(optimizer, model, start)
     return model, optimizer
 
 
-def _placed(layout: Layout, model: Any) -> list[str]:
+def placement(layout: Layout, model: Any) -> list[str]:
+    """A sentence on how the model lies on the processes, if it lies on several."""
     if layout.ranks <= 1:
         return []
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(model).values())
@@ -197,7 +205,7 @@ def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: An
 
 
 def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:
-    run.finish_save()
+    run.saves.finish()
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
         raise preempted(run.stopped, step, config.train.train_iters, config.checkpoint.save)
@@ -231,5 +239,7 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # torch's advice on how a norm over two mesh dimensions could be one reduction.
+    std_logging.getLogger("torch.distributed.tensor._redistribute").setLevel(std_logging.ERROR)
     # What accelerate passes on to DDP has a new name in the newest torch only.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

@@ -15,10 +15,10 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
-from nemotron_kit.training.config_blocks import SchedulerConfig
+from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.model import ExpertBalance
-from nemotron_kit.training.parallel import is_on_ranks, token_nll
+from nemotron_kit.training.parallel import is_on_ranks, layout_of, token_nll
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest, rank, sum_over_ranks, world_size
 from nemotron_kit.training.reporter import Reporter
@@ -263,22 +263,66 @@ def require_finite(what: str, value: float, step: int, lr_setting: str = "train.
         )
 
 
-def save_step(
-    folder: Path, step: int, identity: Mapping[str, Any], fill: Callable[[Path], dict[str, Any]], keep: int
-) -> list[str]:
-    """Write the checkpoint of `step`, and remove all but the newest `keep`; returns a warning for each that could not
-    be removed.
+class Saves:
+    """The checkpoints that a run writes, each by the ranks that hold the model. Older ones are removed afterwards: all
+    but the newest `block.kept`. What can't be removed is reported by `say`, once, and tried again."""
 
-    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
-    checkpoint.require_own(folder / checkpoint.name(step), identity)
-    checkpoint.write(folder, step, fill)
-    return pruned(folder, keep)
+    def __init__(
+        self,
+        block: CheckpointConfig,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        say: Callable[[str], None],
+        write_model: Callable[[Path], None] | None = None,
+    ) -> None:
+        """`write_model(folder)` writes the model's part of a checkpoint of one process (all of it, in `model/`)."""
+        self.block, self.model, self.optimizer = block, model, optimizer
+        self._write_model = write_model or (lambda folder: export_model(model, folder / MODEL))
+        self._say, self._said = say, set[str]()
+        self._pending: sharded.Save | None = None
 
+    def save(self, step: int, record: Mapping[str, Any], *, last: bool) -> None:
+        """Write the checkpoint of `step`. All ranks must call it. Raises NemotronError if another run has written one
+        of this step meanwhile, or if the disk refuses."""
+        assert self.block.save is not None  # noqa: S101 - the caller has seen to it
+        folder = Path(self.block.save)
+        told = {**record, "processes": processes.world_size(), "parallelism": str(layout_of(self.model))}
+        if is_on_ranks(self.model):
+            self.finish()
+            later = self.block.asynchronous and not last
+            self._pending = sharded.save(folder, step, told, self.model, self.optimizer, later=later)
+            if not later:
+                self.finish()
+            return
+        if processes.rank() == 0:
+            checkpoint.require_own(folder / checkpoint.name(step), record["identity"])
+            checkpoint.write(folder, step, lambda aside: self._fill(aside, told))
+            self._prune(folder)
+        processes.barrier()
 
-def pruned(folder: Path, keep: int) -> list[str]:
-    """Remove all but the newest `keep` checkpoints; what could not be removed, as warnings."""
-    problems = checkpoint.prune(folder, keep)
-    return [f"Warning: {problem} It is tried again after the next checkpoint." for problem in problems]
+    def poll(self) -> None:
+        """Make the checkpoint that is being written one, if all ranks have written."""
+        if self._pending is not None and not processes.any_rank(not self._pending.written, self.model.device):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.commit()
+            if processes.rank() == 0:
+                self._prune(pending.final.parent)
+
+    def _fill(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+        self._write_model(folder)
+        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
+        return record
+
+    def _prune(self, folder: Path) -> None:
+        for problem in checkpoint.prune(folder, self.block.kept):
+            if problem not in self._said:
+                self._said.add(problem)
+                self._say(f"Warning: {problem} It is tried again after the next checkpoint.")
 
 
 def preempted(signal: str, step: int, steps: int, save: str | None) -> Preempted:
@@ -327,8 +371,7 @@ class TrainingRun:
         self._window = self._started = time.monotonic()
         self._window_steps = 0
         self._elapsed_before = self.progress.elapsed
-        self._warned: set[str] = set()
-        self._pending: sharded.Save | None = None
+        self.saves = Saves(self.config.checkpoint, self.model, self.optimizer, self.reporter.say)
 
     def before_step(self, step: int) -> None:
         """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""
@@ -343,8 +386,7 @@ class TrainingRun:
         self.progress.steps_in_window += 1
         self._window_steps += 1
         self.reporter.advance()
-        if self._pending is not None and not processes.any_rank(not self._pending.written, self.model.device):
-            self.finish_save()
+        self.saves.poll()
         if processes.any_rank(self.stop.signal is not None, self.model.device):
             self.stopped = self.stop.signal or "a signal to another process"
         return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
@@ -365,42 +407,8 @@ class TrainingRun:
             return
         self.progress.nll = self._window_nll()
         self.progress.elapsed = self._elapsed()
-        folder, keep = Path(self.config.checkpoint.save), self.config.checkpoint.kept
-        if is_on_ranks(self.model):
-            self.finish_save()
-            record = {"progress": self.progress.to_dict(), "identity": self.identity, **self._record()}
-            later = self.config.checkpoint.asynchronous and not (self._last(self.progress.step) or self.stopped)
-            self._pending = sharded.save(folder, self.progress.step, record, self.model, self.optimizer, later=later)
-            if not later:
-                self.finish_save()
-            return
-        if processes.rank() == 0:
-            for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
-                self._warn(problem)
-        processes.barrier()
-
-    def finish_save(self) -> None:
-        """Wait for the checkpoint that is being written, if there is one; then older ones are removed."""
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        pending.commit()
-        if processes.rank() == 0:
-            for problem in pruned(pending.final.parent, self.config.checkpoint.kept):
-                self._warn(problem)
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self.reporter.say(text)
-
-    def _fill(self, folder: Path) -> dict[str, Any]:
-        export_model(self.model, folder / MODEL)
-        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
-        return {"progress": self.progress.to_dict(), "identity": self.identity, **self._record()}
-
-    def _record(self) -> dict[str, Any]:
-        return {"processes": processes.world_size(), "parallelism": str(self.config.train.layout)}
+        record = {"progress": self.progress.to_dict(), "identity": self.identity}
+        self.saves.save(self.progress.step, record, last=self._last(self.progress.step) or bool(self.stopped))
 
     def _logs(self, step: int) -> bool:
         return step % self.config.logger.log_interval == 0 or self._last(step)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nemotron_kit.errors import NemotronError, UserError, nearest
 from nemotron_kit.training import processes
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import torch
@@ -302,6 +304,39 @@ def _take_functions(module: Any) -> None:
     module._takes_functions = True
 
 
+def equal_turns(own: Sequence[T], spare: T | None, model: Any) -> list[tuple[T, bool]]:
+    """What this rank passes through the model, turn by turn, and whether it counts. Where ranks share the model, all of
+    them take part in each pass of any: who has fewer repeats its last (or `spare`), and that does not count."""
+    turns = [(one, True) for one in own]
+    if not is_on_ranks(model):
+        return turns
+    missing = processes.largest(len(own), processes.device()) - len(own)
+    last = own[-1] if own else spare
+    if missing and last is None:
+        raise NemotronError("A process has nothing that it could pass through the shared model.")
+    return [*turns, *([(last, False)] * missing if last is not None else [])]
+
+
+def scale_gradients(model: torch.nn.Module, clip: float) -> torch.Tensor:
+    """Turn the sharded gradients, means over the ranks, into sums; clip them to the norm `clip` (0: no limit). Returns
+    the norm before that."""
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    own = [own_part(parameter.grad) for parameter in trained]
+    squares = torch.zeros((), dtype=torch.float64, device=processes.device())
+    for parameter, gradient in zip(trained, own, strict=True):
+        gradient.mul_(processes.world_size())
+        if is_first_copy(parameter):
+            squares += gradient.double().square().sum()
+    norm = processes.sum_over_ranks(squares).sqrt()
+    if clip > 0:
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in own:
+            gradient.mul_(factor.to(gradient.dtype))
+    return norm
+
+
 def within(module: Any, function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, called while the module's weights are whole: FSDP gathers them around a module's own forward,
     and what uses them must run inside of it. `module` may be one that wraps such a module."""
@@ -311,6 +346,14 @@ def within(module: Any, function: Callable[..., Any], *args: Any) -> Any:
     if inner is not module or is_on_ranks(inner):
         raise NemotronError("A model that lies on several ranks was not prepared for training.")
     return function(*args)
+
+
+def layout_of(model: Any) -> Layout:
+    """The layout that the model has."""
+    if not is_on_ranks(model):
+        return Layout()
+    found = model.config.distributed_config
+    return Layout(found.fsdp_size, found.ep_size, found.dp_replicate_size, sharded=True)
 
 
 def is_on_ranks(model: torch.nn.Module) -> bool:

@@ -71,6 +71,18 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def largest(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if not _joined():
+        return number
+    import torch
+    import torch.distributed as dist
+
+    found = torch.tensor([number], device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found.item())
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether `flag` is set on any rank: all ranks agree on the answer."""
     if not _joined():

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import lora, processes
-from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest
-from nemotron_kit.training.engine import TrainingOutcome, passive_cpu_waits, quiet
+from nemotron_kit.training.engine import (
+    TrainingOutcome,
+    load_optimizer_state,
+    passive_cpu_waits,
+    placement,
+    quiet,
+)
 from nemotron_kit.training.export import (
     ChatTokens,
     export,
@@ -27,7 +33,7 @@ from nemotron_kit.training.export import (
 )
 from nemotron_kit.training.loop import build_optimizer, use_bf16
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
-from nemotron_kit.training.parallel import head_nll, prepare, within
+from nemotron_kit.training.parallel import equal_turns, head_nll, is_on_ranks, prepare, within
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
@@ -130,7 +136,8 @@ class _Run:
         settings, start = self.config.model_settings, self.start
         if self.config.lora is None:
             assert start.weights is not None  # noqa: S101 - check() has seen to it
-            return load_model(start.weights, settings)
+            train = self.config.train
+            return load_model(start.weights, settings, train.layout, bf16=use_bf16(train.precision))
         model = load_model(Path(str(self.base)), settings)
         lora.add_adapters(model, self.config.lora, self.config.train.seed)
         if start.optimizer is not None:
@@ -141,14 +148,15 @@ class _Run:
         quiet()
         config, start = self.config, self.start
         progress = start.progress or TrainingProgress()
-        model = self.model().to(processes.device())
+        model: Any = self.model()
+        if not is_on_ranks(model):
+            model = model.to(processes.device())
         for rows in filter(None, (self.rows, self.held_out)):
             rows.vocab_size = model.config.vocab_size
         train = config.train
         prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
         optimizer = build_optimizer(config.optimizer, model)
-        if start.optimizer is not None:
-            load_optimizer(optimizer, model, start.optimizer)
+        load_optimizer_state(optimizer, model, start)
         silent = processes.rank() != 0
         path = metrics_path(config.logger, self.folder)
         reporter = Reporter(path, progress.step, config.train.train_iters, silent=silent)
@@ -178,7 +186,7 @@ class _Run:
         )
         work = SFTWork(config, self.rows, self.held_out, model, loop)
         try:
-            for line in (*start.notes, *self._notes(model), self._described()):
+            for line in (*start.notes, *self._notes(model), self._described(), *placement(train.layout, model)):
                 reporter.say(line)
             evaluate = work.evaluate if self.held_out is not None else None
             new_data = evaluate is not None and start.valid_on != progress.valid_on and not silent
@@ -189,6 +197,7 @@ class _Run:
                 loop.evaluate(evaluate)  # the loss that is known is that of other held-out data
         finally:
             reporter.close()
+        loop.saves.finish()
         return self._finish(model, loop)
 
     def _described(self) -> str:
@@ -269,21 +278,25 @@ class SFTWork:
         limit = self.eval_iters
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         rows = list(self.held_out.in_order(limit * self.per_step if limit else None))
-        for turn, start in enumerate(range(0, len(rows), self.per_step)):
-            if turn % processes.world_size() == processes.rank():
-                own = rows[start : start + self.per_step]
-                for summed in self._losses(own):
-                    sums[0] += summed
-                sums[1] += sum(row.loss_tokens for row in own)
+        # The ranks take turns; in the last round some may have no rows.
+        for turn in range(0, len(rows), self.per_step * processes.world_size()):
+            start = turn + processes.rank() * self.per_step
+            own = rows[start : start + self.per_step]
+            for summed in self._losses(own, spare=rows[0]):
+                sums[0] += summed
+            sums[1] += sum(row.loss_tokens for row in own)
         nll, tokens = processes.sum_over_ranks(sums).tolist()
         return {"valid_loss": nll / tokens} if tokens else {}
 
-    def _losses(self, rows: Sequence[Row]) -> Iterator[Any]:
-        for batch in (packed_batches if self.packed else batches)(rows, self.most):
-            batch = batch.to(self.model.device)
-            with self.loop.autocast(), self.loop.balance.counting(batch.real):
+    def _losses(self, rows: Sequence[Row], spare: Row | None = None) -> Iterator[Any]:
+        """The summed loss of each batch of the rows. `spare`: what goes through a shared model where there are none."""
+        divided = packed_batches if self.packed else batches
+        instead = next(iter(divided([spare], self.most)), None) if spare is not None else None
+        for given, counts in equal_turns(list(divided(rows, self.most)), instead, self.model):
+            batch = given.to(self.model.device)
+            with self.loop.autocast(), self.loop.balance.counting(batch.real if counts else batch.real & False):
                 summed = batch_nll(self.model, batch, self.chunk)
-            yield summed
+            yield summed if counts else summed * 0
 
 
 def batch_nll(model: NemotronHForCausalLM, batch: Batch, chunk: int | None = None) -> torch.Tensor:

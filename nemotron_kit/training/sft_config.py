@@ -23,7 +23,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.model_size import FIELDS, check_block, memory_problem, training_bytes
+from nemotron_kit.training.model_size import FIELDS, check_block, expert_count, memory_problem, training_bytes
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.sft",)
@@ -60,15 +60,6 @@ class SFTTrainConfig(TrainBlock):
         default=1, metadata={"help": "Rows whose tokens one process handles at a time, padding included"}
     )
     seed: int = field(default=1234, metadata={"help": "Seed of everything random in a step, and of new adapters"})
-
-    def check(self) -> None:
-        """Raises UserError for a value that can't be trained with."""
-        super().check()
-        if self.layout.sharded:
-            raise UserError(
-                "train.parallelism: only pretraining shards a model in this version; fine-tuning is data-parallel.",
-                hint="Set train.parallelism=ddp.",
-            )
 
     def check_split(self, processes: int) -> None:
         """Raises UserError if `processes` are not those of the layout, or can't share the global batch evenly."""
@@ -206,6 +197,7 @@ class SFTConfig:
         ):
             check_keys(place, values, names)
         self._check_recipe()
+        self._check_layout()
         self._check_model()
         for name, value in (
             ("dataset.seq_length", self.dataset.get("seq_length")),
@@ -237,6 +229,13 @@ class SFTConfig:
                 hint="In the config: checkpoint.pretrained_checkpoint: ${art:model,path}",
             )
 
+    def _check_layout(self) -> None:
+        if self.lora and self.train.layout.sharded:
+            raise UserError(
+                "train.parallelism: adapters (peft) are trained with the whole model in each process.",
+                hint="Set train.parallelism=ddp, or train all weights (lora=none).",
+            )
+
     def _check_recipe(self) -> None:
         check_target(self.recipe, TARGETS, ": its engine is another one")
         if self.recipe.get("packed_sequence") not in (None, True):
@@ -251,9 +250,8 @@ class SFTConfig:
         for name in _PARALLEL:
             if self.model.get(name) not in (None, 1, False):
                 raise UserError(
-                    f"model.{name} is {self.model[name]!r}: this engine cuts no model into pieces; it trains "
-                    "data-parallel.",
-                    hint="Set it to 1, and start more processes (nproc_per_node, nodes).",
+                    f"model.{name} is {self.model[name]!r}: this engine shards a model by train.parallelism.",
+                    hint="Set it to 1, and for instance 'train.parallelism={fsdp_size: 8, ep_size: 8}'.",
                 )
         if self.model.get("calculate_per_token_loss") not in (None, True):
             raise UserError("model.calculate_per_token_loss: the loss is that of each token; it must be true.")
@@ -274,14 +272,20 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
     }
 
 
-def preflight(config: SFTConfig, *, connect: bool, here: bool = True) -> list[str]:
+def preflight(config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
     """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked."""
+    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
+    if that is known."""
     del connect
     try:
         config.check()
+        layout = config.train.layout
+        config.train.check_split(processes or max(1, layout.ranks))
+        block = _pretrained_block(config.checkpoint.pretrained_checkpoint) if here else {}
+        layout.check_experts(expert_count(block) if block else None)
         notes: list[Note] = check_block(config.model_settings) if config.model_settings else []
-        return [*notes, *(memory_problems(config) if here else [])]
+        # What a sharded model needs is not what one process needs.
+        return [*notes, *(memory_problems(config) if here and layout.ranks <= 1 else [])]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 

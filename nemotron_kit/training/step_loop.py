@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training import processes
-from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
+from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
-from nemotron_kit.training.loop import learning_rate, preempted, require_finite, save_step, seed_step
+from nemotron_kit.training.loop import Saves, learning_rate, preempted, require_finite, seed_step
 from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter
 
@@ -76,11 +77,13 @@ class StepLoop:
         self.balance = balance or ExpertBalance(model, 0.0)
         self.first_step = progress.step + 1
         self.stopped: str | None = None
-        self._write_model = write_model or (lambda folder: export_model(model, folder / MODEL))
+        self.saves = Saves(settings.checkpoint, model, optimizer, reporter.say, write_model)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._device = self._trained[0].device
-        # One buffer for all gradients, each a view of it: summed, reduced and clipped at once.
-        size = sum(parameter.numel() for parameter in self._trained)
+        self._sharded = is_on_ranks(model)
+        # One buffer for all gradients, each a view of it: summed, reduced and clipped at once. Those of a sharded model
+        # are FSDP's own.
+        size = 0 if self._sharded else sum(parameter.numel() for parameter in self._trained)
         self._gradient = torch.zeros(size, device=self._device)
         self._first_part: torch.Tensor | None = None
         self._window = {name: self._number(value) for name, value in progress.window.items()}
@@ -90,7 +93,6 @@ class StepLoop:
         self._tokens_before = progress.tokens
         self._since = self._started = time.monotonic()
         self._elapsed_before = progress.elapsed
-        self._warned: set[str] = set()
 
     def parts(self, count: int) -> Iterator[range]:
         """This rank's share of `count` items, in one or two parts. After each part its gradients are added to the
@@ -115,7 +117,8 @@ class StepLoop:
         """Within the block, forward passes use bf16 if the run's precision is bf16."""
         import torch
 
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16):
+        # A sharded model is cast where its weights are gathered.
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bf16 and not self._sharded):
             yield
 
     def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
@@ -129,6 +132,7 @@ class StepLoop:
             self._count(values)
             self.progress.step = number
             self.reporter.advance()
+            self.saves.poll()
             if processes.any_rank(self.stop.signal is not None, self._device):
                 self.stopped = self.stop.signal or "a signal to another process"
             self._report(number, norm, evaluate)
@@ -151,19 +155,17 @@ class StepLoop:
 
     def save(self) -> None:
         """Save a checkpoint of the last step, if the run saves any."""
-        block = self.settings.checkpoint
-        if not block.save:
+        if not self.settings.checkpoint.save:
             return
         self.progress.window, self.progress.elapsed = self._sums(), self._elapsed()
-        if processes.rank() == 0:
-            folder, keep = Path(block.save), block.kept
-            for problem in save_step(folder, self.progress.step, self.identity, self._fill, keep):
-                if problem not in self._warned:
-                    self._warned.add(problem)
-                    self.reporter.say(problem)
-        processes.barrier()
+        record = {"progress": self.progress.to_dict(), "identity": self.identity}
+        last = self.progress.step >= self.settings.steps or bool(self.stopped)
+        self.saves.save(self.progress.step, record, last=last)
 
     def _attach_gradients(self) -> None:
+        if self._sharded:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
         self._gradient.zero_()
         start = 0
         for parameter in self._trained:
@@ -173,10 +175,13 @@ class StepLoop:
 
     def _update(self, number: int) -> torch.Tensor:
         """One optimizer step with the gradients of all ranks; returns the gradients' norm before clipping."""
-        processes.sum_over_ranks(self._gradient)
-        norm = self._gradient.norm()
-        if self.settings.clip_grad > 0:
-            self._gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1.0))
+        if self._sharded:
+            norm = scale_gradients(self.model, self.settings.clip_grad)
+        else:
+            processes.sum_over_ranks(self._gradient)
+            norm = self._gradient.norm()
+            if self.settings.clip_grad > 0:
+                self._gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1.0))
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(number)
         self.optimizer.step()
@@ -251,8 +256,3 @@ class StepLoop:
 
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started
-
-    def _fill(self, folder: Path) -> dict[str, Any]:
-        self._write_model(folder)
-        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
-        return {"progress": self.progress.to_dict(), "identity": self.identity, "processes": processes.world_size()}

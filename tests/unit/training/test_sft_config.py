@@ -54,7 +54,10 @@ def test_the_references_keys_are_taken() -> None:
         ({"recipe": {"_target_": "megatron.bridge.x"}}, r"recipe\._target_ is 'megatron\.bridge\.x', which this"),
         ({"recipe": {"peft": "dora"}}, r"recipe\.peft is 'dora'; this engine has lora, or null"),
         ({"recipe": {"packed_sequence": False}}, r"recipe\.packed_sequence: the rows are packed"),
-        ({"model": {"tensor_model_parallel_size": 4}}, r"model\.tensor_model_parallel_size is 4: .*data-parallel"),
+        (
+            {"model": {"tensor_model_parallel_size": 4}},
+            r"model\.tensor_model_parallel_size is 4: .*by train\.parallelism",
+        ),
         ({"model": {"context_parallel_size": 2}}, r"model\.context_parallel_size is 2"),
         ({"model": {"hiden_size": 4}}, r"model\.hiden_size: this engine has no such setting; did you mean hidden_size"),
         (
@@ -118,3 +121,12 @@ def test_two_values_for_one_setting_are_refused(line: list[str], lr: tuple, foun
     values = PretrainConfig(train=TrainConfig(lr=lr[0]), optimizer=OptimizerConfig(lr=lr[1]))
     told = contradictions(line, dataclasses.asdict(values), PretrainConfig)
     assert [sentence.partition(",")[0] for sentence in told] == found
+
+
+def test_a_layout_is_checked_before_the_job() -> None:
+    sharded = SFTTrainConfig(parallelism={"fsdp_size": 2}, global_batch_size=32)
+    (found,) = preflight(config(train=sharded), connect=False, here=False, processes=4)
+    assert "is for 2 processes, and the job has 4" in found
+    assert preflight(config(train=sharded), connect=False, here=False, processes=2) == []
+    (found,) = preflight(config(train=sharded, peft=PeftConfig(scheme="lora")), connect=False, here=False, processes=2)
+    assert "adapters (peft) are trained with the whole model in each process" in found
