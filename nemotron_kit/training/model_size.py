@@ -1,13 +1,10 @@
-"""The `model` block: its fields by what they hold, and an estimate of its parameters and of the memory that training
-takes. Light: every launch imports it, without torch."""
+"""The `model` block: its fields by what they hold, and the number of its parameters. Light: every launch imports it,
+without torch."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest, sentence
@@ -148,24 +145,27 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "conv_kernel": 4,
     "use_conv_bias": True,
     "use_bias": False,
+    "chunk_size": 128,
     "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
     "moe_intermediate_size": 7688,
     "moe_shared_expert_intermediate_size": 7688,
     "moe_latent_size": None,
 }
-# float32 weights and gradients, and AdamW's two moments.
-BYTES_PER_PARAMETER = 16
-_GB = 1e9
-
 
 def count_parameters(model: Mapping[str, Any]) -> int:
     """The number of parameters of NemotronHForCausalLM with this `model` block. Raises UserError for a value that is no
     number."""
-    m = _numbers(model)
+    m = numbers(model)
+    return int(2 * m["vocab_size"] * m["hidden_size"] + m["hidden_size"]) + sum(n for n, _ in block_parameters(model))
+
+
+def block_parameters(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    """(number of parameters, kind) of each layer."""
+    m = numbers(model)
     layers = {"linear_attention": _mamba, "full_attention": _attention, "moe": _moe, "mlp": _mlp}
-    hidden = m["hidden_size"]
-    blocks = sum(hidden + layers[kind](m) for kind in layer_types(model))
-    return int(2 * m["vocab_size"] * hidden + hidden + blocks)
+    sizes = {kind: m["hidden_size"] + count(m) for kind, count in layers.items()}
+    return ((sizes[kind], kind) for kind in layer_types(model))
 
 
 def expert_count(model: Mapping[str, Any]) -> int | None:
@@ -177,7 +177,8 @@ def expert_count(model: Mapping[str, Any]) -> int | None:
     return int(given) if "moe" in layer_types(model) else 0
 
 
-def _numbers(model: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a `model` block, NemotronHConfig's defaults included. UserError for one that is no number."""
     for name in MODEL_DEFAULTS:
         value = model.get(name)
         if not (value is None or isinstance(value, int)) or (value is not None and value < 0):
@@ -212,59 +213,3 @@ def _mlp(m: Mapping[str, Any]) -> int:
 
 def _dense(m: Mapping[str, Any], inner: int) -> int:
     return int(2 * m["hidden_size"] * inner + (inner + m["hidden_size"] if m["mlp_bias"] else 0))
-
-
-def training_bytes(model: Mapping[str, Any], micro_batch_size: int, seq_length: int) -> int:
-    """Memory in bytes that one process needs to train: weights, gradients and moments exactly, activations roughly."""
-    m = _numbers(model)
-    # About eight hidden vectors a token and layer are kept for the backward pass, and the logits three times.
-    a_token = 8 * m["hidden_size"] * len(layer_types(model)) + 3 * m["vocab_size"]
-    return int(BYTES_PER_PARAMETER * count_parameters(model) + 4 * a_token * micro_batch_size * seq_length)
-
-
-def memory_problem(what: str, needed: int, instead: str = "try -c tiny") -> list[str]:
-    """A sentence with the estimate when this machine has less than the `needed` bytes for one process of `what`."""
-    have, whose = available_bytes()
-    if needed <= have:
-        return []
-    return [
-        f"{what} needs about {needed / _GB:,.0f} GB in one process (16 bytes a parameter, and activations), but "
-        f"{whose} has {have / _GB:,.0f} GB; {instead}."
-    ]
-
-
-def available_bytes() -> tuple[int, str]:
-    """(bytes of memory that one training process can use here, a description of that memory): the smallest GPU's, else
-    the machine's."""
-    gpus = _gpu_bytes()
-    if gpus:
-        return min(gpus), "this machine's GPU"
-    limits = [_memory_total(), *_cgroup_limits()]
-    return min(limits), "this machine"
-
-
-def _gpu_bytes() -> list[int]:
-    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return []
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = answer.stdout.split() if answer.returncode == 0 else []
-    return [int(line) << 20 for line in lines if line.isdigit()]
-
-
-def _memory_total() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("/proc/meminfo does not report this machine's memory.")
-
-
-def _cgroup_limits() -> list[int]:
-    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    texts = [Path(place).read_text(encoding="ascii").strip() for place in places if Path(place).is_file()]
-    return [int(text) for text in texts if text.isdigit()]

@@ -1,0 +1,311 @@
+"""What a training step needs of a GPU, or of a machine without one, computed from the config: bytes of memory by what
+they are for, and bytes over the network. Light: a plan is made from it, without torch.
+
+The terms were compared with torch's FSDPMemTracker for the published model and with measured processes for small ones
+(scripts/bench/memory.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import UserError
+from nemotron_kit.training.config_blocks import LOSS_CHUNK
+from nemotron_kit.training.model import layer_types
+from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers
+from nemotron_kit.training.parallel import Layout
+
+GIB = 1 << 30
+# float32 weights and AdamW's two moments of them.
+_WEIGHTS, _GRADIENTS, _MOMENTS = 4, 4, 8
+# Of a GPU's memory: CUDA's own, NCCL's buffers, and what lies between the allocator's blocks.
+_RESERVED = 0.08
+# The largest model over the most GPUs that is looked for.
+_MOST_RANKS = 4096
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process's part of a training step. `bf16`: it computes in bf16. `fused`: with the Mamba kernels of a GPU,
+    whose scan keeps no matrices for the backward pass. `micro_batches`: how many, one after the other."""
+
+    model: Mapping[str, Any]
+    seq_length: int
+    layout: Layout = Layout()
+    processes: int = 1
+    micro_batch_size: int = 1
+    micro_batches: int = 1
+    bf16: bool = True
+    fused: bool = True
+    activation_checkpointing: bool = False
+    loss_chunk: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a micro-batch."""
+        return self.micro_batch_size * self.seq_length
+
+    @property
+    def element(self) -> int:
+        """The bytes of a number that is computed with."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def shards(self) -> int:
+        return self.layout.fsdp_size
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. They are not all there at the same time: `peak` is the most that are.
+
+    `activations` are what the backward pass waits for; `block`: those of one block, computed again or with their
+    gradients. `copies`: weights gathered or cast to be computed with, and gradients on their way to the other processes
+    (`head`: of these what the loss needs).
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    block: int
+    logits: int
+    copies: int
+    head: int
+    accumulates: bool
+
+    @property
+    def states(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """The larger of two moments: the loss, when all activations and the logits are there, and the end of the
+        backward pass, when all gradients are."""
+        before = 0 if self.accumulates else self.gradients
+        loss = self.states - before + self.activations + self.head + self.logits
+        # Of the activations those of the other blocks are left where micro-batches follow one another.
+        begun = self.states - before + self.activations + self.block + self.copies
+        return max(loss, begun, self.states + self.block + self.copies)
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations + self.block,
+            "logits": self.logits,
+            "gathers and copies": max(self.copies, self.head),
+        }
+        return ", ".join(f"{name} {in_gib(size)}" for name, size in parts.items() if size)
+
+
+def in_gib(size: float) -> str:
+    """A size for people: `71.2 GiB`, whole ones from 100 on; small ones in MiB."""
+    if size < GIB / 10:
+        return f"{size / (1 << 20):,.0f} MiB"
+    return f"{size / GIB:,.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"
+
+
+def memory_of(step: Step) -> Memory:
+    """The memory of one process. UserError for a model block whose sizes are no numbers."""
+    m = numbers(step.model)
+    kinds, element, tokens, shards = layer_types(step.model), step.element, step.tokens, step.shards
+    total = count_parameters(step.model)
+    a_token = {kind: _kept(kind, m, step) for kind in set(kinds)}
+    block = max(a_token.values(), default=0) * tokens
+    kept = sum(element * m["hidden_size"] if step.activation_checkpointing else a_token[kind] for kind in kinds)
+    head = m["vocab_size"] * m["hidden_size"]
+    chunk = min(tokens, step.loss_chunk or tokens)
+    if shards > 1:
+        largest = max(head, *(_gathered(size, kind, m, step) for size, kind in block_parameters(step.model)))
+        # This block's weights and the next one's, its gradients, and these in float32 for their reduction.
+        copies = largest * (2 * element + element + 4)
+        whole = element * head * (2 if step.loss_chunk else 1)
+    else:
+        # DDP reduces gradients in buckets beside them; autocast keeps a copy of each weight that it has cast.
+        copies = (4 * total if step.processes > 1 else 0) + (2 * total if step.bf16 else 0)
+        whole = copies
+    return Memory(
+        weights=_WEIGHTS * total // shards,
+        gradients=_GRADIENTS * total // shards,
+        optimizer=_MOMENTS * total // shards,
+        activations=kept * tokens,
+        block=block,
+        # Logits, in float32 too if they are not; log-probabilities; and the gradients of each but these.
+        logits=chunk * m["vocab_size"] * (16 if step.bf16 else 12),
+        copies=copies,
+        head=whole,
+        accumulates=step.micro_batches > 1,
+    )
+
+
+def _gathered(size: int, kind: str, m: Mapping[str, Any], step: Step) -> int:
+    """How many parameters of a block one process has while it computes with it: of dealt-out experts its own."""
+    return size - (_routed(m) * (step.layout.ep_size - 1) // step.layout.ep_size if kind == "moe" else 0)
+
+
+def _routed(m: Mapping[str, Any]) -> int:
+    return int(m["n_routed_experts"] * 2 * m["moe_intermediate_size"] * (m["moe_latent_size"] or m["hidden_size"]))
+
+
+def _kept(kind: str, m: Mapping[str, Any], step: Step) -> int:
+    """Bytes that a block keeps for each token until its backward pass, as read from what autograd saves."""
+    element, hidden = step.element, m["hidden_size"]
+    norm = hidden * (4 + 4 + element)  # the norm's input and result in float32, and what the layer takes
+    if kind == "mlp":
+        return int(norm + element * 2 * m["intermediate_size"])
+    if kind == "full_attention":
+        heads = m["num_attention_heads"]
+        return int(norm + element * 2 * m["head_dim"] * (heads + m["num_key_value_heads"]) + 4 * heads)
+    if kind == "moe":
+        routed = m["num_experts_per_tok"] * 2 * ((m["moe_latent_size"] or hidden) + m["moe_intermediate_size"])
+        router = 5 * m["n_routed_experts"] + 8 * 8 + (4 * hidden if step.bf16 else 0)
+        return int(norm + element * (routed + 2 * m["moe_shared_expert_intermediate_size"]) + router)
+    heads, state, chunk = m["mamba_num_heads"], m["ssm_state_size"], m["chunk_size"]
+    inner = heads * m["mamba_head_dim"]
+    conv = inner + 2 * m["n_groups"] * state
+    projected = element * (inner + conv + heads + conv + inner)  # the input projection, the convolution, the result
+    states = 4 * inner * state // chunk
+    if step.fused:
+        return int(norm + projected + 4 * 5 * inner + states + element * inner)
+    scan = 4 * (9 * inner + 3 * heads * chunk + 5 * heads * state) + 2 * states
+    return int(norm + projected + scan + (0 if step.bf16 else 4 * conv))
+
+
+def network_bytes(step: Step) -> int:
+    """Bytes that one process sends in a step, of all its micro-batches: weights gathered in the forward and the
+    backward pass, gradients reduced, tokens to experts and back."""
+    m, layout = numbers(step.model), step.layout
+    total = count_parameters(step.model)
+    if step.shards <= 1:
+        return int(_part(step.processes) * 2 * _GRADIENTS * total)
+    experts = sum(_routed(m) for kind in layer_types(step.model) if kind == "moe")
+    dealt = experts if layout.ep_size > 1 else 0
+    around = layout.fsdp_size // layout.ep_size
+    gathered = _part(step.shards) * (total - dealt) + _part(around) * dealt / layout.ep_size
+    replicas = _part(layout.dp_replicate_size) * 2 * _GRADIENTS * total / step.shards
+    passes = 4 + 2 * step.activation_checkpointing  # there and back, forward and backward
+    layers = sum(kind == "moe" for kind in layer_types(step.model))
+    width = m["moe_latent_size"] or m["hidden_size"]
+    tokens = _part(layout.ep_size) * passes * layers * step.tokens * m["num_experts_per_tok"] * width * step.element
+    return int(step.micro_batches * (gathered * (2 * step.element + _GRADIENTS) + replicas + tokens))
+
+
+def _part(processes: int) -> float:
+    """The part of a tensor that does not stay on its process."""
+    return (processes - 1) / processes
+
+
+def checkpoint_bytes(model: Mapping[str, Any]) -> int:
+    """The size of a checkpoint: weights and AdamW's moments."""
+    return (_WEIGHTS + _MOMENTS) * count_parameters(model)
+
+
+def usable(memory: int) -> int:
+    """How much of a GPU's memory a step can have."""
+    return int(memory * (1 - _RESERVED))
+
+
+def smallest_layout(step: Step, memory: int) -> Step | None:
+    """The step on the fewest processes that fits into `memory` bytes of each: on those that the job has, if it fits
+    there in some layout, else on more of them. None if it does not fit on any."""
+    for ranks in (step.processes, *(count for count in _powers() if count > step.processes)):
+        for found in _layouts(step, ranks):
+            if memory_of(found).peak <= memory:
+                return found
+    return None
+
+
+def _powers() -> Iterator[int]:
+    count = 1
+    while count <= _MOST_RANKS:
+        yield count
+        count *= 2
+
+
+def _layouts(step: Step, ranks: int) -> Iterator[Step]:
+    """The layouts of this many processes, from the one that sends least over the network."""
+    same = step.activation_checkpointing
+    experts = numbers(step.model)["n_routed_experts"] if "moe" in layer_types(step.model) else 0
+    batch = step.micro_batches * step.processes
+    base = replace(step, processes=ranks, micro_batches=max(1, batch // ranks), layout=Layout())
+    for checkpointing in dict.fromkeys((same, True)):
+        yield replace(base, activation_checkpointing=checkpointing)
+    for size in (size for size in _powers() if size > 1 and ranks % size == 0):
+        for checkpointing in dict.fromkeys((same, True)):
+            for ep_size in (1, 8):
+                if size % ep_size or (ep_size > 1 and (not experts or experts % ep_size)):
+                    continue
+                layout = Layout(size, ep_size, ranks // size, sharded=True)
+                chunk = step.loss_chunk or LOSS_CHUNK
+                yield replace(base, layout=layout, activation_checkpointing=checkpointing, loss_chunk=chunk)
+
+
+def settings_of(step: Step) -> str:
+    """What to set for a step's layout, as on a command line."""
+    sizes = {name: size for name, size in step.layout.sizes().items() if size > 1}
+    said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    layout = f"'train.parallelism={{{said}}}'" if step.layout.sharded else "train.parallelism=ddp"
+    return f"{layout} train.activation_checkpointing=true" if step.activation_checkpointing else layout
+
+
+def misfit(what: str, step: Step, memory: int, whose: str, instead: str = "") -> str | None:
+    """A sentence with the estimate, and the smallest layout that fits, where `step` does not fit into `memory`, which
+    is that of `whose`; None where it does. `instead`: what else to do."""
+    found = memory_of(step)
+    if found.peak <= memory:
+        return None
+    fitting = smallest_layout(step, memory)
+    needs = f"{what} needs {in_gib(found.peak)} in each of {step.processes} processes"
+    if step.processes == 1:
+        needs = f"{what} needs {in_gib(found.peak)} in one process"
+    ways = [
+        f"it fits on {fitting.processes} of these with {settings_of(fitting)} ({in_gib(memory_of(fitting).peak)} each)"
+        if fitting
+        else f"no layout on up to {_MOST_RANKS} of these fits: shorten the sequences or the micro-batch"
+    ]
+    ways += [instead] if instead else []
+    return f"{needs} ({found}), and {whose} has {in_gib(memory)} for it; {'; or '.join(ways)}."
+
+
+def available_bytes() -> tuple[int, str]:
+    """(bytes of memory that training can use here, a description of that memory): of each process the smallest GPU's,
+    else all of the machine's."""
+    gpus = _gpu_bytes()
+    if gpus:
+        return min(gpus), "this machine's GPU"
+    limits = [_memory_total(), *_cgroup_limits()]
+    return min(limits), "this machine"
+
+
+def _gpu_bytes() -> list[int]:
+    if shutil.which("nvidia-smi") is None or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = answer.stdout.split() if answer.returncode == 0 else []
+    return [int(line) << 20 for line in lines if line.isdigit()]
+
+
+def _memory_total() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    raise UserError("/proc/meminfo does not report this machine's memory.")
+
+
+def _cgroup_limits() -> list[int]:
+    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    texts = [Path(place).read_text(encoding="ascii").strip() for place in places if Path(place).is_file()]
+    return [int(text) for text in texts if text.isdigit()]
