@@ -249,7 +249,10 @@ class Group:
         `produces` names the artifacts that the handler saves (`{config}` stands for the config's name), so that an
         error can say which command makes a missing one. `preflight(config, connect=bool)` returns what would stop the
         job on this machine; one that takes `here=True` too is also asked, with `here=False`, for a job that runs
-        elsewhere: it judges the settings then, of which those that are not known yet are texts with `${art:…}`.
+        elsewhere: it judges the settings then, of which those that are not known yet are texts with `${art:…}`. Where
+        it takes them, it gets `processes`, how many the job has on all nodes; `gpu`, the kind that its profile gives it
+        (`name`, `memory` in bytes; None); `home`, the home folder where it runs (None); and `free(folder)`, the bytes
+        that are free there (None where that is not known). A `Note` in what it returns stops nothing.
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Fields of a profile that every executor reads, and those that count wherever code is sent to a job.
 EVERYWHERE = frozenset({
     *("executor", "nproc_per_node", "nodes", "env_vars", "secrets", "tunnel", "artifacts_root"),
-    *("dry_run", "detach", "max_parallel"),
+    *("dry_run", "detach", "max_parallel", "gpu_memory"),
 })  # fmt: skip
 SENT = frozenset({
     *("python", "workdir", "packager", "packager_include_pattern", "subpath", "include_submodules", "allow_dirty"),

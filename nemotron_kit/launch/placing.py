@@ -25,7 +25,15 @@ from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.spec.paths import RemotePaths, below, ignored, moved, repositories_left_out, with_folder
+from nemotron_kit.spec.paths import (
+    REMOTE_FOLDER,
+    RemotePaths,
+    below,
+    ignored,
+    moved,
+    repositories_left_out,
+    with_folder,
+)
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
@@ -125,7 +133,8 @@ class ResolvedJob:
 
     `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: the
     input of a rerun. `behind`: field → path that exists here and is not sent (see check_paths). `fetch`: the
-    repositories that its mounts need (see mounts.with_repositories).
+    repositories that its mounts need (see mounts.with_repositories). `home`: the home folder where it runs, as far as
+    that is known; None for a job of this machine.
     """
 
     config: dict[str, Any]
@@ -135,6 +144,7 @@ class ResolvedJob:
     behind: Mapping[str, str] = field(default_factory=dict)
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    home: str | None = None
 
 
 def resolve_job(
@@ -166,6 +176,7 @@ def _placed(
     folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
     frozen = freeze(composed.config, folder)
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
+    named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     paths = executor_for(settings).paths(run_id, job, registry=registry_here(settings))
     if is_here(settings.executor):
@@ -185,7 +196,10 @@ def _placed(
     there = absolutized(there, composed.command.load_config_cls(), paths.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
     config = {**moved(there, paths), "run": frozen["run"]}
-    return ResolvedJob(config, settings, paths, again, behind, fetch, notes)
+    home = str(Path.home()) if settings.tunnel != "ssh" else None
+    if home is None and named.startswith("~/"):
+        home = paths.root.removesuffix(named[1:])
+    return ResolvedJob(config, settings, paths, again, behind, fetch, notes, home)
 
 
 def registry_here(settings: RunConfig) -> str | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -36,7 +38,7 @@ from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
-from nemotron_kit.spec.resources import Resources, fields_given, label_of
+from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import python_module, torchrun_command
 
@@ -231,11 +233,11 @@ def preflight(
     paths: RemotePaths,
     connect: bool,
     here: bool,
-    processes: int,
+    known: Mapping[str, Any],
 ) -> list[Problem | Note]:
     """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
     could not judge). A check that takes `here` is also called for jobs of other machines, with the values known now;
-    any other would judge this machine. `processes`, the number on all nodes, goes to a check that takes it."""
+    any other would judge this machine. Of what is `known` of the job a check gets what it takes (App.command)."""
     values, problems = _with_fields(frozen, inputs, paths)
     check = command.load_preflight()
     if check is None or not (here or _takes(check, "here")):
@@ -243,13 +245,32 @@ def preflight(
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
             # An input that isn't there is a problem already; the rest is checked all the same, its ${art:…} unresolved.
-            known = here and not (inputs.problems or problems)
-            config: Any = job_config.typed(job_config.resolve(frozen) if known else values, command.load_config_cls())
+            whole = here and not (inputs.problems or problems)
+            config: Any = job_config.typed(job_config.resolve(frozen) if whole else values, command.load_config_cls())
     except UserError as error:
-        return [Problem(str(error))] if known else problems
+        return [Problem(str(error))] if whole else problems
     told: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
-    found = check(config, **told, **({"processes": processes} if _takes(check, "processes") else {}))
+    found = check(config, **told, **{name: value for name, value in known.items() if _takes(check, name)})
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
+
+
+def _known_of(placed: ResolvedJob, resources: Resources, transports: TransportFactory | None) -> dict[str, Any]:
+    """What a plan knows of where a job runs, by the names of a check's parameters."""
+    settings, paths = placed.settings, placed.paths
+
+    def free(folder: str) -> int | None:
+        if paths.is_remote:  # nothing is asked for a dry-run
+            return int(transports(settings).call("writable", folder=folder)[0]["free"]) if transports else None
+        place = Path(folder)
+        existing = next((each for each in (place, *place.parents) if each.exists()), None)
+        return shutil.disk_usage(existing).free if existing else None
+
+    return {
+        "processes": resources.nodes * resources.processes,
+        "gpu": gpu_of(settings),
+        "home": placed.home,
+        "free": free,
+    }
 
 
 def _takes(check: Callable[..., Any], name: str) -> bool:
@@ -373,9 +394,9 @@ def build_plan(
         *problems_of(command, launch, settings, frozen, environment),
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
-    processes = resources.nodes * resources.processes
     here = is_here(settings.executor)
-    found = preflight(command, frozen, inputs, paths, connect, here, processes) if not missing else []
+    known = _known_of(placed, resources, transports)
+    found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, paths, resources)

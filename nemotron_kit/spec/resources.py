@@ -146,3 +146,69 @@ def fields_given(settings: RunConfig, run: Mapping[str, Any], overrides: Sequenc
     given = {name for name, default in DEFAULTS.items() if getattr(settings, name) not in (default, [], {})}
     from_file = {field_name(key, key) for key in run.get("env") or {} if not _on_command_line(key, overrides)}
     return sorted(given - from_file)
+
+
+# Memory of GPUs by name, in GB as their vendors count; what has two sizes, with the larger one.
+_GPUS = {
+    **dict.fromkeys(("a10", "a10g", "a30", "l4"), 24),
+    **dict.fromkeys(("a40", "a6000", "l40", "l40s"), 48),
+    **dict.fromkeys(("a100", "h100"), 80),
+    **dict.fromkeys(("h20", "gh200"), 96),
+    "t4": 16,
+    "v100": 32,
+    "h200": 141,
+    "b200": 180,
+    "gb200": 186,
+    "b300": 270,
+    "gb300": 279,
+}
+_TWO_SIZES = {"a100": "40 or 80", "v100": "16 or 32"}
+# Instance types of the clouds that don't say which GPU they have.
+_INSTANCES = {
+    **dict.fromkeys(("p4d.", "a2-highgpu", "a2-megagpu", "nd96asr"), ("a100", 40)),
+    **dict.fromkeys(("p4de.", "a2-ultragpu", "nd96amsr"), ("a100", 80)),
+    **dict.fromkeys(("p5.", "a3-highgpu", "a3-megagpu", "a3-edgegpu"), ("h100", 80)),
+    **dict.fromkeys(("p5e.", "p5en.", "a3-ultragpu"), ("h200", 141)),
+    "a4-highgpu": ("b200", 180),
+    "g5.": ("a10g", 24),
+    "g6.": ("l4", 24),
+    "g6e.": ("l40s", 48),
+}
+_GPU = re.compile(rf"(?<![a-z0-9])(?:[0-9]+x)?({'|'.join(_GPUS)})(?![a-z0-9])")
+_SIZE = re.compile(r"(?<![a-z0-9])([0-9]{2,3})gi?b?(?![a-z0-9])")
+_NAMING_GPUS = ("gres", "gpus", "resource_shape", "node_group", "constraint")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A kind of GPU: what it is called in messages, and its memory in bytes. `unsure`: of which sizes it may be."""
+
+    name: str
+    memory: int
+    unsure: str | None = None
+
+
+def gpu_of(config: RunConfig) -> Gpu | None:
+    """The GPUs that a profile's jobs get: by its gpu_memory, else by a name that it gives them in another field. None
+    where it gives none that is known."""
+    if config.gpu_memory:
+        size = float(config.gpu_memory.rstrip("GiB "))
+        return Gpu(f"a GPU of this profile ({config.gpu_memory})", int(size * 2**30))
+    texts = [getattr(config, name) for name in _NAMING_GPUS]
+    texts += [value for value in (config.extra or {}).values() if isinstance(value, str)]
+    return next(filter(None, (_gpu_in(text.lower()) for text in texts if text)), None)
+
+
+def _gpu_in(text: str) -> Gpu | None:
+    instance = next(
+        (given for name, given in _INSTANCES.items() if re.search(rf"(^|[^a-z0-9]){re.escape(name)}", text)), None
+    )
+    if instance:
+        return Gpu(f"an {instance[0].upper()} with {instance[1]} GB", instance[1] << 30)
+    found = _GPU.search(text)
+    if found is None:
+        return None
+    name, size = found[1], _SIZE.search(text[found.end() :])
+    gigabytes = int(size[1]) if size else _GPUS[name]
+    article = "an" if name[0] in "ahl" else "a"
+    return Gpu(f"{article} {name.upper()} with {gigabytes} GB", gigabytes << 30, None if size else _TWO_SIZES.get(name))

@@ -57,6 +57,7 @@ class RunConfig:
     job_name: str = "nemo-run"
     ntasks_per_node: int | None = None
     gpus_per_node: int | None = None
+    gpu_memory: str | None = None
     mem: str | None = None
     exclusive: bool | None = None
     cpus_per_task: int | None = None
@@ -289,6 +290,7 @@ _PATTERNS = {
     # Never what ssh could take for an option.
     "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
     "user": re.compile(r"[A-Za-z0-9_][^\s@]*\Z"),
+    "gpu_memory": re.compile(r"[1-9][0-9]{0,4}(\.[0-9]{1,2})? ?(G|GB|GiB)\Z"),
     # Never what `module load` or `conda activate` could take for an option.
     **dict.fromkeys(("modules", "conda"), re.compile(r"[^\s-]\S*\Z")),
 }
@@ -304,6 +306,7 @@ _SBATCH = {
 }
 _LIKE = {
     "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
+    "gpu_memory": 'Write it as the vendor does, "80GB".',
     "mail_type": 'Write one or more of BEGIN, END, FAIL, REQUEUE, TIME_LIMIT, ALL, as in "END,FAIL".',
     **dict.fromkeys(("mem", "mem_per_gpu", "mem_per_cpu"), 'Write a number with K, M, G or T, as in "64G".'),
 }
@@ -315,7 +318,7 @@ _AT_LEAST_ONE = frozenset(
 _AT_MOST = {"signal_lead": 65535}  # sbatch's own limit
 _SHELL = frozenset({"setup", "startup_commands"})
 _COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs", "modules"})
-_CALLED = {"modules": "module's name", "conda": "conda environment's name or folder"}
+_CALLED = {"gpu_memory": "GPU's memory", "modules": "module's name", "conda": "conda environment's name or folder"}
 _EXPECTED = {
     "str": "text",
     "int": "a whole number",
@@ -395,7 +398,7 @@ def _clean_text(name: str, value: str, where: str) -> str:
     if name in _SBATCH and not flag_fits(_SBATCH[name], value):
         raise ProfileError(f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_LIKE.get(name))
     if name in _PATTERNS and not _PATTERNS[name].match(value):
-        raise ProfileError(f"{where}: {value!r} can't be a {_CALLED.get(name, name)}.")
+        raise ProfileError(f"{where}: {value!r} can't be a {_CALLED.get(name, name)}.", hint=_LIKE.get(name))
     return value
 
 

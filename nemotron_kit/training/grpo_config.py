@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
-from nemotron_kit.training.model_size import count_parameters, memory_problem, training_bytes
+from nemotron_kit.training.memory import Step, judged
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -384,8 +384,9 @@ def _memory(config: GRPOConfig) -> list[str]:
     try:
         block = json.loads(place.read_text(encoding="utf-8"))
         answers = config.policy.train_micro_batch_size
-        needed = training_bytes(block, answers, config.policy.max_total_sequence_length)
-        needed += 4 * count_parameters(block) if config.loss_fn.reference_policy_kl_penalty else 0
+        reference = bool(config.loss_fn.reference_policy_kl_penalty)
+        length = config.policy.max_total_sequence_length
+        step = Step(block, length, micro_batch_size=answers, reference=reference)
+        return judged(f"Training {config.policy.model_name}", step, config.precision, here=True)
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []
-    return memory_problem(f"Training {config.policy.model_name}", needed)

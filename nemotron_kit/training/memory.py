@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training.config_blocks import LOSS_CHUNK
 from nemotron_kit.training.model import layer_types
 from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers
@@ -25,6 +25,8 @@ GIB = 1 << 30
 _WEIGHTS, _GRADIENTS, _MOMENTS = 4, 4, 8
 # Of a GPU's memory: CUDA's own, NCCL's buffers, and what lies between the allocator's blocks.
 _RESERVED = 0.08
+# What is not worth a word, in memory or on disk.
+_SMALL = 8 << 30
 # The largest model over the most GPUs that is looked for.
 _MOST_RANKS = 4096
 
@@ -32,11 +34,12 @@ _MOST_RANKS = 4096
 @dataclass(frozen=True)
 class Step:
     """One process's part of a training step. `bf16`: it computes in bf16. `fused`: with the Mamba kernels of a GPU,
-    whose scan keeps no matrices for the backward pass. `micro_batches`: how many, one after the other."""
+    whose scan keeps no matrices for the backward pass. `micro_batches`: how many, one after the other. `reference`:
+    beside the model there are the weights that it started with."""
 
     model: Mapping[str, Any]
     seq_length: int
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     processes: int = 1
     micro_batch_size: int = 1
     micro_batches: int = 1
@@ -44,6 +47,7 @@ class Step:
     fused: bool = True
     activation_checkpointing: bool = False
     loss_chunk: int | None = None
+    reference: bool = False
 
     @property
     def tokens(self) -> int:
@@ -85,11 +89,11 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The larger of two moments: the loss, when all activations and the logits are there, and the end of the
-        backward pass, when all gradients are."""
+        """The most of three moments: the loss, with all activations and the logits; the begin of the backward pass,
+        with the activations still; and its end, with all gradients. Where micro-batches follow one another, the
+        gradients of earlier ones are there at each."""
         before = 0 if self.accumulates else self.gradients
         loss = self.states - before + self.activations + self.head + self.logits
-        # Of the activations those of the other blocks are left where micro-batches follow one another.
         begun = self.states - before + self.activations + self.block + self.copies
         return max(loss, begun, self.states + self.block + self.copies)
 
@@ -130,9 +134,9 @@ def memory_of(step: Step) -> Memory:
     else:
         # DDP reduces gradients in buckets beside them; autocast keeps a copy of each weight that it has cast.
         copies = (4 * total if step.processes > 1 else 0) + (2 * total if step.bf16 else 0)
-        whole = copies
+        whole = copies + (element * head if step.loss_chunk else 0)  # the head's gradient so far
     return Memory(
-        weights=_WEIGHTS * total // shards,
+        weights=_WEIGHTS * total * (1 + step.reference) // shards,
         gradients=_GRADIENTS * total // shards,
         optimizer=_MOMENTS * total // shards,
         activations=kept * tokens,
@@ -274,14 +278,86 @@ def misfit(what: str, step: Step, memory: int, whose: str, instead: str = "") ->
     return f"{needs} ({found}), and {whose} has {in_gib(memory)} for it; {'; or '.join(ways)}."
 
 
+class Gpu(Protocol):
+    """A kind of GPU, as a profile gives it: its name in messages, its memory in bytes; `unsure`: which sizes it may
+    have, of which the largest is meant."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def unsure(self) -> str | None: ...
+
+
+def judged(
+    what: str, step: Step, precision: str, *, here: bool, gpu: Gpu | None = None, instead: str = ""
+) -> list[str]:
+    """The problem, as `misfit` says it, of a step that does not fit on the job's GPUs (`gpu`), or without them on this
+    machine's, or into its memory if the job runs `here`. A Note with the estimate for a step that fits, or whose GPUs
+    are not known; nothing for one that fits on any."""
+    memory, whose = None, ""
+    step = replace(step, bf16=precision != "fp32")
+    if gpu is not None:
+        memory, whose = usable(gpu.memory), gpu.name
+    elif here:
+        memory, whose = available_bytes()
+        if whose == _MACHINE:
+            memory //= step.processes
+            step = replace(step, bf16=precision == "bf16", fused=False)
+        else:
+            memory = usable(memory)
+    found = memory_of(step)
+    if memory is not None and (problem := misfit(what, step, memory, whose, instead)):
+        return [problem]
+    if found.peak < _SMALL or (here and gpu is None):
+        return []
+    sent = network_bytes(step) / 1e9
+    figures = f"{what} takes about {in_gib(found.peak)} in each of {step.processes} processes ({found})"
+    figures += f", and sends {sent:,.0f} GB from each in a step" if step.processes > 1 else ""
+    if memory is None:
+        unknown = 'the profile does not say what its GPUs have: gpu_memory = "80GB"'
+        return [Note(f"{figures}; {unknown}.")]
+    unsure = f" There are such GPUs with {gpu.unsure} GB: gpu_memory says which." if gpu and gpu.unsure else ""
+    return [Note(f"{figures}; {whose} has {in_gib(memory)} for it.{unsure}")]
+
+
+def disk_notes(
+    model: Mapping[str, Any], place: str, kept: int, home: str | None, free: Callable[[str], int | None] | None
+) -> list[Note]:
+    """A Note on the disk that checkpoints in `place` and the model take, if that is much: `kept` of them, and the one
+    that is being written. It warns where less is free, or where the place is below the `home` folder."""
+    size = checkpoint_bytes(model)
+    needed = size * (kept + 1) + _WEIGHTS * count_parameters(model)
+    if needed < _SMALL:
+        return []
+    told = (
+        f"checkpoint.save: a checkpoint is {size / 1e9:,.0f} GB; {kept} are kept while one is written, and the model "
+        f"is {_WEIGHTS * count_parameters(model) / 1e9:,.0f} GB: {needed / 1e9:,.0f} GB in {place}."
+    )
+    left = free(place) if free is not None else None
+    if left is not None and left < needed:
+        told = f"Warning: {told} Only {left / 1e9:,.0f} GB are free there."
+    if home and (place == home or place.startswith(home.rstrip("/") + "/")):
+        warning = "" if told.startswith("Warning") else "Warning: "
+        told = (
+            f"{warning}{told} That is below the home folder: set remote_job_dir in the profile, or checkpoint.save, to "
+            "a file system for it."
+        )
+    return [Note(told)]
+
+
+_MACHINE = "this machine"
+
+
 def available_bytes() -> tuple[int, str]:
-    """(bytes of memory that training can use here, a description of that memory): of each process the smallest GPU's,
-    else all of the machine's."""
+    """(bytes of memory that training can use here, a description of that memory): the smallest GPU's, for each process,
+    else the machine's, for all of them."""
     gpus = _gpu_bytes()
     if gpus:
         return min(gpus), "this machine's GPU"
     limits = [_memory_total(), *_cgroup_limits()]
-    return min(limits), "this machine"
+    return min(limits), _MACHINE
 
 
 def _gpu_bytes() -> list[int]:

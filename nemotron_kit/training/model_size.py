@@ -153,6 +153,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "moe_latent_size": None,
 }
 
+
 def count_parameters(model: Mapping[str, Any]) -> int:
     """The number of parameters of NemotronHForCausalLM with this `model` block. Raises UserError for a value that is no
     number."""

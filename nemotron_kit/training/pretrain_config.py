@@ -4,11 +4,13 @@ torch."""
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training.config_blocks import (
     AdamWBlock,
     BatchBlock,
@@ -23,15 +25,9 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
+from nemotron_kit.training.memory import Gpu, Step, disk_notes, judged
 from nemotron_kit.training.model import with_data_settings
-from nemotron_kit.training.model_size import (
-    MODEL_DEFAULTS,
-    check_block,
-    count_parameters,
-    expert_count,
-    memory_problem,
-    training_bytes,
-)
+from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
 
 
 @dataclass
@@ -188,20 +184,30 @@ class PretrainConfig:
             block.check()
 
 
-def preflight(config: PretrainConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
-    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
-    if that is known."""
+def preflight(
+    config: PretrainConfig,
+    *,
+    connect: bool,
+    here: bool = True,
+    processes: int | None = None,
+    gpu: Gpu | None = None,
+    home: str | None = None,
+    free: Callable[[str], int | None] | None = None,
+) -> list[str]:
+    """The problems that would prevent this run, one sentence each, and notes on what it takes. Opens no connection
+    itself: `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `home`: the home folder where it
+    runs; `free(folder)`: the bytes that are free there."""
     del connect
     try:
         config.check()
         layout = config.train.layout
-        config.train.check_split(processes or max(1, layout.ranks))
+        processes = processes or max(1, layout.ranks)
+        config.train.check_split(processes)
         layout.check_experts(expert_count(config.model))
         config.blend_path  # noqa: B018 - raises when it isn't set
         notes = check_block(config.model)
-        # What a sharded model needs is not what one process needs.
-        return [*notes, *(memory_problems(config) if here and layout.ranks <= 1 else [])]
+        return [*notes, *_size_notes(config, processes, here, gpu), *_disk_notes(config, home, free)]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
@@ -209,9 +215,39 @@ def preflight(config: PretrainConfig, *, connect: bool, here: bool = True, proce
 def memory_problems(config: PretrainConfig) -> list[str]:
     """A sentence with the estimate if this machine's memory is too small for training a model that `check` has
     accepted."""
+    here = int(os.environ.get("WORLD_SIZE", "1"))
+    return [found for found in _size_notes(config, here, True, None) if not isinstance(found, Note)]
+
+
+def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: Gpu | None) -> list[str]:
+    if not _sized(config):
+        return []
+    train, model = config.train, {**config.model, "vocab_size": _vocab_size(config)}
+    step = Step(
+        model,
+        config.seq_length,
+        train.layout,
+        processes,
+        train.micro_batch_size,
+        micro_batches=max(1, train.global_batch_size // (train.micro_batch_size * processes)),
+        activation_checkpointing=train.activation_checkpointing,
+        loss_chunk=train.tokens_per_chunk,
+    )
+    what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
+    return judged(what, step, train.precision, here=here, gpu=gpu, instead="try -c tiny")
+
+
+def _disk_notes(config: PretrainConfig, home: str | None, free: Callable[[str], int | None] | None) -> list[Note]:
+    place = config.checkpoint.save
+    if not _sized(config) or not place or unknown(place):
+        return []
     model = {**config.model, "vocab_size": _vocab_size(config)}
-    needed = training_bytes(model, config.train.micro_batch_size, config.seq_length)
-    return memory_problem(f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters", needed)
+    return disk_notes(model, place, config.checkpoint.kept, home, free)
+
+
+def _sized(config: PretrainConfig) -> bool:
+    """Whether the sizes are known before the job runs."""
+    return not any(map(unknown, (*config.model.values(), config.dataset.get("seq_length"))))
 
 
 def _vocab_size(config: PretrainConfig) -> int:

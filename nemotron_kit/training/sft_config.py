@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.model_size import FIELDS, check_block, expert_count, memory_problem, training_bytes
+from nemotron_kit.training.memory import Gpu, Step, judged
+from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.sft",)
@@ -272,20 +274,22 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
     }
 
 
-def preflight(config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
-    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
-    if that is known."""
+def preflight(
+    config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: Gpu | None = None
+) -> list[str]:
+    """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
+    `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets."""
     del connect
     try:
         config.check()
         layout = config.train.layout
-        config.train.check_split(processes or max(1, layout.ranks))
-        block = _pretrained_block(config.checkpoint.pretrained_checkpoint) if here else {}
+        processes = processes or max(1, layout.ranks)
+        config.train.check_split(processes)
+        block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
         layout.check_experts(expert_count(block) if block else None)
         notes: list[Note] = check_block(config.model_settings) if config.model_settings else []
-        # What a sharded model needs is not what one process needs.
-        return [*notes, *(memory_problems(config) if here and layout.ranks <= 1 else [])]
+        return [*notes, *_size_notes(config, block, processes, here, gpu)]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
@@ -294,11 +298,27 @@ def memory_problems(config: SFTConfig) -> list[str]:
     """A sentence with the estimate if this machine's memory is too small for training the pretrained model; nothing for
     a model that does not exist yet."""
     block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
+    found = _size_notes(config, block, int(os.environ.get("WORLD_SIZE", "1")), True, None)
+    return [each for each in found if not isinstance(each, Note)]
+
+
+def _size_notes(config: SFTConfig, block: Mapping[str, Any], processes: int, here: bool, gpu: Gpu | None) -> list[str]:
     if not block or config.lora or unknown(config.dataset.get("seq_length")):
         return []
-    needed = training_bytes(block, config.train.micro_batch_size, config.seq_length)
+    train = config.train
+    step = Step(
+        block,
+        config.seq_length,
+        train.layout,
+        processes,
+        train.micro_batch_size,
+        micro_batches=2,  # the gradients' memory is there all the time
+        activation_checkpointing=train.activation_checkpointing,
+        loss_chunk=train.tokens_per_chunk,
+    )
     what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
-    return memory_problem(what, needed, "train adapters (lora=small), or try -c tiny")
+    instead = "train adapters (lora=small), or try -c tiny"
+    return judged(what, step, train.precision, here=here, gpu=gpu, instead=instead)
 
 
 def _pretrained_block(folder: str | None) -> Mapping[str, Any]:

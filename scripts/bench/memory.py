@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python scripts/bench/memory.py
 
 A process's peak is that of its resident memory in two steps, less what it had before there was a model. What is freed
-goes back to the system (MALLOC_MMAP_THRESHOLD_), so that what is measured are tensors. Exits with 1 where an estimate is
-off by more than 15 %.
+goes back to the system (MALLOC_MMAP_THRESHOLD_), so that what is measured are tensors. Exits with 1 where an estimate
+is off by more than 15 %.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def step_of(case: dict[str, Any]) -> Step:
 def measure(step: Step) -> int:
     """Bytes that two steps have taken in this process, at most."""
     import torch
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
     from nemotron_kit.training.loop import build_optimizer
     from nemotron_kit.training.model import model_config, new_model
     from nemotron_kit.training.parallel import prepare, token_nll

@@ -196,7 +196,7 @@ def test_a_killed_process_is_replaced_and_nothing_changes(folder: Path) -> None:
         (["train.global_batch_size=5"], r"train\.global_batch_size 5 is no multiple"),
         (["recipe.per_split_data_args_path=/none/blend.json"], r"/none/blend\.json: No such file"),
         (["checkpoint.pretrained_checkpoint=/none"], r"/none: no model here"),
-        (["model.hidden_size=99999999"], r"parameters needs about .* GB in one process .* try -c tiny"),
+        (["model.hidden_size=99999999"], r"parameters needs .* GiB in one process .* try -c tiny"),
         (["model.vocab_size=8"], r"the model's vocabulary has 8"),
     ],
 )

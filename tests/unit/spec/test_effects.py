@@ -30,7 +30,7 @@ VALUES: dict[str, Any] = {
     "packager_include_pattern": ["*.py"], "include_submodules": False, "allow_dirty": True,
     "container_image": "image:1", "mounts": ["/a:/b:c"], "runtime": "nvidia", "ipc_mode": "host", "shm_size": "1g",
     "account": "acc", "partition": "part", "run_partition": "rp", "batch_partition": "bp", "time": "01:00:00",
-    "job_name": "mine", "ntasks_per_node": 3, "gpus_per_node": 2, "mem": "10G", "exclusive": True,
+    "job_name": "mine", "ntasks_per_node": 3, "gpus_per_node": 2, "gpu_memory": "80GB", "mem": "10G", "exclusive": True,
     "cpus_per_task": 3, "cpus_per_gpu": 3, "gpus_per_task": 1, "mem_per_gpu": "1G", "mem_per_cpu": "1G", "qos": "q",
     "constraint": "c", "exclude": "n1", "gres": "gpu:1", "array": "0-1", "tunnel": "ssh", "host": "h", "user": "u",
     "identity": "~/.ssh/x", "remote_job_dir": "/tmp/elsewhere", "artifacts_root": "/tmp/artifacts", "cloud": "aws",
@@ -55,8 +55,16 @@ ENOUGH: dict[str, dict[str, Any]] = {
     "lepton": {"container_image": "image:0", "nemo_run_dir": "/x"},
     "kubeflow": {"container_image": "image:0"},
 }  # fmt: skip
-# Read when the job runs or ends, or of a sweep only: no part of a single job's plan.
-WHEN_IT_RUNS = {"cancel_on_interrupt", "max_parallel", "dry_run", "allow_dirty", "include_submodules", "identity"}
+# Read when the job runs or ends, of a sweep only, or by a command's own check: no part of a single job's plan.
+WHEN_IT_RUNS = {
+    "gpu_memory",
+    "cancel_on_interrupt",
+    "max_parallel",
+    "dry_run",
+    "allow_dirty",
+    "include_submodules",
+    "identity",
+}
 WHERE_IT_COUNTS: dict[str, dict[str, Any]] = {
     "mounts": {"container_image": "image:0"},
     "segment": {"nodes": 4},

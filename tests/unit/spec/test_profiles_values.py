@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemotron_kit.spec.resources import gpu_of
 from nemotron_kit.spec.runconfig import _SBATCH, CHOICES, FIELDS, ProfileError, RunConfig, check_value, with_overrides
 
-PATTERNED = ("job_name", "host", "user", "conda")
+PATTERNED = ("job_name", "gpu_memory", "host", "user", "conda")
 TYPES = {field.name: str(field.type) for field in dataclasses.fields(RunConfig)}
 INTS = [name for name, kind in TYPES.items() if kind.startswith("int")]
 TEXTS = [
@@ -162,3 +163,34 @@ def test_anything_in_a_file_gives_the_right_type_or_a_profile_error(name: str, v
         assert error.message.startswith(f"env.toml:1: [C] {name}")
         return
     assert type(found).__name__ == TYPES[name].split(" ")[0].split("[")[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"gpu_memory": "80GB"}, "a GPU of this profile (80GB) 80"),
+        ({"gpu_memory": "94 GiB", "gres": "gpu:a100:4"}, "a GPU of this profile (94 GiB) 94"),
+        ({"gres": "gpu:a100:4"}, "an A100 with 80 GB 80 40 or 80"),
+        ({"gres": "gpu:a100-sxm4-40gb:8"}, "an A100 with 40 GB 40"),
+        ({"gres": "gpu:nvidia_h100_80gb_hbm3:8"}, "an H100 with 80 GB 80"),
+        ({"gres": "gpu:8,license:1", "constraint": "h200&ib"}, "an H200 with 141 GB 141"),
+        ({"gpus": "B200:8"}, "a B200 with 180 GB 180"),
+        ({"resource_shape": "gpu.8xh100-80gb"}, "an H100 with 80 GB 80"),
+        ({"extra": {"instance_type": "p4d.24xlarge"}}, "an A100 with 40 GB 40"),
+        ({"extra": {"instance_type": "a2-ultragpu-8g"}}, "an A100 with 80 GB 80"),
+        ({"extra": {"instance_type": "p5en.48xlarge"}}, "an H200 with 141 GB 141"),
+        ({"gres": "gpu:8", "gpus_per_node": 8, "constraint": "a1000"}, None),
+        ({}, None),
+    ],
+)
+def test_a_profile_says_which_gpus_it_has(fields: dict[str, Any], said: str | None) -> None:
+    found = gpu_of(with_overrides(RunConfig(), fields))
+    described = found and f"{found.name} {found.memory >> 30} {found.unsure or ''}".strip()
+    assert described == said
+
+
+def test_a_gpus_memory_is_a_size() -> None:
+    for wrong in ("lots", "80", "0GB", "80TB"):
+        with pytest.raises(ProfileError, match="can't be a GPU's memory") as caught:
+            with_overrides(RunConfig(), {"gpu_memory": wrong})
+        assert '"80GB"' in str(caught.value)
