@@ -225,6 +225,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DEFAULT_TOKENIZER = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
 DEFAULT_SHARDS = 128
+DEFAULT_SHARD_SIZE = 4 << 30  # of text, where that makes more shards
 
 
 @dataclass
@@ -249,8 +250,8 @@ class PerSplitConfig:
 class DataPrepConfig:
     """Input of `run_data_prep`.
 
-    `num_shards` (train shards in all, 128 when neither is given) and `shard_size` ("256MB" of text a shard) exclude
-    each other. A shard holds one source, so that its weight can be honoured: each gets at least one in each split.
+    `num_shards` (train shards in all) and `shard_size` ("256MB" of text a shard) exclude each other; where neither is
+    given, there are 128, or so many that each holds 4 GiB of text. A shard holds one source, so that its weight can be honoured: each gets at least one in each split.
     `sample` takes the first rows of each dataset. `max_doc_tokens` counts a document's BOS and EOS too. `num_workers`
     is in CPUs, all of this process's by default; it never changes a byte of the output.
     """

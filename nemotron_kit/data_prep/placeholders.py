@@ -20,7 +20,9 @@ _WHOLE = 1 << 28
 def identity_of(file: FoundFile) -> str:
     if is_remote(file.path):
         return file.identity or f"unknown:{file.size}"
-    return content_identity(file.path, file.size, whole=file.size <= _WHOLE)
+    if file.size <= _WHOLE:
+        return content_identity(file.path, file.size, samples=None)
+    return content_identity(file.path, file.size)
 
 
 def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]]:

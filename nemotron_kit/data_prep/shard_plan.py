@@ -5,17 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.data_prep.config import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_DOC_SIZE, ERROR
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import read_regular, write_text
+from nemotron_kit.files import open_regular, read_regular, write_bytes, write_text
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
+# The same, for who makes single shards: a line for each shard, and where it begins.
+INDEX_FILE, LINES_FILE = "plan-index.json", "plan-shards.jsonl"
+# How documents are assigned to shards: plans of earlier versions have none on record, and are the first.
+FIRST_DEAL, LINEAR_DEAL = 1, 2
 TEMPORARY = ".tmp"  # the end of the name of a file that is being written
 # A shard of all splits, and the folder of such shards: its records go to a split one by one.
 ALL, MIXED = "all", "shards"
@@ -44,7 +49,8 @@ class Omission:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """One dataset of the blend. `split` is the blend's: "all" when train, valid and test are cut from it."""
+    """One dataset of the blend. `split` is the blend's: "all" when train, valid and test are cut from it. `totals` are
+    the number of files and their bytes, where `files` are not all of them (see PlanIndex)."""
 
     name: str
     uri: str
@@ -55,6 +61,16 @@ class PlannedSource:
     subset: str | None = None
     from_split: str | None = None
     left_out: tuple[Omission, ...] = ()
+    totals: tuple[int, int] | None = None
+
+    @property
+    def file_count(self) -> int:
+        return self.totals[0] if self.totals else len(self.files)
+
+    @property
+    def size(self) -> int:
+        """Of all of its files, in bytes."""
+        return self.totals[1] if self.totals else sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -124,6 +140,7 @@ class ShardPlan:
     documents, without a template in it), and shards packed rows.
 
     `on_bad_row` and `max_bad_rows` are not in the digest: a shard in which a row was skipped has that in its record.
+    `deal` says by which rule documents were assigned to shards; what came of it is in `shards`.
     """
 
     sources: tuple[PlannedSource, ...]
@@ -135,6 +152,7 @@ class ShardPlan:
     on_bad_row: str = ERROR
     max_bad_rows: int | None = DEFAULT_MAX_BAD_ROWS
     chat: ChatSettings | None = None
+    deal: int = FIRST_DEAL
 
     @cached_property
     def digest(self) -> str:
@@ -148,11 +166,22 @@ class ShardPlan:
         return [_WORDS[key] for key in changed]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "digest": self.digest, **asdict(self)}
+        stored = {"format": FORMAT, "digest": self.digest, **asdict(replace(self, sources=(), shards=()))}
+        # asdict copies every value of a million files.
+        for source in self.sources:
+            facts = {**asdict(replace(source, files=())), "files": [vars(file) for file in source.files]}
+            del facts["totals"]
+            stored["sources"] = [*stored["sources"], facts]
+        stored["shards"] = [{**vars(shard), "pieces": list(map(vars, shard.pieces))} for shard in self.shards]
+        if self.deal == FIRST_DEAL:  # as earlier versions wrote it
+            del stored["deal"]
+        return stored
 
     def save(self, folder: Path) -> None:
-        """Write `plan.json` to the output folder, in ASCII: a file's name need not be text."""
-        write_text(folder / PLAN_FILE, json.dumps(self.to_dict(), indent=2) + "\n", mode=0o666)
+        """Write `plan.json` to the output folder, in ASCII (a file's name need not be text), and before it the index
+        and a line for each shard."""
+        _save_lines(self, folder)
+        write_text(folder / PLAN_FILE, json.dumps(self.to_dict(), separators=(",", ":")) + "\n", mode=0o666)
 
     @classmethod
     def load(cls, folder: Path) -> ShardPlan | None:
@@ -160,16 +189,7 @@ class ShardPlan:
         path = folder / PLAN_FILE
         try:
             raw = json.loads(read_regular(path, limit=PLAN_LIMIT))
-            plan = cls(
-                sources=tuple(_source(entry) for entry in raw["sources"]),
-                tokens=TokenizerRecord(**raw["tokens"]),
-                shards=tuple(_shard(entry) for entry in raw["shards"]),
-                min_doc_chars=raw["min_doc_chars"],
-                max_doc_tokens=raw["max_doc_tokens"],
-                chat=_chat(raw["chat"]) if raw.get("chat") else None,
-                # What a plan made before these were settings has by default.
-                **{key: raw[key] for key in ("max_doc_size", "on_bad_row", "max_bad_rows") if key in raw},
-            )
+            plan = _whole(raw, [[e["split"], e["index"], e["source"], e["pieces"]] for e in raw["shards"]])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -177,6 +197,11 @@ class ShardPlan:
         if raw.get("digest") != plan.digest or raw.get("format") != FORMAT:
             raise UserError(f"{path}: its content does not match its digest.", hint=_FORCE)
         return plan
+
+    def with_digest(self, digest: str) -> ShardPlan:
+        """The plan with a digest that is known: of one that is not whole it can't be computed."""
+        vars(self)["digest"] = digest
+        return self
 
     def _matter(self) -> dict[str, Any]:
         sources = [
@@ -214,9 +239,27 @@ def _name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+def _whole(raw: dict[str, Any], shards: Sequence[Sequence[Any]]) -> ShardPlan:
+    return ShardPlan(
+        sources=tuple(_source(entry) for entry in raw["sources"]),
+        tokens=TokenizerRecord(**raw["tokens"]),
+        shards=tuple(
+            PlannedShard(split, index, source, tuple(FilePart(p["file"], tuple(p["parts"]), p["of"]) for p in pieces))
+            for split, index, source, pieces in shards
+        ),
+        min_doc_chars=raw["min_doc_chars"],
+        max_doc_tokens=raw["max_doc_tokens"],
+        chat=_chat(raw["chat"]) if raw.get("chat") else None,
+        # What a plan made before these were settings has by default.
+        **{key: raw[key] for key in ("max_doc_size", "on_bad_row", "max_bad_rows", "deal") if key in raw},
+    )
+
+
 def _source(raw: dict[str, Any]) -> PlannedSource:
     left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in raw.get("left_out", ()))
-    return PlannedSource(**{**raw, "files": tuple(SourceFile(**entry) for entry in raw["files"]), "left_out": left_out})
+    totals = (int(raw["totals"][0]), int(raw["totals"][1])) if raw.get("totals") else None
+    files = tuple(SourceFile(**entry) for entry in raw["files"])
+    return PlannedSource(**{**raw, "files": files, "left_out": left_out, "totals": totals})
 
 
 def _chat(raw: dict[str, Any]) -> ChatSettings:
@@ -224,9 +267,87 @@ def _chat(raw: dict[str, Any]) -> ChatSettings:
     return ChatSettings(**{**raw, "ratios": (train, valid, test), "used_in_filter": tuple(raw["used_in_filter"])})
 
 
-def _shard(raw: dict[str, Any]) -> PlannedShard:
-    pieces = tuple(FilePart(p["file"], tuple(p["parts"]), p["of"]) for p in raw["pieces"])
-    return PlannedShard(raw["split"], raw["index"], raw["source"], pieces)
+def _save_lines(plan: ShardPlan, folder: Path) -> None:
+    lines, shards, at = [], [], 0
+    for shard in plan.shards:
+        files = plan.sources[shard.source].files
+        line = {
+            "pieces": [[piece.file, piece.of, *piece.parts] for piece in shard.pieces],
+            "files": {piece.file: list(vars(files[piece.file]).values()) for piece in shard.pieces},
+        }
+        lines.append(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n")
+        shards.append([shard.split, shard.index, shard.source, at, len(lines[-1]), _sha256(lines[-1])])
+        at += len(lines[-1])
+    write_bytes(folder / LINES_FILE, b"".join(lines), mode=0o666)
+    sources = tuple(replace(each, files=(), totals=(each.file_count, each.size)) for each in plan.sources)
+    head = {"format": FORMAT, "digest": plan.digest, **asdict(replace(plan, sources=sources, shards=()))}
+    head["shards"] = shards
+    write_text(folder / INDEX_FILE, json.dumps(head, separators=(",", ":")) + "\n", mode=0o666)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class PlanIndex:
+    """A plan as who makes some of its shards needs it: `head` has no files and no pieces, `part` those of some shards.
+
+    A worker of a plan of millions of files holds in memory what its shard reads of them.
+    """
+
+    def __init__(self, folder: Path, head: ShardPlan, places: Sequence[tuple[int, int, str]] | None) -> None:
+        """`places` are (first byte, length, sha256) of each shard's line; None: `head` is the whole plan."""
+        self.folder, self.head = folder, head
+        self._places = places
+
+    @classmethod
+    def load(cls, folder: Path) -> PlanIndex | None:
+        """The index of an output folder; of one that an earlier version wrote, its whole plan. None if there is
+        neither."""
+        path = folder / INDEX_FILE
+        try:
+            raw = json.loads(read_regular(path, limit=PLAN_LIMIT))
+            plan = _whole(raw, [[*entry[:3], []] for entry in raw["shards"]])
+            places = [(int(at), int(size), str(sha256)) for *_, at, size, sha256 in raw["shards"]]
+            return cls(folder, plan.with_digest(str(raw["digest"])), places)
+        except FileNotFoundError:
+            whole = ShardPlan.load(folder)
+            return cls(folder, whole, None) if whole else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: damaged: {type(error).__name__}: {error}.", hint=_FORCE) from error
+
+    def part(self, numbers: Sequence[int]) -> ShardPlan:
+        """The plan with the pieces of these shards, and with the files that they are of."""
+        if self._places is None:
+            return self.head
+        shards = list(self.head.shards)
+        files: list[dict[int, SourceFile]] = [{} for _ in self.head.sources]
+        pieces: dict[int, list[FilePart]] = {}
+        for number in numbers:
+            line, known = self._line(number), files[shards[number].source]
+            known.update((int(file), SourceFile(*facts)) for file, facts in line["files"].items())
+            pieces[number] = [FilePart(file, tuple(parts), of) for file, of, *parts in line["pieces"]]
+        order = [{file: place for place, file in enumerate(sorted(known))} for known in files]
+        for number, found in pieces.items():
+            place = order[shards[number].source]
+            found = [replace(piece, file=place[piece.file]) for piece in found]
+            shards[number] = replace(shards[number], pieces=tuple(found))
+        sources = tuple(
+            replace(source, files=tuple(known[file] for file in sorted(known)))
+            for source, known in zip(self.head.sources, files, strict=True)
+        )
+        return replace(self.head, sources=sources, shards=tuple(shards)).with_digest(self.head.digest)
+
+    def _line(self, number: int) -> dict[str, Any]:
+        assert self._places is not None  # noqa: S101  (the caller has looked)
+        at, size, sha256 = self._places[number]
+        with open_regular(self.folder / LINES_FILE) as file:
+            file.seek(at)
+            line = file.read(size)
+        if _sha256(line) != sha256:
+            raise UserError(f"{self.folder / LINES_FILE}: its content does not match the index.", hint=_FORCE)
+        found: dict[str, Any] = json.loads(line)
+        return found
 
 
 def part_name(shard: str, split: str) -> str:

@@ -50,8 +50,9 @@ def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
     """Relative path → path, of every regular file below `root`, links followed; hidden ones are left out."""
     found: dict[str, Path] = {}
     for folder in _folders(root, left):
+        before = "" if folder == root else f"{folder.relative_to(root)}/"
         for entry in _entries(folder):
-            name = str((folder / entry.name).relative_to(root))
+            name = before + entry.name
             if entry.name.startswith("."):
                 left.add(name, "hidden")
                 continue
@@ -228,18 +229,28 @@ def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
     return FoundFile(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
 
 
-def content_identity(path: str, size: int, *, whole: bool) -> str:
-    """What identifies a local file's content: its sha256, or for a large file its size, time and samples."""
+def content_identity(path: str, size: int, *, samples: tuple[int, int] | None = (16, 1 << 16)) -> str:
+    """What identifies a local file's content: its sha256 (`samples` None), or for a large file its size, time and so
+    many samples of so many bytes."""
     digest = hashlib.sha256()
-    with open_binary(path) as file:
-        if whole:
+    with open_regular(path, buffering=0) as file:
+        if samples is None:
             while data := file.read(BUFFER):
                 digest.update(data)
             return f"sha256:{digest.hexdigest()}"
-        for sixteenth in range(16):
-            file.seek(size * sixteenth // 16)
-            digest.update(file.read(1 << 16))
-    return f"sampled:{size}:{Path(path).stat().st_mtime_ns}:{digest.hexdigest()}"
+        count, length = samples
+        for number in range(count):
+            file.seek(size * number // count)
+            digest.update(_read_up_to(file, length))
+        return f"sampled:{size}:{os.fstat(file.fileno()).st_mtime_ns}:{digest.hexdigest()}"
+
+
+def _read_up_to(file: BinaryIO, count: int) -> bytes:
+    """As many bytes as there are up to `count`: one call may give fewer."""
+    data = file.read(count)
+    while 0 < len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data
 
 
 def _remote_identity(info: dict[str, Any]) -> str | None:
@@ -294,7 +305,9 @@ def kind_of(path: str) -> str | None:
     """The reader for a file by its suffix: jsonl, csv, parquet, text; a compression's name (gz, zst, bz2, xz) for
     compressed JSON lines, csv+gz, text+gz and so on for the others; None for a file that is not read."""
     name = path.rsplit("/", 1)[-1].lower()
-    return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
+    first, second = name.rfind("."), name.rfind(".", 0, max(0, name.rfind(".")))
+    longer = KINDS.get(name[second:]) if second >= 0 else None
+    return longer or (KINDS.get(name[first:]) if first >= 0 else None)
 
 
 def compression_of(kind: str) -> str:
@@ -371,13 +384,15 @@ def _local(path: str, dataset: Dataset, where: str, left: Omissions) -> list[Fou
 def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> list[FoundFile]:
     if not paths:
         raise UserError(f"{where}: no file with a known ending in {root}.", hint=f"Known: {_KNOWN}.")
+    found = []
     for path in paths:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{where}: {path} is {kind_of_file(mode)}, not a regular file.")
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            raise UserError(f"{where}: {path} is {kind_of_file(facts.st_mode)}, not a regular file.")
         if kind_of(path.name) is None:
             raise UserError(f"{where}: {path} has no known ending.", hint=f"Known: {_KNOWN}.")
-    return [FoundFile(str(path), path.stat().st_size) for path in paths]
+        found.append(FoundFile(str(path), facts.st_size))
+    return found
 
 
 def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
