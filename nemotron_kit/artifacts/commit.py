@@ -221,7 +221,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
     or has been moved.
     """
     folder_id = _place(draft.root)
-    files = scan(draft.root, hash_limit)
+    files = scan(draft.root, hash_limit, draft.sums)
     with writing_to(store.root):
         ensure_registry(store)
         _ensure_name(store, draft.name)

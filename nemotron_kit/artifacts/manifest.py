@@ -242,18 +242,23 @@ def identity(kind: str, files: Sequence[FileEntry], fields: Mapping[str, Any]) -
     return sha256_of({"type": kind, "files": [entry.identity for entry in files], "fields": dict(fields)})
 
 
-def scan(root: Path, hash_limit: int | None = None) -> tuple[FileEntry, ...]:
+def scan(
+    root: Path, hash_limit: int | None = None, sums: Mapping[str, tuple[int, str]] | None = None
+) -> tuple[FileEntry, ...]:
     """The manifest of folder `root`, sorted by path, without its metadata.json.
 
     Files of more than `hash_limit` bytes are not read: size and mtime identify their content. Files that change during
     the scan are read again, a few times, since another rank of the job may be writing them. Raises ArtifactChangedError
-    if they keep changing.
+    if they keep changing. `sums` are the (size, sha256) of files that their writer has just hashed: they aren't read
+    again.
     """
     known: dict[str, tuple[FileInfo, str | None]] = {}
+    written = dict(sums or {})
     for pause in (*_PAUSES, None):
         found = _walked(root)
         wait_for_fresh_stamps(found.values())
-        known = _hashed(root, found, known, hash_limit)
+        known = _hashed(root, found, known, hash_limit, written)
+        written = {}  # of a file that changes meanwhile they are not
         changed = next(
             (name for name, file in found.items() if not file.link and file_info(str(root / name)) != file), None
         )
@@ -280,13 +285,19 @@ def _walked(root: Path) -> dict[str, FileInfo]:
 
 
 def _hashed(
-    root: Path, found: Mapping[str, FileInfo], known: Mapping[str, tuple[FileInfo, str | None]], limit: int | None
+    root: Path,
+    found: Mapping[str, FileInfo],
+    known: Mapping[str, tuple[FileInfo, str | None]],
+    limit: int | None,
+    written: Mapping[str, tuple[int, str]],
 ) -> dict[str, tuple[FileInfo, str | None]]:
     """Each file found, with its digest: the known one if the file's stat is unchanged."""
     fresh = {name: file for name, file in found.items() if name not in known or known[name][0] != file}
     read = [name for name, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
+    sums = {name: written[name][1] for name in read if name in written and written[name][0] == fresh[name].size}
+    read = [name for name in read if name not in sums]
     hashes = sha256_files([root / name for name in read], sum(fresh[name].size for name in read))
-    digests = dict(zip(read, hashes, strict=True))
+    digests = {**sums, **dict(zip(read, hashes, strict=True))}
     return {name: (file, digests.get(name)) if name in fresh else known[name] for name, file in found.items()}
 
 

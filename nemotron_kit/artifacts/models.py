@@ -58,6 +58,8 @@ class Artifact(BaseModel):
     _pin: Pin | None = PrivateAttr(default=None)
     _loaded: bool = PrivateAttr(default=False)
     _used_artifacts: list[str] = PrivateAttr(default_factory=list)
+    # Path in the folder → (size, sha256), of files that their writer has hashed: saving does not read them again.
+    _sums: dict[str, tuple[int, str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod

@@ -222,6 +222,7 @@ def draft_of(artifact: Artifact, name: str) -> Draft:
         created_at=artifact.created_at,
         producer=artifact.producer or "local",
         inputs=lineage.inputs(),
+        sums=artifact._sums,
     )
 
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class Draft:
     """The content of a version that is about to be committed.
 
     `root` is the folder whose files make up the content, `path` what the artifact points at (the folder, or a file in
-    it), `fields` the typed fields that belong to the identity, `document` all of metadata.json.
+    it), `fields` the typed fields that belong to the identity, `document` all of metadata.json. `sums` are the (size,
+    sha256) of files in `root` that their writer knows.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Draft:
     created_at: str
     producer: str = "local"
     inputs: tuple[Pin, ...] = ()
+    sums: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

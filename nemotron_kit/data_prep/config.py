@@ -246,14 +246,34 @@ class PerSplitConfig:
     test_shards: int = 1
 
 
+PLAN, SHARDS, FINISH = "plan", "shards", "finish"
+STEPS = (PLAN, SHARDS, FINISH)
+
+
+def check_step(step: str | None, task: int | None, tasks: int | None) -> None:
+    """Raise UserError, naming the field, for a step that can't be done."""
+    if tasks is not None and tasks < 1:
+        raise UserError(f"tasks={tasks}: must be at least 1.")
+    if step is None:
+        if task is not None:
+            raise UserError(f"task={task} belongs to step={SHARDS}.", hint="Leave it out: a launch gives each its own.")
+        return
+    if step not in STEPS:
+        raise UserError(f"step={step!r}: {nearest(step, STEPS)}.")
+    if step == SHARDS and (task is None or tasks is None or not 0 <= task < tasks):
+        raise UserError(f"step={SHARDS} needs task=N of tasks=M, N from 0 to M-1; there is {task} of {tasks}.")
+
+
 @dataclass
 class DataPrepConfig:
     """Input of `run_data_prep`.
 
     `num_shards` (train shards in all) and `shard_size` ("256MB" of text a shard) exclude each other; where neither is
-    given, there are 128, or so many that each holds 4 GiB of text. A shard holds one source, so that its weight can be honoured: each gets at least one in each split.
-    `sample` takes the first rows of each dataset. `max_doc_tokens` counts a document's BOS and EOS too. `num_workers`
-    is in CPUs, all of this process's by default; it never changes a byte of the output.
+    given, there are 128, or so many that each holds 4 GiB of text. A shard holds one source, so that its weight can be
+    honoured: each gets at least one in each split. `sample` takes the first rows of each dataset. `max_doc_tokens`
+    counts a document's BOS and EOS too. `num_workers` is in CPUs, all of this process's by default; it never changes a
+    byte of the output. `step` does a part of the work: freezes the plan, makes the shards of one `task` of `tasks`, or
+    finishes what all tasks have made.
     """
 
     blend_path: Path = Path("data_blend.json")
@@ -274,6 +294,9 @@ class DataPrepConfig:
     num_workers: int | None = None
     force: bool = False
     artifact_name: str | None = None
+    step: str | None = None
+    task: int | None = None
+    tasks: int | None = None
 
     @property
     def held_out(self) -> tuple[int, int]:
@@ -283,6 +306,7 @@ class DataPrepConfig:
 
     def check(self) -> None:
         """Raise UserError, naming the field, for invalid values."""
+        check_step(self.step, self.task, self.tasks)
         if self.num_shards is not None and self.shard_size is not None:
             raise UserError(
                 f"num_shards={self.num_shards} and shard_size={self.shard_size} exclude each other.",
@@ -378,6 +402,9 @@ class RLPrepConfig:
     sample: int | None = None
     force: bool = False
     artifact_name: str | None = None
+    step: str | None = None
+    task: int | None = None
+    tasks: int | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -385,6 +412,7 @@ class RLPrepConfig:
 
     def check(self) -> None:
         """Raise UserError, naming the field, for invalid values."""
+        check_step(self.step, self.task, self.tasks)
         if min(self.ratios.values()) < 0 or self.train_ratio == 0 or abs(sum(self.ratios.values()) - 1) > 1e-6:
             raise UserError(
                 f"train_ratio {self.train_ratio}, valid_ratio {self.valid_ratio}, test_ratio {self.test_ratio}: they "

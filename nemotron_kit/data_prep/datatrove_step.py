@@ -14,7 +14,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from nemotron_kit.data_prep.pool import ensure_shard
-from nemotron_kit.data_prep.shard_plan import PLAN_FILE, ShardPlan
+from nemotron_kit.data_prep.shard_plan import PLAN_FILE, PlanIndex
 from nemotron_kit.errors import UserError
 
 
@@ -34,12 +34,12 @@ class MegatronShards(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Make this task's shards; documents of an earlier step pass through untouched."""
         folder = Path(self.output_dir)
-        plan = ShardPlan.load(folder)
-        if plan is None:
+        index = PlanIndex.load(folder)
+        if index is None:
             raise UserError(f"{folder} holds no {PLAN_FILE}.", hint="Call freeze_plan(config) before the executor.")
-        for number in range(rank, len(plan.shards), world_size):
+        for number in range(rank, len(index.head.shards), world_size):
             with self.track_time():
-                record, how = ensure_shard(plan, number, folder)
+                record, how = ensure_shard(index.part([number]), number, folder)
             self.stat_update(f"shards_{how.partition(':')[0]}")
             self.stat_update("tokens", value=record.tokens)
         yield from data or ()

@@ -57,8 +57,8 @@ from nemotron_kit.files import write_text
 _RANGES, _STREAMS = 16, 4
 _MOST = 1 << 14
 _MOST_FINE = 1 << 20  # of a file of a large source
-# A source is large if it would have more cells than this, or a stream of more bytes would be read more than twice.
-_LARGE_CELLS, _LARGE_STREAM = 1 << 15, 64 << 20
+# A source is large if it would have more cells than this, or a file of more bytes would be read more than twice.
+_LARGE_CELLS, _LARGE_FILE = 1 << 15, 64 << 20
 # Bytes of text in a byte of file, about: shards are to be even in text.
 _TEXT_PER_BYTE = {"gz": 3.0, "zst": 3.5, "bz2": 4.0, "xz": 4.0, "parquet": 2.0}
 
@@ -111,7 +111,7 @@ def assign_shards(
     finest = [sum(sizes) * min(shares) / cells for cells in (_RANGES, _STREAMS)]
     streams = [is_stream(file.path) for file in files]
     counts = [_cells(size, finest[stream]) for size, stream in zip(sizes, streams, strict=True)]
-    if deal != FIRST_DEAL and _is_large(files, streams, counts):
+    if deal != FIRST_DEAL and _is_large(files, counts):
         return deal_large(sizes, streams, shares, held_out)
     cells = [
         _Cell(number, part, count, sizes[number] / count)
@@ -139,16 +139,19 @@ def _cells(size: float, cell_size: float, most: int = _MOST) -> int:
     return min(most, max(1, math.ceil(size / cell_size))) if size else 0
 
 
-def _is_large(files: Sequence[SourceFile], streams: Sequence[bool], counts: Sequence[int]) -> bool:
+def _is_large(files: Sequence[SourceFile], counts: Sequence[int]) -> bool:
+    """Whether cells all over the source would be too many, or reading them would be reading large files again and
+    again: streams from their start, and the row groups of a parquet file that a cell is a part of."""
     if sum(counts) > _LARGE_CELLS:
         return True
-    return any(s and n > 2 and f.size > _LARGE_STREAM for f, s, n in zip(files, streams, counts, strict=True))
+    again = (f for f, count in zip(files, counts, strict=True) if count > 2 and f.size > _LARGE_FILE and f.rows is None)
+    return any(is_stream(file.path) or kind_of(file.path) == "parquet" for file in again)
 
 
 def most_shards(files: Sequence[SourceFile], held_out: int) -> int | None:
     """How many train shards a source can fill beside those held out with no stream read more than twice; None where
     there is no limit."""
-    limited = [is_stream(file.path) and file.size > _LARGE_STREAM for file in files]
+    limited = [is_stream(file.path) and file.size > _LARGE_FILE for file in files]
     return 2 * len(files) - min(len(files), _STREAMS * held_out) if files and all(limited) else None
 
 

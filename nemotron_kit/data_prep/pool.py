@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from nemotron_kit.data_prep.config import NAMED, SKIP, check_bad_rows
 from nemotron_kit.data_prep.packed import PackedRecord, make_packed_shard
 from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord, Tick, make_shard, record_path
-from nemotron_kit.data_prep.shard_plan import TEMPORARY, ShardPlan
+from nemotron_kit.data_prep.shard_plan import TEMPORARY, PlanIndex, ShardPlan
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.polling import looks
 
@@ -46,9 +46,10 @@ def run_shards(
     workers: int,
     on_event: Callable[[ShardEvent], None],
     numbers: Sequence[int] | None = None,
+    part: Callable[[Sequence[int]], ShardPlan] | None = None,
 ) -> dict[int, SavedRecord]:
     """Make every shard (of `numbers`) that isn't complete, with `workers` CPUs. `on_event` receives each event, never
-    two at once.
+    two at once. `part` gives the plan of some shards, where `plan` is only the head of one (see PlanIndex).
 
     Raises the first error of any shard, after which no other is begun; more bad rows than permitted, in all shards, are
     an error too.
@@ -66,7 +67,7 @@ def run_shards(
     if workers == 1 or not numbers:
         with _quiet_tokenizer():
             for number in numbers:
-                make_numbered_shard(plan, number, folder, recorded)
+                make_numbered_shard(part([number]) if part else plan, number, folder, recorded)
     else:
         _Pool(plan, folder, numbers, workers, recorded).run()
     return records
@@ -269,12 +270,14 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = _claim_stdout()
     folder = Path(sys.argv[1])
-    plan = ShardPlan.load(folder)
+    index = None
     for line in sys.stdin:
         try:
-            if plan is None:
+            index = index or PlanIndex.load(folder)
+            if index is None:
                 raise UserError(f"{folder}: the plan is gone.")
-            make_numbered_shard(plan, int(line), folder, lambda event: _say(out, event))
+            number = int(line)
+            make_numbered_shard(index.part([number]), number, folder, lambda event: _say(out, event))
         except BrokenPipeError:
             return 1  # the parent process has ended
         except NemotronError as error:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
-from nemotron_kit.data_prep.config import NAMED, DataBlend, DataPrepConfig, show_size
+from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, DataBlend, DataPrepConfig, show_size
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
-from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY, Omission, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.shard_plan import ALL, PLAN_FILE, TEMPORARY, Omission, PlanIndex, PlannedSource, ShardPlan
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import write_json, write_text
+from nemotron_kit.files import read_regular, write_json, write_text
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.runs.metrics import log_metrics
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.pool import ShardEvent
@@ -38,15 +40,17 @@ class PrepProgress:
     """Shows the progress of a data preparation: a bar on a terminal, else a line every 30 s. A context manager.
 
     Call `update` with each event; `total` is the number of shards made by this rank. Only rank 0 prints, but for
-    damaged shards.
+    damaged shards. With `counted` the numbers also go to the job's metrics, where whoever launched it finds them.
     """
 
-    def __init__(self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None) -> None:
-        self.plan, self.ranks = plan, ranks
+    def __init__(
+        self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None, counted: bool = False
+    ) -> None:
+        self.plan, self.ranks, self._counted = plan, ranks, counted
         self.total = len(plan.shards) if total is None else total
         self._quiet = ranks is not None and not ranks.leads
         self.shards = self.characters = self.tokens = 0
-        self.kept = 0
+        self.kept = self.made = 0  # shards that were there; characters of those that were not
         self._began = self._last = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -65,6 +69,14 @@ class PrepProgress:
             of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
             self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def quiet(self) -> None:
+        """Say nothing more: there is no work to sum up."""
+        self._quiet = True
+
     def update(self, event: ShardEvent) -> None:
         """Process one event and show it."""
         self.characters += event.characters
@@ -72,6 +84,9 @@ class PrepProgress:
         if event.record is not None:
             self.shards += 1
             self.kept += event.how == "kept"
+            self.made += event.record.characters if event.how != "kept" else 0
+            if self._counted:
+                log_metrics({"shards": self.shards, "of": self.total, "tokens": self.tokens, "text": self.characters})
             if event.how.startswith("remade"):
                 self.say(f"data prep: {event.how}; made again", always=True)
         if self._bar is not None:
@@ -117,6 +132,36 @@ def _bar(total: int) -> tuple[Any, Any]:
     return bar, bar.add_task("", total=total, what="")
 
 
+_RATES = "data-prep-rates.json"
+_WORTH = 20_000_000  # characters: less says nothing about the speed
+# Characters a CPU-second, where none was measured: of scripts/bench/data_prep.py on this version's test machine.
+DEFAULT_RATE = 2.5e6
+
+
+def note_rate(model: str, characters: int, workers: int, seconds: float) -> None:
+    """Record how fast a tokenizer was on a CPU here, for estimates."""
+    if characters < _WORTH or seconds <= 0:
+        return
+    path = nemotron_home() / "cache" / _RATES
+    with suppress(OSError):  # only an estimate is the worse for it
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(path, {**_rates(), model: round(characters / seconds / workers)})
+
+
+def measured_rate(model: str) -> float | None:
+    """Characters a CPU-second of the newest run with this tokenizer here; None where there was none."""
+    rate = _rates().get(model)
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+
+
+def _rates() -> dict[str, Any]:
+    try:
+        found = json.loads(read_regular(nemotron_home() / "cache" / _RATES))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 REPORT_FILE = "report.json"
 Say = Callable[[str], None]
 _WHY = {
@@ -138,8 +183,8 @@ def report(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> dict[str, Any
             {
                 "name": source.name,
                 "uri": source.uri,
-                "files": len(source.files),
-                "bytes": sum(file.size for file in source.files),
+                "files": source.file_count,
+                "bytes": source.size,
                 **_sums(mine),
                 "bad_rows": named[:NAMED],
                 "left_out": omissions(source),
@@ -296,7 +341,7 @@ def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int
         subset=source.subset,
         text_field=source.text_field,
         num_rows=total(plan, records, "documents", source=number),
-        size_bytes=sum(file.size for file in source.files),
+        size_bytes=source.size,
     )
 
 
@@ -316,7 +361,8 @@ NEEDED = ("fsspec", "numpy", "orjson", "pyarrow", "tokenizers", "zstandard")
 
 
 def run_data_prep(config: DataPrepConfig) -> artifacts.PretrainBlendsArtifact:
-    """Tokenize a blend to Megatron shards in `config.output_dir` and return them as an artifact.
+    """Tokenize a blend to Megatron shards in `config.output_dir` and return them as an artifact (None of a step that is
+    not the last).
 
     Complete shards of the same plan are kept. The artifact's metadata.json is in the folder; with
     `config.artifact_name` it is also registered. Called by each process that torchrun or srun started, it divides the
@@ -357,14 +403,14 @@ def prepare(
     number_type: str | None = None,
     outputs: Outputs | None = None,
 ) -> PreparedData:
-    """`run_data_prep` for a blend and a .bin integer type that may differ from the config's."""
+    """`run_data_prep` for a blend and a .bin integer type that may differ from the config's. Of a step before the last
+    one the artifact is None."""
     check_packages()
     config.check()
 
     outputs = outputs or Outputs(print_summary, _write_outputs, make_artifact)
     began = time.monotonic()
     output = Path(config.output_dir).expanduser().absolute()
-    ranks = ranks_here()
 
     def plan_here() -> ShardPlan:
         try:
@@ -372,6 +418,9 @@ def prepare(
         except OSError as error:  # a source that can't be opened, an output folder that can't be written
             raise UserError(f"{error.filename or config.output_dir}: {error.strerror or error}.") from error
 
+    if config.step is not None:
+        return _one_step(config, output, outputs, plan_here, began)
+    ranks = ranks_here()
     leads = ranks is None or ranks.leads
     with RankSync(output, ranks) if ranks else nullcontext() as meeting:
         plan = _shared_plan(meeting, plan_here) if meeting else plan_here()
@@ -382,10 +431,65 @@ def prepare(
             meeting.finish()
     artifact = outputs.artifact(plan, records, output, time.monotonic() - began)
     if leads:
-        _remove_temporary(output)
-        artifact.save(name=config.artifact_name)
+        _saved(artifact, config, plan, records, output)
     mine = len(_numbers_here(plan, ranks))
     return PreparedData(plan, records, artifact, time.monotonic() - began, kept, mine)
+
+
+def _one_step(
+    config: DataPrepConfig, output: Path, outputs: Outputs, plan_here: Callable[[], ShardPlan], began: float
+) -> PreparedData:
+    """The plan, the shards of one task, or what is made of all shards."""
+    from nemotron_kit.data_prep.pool import all_records, check_all
+
+    if config.step == PLAN:
+        plan = plan_here()
+        with PrepProgress(plan, total=0) as progress:
+            _tell_plan(plan, config, progress)
+            size = show_size(sum(source.size for source in plan.sources))
+            count = sum(source.file_count for source in plan.sources)
+            progress.say(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
+            progress.quiet()
+        return PreparedData(plan, {}, None, time.monotonic() - began, 0, 0)
+    index = PlanIndex.load(output)
+    if index is None:
+        raise UserError(f"{output} holds no {PLAN_FILE}.", hint=f"step={PLAN} makes it, before the other steps.")
+    plan = index.head
+    if config.step == SHARDS:
+        records, kept = _make(plan, config, output, outputs, part=index.part)
+        return PreparedData(plan, records, None, time.monotonic() - began, kept, len(records))
+    known = all_records(plan, output, {})
+    check_all(plan, known)
+    _require_files(plan, known, output)
+    with PrepProgress(plan, total=0) as progress:
+        outputs.summary(plan, known, progress.say)
+        progress.quiet()
+    outputs.write(plan, known, output)
+    # From when the plan was frozen: that is what all of the steps took.
+    elapsed = max(0.0, time.time() - (output / PLAN_FILE).stat().st_mtime)
+    artifact = outputs.artifact(plan, known, output, elapsed)
+    _saved(artifact, config, plan, known, output)
+    return PreparedData(plan, known, artifact, elapsed, len(known), 0)
+
+
+def _require_files(plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path) -> None:
+    """Raise NemotronError if a shard's file is not there, or is cut off. Its content is what its maker has hashed."""
+    for number, record in records.items():
+        for name, (size, _) in record.files(plan.shards[number].name).items():
+            path = output / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise NemotronError(
+                    f"{path}: not there whole, though its record is.", hint="Run the task that makes it again."
+                )
+
+
+def _saved(
+    artifact: Any, config: DataPrepConfig, plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path
+) -> None:
+    _remove_temporary(output)
+    for number, record in records.items():
+        artifact._sums.update(record.files(plan.shards[number].name))
+    artifact.save(name=config.artifact_name)
 
 
 def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> ShardPlan:
@@ -395,36 +499,47 @@ def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> Shard
         meeting.begin(plan.digest)
         return plan
     digest = meeting.wait_for_plan()
-    found = ShardPlan.load(meeting.output)
-    if found is None or found.digest != digest:
+    found = PlanIndex.load(meeting.output)
+    if found is None or found.head.digest != digest:
         hint = "Do all nodes see one and the same folder?"
         raise NemotronError(f"{meeting.output}: not the plan that rank 0 has written.", hint=hint)
-    return found
+    numbers = _numbers_here(found.head, meeting.ranks)
+    return found.part(numbers)
 
 
 def _make(
-    plan: ShardPlan, config: DataPrepConfig, output: Path, outputs: Outputs, meeting: RankSync | None = None
+    plan: ShardPlan,
+    config: DataPrepConfig,
+    output: Path,
+    outputs: Outputs,
+    meeting: RankSync | None = None,
+    part: Callable[[Sequence[int]], ShardPlan] | None = None,
 ) -> tuple[dict[int, SavedRecord], int]:
-    """Every shard's record, and how many existed already: made here, and by the other ranks."""
+    """Every shard's record, and how many existed already: made here, and by the other ranks. With `part` (see
+    `run_shards`) only those of the config's task."""
     from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
     ranks = meeting.ranks if meeting else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))
     mine = _numbers_here(plan, ranks)
-    with PrepProgress(plan, total=len(mine), ranks=ranks) as progress:
-        _tell_plan(plan, config, progress)
+    if config.step == SHARDS:
+        mine = range(len(plan.shards))[config.task :: config.tasks]
+    with PrepProgress(plan, total=len(mine), ranks=ranks, counted=part is not None) as progress:
+        if part is None:
+            _tell_plan(plan, config, progress)
 
         def on_event(event: ShardEvent) -> None:
             progress.update(event)
             if meeting is not None:
                 meeting.check()
 
-        records = run_shards(plan, output, workers=workers, on_event=on_event, numbers=mine)
+        records = run_shards(plan, output, workers=workers, on_event=on_event, numbers=mine, part=part)
+    note_rate(plan.tokens.model, progress.made, workers, progress.elapsed)
     if meeting is not None:
         meeting.wait_for_all()
         records = all_records(plan, output, records)
         check_all(plan, records)
-    if ranks is None or ranks.leads:
+    if part is None and (ranks is None or ranks.leads):
         outputs.summary(plan, records, progress.say)
     return records, progress.kept
 
@@ -458,6 +573,8 @@ def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) 
     made = sum(shard.split in ("train", ALL) for shard in plan.shards)
     if asked is not None and made > asked:
         progress.say(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
+    if asked is not None and made < asked:
+        progress.say(f"data prep: {made} train shards, not {asked}: no compressed file is read more than twice.")
     print_left_out(plan, progress.say)
 
 

@@ -21,15 +21,17 @@ from typing import Any
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.data_prep import sources
-from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig, load_rl_blend
+from nemotron_kit.data_prep.config import FINISH, PLAN, SHARDS, DataBlend, RLPrepConfig, load_rl_blend
 from nemotron_kit.data_prep.indexed import HashedFile
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
 from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json
+from nemotron_kit.runs.metrics import log_metrics
 
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"
 REPORT = "report.json"
 SPLITS = ("train", "val", "test")
 _VERSION = 1
@@ -61,26 +63,76 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     """Write train.jsonl, val.jsonl, test.jsonl and manifest.json to `config.output_dir`; return them as an artifact.
 
     Complete output of the same blend and settings is kept; a run that was stopped continues with the files that it had
-    finished. Raises UserError for bad input, naming file and row.
+    finished. `config.step` does a part of the work, as in `run_data_prep`: a task reads its files (with `sample`, which
+    goes from file to file, the last step reads them); None is returned then. Raises UserError for bad input, naming
+    file and row.
     """
     check_packages()
     config.check()
     began = monotonic()
     blend = load_rl_blend(Path(config.blend_path))
     output = Path(config.output_dir).expanduser().absolute()
-    inputs = _inputs(blend, output / "sources")
+    frozen = config.step == SHARDS or (config.step == FINISH and not (output / MANIFEST).exists())
+    inputs = _planned(output) if frozen else _inputs(blend, output / "sources")
     restorer = Restorer(blend, output / "sources")
     run_hash = _run_hash(config, inputs, restorer)
     found = _finished(output, run_hash)
+    if config.step == PLAN:
+        if found is None:
+            _require_free(output, run_hash, force=config.force)
+            (output / MANIFEST).unlink(missing_ok=True)
+        _write_plan(inputs, output)
+        return None  # type: ignore[return-value]
+    if config.step == SHARDS:
+        if found is None and config.sample is None:
+            _read_some(inputs[config.task :: config.tasks], inputs, restorer, output / f".parts-{run_hash}")
+        return None  # type: ignore[return-value]
     if found is None:
-        _require_free(output, run_hash, force=config.force)
+        if config.step is None:
+            _require_free(output, run_hash, force=config.force)
         found = _make(config, inputs, restorer, output, run_hash)
     else:
         _say("data prep: everything is there already")
+    (output / INPUTS).unlink(missing_ok=True)  # no part of the data
     _tell(found)
     artifact = _artifact(blend, found, output, monotonic() - began)
     artifact.save(name=config.artifact_name)
     return artifact
+
+
+def _write_plan(inputs: list[_Input], output: Path) -> None:
+    """Freeze which files are read, for the steps after this one."""
+    rows = [[one.dataset, one.split, one.identity, *vars(one.file).values()] for one in inputs]
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / INPUTS, {"files": rows}, mode=0o666)
+    _say(f"data prep: {len(rows):,} files are to be read")
+
+
+def _planned(output: Path) -> list[_Input]:
+    path = output / INPUTS
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return [_Input(dataset, split, FoundFile(*file), identity) for dataset, split, identity, *file in rows]
+    except FileNotFoundError:
+        raise UserError(f"{output} holds no {INPUTS}.", hint="step=plan makes it, before the other steps.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged: {error}.", hint="step=plan makes it again.") from error
+
+
+def _read_some(mine: list[_Input], inputs: list[_Input], restorer: Restorer, work: Path) -> None:
+    """Read the files of one task, whose rows the last step puts together."""
+    number_of = {id(one): number for number, one in enumerate(inputs)}
+    rows = 0
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        for done, one in enumerate(mine, 1):
+            rows += _read(one, work / f"{number_of[id(one)]:05d}.jsonl", None, restorer).rows
+            log_metrics({"shards": done, "of": len(mine), "rows": rows})
+    except OSError as error:
+        raise NemotronError(
+            f"{error.filename or work}: {error.strerror or error}.", hint="What is finished is kept: run it again."
+        ) from error
+    _say(f"data prep: {rows:,} rows of {len(mine)} of {len(inputs)} files")
 
 
 def _make(

@@ -49,8 +49,8 @@ def run_sft_data_prep(config: SftPrepConfig) -> artifacts.SFTDataArtifact:
     """Make packed rows of a blend of conversations in `config.output_dir` and return them as an artifact, whose path is
     the folder `splits` in it.
 
-    Complete shards of the same plan are kept; ranks and `artifact_name` are as in `run_data_prep`. Raises UserError for
-    bad input, naming file, key and line.
+    Complete shards of the same plan are kept; ranks, steps and `artifact_name` are as in `run_data_prep`. Raises
+    UserError for bad input, naming file, key and line.
     """
     if config.sample is not None:
         config = replace(config, output_dir=Path(config.output_dir) / f"sample-{config.sample}")
@@ -199,8 +199,8 @@ def report(plan: ShardPlan, records: Records, found: list[dict[str, Any]]) -> di
                 "name": source.name,
                 "uri": source.uri,
                 "weight": source.weight,
-                "files": len(source.files),
-                "bytes": sum(file.size for file in source.files),
+                "files": source.file_count,
+                "bytes": source.size,
                 **_sums(mine),
                 "splits": _splits(plan, [file for file in found if file["dataset"] == source.name]),
                 "bad_rows": [row for record in mine for row in record.bad_rows][:NAMED],

@@ -31,6 +31,14 @@ class BlendInput:
         metadata={"help": "Blend file; a relative path is looked for in the working folder, then beside this script"},
     )
     output_dir: Path = Path("output")
+    tasks: int | None = field(
+        default=None,
+        metadata={"help": "Jobs of an array among which a cluster divides the work (default: the profile's nodes)"},
+    )
+    step: str | None = field(
+        default=None, metadata={"help": "Only this step: plan, shards (of one task) or finish; an array's jobs get it"}
+    )
+    task: int | None = field(default=None, metadata={"help": "With step=shards: which of the tasks, from 0"})
 
 
 @dataclass
@@ -38,7 +46,8 @@ class ShardedOutput(BlendInput):
     """And those that write shards."""
 
     num_shards: int | None = field(
-        default=None, metadata={"help": "Train shards in all (128 unless shard_size is given); each holds one source"}
+        default=None,
+        metadata={"help": "Train shards in all, each of one source (default: 128, or more of 4 GiB of text each)"},
     )
     shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
 

@@ -74,7 +74,7 @@ def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
     if leads:
         init_wandb_from_env()
     artifact = run_data_prep(settings(cfg))
-    if leads:
+    if leads and artifact is not None:
         print_step_complete(data=artifact)
     return artifact
 
@@ -112,6 +112,9 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
         sample=cfg.sample,
         num_workers=cfg.num_workers,
         force=cfg.force,
+        step=cfg.step,
+        task=cfg.task,
+        tasks=cfg.tasks,
         artifact_name=f"PretrainBlendsArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -34,7 +34,8 @@ class SFTDataPrepConfig(ShardedOutput):
         metadata={"help": "Folder for splits/, report.json and blend.json; with sample, its folder sample-N"},
     )
     num_shards: int | None = field(
-        default=None, metadata={"help": "Shards in all (128 unless shard_size is given); each holds one source"}
+        default=None,
+        metadata={"help": "Shards in all, each of one source (default: 128, or more of 4 GiB of text each)"},
     )
     tokenizer_model: str = field(
         default=DEFAULT_TOKENIZER,
@@ -99,7 +100,7 @@ def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
             print(note, file=sys.stderr)
         init_wandb_from_env()
     artifact = run_sft_data_prep(settings(cfg))
-    if leads:
+    if leads and artifact is not None:
         print_step_complete(data=artifact)
     return artifact
 
@@ -148,6 +149,9 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
         sample=cfg.sample,
         num_workers=cfg.num_actors if cfg.num_workers is None else cfg.num_workers,
         force=cfg.force,
+        step=cfg.step,
+        task=cfg.task,
+        tasks=cfg.tasks,
         artifact_name=f"SFTDataArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -53,7 +53,8 @@ def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, RLDataPrepConfig, preflight)
     init_wandb_from_env()
     artifact = prepare_rl(settings(cfg))
-    print_step_complete(data=artifact)
+    if artifact is not None:
+        print_step_complete(data=artifact)
     return artifact
 
 
@@ -85,6 +86,9 @@ def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
         seed=cfg.seed,
         sample=cfg.sample,
         force=cfg.force,
+        step=cfg.step,
+        task=cfg.task,
+        tasks=cfg.tasks,
         artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",
     )
 

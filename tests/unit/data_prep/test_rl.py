@@ -205,3 +205,26 @@ def test_blends_with_weights_and_other_stages_blends(tmp_path: Path) -> None:
         DataBlend.load(blend(tmp_path, "a.jsonl", placeholders={}))
     with pytest.raises(UserError, match=r"their sum 1"):
         prepare_rl(RLPrepConfig(blend_path=file, train_ratio=0.5))
+
+
+def test_steps_make_the_files_of_one_run(tmp_path: Path) -> None:
+    for number in range(5):
+        write_rows(tmp_path / "many" / f"{number}.jsonl", [row(f"{number} and {n}") for n in range(20)])
+    whole = prepared(tmp_path, "many", train_ratio=0.6, valid_ratio=0.2, test_ratio=0.2)
+    names = ["train.jsonl", "val.jsonl", "test.jsonl"]
+    expected = {name: (tmp_path / "out" / name).read_bytes() for name in names}
+    (tmp_path / "out").rename(tmp_path / "before")
+    settings = {"train_ratio": 0.6, "valid_ratio": 0.2, "test_ratio": 0.2}
+    with pytest.raises(UserError, match="holds no inputs.json"):
+        prepared(tmp_path, "many", step="shards", task=0, tasks=2, **settings)
+    assert prepared(tmp_path, "many", step="plan", **settings) is None
+    for task in (1, 0):
+        assert prepared(tmp_path, "many", step="shards", task=task, tasks=2, **settings) is None
+    for path in (tmp_path / "many").iterdir():
+        path.chmod(0o200)  # whoever is not root can't read them again
+    made = prepared(tmp_path, "many", step="finish", **settings)
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in names} == expected
+    assert made.metadata["run_hash"] == whole.metadata["run_hash"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        path.name for path in (tmp_path / "before").iterdir()
+    )
