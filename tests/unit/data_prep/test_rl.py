@@ -215,7 +215,7 @@ def test_steps_make_the_files_of_one_run(tmp_path: Path) -> None:
     expected = {name: (tmp_path / "out" / name).read_bytes() for name in names}
     (tmp_path / "out").rename(tmp_path / "before")
     settings = {"train_ratio": 0.6, "valid_ratio": 0.2, "test_ratio": 0.2}
-    with pytest.raises(UserError, match="holds no inputs.json"):
+    with pytest.raises(UserError, match=r"holds no inputs\.json"):
         prepared(tmp_path, "many", step="shards", task=0, tasks=2, **settings)
     assert prepared(tmp_path, "many", step="plan", **settings) is None
     for task in (1, 0):
