@@ -83,6 +83,7 @@ class Command(_Leaf):
     interactive: bool = False
     resources: str | None = None
     module: str = ""
+    objective: str | None = None
 
     def load_config_cls(self) -> type:
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
@@ -122,10 +123,11 @@ class Command(_Leaf):
         """Where `-c NAME` looks: `config_dir`, else `config/` beside the script, else beside the handler's module."""
         if self.config_dir is not None:
             return self.config_dir
-        home = self.script_path or self._handler_file()
+        home = self.script_path or self.handler_file()
         return home.resolve().parent / "config" if home else None
 
-    def _handler_file(self) -> Path | None:
+    def handler_file(self) -> Path | None:
+        """The file of the handler's module, which is not imported; None where there is none."""
         if isinstance(self.handler, str):
             module = self.handler.rpartition(":")[0]
             if module.endswith(".py"):
@@ -237,6 +239,7 @@ class Group:
         targets: Sequence[str] = (),
         interactive: bool = False,
         resources: str | None = None,
+        objective: str | None = None,
     ) -> Command:
         """Register a command.
 
@@ -258,6 +261,8 @@ class Group:
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
         name there. `resources` is a word for what the command needs ("prep"): a profile C with a table
         `[C.resources.prep]` gives it that table's settings over its own.
+        `objective` names the metric (`log_metrics`) whose last value a sweeper gets from a job; several with commas
+        between them for a sweeper with several directions. Without it a sweeper gets what the handler returns.
         `interactive=True` says that the command talks with the user: it runs in this process, has the terminal and
         standard input to itself, and leaves no record; it can't be sent elsewhere.
         """
@@ -301,6 +306,7 @@ class Group:
             interactive=interactive,
             resources=resources,
             module=module or "",
+            objective=objective,
         )
         self.children[name] = command
         return command

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, run_state
+from nemotron_kit.sweep.objective import objective_problem
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
 from nemotron_kit.worker.process import hangup_ignored
@@ -313,6 +315,9 @@ def _dry_sweep(
         plan = build_plan(
             composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
         )
+        detached = composed.config.run.mode == "batch" or settings.detach
+        if problem := objective_problem(hydra, composed.command, detached=detached):
+            plan = replace(plan, problems=(*plan.problems, problem))
         show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     return 0
 

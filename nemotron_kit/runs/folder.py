@@ -57,7 +57,7 @@ PLAN_SHAPE: dict[str, Any] = {
     "dependency": [(str, int)],
     "attempt": int,
     "part_of": str,
-    "direction": str,
+    **dict.fromkeys(("direction", "objective"), str),
     "stages": [str],
 }
 # The kind of a pipeline's run, which has no jobs: its stages are runs.

@@ -53,7 +53,8 @@ class Plan:
     holds their jobs' ids if the scheduler waits for them, `wait_first` those that this machine waits for before it
     submits the job. `attempt` counts attempts (`runs resume`), `rerun_of` names the run that a new one repeats, `code`
     is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's jobs are not
-    `alone`: they share a script. `direction` is its sweeper's (`maximize`). `part_of` names the pipeline run of which
+    `alone`: they share a script. `direction` is its sweeper's (`maximize`), `objective` the metric that
+    its jobs hand to the sweeper. `part_of` names the pipeline run of which
     it is a stage.
     """
 
@@ -97,6 +98,7 @@ class Plan:
     launcher: Mapping[str, Any] | None = None
     part_of: str | None = None
     direction: str | None = None
+    objective: str | None = None
     alone: bool = True
 
     @property
@@ -140,6 +142,7 @@ class Plan:
             "launcher": self.launcher,
             "part_of": self.part_of,
             "direction": self.direction,
+            "objective": self.objective,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -223,6 +226,7 @@ class Plan:
 _AS_THEY_ARE = (
     *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
     *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher", "part_of", "direction"),
+    "objective",
 )
 _LISTS = ("launch_command", "secrets", "notes", "mounts", "repositories", "after", "wait_first")
 _NOTHING: dict[str, Any] = {

@@ -288,7 +288,7 @@ class ProgramPlanner:
     ) -> None:
         """`earlier`: see PayloadBuilder."""
         given = dict(settings.env) | ({"max_parallel": settings.max_parallel} if settings.max_parallel else {})
-        self.profile, self.run_id = settings.profile, run_id
+        self.profile, self.run_id, self.objective = settings.profile, run_id, settings.objective
         self.run = effective_profile(settings.profile, file_env={}, command_line=given).config
         if self.run.dry_run:
             raise UserError(
@@ -377,6 +377,7 @@ class ProgramPlanner:
             paths=paths,
             repositories=self.fetch,
             alone=False,
+            objective=self.objective,
             **added.fields,
         )
         return SweepJob(plan, tuple(overrides))

@@ -32,7 +32,8 @@ from nemotron_kit.spec.plan import is_here
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
-from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask, sweeper_direction
+from nemotron_kit.sweep.objective import learns, objective_facts, value_for
+from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
 from nemotron_kit.worker.payload import name_of
@@ -54,10 +55,7 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
     plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
-    direction = sweeper_direction(config.hydra)
-    if direction is not None:
-        plan["direction"] = direction
-    return create_run(new_run_id(name, ""), plan, [])
+    return create_run(new_run_id(name, ""), {**plan, **objective_facts(config.hydra)}, [])
 
 
 def _command_line() -> list[str]:
@@ -179,7 +177,7 @@ Made = tuple[SweepJob, JobFolder]
 
 
 def returned(
-    sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, objective: str | None, detached: bool
+    sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, hydra: Any, detached: bool
 ) -> Any:
     """Hydra's JobReturn, whose configs are composed on access. Reading the value of a failed job raises its exception;
     a detached job has no value yet."""
@@ -189,31 +187,24 @@ def returned(
     error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
     value = None
     try:
-        value = _value(job, task_result, objective) if error is None else None
-    except (JobFailed, ValueError) as missing:
+        value = _value(job, task_result, sweep_job.plan.objective, hydra) if error is None else None
+    except (NemotronError, ValueError) as missing:
         error = missing
     return Returned(sweep_job.overrides, compose, job, task_result, value=value, error=error)
 
 
-def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None) -> Any:
-    if objective is not None:
-        return _metric(job, objective)
-    if task_result is None:  # a recipe's
+def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None, hydra: Any) -> Any:
+    is_recipe = task_result is None
+    if task_result is None:
         record = job.exit_record() or {}
         task_result = TaskResult(
             value=record.get("value"), types=record.get("types") or {}, left_out=record.get("left_out")
         )
-    if task_result.left_out:
+    if task_result.left_out and objective is None:
         log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
+    if is_recipe or objective is not None:
+        return value_for(hydra, job, objective, task_result.result)
     return task_result.result
-
-
-def _metric(job: JobFolder, name: str) -> Any:
-    """The last value of a metric that the job wrote."""
-    for record in reversed(job.metrics(100_000)):
-        if name in record:
-            return record[name]
-    raise JobFailed(f"Job {job.number} wrote no metric {name!r} (hydra.launcher.objective) into metrics.jsonl.", 0)
 
 
 def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
@@ -362,6 +353,12 @@ class Sweep:
         """Writes nothing before the first batch. Raises UserError for a missing package or an unknown profile."""
         self.config, self.context, self.task, self.settings = config, context, task, settings
         starter_kind(settings)
+        if settings.detach and learns(config.hydra):
+            raise UserError(
+                "hydra.launcher.detach: the sweeper needs the value of each trial, and a detached launch waits for "
+                "none.",
+                hint="Leave it out.",
+            )
         self._expected = _expected_executor(config, settings)
         self._jobs: Jobs | None = None
         name = name_of(task)
@@ -389,7 +386,7 @@ class Sweep:
             return [
                 returned(
                     *(sweep_job, job, partial(self._composed, overrides, job.number)),
-                    objective=self.settings.objective,
+                    hydra=self.config.hydra,
                     detached=self.jobs.detached(made[0][0]),
                 )
                 for (sweep_job, job), overrides in zip(made, job_overrides, strict=True)

@@ -14,13 +14,13 @@ from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import discover, tree_in_use
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import write_json
 from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
+from nemotron_kit.sweep.objective import check_objective, objective_of, record_objective, value_for
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module
 from nemotron_kit.worker.hydra import hydra_files, mask_multirun
@@ -89,7 +89,7 @@ class RecipeTask:
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
         if outcome.state == "succeeded":
-            return outcome.value
+            return value_for(hydra, job, objective_of(hydra, composed.command), outcome.value)
         if isinstance(outcome.exception, Exception):
             raise outcome.exception
         raise JobFailed(outcome.error or outcome.state, outcome.code)
@@ -107,9 +107,11 @@ class RecipeTask:
                 _set(name, value)
 
     def plan(self, composed: Composed, number: int) -> Plan:
-        if not self._masked:  # the sweeper has written it by now
+        if not self._masked:
+            check_objective(composed)
+            # the sweeper has written it by now
             mask_multirun(Path(composed.hydra.sweep.dir))
-            record_direction(RunFolder(self.folder), composed.hydra)
+            record_objective(RunFolder(self.folder), composed.hydra, composed.command)
             self._masked = True
         plan = self._build(composed, number)
         if self._after is None:
@@ -136,25 +138,10 @@ class RecipePlanner:
         with open_dict(config):
             set_run(config.run, self.settings)
         composed = composed_by_hydra(config, hydra)
-        plan = self.task.plan(composed, number)
+        plan = replace(self.task.plan(composed, number), objective=objective_of(hydra, composed.command))
         if self.settings.max_parallel:
             plan = replace(plan, settings=replace(plan.settings, max_parallel=self.settings.max_parallel))
         return sweep_job_of(plan, composed, composed.overrides)
-
-
-def sweeper_direction(hydra: Any) -> str | None:
-    """Which returned value a sweeper looks for (`minimize`, `maximize`), from Hydra's node; None for one that looks for
-    none, or for the best of several values. Optuna's sweeper and its like have a `direction`."""
-    found = hydra.sweeper.get("direction")
-    name = getattr(found, "name", found)
-    return name if isinstance(name, str) else None
-
-
-def record_direction(run: RunFolder, hydra: Any) -> None:
-    """Put the sweeper's direction into the plan of a sweep that is under way."""
-    direction = sweeper_direction(hydra)
-    if direction is not None and (plan := run.plan()).get("direction") != direction:
-        write_json(run.path / "plan.json", {**plan, "direction": direction})
 
 
 def set_run(run: Any, settings: Settings) -> None:

@@ -12,6 +12,7 @@ app.command(
     artifacts={"data": ArtifactInput("PretrainBlendsArtifact-default:latest", type="PretrainBlendsArtifact")},
     aliases=("train",),
     produces=("ModelArtifact-pretrain",),
+    objective="valid_loss",
     targets=("nemotron_kit.training.pretrain",),
 )
 
@@ -55,6 +56,7 @@ app.command(
         "model": ArtifactInput("ModelArtifact-pretrain:latest", type="ModelArtifact"),
     },
     produces=("ModelArtifact-sft",),
+    objective="valid_loss",
     targets=("nemotron_kit.training.sft",),
 )
 
@@ -68,6 +70,7 @@ app.command(
         "data": ArtifactInput("SplitJsonlDataArtifact-rl:latest", type="SplitJsonlDataArtifact"),
     },
     produces=("ModelArtifact-rl",),
+    objective="val_reward",
 )
 
 _data_import = app.group("data").group("import", description="Register data that was made elsewhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,7 +135,21 @@ def test_a_script_and_its_metric(recipe: Recipe) -> None:
     recipe.sweep("script", "n=1,2", *words)
     assert [record["state"] for record in recipe.exits()] == ["succeeded"] * 2
     done = recipe.sweep("script", "n=1", *words[:2], "hydra.launcher.objective=accuracy", code=1)
-    assert "wrote no metric 'accuracy'" in done.stderr
+    assert "logged no metric 'accuracy'" in done.stderr
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
+def test_optuna_gets_the_metric_that_is_named_and_says_before_the_first_trial_that_none_is(recipe: Recipe) -> None:
+    study = ["hydra/sweeper=optuna", "n=range(1,4)", "hydra.sweeper.n_trials=2"]
+    done = recipe.sweep("make", *study, code=2)
+    assert "the handler of demo make returns an artifact" in done.stderr
+    assert not (recipe.folder / "made").exists() and not recipe.runs()
+    launcher = ["hydra/launcher=nemo_run", "hydra.launcher.via=kit", "hydra.launcher.objective=loss"]
+    recipe.sweep("script", *study, *launcher)
+    best = (recipe.newest / "optimization_results.yaml").read_text()
+    (told,) = re.findall(r"best_value: (.+)", best)
+    logged = [json.loads(path.read_text().splitlines()[-1]) for path in recipe.newest.glob("jobs/*/metrics.jsonl")]
+    assert float(told) == min(row["loss"] for row in logged)
 
 
 def test_failures(recipe: Recipe) -> None:

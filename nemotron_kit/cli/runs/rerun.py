@@ -295,7 +295,10 @@ def rerun_sweep(run: RunFolder, again: Rerun) -> int:
     overrides = [*(override for override in old.hydra if override not in ("-m", "--multirun")), *_typed(request)]
     request = replace(request, mode=request.mode or old.mode)
     record = sweep.begin(
-        again.run_id, request, again.argv, ["-m", *overrides], rerun_of=run.id, direction=old.direction
+        *(again.run_id, request, again.argv, ["-m", *overrides]),
+        rerun_of=run.id,
+        direction=old.direction,
+        objective=old.objective,
     )
     print(f"{again.run_id}: the {count} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
     logging.basicConfig(format="%(message)s", level=logging.INFO)

@@ -19,6 +19,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import Measured, less_is_better, measured
+from nemotron_kit.spec.plan import Plan
 from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
@@ -131,10 +132,25 @@ def _split(override: str) -> tuple[str, str]:
     return key.lstrip("+"), value if equals else override
 
 
-def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, maximize: bool = False) -> SweepTable:
-    """`results` sorted by `sort` (a metric, or "value"), else by the objective: what was returned, else the first loss.
-    Jobs without it come last, by number. The least value is the best where the metric's name says so, and of a returned
-    value unless its sweeper is to `maximize` it."""
+@dataclass(frozen=True)
+class Goal:
+    """What a sweeper looks for: a metric that its jobs hand to it (None: what they return), and which value of it."""
+
+    metric: str | None = None
+    direction: str | None = None
+
+
+def goal_of(plan: Plan | None) -> Goal:
+    """The goal on record. Of a sweeper with several objectives, the first."""
+    metric = plan.objective.partition(",")[0] if plan and plan.objective else None
+    return Goal(metric, plan.direction if plan else None)
+
+
+def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goal | None = None) -> SweepTable:
+    """`results` sorted by `sort` (a metric, or "value"), else by the objective: the sweeper's, else what was returned,
+    else the first loss. Jobs without it come last, by number. The best value is what the sweeper looks for; of another
+    metric, the least where its name says so."""
+    goal = goal or Goal()
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
     if sort is not None and sort not in names and not (sort == VALUE and returned):
@@ -143,10 +159,13 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, *, maximi
             f"--sort {sort}: no job of this run has such a metric.",
             hint=near(sort, known) if known else "None of its jobs logged a metric or returned a number.",
         )
-    chosen = sort or (VALUE if returned else next((name for name in names if "loss" in name.lower()), None))
+    given = goal.metric if goal.metric in names else VALUE if returned else None
+    chosen = sort or given or next((name for name in names if "loss" in name.lower()), None)
     if chosen is None:
         return SweepTable(sorted(results, key=lambda job: job.number), None, less=True)
-    less = less_is_better(chosen) if chosen in names else not maximize
+    less = less_is_better(chosen) if chosen in names else True
+    if goal.direction and chosen == (goal.metric or VALUE):
+        less = goal.direction != "maximize"
 
     def place(job: JobResult) -> tuple[bool, float, int]:
         number = job.number_of(chosen)

@@ -17,6 +17,7 @@ from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, wri
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of, open_job
 from nemotron_kit.cli.runs.results import (
     SweepTable,
+    goal_of,
     job_result,
     measured_facts,
     overrides_of,
@@ -149,7 +150,7 @@ def show(argv: list[str]) -> int:
     gc.disable()  # the results of many jobs are many objects, and all of them live until the end
     view = RunView(run, jobs)
     results = [job_result(job, view.states[job.number]) for job in jobs]
-    table = sweep_table(results, options.sort, maximize=view.plan is not None and view.plan.direction == "maximize")
+    table = sweep_table(results, options.sort, goal_of(view.plan))
     if options.csv:
         print_csv(table, options.top)
     elif options.json:

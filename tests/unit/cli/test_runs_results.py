@@ -15,7 +15,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.sweep.recipe_task import record_direction, sweeper_direction
+from nemotron_kit.sweep.objective import record_objective, sweeper_direction
 
 PLAN = {"recipe": "demo", "stage": "go", "executor": "local", "kind": "sweep", "place": {"run": "/r"}}
 
@@ -102,7 +102,7 @@ def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(
 ) -> None:
     jobs = [{"overrides": [f"x={n}"], "metrics": [{"loss": n}], "end": {"code": 0, "value": 5.0 - n}} for n in (0, 1)]
     run = sweep(*jobs)
-    record_direction(run, SimpleNamespace(sweeper={"direction": direction}))
+    record_objective(run, SimpleNamespace(sweeper={"direction": direction}, launcher={}))
     assert run.plan().get("direction") == direction
     rows = list(csv.DictReader(io.StringIO(said(capsys, "show", run.id, "--csv"))))
     assert [row["job"] for row in rows] == list(order)

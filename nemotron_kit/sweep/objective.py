@@ -1,0 +1,169 @@
+"""What a job of a sweep tells its sweeper: the metric that its command or its launcher names, else what it returned."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.app import Command
+from nemotron_kit.config.compose import Composed
+from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.files import write_json
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import measured
+
+# The keys of a sweeper that looks for the best value: Optuna's and its like, Nevergrad's, Ax's.
+_LEARNING = ("direction", "optim", "ax_config")
+_HINT = (
+    "Name a metric that it logs: hydra/launcher=nemo_run hydra.launcher.objective=METRIC; "
+    'or in the recipe: command(…, objective="METRIC").'
+)
+_NO_NUMBERS = frozenset({"None", "str", "bytes", "bool", "Path"})
+
+
+def sweeper_direction(hydra: Any) -> str | None:
+    """Which value a sweeper looks for (`minimize`, `maximize`), from Hydra's node; None for one that looks for none, or
+    for the best of several values. Optuna's sweeper and its like have a `direction`."""
+    found = hydra.sweeper.get("direction")
+    name = getattr(found, "name", found)
+    return name if isinstance(name, str) else None
+
+
+def learns(hydra: Any) -> bool:
+    """Whether the sweeper needs each job's value to choose the next ones."""
+    return any(key in hydra.sweeper for key in _LEARNING)
+
+
+def objective_of(hydra: Any, command: Command | None = None) -> str | None:
+    """The metric, or several with commas between them, whose last values a job hands to the sweeper: those that
+    `hydra.launcher.objective` names, else the command's own; None for what the job returns."""
+    given = hydra.launcher.get("objective")
+    return str(given) if given else command.objective if command else None
+
+
+def objective_problem(hydra: Any, command: Command, *, detached: bool) -> Problem | None:
+    """Why a sweeper that learns would get no value from the command's jobs; None if it may get one."""
+    if not learns(hydra):
+        return None
+    if detached:
+        what = f"{_sweeper(hydra)} needs the value of each trial, and a detached launch waits for none."
+        return Problem(what, hint="Launch it with --run PROFILE, or without a profile.")
+    if objective_of(hydra, command) is not None:
+        return None
+    returns = _returns(command)
+    if returns is None:
+        return None
+    return Problem(
+        f"{_sweeper(hydra)} needs a number from each trial, and the handler of {command.full_name} returns {returns}.",
+        hint=_HINT,
+    )
+
+
+def _sweeper(hydra: Any) -> str:
+    return f"hydra/sweeper={hydra.runtime.choices.get('hydra/sweeper')}"
+
+
+def check_objective(composed: Composed) -> None:
+    """Raise UserError if the sweeper would get no value from this job, before it begins."""
+    detached = composed.config.run.mode == "batch" or bool(composed.hydra.launcher.get("detach"))
+    found = objective_problem(composed.hydra, composed.command, detached=detached)
+    if found is not None:
+        raise UserError(found.message, hint=found.hint)
+
+
+def _returns(command: Command) -> str | None:
+    """What the handler returns if that is surely no number, read off its source; None where it can't be known: nothing
+    is imported, since a recipe's handler may import PyTorch."""
+    definition = None
+    with suppress(OSError, SyntaxError, ValueError, ImportError, TypeError):
+        definition = _definition(command)
+    if definition is None:
+        return None
+    if definition.returns is not None:
+        name = ast.unparse(definition.returns).strip("'\"").rpartition(".")[2]
+        if name in _NO_NUMBERS:
+            return "nothing" if name == "None" else f"a {name}"
+        return "an artifact" if name.endswith("Artifact") else None
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(definition)):
+        return None
+    returned = [node for node in _own_nodes(definition) if isinstance(node, ast.Return) and node.value is not None]
+    return None if any(not _is_none(node) for node in returned) else "nothing"
+
+
+def _definition(command: Command) -> ast.FunctionDef | None:
+    """The handler's `def` in its module's source; None if it is not defined there by itself."""
+    if isinstance(command.handler, str):
+        file, name = command.handler_file(), command.handler.rpartition(":")[2]
+    else:
+        handler = inspect.unwrap(command.handler)
+        source = inspect.getsourcefile(handler)
+        file, name = Path(source) if source else None, getattr(handler, "__qualname__", "")
+    if file is None:
+        return None
+    tree = ast.parse(file.read_bytes())
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return found[0] if len(found) == 1 and not (found[0].decorator_list and found[0].returns is None) else None
+
+
+def _own_nodes(definition: ast.AST) -> list[ast.AST]:
+    """The nodes of a function without those of functions inside it."""
+    found: list[ast.AST] = []
+    for child in ast.iter_child_nodes(definition):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            found += [child, *_own_nodes(child)]
+    return found
+
+
+def _is_none(node: ast.Return) -> bool:
+    return isinstance(node.value, ast.Constant) and node.value.value is None
+
+
+def record_objective(run: RunFolder, hydra: Any, command: Command | None = None) -> None:
+    """Put the sweeper's direction and the jobs' objective into the plan of a sweep that is under way."""
+    facts = objective_facts(hydra, command)
+    plan = run.plan()
+    if any(plan.get(key) != value for key, value in facts.items()):
+        write_json(run.path / "plan.json", {**plan, **facts})
+
+
+def objective_facts(hydra: Any, command: Command | None = None) -> dict[str, str]:
+    """`direction` and `objective` as a sweep's plan has them."""
+    found = {"direction": sweeper_direction(hydra), "objective": objective_of(hydra, command)}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) -> Any:
+    """What a job that has `returned` hands to its sweeper: the last value of its objective, a list for several
+    (`loss,seconds`). Raises NemotronError where the sweeper, or `hydra.launcher.objective`, asks for what is not there.
+    """
+    asked = learns(hydra)
+    if objective is None:
+        if asked and not _is_number(returned):
+            what = "nothing" if returned is None else f"no number but a value of type {type(returned).__name__}"
+            text = f"Job {job.number} returned {what}; {_sweeper(hydra)} needs a number from each trial."
+            raise NemotronError(text, hint=_HINT)
+        return returned
+    names, found = objective.split(","), measured(job.path)
+    missing = [name for name in names if name not in found]
+    if missing and (asked or hydra.launcher.get("objective")):
+        raise NemotronError(
+            f"Job {job.number} logged no metric {missing[0]!r}, which is the sweep's objective.",
+            hint=f"It logged {', '.join(found)}." if found else "It logged none.",
+        )
+    values = [found[name].last for name in names if name in found]
+    return returned if missing else values if len(values) > 1 else values[0]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return bool(value) and all(map(_is_number, value))
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""What jobs hand to a sweeper, and the error before the first of them where they would have nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemotron_kit.app import App, Command
+from nemotron_kit.discovery import discover
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.sweep.objective import check_objective, objective_facts, objective_problem, value_for
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@dataclass
+class Config:
+    lr: float = 0.1
+
+
+class ModelArtifact:
+    """As a recipe's handler returns one."""
+
+
+def hydra(sweeper: str = "optuna", **launcher: Any) -> Any:
+    own = {"direction": "minimize"} if sweeper == "optuna" else {}
+    choices = {"hydra/sweeper": sweeper}
+    return OmegaConf.create({"sweeper": own, "launcher": launcher, "runtime": {"choices": choices}})
+
+
+def returns_none(config: Config) -> None: ...
+def returns_artifact(config: Config) -> ModelArtifact: ...  # type: ignore[empty-body]
+def returns_number(config: Config) -> float: ...  # type: ignore[empty-body]
+def says_nothing(config):
+    print(config)
+
+
+def returns_unsaid(config):
+    return config.lr
+
+
+def within(config):
+    def number() -> float:
+        return 1.0
+
+    return print(number()) if number() > 2 else None
+
+
+def ends_early(config):
+    if config:
+        return
+    print(lambda: 1)
+
+
+def command(handler: Callable[..., Any] | str, **more: Any) -> Command:
+    return App("demo").command("go", Config, handler, **more)
+
+
+@pytest.mark.parametrize(
+    ("handler", "returned"),
+    [
+        (returns_none, "nothing"),
+        (returns_artifact, "an artifact"),
+        (says_nothing, "nothing"),
+        (ends_early, "nothing"),
+        (returns_number, None),
+        (returns_unsaid, None),
+        (within, None),
+        ("json:dumps", None),
+        ("json:no_such_function", None),
+    ],
+)
+def test_a_handler_that_returns_no_number_is_known_before_it_runs(handler: Any, returned: str | None) -> None:
+    found = objective_problem(hydra(), command(handler), detached=False)
+    assert found == (
+        None
+        if returned is None
+        else f"hydra/sweeper=optuna needs a number from each trial, and the handler of demo go returns {returned}. "
+        "Name a metric that it logs: hydra/launcher=nemo_run hydra.launcher.objective=METRIC; or in the recipe: "
+        'command(…, objective="METRIC").'
+    )
+    for asks_nothing in (hydra("basic"), hydra(objective="loss")):
+        assert objective_problem(asks_nothing, command(handler), detached=False) is None
+    assert objective_problem(hydra(), command(handler, objective="loss"), detached=False) is None
+    assert "a detached launch waits for none" in str(objective_problem(hydra(), command(handler), detached=True))
+
+
+def test_the_check_raises_before_a_job(tmp_path: Path) -> None:
+    composed: Any = type("Composed", (), {"config": OmegaConf.create({"run": {"mode": "local"}})})
+    composed.hydra, composed.command = hydra(), command(returns_none)
+    with pytest.raises(UserError, match="needs a number from each trial") as wrong:
+        check_objective(composed)
+    assert "hydra.launcher.objective=METRIC" in str(wrong.value.hint)
+
+
+def test_nano3_names_its_objectives_and_imports_nothing_for_it() -> None:
+    named = {each.stage: each.objective for each in discover().apps["nano3"].commands() if each.objective}
+    assert named == {"pretrain": "valid_loss", "sft": "valid_loss", "rl": "val_reward"}
+    (prep,) = [each for each in discover().apps["nano3"].commands() if each.stage == "data/prep/pretrain"]
+    assert "returns an artifact" in str(objective_problem(hydra(), prep, detached=False))
+
+
+@pytest.fixture
+def job() -> JobFolder:
+    rows = '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0, "seconds": 7.0}\n{"step": 3, "loss": 2.5}\n'
+    return create_run(new_run_id("demo", "go"), {"kind": "sweep"}, [{"metrics.jsonl": rows}]).job()
+
+
+def test_the_value_is_the_last_of_the_objective_else_what_was_returned(job: JobFolder) -> None:
+    assert value_for(hydra(), job, "loss", None) == 2.5
+    assert value_for(hydra(), job, "loss,seconds", None) == [2.5, 7.0]
+    assert value_for(hydra(), job, None, 4) == 4
+    assert value_for(hydra(), job, None, (1.0, 2)) == (1.0, 2)
+    assert value_for(hydra("basic"), job, None, None) is None
+    # A grid over a command that logged nothing this time is no failure; one that was asked for on the line is.
+    assert value_for(hydra("basic"), job, "valid_loss", "made") == "made"
+    for asks in (hydra(), hydra("basic", objective="valid_loss")):
+        with pytest.raises(NemotronError, match="Job 0 logged no metric 'valid_loss'") as wrong:
+            value_for(asks, job, "valid_loss", None)
+        assert wrong.value.hint == "It logged loss, seconds."
+    for nothing in (None, "text", object(), []):
+        with pytest.raises(NemotronError, match=r"Job 0 returned no.*needs a number from each trial"):
+            value_for(hydra(), job, None, nothing)
+
+
+def test_what_a_sweep_records() -> None:
+    assert objective_facts(hydra(), command(returns_none, objective="loss")) == {
+        "direction": "minimize",
+        "objective": "loss",
+    }
+    assert objective_facts(hydra(objective="acc"), command(returns_none, objective="loss"))["objective"] == "acc"
+    assert objective_facts(hydra("basic"), command(returns_none)) == {}
