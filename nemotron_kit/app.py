@@ -79,6 +79,7 @@ class Command(_Leaf):
     produces: tuple[str, ...] = ()
     preflight: Callable[..., list[str]] | str | None = None
     torchrun: bool | None = None
+    ray: bool | Mapping[str, str] = False
     targets: tuple[str, ...] = ()
     interactive: bool = False
     resources: str | None = None
@@ -92,6 +93,12 @@ class Command(_Leaf):
                 f"{self.full_name}: config_cls must be a dataclass, got {cls!r}.", hint="Decorate it with @dataclass."
             )
         return cls
+
+    def on_ray(self, config: Mapping[str, Any]) -> bool:
+        """Whether a job with this config runs on a Ray cluster of its own."""
+        if isinstance(self.ray, bool):
+            return self.ray
+        return any(config.get(name) == value for name, value in self.ray.items())
 
     def load_handler(self) -> Callable[..., Any]:
         handler = load_object(self.handler) if isinstance(self.handler, str) else self.handler
@@ -236,6 +243,7 @@ class Group:
         preflight: Callable[..., list[str]] | str | None = None,
         torchrun: bool | None = None,
         distributed: bool = True,
+        ray: bool | Mapping[str, str] = False,
         targets: Sequence[str] = (),
         interactive: bool = False,
         resources: str | None = None,
@@ -258,6 +266,9 @@ class Group:
         that are free there (None where that is not known). A `Note` in what it returns stops nothing.
         `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
         profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
+        `ray=True` gives each job a Ray cluster of its own, on all of its nodes: Ray's head starts on node 0, the others
+        join, and the handler or script is called on node 0 alone, with RAY_ADDRESS set. `{"engine": "nemo_rl"}`: only
+        where the config's `engine` is `nemo_rl`.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
         name there. `resources` is a word for what the command needs ("prep"): a profile C with a table
         `[C.resources.prep]` gives it that table's settings over its own.
@@ -278,6 +289,8 @@ class Group:
             raise TypeError(f"{where}: command() needs config_cls, and handler or module.")
         if not distributed and torchrun:
             raise TypeError(f"{where}: distributed=False is one process, torchrun=True is several.")
+        if ray and (torchrun or interactive or not distributed):
+            raise TypeError(f"{where}: ray starts the command's processes, so no torchrun, distributed or interactive.")
         for word in (name, *aliases):
             _check_name(word, "command")
             if word in self.children:
@@ -302,6 +315,7 @@ class Group:
             produces=tuple(produces),
             preflight=preflight,
             torchrun=torchrun if distributed and not interactive else False,
+            ray=dict(ray) if isinstance(ray, Mapping) else ray,
             targets=tuple(targets),
             interactive=interactive,
             resources=resources,

@@ -36,11 +36,11 @@ from nemotron_kit.launch.placing import (
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, TORCHRUN, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
-from nemotron_kit.worker import python_module, torchrun_command
+from nemotron_kit.worker import python_module, ray_command, torchrun_command
 
 if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
@@ -119,6 +119,8 @@ def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Res
         return INTERACTIVE
     if mode == "batch" or not is_here(settings.executor):
         return DETACHED
+    if resources.ray:
+        return RAY
     return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
@@ -135,6 +137,8 @@ def launch_command(command: Command, launch: str, paths: RemotePaths, resources:
         return worker_command(paths)
     if launch in (IN_PROCESS, INTERACTIVE):
         return [command.handler_name or str(command.handler)]
+    if launch == RAY:
+        return ray_command(paths.job)
     return torchrun_command(resources.processes, paths.job)
 
 
@@ -152,6 +156,7 @@ def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resource
         "nproc_per_node": resources.processes,
         "executor": settings.executor,
         "torchrun": resources.torchrun,
+        **({"ray": True, "ray_working_dir": settings.ray_working_dir} if resources.ray else {}),
         "retries": settings.retries or 0,
         "max_segments": settings.max_segments,
         "code": paths.code,
@@ -212,6 +217,8 @@ def _handler_problems(command: Command, launch: str) -> list[Problem]:
 
     if launch == TORCHRUN and find_spec("torch") is None:
         return [Problem("torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'.")]
+    if launch == RAY and find_spec("ray") is None:
+        return [Problem("the job runs on Ray, which is not installed: pip install ray.")]
     if launch not in (IN_PROCESS, INTERACTIVE) and not command.script_path and not command.handler_name:
         why = "the handler has no importable name, so no other process can call it: define it in a module."
         return [Problem(why)]
@@ -369,6 +376,8 @@ def build_plan(
     detached = list(_detached(frozen, settings, alone))
     executor, mode = executor_for(settings), frozen["run"]["mode"]
     resources = executor.resources(command.torchrun)
+    if command.on_ray(frozen):
+        resources = resources.on_ray()
     launch = launch_kind(command, mode, settings, resources)
     added = executor.plan(
         PlanContext(
@@ -391,6 +400,7 @@ def build_plan(
         *still_behind(placed, transports),
         *added.problems,
         *([Problem(_PREVIEW)] if settings.dry_run and connect and not alone else []),
+        *(_ray_problems(settings, resources) if resources.ray else ()),
         *problems_of(command, launch, settings, frozen, environment),
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
@@ -400,6 +410,7 @@ def build_plan(
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
     spec = job_spec(command, settings, paths, resources)
+    given = fields_given(settings, frozen["run"], composed.overrides)
     return Plan(
         run_id=run_id,
         recipe=command.recipe,
@@ -431,7 +442,8 @@ def build_plan(
             *placed.notes,
             *left_out(paths),
             *unjudged,
-            *executor.without_effect(fields_given(settings, frozen["run"], composed.overrides), launch),
+            *_ray_notes(command, resources, given),
+            *executor.without_effect([name for name in given if name not in RAY_FIELDS], launch),
         ),
         job=job,
         paths=paths,
@@ -439,6 +451,24 @@ def build_plan(
         alone=alone,
         **added.fields,
     )
+
+
+RAY_FIELDS = ("ray_mode", "ray_working_dir")
+
+
+def _ray_problems(settings: RunConfig, resources: Resources) -> Iterator[Problem]:
+    if settings.ray_mode == "cluster":
+        what = "a job's Ray cluster ends with the job: none is kept running without one."
+        yield Problem(what, field="ray_mode=cluster", hint='Set ray_mode = "job", or leave it out.')
+    if resources.nodes > 1 and settings.executor != "slurm":
+        what = f"a Ray cluster over {resources.nodes} nodes is started on Slurm only."
+        yield Problem(what, field=f"executor={settings.executor}")
+
+
+def _ray_notes(command: Command, resources: Resources, given: Sequence[str]) -> Iterator[str]:
+    names = [name for name in given if name in RAY_FIELDS]
+    if names and not resources.ray:
+        yield f"{', '.join(names)}: no effect: {command.full_name} runs on no Ray cluster."
 
 
 def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Iterator[str]:

@@ -51,7 +51,7 @@ PLAN_SHAPE: dict[str, Any] = {
         "moves": _TEXTS,
     },
     "inputs": {None: dict},
-    "resources": {**dict.fromkeys(_NUMBERS, int), "torchrun": bool, "notes": [str]},
+    "resources": {**dict.fromkeys(_NUMBERS, int), **dict.fromkeys(("torchrun", "ray"), bool), "notes": [str]},
     "container": {"name": str, "image": str, "words": [str]},
     "repositories": [_TEXTS],
     "dependency": [(str, int)],

@@ -300,6 +300,8 @@ _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _ARTIFACTS = {"inputs": {None: dict}, "outputs": [dict]}
 _SPEC: dict[str, Any] = {
     **dict.fromkeys(("command", "handler", "config_cls", "script", "module", "cwd", "executor"), str),
+    "ray": bool,
+    "ray_working_dir": str,
     "sys_path": [str],
     "secrets": [str],
     "environment": {None: str},

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _PROGRAM = ("python", "-m", "nemotron_kit")
-IN_PROCESS, TORCHRUN, DETACHED, INTERACTIVE = "in-process", "torchrun", "detached", "interactive"
+IN_PROCESS, TORCHRUN, RAY, DETACHED, INTERACTIVE = "in-process", "torchrun", "ray", "detached", "interactive"
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ _NOTHING: dict[str, Any] = {
     "config_file": None,
 }
 _NO_CONTAINER: dict[str, Any] = {"name": "", "image": "", "words": ()}
-_ONE: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False}
+_ONE: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False, "ray": False}
 
 
 def stored_plan(run: RunFolder, job: int = 0) -> Plan:
@@ -297,6 +297,7 @@ class JobSpec:
     `expand` are the variables of `environment` that refer to others.
     `unchanged` is an earlier run of the same config and code, by its `run`, its `inputs` (slot → digest) and `outputs`
     (pins): a job that turns out to have these inputs hands on those outputs.
+    `ray`: it runs on a Ray cluster of its own, its program in `ray_working_dir` (None: `cwd`) of node 0.
     `module` is a module of nemotron_kit that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
@@ -313,6 +314,8 @@ class JobSpec:
     module: str | None = None
     executor: str = ""
     torchrun: bool = False
+    ray: bool = False
+    ray_working_dir: str | None = None
     retries: int = 0
     max_segments: int | None = None
     code: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.errors import UserError
@@ -62,8 +62,9 @@ def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Resources:
-    """`processes` are those on one node; with more than one, or more than one node, torchrun starts them. `notes`
-    describe settings that are applied differently than written."""
+    """`processes` are those on one node; with more than one, or more than one node, torchrun starts them. With `ray`
+    they are Ray's to start, and one worker a node starts Ray. `notes` describe settings that are applied differently
+    than written."""
 
     nodes: int
     processes: int
@@ -71,6 +72,13 @@ class Resources:
     cpus_per_task: int | None = None
     gpus_per_task: int | None = None
     notes: tuple[str, ...] = ()
+    ray: bool = False
+
+    def on_ray(self) -> Resources:
+        """The same nodes and CPUs for a job that runs on a Ray cluster of its own: one worker a node."""
+        what = f"{self.nodes} nodes: node 0 is its head" if self.nodes > 1 else "this one node"
+        note = f"Ray: a cluster of the job's own, {what}; the program runs on the head, and Ray ends with it."
+        return replace(self, processes=1, torchrun=False, ray=True, notes=(note,))
 
 
 def gpus_of(gres: str | None) -> int | None:

@@ -16,6 +16,11 @@ def torchrun_command(processes: int, folder: str) -> list[str]:
     return [*start, *rank_command(folder)]
 
 
+def ray_command(folder: str) -> list[str]:
+    """What runs one node of a job that has a Ray cluster of its own."""
+    return python_module("nemotron_kit.worker.ray_cluster", folder)
+
+
 def rank_command(folder: str) -> list[str]:
     """torchrun's arguments for a rank that is a worker. `python -m`, its default, would look for modules in the working
     folder first, where a json.py would shadow the standard library's.

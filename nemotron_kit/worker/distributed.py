@@ -27,7 +27,7 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker import python_module, rank_command
+from nemotron_kit.worker import python_module, rank_command, ray_command
 from nemotron_kit.worker.handler import handed_on, verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels
@@ -304,6 +304,8 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
 
 
 def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
+    if spec.ray:
+        return ray_command(str(job.path))
     if spec.torchrun:
         return python_module("nemotron_kit.worker.elastic", *_rendezvous(spec, node), *rank_command(str(job.path)))
     if spec.module:  # it reads the job's folder itself

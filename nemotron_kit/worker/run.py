@@ -15,7 +15,7 @@ from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
-from nemotron_kit.worker import python_module, torchrun_command
+from nemotron_kit.worker import python_module, ray_command, torchrun_command
 from nemotron_kit.worker.handler import call_handler, handed_on, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (
@@ -99,6 +99,8 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
+        if spec.ray:
+            return run_child(ray_command(str(job.path)), {}, spec.cwd, job)
         if spec.nproc_per_node > 1:
             return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
         if handler is None and spec.script:

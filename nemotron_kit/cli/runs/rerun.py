@@ -156,7 +156,8 @@ class Recorded:
             handler,
             script_path=self.paths.move_back(self.spec["script"]) if self.spec.get("script") else None,
             artifacts={slot: ArtifactInput(reference) for slot, reference in references.items()},
-            torchrun=self.spec.get("torchrun"),
+            torchrun=None if self.spec.get("ray") else self.spec.get("torchrun"),
+            ray=bool(self.spec.get("ray")),
         )
         return app
 

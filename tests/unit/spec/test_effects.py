@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_class, executor_for
-from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.launch.plan import RAY_FIELDS, build_plan
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.spec.resources import label_of
@@ -116,7 +117,7 @@ def test_every_field_and_executor_is_here() -> None:
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_what_is_not_read_is_named(world: tuple[App, Composed, Composed], executor: str) -> None:
-    unread = sorted(set(VALUES) - executor_class(executor).reads - set(ENOUGH[executor]))
+    unread = sorted(set(VALUES) - executor_class(executor).reads - set(ENOUGH[executor]) - set(RAY_FIELDS))
     notes = "\n".join(planned(world, executor, **{name: VALUES[name] for name in unread}).notes)
     assert f"{', '.join(unread)}: no effect on a job with executor {executor!r}." in notes
 
@@ -169,6 +170,35 @@ def test_fields_that_depend_on_another_one(world: tuple[App, Composed, Composed]
         "mounts: no effect without container_image: a job on Slurm sees the node's own folders.",
     ]
     assert "python: no effect on a job in this process" in planned(world, "local", python="/usr/bin/python3").notes[0]
+
+
+def test_rays_fields_count_for_a_command_on_ray(world: tuple[App, Composed, Composed]) -> None:
+    app, *_ = world
+    given = {"ray_mode": "job", "ray_working_dir": "/w"}
+    note = "ray_mode, ray_working_dir: no effect: demo go runs on no Ray cluster."
+    assert [n for n in planned(world, "slurm", **given).notes if "ray_" in n] == [note]
+    if not app.children.get("spread"):
+        app.command("spread", Config, "json:dumps", ray={"n": 1})  # type: ignore[dict-item]
+
+    def on_ray(executor: str, n: int = 1, **fields: Any) -> Plan:
+        words = ["recipe=demo", "stage=spread", "run.profile=C", "run.mode=run", f"n={n}"]
+        composed = compose(Tree(apps={"demo": app}), words, EnvFile())
+        settings = RunConfig(executor=executor, **{**ENOUGH[executor], **fields})
+        run_id = "20260101-000000-demo-spread-abcdef"
+        return build_plan(composed, app, run_id=run_id, argv=[], connect=False, recorded=settings)
+
+    plan = on_ray("slurm", nodes=2, gpus_per_node=8, **given)
+    job = json.loads(plan.files["job.json"])
+    assert (job["ray"], job["ray_working_dir"], job["torchrun"], job["nproc_per_node"]) == (True, "/w", False, 1)
+    assert "--nodes=2" in plan.files["sbatch.sh"] and "--gpus-per-node=8" in plan.files["sbatch.sh"]
+    assert plan.notes[0].startswith("Ray: a cluster of the job's own, 2 nodes") and "no effect" not in "".join(
+        plan.notes
+    )
+    assert "ray" not in json.loads(on_ray("slurm", n=2, nodes=2).files["job.json"])
+    assert on_ray("local").launch == "ray" and on_ray("local", n=2).launch == "in-process"
+    (problem,) = on_ray("slurm", ray_mode="cluster").problems
+    assert str(problem).startswith("ray_mode=cluster: a job's Ray cluster ends with the job")
+    assert "2 nodes is started on Slurm only" in str(on_ray("kubeflow", nodes=2).problems[-1])
 
 
 def test_a_config_files_defaults_are_for_whoever_can_use_them(world: tuple[App, Composed, Composed]) -> None:

@@ -1,0 +1,74 @@
+"""A job on a Ray cluster of its own, over two nodes of the real Slurm: joined, ran, stopped, and nothing left."""
+
+# ruff: noqa: F811
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .slurm_world import World, until, world  # noqa: F401
+
+SPREAD = '''
+def spread(cfg: Config) -> int:
+    """Run a task on each node; then wait to be told, and save."""
+    import ray
+
+    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    told = []
+    signal.signal(signal.SIGUSR1, lambda number, _: told.append("USR1"))
+
+    @ray.remote(num_cpus=0.1, scheduling_strategy="SPREAD")
+    def node():
+        time.sleep(0.5)
+        return ray.get_runtime_context().get_node_id()
+
+    print("ran on", len(set(ray.get([node.remote() for _ in range(6)]))), "nodes in", os.getcwd(), flush=True)
+    while cfg.sleep and not told:
+        time.sleep(0.1)
+    print("told", told, "and Ray is there:", bool(ray.get(node.remote())), flush=True)
+    return 75 if told else cfg.code
+
+
+app.command("spread", Config, spread, ray=True)
+'''
+
+
+@pytest.fixture
+def program(world: World) -> World:
+    work = world.folder / "work.py"
+    before, main, after = work.read_text().partition("\nif __name__")
+    work.write_text(before + SPREAD + main + after)
+    return world
+
+
+def ray_processes(home: Path) -> list[str]:
+    """The command lines of this machine's processes (both nodes' are) that belong to a job of `home`, or to Ray."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, line = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(home).encode() in environment and (b"ray" in line or b"nemotron_kit.worker" in line):
+            found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def test_two_nodes_join_save_at_usr1_and_leave_nothing(program: World, tmp_path: Path) -> None:
+    place = tmp_path / "of the program"
+    place.mkdir()
+    job = program.batch(
+        "spread", "sleep=1", f"run.env.ray_working_dir={place}", "run.env.max_segments=1", profile="two"
+    )
+    log = job.path / "logs" / "job.log"
+    until(lambda: (log.exists() and "ran on" in log.read_text()) or job.state().terminal, 120)
+    assert f"ran on 2 nodes in {place}" in log.read_text()
+    assert ray_processes(program.home)
+    program.slurm.run("scancel", "--signal=USR1", job.state().facts["scheduler"]["job"])
+    assert program.wait(job) == "failed"  # the last of its segments
+    assert job.exit_record()["code"] == 75
+    assert "told ['USR1'] and Ray is there: True" in log.read_text()
+    until(lambda: not ray_processes(program.home), 20, lambda: ray_processes(program.home))
+    assert not list(Path("/tmp").glob("nk-ray-*"))
+    assert not list((job.path / "nodes").glob("*.token"))
