@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from nemotron_kit.cli.request import near
-from nemotron_kit.cli.tools import ARTIFACT, ID, JOB, JOB_ID, JOBS, PROFILE, RUN, RUNS, TOOLS, TWO_JOBS
+from nemotron_kit.cli.tools import ANY_JOBS, ARTIFACT, ID, JOB, JOB_ID, JOBS, PROFILE, RUN, RUNS, TOOLS, TWO_JOBS
 from nemotron_kit.errors import UserError
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
@@ -22,6 +22,7 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     "": (),
     JOB: (("id", None, "ID", JOB_ID),),
     JOBS: (("ids", "+", "ID", JOB_ID),),
+    ANY_JOBS: (("ids", "*", "ID", JOB_ID),),
     RUN: (("id", None, "ID", ID),),
     RUNS: (("ids", "+", "ID", ID),),
     TWO_JOBS: (("a", None, "A", _COMPARED), ("b", None, "B", _COMPARED)),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
+ANY_JOBS = "any jobs"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
@@ -244,6 +245,24 @@ options
   --verify       read all of its files again and compare them with what was registered
   --json         for programs
 """
+_UI_PAGE = """\
+usage: nemotron ui [--port N] [--no-browser] [--json]
+       nemotron ui --export FILE ID[/N] …
+
+A page in the browser with the runs, their logs, metrics and configs, the tables of sweeps, what runs differ in, and the
+artifacts with their lineage. It only shows, and only to whoever has the address with its key: it listens on 127.0.0.1.
+Over ssh it prints the line that opens a tunnel. --export writes the same pages of some runs to one file, to be mailed:
+
+  nemotron ui --export sweep.html latest
+
+It needs the extra ui: pip install 'nemotron-kit[ui]'.
+
+options
+  --port N        listen there (8321, or the next that is free)
+  --no-browser    open no browser
+  --export FILE   write the pages of these runs to one HTML file
+  --json          print the address as JSON, and open no browser
+"""
 _COMPLETION_PAGE = """\
 usage: nemotron completion bash|zsh|fish
 
@@ -275,6 +294,13 @@ TOOLS = {
         _ARTIFACTS,
         takes=ARTIFACT,
         options=("--alias", "--verify", "--json"),
+    ),
+    "ui": OwnCommand(
+        "nemotron_kit.ui.command:main",
+        "look at runs, sweeps and artifacts in the browser",
+        _UI_PAGE,
+        takes=ANY_JOBS,
+        options=("--port", "--no-browser", "--export", "--json"),
     ),
     "completion": OwnCommand(
         "nemotron_kit.cli.completion:main",

@@ -284,6 +284,24 @@ def measured(folder: Path) -> dict[str, Measured]:
     return {**others, **first} if others else first
 
 
+def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Each metric's steps and values, in the order of the rows; a value without a step has the number of its row. Rows
+    of other ranks count only for metrics that rank 0 did not log."""
+    first: dict[str, tuple[list[int], list[float]]] = {}
+    others: dict[str, tuple[list[int], list[float]]] = {}
+    with contextlib.suppress(OSError):
+        for number, row in enumerate(_rows(folder / METRICS_FILE)):
+            step = row.pop("step", None)
+            into = others if row.pop("rank", 0) else first
+            for name, text in row.items():
+                value = _LOST.get(text, text) if isinstance(text, str) else text
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    steps, values = into.setdefault(name, ([], []))
+                    steps.append(step if isinstance(step, int) else number)
+                    values.append(value)
+    return {**others, **first}
+
+
 def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
     """A few rows for which `measured` gives the same as for all of a job's: the last `count`, preceded, if there are
     more, by each metric's best and last row."""

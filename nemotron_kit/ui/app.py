@@ -1,0 +1,217 @@
+"""The dashboard as an ASGI application: routes, and who may look.
+
+Only a browser that has the token sees anything: the URL's token sets a cookie. The Host header has to be this machine's
+own name for itself, so that no other site's name that resolves to 127.0.0.1 (DNS rebinding) reads the pages. Nothing is
+loaded from elsewhere, and no script or style runs but the files served here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nemotron_kit.cli.runs.list import chosen_jobs
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.ui.artifact_pages import ArtifactPages
+from nemotron_kit.ui.comparing import ComparingPages
+from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.page import Page
+from nemotron_kit.ui.reading import Reader, read_log
+from nemotron_kit.ui.render import STATIC, STYLE_HASH, plotly_js, render
+from nemotron_kit.ui.run_pages import RunPages
+
+TOKEN = "token"  # noqa: S105 — the name of a query parameter
+# style-src-attr, and the hash of no text: plotly.js makes empty style elements and attributes, which it fills by CSSOM.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        f"style-src 'self' {STYLE_HASH}",
+        f"style-src-attr 'unsafe-hashes' {STYLE_HASH}",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+_HOSTS = frozenset(("127.0.0.1", "localhost", "[::1]"))
+_REFUSED = "This page needs the token in the address that `nemotron ui` printed: open that address.\n"
+_FILES: Mapping[str, Callable[[], Path]] = {
+    "ui.css": lambda: STATIC / "ui.css",
+    "ui.js": lambda: STATIC / "ui.js",
+    "plotly.js": plotly_js,
+}
+
+
+def make_app(token: str, *, cookie: str = "nemotron-ui") -> Starlette:
+    """The application; `token` opens it, and `cookie` is the cookie that then holds it."""
+    reader = Reader()
+    runs_of, several, registry = RunPages(reader, Links()), ComparingPages(reader, Links()), ArtifactPages(Links())
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        reader.close()
+
+    async def shown(request: Request, make: Callable[[], Page]) -> Response:
+        def whole() -> bytes:
+            return render(make(), Links(), theme=request.cookies.get("theme", "")).encode()
+
+        body = await run_in_threadpool(whole)
+        # The page asks again every few seconds: what has not changed is not sent.
+        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        headers = {"etag": tag, "cache-control": "no-store"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type="text/html", headers=headers)
+
+    def query(request: Request) -> QueryParams:
+        return request.query_params
+
+    async def runs(request: Request) -> Response:
+        return await shown(request, lambda: runs_of.runs(query(request)))
+
+    async def run(request: Request) -> Response:
+        return await shown(request, lambda: runs_of.run(request.path_params["run"], query(request)))
+
+    async def job(request: Request) -> Response:
+        reference = f"{request.path_params['run']}/{request.path_params['number']}"
+        return await shown(request, lambda: runs_of.run(reference, query(request)))
+
+    async def log(request: Request) -> Response:
+        offset = request.query_params.get("from", "")
+
+        def read() -> dict[str, object]:
+            found, jobs = chosen_jobs(f"{request.path_params['run']}/{request.path_params['number']}")
+            its = (jobs or found.jobs())[0]
+            part = read_log(found, its, request.path_params["name"], int(offset) if offset.isdecimal() else None)
+            return {**part, "over": its.state().terminal}
+
+        return JSONResponse(await run_in_threadpool(read), headers={"cache-control": "no-store"})
+
+    async def compare(request: Request) -> Response:
+        return await shown(request, lambda: several.compare(query(request).getlist("run")))
+
+    async def diff(request: Request) -> Response:
+        return await shown(request, lambda: several.diff(query(request).getlist("run")))
+
+    async def artifacts(request: Request) -> Response:
+        return await shown(request, registry.artifacts)
+
+    async def artifact_name(request: Request) -> Response:
+        return await shown(request, lambda: registry.artifact_name(request.path_params["name"]))
+
+    async def artifact(request: Request) -> Response:
+        path = request.path_params
+        return await shown(request, lambda: registry.artifact(path["name"], path["version"]))
+
+    async def lineage(request: Request) -> Response:
+        return await shown(request, registry.lineage)
+
+    async def static(request: Request) -> Response:
+        found = _FILES.get(request.path_params["file"])
+        if found is None:
+            return Response("No such file.\n", 404, media_type="text/plain")
+        return FileResponse(found(), headers={"cache-control": "private, max-age=3600"})
+
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
+        page = Page("error.html", "Not found", {"message": error.message, "hint": error.hint})
+        status = 404 if isinstance(error, UserError) else 500
+        return Response(render(page, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
+
+    routes = [
+        Route("/", runs),
+        Route("/runs/{run}", run),
+        Route("/runs/{run}/{number:int}", job),
+        Route("/runs/{run}/{number:int}/log/{name}", log),
+        Route("/compare", compare),
+        Route("/diff", diff),
+        Route("/artifacts", artifacts),
+        Route("/artifacts/{name}", artifact_name),
+        Route("/artifacts/{name}/{version:int}", artifact),
+        Route("/lineage", lineage),
+        Route("/static/{file}", static),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, token=token, cookie=cookie), Middleware(GZipMiddleware, minimum_size=2048)],
+        exception_handlers={NemotronError: failed},
+        lifespan=lifespan,
+    )
+
+
+class Guard:
+    """Refuses whoever has not the token, or asks under another host's name; adds the headers that every answer has."""
+
+    def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
+        self._app, self._token, self._cookie = app, token, cookie
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a web socket: there is none
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await (self._refusal(Request(scope)) or self._app)(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """The answer that takes the place of the page; None for whoever may see that."""
+        if not is_own_host(request.headers):
+            return Response("Wrong host name: this page is at http://127.0.0.1.\n", 421, media_type="text/plain")
+        if request.method not in ("GET", "HEAD"):
+            return Response("This page only shows.\n", 405, media_type="text/plain")
+        given = request.query_params.get(TOKEN)
+        if given is not None and self._is_token(given):
+            # Out of the address, so that it is in no history and on no screen.
+            kept = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
+            answer = RedirectResponse(str(request.url.replace(scheme="", netloc="", query=str(QueryParams(kept)))), 303)
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
+            return answer
+        if self._is_token(request.cookies.get(self._cookie, "")):
+            return None
+        return Response(_REFUSED, 403, media_type="text/plain")
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token.encode())
+
+
+def is_own_host(headers: Headers) -> bool:
+    """Whether a request names this machine as its own user does. Any port will do: an ssh tunnel's may be another."""
+    hosts = headers.getlist("host")
+    if len(hosts) != 1:
+        return False
+    name, colon, port = hosts[0].rpartition(":")
+    if not colon or hosts[0].endswith("]"):
+        name, port = hosts[0], "80"
+    return name.lower() in _HOSTS and port.isdecimal()

@@ -1,0 +1,139 @@
+"""The pages of artifacts: the names, the versions of one, a version, the lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nemotron_kit.artifacts.commit import files_status
+from nemotron_kit.artifacts.reference import Reference
+from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
+from nemotron_kit.artifacts.store import ArtifactVersion
+from nemotron_kit.ui.figures import Figure, lineage
+from nemotron_kit.ui.lineage import Graph, graph_of
+from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.page import Page, as_text, pin_link, run_link
+
+# Files of a version that are listed.
+_ROWS = 500
+
+
+class ArtifactPages:
+    """Makes the pages of the registry."""
+
+    def __init__(self, links: Links) -> None:
+        self.links = links
+
+    def artifacts(self) -> Page:
+        """Every name, with its latest version."""
+        registry = open_registry()
+        rows = []
+        for name in registry.names():
+            versions = registry.versions(name)
+            if versions:
+                version = registry.look(name, versions[-1])
+                rows.append(self._version_row(registry, version) | {"versions": len(versions)})
+        return Page("artifacts.html", "Artifacts", {"rows": rows, "root": str(registry.root)}, anchor="artifacts")
+
+    def _version_row(self, registry: LocalRegistry, version: Any) -> dict[str, Any]:
+        row = {
+            "name": version.name,
+            "version": version.version,
+            "url": self.links.artifact(version.name, version.version),
+            "name_url": self.links.artifact(version.name),
+        }
+        if not isinstance(version, ArtifactVersion):
+            return {**row, "files": "damaged", "why": version.error.message}
+        return {
+            **row,
+            "type": version.type,
+            "saved": version.created_at[:16].replace("T", " "),
+            "digest": version.digest[:12],
+            "path": version.path,
+            "run": version.producer,
+            "run_url": run_link(self.links, version.producer),
+            "files": files_status(registry, version),
+        }
+
+    def artifact_name(self, name: str) -> Page:
+        """The versions of a name. Raises ArtifactNotFoundError."""
+        registry = open_registry()
+        numbers = registry.versions(name)
+        if not numbers:
+            registry.find(Reference.parse(name))
+        aliases = registry.aliases(name)
+        rows = [self._version_row(registry, registry.look(name, number)) for number in reversed(numbers)]
+        for row in rows:
+            row["aliases"] = [alias for alias, number in aliases.items() if number == row["version"]]
+        return Page("artifact_name.html", name, {"name": name, "rows": rows}, anchor=f"artifact-{name}")
+
+    def artifact(self, name: str, number: int) -> Page:
+        """A version: its files, what it was made from, what was made from it. Raises ArtifactNotFoundError."""
+        registry = open_registry()
+        version = registry.find(Reference.parse(f"{name}:v{number}"))
+        every = list(_sound(registry))
+        graph = graph_of(every, version)
+        data = {
+            "name": name,
+            "version": number,
+            "name_url": self.links.artifact(name),
+            "row": self._version_row(registry, version),
+            "aliases": [alias for alias, at in registry.aliases(name).items() if at == number],
+            "digest": f"{version.digest} (by {version.identified_by})",
+            "made_from": [pin_link(self.links, pin.to_dict()) for pin in version.inputs],
+            "used_by": [
+                pin_link(self.links, each.pin.to_dict())
+                for each in every
+                if version.pin.label in (pin.label for pin in each.inputs)
+            ],
+            "metadata": [
+                (key, value if isinstance(value, str) else as_text(value)) for key, value in version.metadata.items()
+            ],
+            "files": [(entry.path, getattr(entry, "size", None)) for entry in version.files[:_ROWS]],
+            "more_files": max(0, len(version.files) - _ROWS),
+            **self._graph(graph),
+        }
+        return Page(
+            "artifact.html", f"{name}:v{number}", data, self._lineage(graph), anchor=f"artifact-{name}-v{number}"
+        )
+
+    def lineage(self) -> Page:
+        """The whole registry's graph."""
+        graph = graph_of(_sound(open_registry()))
+        return Page("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+
+    def lineage_of(self, runs: Sequence[str]) -> Page:
+        """The graph of what these runs read and saved, and what that was made from."""
+        every = list(_sound(open_registry()))
+        ours = [version for version in every if version.producer in runs]
+        graph = Graph()
+        for version in ours:
+            found = graph_of(every, version)
+            graph.nodes |= found.nodes
+            graph.edges |= found.edges
+        return Page("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+
+    def _graph(self, graph: Graph) -> dict[str, Any]:
+        urls = self._urls(graph)
+        listed = [(column, node.kind, node.name, urls[node.key]) for column, node in graph.listed()]
+        return {"nodes": listed, "cut": graph.cut, "edges": len(graph.edges)}
+
+    def _urls(self, graph: Graph) -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for key, node in graph.nodes.items():
+            if node.kind == "run":
+                found[key] = run_link(self.links, node.name)
+            elif node.kind == "artifact":
+                name, _, number = node.name.rpartition(":v")
+                found[key] = self.links.artifact(name, int(number))
+            else:
+                found[key] = None
+        return found
+
+    def _lineage(self, graph: Graph) -> list[Figure]:
+        figure = lineage(graph, self._urls(graph))
+        return [figure] if figure else []
+
+
+def _sound(registry: LocalRegistry) -> Iterator[ArtifactVersion]:
+    return (version for version in registry.everything() if isinstance(version, ArtifactVersion))

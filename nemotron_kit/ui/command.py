@@ -1,0 +1,139 @@
+"""`nemotron ui`: serves the dashboard on this machine, or writes it to one file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.cli.output import print_json, write_lines
+from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.errors import NemotronError, UserError
+
+PORT = 8321
+# Ports after the first that are tried where that is taken.
+_TRIES = 20
+_ADDRESS = "127.0.0.1"
+_PACKAGES = ("starlette", "uvicorn", "jinja2", "plotly")
+
+
+def main(argv: list[str]) -> int:
+    """Serve the dashboard until Ctrl-C (exit code 0), or export runs to a file."""
+    parser = ToolParser("ui")
+    parser.add_argument("--port", type=at_least(1), help=f"listen there ({PORT}, or the next that is free)")
+    parser.add_argument("--no-browser", action="store_true", help="open no browser")
+    parser.add_argument("--export", metavar="FILE", help="write the pages of these runs to one HTML file")
+    parser.add_argument("--json", action="store_true", help="print the address as JSON")
+    options: Any = parser.parse(argv)
+    if options.ids and options.export is None:
+        first = options.ids[0]
+        raise UserError(
+            "nemotron ui: runs are named for --export only; the page shows all.",
+            hint=f"nemotron ui --export {first}.html {first}",
+        )
+    if options.export is not None and not options.ids:
+        raise UserError("nemotron ui --export: which runs?", hint=f"nemotron ui --export {options.export} latest")
+    if options.port is not None and options.port > 65535:
+        raise UserError(f"--port {options.port}: ports end at 65535.")
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"nemotron ui needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            hint="pip install 'nemotron-kit[ui]'",
+        )
+    if options.export is not None:
+        return _export(Path(options.export), options.ids, as_json=options.json)
+    return _serve(options.port, browser=not options.no_browser and not options.json, as_json=options.json)
+
+
+def _export(file: Path, references: list[str], *, as_json: bool) -> int:
+    from nemotron_kit.ui.export import export
+
+    gc.enable()
+    pages = export(file, references)
+    size = file.stat().st_size
+    if as_json:
+        print_json({"file": str(file.absolute()), "pages": pages, "bytes": size})
+    else:
+        write_lines([f"{file}: {len(pages)} pages, {size / 1e6:.1f} MB"])
+    return 0
+
+
+def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
+    import uvicorn
+
+    from nemotron_kit.ui.app import TOKEN, make_app
+
+    gc.enable()  # it is off in a command line, which ends soon
+    listener = _listen(port)
+    port = listener.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    url = f"http://{_ADDRESS}:{port}/?{TOKEN}={token}"
+    # Cookies do not tell ports apart: without the port in its name, a second dashboard would take the first one's.
+    config = uvicorn.Config(
+        make_app(token, cookie=f"nemotron-ui-{port}"),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    _say(url, port, as_json=as_json)
+    remote = bool(os.environ.get("SSH_CONNECTION"))
+    if browser and not remote and sys.stdout.isatty():
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:  # the way in which it ends
+        pass
+    finally:
+        listener.close()
+    return 0
+
+
+def _say(url: str, port: int, *, as_json: bool) -> None:
+    tunnel = _tunnel(port)
+    if as_json:
+        print_json({"url": url, "port": port, "pid": os.getpid(), "tunnel": tunnel})
+    else:
+        write_lines(["The dashboard, for this browser only (the address has its key):", "", f"  {url}", ""])
+        if tunnel:
+            write_lines(["On your own machine, first, for the connection:", "", f"  {tunnel}", ""])
+        write_lines(["Ctrl-C ends it."])
+    sys.stdout.flush()
+
+
+def _tunnel(port: int) -> str | None:
+    """The line for the machine that this ssh session comes from; None without one."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    if len(words) != 4:
+        return None
+    user = os.environ.get("USER") or os.environ.get("LOGNAME")
+    host = socket.gethostname()
+    ssh_port = f" -p {words[3]}" if words[3] != "22" else ""
+    return f"ssh -N -L {port}:{_ADDRESS}:{port}{ssh_port} {f'{user}@' if user else ''}{host}"
+
+
+def _listen(port: int | None) -> socket.socket:
+    """A socket at the port, else at the first free one from PORT on."""
+    ports = [port] if port is not None else [*range(PORT, PORT + _TRIES), 0]
+    for number in ports:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((_ADDRESS, number))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            if port is not None:
+                raise NemotronError(
+                    f"--port {port}: {error.strerror or error}.", hint="Without --port a free one is found."
+                ) from error
+    raise NemotronError(f"No port of {_ADDRESS} is free.")

@@ -1,0 +1,79 @@
+"""The pages of some runs as one HTML file, to be mailed: nothing in it is loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemotron_kit import files
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.store import ArtifactVersion
+from nemotron_kit.cli.runs.list import chosen_jobs
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.ui.artifact_pages import ArtifactPages
+from nemotron_kit.ui.comparing import ComparingPages
+from nemotron_kit.ui.links import ExportLinks
+from nemotron_kit.ui.page import Page
+from nemotron_kit.ui.reading import Reader
+from nemotron_kit.ui.render import STATIC, render_file
+from nemotron_kit.ui.run_pages import RunPages
+
+# Jobs of a sweep that have a page of their own, versions, and runs in one file.
+_JOBS, _VERSIONS, _MOST = 5, 40, 100
+
+
+def export(file: Path, references: Sequence[str]) -> list[str]:
+    """Write the pages of these runs, jobs and sweeps, and return their titles. Raises UserError."""
+    chosen = [chosen_jobs(reference) for reference in dict.fromkeys(references)]
+    if len(chosen) > _MOST:
+        raise UserError(f"{len(chosen)} runs are too many for one file: {_MOST} are the most.")
+    if file.is_dir():
+        raise UserError(f"{file} is a folder, not a file to write.", hint=f"--export {file}/runs.html")
+    names = [run.id if jobs is None else f"{run.id}/{jobs[0].number}" for run, jobs in chosen]
+    reader = Reader()
+    try:
+        # Twice: which pages there are says which of them links can lead to.
+        anchors: set[str] = set()
+        for _ in range(2):
+            pages = _pages(reader, ExportLinks(anchors), names, [run for run, _ in chosen])
+            anchors = {page.anchor for page in pages}
+    finally:
+        reader.close()
+    script, style = (STATIC.joinpath(name).read_text(encoding="utf-8") for name in ("ui.js", "ui.css"))
+    html = render_file(pages, ExportLinks(anchors), script, style)
+    try:
+        files.write_bytes(file, html.encode())
+    except OSError as error:
+        raise NemotronError(f"{file}: can't be written: {error.strerror or error}.") from error
+    return [page.title for page in pages]
+
+
+def _pages(reader: Reader, links: ExportLinks, names: Sequence[str], runs: Sequence[RunFolder]) -> list[Page]:
+    make, several, registry = RunPages(reader, links, export=True), ComparingPages(reader, links), ArtifactPages(links)
+    found: dict[str, Page] = {}
+
+    def add(page: Page) -> Page:
+        return found.setdefault(page.anchor, page)
+
+    if len(names) > 1:
+        add(several.compare(names))
+        if len(names) <= 10 and not any(run.is_pipeline for run in runs):
+            add(several.diff(names))
+    for name in names:
+        page = add(make.run(name, {}))
+        if page.template == "sweep.html":
+            for row in page.data["rows"][:_JOBS]:
+                add(make.run(f"{name}/{row['number']}", {}))
+        if page.template == "pipeline.html":
+            for stage in page.data["stages"]:
+                if stage.get("url") or stage.get("run"):
+                    add(make.run(stage["run"], {}))
+    made_by = {page.data["run"] for page in found.values() if "run" in page.data}
+    lineage = registry.lineage_of(sorted(made_by))
+    if lineage.figures:
+        add(lineage)
+    versions = [each for each in open_registry().everything() if isinstance(each, ArtifactVersion)]
+    for version in [each for each in versions if each.producer in made_by][:_VERSIONS]:
+        add(registry.artifact(version.name, version.version))
+    return list(found.values())

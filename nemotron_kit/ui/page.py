@@ -1,0 +1,73 @@
+"""A page as data, and what several of them show alike: pins, curves, times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from nemotron_kit.files import finite
+from nemotron_kit.home import is_run_id, runs_root
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.ui.figures import Figure, curves
+from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.reading import Reader
+
+# Metrics of one page.
+_METRICS = 24
+
+
+@dataclass
+class Page:
+    """A page: its template, its data, its charts. `live`: what it shows may change, and is looked at again."""
+
+    template: str
+    title: str
+    data: dict[str, Any] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    live: bool = False
+    anchor: str = ""
+
+
+def pin_link(links: Links, pin: Any) -> dict[str, Any]:
+    """A pin as the templates show it: label, URL, path, digest."""
+    if not isinstance(pin, Mapping):
+        return {"label": "not resolved yet" if pin is None else str(pin), "url": None, "path": ""}
+    name, version = str(pin.get("name")), pin.get("version")
+    if not isinstance(version, int):
+        return {"label": str(pin.get("path")), "url": None, "path": ""}
+    return {
+        "label": f"{name}:v{version}",
+        "url": links.artifact(name, version),
+        "path": str(pin.get("path")),
+        "digest": str(pin.get("digest"))[:12],
+    }
+
+
+def run_link(links: Links, producer: str) -> str | None:
+    """The URL of the run that saved a version, where it is still there."""
+    there = is_run_id(producer) and (runs_root() / producer).is_dir()
+    return links.run(producer) if there else None
+
+
+def curve_figures(reader: Reader, jobs: Sequence[tuple[str, JobFolder]]) -> list[Figure]:
+    """A chart for each metric that any of the jobs has, with a line for each job that has it."""
+    found = [(name, reader.curves(job)) for name, job in jobs]
+    names = dict.fromkeys(metric for _, measured in found for metric in measured)
+    ordered = sorted(names, key=lambda name: "loss" not in name.lower())[:_METRICS]
+    return [
+        curves(metric, [(name, measured[metric]) for name, measured in found if metric in measured])
+        for metric in ordered
+    ]
+
+
+def clock(seconds: float | None) -> str:
+    """A time as the pages show it."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def as_text(value: Any) -> str:
+    """A value as JSON."""
+    return json.dumps(finite(value), ensure_ascii=False, default=str)

@@ -1,0 +1,189 @@
+"""Reads records for the pages: states, results and curves, each file again only after it has changed. What runs
+elsewhere is asked about in the background, so that a page never waits for a target."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nemotron_kit.cli.runs.results import JobResult, job_result
+from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
+from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.launch.status import StatusSnapshot, effective_state, is_mirrored, mirror, refresh, refresh_stages
+from nemotron_kit.masking import mask
+from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.logs import TerminalSanitizer
+from nemotron_kit.runs.metrics import METRICS_FILE, series
+from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+
+# A target is asked again after this long, by whichever page is looked at.
+_ASK_S = 5.0
+# A metrics file of more bytes than this is read again only so often.
+_LARGE, _LARGE_S = 32 << 20, 30.0
+_KEPT = 4096
+# What one answer holds of a log.
+LOG_BYTES = 256 * 1024
+_LOG_LINES = 1000
+_LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+Stamp = tuple[int, int, int] | None
+Found = TypeVar("Found")
+
+
+def stamp(path: Path) -> Stamp:
+    """Identity, size and time of a file; None without one."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Reader:
+    """One dashboard's view of the records; its methods may be called by many threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[Any, float, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
+        self._asked: dict[str, float] = {}
+        self._snapshots: dict[str, StatusSnapshot] = {}
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def kept(self, key: Hashable, version: Any, read: Callable[[], Found], age: float = 0.0) -> Found:
+        """What `read()` gave for this version of `key`, or for another one that is less than `age` seconds old."""
+        now = time.monotonic()
+        with self._lock:
+            known = self._kept.get(key)
+            if known is not None and (known[0] == version or now - known[1] < age):
+                self._kept.move_to_end(key)
+                return known[2]  # type: ignore[no-any-return]
+        found = read()
+        with self._lock:
+            self._kept[key] = (version, now, found)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+    def has(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._kept
+
+    # --- a job
+
+    def state(self, job: JobFolder) -> JobState:
+        """The job's state: as recorded, and `unreachable` where its target did not answer lately."""
+        return effective_state(job, self._snapshots.get(job.run_id))
+
+    def result(self, job: JobFolder, state: JobState | None = None) -> JobResult:
+        """The job's overrides, return value and metrics."""
+        state = state or self.state(job)
+        key = ("result", str(job.path))
+        version = (_metrics_stamp(job), state.state, state.code, state.error)
+        return self.kept(key, version, lambda: job_result(job, state), self._age(job))
+
+    def curves(self, job: JobFolder) -> dict[str, tuple[list[int], list[float]]]:
+        """Each metric's steps and values."""
+        return self.kept(("curves", str(job.path)), _metrics_stamp(job), lambda: series(job.path), self._age(job))
+
+    @staticmethod
+    def _age(job: JobFolder) -> float:
+        found = stamp(job.path / METRICS_FILE)
+        return _LARGE_S if found is not None and found[1] > _LARGE else 0.0
+
+    # --- elsewhere
+
+    def ask(self, runs: Iterable[RunFolder], *, records: bool = False) -> None:
+        """Have the targets of these runs asked, soon, in the background; with `records` also for what their jobs left
+        there. Nothing for runs of this machine."""
+        now = time.monotonic()
+        due = [run for run in runs if now - self._asked.get(run.id, -_ASK_S) >= _ASK_S]
+        self._asked |= {run.id: now for run in due}
+        if due:
+            with suppress(RuntimeError):  # closing
+                self._pool.submit(self._ask, due, records)
+
+    def _ask(self, runs: Sequence[RunFolder], records: bool) -> None:
+        try:
+            for run in runs:
+                if run.is_pipeline:
+                    refresh_stages(run)
+            self._snapshots |= refresh(runs)
+            for run in runs if records else ():
+                if (plan := plan_of(run)) is not None and not is_here(plan.executor):
+                    mirror(plan, [job for job in run.jobs()[:64] if not is_mirrored(job)])
+        except NemotronError as error:
+            sys.stderr.write(f"note: what ran elsewhere is shown as recorded: {error.message}\n")
+        except Exception as error:  # noqa: BLE001 — a thread that nobody waits for: it is said, not lost
+            sys.stderr.write(f"warning: {type(error).__name__} while asking about runs: {printable(str(error))}\n")
+
+
+def _metrics_stamp(job: JobFolder) -> Stamp:
+    return stamp(job.path / METRICS_FILE)
+
+
+def plan_of(run: RunFolder) -> Plan | None:
+    """The run's plan; None for one that can't be read."""
+    try:
+        return stored_plan(run)
+    except DamagedRecord:
+        return None
+
+
+def is_over(run: RunSummary) -> bool:
+    return run.state in (*TERMINAL, DAMAGED)
+
+
+def read_log(run: RunFolder, job: JobFolder, name: str, offset: int | None) -> dict[str, Any]:
+    """A part of a log as JSON data: its `text`, and the `next` offset to read from. None for `offset` begins with the
+    last lines. Raises UserError for a name that no log has, Unreachable."""
+    if not _LOG_NAME.fullmatch(name):
+        raise UserError(f"{name!r} names no log.")
+    log = _log(run, job, name)
+    if offset is None:
+        offset = log.tail(_LOG_LINES)
+    data = b""
+    for piece in log.read(offset):
+        data += piece
+        if len(data) >= LOG_BYTES:
+            break
+    sanitizer = TerminalSanitizer()
+    text = sanitizer.feed(data)
+    read = len(data) - sanitizer.held
+    return {"text": mask(_last_of_line(text)), "next": offset + read, "more": len(data) >= LOG_BYTES}
+
+
+def log_names_of(run: RunFolder, job: JobFolder) -> list[str]:
+    """The logs of a job on this machine, or the one that every job has where it runs."""
+    log = _log(run, job, "job")
+    return log.names() if isinstance(log, LocalLog) else ["job"]
+
+
+def _log(run: RunFolder, job: JobFolder, name: str) -> LocalLog | RemoteLog:
+    plan = plan_of(run)
+    if plan is None or is_here(plan.executor) or not plan.is_apart:
+        return LocalLog(job, name)
+    return RemoteLog(plan, job, name)
+
+
+def _last_of_line(text: str) -> str:
+    """A line that was printed over by carriage returns, as the terminal showed it last."""
+    return "\n".join(_overprinted(text.split("\n")))
+
+
+def _overprinted(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        whole = line.rstrip("\r")
+        yield whole.rpartition("\r")[2]

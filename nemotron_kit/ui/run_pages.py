@@ -1,0 +1,349 @@
+"""The pages of runs: all of them, one, a sweep, a pipeline."""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentTypeError
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlencode
+
+from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
+from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, sweep_table
+from nemotron_kit.cli.runs.show import own_overrides
+from nemotron_kit.cli.toolargs import short_span, span
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import read_regular
+from nemotron_kit.home import runs_root
+from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
+from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
+from nemotron_kit.runs.ledger import list_runs, run_ids
+from nemotron_kit.spec.plan import is_here
+from nemotron_kit.ui.figures import Figure, parallel
+from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.page import Page, as_text, clock, curve_figures, pin_link
+from nemotron_kit.ui.reading import Reader, is_over, log_names_of, plan_of, read_log
+
+PER_PAGE = 100
+# Rows of a sweep's table, jobs of a sweep whose curves are drawn.
+_ROWS, _DRAWN = 500, 10
+# Reading the results for the first view of a page of runs may take this long; the next view has the others.
+_RESULTS_S = 0.4
+# Characters of a config.
+_TEXT = 400_000
+
+
+class RunPages:
+    """Makes the pages. `links` says which of them one page can lead to. `export`: for a file, which has no server."""
+
+    def __init__(self, reader: Reader, links: Links, *, export: bool = False) -> None:
+        self.reader, self.links, self.export = reader, links, export
+
+    # --- runs
+
+    def runs(self, query: Mapping[str, str]) -> Page:
+        """The launches, newest first. Raises UserError for a filter that is none."""
+        given = {key: query.get(key, "").strip() for key in ("q", "recipe", "stage", "state", "since", "tag")}
+        page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 7 else 1
+        start = max(0, page - 1) * PER_PAGE
+        found, total = self._search(given, start)
+        elsewhere = [RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_here(run.executor)]
+        self.reader.ask(elsewhere)
+        rows, names = self._rows(found)
+        return Page(
+            "runs.html",
+            "Runs",
+            {
+                "rows": rows,
+                "metrics": names,
+                "given": given,
+                "filtered": any(given.values()),
+                "states": [*STATES, DAMAGED],
+                "total": total,
+                "page_number": page,
+                "pages": max(1, -(-total // PER_PAGE)),
+                "newer": self._turned(given, page - 1) if page > 1 else None,
+                "older": self._turned(given, page + 1) if start + PER_PAGE < total else None,
+                "root": str(runs_root()),
+            },
+            live=True,
+            anchor="runs",
+        )
+
+    @staticmethod
+    def _turned(given: Mapping[str, str], page: int) -> str:
+        return f"/?{urlencode({**{key: text for key, text in given.items() if text}, 'page': str(page)})}"
+
+    def _search(self, given: Mapping[str, str], start: int) -> tuple[list[RunSummary], int]:
+        """(one page of the runs that match, how many match). Without a filter only those of the page are opened."""
+        if not any(given.values()):
+            ids = run_ids()
+            chosen = ids[start : start + PER_PAGE]
+            return [RunFolder(runs_root() / run_id).summary() for run_id in chosen], len(ids)
+        if given["state"] and given["state"] not in (*STATES, DAMAGED):
+            raise UserError(f"{given['state']!r} is no state.", hint=f"One of {', '.join([*STATES, DAMAGED])}.")
+        try:
+            since = span(given["since"]) if given["since"] else None
+        except ArgumentTypeError as error:
+            raise UserError(f"since: {error}.") from error
+        found = list_runs(
+            recipe=given["recipe"] or None,
+            stage=given["stage"].replace(" ", "/") or None,
+            states=[given["state"]] if given["state"] else (),
+            since=since,
+            tags=[given["tag"]] if given["tag"] else (),
+        )
+        words = given["q"].lower().split()
+        if words:
+            found = [run for run in found if all(word in _searched(run) for word in words)]
+        return found[start : start + PER_PAGE], len(found)
+
+    def _rows(self, found: Sequence[RunSummary]) -> tuple[list[dict[str, Any]], list[str]]:
+        rows, names = [], Counter[str]()
+        until = time.monotonic() + _RESULTS_S
+        for run in found:
+            result = None
+            if run.jobs == 1 and (time.monotonic() < until or self.export):
+                result = self.reader.result(RunFolder(runs_root() / run.id).job())
+                names.update(list(result.metrics))
+            labels = labels_of(run.id)
+            rows.append(
+                {
+                    "id": run.id,
+                    "url": self.links.run(run.id),
+                    "name": labels["name"],
+                    "tags": labels["tags"],
+                    "note": labels["note"],
+                    "job": " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " ")))),
+                    "jobs": run.jobs,
+                    "state": run.state,
+                    "created": run.created,
+                    "took": short_span(duration(run.started, run.finished, run.state)),
+                    "code": run.code,
+                    "why": run.error or (f"waits for {run.reason}" if run.reason else ""),
+                    "result": result,
+                }
+            )
+        # Of the metrics of all runs on the page: losses first, then by how many runs have them.
+        ordered = sorted(names, key=lambda name: ("loss" not in name.lower(), -names[name], name))
+        return rows, ordered[:2]
+
+    # --- a run
+
+    def run(self, reference: str, query: Mapping[str, str]) -> Page:
+        """A run, a sweep, a pipeline, or the job `ID/N` of a sweep."""
+        run, chosen = chosen_jobs(reference)
+        self.reader.ask([run] if not is_over(run.summary()) or chosen else [], records=True)
+        if run.is_pipeline:
+            return self._pipeline(run)
+        jobs = run.jobs() if chosen is None else chosen
+        summary = run.summary()
+        states = {job.number: self.reader.state(job) for job in jobs}
+        data: dict[str, Any] = {**self._head(run, summary), "facts": list(self._facts(run, summary))}
+        live = not is_over(summary)
+        if len(jobs) != 1:
+            results = [self.reader.result(job, states[job.number]) for job in jobs]
+            data |= self._sweep(run, results, query)
+            return Page("sweep.html", run.id, data, self._sweep_figures(run, data.pop("table")), live, f"run-{run.id}")
+        (job,) = jobs
+        data |= self._job(run, job)
+        data["of_sweep"] = self.links.run(run.id) if summary.jobs > 1 else None
+        title = f"{run.id}/{job.number}" if summary.jobs > 1 else run.id
+        live = live and not states[job.number].terminal
+        figures = curve_figures(self.reader, [(labels_of(run.id)["name"] or title, job)])
+        return Page("run.html", title, data, figures, live, f"run-{title.replace('/', '-')}")
+
+    def _head(self, run: RunFolder, summary: RunSummary) -> dict[str, Any]:
+        labels = labels_of(run.id)
+        return {"run": run.id, "state": summary.state, **labels, "why": summary.error, "reason": summary.reason}
+
+    def _facts(self, run: RunFolder, summary: RunSummary) -> Iterator[tuple[str, str, str | None]]:
+        """(what, its value, a URL) of a run."""
+        plan = plan_of(run)
+        if plan is not None:
+            yield "command", plan.command_line, None
+            if plan.hydra:
+                yield "hydra", plan.hydra_command, None
+        yield "profile", f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine", None
+        yield "launched", clock(summary.created), None
+        yield "took", short_span(duration(summary.started, summary.finished, summary.state)), None
+        for name, other in (("rerun of", plan.rerun_of), ("pipeline", plan.part_of)) if plan else ():
+            if other:
+                yield name, other, self.links.run(other)
+        for other in plan.after if plan else ():
+            yield "after", other, self.links.run(other)
+        code = (plan.code if plan else None) or {}
+        if code.get("commit"):
+            edits = " and edits that were not committed" if code.get("dirty") else ""
+            yield "code", f"{str(code['commit'])[:12]}{edits} in {code.get('folder')}", None
+        yield "folder", str(run.path), None
+
+    def _job(self, run: RunFolder, job: JobFolder) -> dict[str, Any]:
+        state = self.reader.state(job)
+        result = self.reader.result(job, state)
+        names = log_names_of(run, job) or ["job"]
+        logs = [{"name": name, "url": self.links.log(run.id, job.number, name)} for name in names]
+        if self.export:
+            for log in logs:
+                log["text"] = _log_text(run, job, str(log["name"]))
+        config, config_file = _config(job)
+        inputs, outputs, damage = self._artifacts(run, job)
+        return {
+            "number": job.number,
+            "job_state": state.state,
+            "job_error": state.error,
+            "code": state.code,
+            "overrides": result.overrides,
+            "returned": None if result.value is None else as_text(result.value),
+            "measured": result.metrics,
+            "inputs": inputs,
+            "outputs": outputs,
+            "damage": damage,
+            "history": [
+                {"at": clock(entry["at"]), "state": entry["state"], "where": _where(entry)} for entry in job.history()
+            ]
+            + (
+                [{"at": clock(state.finished), "state": state.state, "where": state.error or ""}]
+                if state.finished
+                else []
+            ),
+            "logs": logs,
+            "following": not state.terminal,
+            "config": config,
+            "config_file": config_file,
+            "compare": self._earlier(run),
+        }
+
+    def _artifacts(self, run: RunFolder, job: JobFolder) -> tuple[list[Any], list[Any], str | None]:
+        try:
+            found, damage = job.artifacts(), None
+        except DamagedRecord as error:
+            found, damage = {"inputs": {}, "outputs": []}, error.message
+        plan = plan_of(run)
+        planned = {slot: pin.to_dict() if pin else None for slot, pin in plan.inputs.items()} if plan else {}
+        inputs = [(slot, pin_link(self.links, pin)) for slot, pin in {**planned, **found["inputs"]}.items()]
+        return inputs, [pin_link(self.links, pin) for pin in found["outputs"]], damage
+
+    def _earlier(self, run: RunFolder) -> tuple[str, str] | None:
+        """(the run of the same stage before this one, the URL of their difference)."""
+        plan = plan_of(run)
+        if plan is None or self.export:
+            return None
+        ids = run_ids()
+        before = ids[ids.index(run.id) + 1 :][:200] if run.id in ids else []
+        same = (other for other in before if (o := plan_of(RunFolder(run.path.with_name(other)))) and _alike(o, plan))
+        earlier = next(same, None)
+        url = self.links.diff([earlier, run.id]) if earlier else None
+        return (earlier, url) if earlier and url else None
+
+    # --- sweeps and pipelines
+
+    def _sweep(self, run: RunFolder, results: Sequence[JobResult], query: Mapping[str, str]) -> dict[str, Any]:
+        plan = plan_of(run)
+        table = sweep_table(results, query.get("sort") or None, maximize=bool(plan and plan.direction == "maximize"))
+        varied, metrics, best = table.varied(), table.columns(), table.best
+        returned = any(job.value is not None for job in table.jobs)
+        rows = [
+            {
+                "number": job.number,
+                "url": self.links.job(run.id, job.number),
+                "best": job is best,
+                "state": job.state,
+                "varied": [own.get(job.number, "") for own in varied.values()],
+                "value": None if job.value is None else as_text(job.value),
+                "step": job.step,
+                "metrics": [job.metrics.get(name) for name in metrics],
+                "why": job.why,
+            }
+            for job in table.jobs[:_ROWS]
+        ]
+        return {
+            "table": table,
+            "rows": rows,
+            "varied": list(varied),
+            "metrics": metrics,
+            "returned": returned,
+            "objective": table.objective,
+            "rule": table.rule.replace("*", "★") if best is not None else "",
+            "sort_urls": {name: self.links.run(run.id, sort=name) for name in [*metrics, VALUE]},
+            "counts": Counter(job.state for job in results).most_common(),
+            "jobs": len(results),
+            "best": None if best is None else {"number": best.number, "url": self.links.job(run.id, best.number)},
+            "drawn": min(_DRAWN, len(results)),
+        }
+
+    def _sweep_figures(self, run: RunFolder, table: SweepTable) -> list[Figure]:
+        first = parallel(table)
+        jobs = [JobFolder(run.path / "jobs" / str(job.number)) for job in table.jobs[:_DRAWN]]
+        named = [
+            (f"{'★ ' if table.best is not None and at == 0 else ''}job {job.number} {own}".rstrip(), job)
+            for at, (job, own) in enumerate(zip(jobs, own_overrides(jobs), strict=True))
+        ]
+        return [*([first] if first else []), *curve_figures(self.reader, named)]
+
+    def _pipeline(self, run: RunFolder) -> Page:
+        summary = run.summary()
+        stages = []
+        for number, record in enumerate(run.stages()):
+            its = run.stage_run(record)
+            state = DAMAGED if DAMAGE in record else "skipped" if record.get("skipped") else "removed"
+            name = record.get("run") or record.get("producer")
+            its_summary = its.summary() if its is not None else None
+            outputs = record.get("outputs") or []
+            if its is not None and (jobs := its.jobs()):
+                with suppress(DamagedRecord):
+                    outputs = jobs[0].artifacts()["outputs"]
+            stages.append(
+                {
+                    "number": number,
+                    "stage": str(record["stage"]).replace("/", " "),
+                    "state": its_summary.state if its_summary else state,
+                    "why": (its_summary.error if its_summary else None) or record.get("why") or record.get(DAMAGE),
+                    "run": name,
+                    "url": self.links.run(str(name)) if name and (its is not None or record.get("skipped")) else None,
+                    "took": short_span(duration(its_summary.started, its_summary.finished, its_summary.state))
+                    if its_summary
+                    else "",
+                    "outputs": [pin_link(self.links, pin) for pin in outputs],
+                }
+            )
+        names = (run.plan().get("stages") or [])[len(stages) :]
+        stages += [{"stage": str(name).replace("/", " "), "state": "not started"} for name in names]
+        data = {**self._head(run, summary), "facts": list(self._facts(run, summary)), "stages": stages}
+        return Page("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
+
+
+def _searched(run: RunSummary) -> str:
+    labels = labels_of(run.id)
+    parts = (run.id, run.recipe, run.stage, labels["name"], labels["note"], *labels["tags"])
+    return " ".join(str(part) for part in parts if part).lower()
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return (a.recipe, a.stage) == (b.recipe, b.stage)
+
+
+def _where(entry: Mapping[str, Any]) -> str:
+    process, scheduler = entry.get("process"), entry.get("scheduler")
+    if isinstance(scheduler, Mapping):
+        return " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
+    return f"{process.get('host')}, pid {process.get('pid')}" if isinstance(process, Mapping) else ""
+
+
+def _config(job: JobFolder) -> tuple[str, str]:
+    """(the config with everything resolved, else as it was frozen; its file)."""
+    for name in ("resolved.yaml", "config.yaml"):
+        with suppress(OSError):
+            text = read_regular(job.path / name).decode("utf-8", "replace")
+            return text if len(text) <= _TEXT else f"{text[:_TEXT]}\n… (the rest is in {name})", name
+    return "", ""
+
+
+def _log_text(run: RunFolder, job: JobFolder, name: str) -> str:
+    """The end of a log, for a file that is mailed."""
+    try:
+        return str(read_log(run, job, name, None)["text"])
+    except NemotronError as error:
+        return error.message

@@ -1,0 +1,192 @@
+"use strict";
+// Light and dark, refreshing, logs that follow, and handing figures to plotly.js. Texts are only ever set as text.
+(() => {
+  const root = document.documentElement, body = document.body, COLOURS =
+    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#8b5fbf", "#7f8c2e", "#c0392b", "#16a3a3"];
+  const all = (selector, under = document) => Array.from(under.querySelectorAll(selector));
+
+  // --- light and dark
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : system.matches;
+  function toggle() {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    if (!("export" in body.dataset)) document.cookie = `theme=${root.dataset.theme}; path=/; max-age=31536000; samesite=strict`;
+    drawAll(true);
+  }
+  document.getElementById("theme").addEventListener("click", toggle);
+  system.addEventListener("change", () => drawAll(true));
+
+  // --- charts
+  const drawn = new Map(), seen = new WeakSet();
+  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) if (isIntersecting) { seen.add(target); draw(target); }
+  }, { rootMargin: "300px" });
+
+  function styled(figure) {
+    const text = colour("--text"), line = colour("--line"), link = colour("--link");
+    const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
+    const layout = { ...figure.layout, font: { color: text, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)", colorway: COLOURS, margin: { l: 56, r: 16, t: 10, b: 40 }, hovermode: "closest",
+      hoverlabel: { namelength: 60 }, uirevision: figure.key,
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: text },
+      legend: { orientation: "h", y: -0.22 }, showlegend: figure.data.length > 1 };
+    layout.xaxis = { ...axis, ...figure.layout.xaxis };
+    layout.yaxis = { ...axis, ...figure.layout.yaxis };
+    let data = figure.data;
+    if (figure.kind === "curves" && figure.log) layout.yaxis.type = "log";
+    if (figure.kind === "parallel") {
+      layout.margin.r = 90;
+      layout.shapes = figure.layout.shapes.map((shape) => ({ ...shape, line: { color: line, width: 1 } }));
+      data = data.map((trace) => ({ ...trace, opacity: trace.meta.best ? 1 : 0.75 - 0.55 * trace.meta.rank,
+        line: trace.meta.best ? { color: "#d55e00", width: 3.5 } : { color: link, width: 1.2 } }));
+    }
+    if (figure.kind === "lineage") {
+      const kinds = { data: "#b8860b", run: colour("--quiet"), artifact: "#0072b2" };
+      data = data.map((trace) => ({ ...trace, textfont: { color: text, shadow: "none" },
+        node: { ...trace.node, color: trace.node.meta.map((kind) => kinds[kind]), line: { width: 0 } },
+        link: { ...trace.link, color: colour("--line") } }));
+      layout.margin = { l: 10, r: 10, t: 10, b: 10 };
+      delete layout.width;
+    }
+    return [data, layout];
+  }
+
+  function draw(plot) {
+    if (!window.Plotly || !seen.has(plot)) return;
+    const figure = drawn.get(plot), [data, layout] = styled(figure);
+    const buttons = figure.kind === "curves" ? [["zoom2d", "pan2d", "resetScale2d", "toImage"]] : [["toImage"]];
+    const bar = figure.kind !== "lineage";
+    Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, displayModeBar: bar, modeBarButtons: buttons }).then(() => {
+      plot.dataset.ready = figure.kind;
+      if (figure.kind !== "lineage" || plot.dataset.clicks) return;
+      plot.dataset.clicks = "1";
+      plot.on("plotly_click", (event) => {
+        const point = event.points[0];
+        if (point.source !== undefined && point.source.customdata !== undefined) return;
+        const url = drawn.get(plot).data[0].node.customdata[point.pointNumber];
+        if (typeof url === "string" && /^[/#][^/\\]/.test(url)) location.assign(url);
+      });
+    });
+  }
+
+  function figures(holder) {
+    const into = document.querySelector(`[data-charts="${CSS.escape(holder.dataset.figures)}"]`);
+    for (const script of all("script", holder)) {
+      const figure = JSON.parse(script.textContent);
+      let plot = all(".plot", into).find((each) => each.dataset.key === figure.key);
+      if (!plot) {
+        const box = document.createElement("figure"), caption = document.createElement("figcaption");
+        const title = document.createElement("bdi");
+        title.textContent = figure.title;
+        caption.append(title);
+        plot = document.createElement("div");
+        plot.className = "plot";
+        plot.dataset.key = figure.key;
+        plot.setAttribute("role", "img");
+        plot.setAttribute("aria-label", figure.title);
+        if (figure.kind === "curves") {
+          const button = document.createElement("button");
+          button.type = "button";
+          button.textContent = "log";
+          button.title = "Logarithmic values";
+          button.setAttribute("aria-pressed", "false");
+          button.addEventListener("click", () => {
+            const now = drawn.get(plot);
+            now.log = !now.log;
+            button.setAttribute("aria-pressed", String(now.log));
+            draw(plot);
+          });
+          caption.append(button);
+        } else box.className = "broad";
+        box.append(caption, plot);
+        into.append(box);
+        if (figure.layout.height) plot.style.height = `${figure.layout.height}px`;
+        if (figure.layout.width) plot.style.minWidth = `${figure.layout.width}px`;
+        drawn.set(plot, figure);
+        watcher.observe(plot);
+      } else {
+        figure.log = drawn.get(plot).log;
+        drawn.set(plot, figure);
+        draw(plot);
+      }
+    }
+  }
+  function drawAll(again) {
+    if (again) for (const plot of drawn.keys()) draw(plot);
+    else all("[data-figures]").forEach(figures);
+  }
+  drawAll(false);
+
+  // --- refreshing: parts of the page that have changed are replaced; what is chosen and focused stays so
+  const connection = document.getElementById("connection");
+  let tag = null;
+  async function refresh() {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch(location.href, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
+      connection.textContent = answer.ok || answer.status === 304 ? "" : `The page can't be read again: ${answer.status}`;
+      if (!answer.ok) return;
+      tag = answer.headers.get("ETag");
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      for (const part of all("[data-live]")) {
+        const now = fresh.querySelector(`[data-live="${CSS.escape(part.dataset.live)}"]`);
+        if (!now || now.innerHTML === part.innerHTML) continue;
+        const chosen = new Set(all("input:checked", part).map((box) => box.value));
+        const focus = part.contains(document.activeElement) ? document.activeElement.id : "";
+        part.replaceChildren(...now.childNodes);
+        for (const box of all("input[type=checkbox]", part)) box.checked = chosen.has(box.value);
+        if (focus) document.getElementById(focus)?.focus();
+        if (part.dataset.figures) figures(part);
+      }
+      if (!("refresh" in fresh.body.dataset)) clearInterval(timer);
+    } catch (error) {
+      connection.textContent = "nemotron ui has ended, or the tunnel is closed.";
+    }
+  }
+  const timer = body.dataset.refresh ? setInterval(refresh, 1000 * body.dataset.refresh) : 0;
+
+  // --- logs
+  const KEPT = 2000000;
+  async function follow(pre) {
+    let next = "", node = document.createTextNode("");
+    pre.replaceChildren(node);
+    for (;;) {
+      const details = pre.closest("details");
+      if (!details.open) await new Promise((done) => details.addEventListener("toggle", done, { once: true }));
+      let part;
+      try {
+        const answer = await fetch(`${pre.dataset.log}?from=${next}`, { cache: "no-store" });
+        if (!answer.ok) throw new Error(answer.status);
+        part = await answer.json();
+      } catch (error) {
+        await new Promise((done) => setTimeout(done, 5000));
+        continue;
+      }
+      next = part.next;
+      if (part.text) {
+        const atEnd = pre.scrollHeight - pre.scrollTop - pre.clientHeight < 40;
+        node.appendData(part.text);
+        if (node.length > KEPT) node.deleteData(0, node.length - KEPT);
+        if (atEnd) pre.scrollTop = pre.scrollHeight;
+      }
+      if (part.over && !part.more) { pre.dataset.over = "1"; return; }
+      await new Promise((done) => setTimeout(done, part.more ? 50 : 1500));
+    }
+  }
+  all("[data-log]").forEach(follow);
+
+  // --- keys
+  let before = "";
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+    const pages = { r: "/", a: "/artifacts", l: "/lineage" };
+    if (before === "g" && pages[event.key] && !("export" in body.dataset)) location.assign(pages[event.key]);
+    else if (event.key === "t") toggle();
+    else if (event.key === "/" && document.getElementById("filter")) {
+      event.preventDefault();
+      document.getElementById("filter").focus();
+    }
+    before = event.key;
+  });
+})();
