@@ -41,11 +41,16 @@ def launched(
     code: int | None = 0,
     log: str = "",
     error: str | None = None,
+    repository: Mapping[str, Any] | None = None,
     **plan: Any,
 ) -> RunFolder:
     """A run with these jobs (file name → text); `code` None: it is still running, as this process."""
-    run_id = new_run_id(recipe, stage.replace("/", "-"), now=_NOW - timedelta(minutes=minutes, seconds=next(_count)))
+    run_id = new_run_id(
+        recipe, stage.replace("/", "-"), now=_NOW - timedelta(minutes=minutes + 10, seconds=-next(_count))
+    )
     texts = [{"config.yaml": f"train:\n  lr: 0.001\nstage: {stage}\n", **job} for job in jobs]
+    if repository:
+        plan["code"] = repository
     values = {"recipe": recipe, "stage": stage, "executor": "local", "place": {"run": "/r"}, "settings": {}}
     words = f"nemotron {recipe} {stage.replace('/', ' ')} -c tiny"
     run = create_run(run_id, {**values, "command_line": words, **plan}, texts)

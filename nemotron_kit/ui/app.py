@@ -137,8 +137,9 @@ def make_app(token: str, *, cookie: str = "nemotron-ui") -> Starlette:
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
-        page = Page("error.html", "Not found", {"message": error.message, "hint": error.hint})
         status = 404 if isinstance(error, UserError) else 500
+        title = "Not found" if status == 404 else "It can't be shown"
+        page = Page("error.html", title, {"message": error.message, "hint": error.hint})
         return Response(render(page, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
 
     routes = [

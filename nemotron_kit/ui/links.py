@@ -9,6 +9,9 @@ from urllib.parse import quote, urlencode
 class Links:
     """The URLs of the pages; None for one that there is not."""
 
+    # Whether a server answers, which forms need.
+    served = True
+
     def run(self, run_id: str, sort: str = "") -> str | None:
         return f"/runs/{quote(run_id)}{'?' + urlencode({'sort': sort}) if sort else ''}"
 
@@ -34,6 +37,8 @@ class Links:
 
 class ExportLinks(Links):
     """Places in one file, for the pages (their anchors) that it holds."""
+
+    served = False
 
     def __init__(self, anchors: Collection[str]) -> None:
         self._anchors = anchors

@@ -149,6 +149,8 @@ class RunPages:
             return Page("sweep.html", run.id, data, self._sweep_figures(run, data.pop("table")), live, f"run-{run.id}")
         (job,) = jobs
         data |= self._job(run, job)
+        if summary.state == DAMAGED:
+            data |= {"job_state": DAMAGED, "job_error": summary.error}
         data["of_sweep"] = self.links.run(run.id) if summary.jobs > 1 else None
         title = f"{run.id}/{job.number}" if summary.jobs > 1 else run.id
         live = live and not states[job.number].terminal
