@@ -44,6 +44,7 @@ class RunConfig:
     allow_dirty: bool | None = None
     # container
     container_image: str | None = None
+    container_runtime: str | None = None
     mounts: list[str] | None = None
     runtime: str | None = None
     ipc_mode: str | None = None
@@ -232,6 +233,7 @@ def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
         ("container_image", _IMAGE, [config.container_image] if config.container_image else []),
         ("mounts", _MOUNT, config.mounts or []),
         ("extra.srun_args", _WORD, srun_args),
+        ("extra.apptainer_args", _WORD, (config.extra or {}).get("apptainer_args") or []),
         ("secrets", _VARIABLE, (config.secrets if config.container_image else None) or []),
         ("extra.container_env", _VARIABLE, (config.extra or {}).get("container_env") or []),
     ):
@@ -283,6 +285,7 @@ CHOICES = {
     "tunnel": ("local", "ssh"),
     "packager": ("worktree", "git", "pattern", "hybrid", "none"),
     "ray_mode": ("job", "cluster"),
+    "container_runtime": ("pyxis", "apptainer"),
 }
 _PATTERNS = {
     # A slug, as every name that reaches a scheduler.

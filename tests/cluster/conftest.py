@@ -6,13 +6,14 @@ Where they cannot run (no root, no apt-get, no mount namespaces) a test skips wi
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .backends import Docker, Slurm, Sshd, bring_up
+from .backends import SCRIPT, Docker, Slurm, Sshd, bring_up
 from .rogue_sshd import Rogue, start_rogue
 
 
@@ -38,6 +39,19 @@ def docker() -> Docker:
     """A Docker engine; `docker.env` is DOCKER_HOST."""
     facts = bring_up("docker")["parts"]["docker"]
     return Docker(facts["env"], facts, facts["image"])
+
+
+@pytest.fixture(scope="session")
+def apptainer() -> Path:
+    """The real Apptainer's program. It is Debian's of unstable, which changes: where it can't be had, a test skips."""
+    folder = os.environ.get("NEMOTRON_APPTAINER", "/var/lib/nemotron-kit-apptainer")
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        pytest.skip("scripts/apptainer needs root and apt-get")
+    words = [SCRIPT.parent / "apptainer", folder]
+    made = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
+    if made.returncode:
+        pytest.skip(f"scripts/apptainer: {made.stderr[-500:]}")
+    return Path(folder, "bin", "apptainer")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from nemotron_kit.executors.base import (
     executor_for,
 )
 from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, shell_lines, shell_quoted, start, tunnel
+from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
@@ -65,6 +66,7 @@ class Slurm(Executor):
         *("mem", "exclusive", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos"),
         *("constraint", "exclude", "gres", "array", "host", "user", "identity", "max_segments"),
         *("modules", "conda", "nodelist", "reservation", "segment", "comment", "mail_user", "mail_type", "signal_lead"),
+        *("container_runtime",),
     }  # fmt: skip
     over_ssh = True
     # Submitting a few at a time, as others end, would make very many arrays.
@@ -92,7 +94,8 @@ class Slurm(Executor):
         if problems or not context.alone:
             return replace(planned, problems=problems)
         intent = scripts.intent_of(context.run_id, [context.job])
-        command = scripts.command_of(paths.python, paths.package, paths.job)
+        inside = scripts.inside_of(config, paths.run, planned.mounts or ())
+        command = scripts.command_of(paths.python, paths.package, paths.job, inside=inside)
         script = scripts.Script(
             scripts.job_name(intent, context.label), paths.run, command, mounts=tuple(planned.mounts or ())
         )
@@ -108,6 +111,8 @@ class Slurm(Executor):
             yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
         if "conda" in given and self.settings.container_image:
             yield "conda: no effect with container_image: the image has its own Python."
+        if "container_runtime" in given and not self.settings.container_image:
+            yield "container_runtime: no effect without container_image."
         if "segment" in given and (self.settings.nodes or 1) == 1:
             yield "segment: no effect on a job of one node."
         if "mail_user" in given and not self.settings.mail_type:
@@ -270,7 +275,13 @@ def _array(plans: list[Plan]) -> Call:
     script = scripts.Script(
         name,
         paths.run,
-        scripts.command_of(paths.python, paths.package, record, array=True),
+        scripts.command_of(
+            paths.python,
+            paths.package,
+            record,
+            array=True,
+            inside=scripts.inside_of(config, paths.run, first.mounts or ()),
+        ),
         array=f"0-{len(plans) - 1}{throttle}",
         mounts=first.mounts or (),
     )
@@ -363,6 +374,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")
+    srun += scripts.inside_of(settings, folder, plan.mounts or ())
     srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
     if settings.tunnel != "ssh":
         return srun
@@ -375,7 +387,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
 
 def _inside(settings: RunConfig, folder: str) -> list[str]:
     """srun options that start a command in a job's folder, and in its container if it has one."""
-    if not settings.container_image:
+    if not settings.container_image or apptainer.runs_in(settings):
         return [f"--chdir={folder}"]
     given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
     named = [

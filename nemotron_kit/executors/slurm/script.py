@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import folder_of, missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
+from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
@@ -211,7 +212,11 @@ def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Scrip
 def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
     extra = checked_extra(config)
     arguments = [*extra.pop("srun_args", [])]
+    extra.pop("apptainer_args", None)
     check_words(arguments, config)
+    in_apptainer = apptainer.runs_in(config)
+    if in_apptainer:
+        extra.pop("container_env", None)
     executor = build_executor(
         replace(
             config,
@@ -222,7 +227,10 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
             gpus_per_task=resources.gpus_per_task,
             segment=config.segment if resources.nodes > 1 else None,
             array=script.array,
-            mounts=[*(config.mounts or ()), *(f"{path}:{path}" for path in script.mounts)],
+            # NeMo-Run's container is Pyxis'; Apptainer's is part of the command.
+            container_image=None if in_apptainer else config.container_image,
+            mounts=None if in_apptainer else [*(config.mounts or ()), *(f"{path}:{path}" for path in script.mounts)],
+            container_runtime=None,
             detach=batch,
             # Both travel in the job's folder; and NeMo-Run's tunnel is never connected.
             env_vars=None,
@@ -249,11 +257,12 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
     shell = shell_lines(config)
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
-    executor.setup_lines = "\n".join([_SETUP.format(again=again), *environment_lines(config), *guarded])
+    contained = [_STOP, *apptainer.script_lines(config, resources.nodes)] if in_apptainer else []
+    executor.setup_lines = "\n".join([_SETUP.format(again=again), *environment_lines(config), *guarded, *contained])
     return executor
 
 
-_EXTRA = {"srun_args": list, "container_env": list, "additional_parameters": dict}
+_EXTRA = {"srun_args": list, "apptainer_args": list, "container_env": list, "additional_parameters": dict}
 
 
 def checked_extra(config: RunConfig) -> dict[str, Any]:
@@ -307,10 +316,18 @@ def _materialize(executor: Any, script: Script) -> str:
     )
 
 
-def command_of(python: str, kit: str | None, target: str, *, array: bool = False) -> tuple[str, ...]:
-    """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`)."""
+def command_of(
+    python: str, kit: str | None, target: str, *, array: bool = False, inside: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`);
+    `inside` the words that start a container."""
     start = [python, kit] if kit else python_module("nemotron_kit.worker", python=python)
-    return (*start, *(["--array"] if array else []), target)
+    return (*inside, *start, *(["--array"] if array else []), target)
+
+
+def inside_of(config: RunConfig, folder: str, mounts: Sequence[str]) -> list[str]:
+    """The words in front of a job's command that start its container, where no option of srun does."""
+    return apptainer.exec_words(config, folder, mounts) if apptainer.runs_in(config) else []
 
 
 FILE = "sbatch.sh"
@@ -331,6 +348,7 @@ def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Seq
         yield Problem(what, field=f"segment={config.segment}")
     if config.array:
         yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
+    yield from apptainer.problems_of(config)
     yield from missing_secrets(secrets)
 
 

@@ -259,6 +259,71 @@ def test_a_container_gets_the_jobs_folders_at_the_same_paths() -> None:
     slurm_script.check_syntax(text)
 
 
+SIF: dict[str, Any] = {"container_runtime": "apptainer", "container_image": "/images/nemo.sif"}
+
+
+def in_apptainer(**fields: Any) -> str:
+    folders = ("/h/runs/r", "/h/artifacts")
+    inside = slurm_script.inside_of(config(**fields), "/h/runs/r", folders)
+    command = slurm_script.command_of("python3", "/h/kit/k", "/h/runs/r/jobs/0", inside=inside)
+    return rendered(script(command=command, mounts=folders), **fields)
+
+
+def test_a_container_of_apptainer_is_part_of_the_command() -> None:
+    fields = {**SIF, "mounts": ["/data:/data:ro"], "secrets": ["A_TOKEN"], "gpus_per_node": 8}
+    text = in_apptainer(**fields, extra={"apptainer_args": ["--writable-tmpfs"]})
+    slurm_script.check_syntax(text)
+    assert (
+        " apptainer exec --nv --bind=/data:/data:ro --bind=/tmp --bind=/h/runs/r --bind=/h/artifacts --pwd=/h/runs/r"
+        " --env=PYTHONNOUSERSITE=1 --env=TMPDIR=/tmp --writable-tmpfs /images/nemo.sif"
+        " python3 /h/kit/k /h/runs/r/jobs/0 || nemotron_end $?\n"
+    ) in text
+    assert "--container-" not in text and "apptainer exec /images" not in text
+    secret = text.index('export APPTAINERENV_A_TOKEN="$A_TOKEN"')
+    assert text.rindex("set +vx", 0, secret) > text.rindex("set -evx", 0, secret), "its value is not traced"
+
+
+def test_an_image_is_pulled_by_the_first_node_alone() -> None:
+    image = {**SIF, "container_image": "docker://nvcr.io/nvidia/nemo:25.11"}
+    pulled = "\napptainer exec docker://nvcr.io/nvidia/nemo:25.11 true || nemotron_stop "
+    assert pulled in in_apptainer(**image, nodes=2) and pulled not in in_apptainer(**image)
+
+
+@pytest.mark.parametrize(
+    ("fields", "asks"),
+    [({}, False), ({"gpus_per_node": 1}, True), ({"gpus_per_task": 1}, True), ({"gres": "gpu:a100:4"}, True),
+     ({"gres": "gpu:4", "gpus_per_node": 0}, False), ({"gres": "tmpfs:1g"}, False)],
+)  # fmt: skip
+def test_the_driver_is_in_the_container_where_gpus_are_asked_for(fields: dict[str, Any], asks: bool) -> None:
+    assert (" --nv " in in_apptainer(**SIF, **fields)) is asks
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "hint"),
+    [
+        ({"container_image": "/x.sif"}, "container_image=/x.sif: Pyxis runs no image of Apptainer's.", "apptainer"),
+        ({"container_image": "oras://h/x"}, "container_image=oras://h/x: Pyxis runs no", "container_runtime"),
+        ({"container_image": "i", "extra": {"apptainer_args": ["--rocm"]}}, "extra.apptainer_args: these", "apptainer"),
+        (
+            {**SIF, "container_image": "nvcr.io#nvidia/nemo:1"},
+            "container_image=nvcr.io#",
+            "docker://nvcr.io/nvidia/nemo:1",
+        ),
+        ({**SIF, "container_image": "nvcr.io/nemo:1"}, "container_image=nvcr.io/nemo:1: ", "docker://nvcr.io/nemo:1"),
+        (
+            {**SIF, "container_image": "/x.sqsh"},
+            "container_image=/x.sqsh: an image of enroot's",
+            "apptainer build /x.sif",
+        ),
+        ({**SIF, "mounts": ["/a:/b:c"]}, "mounts=/a:/b:c: no mount of Apptainer's.", "/FOLDER:/PLACE:ro"),
+        ({**SIF, "extra": {"srun_args": ["--container-writable"]}}, "extra.srun_args=--cont", "extra.apptainer_args"),
+    ],
+)
+def test_what_a_runtime_of_containers_does_not_take(fields: dict[str, Any], said: str, hint: str) -> None:
+    (found,) = slurm_script.problems_of(config(**fields), resources_of(config(**fields), None), "batch", [])
+    assert str(found).startswith(said) and hint in str(found.hint)
+
+
 def test_a_secret_beats_the_images_own_variable_and_only_its_name_is_said() -> None:
     image = {"container_image": "nvcr.io/x:1"}
     text = rendered(script(), secrets=["A_TOKEN", "B_KEY"], extra={"container_env": ["MINE"]}, **image)

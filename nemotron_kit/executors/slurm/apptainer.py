@@ -1,0 +1,106 @@
+"""Jobs in a container of Apptainer (`container_runtime = "apptainer"`): the command that starts one on each node, what
+the script needs for it, and what of a profile it can't do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from nemotron_kit.errors import Problem
+from nemotron_kit.spec.resources import gpus_of
+from nemotron_kit.spec.runconfig import RunConfig
+
+APPTAINER = "apptainer"
+_ADDRESSES = ("docker://", "oras://", "library://")
+_SUFFIX = ".sif"
+
+
+def runs_in(config: RunConfig) -> bool:
+    """Whether a job of this profile runs in a container of Apptainer."""
+    return config.container_runtime == APPTAINER and config.container_image is not None
+
+
+def is_address(image: str) -> bool:
+    """Whether the image is pulled from somewhere."""
+    return image.startswith(_ADDRESSES)
+
+
+def needs_gpus(config: RunConfig) -> bool:
+    """Whether the profile asks for GPUs, so that the container gets the driver's libraries and devices."""
+    return bool(config.gpus_per_node or config.gpus_per_task or config.cpus_per_gpu or config.mem_per_gpu) or (
+        config.gpus_per_node is None and bool(gpus_of(config.gres))
+    )
+
+
+def exec_words(config: RunConfig, folder: str, folders: Sequence[str] = ()) -> list[str]:
+    """`apptainer exec … IMAGE`, the words in front of a command that is to run in `folder` of the container.
+
+    `folders` are there at the same paths, and /tmp, whatever the site's apptainer.conf mounts: the image itself can't
+    be written to. TMPDIR may name a folder that the container hasn't. Without PYTHONNOUSERSITE the image's Python
+    would load packages of the home folder, which were installed for another one.
+    """
+    image = str(config.container_image)
+    mounts = [*(config.mounts or ()), *dict.fromkeys(("/tmp", *folders))]  # noqa: S108 — the container's own name of it
+    arguments = [str(word) for word in (config.extra or {}).get("apptainer_args") or ()]
+    return [
+        *(APPTAINER, "exec"),
+        *(["--nv"] if needs_gpus(config) else []),
+        *(f"--bind={mount}" for mount in mounts),
+        f"--pwd={folder}",
+        *("--env=PYTHONNOUSERSITE=1", "--env=TMPDIR=/tmp"),
+        *arguments,
+        image,
+    ]
+
+
+def script_lines(config: RunConfig, nodes: int) -> list[str]:
+    """The lines of a batch script in front of the job.
+
+    A secret of the launch beats the image's own variable of that name: its value is never in the script, and is not
+    traced. An image that has to be pulled is pulled once, into Apptainer's cache, and not by all nodes at a time.
+    """
+    names = [*(config.secrets or ()), *((config.extra or {}).get("container_env") or ())]
+    lines = ["{ set +vx; } 2>/dev/null"]
+    lines += [f'[ -z "${{{name}+x}}" ] || export APPTAINERENV_{name}="${name}"' for name in names]
+    lines += [_found(APPTAINER)]
+    if nodes > 1 and is_address(str(config.container_image)):
+        command = f"{APPTAINER} exec {config.container_image} true"
+        lines.append(f'{command} || nemotron_stop "$?" {shlex.quote(command)}')
+    return [*lines, "set -vx"]
+
+
+def _found(program: str) -> str:
+    fix = "load its module: modules = [...] in the profile"
+    return f"command -v {program} >/dev/null || nemotron_stop 127 {shlex.quote(f'{program} (not on the PATH; {fix})')}"
+
+
+def problems_of(config: RunConfig) -> Iterator[Problem]:
+    """What of the profile's container neither Apptainer nor Pyxis, whichever it asks for, can run."""
+    image, extra = config.container_image, config.extra or {}
+    if config.container_runtime != APPTAINER:
+        hint = 'In the profile: container_runtime = "apptainer".'
+        if image and (image.endswith(_SUFFIX) or image.startswith(("oras://", "library://"))):
+            yield Problem("Pyxis runs no image of Apptainer's.", field=f"container_image={image}", hint=hint)
+        if extra.get("apptainer_args"):
+            yield Problem("these are for a container of Apptainer.", field="extra.apptainer_args", hint=hint)
+        return
+    if not image:
+        return
+    if "#" in image:
+        likely = f"docker://{image.replace('#', '/', 1)}"
+        yield Problem("that is how Pyxis writes a registry.", field=f"container_image={image}", hint=f"Write {likely}.")
+    elif not (image.startswith("/") or is_address(image)):
+        how = f"An absolute path of a .sif file or of a folder, or docker://{image}."
+        yield Problem("Apptainer would look for such a file.", field=f"container_image={image}", hint=how)
+    elif image.endswith(".sqsh"):
+        how = f"apptainer build {image.removesuffix('.sqsh')}.sif docker://…"
+        yield Problem("an image of enroot's, for Pyxis.", field=f"container_image={image}", hint=f"Make one: {how}")
+    for mount in config.mounts or ():
+        source, _, rest = mount.partition(":")
+        options = rest.partition(":")[2]
+        if not source.startswith("/") or (options and options not in ("ro", "rw")):
+            form = "/FOLDER, /FOLDER:/PLACE or /FOLDER:/PLACE:ro."
+            yield Problem("no mount of Apptainer's.", field=f"mounts={mount}", hint=f"Write {form}")
+    for word in [str(word) for word in extra.get("srun_args") or ()]:
+        if word.startswith("--container-"):
+            yield Problem("an option of Pyxis'.", field=f"extra.srun_args={word}", hint="Use extra.apptainer_args.")
