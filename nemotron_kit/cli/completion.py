@@ -229,7 +229,7 @@ def _flags(detail: Node) -> Candidates:
     for slot in detail["artifacts"]:
         yield f"--art.{slot['slot']}", f"instead of {slot['default']}"
     for row in detail["fields"]:
-        if row["name"] not in NEMOTRON.long:
+        if row["name"] not in NEMOTRON.long:  # those of LABELS are there already, by either meaning
             yield "--" + row["name"].replace("_", "-"), row.get("help", row["type"])
 
 

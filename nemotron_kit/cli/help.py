@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.options import NEMOTRON, PREFIXES
+from nemotron_kit.cli.options import LABELS, NEMOTRON, PREFIXES
 from nemotron_kit.cli.output import Paint, colour, table, width, wrap
 from nemotron_kit.cli.tools import TOOLS
 
@@ -160,13 +160,14 @@ def _reads_and_saves(stage: Node) -> str:
 
 
 # What an interactive command has no use for: all that sends jobs elsewhere, or is about their record.
-_NOT_INTERACTIVE = ("run", "batch", "after", "multirun", "wandb")
+_NOT_INTERACTIVE = ("run", "batch", "after", "multirun", "wandb", *LABELS)
 
 
 def _options(detail: Node) -> Rows:
     left_out = _NOT_INTERACTIVE if detail.get("interactive") else ()
+    own = {row["name"] for row in detail.get("fields", ())}
     for option in NEMOTRON.options:
-        if option.name in left_out:
+        if option.name in left_out or (option.name in LABELS and option.name in own):
             continue
         yield (
             f"{option.short or '  '}{', ' if option.short else '  '}{option.flag} {option.metavar}".rstrip(),
@@ -190,7 +191,7 @@ def _mapped(detail: Node) -> dict[str, str]:
 def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:
     name, value = row["name"], row["type"]
     flag = "--" + name.replace("_", "-")
-    if name in NEMOTRON.long:  # nemotron's own option has the flag; the field is set as key=value
+    if name in NEMOTRON.long and name not in LABELS:  # nemotron's own: the field is set as key=value
         spelled = f"{name}={value}"
     elif row["kind"] == "dict":
         spelled = f"{flag}.KEY VALUE"

@@ -38,9 +38,14 @@ _OURS = (
     Option("run", "-r", VALUE, "PROFILE", "send the job to a profile of env.toml, wait and show its log"),
     Option("batch", "-b", VALUE, "PROFILE", "send the job to a profile and return at once"),
     Option("after", "", VALUE, "RUN", "start when that run has succeeded (may be given again)"),
+    Option("name", "", VALUE, "NAME", "a name for the run, beside its id"),
+    Option("tag", "", VALUE, "TAG", "a tag to list it by (may be given again)"),
+    Option("note", "", VALUE, "TEXT", "a note on it, shown by nemotron runs show"),
     Option("dry_run", "-d", NOTHING, "", "show what would run and what would stop it; start and write nothing"),
     Option("json", "", NOTHING, "", "print for programs (with --dry-run: the whole plan)"),
 )
+# Where a command has a field of one of these names, its option is the field's.
+LABELS = ("name", "tag", "note")
 _CONFIG = Option("config", "-c", VALUE, "NAME|PATH", "the config file, by name or by path")
 _HELP = Option("help", "-h", NOTHING, "", "show this help")
 _HYDRA = (

@@ -38,6 +38,8 @@ class Reader:
         self.flags: list[str] = []
         self.switches: set[str] = set()
         self.after: list[str] = []
+        self.tags: list[str] = []
+        self.texts: dict[str, str] = {}
 
     def read(self, names: Sequence[str] = ()) -> Job:
         """The job, once all arguments have been assigned. Raises UserError."""
@@ -72,6 +74,9 @@ class Reader:
             after=tuple(dict.fromkeys(self.after)),
             dry_run="dry_run" in self.switches,
             json="json" in self.switches,
+            name=self.texts.get("name"),
+            tags=tuple(dict.fromkeys(self.tags)),
+            note=self.texts.get("note"),
         )
 
     def _bare(self, argument: str) -> None:
@@ -112,6 +117,13 @@ class Reader:
     def _long(self, argument: str) -> None:
         name, joined = options.split(argument)
         option = options.known(argument, self.table)
+        if (
+            option is not None
+            and option.name in options.LABELS
+            and self.table.fields
+            and key(name) in self.assigned.fields
+        ):
+            option = None
         prefix, dot, rest = name[2:].partition(".")
         if option is None:
             self._field(name, joined)
@@ -156,6 +168,12 @@ class Reader:
             self._choose("config", text, name)
         elif option.name == "after":
             self.after.append(text)
+        elif option.name == "tag":
+            self.tags += [tag.strip() for tag in text.split(",") if tag.strip()]
+        elif option.name in options.LABELS:
+            if option.name in self.texts:
+                raise UserError(f"{name} is given twice.", hint="A run has one name and one note; tags may be many.")
+            self.texts[option.name] = text
         elif option.name in options.HYDRA_FLAGS:
             self.flags.append(option.flag + (f"={text}" if text else ""))
         else:

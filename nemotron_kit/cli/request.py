@@ -6,11 +6,14 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
+
+if TYPE_CHECKING:
+    from nemotron_kit.runs.folder import Labels
 
 
 class Help(NamedTuple):
@@ -52,10 +55,20 @@ class Job:
     after: tuple[str, ...] = ()
     dry_run: bool = False
     json: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
 
     @property
     def multirun(self) -> bool:
         return "--multirun" in self.flags
+
+    @property
+    def labels(self) -> Labels:
+        """The run's name, tags and note. Raises UserError for invalid ones."""
+        from nemotron_kit.runs.folder import Labels  # help reads no runs
+
+        return Labels(self.name, self.tags, self.note)
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -81,7 +94,9 @@ def hydra_overrides(job: Job) -> list[str]:
 
 def hydra_spelling(job: Job) -> list[str]:
     """The arguments of `python -m nemotron_kit` for the same job, without --dry-run and --json."""
-    return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after]
+    labels = {"--name": [job.name], "--tag": job.tags, "--note": [job.note]}
+    said = [f"{flag}={text}" for flag, texts in labels.items() for text in texts if text]
+    return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after] + said
 
 
 def shell_line(job: Job) -> str:

@@ -190,6 +190,8 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     command = find_command(tree, request.recipe, request.stage)
     overrides = hydra_overrides(request)
     notes: list[str] = []
+    if command.interactive and request.labels.to_dict():
+        raise UserError(f"{command.full_name} talks with you on this terminal: it leaves no record to name or tag.")
     if command.interactive and (request.after or (request.json and not request.dry_run)):
         what = "it starts after no run" if request.after else "there is no end of a job to print as JSON"
         raise UserError(f"{command.full_name} talks with you on this terminal: {what}.")
@@ -202,7 +204,12 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     run_id = new_run_id(command.recipe, command.stage)
     app, connect = tree.apps[command.recipe], not request.dry_run
     plan = build_plan(
-        composed, app, run_id=run_id, argv=argv, connect=connect, transports=transport_to if connect else None
+        *(composed, app),
+        run_id=run_id,
+        argv=argv,
+        connect=connect,
+        transports=transport_to if connect else None,
+        labels=request.labels,
     )
     return carry_out(plan, composed, request, env)
 

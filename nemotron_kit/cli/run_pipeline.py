@@ -58,6 +58,7 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         config_dir=request.flag("--config-dir"),
         transports=None if request.dry_run else transport_to,
         after=request.after,
+        labels=request.labels,
     ).prepare()
     if request.dry_run:
         return _show(launch, request)

@@ -59,7 +59,8 @@ def begin(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], 
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra),
             "code": code_facts()}  # fmt: skip
-    return create_run(run_id, {**plan, **{name: value for name, value in more.items() if value is not None}}, [])
+    plan |= {name: value for name, value in more.items() if value is not None}
+    return create_run(run_id, plan, [], labels=request.labels)
 
 
 def report_sweep(run: RunFolder, as_json: bool) -> int:
@@ -251,7 +252,7 @@ def _sweep(
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     run = begin(run_id, request, argv, hydra_spelling(request))
     set_run_dir(str(run.path))
-    task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else ())
+    task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else (), request.labels)
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
@@ -313,7 +314,12 @@ def _dry_sweep(
         composed.notes.extend(notes)
         set_run(composed.config.run, settings)
         plan = build_plan(
-            composed, tree.apps[composed.command.recipe], run_id=run_id, argv=argv, job=number, connect=False
+            *(composed, tree.apps[composed.command.recipe]),
+            run_id=run_id,
+            argv=argv,
+            job=number,
+            connect=False,
+            labels=request.labels,
         )
         detached = composed.config.run.mode == "batch" or settings.detach
         if problem := objective_problem(hydra, composed.command, detached=detached):

@@ -85,7 +85,10 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     if plan.launch == IN_PROCESS:
         command.load_handler()
     run = create_run(
-        plan.run_id, plan.to_dict(), [plan.files], attached=plan.launch == IN_PROCESS, here=is_here(plan.executor)
+        *(plan.run_id, plan.to_dict(), [plan.files]),
+        attached=plan.launch == IN_PROCESS,
+        here=is_here(plan.executor),
+        labels=plan.labels,
     )
     if plan.launch == DETACHED:
         return _elsewhere(plan, run)

@@ -28,7 +28,7 @@ from nemotron_kit.launch.pipeline_request import Request
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unescaped
-from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
+from nemotron_kit.runs.folder import PIPELINE, Labels, RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
 from nemotron_kit.spec.plan import Plan, is_here
 from nemotron_kit.worker.hydra import hydra_files
@@ -130,6 +130,7 @@ class Launch:
     config_dir: str | None
     transports: TransportFactory | None
     after: Sequence[str] = ()
+    labels: Labels = field(default_factory=Labels)
     id: str = ""
     stages: list[Stage] = field(default_factory=list)
     memory: dict[str, list[Earlier]] = field(default_factory=dict)
@@ -334,8 +335,9 @@ class Launch:
             argv=self._line(stage, pins),
             connect=self.transports is not None,
             transports=self.transports,
+            labels=self.labels,
         )
-        return composed, replace(plan, part_of=self.id)
+        return composed, replace(plan, part_of=self.id, labels=None)  # the labels are the whole run's
 
     def _line(self, stage: Stage, pins: Sequence[str]) -> list[str]:
         """The command line that starts the same job by itself."""
@@ -368,7 +370,7 @@ class Launch:
             "stages": [stage.name for stage in self.stages],
             "code": code_facts(),
         }
-        return create_run(self.id, plan, [])
+        return create_run(self.id, plan, [], labels=self.labels)
 
     def run_here(self, say: PipelineProgress) -> Outcome:
         """Run the stages one after another, each with its profile, until one does not succeed."""

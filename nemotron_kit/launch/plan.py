@@ -35,6 +35,7 @@ from nemotron_kit.launch.placing import (
 )
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
+from nemotron_kit.runs.folder import Labels
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_here
 from nemotron_kit.spec.profiles import check_run_wandb
@@ -357,13 +358,15 @@ def build_plan(
     transports: TransportFactory | None = None,
     recorded: RunConfig | None = None,
     alone: bool = True,
+    labels: Labels | None = None,
 ) -> Plan:
     """The plan of one composed job.
 
     `transports` (remote.ssh.transport_for) connects to the target, whose registry is then read; without it, and with
     `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what makes
     the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, used in place of the
-    profile's. `alone`: false for the jobs of a sweep, which share a script.
+    profile's. `alone`: false for the jobs of a sweep, which share a script. `labels`: the run's,
+    which W&B gets too.
     """
     command = composed.command
     transports = transports if connect and not command.interactive else None
@@ -393,7 +396,9 @@ def build_plan(
             alone=alone,
         )
     )
+    labels = labels or Labels()
     environment = job_environment(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name)
+    environment |= labels.for_wandb(environment, None if alone else job)
     problems = [
         *(missing_value(key) for key in missing),
         *inputs.problems,
@@ -412,6 +417,7 @@ def build_plan(
     spec = job_spec(command, settings, paths, resources)
     given = fields_given(settings, frozen["run"], composed.overrides)
     return Plan(
+        labels=labels,
         run_id=run_id,
         recipe=command.recipe,
         stage=command.stage,

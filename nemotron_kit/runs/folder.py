@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,43 @@ _STAGE_SHAPE: dict[str, Any] = {
     "inputs": {None: dict},
     "fingerprint": dict,
 }
+
+
+_TAG = re.compile(r"\w[\w.:/=-]{0,63}")
+_LONGEST = {"name": 100, "note": 2000}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The user's labels of a run: a name beside its id, tags to list it by, a note. Raises UserError for an invalid
+    one."""
+
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind, longest in _LONGEST.items():
+            text = getattr(self, kind)
+            if text and len(text) > longest:
+                raise UserError(f"This {kind} has {len(text)} characters; {longest} are the most.")
+        for text in self.tags:
+            if not _TAG.fullmatch(text):
+                raise UserError(f"{text!r} is no tag: it has up to 64 letters, digits and . : / = - _.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data: those that are set."""
+        return {key: list(value) if key == "tags" else value for key, value in vars(self).items() if value}
+
+    def for_wandb(self, environment: Mapping[str, str], job: int | None) -> dict[str, str]:
+        """The variables of W&B for a job with this environment, whose tags are kept; `job`: its number in a sweep."""
+        found = {"WANDB_NAME": self.name, "WANDB_NOTES": self.note}
+        if self.name and job is not None:
+            found["WANDB_NAME"] = f"{self.name}/{job}"
+        if self.tags:
+            known = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
+            found["WANDB_TAGS"] = ",".join(dict.fromkeys([*known, *self.tags]))
+        return {key: text for key, text in found.items() if text}
 
 
 @dataclass(frozen=True)
@@ -308,6 +346,7 @@ def create_run(
     attached: bool = False,
     here: bool = False,
     root: Path | None = None,
+    labels: Labels | None = None,
 ) -> RunFolder:
     """Make a run's folder with its plan and one `pending` job for each of `jobs`.
 
@@ -326,6 +365,8 @@ def create_run(
     building = files.aside(final)
     try:
         _fill(building, {"created_at": now_iso(), **plan}, jobs, _starts(attached, here))
+        if labels is not None and (texts := labels.to_dict()):
+            files.write_json(building / _LABELS, masked(texts))
         _rename_new(building, final)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)

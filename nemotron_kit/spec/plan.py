@@ -24,7 +24,7 @@ from nemotron_kit.runs.job import DamagedRecord, misshapen
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
-    from nemotron_kit.runs.folder import RunFolder
+    from nemotron_kit.runs.folder import Labels, RunFolder
     from nemotron_kit.spec.paths import RemotePaths
     from nemotron_kit.spec.resources import Resources
     from nemotron_kit.spec.runconfig import RunConfig
@@ -54,7 +54,7 @@ class Plan:
     submits the job. `attempt` counts attempts (`runs resume`), `rerun_of` names the run that a new one repeats, `code`
     is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's jobs are not
     `alone`: they share a script. `direction` is its sweeper's (`maximize`), `objective` the metric that
-    its jobs hand to the sweeper. `part_of` names the pipeline run of which
+    its jobs hand to the sweeper. `labels` are in a file of their own. `part_of` names the pipeline run of which
     it is a stage.
     """
 
@@ -99,6 +99,7 @@ class Plan:
     part_of: str | None = None
     direction: str | None = None
     objective: str | None = None
+    labels: Labels | None = None
     alone: bool = True
 
     @property

@@ -18,7 +18,7 @@ from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import transport_for
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import Labels, RunFolder
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
 from nemotron_kit.sweep.objective import check_objective, objective_of, record_objective, value_for
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
@@ -40,8 +40,11 @@ class RecipeTask:
     `hydra/launcher=nemo_run` calls only its `plan`.
     """
 
-    def __init__(self, folder: Path, argv: Sequence[str], after: Sequence[str] = ()) -> None:
-        """`after`: the runs that a detached sweep starts after."""
+    def __init__(
+        self, folder: Path, argv: Sequence[str], after: Sequence[str] = (), labels: Labels | None = None
+    ) -> None:
+        """`after`: the runs that a detached sweep starts after. `labels`: the run's."""
+        self.labels = labels
         self.folder, self.argv = folder, tuple(argv)
         self._after = SweepAfter(after) if after else None
         self._masked = False
@@ -121,7 +124,13 @@ class RecipeTask:
     def _build(self, composed: Composed, number: int) -> Plan:
         app = tree_in_use().apps[composed.command.recipe]
         return build_plan(
-            composed, app, run_id=self.folder.name, argv=self.argv, job=number, transports=transport_for, alone=False
+            *(composed, app),
+            run_id=self.folder.name,
+            argv=self.argv,
+            job=number,
+            transports=transport_for,
+            alone=False,
+            labels=self.labels,
         )
 
 

@@ -14,7 +14,7 @@ from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
-from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
+from nemotron_kit.runs.folder import DAMAGE, Labels, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
 from nemotron_kit.spec.plan import is_here
@@ -196,10 +196,6 @@ def labels_of(run_id: str) -> dict[str, Any]:
         return {"name": None, "tags": [], "note": None}
 
 
-_TAG = re.compile(r"\w[\w.:/=-]{0,63}")
-_LONGEST = {"name": 100, "note": 2000}
-
-
 def tag(argv: list[str]) -> int:
     """Put tags on a run, or take them off."""
     parser = ToolParser("runs", "tag")
@@ -210,9 +206,7 @@ def tag(argv: list[str]) -> int:
         return 0
     run = open_run(options.id)
     known = run.labels()["tags"]
-    for text in options.tags:
-        if not _TAG.fullmatch(text):
-            raise UserError(f"{text!r} is no tag: it has up to 64 letters, digits and . : / = - _.")
+    Labels(tags=tuple(options.tags))  # checks them
     for text in options.remove:
         if text not in known:
             raise UserError(f"{run.id} has no tag {text!r}.", hint=near(text, known) if known else "It has none.")
@@ -240,8 +234,7 @@ def _say(command: str, label: str, argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    if len(options.text) > _LONGEST[label]:
-        raise UserError(f"This {label} has {len(options.text)} characters; {_LONGEST[label]} are the most.")
+    Labels(**{label: options.text})  # checks it
     run = open_run(options.id)
     text = options.text.strip() or None
     run.label(**{label: text})

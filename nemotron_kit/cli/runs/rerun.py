@@ -252,6 +252,7 @@ class Rerun:
             connect=connect,
             transports=transport_for if connect else None,
             recorded=None if request.profile else recorded.settings,
+            labels=request.labels,
         )
         given = {override.partition("=")[0] for override in request.overrides}
         for slot, old in recorded.pins.items():

@@ -1,15 +1,19 @@
-"""`--after ID` on a job's command line, in both spellings."""
+"""`--after ID`, `--name`, `--tag` and `--note` on a job's command line, in both spellings."""
 
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 
 import pytest
 
+from nemotron_kit.app import App
 from nemotron_kit.cli.index import Index
+from nemotron_kit.cli.indexing import Live
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling, shell_line
 from nemotron_kit.errors import UserError
+from nemotron_kit.runs.folder import Labels
 
 RUN = "20261124-171204-nano3-pretrain-1f03a7"
 
@@ -47,3 +51,36 @@ def test_the_other_spelling_says_the_same(index: Index) -> None:
 def test_no_run(line: str, index: Index) -> None:
     with pytest.raises(UserError, match="--after needs a RUN"):
         job(line, index)
+
+
+@dataclass
+class Greeting:
+    name: str = ""
+
+
+def test_name_tags_and_note_are_the_runs_and_leave_a_field_of_that_name_alone(index: Index) -> None:
+    ours = job("nano3 pretrain --name base --tag a,b --tag=c --note 'as before' -m", index)
+    assert ours.labels.to_dict() == {"name": "base", "tags": ["a", "b", "c"], "note": "as before"}
+    said = ["--name=base", "--tag=a", "--tag=b", "--tag=c", "--note=as before"]
+    assert hydra_spelling(ours)[-5:] == said
+    theirs = parse_hydra(hydra_spelling(ours), index)
+    assert isinstance(theirs, Job) and theirs.labels == ours.labels
+    app = App("hello")
+    app.command("greet", Greeting, print)
+    own = job("hello greet --name Ada --tag t", Live({"hello": app}, {}))
+    assert (own.overrides, own.name, own.tags) == (("name=Ada",), None, ("t",))
+    for line, wrong in (("--tag 'a b'", "'a b' is no tag"), ("--name " + "x" * 101, "This name has 101 characters")):
+        with pytest.raises(UserError, match=wrong):
+            job(f"nano3 pretrain {line}", index).labels  # noqa: B018
+    with pytest.raises(UserError, match="--name is given twice"):
+        job("nano3 pretrain --name a --name b", index)
+
+
+def test_wandb_gets_them_beside_what_it_has() -> None:
+    labels = Labels("base", ("a", "b"), "why")
+    assert labels.for_wandb({"WANDB_TAGS": "b,own"}, None) == {
+        "WANDB_NAME": "base",
+        "WANDB_NOTES": "why",
+        "WANDB_TAGS": "b,own,a",
+    }
+    assert labels.for_wandb({}, 3)["WANDB_NAME"] == "base/3" and Labels().for_wandb({"WANDB_TAGS": "x"}, 3) == {}
