@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
-from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
-from nemotron_kit.training.engine import passive_cpu_waits, quiet
+from nemotron_kit.training.checkpoint import TrainingProgress
+from nemotron_kit.training.engine import load_optimizer_state, passive_cpu_waits, placement, quiet
 from nemotron_kit.training.export import (
     ChatTokens,
     export,
@@ -29,6 +29,7 @@ from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import load_model, require_model
+from nemotron_kit.training.parallel import equal_turns, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
@@ -68,11 +69,7 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     passive_cpu_waits()
     began = time.monotonic()
     config.check()
-    if config.prompts % processes.world_size():
-        raise UserError(
-            f"grpo.num_prompts_per_step {config.prompts} is no multiple of {processes.world_size()} processes.",
-            hint=f"For instance {-(-config.prompts // processes.world_size()) * processes.world_size()}.",
-        )
+    config.check_split(processes.world_size())
     quiet()
     run = _Run(config, began)
     processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
@@ -174,15 +171,20 @@ class _Run:
             return self.config.precision == "bf16"
         return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
+    def load(self, folder: Path) -> Any:
+        """The model in a folder, in the run's layout."""
+        model: Any = load_model(folder, None, self.config.train.layout, bf16=self._bf16())
+        return model if is_on_ranks(model) else model.to(processes.device())
+
     def begin(self, stop: StopRequest) -> _Work:
         """The model, the loop, and the loop's callbacks."""
         config, start, policy = self.config, self.start, self.config.policy
         assert start.weights is not None  # noqa: S101  (a model's, or a checkpoint's)
         progress = start.progress or TrainingProgress()
-        model = load_model(start.weights).to(processes.device())
+        model = self.load(start.weights)
+        prepare(model, activation_checkpointing=config.train.activation_checkpointing)
         optimizer = build_optimizer(self._optimizer_settings(), model)
-        if start.optimizer is not None:
-            load_optimizer(optimizer, model, start.optimizer)
+        load_optimizer_state(optimizer, model, start)
         silent = processes.rank() != 0
         reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps, silent=silent)
         settings = LoopSettings(
@@ -215,7 +217,8 @@ class _Run:
         model, loop, config = work.model, work.loop, self.config
         progress, reporter = loop.progress, loop.reporter
         try:
-            for line in (*self.start.notes, *self._notes(), self.start.describe()):
+            placed = placement(config.train.layout, model)
+            for line in (*self.start.notes, *self._notes(), self.start.describe(), *placed):
                 reporter.say(line)
             evaluate = work.evaluate if self.valid is not None else None
             if evaluate is not None and config.grpo.val_at_start and not progress.step:
@@ -351,7 +354,9 @@ class _Work:
         self.shares = list(loop.parts(run.config.prompts))  # no gradients yet: only which prompts are whose
         self.reference = None
         if run.config.loss_fn.reference_policy_kl_penalty:
-            self.reference = load_model(run.base).to(model.device).eval().requires_grad_(False)
+            self.reference = run.load(run.base).eval().requires_grad_(False)
+            prepare(self.reference)
+        self.chunk = run.config.train.tokens_per_chunk
         self.limit = run.config.seconds
 
     def step(self, number: int) -> dict[str, Any]:
@@ -402,19 +407,20 @@ class _Work:
         """Answers to the prompts; greedy without `keys`."""
         answers: list[Completion] = []
         longest = self.config.policy.max_total_sequence_length
-        for at in range(0, len(prompts), size):
-            batch = prompts[at : at + size]
+        for at, counts in equal_turns(range(0, len(prompts), size), 0, self.model):
+            batch = prompts[at : at + size] if counts else self.run.train.ids[:1]
             room = longest - max(map(len, batch))
             with self.loop.autocast():
-                answers += generate(
+                found = generate(
                     self.model,
                     batch,
                     self.ends,
-                    min(self.run.most_new, room),
+                    min(self.run.most_new, room) if counts else 1,
                     pad=self.pad,
                     temperature=self.generation.temperature,
-                    keys=None if keys is None else keys[at : at + size],
+                    keys=None if keys is None or not counts else keys[at : at + size],
                 )
+            answers += found if counts else []
         return answers
 
     def _judged(self, row: Mapping[str, Any], answer: Completion) -> float:
@@ -434,8 +440,12 @@ class _Work:
         chosen.sort(key=lambda n: (len(rollout.prompts[n]) + len(rollout.answers[n].ids), n))
         size = self.config.policy.train_micro_batch_size
         sums: dict[str, Any] = {"loss": 0.0}
-        for at in range(0, len(chosen), size):
-            loss, kl = self._loss(rollout, chosen[at : at + size], totals)
+        batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
+        for batch, counted in equal_turns(batches, [0], self.model):
+            loss, kl = self._loss(rollout, batch, totals)
+            if not counted:
+                (loss * 0).backward()
+                continue
             loss.backward()
             sums["loss"] = sums["loss"] + loss.detach()
             if kl is not None:
@@ -449,7 +459,7 @@ class _Work:
         answers = [rollout.answers[n] for n in chosen]
         temperature = self.generation.temperature
         with self.loop.autocast():
-            logprobs, rows = probabilities(self.model, prompts, answers, temperature, pad=self.pad)
+            logprobs, rows = probabilities(self.model, prompts, answers, temperature, pad=self.pad, chunk=self.chunk)
         reference = None
         if self.reference is not None:
             with torch.no_grad(), self.loop.autocast():
@@ -469,12 +479,13 @@ class _Work:
 
         size = self.config.policy.logprob_batch_size
         temperature = self.generation.temperature
-        found = [
-            probabilities(
-                self.reference, prompts[at : at + size], answers[at : at + size], temperature, pad=self.pad
+        found = []
+        for at, counts in equal_turns(range(0, len(prompts), size), 0, self.reference):
+            some = slice(at, at + size)
+            logprobs = probabilities(
+                self.reference, prompts[some], answers[some], temperature, pad=self.pad, chunk=self.chunk
             ).logprobs
-            for at in range(0, len(prompts), size)
-        ]
+            found += [logprobs] if counts else []
         return torch.cat(found)
 
     def _described(self, rollouts: Sequence[_Rollout]) -> dict[str, Any]:
@@ -507,9 +518,10 @@ class _Work:
         wanted = [(row, sample) for sample in range(-1, samples) for row in range(len(prompts.rows))]
         batches = [wanted[at : at + size] for at in range(0, len(wanted), size)]
         shown = 0
-        for turn, batch in enumerate(batches):
-            if turn % processes.world_size() != processes.rank():
-                continue
+        # The ranks take turns; in the last round some may have no batch.
+        for first in range(0, len(batches), processes.world_size()):
+            turn = first + processes.rank()
+            batch = batches[turn] if turn < len(batches) else []
             for greedy in (True, False):
                 own = [(row, sample) for row, sample in batch if (sample < 0) == greedy]
                 keys = [(self.config.grpo.seed, _VALIDATION, row, sample) for row, sample in own]

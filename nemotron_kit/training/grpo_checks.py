@@ -35,7 +35,7 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
         block = getattr(policy, name)
         if block and block.get("enabled", True):
             yield (
-                f"policy.{name} is enabled: this engine cuts no model into pieces, it trains data-parallel. Set "
+                f"policy.{name} is enabled: this engine shards a model by train.parallelism. Set "
                 f"policy.{name}.enabled=false (the optimizer is policy.optimizer, its schedule policy.scheduler)."
             )
     for name in ("sequence_packing", "dynamic_batching"):
@@ -107,6 +107,14 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
             value = getattr(owner, name)
             if value is not None and value < 1:
                 yield f"{where}.{name} is {value}; it must be 1 or more."
+    try:
+        config.train.layout  # noqa: B018 - raises when it is none
+    except UserError as error:
+        yield " ".join(str(error).split("\n"))
+    if config.train.loss_chunk is not None and config.train.loss_chunk < 1:
+        yield f"train.loss_chunk is {config.train.loss_chunk}; it must be 1 or more."
+    if config.train.compile:
+        yield "train.compile is true: here the model that is trained answers itself, token by token. Set it to false."
     if grpo.num_generations_per_prompt == 1:
         yield "grpo.num_generations_per_prompt is 1: an answer is compared with others to the same prompt; 2 at least."
     if policy.train_global_batch_size not in (None, config.answers):

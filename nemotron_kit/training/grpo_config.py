@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig, unknown
+from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, ParallelBlock, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
 from nemotron_kit.training.memory import Step, judged
 from nemotron_kit.training.prompts import agents_in
@@ -227,6 +227,7 @@ class GRPOConfig:
     checkpointing: CheckpointingBlock = field(default_factory=CheckpointingBlock)
     logger: RLLoggerBlock = field(default_factory=RLLoggerBlock)
     cluster: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's: a profile says it here"})
+    train: ParallelBlock = field(default_factory=ParallelBlock)
 
     @property
     def steps(self) -> int:
@@ -308,6 +309,15 @@ class GRPOConfig:
         for problem in self.problems():
             raise UserError(problem)
 
+    def check_split(self, processes: int) -> None:
+        """Raises UserError if `processes` are not those of the layout, or can't share the prompts of a step evenly."""
+        self.train.layout.check_ranks(processes)
+        if self.prompts % processes:
+            raise UserError(
+                f"grpo.num_prompts_per_step {self.prompts} is no multiple of {processes} processes.",
+                hint=f"For instance {-(-self.prompts // processes) * processes}.",
+            )
+
     def problems(self) -> list[str]:
         """A sentence for each setting that is another engine's, or invalid."""
         return [*other_engines(self), *bad_values(self)]
@@ -359,14 +369,20 @@ def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
 _LOOKED_AT = 20000
 
 
-def preflight(config: GRPOConfig, *, connect: bool, here: bool = True) -> list[str]:
+def preflight(config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
     """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked."""
+    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
+    if that is known."""
     del connect
     problems = config.problems()
+    try:
+        if not problems:
+            config.check_split(processes or max(1, config.train.layout.ranks))
+    except UserError as error:
+        problems = [" ".join(str(error).split("\n"))]
     if problems or not here:
         return problems
-    return [*_judges(config), *_memory(config)]
+    return [*_judges(config), *(_memory(config) if config.train.layout.ranks <= 1 else [])]
 
 
 def _judges(config: GRPOConfig) -> list[str]:

@@ -379,19 +379,49 @@ def head_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int |
     return within(head, lambda states: _chunked_nll(head, states, labels, chunk), hidden)
 
 
+def head_logprobs(
+    head: Any, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, chunk: int | None
+) -> torch.Tensor:
+    """The log probability of each label, [tokens], after hidden states, [tokens, hidden], at a temperature."""
+
+    def logprobs(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        logits = _logits(head, states) / temperature
+        return logits.gather(1, wanted.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
+
+    def all_of_them(states: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.cat(_in_chunks(logprobs, states, labels, chunk))
+
+    return within(head, all_of_them, hidden)
+
+
 def _chunked_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
     import torch
-    from torch.nn.functional import cross_entropy, linear
-    from torch.utils.checkpoint import checkpoint
+    from torch.nn.functional import cross_entropy
 
     def nll(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(linear(states, head.weight, head.bias).float(), wanted, reduction="sum")
+        return cross_entropy(_logits(head, states), wanted, reduction="sum")
+
+    parts = _in_chunks(nll, hidden, labels, chunk)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def _logits(head: Any, states: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import linear
+
+    return linear(states, head.weight, head.bias).float()
+
+
+def _in_chunks(
+    function: Callable[..., torch.Tensor], hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None
+) -> list[torch.Tensor]:
+    """What the function makes of each chunk. A chunk's logits are made again for its backward pass, not kept."""
+    from torch.utils.checkpoint import checkpoint
 
     if chunk is None or len(labels) <= chunk:
-        return nll(hidden, labels)
-    # A chunk's logits are made again for its backward pass, not kept.
-    parts = [
-        checkpoint(nll, states, wanted, use_reentrant=False)
+        return [function(hidden, labels)]
+    return [
+        checkpoint(function, states, wanted, use_reentrant=False)
         for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True)
     ]
-    return torch.stack(parts).sum()

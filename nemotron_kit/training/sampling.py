@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.training import processes
 from nemotron_kit.training.export import TURN_END
+from nemotron_kit.training.parallel import head_logprobs, is_on_ranks, within
 
 if TYPE_CHECKING:
     import torch
@@ -87,13 +89,22 @@ def generate(
     numbers = None if keys is None else torch.from_numpy(uniform(keys, max_new_tokens)).to(device)
     ending = torch.as_tensor(sorted(ends), device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    # Ranks that share the model go on until all of them are done: each takes part in the others' passes.
+    shared = is_on_ranks(model)
+    passes = processes.largest(max_new_tokens, device) if shared else max_new_tokens
     entropy = torch.zeros(len(prompts), dtype=torch.float64, device=device)
     written: list[torch.Tensor] = []
     cache = None
-    for at in range(max_new_tokens):
+    for at in range(passes):
         # The mask goes along in every step: what is padded is no part of a prompt.
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
+        if at >= max_new_tokens or (shared and bool(done.all())):  # the others' passes
+            if not processes.any_rank(at + 1 < max_new_tokens and not bool(done.all()), device):
+                break
+            ids = ids[:, :1]
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            continue
         logits = out.logits[:, -1].float()
         if numbers is None:
             chosen = logits.argmax(dim=-1)
@@ -103,7 +114,10 @@ def generate(
         chosen = chosen.masked_fill(done, pad)
         written.append(chosen)
         done = done | torch.isin(chosen, ending)
-        if bool(done.all()):
+        if shared:
+            if not processes.any_rank(at + 1 < max_new_tokens and not bool(done.all()), device):
+                break
+        elif bool(done.all()):
             break
         ids = chosen.unsqueeze(1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
@@ -150,7 +164,13 @@ class TokenProbabilities(NamedTuple):
 
 
 def probabilities(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Completion], temperature: float, *, pad: int = 0
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Completion],
+    temperature: float,
+    *,
+    pad: int = 0,
+    chunk: int | None = None,
 ) -> TokenProbabilities:
     """The log probabilities of the answers' tokens in one forward pass, right-padded: in a causal model padding does
     not affect the tokens before it. The head is applied only at the positions needed."""
@@ -164,9 +184,12 @@ def probabilities(
         ids[number, : len(sequence)] = torch.as_tensor(sequence)
         wanted[number, len(prompt) - 1 : len(sequence) - 1] = True
     ids, wanted = ids.to(device), wanted.to(device)
-    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden[wanted[:, :-1]]).float() / temperature
-    taken = ids[:, 1:][wanted[:, :-1]].unsqueeze(1)
-    logprobs = logits.gather(1, taken).squeeze(1) - logits.logsumexp(dim=-1)
+    taken = ids[:, 1:][wanted[:, :-1]]
+
+    def both() -> torch.Tensor:
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        return head_logprobs(model.lm_head, hidden[wanted[:, :-1]], taken, temperature, chunk)
+
+    logprobs = within(model, both)
     rows = torch.arange(len(sequences), device=device).unsqueeze(1).expand_as(ids[:, :-1])
     return TokenProbabilities(logprobs, rows[wanted[:, :-1]])

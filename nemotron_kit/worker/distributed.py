@@ -115,14 +115,14 @@ OTHERS_SECONDS = 20.0
 _LAST = "this was the last of its segments, max_segments"
 
 
-def write_end(job: JobFolder, node: Node, outcome: Outcome) -> None:
+def write_end(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> None:
     """Write how this node ended, for the other nodes; nothing for a job on one node."""
     if node.count == 1:
         return
     place = _end_of(job, node.rank)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     end = {"code": outcome.recorded, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
-    files.write_json(place, masked({**end, "node": node.name}))
+    files.write_json(place, masked({**end, "node": node.name, "signals": sorted(seen)}))
 
 
 def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
@@ -138,6 +138,8 @@ def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) ->
     for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
             error = f"node {end['node'] or end['host']}: {end['error']}"
+            if not end.get("signals"):
+                seen.clear()  # it failed by itself, and srun's TERM here told of that alone: no preemption
             return Outcome(1, "failed", error, job_exit_code=int(end["code"]) or 1)
     return outcome
 
@@ -271,15 +273,16 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
     outcome = _run(job, spec, node, seen)
-    write_end(job, node, outcome)
+    write_end(job, node, outcome, seen)
     outcome = with_others(job, node, outcome, seen)
     record(job, spec, node, outcome, seen)
     return outcome
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
-    outcome = _run(job, spec, node, set())
-    write_end(job, node, outcome)
+    seen: set[str] = set()
+    outcome = _run(job, spec, node, seen)
+    write_end(job, node, outcome, seen)
     if outcome.state == "preempted":
         # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
         wait_for_nodes(job, [0], SAVING_SECONDS)

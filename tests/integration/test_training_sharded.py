@@ -33,13 +33,17 @@ from nemotron_kit.training import (
     processes,
     step_loop,
 )
+from nemotron_kit.training import grpo as grpo_module
 from nemotron_kit.training import sft as sft_module
+from nemotron_kit.training.config_blocks import ParallelBlock
+from nemotron_kit.training.grpo import grpo
+from nemotron_kit.training.grpo_config import GRPOConfig
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 
 if __name__ != "__main__":
     from ..packed import write_packed_data
-    from ..shards import write_tiny_data
+    from ..shards import write_chat_model, write_tiny_data
 
 MODEL: dict[str, Any] = {
     "hybrid_override_pattern": "ME*",
@@ -70,6 +74,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
     place = tmp_path_factory.mktemp("sharded")
     chat = {"stage": "sft", "data": str(write_packed_data(place)), "base": str(base_model)}
 
+    asked = {"stage": "rl", "base": str(write_chat_model(place / "chat")), "rows": write_questions(place)}
+
     def load(name: str, **more: Any) -> dict[str, Any]:
         return {"load": str(place / name), **more}
 
@@ -82,6 +88,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
             "wrong": {"train": sharded(fsdp_size=4)},
             "sft ddp": {**chat, "train": DDP},
             "sft ep": {**chat, "train": sharded(fsdp_size=2, ep_size=2)},
+            "rl ddp": {**asked, "train": DDP},
+            "rl ep": {**asked, "train": sharded(fsdp_size=2, ep_size=2)},
         },
         4: {
             "hsdp": {
@@ -99,7 +107,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
     }
     told = place / "runs.json"
     told.write_text(json.dumps({"layouts": layouts, "folder": str(place), "data": str(write_tiny_data(place))}))
-    env = {**os.environ, "NEMOTRON_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(place), "NEMOTRON_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(told)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -128,6 +136,16 @@ def test_fine_tuning_has_the_same_curve_where_ranks_have_unequal_work(runs: dict
     here, there = (load_file(Path(run["model"]) / "model.safetensors") for run in (expected, found))
     assert here.keys() == there.keys()
     assert all(torch.allclose(value, there[key], atol=1e-4) for key, value in here.items())
+
+
+def test_reinforcement_learning_samples_the_same_answers(runs: dict[str, Any]) -> None:
+    """Answers end at different tokens on the ranks, and no two of these learn from the same number of them."""
+    expected, found = runs["rl ddp on 2"], runs["rl ep on 2"]
+    for column in ("reward", "length", "val_reward", "val_reward_greedy"):
+        assert found[column] == pytest.approx(expected[column], abs=1e-9) and found[column], column
+    for column in ("loss", "kl", "grad_norm"):
+        assert found[column] == pytest.approx(expected[column], rel=1e-4, abs=1e-7), column
+    assert min(expected["grad_norm"]) > 0 and "FSDPNemotronHExperts" in found["types"]
 
 
 def test_what_is_asked_for_is_what_runs(runs: dict[str, Any]) -> None:
@@ -171,6 +189,36 @@ def test_checkpoints_are_each_ranks_own_files_without_a_pickle(runs: dict[str, A
         assert len(list(path.glob("shards/*.safetensors"))) == 2
 
 
+def write_questions(place: Path) -> dict[str, str]:
+    """Rows to ask, and what judges them: how many letters an answer has."""
+    (place / "odd_words.py").write_text("def likes_odd(answer, row):\n    return float(len(answer) % 2)\n")
+    for split, count in (("train", 12), ("val", 5)):
+        rows = [
+            {
+                "responses_create_params": {"input": [{"role": "user", "content": f"{split} {'x' * n}?"}]},
+                "agent_ref": {"type": "responses_api_agents", "name": "odd"},
+            }
+            for n in range(count)
+        ]
+        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {split: str(place / f"{split}.jsonl") for split in ("train", "val")}
+
+
+def questions(run: dict[str, Any], save: Path) -> GRPOConfig:
+    config = GRPOConfig(train=ParallelBlock(**run["train"]))
+    config.grpo.num_prompts_per_step, config.grpo.num_generations_per_prompt = 4, 3
+    config.grpo.max_num_steps, config.grpo.num_val_generations_per_prompt, config.grpo.val_batch_size = 2, 1, 4
+    config.policy.model_name = run["base"]
+    config.policy.train_micro_batch_size, config.policy.generation_batch_size = 2, 5
+    config.policy.generation.max_new_tokens = 6
+    config.policy.optimizer.kwargs = {"lr": 1e-2}
+    config.loss_fn.reference_policy_kl_penalty = 0.05
+    config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath = run["rows"]["train"], run["rows"]["val"]
+    config.env.verifiers = {"odd": {"_target_": "odd_words.likes_odd"}}
+    config.checkpointing.checkpoint_dir, config.checkpointing.save_period = str(save), 1
+    return config
+
+
 def do(name: str, run: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """One run, in each of its processes."""
     save = Path(settings["folder"], f"{name} on {processes.world_size()}")
@@ -181,7 +229,9 @@ def do(name: str, run: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
         "logger": LoggerConfig(log_interval=1),
     }
     try:
-        if "stage" in run:
+        if run.get("stage") == "rl":
+            outcome: Any = grpo(questions(run, save))
+        elif "stage" in run:
             lr = SFTOptimizerConfig(lr=train.pop("lr"))
             around["checkpoint"].pretrained_checkpoint, around["checkpoint"].finetune = run["base"], True
             chat = {"nano3_packed_sft_dir": run["data"], "seq_length": 80}
@@ -194,8 +244,10 @@ def do(name: str, run: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
         return {"error": str(error)}
     file = save / "metrics.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    columns = {key: [row[key] for row in rows if key in row] for key in ("loss", "grad_norm")}
-    return {**columns, "valid": outcome.valid_loss, "model": str(outcome.path), "save": str(save)}
+    names = ("loss", "grad_norm", "reward", "length", "kl", "val_reward", "val_reward_greedy")
+    columns = {key: [row[key] for row in rows if key in row] for key in names}
+    valid = getattr(outcome, "valid_loss", None)
+    return {**columns, "valid": valid, "model": str(outcome.path), "save": str(save)}
 
 
 def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -217,7 +269,12 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
             watch(self.model)
             super().run(*given)
 
-    engine.TrainingRun, sft_module.StepLoop = WatchedRun, WatchedLoop
+    class WatchedRL(grpo_module._Loop):
+        def run(self, *given: Any) -> None:
+            watch(self.model)
+            super().run(*given)
+
+    engine.TrainingRun, sft_module.StepLoop, grpo_module._Loop = WatchedRun, WatchedLoop, WatchedRL
     for number, (name, run) in enumerate(runs.items()):
         # Each run opens a process group of its own, by names that the last one has not used.
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)

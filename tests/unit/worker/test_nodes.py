@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from nemotron_kit.worker.distributed import Node, first_host, this_node
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.worker.distributed import Node, first_host, this_node, with_others, write_end
+from nemotron_kit.worker.process import Outcome
 
 TWO = {
     "SLURM_JOB_ID": "1234567", "SLURM_NODEID": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[01-02]",
@@ -53,3 +57,16 @@ def test_a_step_has_the_number_that_slurm_gives_it() -> None:
 
 def test_without_slurm_there_is_one_node() -> None:
     assert this_node({}) == Node()
+
+
+@pytest.mark.parametrize(("signals", "left"), [([], set()), (["TERM"], {"TERM"})])
+def test_a_node_that_fails_by_itself_is_no_preemption_of_the_first(
+    tmp_path: Path, signals: list[str], left: set[str]
+) -> None:
+    """srun then sends TERM to the others; the scheduler sends it to all."""
+    job, second = JobFolder(tmp_path), this_node(TWO)
+    write_end(job, second, Outcome(1, "failed", "exit code 137", job_exit_code=137), set(signals))
+    seen = {"TERM"}
+    outcome = with_others(job, Node(count=2), Outcome(143, "failed", "exit code 143"), seen)
+    assert (outcome.error, outcome.recorded) == ("node n02: exit code 137", 137)
+    assert seen == left
