@@ -6,6 +6,7 @@ sequence is 0; and `seq_start_id`, where each sequence begins (the first at 0, w
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ Order = NDArray[np.int64]
 # What is packed at a time, so that memory is bounded: sequences, and tokens where sequences are long.
 WINDOW = 10_000
 WINDOW_TOKENS = 4 << 20
+_PIECES = 16  # of a window, when it is written
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,9 @@ class PackedWriter:
         self.added = self.cut = 0
         self.sequences = self.tokens = self.loss_tokens = self.rows = 0
         self._rng = np.random.default_rng(seed)
-        self._ids: list[Ids] = []
-        self._masks: list[Mask] = []
-        self._held = 0
+        # One after the other in three buffers: arrays of their own, of three splits, would leave the memory in pieces
+        # that no window after the first fits into.
+        self._ids, self._masks, self._lengths = array("i"), bytearray(), array("q")
         self._file = HashedFile(path)
         self._parquet: Any = None
 
@@ -201,11 +203,11 @@ class PackedWriter:
             raise ValueError(f"{len(ids)} tokens and {len(mask)} mask values are no sequence")
         self.cut += len(ids) > self.pack_size
         ids, mask = ids[: self.pack_size], mask[: self.pack_size]
-        self._ids.append(ids)
-        self._masks.append(mask)
-        self._held += len(ids)
+        self._ids.frombytes(ids.tobytes())
+        self._masks += mask.tobytes()
+        self._lengths.append(len(ids))
         self.added += len(ids)
-        if len(self._ids) == WINDOW or self._held >= max(WINDOW_TOKENS, 64 * self.pack_size):
+        if len(self._lengths) == WINDOW or len(self._ids) >= max(WINDOW_TOKENS, 64 * self.pack_size):
             self._flush()
 
     def publish(self) -> WrittenShard | None:
@@ -219,11 +221,15 @@ class PackedWriter:
         return _named(self._file)
 
     def _flush(self) -> None:
-        if not self._ids:
+        if not self._lengths:
             return
-        lengths = np.fromiter(map(len, self._ids), dtype=np.int64, count=len(self._ids))
-        table = rows_of(self._ids, self._masks, lengths, pack(lengths, self.pack_size, self.algorithm, self._rng))
-        self._ids, self._masks, self._held = [], [], 0
+        lengths = np.array(self._lengths, dtype=np.int64)
+        ends = np.cumsum(lengths)[:-1]
+        ids = np.split(np.frombuffer(self._ids, dtype=np.int32), ends)
+        masks = np.split(np.frombuffer(self._masks, dtype=np.uint8), ends)
+        table = rows_of(ids, masks, lengths, pack(lengths, self.pack_size, self.algorithm, self._rng))
+        del ids, masks
+        self._ids, self._masks, self._lengths = array("i"), bytearray(), array("q")
         self.sequences += len(lengths)
         self.tokens += int(lengths.sum())
         self.loss_tokens += int(np.sum(table["loss_mask"].chunk(0).values.to_numpy(), dtype=np.int64))
@@ -231,7 +237,15 @@ class PackedWriter:
         if self._parquet is None:
             self._parquet = _parquet_writer(self._file, self.compression)
         with write_errors(self.path):
-            self._parquet.write_table(table, row_group_size=self.row_group_size)
+            self._parquet.write_table(_in_pieces(table), row_group_size=self.row_group_size)
+
+
+def _in_pieces(table: pa.Table) -> pa.Table:
+    """The same table in chunks: beside it, Parquet's writer takes several times the memory of a chunk."""
+    import pyarrow as pa
+
+    step = 1 + table.num_rows // _PIECES
+    return pa.concat_tables([table.slice(start, step) for start in range(0, table.num_rows, step)])
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], *, row_group_size: int, compression: str) -> WrittenShard:

@@ -45,12 +45,12 @@ artifacts_root = "REMOTE/registry"
 """
 
 
-def tool(world: World, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def tool(world: World, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
     """`nemotron WORDS`, in the world's folder."""
     line = [str(Path(sys.executable).with_name("nemotron")), *words]
     environment = {**world.environment(), **env}
     return subprocess.run(
-        line, cwd=world.folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        line, cwd=world.folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

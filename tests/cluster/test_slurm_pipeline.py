@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
+from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.ledger import list_runs
 
+from ..integration.test_nano3_pipeline import LINE, LINEAGE, STAGES
 from ..integration.test_pipeline import APP
 from .docker_world import tool
 from .slurm_world import World, world  # noqa: F401
@@ -58,3 +60,25 @@ def test_a_chain_of_three(world: World) -> None:
     # The same line without the mistake goes on at the failed stage, and what nothing has changed of is found again.
     assert ended(pipeline()) == ["skipped", "succeeded", "succeeded"]
     assert ended(pipeline("--force", "data.make-it")) == ["succeeded", "skipped", "skipped"]
+
+
+@pytest.mark.timeout(420)
+def test_nano3_from_raw_text_to_the_evaluation(world: World) -> None:
+    with (world.folder / "env.toml").open("a") as file:
+        file.write(PROFILE)
+    words = [word for word in LINE.split()[1:] if word != "--json"]
+    done = tool(world, *words, "--batch", "chain", timeout=120)
+    assert done.returncode == 0, done.stderr
+    run = list_runs(stage="pipeline", root=world.home / "runs")[0].id
+    tool(world, "runs", "wait", run, timeout=360)
+    shown = json.loads(tool(world, "runs", "show", run, "--json").stdout)
+    assert [(row["stage"], row["state"]) for row in shown["stages"]] == [(stage, "succeeded") for stage in STAGES], (
+        shown
+    )
+    partitions = {
+        row["stage"]: RunFolder(world.home / "runs" / row["run"]).plan()["settings"]["partition"]
+        for row in shown["stages"]
+    }
+    assert partitions == {stage: "preempt" if "prep" in stage else "batch" for stage in STAGES}
+    registry = open_registry(world.home / "artifacts")
+    assert {name: {pin.label for pin in registry.find(name).inputs} for name in LINEAGE} == LINEAGE

@@ -17,6 +17,13 @@ LINE = (
     " rl.grpo.max_num_steps=2 rl.grpo.num_prompts_per_step=4 rl.grpo.max_val_samples=8"
     " eval.limit=16"
 )
+# From the evaluation back to the raw text.
+LINEAGE = {
+    "EvalArtifact-tiny:v0": {"ModelArtifact-rl:v0", "SFTDataArtifact-tiny:v0", "SplitJsonlDataArtifact-rl:v0"},
+    "ModelArtifact-rl:v0": {"ModelArtifact-sft:v0", "SplitJsonlDataArtifact-rl:v0"},
+    "ModelArtifact-sft:v0": {"ModelArtifact-pretrain:v0", "SFTDataArtifact-tiny:v0"},
+    "ModelArtifact-pretrain:v0": {"PretrainBlendsArtifact-tiny:v0"},
+}
 
 
 @pytest.mark.timeout(600)
@@ -28,14 +35,7 @@ def test_all_stages_from_nothing_and_none_again(tmp_path: Path) -> None:
     assert [(row["stage"], row["state"]) for row in first["stages"]] == [(stage, "succeeded") for stage in STAGES]
     again = json.loads(world.run(LINE).out.splitlines()[-1])
     assert [(row["stage"], row["state"]) for row in again["stages"]] == [(stage, "skipped") for stage in STAGES]
-    # From the evaluation back to the raw text.
-    made = {
-        "EvalArtifact-tiny:v0": {"ModelArtifact-rl:v0", "SFTDataArtifact-tiny:v0", "SplitJsonlDataArtifact-rl:v0"},
-        "ModelArtifact-rl:v0": {"ModelArtifact-sft:v0", "SplitJsonlDataArtifact-rl:v0"},
-        "ModelArtifact-sft:v0": {"ModelArtifact-pretrain:v0", "SFTDataArtifact-tiny:v0"},
-        "ModelArtifact-pretrain:v0": {"PretrainBlendsArtifact-tiny:v0"},
-    }
-    assert {name: set(world.parents(name)) for name in made} == made
+    assert {name: set(world.parents(name)) for name in LINEAGE} == LINEAGE
     # What is changed, and what stands on it, runs again.
     graph = json.loads(world.run(LINE.replace("max_num_steps=2", "max_num_steps=3") + " --dry-run").out)
     assert [row["decision"] for row in graph["stages"]] == ["skip"] * 5 + ["run"] * 2
