@@ -111,6 +111,34 @@ def test_each_record_lands_in_one_split_as_the_template_shows_it(prep: Prep) -> 
     ]
 
 
+def test_every_field_survives_saving_and_a_training_config_reads_them(prep: Prep, home: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from nemotron_kit.config.resolvers import register_resolvers
+
+    config = prep([asks(number) for number in range(80)], artifact_name="SFTDataArtifact-here")
+    saved = run_sft_data_prep(config)
+    loaded = SFTDataArtifact.load(path=saved.path)
+    assert loaded.model_dump(exclude={"tracking"}) == saved.model_dump(exclude={"tracking"})
+    document = json.loads((saved.path / "metadata.json").read_text())
+    assert (document["type"], document["path"]) == ("SFTDataArtifact", str(saved.path))
+    register_resolvers()
+    fields = ("path", "pack_size", "training_path", "validation_path", "test_path", "metadata_path", "blend_path")
+    read = OmegaConf.create(
+        {"run": {"data": "SFTDataArtifact-here:latest"}, "dataset": {key: f"${{art:data,{key}}}" for key in fields}}
+    )
+    splits = config.output_dir / "splits"
+    assert OmegaConf.to_container(read.dataset, resolve=True) == {
+        "path": str(splits),
+        "pack_size": 256,
+        "training_path": str(splits / "train"),
+        "validation_path": str(splits / "valid"),
+        "test_path": str(splits / "test"),
+        "metadata_path": None,
+        "blend_path": str(config.output_dir / "blend.json"),
+    }
+
+
 def test_all_of_one_record_is_in_one_split_and_so_is_its_copy(prep: Prep) -> None:
     def talk(number: int) -> dict[str, Any]:
         turns = []
