@@ -181,7 +181,7 @@ def resolve_inputs(
     found = look_up(asked, _fields_used(frozen)) if look_up and asked else dict.fromkeys(asked)
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
-            lines = [pin.hint or "", makers(asked[slot][0], app, command)]
+            lines = [pin.hint or "", makers(asked[slot][0], app, composed)]
             result.problems.append(Problem(pin.message, slot=slot, hint=" ".join(filter(None, lines))))
         elif pin is None:
             result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
@@ -238,8 +238,9 @@ def _files_refer(slot: str, command: Command) -> bool:
     return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
 
 
-def makers(reference: str, app: App, asking: Command) -> str:
-    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so."""
+def makers(reference: str, app: App, asking: Composed) -> str:
+    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so. A command
+    is named with the config of `asking`, if it has one of that name and the artifact's name implies no other."""
     name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
     for command in app.commands():
         for produced in command.produces:
@@ -248,9 +249,11 @@ def makers(reference: str, app: App, asking: Command) -> str:
                 config = match.groupdict().get("config")
                 if config and config not in config_files(command):
                     continue
+                if config is None and asking.config_name in config_files(command):
+                    config = asking.config_name
                 option = f" -c {config}" if config and config != "default" else ""
                 return f"Make it with: nemotron {command.full_name}{option}"
-    unsure = [f"nemotron {c.full_name}" for c in app.commands() if c is not asking and _returns_artifact(c)]
+    unsure = [f"nemotron {c.full_name}" for c in app.commands() if c is not asking.command and _returns_artifact(c)]
     return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
 
 

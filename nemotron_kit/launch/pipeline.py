@@ -222,7 +222,7 @@ class Launch:
         stage.pins = dict(look_up(asked, {})) if look_up and asked else dict.fromkeys(asked)
         for slot, pin in stage.pins.items():
             if isinstance(pin, NemotronError):
-                hint = " ".join(filter(None, [pin.hint, makers(asked[slot][0], self.app, stage.command)]))
+                hint = " ".join(filter(None, [pin.hint, makers(asked[slot][0], self.app, stage.composed)]))
                 stage.pins[slot] = UserError(f"{stage.words}: {slot}: {pin.message}", hint=hint or None)
 
     def _own_version(self, stage: Stage, slot: str, text: str) -> str | None:

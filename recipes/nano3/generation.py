@@ -248,7 +248,7 @@ def _newest() -> Pin:
     names = ", ".join(f"ModelArtifact-{stage}" for stage in STAGES)
     raise UserError(
         f"There is no model: none of {names} is registered.",
-        hint="Make one with: nemotron nano3 pretrain -c tiny; or name a folder: --art.model ./model",
+        hint="Make one, in minutes: nemotron nano3 pipeline -c tiny; or name a folder: --art.model ./model",
     )
 
 
