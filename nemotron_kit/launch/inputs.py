@@ -239,8 +239,8 @@ def _files_refer(slot: str, command: Command) -> bool:
 
 
 def makers(reference: str, app: App, asking: Composed) -> str:
-    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so. A command
-    is named with the config of `asking`, if it has one of that name and the artifact's name implies no other."""
+    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so. Its
+    config is the one that the artifact's name implies, else that of `asking`, if it has one of that name."""
     name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
     for command in app.commands():
         for produced in command.produces:

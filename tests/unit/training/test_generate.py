@@ -90,6 +90,7 @@ def test_the_prompt_may_come_through_a_pipe(
         (["chat", "--art.model", "./none"], "There is no file or folder"),
         (["chat", "--art.model", "./empty"], "holds no model in transformers' format (no config.json)"),
         (["chat"], "There is no model: none of ModelArtifact-rl, ModelArtifact-sft, ModelArtifact-pretrain"),
+        (["model", "eval", "-c", "tiny"], "Make it with: nemotron nano3 rl -c tiny"),
     ],
 )
 def test_mistakes_are_one_error(
