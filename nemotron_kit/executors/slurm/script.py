@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import Problem, UserError
+from nemotron_kit.errors import Problem, UserError, nearest, sentence
 from nemotron_kit.executors.base import folder_of, missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
-from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_words
+from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_words
 from nemotron_kit.worker import python_module
 
 if TYPE_CHECKING:
@@ -211,6 +211,13 @@ def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Scrip
 
 def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
     extra = checked_extra(config)
+    for name in extra:
+        if name in ("retries", "array") or not (name in _IN_A_SCRIPT or name in FIELDS):
+            near = "The profile has a field of that name." if name in FIELDS else sentence(nearest(name, _IN_A_SCRIPT))
+            raise ProfileError(
+                f"extra.{name}: no part of a batch script of nemotron's.",
+                hint=near or f"It takes {', '.join(sorted(_IN_A_SCRIPT))}.",
+            )
     arguments = [*extra.pop("srun_args", [])]
     extra.pop("apptainer_args", None)
     check_words(arguments, config)
@@ -262,7 +269,20 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     return executor
 
 
-_EXTRA = {"srun_args": list, "apptainer_args": list, "container_env": list, "additional_parameters": dict}
+# Of NeMo-Run's fields, those that change what is submitted here. The others are for launches of NeMo-Run's own: groups
+# of jobs (`heterogeneous`), monitors, Ray.
+_IN_A_SCRIPT = frozenset({
+    *("srun_args", "apptainer_args", "container_env", "additional_parameters"),
+    *("signal", "open_mode", "network", "memory_measure", "dependencies"),
+})  # fmt: skip
+_EXTRA = {
+    "dependencies": list,
+    "memory_measure": bool,
+    "srun_args": list,
+    "apptainer_args": list,
+    "container_env": list,
+    "additional_parameters": dict,
+}
 
 
 def checked_extra(config: RunConfig) -> dict[str, Any]:
@@ -271,7 +291,7 @@ def checked_extra(config: RunConfig) -> dict[str, Any]:
     extra = {name: value for name, value in (config.extra or {}).items() if value is not None}
     for name, kind in _EXTRA.items():
         if name in extra and not isinstance(extra[name], kind):
-            expected = "a table" if kind is dict else "a list of texts"
+            expected = {dict: "a table", bool: "true or false"}.get(kind, "a list of texts")
             raise ProfileError(f"extra.{name}: expected {expected}, got {extra[name]!r}.")
     return extra
 

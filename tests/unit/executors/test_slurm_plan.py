@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,35 @@ def test_neither_account_nor_partition_must_be_named() -> None:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
     text = slurm_script.render(settings, resources_of(settings, None), script(), batch=True)
     assert "--account" not in text and "--partition" not in text and "None" not in text
+
+
+def test_each_field_of_nemo_runs_in_extra_changes_the_script_or_is_refused() -> None:
+    nemo_run_package = pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    values: dict[str, Any] = {
+        "srun_args": ["-v"], "container_env": ["A"], "additional_parameters": {"licenses": "x"}, "array": "0-1",
+        "signal": "USR2@30", "open_mode": "truncate", "memory_measure": True, "dependencies": ["slurm://x/y/12"],
+        "exclusive": "user", "mem": "1G", "mem_per_gpu": "1G", "mem_per_cpu": "1G", "comment": "c", "time": "9",
+    }  # fmt: skip
+
+    def text(extra: dict[str, Any] | None) -> str:
+        return slurm_script.render_here(
+            config(container_image="i", extra=extra), resources_of(config(), None), script(), True
+        )
+
+    base, refused = text(None), set()
+    for field in fields(nemo_run_package.SlurmExecutor):
+        try:
+            assert text({field.name: values.get(field.name, 3 if "int" in str(field.type) else "x")}) != base, (
+                field.name
+            )
+        except ProfileError as error:
+            refused.add(field.name)
+            assert field.name in str(error), error
+    assert {"heterogeneous", "het_group_indices", "launcher", "retries", "ray_template"} <= refused
+    with pytest.raises(ProfileError, match=r"extra\.open_mod: .*\n.*open_mode"):
+        text({"open_mod": "append"})
+    with pytest.raises(ProfileError, match=r"extra\.memory_measure: expected true or false"):
+        text({"memory_measure": "no"})
 
 
 def test_what_was_understood_is_said() -> None:
