@@ -161,7 +161,7 @@ class Docker(Executor):
         """The container: its name, its image and the command line that starts it."""
         config, paths, resources = self.settings, context.paths, context.resources
         notes = list(resources.notes)
-        if config.retries or config.max_segments:
+        if config.max_segments or (config.retries and not resources.torchrun):
             notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
         planned = ExecutorPlan(notes=tuple(notes), resources=resources)
         if problems := tuple(_problems(config, context)):

@@ -28,7 +28,7 @@ START_SECONDS = 10.0
 class Local(Executor):
     """Runs detached jobs on this machine. Their state is in their folders."""
 
-    reads = EVERYWHERE | {"python"}
+    reads = EVERYWHERE | {"python", "retries"}
     pace = (0.05, 0.5)
 
     def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
@@ -54,6 +54,8 @@ class Local(Executor):
         yield from super().without_effect(given, launch)
         if "python" in given and launch != DETACHED:
             yield "python: no effect on a job in this process; --batch starts the profile's Python."
+        if "retries" in given and (self.settings.nproc_per_node or 1) == 1:
+            yield "retries: no effect on one process; of several all start again when one has died."
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
         config = self.settings

@@ -133,14 +133,16 @@ def worker_command(paths: RemotePaths) -> list[str]:
     return python_module("nemotron_kit.worker", paths.job, python=paths.python)
 
 
-def launch_command(command: Command, launch: str, paths: RemotePaths, resources: Resources) -> list[str]:
+def launch_command(
+    command: Command, launch: str, paths: RemotePaths, resources: Resources, restarts: int = 0
+) -> list[str]:
     if launch == DETACHED:
         return worker_command(paths)
     if launch in (IN_PROCESS, INTERACTIVE):
         return [command.handler_name or str(command.handler)]
     if launch == RAY:
         return ray_command(paths.job)
-    return torchrun_command(resources.processes, paths.job)
+    return torchrun_command(resources.processes, paths.job, restarts)
 
 
 def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resources: Resources) -> dict[str, Any]:
@@ -434,7 +436,7 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(launch_command(command, launch, paths, resources)),
+        launch_command=tuple(launch_command(command, launch, paths, resources, settings.retries or 0)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
         captured=_captured(composed, paths),

@@ -9,11 +9,16 @@ def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
     return [python or sys.executable, "-P", "-m", module, *arguments]
 
 
-def torchrun_command(processes: int, folder: str) -> list[str]:
+def torchrun_command(processes: int, folder: str, restarts: int = 0) -> list[str]:
     """torchrun on this machine for a job folder: a worker on each rank, which runs the command's script if it has one,
-    with `--config`."""
+    with `--config`. `restarts`: how often all ranks start again when one has died."""
     start = python_module("nemotron_kit.worker.elastic", "--standalone", f"--nproc-per-node={processes}")
-    return [*start, *rank_command(folder)]
+    return [*start, *restart_arguments(restarts), *rank_command(folder)]
+
+
+def restart_arguments(restarts: int) -> list[str]:
+    """torchrun's argument for so many restarts of its ranks."""
+    return [f"--max-restarts={restarts}"] if restarts else []
 
 
 def ray_command(folder: str) -> list[str]:

@@ -27,7 +27,8 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker import python_module, rank_command, ray_command
+from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
+from nemotron_kit.worker.elastic import NODES_FOLDER
 from nemotron_kit.worker.handler import handed_on, verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels
@@ -310,7 +311,8 @@ def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
     if spec.ray:
         return ray_command(str(job.path))
     if spec.torchrun:
-        return python_module("nemotron_kit.worker.elastic", *_rendezvous(spec, node), *rank_command(str(job.path)))
+        arguments = [*_rendezvous(spec, node), *restart_arguments(spec.retries), *rank_command(str(job.path))]
+        return python_module("nemotron_kit.worker.elastic", *arguments)
     if spec.module:  # it reads the job's folder itself
         return python_module(spec.module, str(job.path))
     return python_module("nemotron_kit.worker", "--rank", str(job.path))
@@ -339,7 +341,7 @@ def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
         logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
         stack.enter_context(Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log))
         folder = stack.enter_context(named_channels(logs, job.path))
-        stack.enter_context(environment({_CHANNELS: str(folder)}))
+        stack.enter_context(environment({_CHANNELS: str(folder), NODES_FOLDER: str(job.path / NODES)}))
         yield
 
 

@@ -1,21 +1,36 @@
 """torchrun, started by a worker: `python -m nemotron_kit.worker.elastic <torchrun's arguments>`.
 
-It is torch.distributed.run with two differences. TERM and USR1 are left to its ranks, which save and end by themselves
-(torchrun would end at USR1, and at TERM lose its ranks' exit codes). Its exit code is that of the first rank that
-failed, so that 75, "stopped with a checkpoint", is passed on.
+It is torch.distributed.run with these differences. TERM and USR1 are left to its ranks, which save and end by
+themselves (torchrun would end at USR1, and at TERM lose its ranks' exit codes). Its exit code is that of the first rank
+that failed, so that 75, "stopped with a checkpoint", is passed on. With --max-restarts all ranks of all nodes start
+again when one has died, each time with a new rendezvous; but not after 75, a signal, or a mistake that the command has
+named (exit code 2). torchrun's own restarts know none of that, and there are none across nodes that have fixed ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nemotron_kit.runs.job import descendants
+from nemotron_kit import files
+from nemotron_kit.polling import until
+from nemotron_kit.runs.job import PREEMPTED, descendants
+
+# Names the folder that all nodes of a job share, where they tell one another how their ranks ended.
+NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
+# How long a node waits for the others, after a rank has died, until it gives the attempt up.
+TOGETHER_SECONDS = 120.0
+_LOOK_SECONDS = 1.0
+_MISTAKE = 2
+_signals: set[int] = set()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,26 +42,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stay if "SLURM_JOB_ID" in os.environ else _pass_on)
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.run import parse_args
 
     args: Any = parse_args(list(sys.argv[1:] if arguments is None else arguments))
     args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    restarts, args.max_restarts = args.max_restarts, 0
+    for attempt in range(restarts):
+        nodes = _Nodes(args, attempt)
+        with nodes.watched():
+            code = _run(args)
+        code, again = nodes.agree(code)
+        if not again:
+            return code
+        line = f"torchrun: all ranks start again from their last checkpoint (restart {attempt + 1} of {restarts})."
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt + 1)
+    return _run(args)
+
+
+def _run(args: Any) -> int:
+    """One attempt; the exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import run
+
     try:
         run(args)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        print(f"torchrun: rank {rank}: {_how(first.exitcode)}", file=sys.stderr)  # noqa: T201
+        print(f"torchrun: rank {rank}: {_how(first.exitcode)}", file=sys.stderr, flush=True)  # noqa: T201
         return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
     return 0
 
 
-def _stay(_: int, __: FrameType | None) -> None:
+class _Nodes:
+    """The nodes of a job, at one attempt. Each tells how its ranks ended in a file of a folder that all of them
+    share, so that all decide alike whether there is another attempt."""
+
+    def __init__(self, args: Any, attempt: int) -> None:
+        self.count, self.own = int(str(args.nnodes).partition(":")[2] or args.nnodes), int(args.node_rank)
+        self.told = False
+        if self.count > 1:
+            folder = Path(os.environ[NODES_FOLDER])
+            start = f"{args.rdzv_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.{attempt}"
+            self.places = {rank: folder / f"{start}-{rank}.json" for rank in range(self.count)}
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within the block this node's ranks are killed when those of another node have failed: they may wait for them
+        in vain for ten minutes."""
+        if self.count == 1:
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(_LOOK_SECONDS):
+            ends = [_read(place) for rank, place in self.places.items() if rank != self.own]
+            if any(end and end["code"] for end in ends):
+                self.told = True
+                for pid in descendants(os.getpid()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                return
+
+    def agree(self, code: int) -> tuple[int, bool]:
+        """(the exit code of the attempt: that of the node where a rank failed first; whether there is another one)."""
+        end = {"code": code, "told": self.told, "signals": bool(_signals)}
+        if self.count == 1:
+            return code, _may_start_again([end])
+        self.places[self.own].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_json(self.places[self.own], end)
+        if code == 0:
+            return 0, False
+        if not until(lambda: all(place.exists() for place in self.places.values()), 0.2, within=TOGETHER_SECONDS):
+            return code, False
+        ends = [found for found in map(_read, self.places.values()) if found]
+        first = next((found["code"] for found in ends if not found["told"] and found["code"]), code)
+        return first, _may_start_again(ends)
+
+
+def _may_start_again(ends: Sequence[dict[str, Any]]) -> bool:
+    return all(end["code"] not in (0, PREEMPTED, _MISTAKE) and not end["signals"] for end in ends)
+
+
+def _read(place: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(files.read_regular(place))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _stay(number: int, _: FrameType | None) -> None:
     """Ignore further signals: Slurm sends its signals to the ranks too, and a second one would kill a rank that has
     saved and is exiting, when Python has already removed its handlers."""
+    _signals.add(number)
 
 
 def _pass_on(number: int, _: FrameType | None) -> None:
+    _signals.add(number)
     ranks = descendants(os.getpid())
     if not ranks and number == signal.SIGTERM:
         sys.exit(128 + number)  # no rank has started yet

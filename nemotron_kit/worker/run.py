@@ -94,7 +94,8 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
     if spec.module:
         read_config(job.path)  # it notes the secrets
         alone = python_module(spec.module, str(job.path))
-        command = torchrun_command(spec.nproc_per_node, str(job.path)) if spec.nproc_per_node > 1 else alone
+        several = torchrun_command(spec.nproc_per_node, str(job.path), spec.retries)
+        command = several if spec.nproc_per_node > 1 else alone
         return run_child(command, {}, spec.cwd, job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
@@ -102,7 +103,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         if spec.ray:
             return run_child(ray_command(str(job.path)), {}, spec.cwd, job)
         if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.nproc_per_node, str(job.path)), {}, spec.cwd, job)
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), {}, spec.cwd, job)
         if handler is None and spec.script:
             script = python_module("nemotron_kit.worker", "--rank", str(job.path))
             return run_child(script, {}, spec.cwd, job)

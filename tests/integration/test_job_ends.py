@@ -33,6 +33,16 @@ class Config:
 def end(cfg: Config):
     return eval(cfg.code)
 
+def tries(cfg: Config):
+    # Each try of a rank ends with the next code; 137 by a signal.
+    count = Path(os.environ["NEMO_RUN_DIR"]) / ("tries-" + os.environ["RANK"])
+    before = count.read_text() if count.exists() else ""
+    count.write_text(before + "x")
+    code = int(cfg.code.split()[len(before)])
+    if code == 137:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return code
+
 def steps(cfg: Config):
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(1))
@@ -66,6 +76,7 @@ app = App("ends")
 app.command("end", Config, end)
 app.command("read", Config, end, artifacts={"data": ArtifactInput("A:latest", {"path": "code"})})
 app.command("steps", Config, steps)
+app.command("tries", Config, tries)
 app.command("deaf", Config, deaf)
 app.command("leaves", Config, leaves)
 app.command("script", Config, deaf, script_path=Path(__file__).with_name("script.py"))
@@ -202,6 +213,18 @@ def test_the_ranks_of_a_run_go_on(world: World) -> None:
     world.said("runs", "wait", "latest")
     assert world.job.log_path().read_text().count("from step 0") == 2
     assert "step 15" in world.said("runs", "logs", "latest")
+
+
+@pytest.mark.parametrize(
+    ("codes", "tries", "state"),
+    [("137 9 0", 3, "succeeded"), ("9 9 9 0", 3, "failed"), ("9 75 0", 2, "preempted"), ("2 0", 1, "failed")],
+)
+def test_ranks_start_again_inside_the_job(world: World, codes: str, tries: int, state: str) -> None:
+    """As often as retries says; but not once they have saved and stopped (75), or for a mistake (2)."""
+    world("nemotron", "ends", "tries", f"code='{codes}'", "--run", "two", "--run.retries", "2", code=None)
+    assert world.job.state().state == state
+    assert [(world.job.path / f"tries-{rank}").read_text() for rank in (0, 1)] == ["x" * tries] * 2
+    assert world.job.log_path().read_text().count("all ranks start again from their last checkpoint") == tries - 1
 
 
 def test_a_failure_is_never_exit_code_0(world: World) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+from nemotron_kit.polling import until
 
 from ..project import environment, run, start
 from ..shards import MODEL, write_shard
@@ -62,7 +65,8 @@ def train(folder: Path, *words: str, launcher: tuple[str, ...] = (), **env: str)
 
 def begin(folder: Path, launcher: Sequence[str], words: list[str]) -> subprocess.Popen[str]:
     line = [*launcher, "--config", "config.yaml", *words]
-    return start(*line, cwd=folder, env=environment(folder / "home"), stdout=subprocess.DEVNULL)
+    env = environment(folder / "home", NEMOTRON_NODES_FOLDER=str(folder / "nodes"))
+    return start(*line, cwd=folder, env=env, stdout=subprocess.DEVNULL)
 
 
 def torchrun(*words: str) -> tuple[str, ...]:
@@ -181,8 +185,31 @@ def test_a_killed_process_is_replaced_and_nothing_changes(folder: Path) -> None:
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 0, rest
     assert re.search(r"Resuming from .*/step-\d+ \(step (5|10|15)\)", rest)
-    ends = [folder / name / "model-00000040/model.safetensors" for name in ("whole", "save")]
-    assert ends[0].read_bytes() == ends[1].read_bytes()
+    end = "model-00000040/model.safetensors"
+    assert (folder / "whole" / end).read_bytes() == (folder / "save" / end).read_bytes()
+    # The worker's torchrun starts again across nodes, too.
+    port, again = free_port(), [*words, f"checkpoint.save={folder}/nodes2"]
+    agents = [begin(folder, node_of_two(node, port), again) for node in (0, 1)]
+    until((folder / "nodes2/step-00000005/checkpoint.json").exists, 0.05, within=60)
+    _signal_one_worker(agents[1].pid, signal.SIGKILL)
+    for agent in agents:
+        said = agent.communicate(timeout=90)[1]
+        assert agent.returncode == 0, said
+        assert said.count("torchrun: all ranks start again from their last checkpoint (restart 1 of 1)") == 1
+    assert (folder / "nodes2" / end).read_bytes() == (folder / "whole" / end).read_bytes()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def node_of_two(node: int, port: int) -> tuple[str, ...]:
+    """The worker's torchrun for one rank on each of two nodes."""
+    start = (sys.executable, "-m", "nemotron_kit.worker.elastic", "--max-restarts=1", "--nproc-per-node=1")
+    rendezvous = ("--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}")
+    return (*start, *rendezvous, "--rdzv-id=1", "-m", MODULE)
 
 
 @pytest.mark.parametrize(
