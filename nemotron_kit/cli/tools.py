@@ -263,6 +263,18 @@ options
   --export FILE   write the pages of these runs to one HTML file
   --json          print the address as JSON, and open no browser
 """
+_DOCTOR_PAGE = """\
+usage: nemotron doctor [--json]
+
+Looks at what launches and jobs need on this machine: Python, packages and pairs of them that don't work together, torch
+and GPUs, recipes, profiles, the registry, disk, W&B's login, the clock. Each is ok, warn or fail, with what to type.
+Starts no job and asks no other machine: nemotron profiles check NAME does that.
+
+options
+  --json   for programs
+
+exit code: 1 where something fails, else 0
+"""
 _COMPLETION_PAGE = """\
 usage: nemotron completion bash|zsh|fish
 
@@ -301,6 +313,12 @@ TOOLS = {
         _UI_PAGE,
         takes=ANY_JOBS,
         options=("--port", "--no-browser", "--export", "--json"),
+    ),
+    "doctor": OwnCommand(
+        "nemotron_kit.cli.doctor:doctor",
+        "check this machine: packages, GPUs, profiles, registry",
+        _DOCTOR_PAGE,
+        options=("--json",),
     ),
     "completion": OwnCommand(
         "nemotron_kit.cli.completion:main",

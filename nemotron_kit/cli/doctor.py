@@ -1,0 +1,292 @@
+"""`nemotron doctor`: whether this machine can launch and run jobs, with what to type for each thing that can't."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.cli.output import print_json, print_table, write_lines
+from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.discovery import discover
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import NemotronError
+from nemotron_kit.home import nemotron_home
+from nemotron_kit.spec.profiles import list_run_profiles, read_profile
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+# What a package brings to us, in the order of the report.
+_PACKAGES = {
+    "hydra-core": "",
+    "omegaconf": "",
+    "torch": "[train]",
+    "transformers": "[train]",
+    "pyarrow": "[data]",
+    "nemo-run": "[nemo-run]",
+    "hydra-submitit-launcher": "[submitit]",
+    "wandb": "[wandb]",
+}
+_CLIENTS = {"slurm": "sbatch", "docker": "docker"}
+_LOW, _NONE_LEFT = 10e9, 1e9  # bytes free
+_SKEW = 2.0  # seconds between this machine's clock and its file system's
+_TORCH_S = 120  # importing torch from a cold network file system
+_TORCH = """\
+import json, torch
+found = {"version": torch.__version__, "cuda": torch.version.cuda}
+found["gpus"] = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, ok, warn or fail, what was seen, and what to do about it."""
+
+    what: str
+    state: str
+    seen: str
+    fix: str = ""
+
+
+def doctor(argv: list[str]) -> int:
+    """`nemotron doctor [--json]`: returns 1 if anything fails, else 0. Starts no job and contacts no other machine."""
+    parser = ToolParser("doctor")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    found = [finding for check in CHECKS for finding in _guarded(check)]
+    if options.json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        print_table(("WHAT", "STATE", "SEEN"), [(f.what, f.state, f.seen) for f in found], styles=_STYLES)
+        if wrong := [finding for finding in found if finding.fix]:
+            write_lines(["", *(f"{finding.what}: {finding.fix}" for finding in wrong)])
+    return int(any(finding.state == FAIL for finding in found))
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of one check; what it raises for the user is its finding, and the other checks still run."""
+    try:
+        yield from check()
+    except NemotronError as error:
+        yield Finding(check.__name__, FAIL, error.message, error.hint or "")
+    except OSError as error:
+        yield Finding(check.__name__, FAIL, f"{error.filename}: {error.strerror}")
+
+
+def python() -> Iterator[Finding]:
+    """The Python that runs this, and whether it is that of an environment of its own."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", OK if sys.version_info >= (3, 11) else FAIL, f"{version} ({sys.executable})")
+    if sys.prefix == sys.base_prefix and not os.environ.get("CONDA_PREFIX") and not Path("/.dockerenv").exists():
+        fix = "python3 -m venv .venv && . .venv/bin/activate, then install nemotron-kit there."
+        yield Finding("environment", WARN, "the system's own packages: other programs' upgrades change yours", fix)
+    found = shutil.which("nemotron")
+    if found is None:
+        fix = f'Put {Path(sys.executable).parent} on PATH, or run "{sys.executable} -m nemotron_kit".'
+        yield Finding("nemotron", WARN, "not on the PATH", fix)
+    elif Path(found).resolve().parent != Path(sys.executable).resolve().parent and not _is_script_of_this(found):
+        yield Finding("nemotron", WARN, f"{found} on the PATH is another environment's", "Activate one of the two.")
+
+
+def _is_script_of_this(script: str) -> bool:
+    first = Path(script).read_bytes()[:1024].splitlines()[:1]
+    return bool(first) and sys.prefix.encode() in first[0]
+
+
+def packages() -> Iterator[Finding]:
+    """The versions that matter, what our own requirements refuse, and pairs that are known not to work together."""
+    ours = metadata.requires("nemotron-kit") or []
+    for name, extra in _PACKAGES.items():
+        version = _version(name)
+        if version is None:
+            if not extra:
+                yield Finding(name, FAIL, "not installed", f"pip install {name}")
+            continue
+        if refused := _refused(name, version, ours):
+            yield Finding(name, FAIL, f"{version}, and {refused} is needed", f"pip install 'nemotron-kit{extra}'")
+        else:
+            yield Finding(name, OK, version)
+    lacking = [extra for name, extra in _PACKAGES.items() if extra and _version(name) is None]
+    if lacking:
+        extras = ", ".join(sorted(set(lacking)))
+        yield Finding("extras", OK, f"not installed: {extras}; where one is needed, an error says so")
+    if _version("nemo-run") and (found := _version("leptonai")) and _at_least(found, (0, 47)):
+        seen = f"leptonai {found} lacks a module that nemo-run imports"
+        yield Finding("nemo-run", FAIL, seen, "pip install 'leptonai<0.47'")
+    if found := _version("nemotron"):
+        seen = f"NVIDIA's package nemotron {found} has the module `nemotron`, too: one hides the other"
+        yield Finding(
+            "nemotron", FAIL, seen, "pip uninstall nemotron && pip install --force-reinstall --no-deps nemotron-kit"
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _at_least(version: str, least: tuple[int, ...]) -> bool:
+    from packaging.version import Version  # hydra-core requires it
+
+    return Version(version).release >= least
+
+
+def _refused(name: str, version: str, requirements: list[str]) -> str:
+    """The range that our own metadata asks of a package, where the installed version lies outside of it; else ""."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requirements):
+        if requirement.name == name and not requirement.specifier.contains(version, prereleases=True):
+            return str(requirement.specifier)
+    return ""
+
+
+def gpus() -> Iterator[Finding]:
+    """torch and its GPUs, asked in a process of its own: importing it takes seconds, and may end a process."""
+    if _version("torch") is None:
+        yield Finding("training", OK, "torch is not installed: jobs train elsewhere, or not at all")
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=_TORCH_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("torch", FAIL, f"importing it takes more than {_TORCH_S} s", "Is its disk very slow?")
+        return
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield Finding("torch", FAIL, last, "pip install --force-reinstall torch")
+        return
+    found = json.loads(done.stdout.splitlines()[-1])
+    names: list[str] = found["gpus"]
+    if names:
+        counted = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+        yield Finding("GPUs", OK, f"{counted} (CUDA {found['cuda']})")
+    elif shutil.which("nvidia-smi"):
+        fix = "pip install torch for the driver's CUDA version: https://pytorch.org/get-started/locally"
+        yield Finding("GPUs", WARN, f"nvidia-smi is here, and torch {found['version']} sees no GPU", fix)
+    else:
+        yield Finding("GPUs", OK, "none: jobs on this machine train on its CPUs")
+
+
+def recipes() -> Iterator[Finding]:
+    """The command trees, and why those that can't be imported can't."""
+    tree = discover()
+    yield Finding("recipes", OK, ", ".join(sorted(tree.apps)))
+    for name, why in sorted(tree.broken.items()):
+        yield Finding(f"recipe {name}", FAIL, why, "Mend it, or take it out of [cli] recipes in env.toml.")
+
+
+def profiles() -> Iterator[Finding]:
+    """env.toml, each profile in it, and whether the client of its scheduler is here."""
+    env = read_env_file()
+    if env.path is None:
+        yield Finding("env.toml", OK, "none: jobs run on this machine")
+        return
+    yield Finding("env.toml", OK, str(env.path))
+    for name in list_run_profiles():
+        what = f"profile {name}"
+        try:
+            config = read_profile(name).config
+        except NemotronError as error:
+            yield Finding(what, FAIL, str(error.message), error.hint or "")
+            continue
+        client = "ssh" if config.tunnel == "ssh" else _CLIENTS.get(config.executor)
+        if client and shutil.which(client) is None:
+            fix = "Install it, or run nemotron where it is." if client != "sbatch" else 'Set tunnel = "ssh" and host.'
+            yield Finding(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
+        else:
+            yield Finding(what, OK, f"{config.executor}; nemotron profiles check {name} asks its target")
+
+
+def registry() -> Iterator[Finding]:
+    """The folder of records and the registry of artifacts: writable, and no record damaged."""
+    home = nemotron_home()
+    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not os.access(nearest, os.W_OK):
+        fix = "export NEMOTRON_HOME=/a/folder/of/yours"
+        yield Finding("home", FAIL, f"{nearest} can't be written", fix)
+        return
+    yield Finding("home", OK, f"{home}{'' if home.exists() else ', made at the first launch'}")
+    store = open_registry()
+    damaged = store.mend(dry_run=True) if store.root.is_dir() else []
+    if damaged:
+        first = f"{damaged[0].what}: {damaged[0].why}"
+        yield Finding("registry", WARN, f"{len(damaged)} damaged: {first}", "nemotron artifacts gc --dry-run")
+    else:
+        count = len(store.entries()) if store.root.is_dir() else 0
+        yield Finding("registry", OK, f"{store.root}: {count} artifact{'' if count == 1 else 's'}")
+
+
+def disk() -> Iterator[Finding]:
+    """The space where records and where outputs go."""
+    home = nemotron_home()
+    places = {"disk of home": home, "disk of this folder": Path.cwd()}
+    seen: set[int] = set()
+    for what, folder in places.items():
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        if (device := there.stat().st_dev) in seen:
+            continue
+        seen.add(device)
+        usage = shutil.disk_usage(there)
+        state = FAIL if usage.free < _NONE_LEFT else WARN if usage.free < _LOW else OK
+        fix = "nemotron runs rm removes runs; a checkpoint of the published model takes 379 GB." if state != OK else ""
+        yield Finding(what, state, f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB free at {there}", fix)
+
+
+def weights_and_biases() -> Iterator[Finding]:
+    """Whether W&B would find a login. Its server is not asked."""
+    asked = "wandb" in read_env_file().tables
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        yield Finding("W&B", OK, f"WANDB_MODE={os.environ['WANDB_MODE']}: nothing is sent")
+    elif _version("wandb") is None:
+        state, fix = (FAIL, "pip install 'nemotron-kit[wandb]'") if asked else (OK, "")
+        yield Finding("W&B", state, "not installed, and env.toml has [wandb]" if asked else "not installed", fix)
+    elif os.environ.get("WANDB_API_KEY"):
+        yield Finding("W&B", OK, "WANDB_API_KEY is set")
+    elif _in_netrc():
+        yield Finding("W&B", OK, "~/.netrc has a login")
+    else:
+        state, fix = (WARN, "wandb login, or export WANDB_MODE=offline") if asked else (OK, "")
+        yield Finding("W&B", state, "no login: neither WANDB_API_KEY nor ~/.netrc", fix)
+
+
+def _in_netrc() -> bool:
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
+    file = os.environ.get("NETRC") or str(Path("~/.netrc").expanduser())
+    try:
+        return netrc.netrc(file).authenticators(host.partition(":")[0]) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def clock() -> Iterator[Finding]:
+    """This machine's clock beside that of the file system of the home, which may be a server's: runs are sorted, and
+    what is unused is judged, by both."""
+    home = nemotron_home()
+    there = next(folder for folder in (home, *home.parents) if folder.exists())
+    with tempfile.TemporaryFile(dir=there) as file:
+        file.write(b"\n")
+        file.flush()
+        skew = os.fstat(file.fileno()).st_mtime - time.time()
+    state, fix = (OK, "") if abs(skew) < _SKEW else (WARN, "Set both by NTP (chrony, systemd-timesyncd).")
+    text = "that of the file system, too" if state == OK else f"the file system of {there} differs by {skew:+.1f} s"
+    yield Finding("clock", state, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}; {text}", fix)
+
+
+CHECKS = (python, packages, gpus, recipes, profiles, registry, disk, weights_and_biases, clock)

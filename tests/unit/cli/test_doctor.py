@@ -1,0 +1,73 @@
+"""`nemotron doctor`: each kind of finding, with what to do about it; what fails decides the exit code."""
+
+import json
+
+import pytest
+
+from nemotron_kit.cli import doctor as module
+from nemotron_kit.cli.tools import run
+
+
+def report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, dict[str, tuple[str, str, str]]]:
+    """The exit code, and (state, seen, fix) by what was looked at. torch is not imported: that takes seconds."""
+    monkeypatch.setattr(module, "CHECKS", tuple(check for check in module.CHECKS if check is not module.gpus))
+    code = run("doctor", ["--json"])
+    return code, {row["what"]: (row["state"], row["seen"], row["fix"]) for row in json.loads(capsys.readouterr().out)}
+
+
+def test_a_healthy_machine(project, capsys, monkeypatch):
+    code, found = report(capsys, monkeypatch)
+    assert code == 0 and not [what for what, (state, *_) in found.items() if state == "fail"]
+    assert found["hydra-core"][0] == "ok" and "nano3" in found["recipes"][1] and found["clock"][0] == "ok"
+    assert found["registry"][1].endswith(": 0 artifacts")
+    assert not (project / "home").exists() or not list((project / "home").rglob("*.json"))  # it leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("table", "what", "seen", "fix"),
+    [
+        ('[b]\nexecuter = "x"\n', "profile b", "no such field", "executor"),
+        ('[cli]\nrecipes = ["nowhere"]\n', "recipe nowhere", "no folder", "[cli] recipes"),
+        ('[c]\nexecutor = "slurm"\n', "profile c", "sbatch is not on this machine", "tunnel"),
+        ("[c\n", "recipes", "not valid TOML", ""),
+    ],
+)
+def test_what_env_toml_gets_wrong(project, capsys, monkeypatch, table, what, seen, fix):
+    (project / "env.toml").write_text(table)
+    monkeypatch.setenv("PATH", str(project))
+    code, found = report(capsys, monkeypatch)
+    assert code == 1
+    state, text, advice = found[what]
+    assert state == "fail" and seen in text and fix in advice
+
+
+@pytest.mark.parametrize(
+    ("versions", "what", "fix"),
+    [
+        ({"leptonai": "0.47.1"}, "nemo-run", "leptonai<0.47"),
+        ({"nemotron": "0.0.2"}, "nemotron", "pip uninstall nemotron"),
+        ({"hydra-core": "1.4.0"}, "hydra-core", "pip install"),
+    ],
+)
+def test_packages_that_do_not_work_together(project, capsys, monkeypatch, versions, what, fix):
+    real = module._version
+    monkeypatch.setattr(module, "_version", lambda name: versions.get(name, real(name)))
+    code, found = report(capsys, monkeypatch)
+    assert code == 1 and found[what][0] == "fail" and fix in found[what][2]
+
+
+def test_a_damaged_record_and_a_home_that_can_not_be_written(project, capsys, monkeypatch):
+    from nemotron.kit import Artifact
+
+    (project / "data").mkdir()
+    (project / "data/a").write_text("a")
+    Artifact(path=project / "data").save(name="Data")
+    from nemotron_kit.artifacts.registry import open_registry
+
+    (record,) = open_registry().root.glob("Data/v0/*.json")
+    record.chmod(0o644)
+    record.write_text(record.read_text()[:-20])
+    _, found = report(capsys, monkeypatch)
+    assert found["registry"][0] == "warn" and "artifacts gc" in found["registry"][2]
