@@ -10,7 +10,7 @@ from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
-from nemotron_kit.cli.tools import ARTIFACT, PROFILE, TOOLS
+from nemotron_kit.cli.tools import ARTIFACT, FIELDS, PROFILE, TOOLS
 from nemotron_kit.errors import UserError, nearest, sentence
 
 # Importing pathlib takes as long as the rest of a help page.
@@ -81,6 +81,14 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
     """(candidate for `current`, its meaning) after one of nemotron's own commands."""
     bare = [argument for argument in arguments if not options.is_option(argument)]
     command = TOOLS[name]
+    if command.takes == FIELDS:  # a command line of a recipe follows
+        recipes = index.root["children"]
+        at = next((number for number, each in enumerate(arguments) if each in recipes), None)
+        if at is not None:
+            yield from _recipe(arguments[at:], current, index)
+            return
+        yield from ((each, "") for each in (command.options if current.startswith("-") else recipes))
+        return
     entry = command.commands.get(bare[1]) if len(bare) > 1 else None
     last = arguments[-1]
     if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:

@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
 ANY_JOBS = "any jobs"
+    ),
+RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT, FIELDS = (
+    "run",
+    "runs",
+    "job",
+    "jobs",
+    "two jobs",
+    "profile",
+    "artifact",
+    "fields",
+)
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
@@ -275,6 +286,20 @@ options
 
 exit code: 1 where something fails, else 0
 """
+_EXPLAIN_PAGE = """\
+usage: nemotron explain [--json] [FIELD …] RECIPE COMMAND [options] [key=value …]
+
+What a command line sets a field to: its value, type and meaning, and every layer that sets it, the last one over the
+others: the dataclass's default, each config file with its line, the profile, the command line. A block is all of its
+fields; without a field, those that more than a default sets. With two configs: what differs between them.
+
+  nemotron explain train.lr nano3 pretrain -c tiny
+  nemotron explain run.env.nodes nano3 pretrain --batch MY-CLUSTER
+  nemotron explain nano3 pretrain -c tiny -c default
+
+options
+  --json   for programs; before the recipe
+"""
 _COMPLETION_PAGE = """\
 usage: nemotron completion bash|zsh|fish
 
@@ -318,6 +343,13 @@ TOOLS = {
         "nemotron_kit.cli.doctor:doctor",
         "check this machine: packages, GPUs, profiles, registry",
         _DOCTOR_PAGE,
+        options=("--json",),
+    ),
+    "explain": OwnCommand(
+        "nemotron_kit.cli.explain:explain",
+        "where the values of a command line's config come from",
+        _EXPLAIN_PAGE,
+        takes=FIELDS,
         options=("--json",),
     ),
     "completion": OwnCommand(

@@ -1,0 +1,238 @@
+"""`nemotron explain`: what a command line sets a field to, what the field means, and every layer that sets it; or what
+differs between two configs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.cli.index import Node
+from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.output import Paint, colour, print_json, print_table, width, wrap, write_lines
+from nemotron_kit.cli.parse import parse
+from nemotron_kit.cli.request import Job, hydra_overrides
+from nemotron_kit.cli.run_job import as_meant
+from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.cli.tree import find
+from nemotron_kit.config.compose import compose_prepared, prepare
+from nemotron_kit.config.freeze import resolve
+from nemotron_kit.config.layers import Layers, Setting
+from nemotron_kit.config.resolvers import pinned
+from nemotron_kit.discovery import Tree, discover
+from nemotron_kit.envfile import read_env_file
+from nemotron_kit.errors import NemotronError, UserError, nearest, printable, sentence
+from nemotron_kit.home import new_run_id
+from nemotron_kit.launch.plan import build_plan
+from nemotron_kit.masking import MASK, is_secret_name, mask
+from nemotron_kit.spec.profiles import read_profile
+
+_EXAMPLE = "For instance: nemotron explain train.lr nano3 pretrain -c tiny"
+_MISSING = "(not set)"
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A field of a composed config: its value as the job gets it (`raw` before interpolation, where that differs), type
+    and help, and the layers that set it, in order: the last one holds."""
+
+    field: str
+    value: Any
+    raw: Any
+    type: str
+    help: str
+    layers: list[Setting]
+
+
+@dataclass(frozen=True)
+class _Composition:
+    """One command line, composed: the config as written and as the job gets it, both by dotted field."""
+
+    request: Job
+    written: dict[str, Any]
+    values: dict[str, Any]
+    layers: Layers
+    detail: Node
+
+
+def explain(argv: list[str]) -> int:
+    """`nemotron explain [FIELD …] RECIPE COMMAND [options]`: returns 0. Runs nothing. Raises UserError for a field that
+    the config hasn't, with the nearest names, and for whatever is wrong with the command line itself."""
+    tree = discover()
+    mine, line = _split(argv, {*tree.apps, *tree.broken})
+    parser = ToolParser("explain")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse([argument for argument in mine if argument != "--"])
+    if options is None:
+        return 0
+    if not line:
+        raise UserError("nemotron explain: there is no command line to explain.", hint=_EXAMPLE)
+    lines = _by_config(line)
+    run_id = new_run_id("explain", "")  # one for all, so that a job's folder differs in none
+    found = [_compose(each, tree, run_id) for _, each in lines]
+    if len(found) > 1:
+        return _compare([name for name, _ in lines], found, options.fields, as_json=options.json)
+    fields = list(_fields(found[0], options.fields))
+    explained = [_explained(found[0], field) for field in fields]
+    if options.json:
+        print_json([asdict(each) for each in explained])
+        return 0
+    _print(explained)
+    if not options.fields:
+        write_lines(["", f"What is set beyond the defaults. Any field: nemotron explain FIELD {' '.join(line)}"])
+    return 0
+
+
+def _split(argv: Sequence[str], recipes: Collection[str]) -> tuple[list[str], list[str]]:
+    """explain's own arguments, and the command line behind them, which begins with a recipe's name."""
+    at = next((position for position, argument in enumerate(argv) if argument in recipes), len(argv))
+    return list(argv[:at]), list(argv[at:])
+
+
+def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
+    """The line once for each -c in it (config, line); the line itself where there is one or none."""
+    names, rest, tokens = [], [], iter(line)
+    for token in tokens:
+        if token in ("-c", "--config"):
+            names.append(next(tokens, ""))
+        elif token.startswith("--config="):
+            names.append(token.partition("=")[2])
+        else:
+            rest.append(token)
+    return [(name, [*rest, "-c", name]) for name in names] if len(names) > 1 else [("", line)]
+
+
+def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
+    index = live(tree)
+    request = parse(line, index)
+    if not isinstance(request, Job):
+        raise UserError(f"nemotron {' '.join(line)}: starts no job.", hint=_EXAMPLE)
+    request, env = as_meant(request), read_env_file()
+    if request.flag("--multirun") is not None:
+        raise UserError("nemotron explain: -m is many jobs.", hint="Leave it out, and give each key one value.")
+    prepared = prepare(tree, hydra_overrides(request), env)
+    layers = Layers(prepared, request.flag("--config-dir"))
+    composed = compose_prepared(prepared, request.flag("--config-dir"))
+    from omegaconf import OmegaConf
+
+    written: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
+    argv = ["nemotron", *line]
+    plan = build_plan(composed, tree.apps[request.recipe], run_id=run_id, argv=argv, connect=False)
+    values = _resolved(plan.config, {slot: pin for slot, pin in plan.inputs.items() if pin is not None})
+    settings = {f"run.env.{name}": value for name, value in asdict(plan.settings).items() if value is not None}
+    leaf = find(index, (request.recipe, *request.stage.split("/")))
+    detail = index.detail(leaf) if leaf is not None else {"fields": []}
+    return _Composition(request, _flat(written), {**_flat(values), **settings}, layers, detail)
+
+
+def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str, Any]:
+    """The config as the job gets it; with artifacts by reference, where one can't be looked up here."""
+    try:
+        with pinned(dict(pins)):
+            return resolve(config, keep_secrets=True)
+    except NemotronError:
+        return config
+
+
+def _flat(values: Any, above: str = "") -> dict[str, Any]:
+    """A nested mapping as leaves by dotted name; an empty block is a leaf."""
+    if not isinstance(values, Mapping) or (above and not values):
+        return {above: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{above}.{key}" if above else str(key)))
+    return found
+
+
+def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
+    """The leaves that are asked for, those of a block among them; without any, those that more than a default sets."""
+    known = [name for name in {**found.written, **found.values} if name.partition(".")[0] != "run" or asked]
+    if not asked:
+        yield from (name for name in known if len(found.layers.settings(name)) > 1)
+    for field in asked:
+        inside = [name for name in known if name == field or name.startswith(f"{field}.")]
+        if not inside:
+            blocks = {name[:end] for name in known for end in range(len(name)) if name[end] == "."}
+            same_end = [name for name in known if name.rpartition(".")[2] == field]
+            hint = (
+                f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, {*known, *blocks}))
+            )
+            raise UserError(f"{' '.join(found.request.path)} has no field {field!r}.", hint=hint)
+        yield from inside
+
+
+def _explained(found: _Composition, field: str) -> Explained:
+    rows = {row["name"]: row for row in found.detail["fields"]}
+    name = field
+    while name and name not in rows:  # a key below an open block has the block's help
+        name = name.rpartition(".")[0]
+    row = rows.get(name, {})
+    written = found.written.get(field)
+    value = found.values.get(field, written)
+    layers = [*_of_profile(found.request.profile, field), *found.layers.settings(field)]
+    kind = row.get("type", "") if name == field else type(value).__name__
+    raw = written if isinstance(written, str) and "${" in written else None
+    shown = [Setting(each.source, _masked(field, each.value)) for each in layers]
+    return Explained(field, _masked(field, value), raw, kind, row.get("help", ""), shown)
+
+
+def _of_profile(profile: str | None, field: str) -> list[Setting]:
+    """What env.toml says of a field of the profile."""
+    name = field.removeprefix("run.env.")
+    if not profile or name == field:
+        return []
+    found = read_profile(profile)
+    origin = found.origins.get(name)
+    return [Setting(f"profile {profile}, {origin}", asdict(found.config)[name])] if origin else []
+
+
+def _masked(field: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return MASK if is_secret_name(field.rpartition(".")[2]) and "${" not in value else mask(value)
+    return value
+
+
+def _print(explained: Sequence[Explained]) -> None:
+    here = f"{Path.cwd()}/"
+    paint, columns = Paint(colour(sys.stdout)), width(sys.stdout)
+    for number, each in enumerate(explained):
+        lines = [""] if number else []
+        kind = f"  ({each.type})" if each.type else ""
+        lines.append(f"{paint.name(each.field)} = {_text(each.value)}{paint.quiet(kind)}")
+        lines += [f"  {line}" for line in wrap(each.help, columns - 2)] if each.help else []
+        if each.raw is not None:
+            lines.append(f"  from {each.raw}")
+        sources = [layer.source.replace(here, "") for layer in each.layers]
+        longest = max(map(len, sources), default=0)
+        pairs = zip(sources, each.layers, strict=True)
+        lines += [f"    {source:{longest}}  {_text(layer.value)}" for source, layer in pairs]
+        if len(each.layers) > 1:
+            lines[-1] += paint.quiet("  (holds)")
+        print("\n".join(lines))  # noqa: T201
+
+
+def _text(value: Any) -> str:
+    return (
+        printable(str(value)) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
+    )
+
+
+def _compare(names: Sequence[str], found: Sequence[_Composition], asked: Sequence[str], *, as_json: bool) -> int:
+    """A table of the fields whose values differ, a column a config."""
+    every = dict.fromkeys(name for each in found for name in (_fields(each, asked) if asked else each.values))
+    rows = []
+    for field in every:
+        values = [each.values.get(field, _MISSING) for each in found]
+        if any(value != values[0] for value in values):
+            rows.append((field, *(_text(_masked(field, value)) for value in values)))
+    if as_json:
+        print_json([{"field": field, **dict(zip(names, texts, strict=True))} for field, *texts in rows])
+    elif rows:
+        print_table(("FIELD", *names), rows)
+    else:
+        write_lines(["The same in every field."])
+    return 0

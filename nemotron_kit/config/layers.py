@@ -1,0 +1,108 @@
+"""Where each value of a composed config comes from: the dataclass, config files and groups in Hydra's own order, and
+the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.config.compose import PreparedCommand, search_path
+from nemotron_kit.config.config_files import key_location
+from nemotron_kit.config.limits import faster_omegaconf
+from nemotron_kit.config.wording import translated
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one layer sets a field to: `source` names the layer (a dataclass, `file:line`, `command line`), `value` is
+    as written there, before interpolation."""
+
+    source: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A config of Hydra's defaults list. Its keys are below `package`."""
+
+    source: str
+    file: Path | None
+    package: tuple[str, ...]
+    values: Mapping[str, Any]
+
+
+class Layers:
+    """The layers of one composition, later ones over earlier ones."""
+
+    def __init__(self, prepared: PreparedCommand, config_dir: str | None = None) -> None:
+        self._overrides = [override for override in prepared.typed if not override.startswith(_CHOICES)]
+        self._layers = _layers(prepared, config_dir)
+
+    def settings(self, field: str) -> list[Setting]:
+        """Every layer that sets a field or block (dotted), or the block around it, in order: the last one holds, and
+        blocks are merged."""
+        parts = tuple(field.split("."))
+        found = []
+        for layer in self._layers:
+            inside = parts[: len(layer.package)] == layer.package
+            at = parts[len(layer.package) :]
+            value = _select(layer.values, at) if inside else _ABSENT
+            if value is not _ABSENT and not (at == () and not value):
+                source = layer.source if layer.file is None else key_location(layer.file, ".".join(at))
+                found.append(Setting(source, value))
+        for override in self._overrides:
+            key = override.partition("=")[0]
+            name = key.lstrip("+~").partition("@")[0]
+            if name == field or name.startswith(f"{field}.") or field.startswith(f"{name}."):
+                found.append(Setting("command line", "removed" if key.startswith("~") else override))
+        return found
+
+
+_CHOICES = ("recipe=", "stage=", "config=", "run.profile=", "run.mode=")
+
+
+def _layers(prepared: PreparedCommand, config_dir: str | None) -> list[_Layer]:
+    from hydra._internal.hydra import Hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    command, registered = prepared.command, prepared.registered
+    job, schema = f"job/{command.recipe}/", f"schema/{command.recipe}/"
+    with faster_omegaconf(), translated(prepared):
+        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path(config_dir))
+        try:
+            loader: Any = hydra.config_loader
+            defaults = loader.compute_defaults_list("config", prepared.overrides, RunMode.RUN).defaults
+            repository = loader.repository
+            layers = []
+            for default in defaults:
+                path = str(default.config_path)
+                if path.startswith(("hydra/", "recipe/", "stage/", "config/")) or path == "config":
+                    continue
+                found = repository.load_config(config_path=path)
+                values: Any = OmegaConf.to_container(found.config, resolve=False, enum_to_str=True)
+                file = _file_of(path, job, registered.files, registered.groups)
+                package = tuple(part for part in str(default.package or "").split(".") if part)
+                source = command.load_config_cls().__qualname__ if path.startswith(schema) else path
+                layers.append(_Layer(source, file, package, values))
+        finally:
+            GlobalHydra.instance().clear()
+    return layers
+
+
+def _file_of(path: str, job: str, files: Mapping[str, Path], groups: Mapping[str, Path]) -> Path | None:
+    return files.get(path.rpartition("/")[2]) if path.startswith(job) else groups.get(path)
+
+
+def _select(values: Any, parts: tuple[str, ...]) -> Any:
+    for part in parts:
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
