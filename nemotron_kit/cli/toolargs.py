@@ -10,11 +10,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from nemotron_kit.cli.request import near
-<<<<<<< HEAD
-from nemotron_kit.cli.tools import ANY_JOBS, ARTIFACT, ID, JOB, JOB_ID, JOBS, PROFILE, RUN, RUNS, TOOLS, TWO_JOBS
-=======
-from nemotron_kit.cli.tools import ARTIFACT, FIELDS, ID, JOB, JOB_ID, JOBS, PROFILE, RUN, RUNS, TOOLS, TWO_JOBS
->>>>>>> f24e898 (nemotron explain: what a command line sets a field to and every layer that sets it, with file and line; what differs between configs)
+from nemotron_kit.cli.tools import (
+    ANY_JOBS,
+    ARTIFACT,
+    FIELDS,
+    ID,
+    JOB,
+    JOB_ID,
+    JOBS,
+    PROFILE,
+    RUN,
+    RUNS,
+    TOOLS,
+    TWO_JOBS,
+)
 from nemotron_kit.errors import UserError
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")

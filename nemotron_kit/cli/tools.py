@@ -11,19 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
-RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT = "run", "runs", "job", "jobs", "two jobs", "profile", "artifact"
-ANY_JOBS = "any jobs"
-    ),
-RUN, RUNS, JOB, JOBS, TWO_JOBS, PROFILE, ARTIFACT, FIELDS = (
-    "run",
-    "runs",
-    "job",
-    "jobs",
-    "two jobs",
-    "profile",
-    "artifact",
-    "fields",
-)
+RUN, RUNS, JOB, JOBS, TWO_JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "two jobs", "any jobs"
+PROFILE, ARTIFACT, FIELDS = "profile", "artifact", "fields"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
