@@ -85,6 +85,7 @@ class Command(_Leaf):
     resources: str | None = None
     module: str = ""
     objective: str | None = None
+    array: bool = False
 
     def load_config_cls(self) -> type:
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
@@ -105,6 +106,10 @@ class Command(_Leaf):
         if not callable(handler):
             raise UserError(f"{self.full_name}: handler {self.handler!r} is not callable.")
         return handler
+
+    def load_outlook(self) -> Callable[..., list[str]] | None:
+        """The function `outlook(config, tasks, cpus)` of the command's module: lines for a dry-run of an array."""
+        return getattr(importlib.import_module(self.module), "outlook", None) if self.module else None
 
     def load_preflight(self) -> Callable[..., list[str]] | None:
         """The check `(config, *, connect: bool, here: bool = True) -> problems` that runs before a job."""
@@ -248,6 +253,7 @@ class Group:
         interactive: bool = False,
         resources: str | None = None,
         objective: str | None = None,
+        array: bool = False,
     ) -> Command:
         """Register a command.
 
@@ -274,6 +280,10 @@ class Group:
         `[C.resources.prep]` gives it that table's settings over its own.
         `objective` names the metric (`log_metrics`) whose last value a sweeper gets from a job; several with commas
         between them for a sweeper with several directions. Without it a sweeper gets what the handler returns.
+        `array=True` says that a cluster can divide the work: the config has `tasks`, `step`, `task` and `output_dir`
+        (one folder for all), and a launch on several nodes, or with `tasks=N`, is a run of many jobs: `step=plan`, an
+        array of `step=shards task=I`, and `step=finish`. The module's `outlook(config, tasks, cpus)`, where it has one,
+        says in a dry-run what each does.
         `interactive=True` says that the command talks with the user: it runs in this process, has the terminal and
         standard input to itself, and leaves no record; it can't be sent elsewhere.
         """
@@ -321,6 +331,7 @@ class Group:
             resources=resources,
             module=module or "",
             objective=objective,
+            array=array,
         )
         self.children[name] = command
         return command

@@ -88,14 +88,15 @@ def refuse_settings_in_files(hydra: Any) -> None:
 DEFAULT_THEME = "monokai"
 
 
-def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None) -> int:
+def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Sequence[str] = ()) -> int:
     """Print the plan; returns 0, since the job composes. Problems that would prevent the run are listed under
-    Problems."""
+    Problems. `array`: lines about the jobs of the same run of which this is one."""
     if as_json:
-        print(json.dumps(finite(plan.to_dict()), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
+        more = {"array": list(array)} if array else {}
+        print(json.dumps(finite({**plan.to_dict(), **more}), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
         return 0
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    for title, lines in _sections(plan):
+    for title, lines in [*_sections(plan), *([("Array", list(array))] if array else [])]:
         print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
         text = printable("\n".join(lines))
         if title == "Config" and colour:
@@ -211,6 +212,11 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
         transports=transport_to if connect else None,
         labels=request.labels,
     )
+    from nemotron_kit.cli.run_array import count_tasks, run_array
+
+    tasks = count_tasks(plan, composed)
+    if tasks is not None:
+        return run_array(tasks, plan, composed, app, request, env)
     return carry_out(plan, composed, request, env)
 
 

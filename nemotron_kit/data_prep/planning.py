@@ -303,7 +303,7 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     plan = ShardPlan(
         sources,
         tokens,
-        _shards(sources, config, deal),
+        cut_shards(sources, config, deal),
         config.min_doc_chars,
         config.max_doc_tokens,
         max_doc_size=parse_size(config.max_doc_size, field="max_doc_size"),
@@ -448,7 +448,8 @@ def _sampled(files: list[SourceFile], config: DataPrepConfig) -> tuple[SourceFil
     return tuple(taken)
 
 
-def _shards(sources: Sequence[PlannedSource], config: DataPrepConfig, deal: int) -> tuple[PlannedShard, ...]:
+def cut_shards(sources: Sequence[PlannedSource], config: DataPrepConfig, deal: int) -> tuple[PlannedShard, ...]:
+    """The shards of all splits; `deal` says by which rule."""
     held_out = config.held_out
     wholes = [(number, s) for number, s in enumerate(sources) if s.split == "all"]
     if wholes:

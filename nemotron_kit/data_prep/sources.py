@@ -316,6 +316,11 @@ def compression_of(kind: str) -> str:
     return name if name in _COMPRESSIONS.values() else ""
 
 
+def generated(path: str) -> bool:
+    """Whether a source is made on the machine that reads it."""
+    return path.startswith(tuple(_GENERATED))
+
+
 def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions | None = None) -> list[FoundFile]:
     """The dataset's files, in an order that depends on their names only; omitted files are added to `left`.
 

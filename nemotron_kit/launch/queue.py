@@ -75,14 +75,15 @@ def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
 
 
 SWEEP_FILE = "sweep.json"
-_SWEEP = {"jobs": [int], "batches": [{"jobs": [int], "done": bool}]}
+_SWEEP = {"jobs": [int], "batches": [{"jobs": [int], "done": bool}], "levels": [[int]]}
 
 
 class SweepQueue:
     """Which jobs of a sweep have been submitted, in `sweep.json` of the run's folder.
 
     Jobs are submitted in batches. `begin` records a batch before it is submitted and `end` afterwards, so that a launch
-    that was killed in between is resumed with that batch.
+    that was killed in between is resumed with that batch. Jobs in levels are submitted level by level: each starts once
+    all jobs of the level before have succeeded.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -97,6 +98,7 @@ class SweepQueue:
         self._batches: list[dict[str, Any]] = [
             {"jobs": list(batch["jobs"]), "done": bool(batch.get("done"))} for batch in batches
         ]
+        self.levels: list[list[int]] = [list(level) for level in record.get("levels") or ()]
         batched = {number for batch in self._batches for number in batch["jobs"]}
         for number in batched.difference(self._jobs):  # one that was dropped has its folder still
             if not os.path.isdir(run.path / "jobs" / str(number)):  # noqa: PTH112 — a name may be too long
@@ -118,9 +120,30 @@ class SweepQueue:
         """The job numbers of the first batch that was begun and not ended; empty without one."""
         return next((list(batch["jobs"]) for batch in self._batches if not batch["done"]), [])
 
-    def add(self, numbers: Sequence[int]) -> None:
+    def add(self, numbers: Sequence[int], levels: Sequence[Sequence[int]] = ()) -> None:
         """Append jobs, whose folders exist."""
         self._jobs.extend(numbers)
+        self.levels.extend(map(list, levels))
+        self._write()
+
+    def together(self, numbers: Sequence[int]) -> list[int]:
+        """Those of `numbers` that may be submitted at once: all, or those of the first level that has any."""
+        if not self.levels:
+            return list(numbers)
+        return next((found for level in self.levels if (found := [n for n in numbers if n in set(level)])), [])
+
+    def before(self, number: int) -> list[int]:
+        """The jobs that must have succeeded before this one starts."""
+        at = next((place for place, level in enumerate(self.levels) if number in level), 0)
+        return self.levels[at - 1] if at else []
+
+    def again(self, numbers: Sequence[int]) -> None:
+        """Let jobs wait that were submitted, or dropped, before."""
+        chosen = set(numbers)
+        self._jobs = sorted({*self._jobs, *chosen})
+        for batch in self._batches:
+            batch["jobs"] = [number for number in batch["jobs"] if number not in chosen]
+        self._batches = [batch for batch in self._batches if batch["jobs"]]
         self._write()
 
     def begin(self, numbers: Sequence[int]) -> None:
@@ -140,7 +163,8 @@ class SweepQueue:
         self._write()
 
     def _write(self) -> None:
-        files.write_json(self._path, {"jobs": self._jobs, "batches": self._batches})
+        levels = {"levels": self.levels} if self.levels else {}
+        files.write_json(self._path, {"jobs": self._jobs, "batches": self._batches, **levels})
 
 
 class Busy(UserError):

@@ -13,11 +13,12 @@ from nemotron_kit.executors.base import executor_for, missing_secrets
 from nemotron_kit.launch.attach import LogOffsets, attach
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.launch import followed, submitted
-from nemotron_kit.launch.queue import load_plan, run_lock
+from nemotron_kit.launch.queue import SweepQueue, load_plan, load_plans, run_lock
 from nemotron_kit.launch.status import ENDED, effective_state, refresh
+from nemotron_kit.launch.submission import attempts, submit_waiting
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import RESUMED, STARTER, JobFolder, JobState
+from nemotron_kit.runs.job import STARTER, TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.worker.process import Outcome
 
@@ -40,8 +41,7 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:
             _begin_again(job, plan)
-        attempt = sum(1 for entry in job.history() if entry.get(RESUMED))
-        plan = replace(plan, attempt=attempt)
+        plan = replace(plan, attempt=attempts(job))
         if is_here(plan.executor) and plan.mode != "batch":
             return followed(run, backend, job, lambda: submitted(run, job, backend, plan), offsets)
         submitted(run, job, backend, plan)
@@ -49,6 +49,27 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         return Outcome(0, "pending")
     cancels = bool(plan.settings.cancel_on_interrupt)
     return attach(run, backend, [job], offsets=offsets, cancel_on_interrupt=cancels)
+
+
+def resume_levels(run: RunFolder) -> list[JobFolder]:
+    """Submit the jobs of an array that wait, and again those that have ended without success. Raises UserError where
+    there is none."""
+    with run_lock(run, _LOCK):
+        refresh([run])
+        jobs = run.jobs()
+        states = {job.number: job.state().state for job in jobs}
+        stopped = [job for job in jobs if states[job.number] in TERMINAL and states[job.number] != "succeeded"]
+        queue = SweepQueue(run)
+        if not stopped and not (queue.waiting or queue.unfinished):
+            if all(state == "succeeded" for state in states.values()):
+                raise UserError(f"{run.id} has succeeded.", hint=f"To run it anew: nemotron runs rerun {run.id}")
+            raise UserError(f"{run.id} is {run.state()}.", hint=f"nemotron runs attach {run.id} follows it.")
+        for plan in load_plans(run, [job.number for job in stopped]):
+            for said in missing_secrets(plan.secrets):
+                raise UserError(f"{run.id}: {said}")
+            _begin_again(run.job(plan.job), plan)
+        queue.again([job.number for job in stopped])
+    return submit_waiting(run)
 
 
 def _state(run: RunFolder, job: JobFolder) -> JobState:

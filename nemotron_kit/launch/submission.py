@@ -21,7 +21,7 @@ from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue,
 from nemotron_kit.launch.status import mirror
 from nemotron_kit.polling import Pace, looks
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import TERMINAL, JobFolder, process_facts
+from nemotron_kit.runs.job import RESUMED, TERMINAL, JobFolder, process_facts
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.process import Terminated, start_apart
@@ -44,8 +44,9 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
         while numbers := queue.unfinished or _fitting(queue, backend, running + len(given)):
             queue.begin(numbers)
             _reopen(run, numbers)
+            plans = _held(load_plans(run, numbers))
             try:
-                backend.submit(run, _held(load_plans(run, numbers)))
+                backend.submit(run, _behind(run, queue, backend, plans) if queue.levels else plans)
             except NemotronError as error:
                 _told(run, backend, numbers, error)
                 raise
@@ -62,6 +63,34 @@ def _held(plans: list[Plan]) -> list[Plan]:
     if numbers is None:
         return plans
     return [replace(plan, dependency=tuple(numbers)) for plan in plans]
+
+
+def _behind(run: RunFolder, queue: SweepQueue, backend: Executor, plans: list[Plan]) -> list[Plan]:
+    """The plans of a level's jobs, with the jobs of the level before that have not succeeded yet as what holds them
+    back. Raises NemotronError if one of those never will."""
+    plans = [replace(plan, attempt=attempts(run.job(plan.job))) for plan in plans]
+    before = queue.before(plans[0].job)
+    if not before:
+        return plans
+    jobs = [job for job in map(run.job, before) if job.state().state != "succeeded"]
+    seen, ids = backend.observe(run, jobs) if jobs else {}, set[str]()
+    for job in jobs:
+        found = seen.get(job.number)
+        if found is not None and found.state == "succeeded":
+            continue
+        if found is not None and found.state in TERMINAL:
+            hint = f"To make what is left: nemotron runs resume {run.id}"
+            raise NemotronError(f"{job.reference} {found.state}: what follows it was not submitted.", hint=hint)
+        number = backend.dependency_id({**job.state().facts, **(found.facts if found else {})})
+        if number is None:
+            raise Unreachable(f"{job.reference}: its number in the scheduler isn't known, and other jobs wait for it.")
+        ids.add(number)
+    return [replace(plan, dependency=tuple(sorted(ids)) or None) for plan in plans]
+
+
+def attempts(job: JobFolder) -> int:
+    """How often a job was begun again."""
+    return sum(1 for entry in job.history() if entry.get(RESUMED))
 
 
 def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
@@ -87,15 +116,17 @@ def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
     return [job for job in jobs if job.number not in waiting]
 
 
-def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None) -> None:
-    """Submit the jobs and follow them to their ends, calling `ended` with each as it ends; with `ended` None, submit
-    those that fit and return. Ctrl-C leaves the jobs running and prints the commands to get back to them, or cancels
-    them where the profile sets that."""
+def run_elsewhere(
+    run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None, tick: Callable[[], None] | None = None
+) -> None:
+    """Submit the jobs and follow them to their ends, calling `ended` with each as it ends, and `tick` every few
+    seconds; with `ended` None, submit those that fit and return. Ctrl-C leaves the jobs running and prints the commands
+    to get back to them, or cancels them where the profile sets that."""
     plan = stored_plan(run)
     try:
         given = submit_waiting(run)
         if ended is not None:
-            _watch(run, jobs, given, ended)
+            _watch(run, jobs, given, ended, tick)
     except (KeyboardInterrupt, Terminated):
         if plan.settings.cancel_on_interrupt:
             _cancel(run, jobs)
@@ -112,7 +143,7 @@ def run_elsewhere(run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None
 
 def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
     """As many of those that wait as the back end takes now."""
-    waiting = queue.waiting
+    waiting = queue.together(queue.waiting)
     if not waiting:
         return []
     room = backend.capacity(running)
@@ -135,7 +166,13 @@ def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
     log.warning("%s: cancelled.", run.id)
 
 
-def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder], ended: Ended) -> None:
+def _watch(
+    run: RunFolder,
+    jobs: Sequence[JobFolder],
+    given: Sequence[JobFolder],
+    ended: Ended,
+    tick: Callable[[], None] | None = None,
+) -> None:
     """Follow submitted jobs. A target that does not answer ends nothing."""
     plan, pace, lost = stored_plan(run), Pace(0.3, 1.2, 10.0), False
     backend, left = executor_for(plan.settings), {job.number: job for job in given}
@@ -165,6 +202,8 @@ def _watch(run: RunFolder, jobs: Sequence[JobFolder], given: Sequence[JobFolder]
             ended(run.job(number))
         if over:
             pace.again()
+        if tick is not None:
+            tick()
         if left or unseen:
             pace.wait()
 

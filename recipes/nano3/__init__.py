@@ -25,6 +25,7 @@ _prep.command(
     config_dir="config/data_prep",
     produces=("PretrainBlendsArtifact-{config}",),
     resources="prep",
+    array=True,
 )
 _prep.command(
     "sft",
@@ -34,6 +35,7 @@ _prep.command(
     config_dir="config/data_prep",
     produces=("SFTDataArtifact-{config}",),
     resources="prep",
+    array=True,
 )
 _prep.command(
     "rl",
@@ -43,6 +45,7 @@ _prep.command(
     config_dir="config/data_prep",
     produces=("SplitJsonlDataArtifact-rl",),
     resources="prep",
+    array=True,
     distributed=False,
 )
 

@@ -20,6 +20,7 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
 from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
 from nemotron_kit.launch.resume import resume as begin_again
+from nemotron_kit.launch.resume import resume_levels
 from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
@@ -260,6 +261,10 @@ def resume(argv: list[str]) -> int:
         return 0
     run, jobs = open_jobs(options.id)
     if "/" not in options.id:
+        if (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
+            given = resume_levels(run)
+            write_lines([f"{run.id}: {len(given)} jobs submitted", f"  nemotron runs attach {run.id}"])
+            return 0
         message = _submit_waiting(run)
         if message is not None:
             write_lines([message])

@@ -90,6 +90,13 @@ def preflight(cfg: PretrainDataPrepConfig, *, connect: bool, here: bool = True) 
     return check(settings(cfg), connect=connect, smaller="-c tiny")
 
 
+def outlook(cfg: PretrainDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
+    """What each task of an array would read, for a dry-run."""
+    from nemotron_kit.data_prep.outlook import array_outlook
+
+    return array_outlook(settings(cfg), tasks, cpus)
+
+
 def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
     """The recipe's flat config as what `run_data_prep` takes; names of the recipe's own files become paths."""
     block = cfg.tokenizer

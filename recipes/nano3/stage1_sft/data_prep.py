@@ -118,6 +118,13 @@ def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> li
     return check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
 
 
+def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
+    """What each task of an array would read, for a dry-run."""
+    from nemotron_kit.data_prep.outlook import array_outlook
+
+    return array_outlook(settings(cfg), tasks, cpus)
+
+
 def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
     model = cfg.tokenizer.model or cfg.tokenizer_model

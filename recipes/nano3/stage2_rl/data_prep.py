@@ -75,6 +75,14 @@ def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> lis
         return [str(error).replace("\n", " ")]
 
 
+def outlook(cfg: RLDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
+    """What each task of an array would read, for a dry-run."""
+    from nemotron_kit.data_prep.outlook import rl_outlook
+
+    del cpus
+    return rl_outlook(settings(cfg), tasks)
+
+
 def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
     """The recipe's config as what `prepare_rl` takes."""
     return RLPrepConfig(

@@ -1,0 +1,67 @@
+"""Data prep as an array on the real Slurm: eight tasks on two nodes, one of them killed, the bytes of one machine."""
+
+# ruff: noqa: F811
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.ledger import list_runs
+
+from ..conftest import until
+from .docker_world import tool
+from .slurm_world import World, world  # noqa: F401
+
+WORDS = ["over", "the", "lazy", "dog", "a", "quick", "fox", "jumps"]
+
+
+def sources(folder: Path) -> None:
+    for name, count in (("a", 6), ("b", 3)):
+        (folder / name).mkdir()
+        for number in range(count):
+            lines = [json.dumps({"text": f"{name} {number} {n} {WORDS[n % 8]} {n * n}"}) for n in range(400)]
+            (folder / name / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    entries = [{"name": name, "path": str(folder / name), "weight": 1.0} for name in ("a", "b")]
+    (folder / "blend.json").write_text(json.dumps({"datasets": entries}))
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("*/shard_*.*")}
+
+
+def prep(world: World, *words: str) -> subprocess.CompletedProcess[str]:
+    more = [f"blend_path={world.folder}/blend.json", "num_shards=14", "num_workers=1", *words]
+    done = tool(world, "nano3", "data", "prep", "pretrain", "-c", "tiny", *more)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.timeout(200)
+def test_eight_tasks_on_two_nodes_one_killed(world: World) -> None:
+    sources(world.folder)
+    prep(world, f"output_dir={world.folder}/alone", "config_name=alone")
+    array = ["--batch", "C", "output_dir=out", "run.env.nodes=8", "run.env.cpus_per_task=2", "config_name=array"]
+    shown = prep(world, *array, "--dry-run").stdout
+    assert "10 jobs of one run" in shown and "task 7" in shown
+    submitted = prep(world, *array)
+    run = RunFolder(world.home / "runs" / list_runs(stage="data/prep/pretrain", root=world.home / "runs")[0].id)
+    assert run.id in submitted.stderr and len(run.jobs()) == 10
+    victim = run.job(5)
+    until(lambda: victim.state().state == "running", 60, lambda: str(victim.state()))
+    world.slurm.run("scancel", "--signal=KILL", victim.state().facts["scheduler"]["job"], check=False)
+    waited = tool(world, "runs", "wait", run.id)
+    states = [job.state().state for job in run.jobs()]
+    if waited.returncode:  # it was killed before it had ended
+        assert states[5] in ("failed", "cancelled") and states[9] == "cancelled" and states[0] == "succeeded", states
+        again = tool(world, "runs", "resume", run.id)
+        assert "2 jobs submitted" in again.stdout
+        tool(world, "runs", "wait", run.id)
+    assert {job.state().state for job in run.jobs()} == {"succeeded"}
+    assert shards(run.job(0).path / "code" / "out") == shards(world.folder / "alone")
+    assert {job.state().facts["scheduler"]["node"] for job in run.jobs()} == {"n1", "n2"}
+    saved = run.job(9).artifacts()["outputs"]
+    assert [pin["name"] for pin in saved] == ["PretrainBlendsArtifact-array"]
