@@ -44,7 +44,7 @@ def prep(world: World, *words: str) -> subprocess.CompletedProcess[str]:
 def test_eight_tasks_on_two_nodes_one_killed(world: World) -> None:
     sources(world.folder)
     prep(world, f"output_dir={world.folder}/alone", "config_name=alone")
-    array = ["--batch", "C", "output_dir=out", "run.env.nodes=8", "run.env.cpus_per_task=2", "config_name=array"]
+    array = ["--batch", "C", "output_dir=out", "run.env.nodes=8", "run.env.cpus_per_task=4", "config_name=array"]
     shown = prep(world, *array, "--dry-run").stdout
     assert "10 jobs of one run" in shown and "task 7" in shown
     submitted = prep(world, *array)

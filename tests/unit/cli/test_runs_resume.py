@@ -166,3 +166,23 @@ def test_one_job_is_named_wherever_one_is_meant(
     except UserError as error:
         found, text = error.exit_code, error.message
     assert found == code and re.search(said.format(**names), text), text
+
+
+def test_levels_are_submitted_one_after_the_other_and_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / "jobs").mkdir()
+    for number in range(5):
+        (tmp_path / "jobs" / str(number)).mkdir()
+    SweepQueue(run).add(range(5), [[0], [1, 2, 3], [4]])
+    submitted = []
+    while (queue := SweepQueue(run)).waiting:
+        numbers = queue.together(queue.waiting)
+        submitted.append((numbers, queue.before(numbers[0])))
+        queue.begin(numbers)
+        queue.end()
+    assert submitted == [([0], []), ([1, 2, 3], [0]), ([4], [1, 2, 3])]
+    queue.drop([4])
+    SweepQueue(run).again([2, 4])
+    again = SweepQueue(run)
+    assert (again.waiting, again.together(again.waiting), again.listed) == ([2, 4], [2], {0, 1, 2, 3, 4})
+    assert SweepQueue(run).unfinished == []
