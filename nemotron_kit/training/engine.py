@@ -35,7 +35,7 @@ from nemotron_kit.training.loop import (
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
 from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prepare, tensors
 from nemotron_kit.training.pretrain_config import PretrainConfig
-from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
 
@@ -201,7 +201,9 @@ def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: An
     )
     schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
     chunk = config.train.tokens_per_chunk
-    build_trainer(run.model, args, (run.optimizer, schedule), batches, run, chunk).train()
+    trainer = build_trainer(run.model, args, (run.optimizer, schedule), batches, run, chunk)
+    with HangWatch(config.train.hang_minutes) as run.watch:
+        trainer.train()
 
 
 def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,7 @@ from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.parallel import is_on_ranks, layout_of, token_nll
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
-from nemotron_kit.training.processes import Preempted, StopRequest, rank, sum_over_ranks, world_size
+from nemotron_kit.training.processes import HangWatch, Preempted, StopRequest, rank, sum_over_ranks, world_size
 from nemotron_kit.training.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -360,6 +360,7 @@ class TrainingRun:
     stop: StopRequest
     valid_on: str | None = None
     stopped: str | None = None
+    watch: HangWatch = field(default_factory=lambda: HangWatch(None))
 
     def __post_init__(self) -> None:
         import torch
@@ -381,6 +382,7 @@ class TrainingRun:
         self._nll += nll
 
     def after_step(self, step: int) -> bool:
+        self.watch.beat()
         self.balance.update()
         self.progress.step = step
         self.progress.steps_in_window += 1
@@ -399,6 +401,7 @@ class TrainingRun:
             self.evaluate(step)
         if self._saves(step) or self.stopped:
             self.save()
+        self.watch.beat()
         return bool(self.stopped)
 
     def save(self) -> None:

@@ -45,8 +45,10 @@ class ExpertBalance:
         def count(module: Any, _inputs: Any, outputs: Any) -> None:
             # Not again where a backward pass computes activations anew.
             if module.training and torch._C._current_graph_task_id() == -1:
-                chosen = outputs[2] if self._real is None else outputs[2][self._real]
-                load.add_(torch.bincount(chosen.flatten(), minlength=len(load)))
+                # Neither bincount nor a mask as an index: for these a GPU has to tell the host a size, in each layer.
+                chosen = outputs[2]
+                ones = torch.ones_like(chosen) if self._real is None else self._real[:, None].expand_as(chosen).long()
+                load.scatter_add_(0, chosen.flatten(), ones.flatten())
 
         router.register_forward_hook(count)
         self.loads.append((router, load))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -182,3 +185,47 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
+
+
+# EX_SOFTWARE of sysexits.h: the run made no step for train.hang_minutes.
+HUNG = 70
+# A rank that finds the run hung leaves the others so long to find it too, and to print where they are.
+_OTHERS_SECONDS = 10.0
+_STDERR = 2
+
+
+class HangWatch:
+    """`with HangWatch(minutes) as watch:` ends this process with exit code 70 when `watch.beat()` is not called for so
+    long. Before that the stacks of all its threads are on standard error, a rank's log: printed by faulthandler's own
+    thread, as what hangs may hold Python's lock. With None it does nothing.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._seconds = None if minutes is None else minutes * 60
+        self._last = time.monotonic()
+        self._done = threading.Event()
+
+    def __enter__(self) -> HangWatch:
+        if self._seconds is not None:
+            self.beat()
+            threading.Thread(target=self._watch, args=(self._seconds,), name="hang watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def beat(self) -> None:
+        """A step, or what follows on one, is done."""
+        if self._seconds is not None:
+            self._last = time.monotonic()
+            faulthandler.dump_traceback_later(self._seconds, file=_STDERR)
+
+    def _watch(self, seconds: float) -> None:
+        while (left := self._last + seconds + _OTHERS_SECONDS - time.monotonic()) > 0:
+            if self._done.wait(left):
+                return
+        text = f"error: rank {rank()}: no step for {seconds / 60:g} minutes (train.hang_minutes); the stacks are above."
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(HUNG)

@@ -172,6 +172,7 @@ class _Run:
             config.logger.log_interval,
             config.train.eval_interval,
             use_bf16(config.train.precision),
+            hang_minutes=config.train.hang_minutes,
         )
         loop = StepLoop(
             settings,

@@ -19,7 +19,7 @@ from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfi
 from nemotron_kit.training.loop import Saves, learning_rate, preempted, require_finite, seed_step
 from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
-from nemotron_kit.training.processes import StopRequest
+from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class LoopSettings:
     eval_interval: int | None = None
     bf16: bool = False
     lr_setting: str = "optimizer.lr"  # what errors call the peak rate
+    hang_minutes: float | None = None
 
 
 class StepLoop:
@@ -124,20 +125,25 @@ class StepLoop:
     def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
         """Run the remaining steps. Raises Preempted if a signal stopped it; a checkpoint is saved by then."""
         self.model.train()
-        for number in range(self.first_step, self.settings.steps + 1):
-            seed_step(self.settings.seed, number)
-            self._attach_gradients()
-            values = step(number)
-            norm = self._update(number)
-            self._count(values)
-            self.progress.step = number
-            self.reporter.advance()
-            self.saves.poll()
-            if processes.any_rank(self.stop.signal is not None, self._device):
-                self.stopped = self.stop.signal or "a signal to another process"
-            self._report(number, norm, evaluate)
-            if self.stopped and number < self.settings.steps:
-                raise preempted(self.stopped, number, self.settings.steps, self.settings.checkpoint.save)
+        with HangWatch(self.settings.hang_minutes) as watch:
+            for number in range(self.first_step, self.settings.steps + 1):
+                self._run_step(number, step, evaluate)
+                watch.beat()
+
+    def _run_step(self, number: int, step: Step, evaluate: Evaluate | None) -> None:
+        seed_step(self.settings.seed, number)
+        self._attach_gradients()
+        values = step(number)
+        norm = self._update(number)
+        self._count(values)
+        self.progress.step = number
+        self.reporter.advance()
+        self.saves.poll()
+        if processes.any_rank(self.stop.signal is not None, self._device):
+            self.stopped = self.stop.signal or "a signal to another process"
+        self._report(number, norm, evaluate)
+        if self.stopped and number < self.settings.steps:
+            raise preempted(self.stopped, number, self.settings.steps, self.settings.checkpoint.save)
 
     def evaluate(self, evaluate: Evaluate) -> None:
         """Measure held-out values after the last step and write their row."""

@@ -188,7 +188,7 @@ def test_a_killed_process_is_replaced_and_nothing_changes(folder: Path) -> None:
     end = "model-00000040/model.safetensors"
     assert (folder / "whole" / end).read_bytes() == (folder / "save" / end).read_bytes()
     # The worker's torchrun starts again across nodes, too.
-    port, again = free_port(), [*words, f"checkpoint.save={folder}/nodes2"]
+    port, again = free_port(), [*words, f"checkpoint.save={folder}/nodes2", "train.hang_minutes=5"]
     agents = [begin(folder, node_of_two(node, port), again) for node in (0, 1)]
     until((folder / "nodes2/step-00000005/checkpoint.json").exists, 0.05, within=60)
     _signal_one_worker(agents[1].pid, signal.SIGKILL)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,31 @@ def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> No
     with pytest.raises(NemotronError, match=r"The step's loss is nan at step 2: training has diverged"):
         run.loop.run(lambda number: {**run.step(number), "loss": float("nan") if number == 2 else 0.0})
     assert checkpoint.latest(tmp_path) is None
+
+
+HANGS = """
+import sys, threading, time
+from nemotron_kit.training import processes
+
+processes._OTHERS_SECONDS = 0.2
+seconds, beats = 0.5, int(sys.argv[1])
+
+def stuck():
+    threading.Event().wait(30)
+
+with processes.HangWatch(seconds / 60) as watch:
+    for _ in range(beats):
+        time.sleep(0.1)
+        watch.beat()
+    if sys.argv[2] == "hang":
+        stuck()
+time.sleep(0.8)
+"""
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_run_without_a_step_prints_its_stacks_and_ends(hangs: bool) -> None:
+    command = [sys.executable, "-c", HANGS, "8", "hang" if hangs else "end"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (70 if hangs else 0), done.stderr
+    assert (" in stuck" in done.stderr, "no step for" in done.stderr) == (hangs, hangs)
