@@ -101,7 +101,6 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 
 def test_the_harness_and_our_scorer_agree(speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval", reason="lm-eval is the extra `eval`, which takes long to install")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf/datasets"))
     rows: list[dict[str, Any]] = []
