@@ -152,6 +152,8 @@ class Conversation:
         path = Path(name).expanduser().absolute()
         if not name:
             _notice("/save needs a file: /save talk.jsonl")
+        elif not any(message["role"] == "assistant" for message in self.messages):
+            _notice("(nothing has been said yet: nothing was written)")
         elif path.exists() and path not in self.saved:
             _notice(f"{path} is there already: nothing was written.")
         else:

@@ -117,7 +117,8 @@ def test_without_a_model_given_the_last_stage_answers(
 def test_a_chat_has_a_history_that_can_be_saved_and_forgotten(
     chat_model: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["one", "", "stop here", "two", "/save talk.jsonl", "/save taken", "/rest", "/reset", "three", "/save"]
+    lines = ["one", "", "stop here", "two", "/save talk.jsonl", "/save taken", "/rest"]
+    lines += ["/reset", "/save none.jsonl", "three", "/save"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     Path("taken").write_text("mine")
     assert nemotron(["nano3", "chat", "--art.model", str(chat_model), "--system", "S"]) == 0
@@ -129,8 +130,14 @@ def test_a_chat_has_a_history_that_can_be_saved_and_forgotten(
     assert json.loads(Path("talk.jsonl").read_text()) == {"messages": messages}
     assert "user\none<|im_end|>" in asked[2] and "answer<|im_end|>\n<|im_start|>user\ntwo" in asked[2]
     assert "one" not in asked[3] and "system\nS" in asked[3]
-    assert Path("taken").read_text() == "mine"
-    for part in ("(stopped)", "taken is there already", "no command /rest; did you mean /reset?", "/save needs a file"):
+    assert Path("taken").read_text() == "mine" and not Path("none.jsonl").exists()
+    for part in (
+        "(stopped)",
+        "(nothing has been said yet",
+        "taken is there already",
+        "no command /rest; did you mean /reset?",
+        "/save needs a file",
+    ):
         assert part in captured.err
 
 
