@@ -67,6 +67,8 @@ def report_sweep(run: RunFolder, as_json: bool) -> int:
     """Print how a sweep has ended without a failure, or that it goes on; returns the exit code, 0."""
     states = Counter(job.state().state for job in run.jobs())
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    if states.keys() <= TERMINAL and not as_json:
+        _print_end(run)
     over = states.keys() <= TERMINAL
     more = f" · nemotron runs show {run.id}" if over else ""
     with unless_gone(sys.stderr):
@@ -89,6 +91,8 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
     if as_json:
         ended = Counter(states.values())
         print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
+    elif kind is NemotronError:
+        _print_end(run)
     names = ", ".join(map(str, failed[:8]))
     return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
@@ -96,6 +100,13 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
         if kind is NemotronError
         else f"Its record: nemotron runs show {run.id}",
     )
+
+
+def _print_end(run: RunFolder) -> None:
+    from nemotron_kit.cli.runs.results_table import print_sweep_end  # what a sweep that is launched does not need
+
+    with unless_gone(sys.stderr):
+        print_sweep_end(run)
 
 
 _SWEEPS = ("hydra.sweeper", "hydra.launcher")

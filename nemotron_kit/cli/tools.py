@@ -196,11 +196,12 @@ that is called gc is art://gc.""",
 }
 _RUNS_PAGE = """\
 usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--tag T] [--limit N] [--json]
+       nemotron runs [filters] [--columns C,…] [--sort METRIC] [--top N] [--csv]
        nemotron runs COMMAND ID …
 
 The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
 about there. ID is a run's id, the start of one, its last six digits, or latest, what was launched last; ID/N is its job
-N (as --job N is), of a pipeline its stage N.
+N (as --job N is), of a pipeline its stage N; ID/2-5 are its jobs 2 to 5.
 
 commands
 {commands}
@@ -212,6 +213,10 @@ options
   --since SPAN     only of the last 90s, 30m, 2h, 3d, 1w, or since a date
   --tag TAG        only with this tag; again for another one, too
   --limit N        at most so many (20; 0 for all)
+  --columns C,…    with these columns: metrics, value, step, keys of overrides (train.lr)
+  --sort METRIC    best first by its last value; of a sweep that of its best job
+  --top N          so many of them
+  --csv            all of them, with every metric
   --json           for programs
 
 exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
@@ -304,7 +309,19 @@ TOOLS = {
         "list runs; show one, read its logs",
         _RUNS_PAGE,
         _RUNS,
-        options=("--recipe", "--stage", "--state", "--since", "--tag", "--limit", "--json"),
+        options=(
+            "--recipe",
+            "--stage",
+            "--state",
+            "--since",
+            "--tag",
+            "--limit",
+            "--columns",
+            "--sort",
+            "--top",
+            "--csv",
+            "--json",
+        ),
     ),
     "profiles": OwnCommand(
         "nemotron_kit.cli.profile_commands:list_all",

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -30,6 +31,8 @@ _VERSION = 4
 _WORTH_WRITING = 32
 # All jobs of a sweep would have to be read to know that the entry is still valid.
 _MOST_JOBS = 16
+# As many summaries are sooner read from their folders than from the index.
+_FEW = 256
 _COLUMNS = tuple(field.name for field in fields(RunSummary))[1:]  # the id is the key
 _RECIPE, _STAGE, _STATE, _JOBS = map(_COLUMNS.index, ("recipe", "stage", "state", "jobs"))
 
@@ -166,7 +169,7 @@ def list_runs(
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
     if tags:
         ids = [run_id for run_id in ids if set(tags) <= _tags(RunFolder(root / run_id))]
-    if not (recipe or stage or states):
+    if not (recipe or stage or states) and limit is not None and limit <= _FEW:
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
     with RunIndex(root, everything) as index:
         found = index.search(ids, _named(recipe, stage), states)
@@ -188,9 +191,10 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     last, the pipeline and not a stage of it."""
     root = root or runs_root()
     name, _, behind = reference.partition("/")
-    if behind.isdecimal():
+    if re.fullmatch(r"\d+(-\d+)?", behind):
         whole = open_run(name, root).id
-        raise UserError(f"{reference!r} is one job; this takes whole runs.", hint=f"The run it belongs to: {whole}")
+        what = "one job" if behind.isdecimal() else "some jobs of a run"
+        raise UserError(f"{reference!r} is {what}; this takes whole runs.", hint=f"The run it belongs to: {whole}")
     if is_run_id(reference) and (root / reference).is_dir():
         return RunFolder(root / reference)
     ids = run_ids(root)

@@ -21,7 +21,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -238,9 +240,11 @@ os.register_at_fork(after_in_child=_forked)
 
 # --- what was measured
 
+_RANK_FILE = re.compile(r"metrics-rank-(\d{1,9})\.jsonl")
 _LESS = re.compile("loss|error|perplexity", re.IGNORECASE)
 
 
+@lru_cache(1024)
 def less_is_better(name: str) -> bool:
     """Whether the best value of a metric is its least: if its name has loss, error or perplexity in it."""
     return _LESS.search(name) is not None
@@ -260,28 +264,55 @@ class Measured:
 
 
 def measured(folder: Path) -> dict[str, Measured]:
-    """Each metric in the metrics.jsonl of a job's folder, in order of first appearance; {} without the file. The file
-    is read row by row, and invalid lines are skipped. Rows of other ranks count only for metrics that rank 0 did not
-    log."""
-    first: dict[str, Measured] = {}
+    """Each metric that the job in `folder` logged, in order of first appearance. Those of other ranks count only for
+    metrics that rank 0 did not log: then the last is the lowest rank's, and the best the best of all."""
+    ranks = measured_by_rank(folder)
+    found = dict(ranks.pop(0, {}))
     others: dict[str, Measured] = {}
-    with contextlib.suppress(OSError):
-        for row in _rows(folder / METRICS_FILE):
-            step = row.pop("step", None)
-            into = others if row.pop("rank", 0) else first
-            for name, text in row.items():
-                value = _LOST.get(text, text) if isinstance(text, str) else text
-                if not isinstance(value, int | float) or isinstance(value, bool):
-                    continue
-                known = into.get(name)
-                if known is None:
-                    into[name] = Measured(value, step, value, step)
-                    continue
-                known.last, known.step = value, step
-                better = value < known.best if less_is_better(name) else value > known.best
-                if better or math.isnan(known.best):
-                    known.best, known.best_step = value, step
-    return {**others, **first} if others else first
+    for rank in sorted(ranks):
+        for name, metric in ranks[rank].items():
+            if name in found:
+                continue
+            known = others.setdefault(name, replace(metric))
+            if _is_better(name, metric.best, known.best):
+                known.best, known.best_step = metric.best, metric.best_step
+    return {**others, **found} if others else found
+
+
+def measured_by_rank(folder: Path) -> dict[int, dict[str, Measured]]:
+    """Rank → each metric in the rows that it wrote. The files are read row by row, and invalid lines are skipped."""
+    found: dict[int, dict[str, Measured]] = {}
+    for path in _metrics_files(folder):
+        with contextlib.suppress(OSError):
+            for row in _rows(path):
+                step, rank = row.pop("step", None), row.pop("rank", 0)
+                into = found.setdefault(rank if isinstance(rank, int) else 0, {})
+                for name, text in row.items():
+                    value = _LOST.get(text, text) if isinstance(text, str) else text
+                    if not isinstance(value, int | float) or isinstance(value, bool):
+                        continue
+                    known = into.get(name)
+                    if known is None:
+                        into[name] = Measured(value, step, value, step)
+                        continue
+                    known.last, known.step = value, step
+                    if _is_better(name, value, known.best):
+                        known.best, known.best_step = value, step
+    return found
+
+
+def _is_better(name: str, value: float, best: float) -> bool:
+    return (value < best if less_is_better(name) else value > best) or math.isnan(best)
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    """The files of a job's rows: that of rank 0's node, and one for each rank elsewhere."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 — names only, and 10,000 folders are listed
+    except OSError:
+        return []
+    ranks = sorted((int(match[1]), name) for name in names if (match := _RANK_FILE.fullmatch(name)))
+    return [*([folder / METRICS_FILE] if METRICS_FILE in names else []), *(folder / name for _, name in ranks)]
 
 
 def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -289,8 +320,9 @@ def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     of other ranks count only for metrics that rank 0 did not log."""
     first: dict[str, tuple[list[int], list[float]]] = {}
     others: dict[str, tuple[list[int], list[float]]] = {}
+    rows = chain.from_iterable(map(_readable_rows, _metrics_files(folder)))
     with contextlib.suppress(OSError):
-        for number, row in enumerate(_rows(folder / METRICS_FILE)):
+        for number, row in enumerate(rows):
             step = row.pop("step", None)
             into = others if row.pop("rank", 0) else first
             for name, text in row.items():
@@ -300,6 +332,11 @@ def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
                     steps.append(step if isinstance(step, int) else number)
                     values.append(value)
     return {**others, **first}
+
+
+def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(OSError):
+        yield from _rows(path)
 
 
 def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:

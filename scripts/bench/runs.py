@@ -1,4 +1,5 @@
-"""How long `nemotron runs` takes with 10 runs and with 10,000, whole processes, in turns on one machine.
+"""How long `nemotron runs` takes with 10 runs and with 10,000, whole processes, in turns on one machine, and
+the table of a sweep of as many jobs.
 
 python scripts/bench/runs.py [--rounds 9] [--many 10000]
 """
@@ -6,6 +7,7 @@ python scripts/bench/runs.py [--rounds 9] [--many 10000]
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -31,6 +33,9 @@ LISTINGS = (
     ("runs", "--since", "52w"),
     ("runs", "--state", "failed", "--recipe", "nano3", "--since", "52w"),
     ("runs", "show", "latest"),
+    # Columns of metrics, of the newest and of all.
+    ("runs", "--columns", "loss,lr"),
+    ("runs", "--sort", "loss", "--top", "20"),
 )
 
 
@@ -44,7 +49,10 @@ def main() -> None:
         for words in LISTINGS:
             if words == LISTINGS[1]:  # the first one makes the index
                 print(f"{' '.join(words)}, no index yet: {once(homes[options.many], words):.2f} s")
+            if "--sort" in words:
+                print(f"{' '.join(words)}, no results kept yet: {once(homes[options.many], words):.2f} s")
             compare(words, homes, options.rounds)
+        show_sweep(Path(folder) / "sweep", options.many, options.rounds)
 
 
 def fill(home: Path, count: int) -> Path:
@@ -58,6 +66,7 @@ def fill(home: Path, count: int) -> Path:
             plan = {"recipe": "nano3", "stage": "pretrain", "config": {f"field_{n}": n for n in range(200)}}
             model = create_run(run_id, plan, [{"config.yaml": "a: 1\n" * 100}])
             model.job().transition("running")
+            write_metrics(model)
             model.job().finish(0)
             continue
         copy = shutil.copytree(model.path, model.path.with_name(run_id))
@@ -65,6 +74,29 @@ def fill(home: Path, count: int) -> Path:
             record = copy / "jobs" / "0" / "exit.json"
             record.write_text(record.read_text().replace('"code": 0', '"code": 1').replace("succeeded", "failed"))
     return home
+
+
+def write_metrics(run: RunFolder) -> None:
+    """A hundred rows, as a training of a few hours leaves them."""
+    rows = ({"step": n, "loss": 3 - n / 100, "lr": 1e-3, "tokens_per_second": 1234.5} for n in range(100))
+    (run.job().path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def show_sweep(home: Path, jobs: int, rounds: int) -> None:
+    """The table of a sweep, of which each job has ended and measured a hundred rows."""
+    os.environ["NEMOTRON_HOME"] = str(home)
+    run = create_run(new_run_id("nano3", "pretrain"), {"kind": "sweep"}, [{"config.yaml": "a: 1\n"}])
+    run.job().transition("running")
+    write_metrics(run)
+    run.job().finish(0)
+    for number in range(1, jobs):
+        copy = shutil.copytree(run.job().path, run.path / "jobs" / str(number))
+        (copy / ".hydra").mkdir()
+        (copy / ".hydra" / "overrides.yaml").write_text(json.dumps([f"lr={number}"]))
+    words = ("runs", "show", "latest", "--sort", "loss")
+    first = once(home, words)
+    again = statistics.median(once(home, words) for _ in range(rounds))
+    print(f"table of a sweep of {jobs} jobs: {again:.2f} s (goal 2 s), the first time {first:.2f} s   {load()}")
 
 
 def once(home: Path, words: tuple[str, ...]) -> float:

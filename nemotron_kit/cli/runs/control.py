@@ -271,7 +271,8 @@ def resume(argv: list[str]) -> int:
             return 0
         if len(jobs) > 1:
             raise _which(run, jobs)
-    return _go_on(run, jobs[0])
+    codes = [_go_on(run, job) for job in jobs]
+    return next((code for code in codes if code), 0)
 
 
 def _submit_waiting(run: RunFolder) -> str | None:

@@ -32,18 +32,34 @@ def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
 
 
 def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, list[JobFolder] | None]:
-    """The run, and the job of it that `ID/N` or `--job N` names; None where neither does. Of a pipeline, N is a stage,
-    which is a run of its own."""
+    """The run, and the job of it that `ID/N` or `--job N` names, or the jobs of `ID/2-5`; None where none does. Of
+    a pipeline, N is a stage, which is a run of its own."""
     name, slash, behind = reference.partition("/")
-    if slash and not re.fullmatch("[0-9]{1,9}", behind):
-        raise UserError(f"{reference!r}: the number of a job must follow the /.")
-    if slash and number not in (None, int(behind)):
+    ends = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", behind)
+    if slash and ends is None:
+        raise UserError(f"{reference!r}: the number of a job must follow the /, or a range: {name}/2-5.")
+    if ends and ends[2] is None and number not in (None, int(ends[1])):
         raise UserError(f"{reference} and --job {number} name two jobs.", hint="Leave one of them out.")
     run = open_run(name)
-    chosen = int(behind) if slash else number
+    if ends and ends[2] is not None:
+        if number is not None:
+            raise UserError(f"{reference} are several jobs, and --job {number} is one.", hint="Leave one of them out.")
+        return run, _range(run, int(ends[1]), int(ends[2]))
+    chosen = int(ends[1]) if ends else number
     if chosen is not None and run.is_pipeline:
         return _stage_run(run, chosen), None
     return run, None if chosen is None else [run.job(chosen)]
+
+
+def _range(run: RunFolder, first: int, last: int) -> list[JobFolder]:
+    """The jobs of a sweep from one number to another, both included; there must be the first and the last."""
+    if run.is_pipeline:
+        raise UserError(f"{run.id} is a pipeline: name one stage.", hint=f"{run.id}/{first}")
+    if first > last:
+        raise UserError(f"{first}-{last} is no range.", hint=f"{run.id}/{last}-{first}")
+    for number in (first, last):
+        run.job(number)  # raises the error for one that is not there
+    return [job for job in run.jobs() if first <= job.number <= last]
 
 
 def _stage_run(run: RunFolder, number: int) -> RunFolder:
@@ -60,6 +76,8 @@ def _stage_run(run: RunFolder, number: int) -> RunFolder:
 def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
     """The run and the selected job. Raises UserError for a sweep without a job number."""
     run, (job, *more) = open_jobs(reference)
+    if more and "/" in reference:
+        raise UserError(f"{reference} are {len(more) + 1} jobs; this takes one.", hint=f"Name one: {run.id}/0.")
     if more:
         raise UserError(f"{run.id} is a sweep of {len(more) + 1} jobs.", hint=f"Name one: {reference}/0.")
     return run, job
@@ -77,22 +95,32 @@ def list_all(argv: list[str]) -> int:
     parser.add_argument("--state", action="append", default=[])
     parser.add_argument("--since", type=span)
     parser.add_argument("--tag", action="append", default=[])
-    parser.add_argument("--limit", type=at_least(0), default=_LIMIT)
+    parser.add_argument("--limit", type=at_least(0))
+    parser.add_argument("--columns", action="append", default=[])
+    parser.add_argument("--sort")
+    parser.add_argument("--top", type=at_least(1))
+    parser.add_argument("--csv", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
     if options is None:
         return 0
+    if options.csv and options.json:
+        raise UserError("nemotron runs: --csv and --json are two formats.", hint="Leave one of them out.")
     gc.disable()  # an index of many runs is many objects, and all of them live until the end
+    every = bool(options.sort or options.top or options.csv)
+    limit = options.limit if options.limit is not None else 0 if every else _LIMIT
     found = list_runs(
         recipe=options.recipe,
         stage=options.stage.replace(" ", "/") if options.stage else None,
         states=_states(options.state),
         since=options.since,
         tags=options.tag,
-        limit=options.limit or None,
+        limit=limit or None,
         update=_updated,
     )
-    if options.json:
+    if options.sort or options.top or options.csv or options.columns:
+        _print_results(found, options)
+    elif options.json:
         print_json([{**as_json(run), **_result(run)} for run in found])
     elif found:
         table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "NAME", "WHY"], *(_row(run) for run in found)]
@@ -105,6 +133,25 @@ def list_all(argv: list[str]) -> int:
     else:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
     return 0
+
+
+def _print_results(found: Sequence[RunSummary], options: Any) -> None:
+    """What the runs returned and measured, as asked for."""
+    from nemotron_kit.cli.runs.results_table import LaunchTable, print_launches, print_launches_csv
+
+    columns = [name.strip() for text in options.columns for name in text.split(",") if name.strip()]
+    if options.top and not options.sort:  # the newest so many
+        found = found[: options.top]
+    table = LaunchTable(found, columns, options.sort)
+    if options.csv:
+        print_launches_csv(table, options.top)
+    elif options.json:
+        print_json([{**as_json(run), **_result(run)} for run in table.runs[: options.top]])
+    elif found:
+        shown = options.top or options.limit or _LIMIT
+        print_launches(table, shown, asked=bool(columns))
+    else:
+        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
 
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:

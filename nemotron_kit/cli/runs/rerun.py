@@ -263,12 +263,12 @@ class Rerun:
         repositories = plan.repositories or (() if request.profile else recorded.plan.repositories)
         return replace(plan, rerun_of=recorded.label if alone else recorded.run.id, repositories=repositories)
 
-    def sweep_jobs(self, run: RunFolder) -> Iterator[SweepJob]:
-        """The jobs of a sweep again, each made when it is asked for."""
+    def sweep_jobs(self, run: RunFolder, chosen: Sequence[JobFolder]) -> Iterator[SweepJob]:
+        """The chosen jobs of a sweep again, each made when it is asked for."""
         request = self.request
         detached = (request.mode or stored_plan(run).mode) == "batch"
         after = SweepAfter(request.after) if request.after and detached and not request.dry_run else None
-        for job in run.jobs():
+        for job in chosen:
             recorded = Recorded(run, job)
             composed = self.composed(recorded)
             planned = partial(self.plan, recorded, composed, alone=False)
@@ -287,11 +287,11 @@ def _check_same(run_id: str, slot: str, old: Pin, new: Pin) -> None:
         raise UserError(what, hint=f"To run with what is there now: --art.{slot} {old.label}.")
 
 
-def rerun_sweep(run: RunFolder, again: Rerun) -> int:
-    """Launch all jobs of a sweep again, as one sweep; the exit code."""
-    request, old, count = again.request, stored_plan(run), len(run.jobs())
+def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> int:
+    """Launch the chosen jobs of a sweep again, as one sweep; the exit code."""
+    request, old, count = again.request, stored_plan(run), len(chosen)
     if request.dry_run:
-        for sweep_job in again.sweep_jobs(run):
+        for sweep_job in again.sweep_jobs(run, chosen):
             show_plan(sweep_job.plan, as_json=request.json, theme=again.env.table("cli").get("theme"))
         return 0
     overrides = [*(override for override in old.hydra if override not in ("-m", "--multirun")), *_typed(request)]
@@ -307,7 +307,7 @@ def rerun_sweep(run: RunFolder, again: Rerun) -> int:
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     jobs = Jobs(record, Settings(max_parallel=None if "settings" in run.plan() else 1), overrides, ours=True)
     try:
-        (first, _), *_ = jobs.run_all(again.sweep_jobs(run), count)
+        (first, _), *_ = jobs.run_all(again.sweep_jobs(run, chosen), count)
     except BaseException:
         if not record.jobs():
             shutil.rmtree(record.path)
@@ -352,7 +352,7 @@ def rerun(argv: list[str]) -> int:
     label = run.id if whole_sweep else recorded.label
     again = Rerun.read(recorded, label, arguments, whole_sweep=whole_sweep)
     if whole_sweep:
-        return rerun_sweep(run, again)
+        return rerun_sweep(run, jobs, again)
     composed = again.composed(recorded)
     plan, state = again.plan(recorded, composed), jobs[0].state()
     if state.terminal and state.state != "succeeded":

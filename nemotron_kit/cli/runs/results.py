@@ -23,7 +23,7 @@ from nemotron_kit.spec.plan import Plan
 from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
-_MAIN = 4
+MAIN = 4
 _RESULTS = re.compile("loss|error|perplexity|acc|reward|score", re.IGNORECASE)
 
 
@@ -127,6 +127,11 @@ class SweepTable:
         }
 
 
+def override_key(override: str) -> str:
+    """`train.lr` of `+train.lr=1e-3`."""
+    return override.partition("=")[0].lstrip("+")
+
+
 def _split(override: str) -> tuple[str, str]:
     key, equals, value = override.partition("=")
     return key.lstrip("+"), value if equals else override
@@ -176,14 +181,14 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
 
 def print_sweep(table: SweepTable, top: int | None) -> None:
     """The table for a person: the best of its metrics, and why jobs failed."""
-    varied, metrics = table.varied(), table.columns()[:_MAIN]
+    varied, metrics = table.varied(), table.columns()[:MAIN]
     header, rows = _cells(table, table.jobs[:top], metrics, short=True)
     print_table(header, rows)
     lines = [table.rule] if table.best is not None else []
     if len(table.jobs) > len(rows):
         lines.append(f"and {len(table.jobs) - len(rows)} more: --top {len(table.jobs)} shows all")
-    if len(table.columns()) > _MAIN:
-        lines.append(f"more metrics, in --csv and --json: {', '.join(table.columns()[_MAIN:])}")
+    if len(table.columns()) > MAIN:
+        lines.append(f"more metrics, in --csv and --json: {', '.join(table.columns()[MAIN:])}")
     if varied or lines:
         write_lines(lines)
 
@@ -213,9 +218,9 @@ def _cells(
                 f"{job.number}{mark}",
                 job.state,
                 *(own.get(job.number, "") for own in varied.values()),
-                *([_cell(job.value, short)] if returned else []),
+                *([shown(job.value, short)] if returned else []),
                 "" if job.step is None else str(job.step),
-                *(_cell(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
+                *(shown(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
                 *([job.why or ""] if failed else []),
             ]
         )
@@ -225,7 +230,8 @@ def _cells(
     return header, rows
 
 
-def _cell(value: Any, short: bool) -> str:
+def shown(value: Any, short: bool) -> str:
+    """A value as a cell; `short`: with five digits."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -233,14 +239,24 @@ def _cell(value: Any, short: bool) -> str:
     return value if isinstance(value, str) else json.dumps(finite(value))
 
 
-def measured_facts(metrics: Mapping[str, Measured]) -> list[str]:
-    """A line for each metric of one job: its last value, and the best where that is another."""
+def measured_facts(metrics: Mapping[str, Measured], ranks: Mapping[int, Mapping[str, Measured]]) -> list[str]:
+    """A line for each metric of one job: its last value, the best where that is another, and the least and the greatest
+    last value of its ranks where several logged it."""
     lines = []
     for name, metric in metrics.items():
         last = f"{name} {metric.last:.6g}{_at(metric.step)}"
         differs = metric.best != metric.last and not math.isnan(metric.best)
-        lines.append(f"{last}, best {metric.best:.6g}{_at(metric.best_step)}" if differs else last)
+        best = f", best {metric.best:.6g}{_at(metric.best_step)}" if differs else ""
+        lines.append(f"{last}{best}{_among_ranks(name, ranks)}")
     return lines
+
+
+def _among_ranks(name: str, ranks: Mapping[int, Mapping[str, Measured]]) -> str:
+    found = sorted((each[name].last, rank) for rank, each in ranks.items() if name in each)
+    if len(found) < 2:
+        return ""
+    (least, first), (most, last) = found[0], found[-1]
+    return f"; of {len(found)} ranks {least:.6g} (rank {first}) to {most:.6g} (rank {last})"
 
 
 def _at(step: int | None) -> str:

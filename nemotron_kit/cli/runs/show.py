@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of, open_job
+from nemotron_kit.cli.runs.result_cache import ResultCache
 from nemotron_kit.cli.runs.results import (
     SweepTable,
     goal_of,
@@ -34,6 +35,7 @@ from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, ref
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
+from nemotron_kit.runs.metrics import measured_by_rank
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
 
@@ -44,8 +46,9 @@ if TYPE_CHECKING:
 class RunView:
     """A run and some of its jobs, with their current states: the back end is asked once, if the run has one."""
 
-    def __init__(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        self.run, self.jobs = run, jobs
+    def __init__(self, run: RunFolder, jobs: Sequence[JobFolder], cache: ResultCache | None = None) -> None:
+        """`cache`: that of the run's jobs, for a caller who needs no facts of those that have ended."""
+        self.run, self.jobs, self._cache = run, jobs, cache
         self.plan: Plan | None = None
         with suppress(DamagedRecord):
             self.plan = stored_plan(run)
@@ -76,6 +79,9 @@ class RunView:
             sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
 
     def _standing(self, job: JobFolder) -> JobState:
+        known = self._cache.known(job.path.name, str(job.path)) if self._cache else None
+        if known is not None:
+            return known[0]
         if not self._asked:
             return job.state()
 
@@ -141,15 +147,16 @@ def show(argv: list[str]) -> int:
     if options.csv and options.json:
         raise UserError("nemotron runs show: --csv and --json are two formats.", hint="Leave one of them out.")
     run, chosen = chosen_jobs(options.id, options.job)
-    many = not run.is_pipeline and chosen is None
     jobs = run.jobs() if chosen is None else chosen
-    if (options.sort or options.top or options.csv) and not (many and len(jobs) > 1):
+    many = not run.is_pipeline and len(jobs) > 1
+    if (options.sort or options.top or options.csv) and not many:
         raise UserError(f"nemotron runs show: {options.id} is no sweep, which --sort, --top and --csv are for.")
     if run.is_pipeline:
         return _show_pipeline(run, as_data=options.json)
     gc.disable()  # the results of many jobs are many objects, and all of them live until the end
-    view = RunView(run, jobs)
-    results = [job_result(job, view.states[job.number]) for job in jobs]
+    with ResultCache(run.path) as cache:
+        view = RunView(run, jobs, None if options.json or len(jobs) == 1 else cache)
+        results = [cache.result(job.path.name, job, view.states[job.number]) for job in jobs]
     table = sweep_table(results, options.sort, goal_of(view.plan))
     if options.csv:
         print_csv(table, options.top)
@@ -247,9 +254,18 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
         "history": [{**entry, "at": iso(entry["at"])} for entry in job.history()],
         "artifacts": _artifacts(job),
         "metrics": job.metrics(_METRICS),
+        **_ranks_json(job),
         "written": written_by(job),
         "folder": str(job.path),
     }
+
+
+def _ranks_json(job: JobFolder) -> dict[str, Any]:
+    """`ranks`: what each rank measured, where several did."""
+    ranks = measured_by_rank(job.path)
+    if not set(ranks) - {0}:
+        return {}
+    return {"ranks": {str(rank): {name: each.to_dict() for name, each in of.items()} for rank, of in ranks.items()}}
 
 
 def _facts(view: RunView) -> Iterator[Fact]:
@@ -355,7 +371,7 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     result = job_result(job, state)
     if result.value is not None:
         yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
-    for line in measured_facts(result.metrics):
+    for line in measured_facts(result.metrics, measured_by_rank(job.path)):
         yield "metrics", line
     if state.state == "failed" and view.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"

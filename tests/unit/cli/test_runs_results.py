@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
@@ -188,3 +189,80 @@ def test_a_label_that_makes_no_sense_changes_nothing(words: list[str], wrong: st
     with pytest.raises(UserError, match=wrong):
         run_tool("runs", words)
     assert not (run.path / "labels.json").exists()
+
+
+def test_runs_have_columns_of_metrics_and_the_best_comes_first(capsys) -> None:
+    ids = [sweep(job).id for job in LOSSES] + [sweep(*LOSSES).id, sweep({}).id]
+
+    def rows(*words: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(said(capsys, *words, "--csv"))))
+
+    found = rows("--sort", "loss")
+    assert {row["run"] for row in found[:2]} == {ids[1], ids[3]} and found[2]["run"] == ids[0]
+    assert [row["loss"] for row in found] == ["1.0", "1.0", "2.0", "", "nan"]
+    assert found[2]["overrides"] == "lr=1 seed=3" and found[2]["acc"] == "0.9"
+    assert [row["run"] for row in rows("--sort", "acc", "--top", "1", "--state", "succeeded")] == [ids[0]]
+    said(capsys, "tag", ids[1], "kept")
+    shown = said(capsys, "--tag", "kept", "--columns", "lr,loss,step", "--sort", "acc")
+    line, rule = shown.splitlines()[1:]
+    assert line.split()[0] == ids[1] and line.split()[-5:] == ["#kept", "0.1", "2", "1", "2"]
+    assert rule.startswith("sorted by the last acc, greatest first")
+    assert json.loads(said(capsys, "--sort", "loss", "--top", "1", "--json"))[0]["id"] in (ids[1], ids[3])
+    with pytest.raises(UserError, match="--columns los: no run that is listed has it") as wrong:
+        said(capsys, "--columns", "los")
+    assert wrong.value.hint == "Did you mean loss?"
+    with pytest.raises(UserError, match="two formats"):
+        said(capsys, "--csv", "--json")
+
+
+def test_results_of_ended_jobs_are_kept_and_read_again_when_they_change(capsys) -> None:
+    run = sweep(
+        *({"overrides": [f"n={n}"], "metrics": [{"step": n, "loss": n}], "end": {"code": 0}} for n in range(40))
+    )
+    shown = said(capsys, "show", run.id)
+    kept = run.path / ".results.json"
+    assert kept.is_file() and said(capsys, "show", run.id) == shown
+    job = run.job(7)
+    (job.path / "metrics.jsonl").write_text('{"step": 9, "loss": -5}\n')
+    assert table(said(capsys, "show", run.id))[1][:2] == ["7", "*"]
+    job.begin_again()
+    assert ["7", "*", "pending", "7", "9", "-5"] in table(said(capsys, "show", run.id, "--top", "40"))
+    kept.write_bytes(kept.read_bytes()[:-3])
+    assert ["39", "succeeded", "39", "39", "39"] in table(said(capsys, "show", run.id, "--top", "40"))
+
+
+def test_jobs_by_range(capsys) -> None:
+    run = sweep(*LOSSES)
+    assert [row[0] for row in table(said(capsys, "show", f"{run.id}/0-1"))[1:3]] == ["1", "0"]
+    for reference, wrong in (("1-7", "has no job 7"), ("2-1", "2-1 is no range"), ("1-", "must follow the /")):
+        with pytest.raises(UserError, match=wrong):
+            said(capsys, "show", f"{run.id}/{reference}")
+    with pytest.raises(UserError, match="--job 1 is one"):
+        said(capsys, "show", f"{run.id}/0-1", "--job", "1")
+    with pytest.raises(UserError, match=r"0-1 are 2 jobs; this takes one"):
+        said(capsys, "diff", f"{run.id}/0-1", f"{run.id}/2")
+
+
+def test_the_sweepers_objective_comes_before_what_was_returned(capsys) -> None:
+    jobs = [{"metrics": [{"acc": n / 4, "loss": n}], "end": {"code": 0, "value": n}} for n in (1, 0, 2)]
+    run = sweep(*jobs)
+    record_objective(run, SimpleNamespace(sweeper={"direction": "minimize"}, launcher={"objective": "acc,loss"}))
+    assert [row[0] for row in table(said(capsys, "show", run.id))[1:4]] == ["1", "0", "2"]
+    print_sweep_end(run)
+    assert f"best: {run.id}/1  acc 0" in capsys.readouterr().err
+
+
+def test_every_rank_is_read(capsys) -> None:
+    run = sweep({"metrics": [{"step": 1, "loss": 2.0}, {"step": 1, "loss": 2.5, "rank": 1}], "end": {"code": 0}})
+    rows = '{"step": 1, "loss": 1.0, "gpu": 0.5, "rank": 8}\n{"step": 2, "loss": 3.0, "gpu": 0.25, "rank": 8}\n'
+    (run.job().path / "metrics-rank-8.jsonl").write_text(rows)
+    found = json.loads(said(capsys, "show", run.id, "--json"))["job_records"][0]
+    assert found["results"]["loss"]["last"] == 2.0 and found["results"]["gpu"] == {
+        "last": 0.25,
+        "step": 2,
+        "best": 0.5,
+        "best_step": 1,
+    }
+    assert {rank: each["loss"]["last"] for rank, each in found["ranks"].items()} == {"0": 2.0, "1": 2.5, "8": 3.0}
+    shown = said(capsys, "show", run.id)
+    assert "loss 2 at step 1; of 3 ranks 2 (rank 0) to 3 (rank 8)" in shown

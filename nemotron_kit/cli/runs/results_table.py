@@ -1,0 +1,141 @@
+"""`nemotron runs --columns|--sort|--top|--csv`: what launches returned and measured, side by side; a sweep's end."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from nemotron_kit.cli.output import clean, print_table, write_lines
+from nemotron_kit.cli.request import near
+from nemotron_kit.cli.runs.list import duration, iso, labels_of
+from nemotron_kit.cli.runs.result_cache import ResultCache, results_of_runs
+from nemotron_kit.cli.runs.results import (
+    MAIN,
+    VALUE,
+    JobResult,
+    SweepTable,
+    goal_of,
+    override_key,
+    print_sweep,
+    shown,
+    sweep_table,
+)
+from nemotron_kit.cli.toolargs import short_span
+from nemotron_kit.errors import UserError
+from nemotron_kit.home import runs_root
+from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.ledger import run_ids
+from nemotron_kit.spec.plan import stored_plan
+
+STEP = "step"
+
+
+class LaunchTable:
+    """Runs with their results, best first by `sort` (else newest first), and the columns that are asked for: metrics,
+    `value`, `step` and keys of overrides. Raises UserError for a name that no run has."""
+
+    def __init__(self, runs: Sequence[RunSummary], columns: Sequence[str], sort: str | None) -> None:
+        root = runs_root()
+        self.results = results_of_runs(root, runs, run_ids(root))
+        nothing = JobResult(0, "", None, [], None, {})
+        found = [replace(self.results.get(run.id, nothing), number=at) for at, run in enumerate(runs)]
+        self.table = sweep_table(found, sort) if sort else SweepTable(found, None, less=True)
+        self.runs = [runs[result.number] for result in self.table.jobs]
+        self.sort = sort
+        self.columns = self._known(columns) if columns else self.table.columns()
+
+    @property
+    def best(self) -> RunSummary | None:
+        return self.runs[0] if self.table.best is not None else None
+
+    def _known(self, columns: Sequence[str]) -> list[str]:
+        overrides = {override_key(text) for job in self.table.jobs for text in job.overrides}
+        known = [*self.table.columns(), VALUE, STEP, *sorted(overrides)]
+        for name in columns:
+            if name not in known and self.runs:
+                raise UserError(f"--columns {name}: no run that is listed has it.", hint=near(name, known))
+        return list(dict.fromkeys([*([self.sort] if self.sort else []), *columns]))
+
+    def cells(self, at: int, columns: Sequence[str], *, short: bool) -> list[str]:
+        """The texts of one row's columns."""
+        job = self.table.jobs[at]
+        own = {override_key(text): text.partition("=")[2] for text in job.overrides}
+        return [shown(_value(job, name, own), short) for name in columns]
+
+
+def _value(job: JobResult, name: str, own: dict[str, str]) -> Any:
+    if name in job.metrics:
+        return job.metrics[name].last
+    if name in own:
+        return own[name]
+    return job.value if name == VALUE else job.step if name == STEP else None
+
+
+def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
+    """The table for a person; `asked`: its columns are those that were asked for."""
+    columns = table.columns if table.sort is None else [table.sort, *(c for c in table.columns if c != table.sort)]
+    wide = columns if asked else columns[:MAIN]
+    names = {run.id: _label(run.id) for run in table.runs[:top]}
+    header = ["RUN", "STATE", "AGE", *(["NAME"] if any(names.values()) else []), *wide]
+    rows = []
+    for at, run in enumerate(table.runs[:top]):
+        mark = " *" if run is table.best else ""
+        age = short_span(time.time() - run.created) if run.created is not None else ""
+        name = [names[run.id]] if any(names.values()) else []
+        rows.append([f"{run.id}{mark}", run.state, age, *name, *table.cells(at, wide, short=True)])
+    print_table(header, rows)
+    lines = [table.table.rule] if table.best is not None else []
+    if len(table.runs) > len(rows):
+        lines.append(f"and {len(table.runs) - len(rows)} more: --top N shows N, --csv all")
+    if len(columns) > len(wide):
+        lines.append(f"more columns, in --csv and --json, or by --columns: {', '.join(columns[len(wide) :])}")
+    if any(run.jobs > 1 for run in table.runs[:top]):
+        lines.append("a sweep has the results of its best job")
+    if lines:
+        write_lines(lines)
+
+
+def print_launches_csv(table: LaunchTable, top: int | None) -> None:
+    """Every run and every column, as CSV with a header."""
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(["run", "recipe", "stage", "state", "created_at", "duration_s", "name", "tags", "overrides", *table.columns])
+    for at, run in enumerate(table.runs[:top]):
+        labels, job = labels_of(run.id), table.table.jobs[at]
+        took = duration(run.started, run.finished, run.state)
+        facts = [run.id, run.recipe, run.stage, run.state, iso(run.created), took, labels["name"]]
+        write([*facts, " ".join(labels["tags"]), " ".join(job.overrides), *table.cells(at, table.columns, short=False)])
+    sys.stdout.write(out.getvalue())
+
+
+def _label(run_id: str) -> str:
+    labels = labels_of(run_id)
+    return " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
+
+
+_LAST = 20
+
+
+def print_sweep_end(run: RunFolder) -> None:
+    """The table of a sweep that has ended, and its best job by name, on standard error: standard output is the jobs'
+    own."""
+    jobs = run.jobs()
+    if len(jobs) < 2:
+        return
+    with ResultCache(run.path) as cache:
+        results = [cache.result(job.path.name, job) for job in jobs]
+    table = sweep_table(results, None, goal_of(stored_plan(run)))
+    if not any(job.metrics or job.value is not None for job in results):
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        print_sweep(table, _LAST)
+        if (best := table.best) is not None:
+            name = str(table.objective)
+            varied = " ".join(f"{key}={own[best.number]}" for key, own in table.varied().items() if best.number in own)
+            write_lines([f"best: {run.id}/{best.number}  {name} {shown(best.number_of(name), True)}  {clean(varied)}"])
