@@ -77,6 +77,19 @@ class ParallelBlock:
         metadata={"help": "Tokens whose logits exist at a time (null: 1024 where the model is sharded, else all)"},
     )
 
+    hang_minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "After so long without a step each process prints its stacks, and the run ends with exit code 70 "
+            "(null: it waits for ever). Steps, evaluations and checkpoints must each take less"
+        },
+    )
+
+    def check_hang(self) -> None:
+        """Raises UserError for a time that is none."""
+        if self.hang_minutes is not None and not 0 < self.hang_minutes < math.inf:
+            raise UserError(f"train.hang_minutes is {self.hang_minutes}; it must be more than 0, or null.")
+
     @property
     def layout(self) -> Layout:
         """How the model lies on the processes. UserError for a setting that says no such thing."""
@@ -106,18 +119,9 @@ class TrainBlock(ParallelBlock, BatchBlock):
         default=1e-3, metadata={"help": "How far an expert's bias moves in a step: aux-loss-free balancing (0: never)"}
     )
 
-    hang_minutes: float | None = field(
-        default=None,
-        metadata={
-            "help": "After so long without a step each process prints its stacks, and the run ends with exit code 70 "
-            "(null: it waits for ever). Steps, evaluations and checkpoints must each take less"
-        },
-    )
-
     def check(self) -> None:
         """Raises UserError for a value that can't be trained with."""
-        if self.hang_minutes is not None and not 0 < self.hang_minutes < math.inf:
-            raise UserError(f"train.hang_minutes is {self.hang_minutes}; it must be more than 0, or null.")
+        self.check_hang()
         sizes = ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters", "loss_chunk")
         for name in sizes:
             value = getattr(self, name)

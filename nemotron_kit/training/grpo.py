@@ -199,6 +199,7 @@ class _Run:
             config.grpo.val_period or None,
             self._bf16(),
             lr_setting="policy.optimizer.kwargs.lr",
+            hang_minutes=config.train.hang_minutes,
         )
         loop = _Loop(
             settings,

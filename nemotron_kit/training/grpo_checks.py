@@ -109,6 +109,7 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
                 yield f"{where}.{name} is {value}; it must be 1 or more."
     try:
         config.train.layout  # noqa: B018 - raises when it is none
+        config.train.check_hang()
     except UserError as error:
         yield " ".join(str(error).split("\n"))
     if config.train.loss_chunk is not None and config.train.loss_chunk < 1:

@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, ParallelBlock, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
-from nemotron_kit.training.memory import Step, judged
+from nemotron_kit.training.memory import Gpu, Step, judged
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -369,20 +369,23 @@ def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
 _LOOKED_AT = 20000
 
 
-def preflight(config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None) -> list[str]:
-    """The problems that would prevent this run, one sentence each. Opens no connection: `connect` is ignored. With
-    `here=False` the run is for another machine, and only its settings are checked. `processes`: how many the job has,
-    if that is known."""
+def preflight(
+    config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: Gpu | None = None
+) -> list[str]:
+    """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
+    `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets."""
     del connect
     problems = config.problems()
+    processes = processes or max(1, config.train.layout.ranks) if not problems else 1
     try:
         if not problems:
-            config.check_split(processes or max(1, config.train.layout.ranks))
+            config.check_split(processes)
     except UserError as error:
         problems = [" ".join(str(error).split("\n"))]
-    if problems or not here:
+    if problems:
         return problems
-    return [*_judges(config), *(_memory(config) if config.train.layout.ranks <= 1 else [])]
+    return [*(_judges(config) if here else []), *_memory(config, processes, here, gpu)]
 
 
 def _judges(config: GRPOConfig) -> list[str]:
@@ -394,15 +397,22 @@ def _judges(config: GRPOConfig) -> list[str]:
     return missing_verifiers(named, config.env.verifiers)
 
 
-def _memory(config: GRPOConfig) -> list[str]:
-    """A sentence with the estimate if this machine's memory is too small for training the given model."""
+def _memory(config: GRPOConfig, processes: int, here: bool, gpu: Gpu | None) -> list[str]:
+    """What training the given model takes, and whether that is there; nothing where its folder can't be read here."""
     place = Path(str(config.policy.model_name), "config.json")
+    train = config.train
     try:
-        block = json.loads(place.read_text(encoding="utf-8"))
-        answers = config.policy.train_micro_batch_size
-        reference = bool(config.loss_fn.reference_policy_kl_penalty)
-        length = config.policy.max_total_sequence_length
-        step = Step(block, length, micro_batch_size=answers, reference=reference)
-        return judged(f"Training {config.policy.model_name}", step, config.precision, here=True)
+        step = Step(
+            json.loads(place.read_text(encoding="utf-8")),
+            config.policy.max_total_sequence_length,
+            train.layout,
+            processes,
+            config.policy.train_micro_batch_size,
+            micro_batches=2,  # the gradients' memory is there all the time
+            activation_checkpointing=train.activation_checkpointing,
+            loss_chunk=train.tokens_per_chunk,
+            reference=bool(config.loss_fn.reference_policy_kl_penalty),
+        )
+        return judged(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []
