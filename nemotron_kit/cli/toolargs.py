@@ -18,6 +18,7 @@ from nemotron_kit.cli.tools import (
     JOB,
     JOB_ID,
     JOBS,
+    NEW,
     PROFILE,
     RUN,
     RUNS,
@@ -40,6 +41,7 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     RUNS: (("ids", "+", "ID", ID),),
     TWO_JOBS: (("a", None, "A", _COMPARED), ("b", None, "B", _COMPARED)),
     PROFILE: (("name", None, "NAME", "a profile of env.toml"),),
+    NEW: (("fields", "*", "NAME", "the recipe's name; with --profile, the profile's fields: KEY=VALUE"),),
     FIELDS: (("fields", "*", "FIELD", "a field or block of the config, such as train.lr"),),
     ARTIFACT: (("reference", "?", "REFERENCE", "a name, or a version: Name:v3, Name:alias"),),
 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, TWO_JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "two jobs", "any jobs"
-PROFILE, ARTIFACT, FIELDS = "profile", "artifact", "fields"
+PROFILE, ARTIFACT, FIELDS, NEW = "profile", "artifact", "fields", "new"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
@@ -280,6 +280,22 @@ options
 
 exit code: 1 where something fails, else 0
 """
+_INIT_PAGE = """\
+usage: nemotron init NAME
+       nemotron init --profile NAME [KEY=VALUE …] [--no-check]
+
+Writes a recipe of your own into the working folder: two commands with typed configs and an artifact between them, a
+pipeline of both, a test that passes, and its line in env.toml. Or a profile into env.toml, asking for what a terminal
+can be asked for, and then checks it.
+
+  nemotron init my_recipe
+  nemotron init --profile cluster executor=slurm account=lab partition=batch nodes=2
+  nemotron init --profile away executor=slurm host=login.example.org user=me
+
+options
+  --profile NAME  write the profile NAME; KEY is any field of a profile
+  --no-check      don't run `nemotron profiles check` on it
+"""
 _EXPLAIN_PAGE = """\
 usage: nemotron explain [--json] [FIELD …] RECIPE COMMAND [options] [key=value …]
 
@@ -350,6 +366,13 @@ TOOLS = {
         "check this machine: packages, GPUs, profiles, registry",
         _DOCTOR_PAGE,
         options=("--json",),
+    ),
+    "init": OwnCommand(
+        "nemotron_kit.cli.init:init",
+        "write a recipe of your own, or a profile",
+        _INIT_PAGE,
+        takes=NEW,
+        options=("--profile", "--no-check"),
     ),
     "explain": OwnCommand(
         "nemotron_kit.cli.explain:explain",

@@ -1,0 +1,202 @@
+"""`nemotron init`: writes a recipe of the user's own, or a profile into env.toml."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from nemotron_kit.cli.output import write_lines
+from nemotron_kit.cli.profile_commands import check
+from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.cli.tools import TOOLS
+from nemotron_kit.discovery import BUILT_IN, entry_points
+from nemotron_kit.envfile import RESERVED
+from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.files import write_text
+from nemotron_kit.spec.profiles import read_profile
+from nemotron_kit.spec.runconfig import FIELDS, RunConfig
+
+TEMPLATES = Path(__file__).parent / "new_recipe"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}\Z")
+_PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+# What is asked for on a terminal, by kind of profile: (field, question, whether it may be left out).
+_QUESTIONS = {
+    "slurm": (
+        ("account", "Slurm account (empty: none is needed)", True),
+        ("partition", "partition (empty: the default one)", True),
+        ("nodes", "nodes (empty: 1)", True),
+        ("gpus_per_node", "GPUs on each (empty: none)", True),
+        ("time", "time limit, such as 04:00:00 (empty: the partition's)", True),
+        ("host", "login node, through ssh (empty: this machine is one)", True),
+    ),
+    "docker": (("container_image", "image", False),),
+    "local": (("nproc_per_node", "processes, started by torchrun (empty: 1)", True),),
+}
+
+
+def init(argv: list[str]) -> int:
+    """`nemotron init NAME` or `nemotron init --profile NAME [KEY=VALUE …]`: the exit code. Raises UserError, and writes
+    nothing, for a name that is taken and for what no profile can be."""
+    parser = ToolParser("init")
+    parser.add_argument("--profile", metavar="NAME")
+    parser.add_argument("--no-check", action="store_true")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    if options.profile is not None:
+        return _profile(options.profile, options.fields, checked=not options.no_check)
+    if len(options.fields) != 1 or options.no_check:
+        raise UserError(
+            "nemotron init: expected the name of one recipe.",
+            hint="nemotron init my_recipe, or nemotron init --profile NAME for a profile in env.toml.",
+        )
+    return _recipe(options.fields[0])
+
+
+def _recipe(name: str) -> int:
+    taken = {*BUILT_IN, *TOOLS, *(each for each, _ in entry_points())}
+    if not _NAME.match(name):
+        hint = "Small letters, digits and _, a letter first: it is a Python package and a command."
+        raise UserError(f"{name!r} can't be a recipe's name.", hint=hint)
+    if name in taken or name in sys.stdlib_module_names:
+        raise UserError(f"{name!r} is taken: {_whose(name)}.", hint="Choose another name.")
+    folder, test = Path(name), Path("tests", f"test_{name}.py")
+    for place in (folder, test):
+        if place.exists():
+            raise UserError(f"{place} exists already.", hint="Choose another name, or another folder.")
+    listed = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
+    for template in sorted(TEMPLATES.rglob("*.txt")):
+        relative = template.relative_to(TEMPLATES).with_suffix("")
+        target = test if relative.name == "test_recipe.py" else folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = Template(template.read_text(encoding="utf-8")).substitute(name=name, title=_title(name))
+        write_text(target, text, mode=0o644)
+    if listed is not None:
+        write_text(Path("env.toml"), listed, mode=0o600)
+    write_lines([*_next_steps(name, test, listed=listed is not None)])
+    return 0
+
+
+def _whose(name: str) -> str:
+    if name in TOOLS:
+        return "a command of nemotron's own"
+    return "a module of Python's own" if name in sys.stdlib_module_names else "an installed recipe"
+
+
+def _title(name: str) -> str:
+    """The beginning of the artifacts' names: `my_recipe` makes `My-recipe-data`."""
+    return name.replace("_", "-").capitalize()
+
+
+def _env_with_recipe(name: str) -> str | None:
+    """env.toml's text with the recipe listed; None where it has `[cli] recipes` already, to be edited by hand."""
+    text = _env_text()
+    if "cli" in tomllib.loads(text):
+        return None
+    return f'{text}{_gap(text)}[cli]\nrecipes = ["{name}"]\n'
+
+
+def _env_text() -> str:
+    """The text of env.toml in the working folder; "" without one. Raises UserError for what is no TOML."""
+    path = Path("env.toml")
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.absolute()}: not valid TOML: {error}.", hint="Mend it first.") from error
+    return text
+
+
+def _gap(text: str) -> str:
+    return "" if not text else "\n" if text.endswith("\n") else "\n\n"
+
+
+def _next_steps(name: str, test: Path, *, listed: bool) -> Iterator[str]:
+    yield f"{name}/, {test}{' and env.toml' if listed else ''} are written. Next:"
+    if not listed:
+        yield f'  add "{name}" to [cli] recipes in env.toml'
+    yield f"  nemotron {name} all -c tiny       # both stages; again: only what has changed"
+    yield f"  nemotron {name} train -m optimizer.lr=0.1,0.3"
+    yield "  nemotron runs show latest         # the sweep's jobs, best first"
+    yield "  python -m pytest                  # its tests"
+
+
+def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
+    if not _PROFILE_NAME.match(name) or name in RESERVED:
+        raise UserError(
+            f"{name!r} can't be a profile's name.", hint="Letters, digits, - and _, and none of env.toml's own tables."
+        )
+    text = _env_text()
+    if name in tomllib.loads(text):
+        raise UserError(f"env.toml has [{name}] already.", hint=f"nemotron profiles show {name}")
+    values = dict(_given(given))
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _ask(values)
+    if "host" in values:
+        values.setdefault("tunnel", "ssh")
+    table = "".join(f"{key} = {_toml(value)}\n" for key, value in {"executor": "local", **values}.items())
+    text = f"{text}{_gap(text)}[{name}]\n{table}"
+    _refuse_wrong(text, name)
+    write_text(Path("env.toml"), text, mode=0o600)
+    write_lines([f"[{name}] is written to env.toml:", *(f"  {line}" for line in table.splitlines())])
+    if not checked:
+        return 0
+    write_lines(["", f"nemotron profiles check {name}"])
+    return check([name])
+
+
+def _given(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(
+                f"nemotron init: {argument!r} is no KEY=VALUE.", hint="For instance: executor=slurm account=lab"
+            )
+        if key not in FIELDS:
+            raise UserError(f"A profile has no field {key!r}.", hint=sentence(nearest(key, FIELDS)))
+        yield key, _typed(key, value)
+
+
+def _typed(key: str, text: str) -> Any:
+    """A value as TOML has it: whole numbers and booleans where the field is one, `[a,b]` as a list, else a text."""
+    if text[:1] == "[":
+        return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+    kind = next(str(field.type) for field in fields(RunConfig) if field.name == key)
+    if "bool" in kind and text in ("true", "false"):
+        return text == "true"
+    return int(text) if "int" in kind and re.fullmatch(r"\d{1,9}", text) else text
+
+
+def _ask(values: dict[str, Any]) -> None:
+    if "executor" not in values:
+        values["executor"] = input(f"executor ({', '.join(_QUESTIONS)}): ").strip() or "local"
+    for key, question, optional in _QUESTIONS.get(str(values["executor"]), ()):
+        while key not in values and (answer := input(f"{question}: ").strip() or not optional):
+            if isinstance(answer, str):
+                values[key] = _typed(key, answer)
+    if "host" in values and "user" not in values:
+        values["user"] = input(f"user on {values['host']}: ").strip() or os.environ.get("USER", "")
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # of texts, numbers, booleans and lists of them, TOML's own spelling
+
+
+def _refuse_wrong(text: str, name: str) -> None:
+    """Raise UserError for a profile that can't be read, before env.toml is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "env.toml")
+        file.write_text(text, encoding="utf-8")
+        try:
+            read_profile(name, file)
+        except UserError as error:
+            raise UserError(error.message.replace(f"{file}:", "env.toml:"), hint=error.hint) from error
