@@ -162,9 +162,9 @@ def lineage(graph: Graph, urls: Mapping[str, str | None]) -> Figure | None:
     at = {key: place for place, key in enumerate(keys)}
     node = {
         "label": [label(graph.nodes[key].short) for key in keys],
-        "customdata": [urls.get(key) for key in keys],
+        "customdata": [[urls.get(key), label(graph.nodes[key].name)] for key in keys],
         "meta": [graph.nodes[key].kind for key in keys],
-        "hovertemplate": [f"{label(graph.nodes[key].name)}<extra></extra>" for key in keys],
+        "hovertemplate": "%{customdata[1]}<extra></extra>",
         "pad": 22,
         "thickness": 14,
     }
@@ -174,5 +174,5 @@ def lineage(graph: Graph, urls: Mapping[str, str | None]) -> Figure | None:
         "value": [1] * len(edges),
         "hoverinfo": "skip",
     }
-    data = [{"type": "sankey", "arrangement": "snap", "node": node, "link": link}]
+    data = [{"type": "sankey", "arrangement": "fixed", "node": node, "link": link}]
     return Figure("lineage", "Lineage, from data to model", "lineage", data, graph.size)

@@ -63,8 +63,8 @@
       plot.dataset.clicks = "1";
       plot.on("plotly_click", (event) => {
         const point = event.points[0];
-        if (point.source !== undefined && point.source.customdata !== undefined) return;
-        const url = drawn.get(plot).data[0].node.customdata[point.pointNumber];
+        if (point.source !== undefined) return; // an edge
+        const [url] = drawn.get(plot).data[0].node.customdata[point.pointNumber];
         if (typeof url === "string" && /^[/#][^/\\]/.test(url)) location.assign(url);
       });
     });

@@ -242,8 +242,8 @@ def test_what_differs(browser: TestClient, runs: dict[str, RunFolder], tmp_path:
 def test_lineage(browser: TestClient, runs: dict[str, RunFolder]) -> None:
     page = text(browser, "/artifacts/ChatModel/0")
     graph = figures(page)["lineage"]["data"][0]
-    urls = graph["node"]["customdata"]
-    names = [unescape(text.partition("<")[0]) for text in graph["node"]["hovertemplate"]]
+    urls = [url for url, _ in graph["node"]["customdata"]]
+    names = [unescape(name) for _, name in graph["node"]["customdata"]]
     edges = {(names[a], names[b]) for a, b in zip(graph["link"]["source"], graph["link"]["target"], strict=True)}
     way = [
         "/data/raw/corpus.jsonl",
