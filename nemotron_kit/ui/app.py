@@ -64,8 +64,9 @@ _FILES: Mapping[str, Callable[[], Path]] = {
 }
 
 
-def make_app(token: str, *, cookie: str = "nemotron-ui") -> Starlette:
-    """The application; `token` opens it, and `cookie` is the cookie that then holds it."""
+def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Starlette:
+    """The application; `token` opens it, and `cookie` is the cookie that then holds it. `once` opens it one time only:
+    the command line of a browser that is started with it can be read by the machine's other users."""
     reader = Reader()
     runs_of, several, registry = RunPages(reader, Links()), ComparingPages(reader, Links()), ArtifactPages(Links())
 
@@ -157,7 +158,10 @@ def make_app(token: str, *, cookie: str = "nemotron-ui") -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, token=token, cookie=cookie), Middleware(GZipMiddleware, minimum_size=2048)],
+        middleware=[
+            Middleware(Guard, token=token, cookie=cookie, once=once),
+            Middleware(GZipMiddleware, minimum_size=2048, compresslevel=4),
+        ],
         exception_handlers={NemotronError: failed},
         lifespan=lifespan,
     )
@@ -166,8 +170,8 @@ def make_app(token: str, *, cookie: str = "nemotron-ui") -> Starlette:
 class Guard:
     """Refuses whoever has not the token, or asks under another host's name; adds the headers that every answer has."""
 
-    def __init__(self, app: ASGIApp, token: str, cookie: str) -> None:
-        self._app, self._token, self._cookie = app, token, cookie
+    def __init__(self, app: ASGIApp, token: str, cookie: str, once: str) -> None:
+        self._app, self._token, self._cookie, self._once = app, token, cookie, once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -193,7 +197,7 @@ class Guard:
         if request.method not in ("GET", "HEAD"):
             return Response("This page only shows.\n", 405, media_type="text/plain")
         given = request.query_params.get(TOKEN)
-        if given is not None and self._is_token(given):
+        if given is not None and (self._is_token(given) or self._is_first(given)):
             # Out of the address, so that it is in no history and on no screen.
             kept = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
             answer = RedirectResponse(str(request.url.replace(scheme="", netloc="", query=str(QueryParams(kept)))), 303)
@@ -203,8 +207,19 @@ class Guard:
             return None
         return Response(_REFUSED, 403, media_type="text/plain")
 
+    def _is_first(self, given: str) -> bool:
+        if not self._once or not _same(given, self._once):
+            return False
+        self._once = ""
+        return True
+
     def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token.encode())
+        return _same(given, self._token)
+
+
+def _same(given: str, expected: str) -> bool:
+    """Compared in a time that does not depend on where they differ."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
 
 
 def is_own_host(headers: Headers) -> bool:

@@ -40,6 +40,12 @@ def main(argv: list[str]) -> int:
         )
     if options.export is not None and not options.ids:
         raise UserError("nemotron ui --export: which runs?", hint=f"nemotron ui --export {options.export} latest")
+    if options.export is not None and not options.export.lower().endswith((".html", ".htm")):
+        words = " ".join(["FILE.html", options.export, *options.ids])
+        raise UserError(
+            f"nemotron ui --export {options.export}: the file to write ends in .html.",
+            hint=f"nemotron ui --export {words}",
+        )
     if options.port is not None and options.port > 65535:
         raise UserError(f"--port {options.port}: ports end at 65535.")
     missing = [name for name in _PACKAGES if find_spec(name) is None]
@@ -75,19 +81,20 @@ def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
     listener = _listen(port)
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
-    url = f"http://{_ADDRESS}:{port}/?{TOKEN}={token}"
+    base = f"http://{_ADDRESS}:{port}/?{TOKEN}="
+    once = secrets.token_urlsafe(24)
     # Cookies do not tell ports apart: without the port in its name, a second dashboard would take the first one's.
     config = uvicorn.Config(
-        make_app(token, cookie=f"nemotron-ui-{port}"),
+        make_app(token, cookie=f"nemotron-ui-{port}", once=once),
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    _say(url, port, as_json=as_json)
+    _say(f"{base}{token}", port, as_json=as_json)
     remote = bool(os.environ.get("SSH_CONNECTION"))
     if browser and not remote and sys.stdout.isatty():
-        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        threading.Thread(target=webbrowser.open, args=(f"{base}{once}",), daemon=True).start()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:  # the way in which it ends

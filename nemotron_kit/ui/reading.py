@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nemotron_kit.cli.runs.list import labels_of
 from nemotron_kit.cli.runs.results import JobResult, job_result
 from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
 from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.home import runs_root
 from nemotron_kit.launch.status import StatusSnapshot, effective_state, is_mirrored, mirror, refresh, refresh_stages
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.folder import RunFolder, RunSummary
@@ -36,6 +38,8 @@ LOG_BYTES = 256 * 1024
 _LOG_LINES = 1000
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
+LABELS = "labels.json"
+NO_LABELS: dict[str, Any] = {"name": None, "tags": [], "note": None}
 Stamp = tuple[int, int, int] | None
 Found = TypeVar("Found")
 
@@ -56,6 +60,8 @@ class Reader:
         self._kept: OrderedDict[Hashable, tuple[Any, float, Any]] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
+        # Of all runs, which a search goes through.
+        self._labels: dict[str, tuple[Stamp, dict[str, Any]]] = {}
         self._asked: dict[str, float] = {}
         self._snapshots: dict[str, StatusSnapshot] = {}
 
@@ -80,6 +86,14 @@ class Reader:
     def has(self, key: Hashable) -> bool:
         with self._lock:
             return key in self._kept
+
+    def labels(self, run_id: str) -> dict[str, Any]:
+        """A run's name, tags and note."""
+        version = stamp(runs_root() / run_id / LABELS)
+        known = self._labels.get(run_id)
+        if known is None or known[0] != version:
+            known = self._labels[run_id] = (version, NO_LABELS if version is None else labels_of(run_id))
+        return known[1]
 
     # --- a job
 

@@ -7,6 +7,7 @@ from argparse import ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,10 +17,10 @@ from nemotron_kit.cli.runs.show import own_overrides
 from nemotron_kit.cli.toolargs import short_span, span
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
-from nemotron_kit.home import runs_root
+from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
-from nemotron_kit.runs.ledger import list_runs, run_ids
+from nemotron_kit.runs.ledger import RunIndex, run_ids
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.ui.figures import Figure, parallel
 from nemotron_kit.ui.links import Links
@@ -51,7 +52,7 @@ class RunPages:
         found, total = self._search(given, start)
         elsewhere = [RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_here(run.executor)]
         self.reader.ask(elsewhere)
-        rows, names = self._rows(found)
+        rows, names = self._rows(found[:PER_PAGE])
         return Page(
             "runs.html",
             "Runs",
@@ -63,9 +64,9 @@ class RunPages:
                 "states": [*STATES, DAMAGED],
                 "total": total,
                 "page_number": page,
-                "pages": max(1, -(-total // PER_PAGE)),
+                "pages": None if total is None else max(1, -(-total // PER_PAGE)),
                 "newer": self._turned(given, page - 1) if page > 1 else None,
-                "older": self._turned(given, page + 1) if start + PER_PAGE < total else None,
+                "older": self._turned(given, page + 1) if len(found) > PER_PAGE else None,
                 "root": str(runs_root()),
             },
             live=True,
@@ -76,29 +77,42 @@ class RunPages:
     def _turned(given: Mapping[str, str], page: int) -> str:
         return f"/?{urlencode({**{key: text for key, text in given.items() if text}, 'page': str(page)})}"
 
-    def _search(self, given: Mapping[str, str], start: int) -> tuple[list[RunSummary], int]:
-        """(one page of the runs that match, how many match). Without a filter only those of the page are opened."""
-        if not any(given.values()):
-            ids = run_ids()
-            chosen = ids[start : start + PER_PAGE]
-            return [RunFolder(runs_root() / run_id).summary() for run_id in chosen], len(ids)
+    def _search(self, given: Mapping[str, str], start: int) -> tuple[list[RunSummary], int | None]:
+        """(the runs of one page that match and, where there is one, the first of the next page; how many match, if that
+        is known without opening them all)."""
         if given["state"] and given["state"] not in (*STATES, DAMAGED):
             raise UserError(f"{given['state']!r} is no state.", hint=f"One of {', '.join([*STATES, DAMAGED])}.")
-        try:
-            since = span(given["since"]) if given["since"] else None
-        except ArgumentTypeError as error:
-            raise UserError(f"since: {error}.") from error
-        found = list_runs(
-            recipe=given["recipe"] or None,
-            stage=given["stage"].replace(" ", "/") or None,
-            states=[given["state"]] if given["state"] else (),
-            since=since,
-            tags=[given["tag"]] if given["tag"] else (),
-        )
-        words = given["q"].lower().split()
-        if words:
-            found = [run for run in found if all(word in _searched(run) for word in words)]
-        return found[start : start + PER_PAGE], len(found)
+        everything = ids = run_ids()
+        if given["since"]:
+            try:
+                first = first_id_since(span(given["since"]))
+            except ArgumentTypeError as error:
+                raise UserError(f"since: {error}.") from error
+            ids = [run_id for run_id in ids if run_id[: len(first)] >= first]
+        if given["q"] or given["tag"]:
+            words = given["q"].lower().split()
+            ids = [run_id for run_id in ids if self._has(run_id, words, given["tag"])]
+        window = slice(start, start + PER_PAGE + 1)
+        if not (given["recipe"] or given["stage"] or given["state"]):
+            return [RunFolder(runs_root() / run_id).summary() for run_id in ids[window]], len(ids)
+        states = [given["state"]] if given["state"] else []
+        below = f"{given['stage'].replace(' ', '/').strip('/')}/" if given["stage"] else ""
+
+        def named(recipe: str | None, stage: str | None) -> bool:
+            return given["recipe"] in ("", recipe) and f"{stage or ''}/".startswith(below)
+
+        with RunIndex(runs_root(), everything) as index:
+            found = (run for run in index.search(ids, named, states) if not states or run.state in states)
+            return list(islice(found, window.start, window.stop)), None
+
+    def _has(self, run_id: str, words: Sequence[str], tag: str) -> bool:
+        """Whether the words are in a run's id or labels, and the tag is one of its tags."""
+        left = [word for word in words if word not in run_id]
+        if not (left or tag):
+            return True
+        labels = self.reader.labels(run_id)
+        text = " ".join(str(label) for label in (labels["name"], labels["note"], *labels["tags"]) if label).lower()
+        return all(word in text for word in left) and (not tag or tag in labels["tags"])
 
     def _rows(self, found: Sequence[RunSummary]) -> tuple[list[dict[str, Any]], list[str]]:
         rows, names = [], Counter[str]()
@@ -108,7 +122,7 @@ class RunPages:
             if run.jobs == 1 and (time.monotonic() < until or self.export):
                 result = self.reader.result(RunFolder(runs_root() / run.id).job())
                 names.update(list(result.metrics))
-            labels = labels_of(run.id)
+            labels = self.reader.labels(run.id)
             rows.append(
                 {
                     "id": run.id,
@@ -314,12 +328,6 @@ class RunPages:
         stages += [{"stage": str(name).replace("/", " "), "state": "not started"} for name in names]
         data = {**self._head(run, summary), "facts": list(self._facts(run, summary)), "stages": stages}
         return Page("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
-
-
-def _searched(run: RunSummary) -> str:
-    labels = labels_of(run.id)
-    parts = (run.id, run.recipe, run.stage, labels["name"], labels["note"], *labels["tags"])
-    return " ".join(str(part) for part in parts if part).lower()
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -3,8 +3,8 @@
 python scripts/bench/ui.py [--runs 10000] [--rounds 5] [--mlflow PYTHON]
 
 PYTHON is that of an environment with mlflow (python3 -m venv X; X/bin/pip install mlflow). Each round starts both
-servers anew. Seconds from the request to the first row of runs in the page's text, in a fresh browser; then once more, and what
-the server alone takes for the rows.
+servers anew. Seconds from the request to the first row of runs in the page's text, in a fresh browser; then once more,
+and what the server alone takes for the rows.
 """
 
 from __future__ import annotations

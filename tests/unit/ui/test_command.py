@@ -26,6 +26,7 @@ from ...dashboard import fill
     [
         (["latest"], "runs are named for --export only"),
         (["--export", "x.html"], "--export: which runs"),
+        (["--export", "latest", "1a2b3c"], "--export latest: the file to write ends in .html"),
         (["--port", "70000"], "ports end at 65535"),
         (["--port", "0"], "expected a whole number from 1"),
         (["--prot", "1"], "'--prot' is not understood"),
@@ -95,8 +96,9 @@ def test_an_export_is_whole_and_without_secrets(
         assert f"sha256-{digest}" in policy[1]
     assert "unsafe-inline" not in policy[1] and "http" not in policy[1]
     assert "<script>window" not in own and "<img" not in own
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        run_tool("ui", ["--export", str(tmp_path), "latest"])
+        run_tool("ui", ["--export", str(tmp_path / "folder.html"), "latest"])
 
 
 def test_a_thinned_curve_keeps_its_spikes_and_its_ends() -> None:

@@ -76,6 +76,13 @@ def test_only_the_token_opens_it(runs: dict[str, RunFolder]) -> None:
     assert client.get("/").status_code == 200
 
 
+def test_what_stands_in_a_browsers_command_line_opens_it_once(home: Path) -> None:
+    app = make_app(TOKEN, once="first")
+    opened = [TestClient(app, base_url=BASE, follow_redirects=False).get("/?token=first").status_code for _ in range(3)]
+    assert opened == [303, 403, 403]
+    assert TestClient(make_app(TOKEN), base_url=BASE).get("/?token=").status_code == 403
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
