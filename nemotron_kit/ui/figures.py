@@ -96,7 +96,6 @@ def parallel(table: SweepTable) -> Figure | None:
                 "text": text,
                 "hovertemplate": f"job {job.number}: %{{text}}<extra></extra>",
                 "meta": {"best": best, "rank": place / max(1, len(jobs) - 1)},
-                "showlegend": best,
             }
         )
     marks = [
@@ -122,7 +121,7 @@ def parallel(table: SweepTable) -> Figure | None:
 
 class _Axis:
     """One axis: where each job's value lies between 0 and 1, and the labels. Numbers are laid out by value, on a
-    logarithmic scale where they span more than a factor of 50; other values at equal distances."""
+    logarithmic scale where they span more than a factor of 10; other values at equal distances."""
 
     def __init__(self, name: str, texts: Mapping[int, str]) -> None:
         self.name, self.texts = name, texts
@@ -130,7 +129,7 @@ class _Axis:
         if all(number is not None for number in numbers.values()):
             known = {job: number for job, number in numbers.items() if number is not None}
             least, greatest = min(known.values()), max(known.values())
-            log = least > 0 and greatest / least > 50
+            log = least > 0 and greatest / least > 10
             low, high = (math.log(least), math.log(greatest)) if log else (least, greatest)
             spread = (high - low) or 1.0
             self.places = {job: ((math.log(n) if log else n) - low) / spread for job, n in known.items()}

@@ -13,7 +13,7 @@ from nemotron_kit.home import is_run_id
 # Nodes of one graph; a larger one is cut, and says so.
 _MOST = 300
 # Of a label that stands between two columns.
-_LABEL, _COLUMN = 26, 190
+_LABEL, _COLUMN = 22, 155
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Node:
 
     @property
     def short(self) -> str:
-        """A label of at most 28 characters: a run without its date, the end of a path."""
+        """A label of at most 22 characters: a run without its date, the end of a path."""
         text = "-".join(self.name.split("-")[2:]) if self.kind == "run" else self.name
         return text if len(text) <= _LABEL else f"…{text[1 - _LABEL :]}"
 

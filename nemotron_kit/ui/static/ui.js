@@ -30,13 +30,14 @@
       plot_bgcolor: "rgba(0,0,0,0)", colorway: COLOURS, margin: { l: 56, r: 16, t: 10, b: 40 }, hovermode: "closest",
       hoverlabel: { namelength: 60 }, uirevision: figure.key,
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: text },
-      legend: { orientation: "h", y: -0.22 }, showlegend: figure.data.length > 1 };
+      legend: { orientation: "h", y: -0.25 }, showlegend: figure.data.length > 1 };
     layout.xaxis = { ...axis, ...figure.layout.xaxis };
     layout.yaxis = { ...axis, ...figure.layout.yaxis };
     let data = figure.data;
     if (figure.kind === "curves" && figure.log) layout.yaxis.type = "log";
     if (figure.kind === "parallel") {
       layout.margin.r = 90;
+      layout.showlegend = false;
       layout.shapes = figure.layout.shapes.map((shape) => ({ ...shape, line: { color: line, width: 1 } }));
       data = data.map((trace) => ({ ...trace, opacity: trace.meta.best ? 1 : 0.75 - 0.55 * trace.meta.rank,
         line: trace.meta.best ? { color: "#d55e00", width: 3.5 } : { color: link, width: 1.2 } }));
