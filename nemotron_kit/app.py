@@ -276,8 +276,8 @@ class Group:
         join, and the handler or script is called on node 0 alone, with RAY_ADDRESS set. `{"engine": "nemo_rl"}`: only
         where the config's `engine` is `nemo_rl`.
         `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
-        name there. `resources` is a word for what the command needs ("prep"): a profile C with a table
-        `[C.resources.prep]` gives it that table's settings over its own.
+        name there; one that ends in a dot stands for all names below it. `resources` is a word for what the command
+        needs ("prep"): a profile C with a table `[C.resources.prep]` gives it that table's settings over its own.
         `objective` names the metric (`log_metrics`) whose last value a sweeper gets from a job; several with commas
         between them for a sweeper with several directions. Without it a sweeper gets what the handler returns.
         `array=True` says that a cluster can divide the work: the config has `tasks`, `step`, `task` and `output_dir`

@@ -193,7 +193,8 @@ class _Mismatch(Exception):
 def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), where: str = "") -> T:
     """`values` (a resolved mapping) as an instance of the dataclass `cls`.
 
-    Unknown keys are refused, but for the dotted names in `extras` (what `+key=` added), which become attributes.
+    Unknown keys are refused, but for the dotted names in `extras` (what `+key=` added) and those of a block whose field
+    has `metadata={"open": True}`: they become attributes.
     Raises UserError naming the field, the value and the expected type.
     """
     try:
@@ -222,7 +223,7 @@ def _dataclass(
             known[str(key)] = _field(value, hints[key], name, extras, fields[key])
         elif key in computed:
             raise UserError(f"{name}: {cls.__name__} computes it itself, so it can't be given.", hint="Leave it out.")
-        elif name in extras:
+        elif name in extras or (default is not None and default.metadata.get("open")):
             added[str(key)] = value
         else:
             raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, name))

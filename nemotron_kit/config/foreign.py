@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
             raise _refused(path, key, "it decides what is started, and where")
         if key == "run.env" and value is not None:
             raise _refused(path, key, "it decides what is started, and where")
-        if key.rpartition(".")[2] == TARGET and str(value) not in allowed_targets(command):
+        if key.rpartition(".")[2] == TARGET and not permitted(str(value), allowed_targets(command)):
             raise _refused(path, key, f"{value!r} would be imported and called")
 
 
@@ -123,11 +123,19 @@ def check_targets(values: Mapping[str, Any], command: Command, name: str, typed:
     named = [(key, str(value)) for key, value in _leaves(values, "") if key.rpartition(".")[2] == TARGET]
     allowed = allowed_targets(command) if named else ()
     for key, value in named:
-        if value not in allowed and value not in typed:
+        if not permitted(value, allowed) and value not in typed:
             raise UserError(
                 f"{key}: {value!r} would be imported and called, because of a config file from an untrusted place.",
                 hint="Give it on the command line.",
             )
+
+
+def permitted(target: str, allowed: Collection[str]) -> bool:
+    """Whether `target` is one of `allowed`, of which one that ends in a dot stands for all names below it."""
+    return target in allowed or any(
+        each.endswith(".") and target.startswith(each) and all(map(str.isidentifier, target.split(".")))
+        for each in allowed
+    )
 
 
 def allowed_targets(command: Command) -> frozenset[str]:

@@ -45,8 +45,8 @@ class RunSection:
 def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
     """The structured config of a command: its fields at the top level, and `run`.
 
-    Blocks typed as a dict stay open for new keys; everything else is closed. Raises UserError for a type that a config
-    can't hold, naming the field.
+    Blocks typed as a dict, and fields with `metadata={"open": True}`, stay open for new keys; all else is closed.
+    Raises UserError for a type that a config can't hold, naming the field.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +59,9 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
             f"{command.full_name}: {cls.__name__} can't be a config: {str(error).splitlines()[0]}"
         ) from error
     open_dicts(root)
+    for name, f in input_fields(cls).items():
+        if f.metadata.get("open"):  # a block of known fields and others
+            root._get_node(name)._set_flag("struct", False)  # type: ignore[union-attr]
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
     run: Any = root._get_node("run")
     run._set_flag("struct", False)

@@ -153,6 +153,11 @@ class Executor(ABC):
         """The resources that a job requests. `torchrun` is the command's own setting."""
         return resources_of(self.settings, torchrun)
 
+    def variables(self) -> dict[str, str]:
+        """Variables that each of its jobs gets: NEMOTRON_TIME_LIMIT, in seconds, and NEMOTRON_SIGNAL_LEAD, how long
+        before that it is told to save; {} without a limit."""
+        return {}
+
     @abstractmethod
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The executor's part of a job's plan, including any problems that would prevent the job from running."""

@@ -400,6 +400,7 @@ def build_plan(
     )
     labels = labels or Labels()
     environment = job_environment(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name)
+    environment = {**executor.variables(), **environment}
     environment |= labels.for_wandb(environment, None if alone else job)
     problems = [
         *(missing_value(key) for key in missing),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest
@@ -132,8 +132,12 @@ class TrainBlock(ParallelBlock, BatchBlock):
         self.layout  # noqa: B018 - raises when it is none
 
 
-def check_optimizer(block: Any) -> None:
-    """Raises UserError for an invalid value of an `optimizer` block; None means not set."""
+def check_optimizer(block: Any, *, closed: bool = True) -> None:
+    """Raises UserError for an invalid value of an `optimizer` block, and where it is `closed` for one that it has no
+    field for; None means not set."""
+    if closed:
+        names = [each.name for each in fields(block)]
+        check_keys("optimizer", {name: value for name, value in vars(block).items() if name not in names}, names)
     for name, least, most in (
         ("lr", None, math.inf),
         ("min_lr", 0, math.inf),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError
+from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems, is_recipe
 from nemotron_kit.training.config_blocks import (
     AdamWBlock,
     BatchBlock,
@@ -93,7 +94,7 @@ class OptimizerConfig:
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        check_optimizer(self)
+        check_optimizer(self, closed=False)
 
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
@@ -103,7 +104,7 @@ _DATASET_KEYS = ("seq_length", "seed", "verify")
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(BridgeBlocks):
     """A pretraining run."""
 
     recipe: dict[str, Any] = field(
@@ -125,7 +126,7 @@ class PretrainConfig:
         },
     )
     train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"open": True})
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -171,11 +172,20 @@ class PretrainConfig:
             )
         return Path(str(path))
 
+    @property
+    def _names_bridge(self) -> bool:
+        return is_recipe(str(self.recipe.get("_target_")))
+
     def check(self) -> None:
         """Raises UserError, naming the field, for every error that can be found without the data."""
-        check_keys("recipe", self.recipe, _RECIPE_KEYS)
+        self.check_engine()
+        if self.on_bridge:
+            check_bridge(self)
+        else:
+            check_keys("recipe", self.recipe, _RECIPE_KEYS)
+            check_optimizer(self.optimizer)
+            check_target(self.recipe, TARGETS, f" by engine {self.engine!r}" if self._names_bridge else "")
         check_keys("dataset", self.dataset, _DATASET_KEYS)
-        check_target(self.recipe, TARGETS)
         whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
         whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
         if not isinstance(self.verify_data, bool | None) and not unknown(self.verify_data):
@@ -201,6 +211,9 @@ def preflight(
     del connect
     try:
         config.check()
+        if config.on_bridge:
+            config.blend_path  # noqa: B018 - raises when it isn't set
+            return engine_problems(config, here=here)
         layout = config.train.layout
         processes = processes or max(1, layout.ranks)
         config.train.check_split(processes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest
+from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems
 from nemotron_kit.training.config_blocks import (
     FREE_SETTINGS,
     AdamWBlock,
@@ -86,7 +87,7 @@ class SFTOptimizerConfig(AdamWBlock, _Rates):
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        check_optimizer(self)
+        check_optimizer(self, closed=False)
 
 
 @dataclass
@@ -118,7 +119,7 @@ class PeftConfig:
 
 
 @dataclass
-class SFTConfig:
+class SFTConfig(BridgeBlocks):
     """A run of supervised fine-tuning on packed rows."""
 
     recipe: dict[str, Any] = field(
@@ -141,7 +142,7 @@ class SFTConfig:
         },
     )
     train: SFTTrainConfig = field(default_factory=SFTTrainConfig)
-    optimizer: SFTOptimizerConfig = field(default_factory=SFTOptimizerConfig)
+    optimizer: SFTOptimizerConfig = field(default_factory=SFTOptimizerConfig, metadata={"open": True})
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -192,15 +193,20 @@ class SFTConfig:
     def check(self) -> None:
         """Raises UserError, naming the field, for every error that can be found without the data."""
         packed = self.dataset.get("packed_sequence_specs") or {}
+        self.check_engine()
+        if self.on_bridge:
+            check_bridge(self)
         for place, values, names in (
-            ("recipe", self.recipe, _RECIPE_KEYS),
+            *(() if self.on_bridge else (("recipe", self.recipe, _RECIPE_KEYS),)),
             ("dataset", self.dataset, _DATASET_KEYS),
             ("dataset.packed_sequence_specs", packed, _PACKED_KEYS),
         ):
             check_keys(place, values, names)
-        self._check_recipe()
-        self._check_layout()
-        self._check_model()
+        if not self.on_bridge:
+            self._check_recipe()
+            self._check_layout()
+            self._check_model()
+            check_optimizer(self.optimizer)
         for name, value in (
             ("dataset.seq_length", self.dataset.get("seq_length")),
             ("dataset.packed_sequence_specs.packed_sequence_size", packed.get("packed_sequence_size")),
@@ -283,6 +289,8 @@ def preflight(
     del connect
     try:
         config.check()
+        if config.on_bridge:
+            return engine_problems(config, here=here)
         layout = config.train.layout
         processes = processes or max(1, layout.ranks)
         config.train.check_split(processes)

@@ -13,7 +13,7 @@ app.command(
     aliases=("train",),
     produces=("ModelArtifact-pretrain",),
     objective="valid_loss",
-    targets=("nemotron_kit.training.pretrain",),
+    targets=("nemotron_kit.training.pretrain", "megatron.bridge.recipes."),
 )
 
 _prep = app.group("data", description="Data commands").group("prep", description="Prepare data for a stage")
@@ -60,7 +60,7 @@ app.command(
     },
     produces=("ModelArtifact-sft",),
     objective="valid_loss",
-    targets=("nemotron_kit.training.sft",),
+    targets=("nemotron_kit.training.sft", "megatron.bridge.recipes."),
 )
 
 app.command(
@@ -73,6 +73,7 @@ app.command(
         "data": ArtifactInput("SplitJsonlDataArtifact-rl:latest", type="SplitJsonlDataArtifact"),
     },
     produces=("ModelArtifact-rl",),
+    ray={"engine": "nemo_rl"},
     objective="val_reward",
 )
 

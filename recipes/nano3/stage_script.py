@@ -138,6 +138,24 @@ def train_stage(
     return artifact
 
 
+def bridge_stage(cfg: Any, recipe: str, name: str) -> ModelArtifact:
+    """Train by Megatron-Bridge, with its recipe of this name unless the config names one, and return the model: the
+    folder of its last checkpoint, which rank 0 registers under `name`."""
+    from nemotron_kit.artifacts import ModelArtifact
+    from nemotron_kit.training import bridge
+    from nemotron_kit.training.processes import rank
+
+    cfg.check()
+    if rank() == 0:
+        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
+    outcome = bridge.train(cfg, getattr(bridge, recipe))
+    metadata = {"tokens": outcome.tokens, "seq_length": cfg.seq_length, "engine": cfg.engine}
+    artifact = ModelArtifact(path=outcome.path, step=outcome.iteration, iteration=outcome.iteration, metadata=metadata)
+    if rank() == 0:
+        publish(artifact, name)
+    return artifact
+
+
 def publish(artifact: ModelArtifact, name: str) -> None:
     """Register the model, and tell the next step where it is."""
     from nemotron_kit.artifacts import print_step_complete

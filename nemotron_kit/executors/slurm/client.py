@@ -82,6 +82,13 @@ class Slurm(Executor):
     def resources(self, torchrun: bool | None) -> Resources:
         return resources_of(self.settings, torchrun, gres=True)
 
+    def variables(self) -> dict[str, str]:
+        limit = scripts.time_seconds(self.settings.time)
+        if limit is None:
+            return {}
+        lead = scripts.lead_seconds(limit, self.settings.signal_lead)
+        return {"NEMOTRON_TIME_LIMIT": str(limit), "NEMOTRON_SIGNAL_LEAD": str(lead)}
+
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The script of one job. The jobs of a sweep share a script, which is rendered at submission."""
         config, paths, resources = self.settings, context.paths, context.resources

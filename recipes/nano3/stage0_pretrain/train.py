@@ -25,11 +25,13 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
     """Train and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
     prints."""
-    from nemotron.recipes.nano3.stage_script import config_from_command_line, train_stage
-
-    from nemotron_kit.training import pretrain
+    from nemotron.recipes.nano3.stage_script import bridge_stage, config_from_command_line, train_stage
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, PretrainConfig)
+    if cfg.on_bridge:
+        return bridge_stage(cfg, "PRETRAIN_RECIPE", "ModelArtifact-pretrain")
+    from nemotron_kit.training import pretrain
+
     return train_stage(cfg, pretrain, memory_problems, "ModelArtifact-pretrain")
 
 

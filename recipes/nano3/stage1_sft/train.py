@@ -25,11 +25,13 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 def main(cfg: SFTConfig | None = None) -> ModelArtifact:
     """Fine-tune and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
     prints."""
-    from nemotron.recipes.nano3.stage_script import config_from_command_line, train_stage
-
-    from nemotron_kit.training.sft import sft
+    from nemotron.recipes.nano3.stage_script import bridge_stage, config_from_command_line, train_stage
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTConfig)
+    if cfg.on_bridge:
+        return bridge_stage(cfg, "SFT_RECIPE", "ModelArtifact-sft")
+    from nemotron_kit.training.sft import sft
+
     return train_stage(cfg, sft, memory_problems, "ModelArtifact-sft")
 
 

@@ -24,7 +24,8 @@ def test_importing_the_config_loads_nothing_heavy() -> None:
 
 def test_the_blocks_have_the_contracts_names() -> None:
     names = {field.name for field in fields(PretrainConfig)}
-    assert names == {"recipe", "model", "dataset", "train", "optimizer", "scheduler", "checkpoint", "logger"}
+    theirs = {"recipe", "model", "dataset", "train", "optimizer", "scheduler", "checkpoint", "logger"}
+    assert names == {*theirs, "engine", "ddp", "tokenizer", "mixed_precision", "bridge"}
     config = PretrainConfig()
     for block, keys in {
         "train": ("train_iters", "global_batch_size", "micro_batch_size", "lr", "seed"),
