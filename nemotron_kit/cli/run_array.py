@@ -19,6 +19,7 @@ from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.launch import code_facts, refuse_problems
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.launch.queue import SweepQueue
+from nemotron_kit.objects import object_url
 from nemotron_kit.quoting import omegaconf_escaped
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts, run_state
@@ -86,7 +87,7 @@ class _Jobs:
         self.count, self.first, self.composed, self.app, self.connect = count, first, composed, app, connect
         # Each job has its own copy of the code, and what is relative lies in it: all write where the first does.
         output = str(first.config["output_dir"])
-        inside = not output.startswith(("/", "~")) and "://" not in output
+        inside = not output.startswith(("/", "~")) and object_url(output) is None
         folder = first.paths.environment["PWD"]
         self._output = omegaconf_escaped(posixpath.normpath(posixpath.join(folder, output)) if inside else output)
 

@@ -21,7 +21,10 @@ from nemotron_kit.data_prep.config import NAMED, SKIP, check_bad_rows
 from nemotron_kit.data_prep.packed import PackedRecord, make_packed_shard
 from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord, Tick, make_shard, record_path
 from nemotron_kit.data_prep.shard_plan import TEMPORARY, PlanIndex, ShardPlan
+from nemotron_kit.data_prep.stored import store_of
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import write_bytes
+from nemotron_kit.objects import ObjectFolder
 from nemotron_kit.polling import looks
 
 THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
@@ -110,20 +113,49 @@ def all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> 
 def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> tuple[SavedRecord, str]:
     """The shard's record, and how it was obtained: "kept" (complete, with matching hashes), "made", or "remade:
     why"."""
-    make = make_packed_shard if plan.chat else make_shard
     shard = plan.shards[number].name
-    record = record_type(plan).load(record_path(folder / shard))
+    store = None if plan.chat else store_of(folder)  # rows are chosen from whole files at the end: those stay here
+
+    def make(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None) -> SavedRecord:
+        made = (make_packed_shard if plan.chat else make_shard)(plan, number, folder, tick=tick)
+        if store is not None:
+            _hand_over(store, made, shard, folder)
+        return made
+
+    record = _recorded(plan, shard, folder, store)
     if record is None or record.plan != plan.digest:
         return make(plan, number, folder, tick=tick), "made"
     if record.bad and plan.on_bad_row != SKIP:  # an earlier run skipped bad rows; this one must stop at them
         return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
-    wrong = [name for name, expected in record.files(shard).items() if not _holds(folder / name, expected)]
+    files = record.files(shard).items()
+    wrong = [name for name, expected in files if not store and not _holds(folder / name, expected)]
+    wrong += [name for name, (size, _) in files if store and store.size(name) != size]
     if not wrong:
         if tick:
             tick(record.characters, record.tokens)
         return record, "kept"
     made = make(plan, number, folder, tick=tick)
     return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
+
+
+def _recorded(plan: ShardPlan, shard: str, folder: Path, store: ObjectFolder | None) -> SavedRecord | None:
+    """A shard's record: the one here, else, where this folder is a new one, the store's."""
+    path = record_path(folder / shard)
+    record = record_type(plan).load(path)
+    if record is None and store is not None and (there := store.read(f"{shard}.json")) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, there, mode=0o666)
+        record = record_type(plan).load(path)
+    return record
+
+
+def _hand_over(store: ObjectFolder, record: SavedRecord, shard: str, folder: Path) -> None:
+    """Move a shard's files to the store, its record last."""
+    for name in record.files(shard):
+        store.put(folder / name, name)
+    store.put(record_path(folder / shard), f"{shard}.json")
+    for name in record.files(shard):
+        (folder / name).unlink()
 
 
 def record_type(plan: ShardPlan) -> type[SavedRecord]:

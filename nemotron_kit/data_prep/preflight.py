@@ -26,6 +26,7 @@ from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kin
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file
+from nemotron_kit.objects import ObjectFolder, object_url
 
 PATIENCE = 3.0  # seconds for all connections together
 _HUB = "https://huggingface.co"
@@ -139,6 +140,12 @@ def _connection_error(host: str, port: int) -> str | None:
 
 def _full(config: DataPrepConfig, blend: DataBlend, smaller: str) -> Iterator[str]:
     """Problems of the output folder: not writable, or too small for the estimate."""
+    if (url := object_url(config.output_dir)) is not None:
+        try:
+            ObjectFolder(url)
+        except UserError as error:
+            yield f"output_dir: {error}".replace("\n", " ")
+        return
     folder = Path(config.output_dir).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, DataBlend, DataPr
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
 from nemotron_kit.data_prep.shard_plan import ALL, PLAN_FILE, TEMPORARY, Omission, PlanIndex, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.stored import place, publish, store_of, working_folder
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular, write_json, write_text
@@ -272,7 +273,7 @@ def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) 
         tokens = records[number].tokens
         if tokens:
             weight = plan.sources[shard.source].weight * tokens / per_source[shard.split, shard.source]
-            blend[shard.split] += [f"{weight:.12g}", str(output / shard.name)]
+            blend[shard.split] += [f"{weight:.12g}", place(output, shard.name)]
     if not blend["train"]:
         raise UserError(
             "No document is left for training: every row is empty, or shorter than min_doc_chars.",
@@ -286,7 +287,7 @@ def make_artifact(
 ) -> artifacts.PretrainBlendsArtifact:
     """The output folder as an unsaved artifact. `metadata` holds what a trainer needs to know about the tokens."""
     tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
-    paths = {split: str(output / split) for split, count in tokens.items() if count}
+    paths = {split: place(output, split) for split, count in tokens.items() if count}
     return artifacts.PretrainBlendsArtifact(
         path=output,
         total_tokens=sum(tokens.values()),
@@ -410,7 +411,8 @@ def prepare(
 
     outputs = outputs or Outputs(print_summary, _write_outputs, make_artifact)
     began = time.monotonic()
-    output = Path(config.output_dir).expanduser().absolute()
+    output = working_folder(config.output_dir)
+    config = replace(config, output_dir=output)
 
     def plan_here() -> ShardPlan:
         try:
@@ -474,12 +476,15 @@ def _one_step(
 
 def _require_files(plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path) -> None:
     """Raise NemotronError if a shard's file is not there, or is cut off. Its content is what its maker has hashed."""
+    store = None if plan.chat else store_of(output)
     for number, record in records.items():
         for name, (size, _) in record.files(plan.shards[number].name).items():
             path = output / name
-            if not path.is_file() or path.stat().st_size != size:
+            found = store.size(name) if store else path.stat().st_size if path.is_file() else None
+            if found != size:
                 raise NemotronError(
-                    f"{path}: not there whole, though its record is.", hint="Run the task that makes it again."
+                    f"{place(output, name)}: not there whole, though its record is.",
+                    hint="Run the task that makes it again.",
                 )
 
 
@@ -487,8 +492,10 @@ def _saved(
     artifact: Any, config: DataPrepConfig, plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path
 ) -> None:
     _remove_temporary(output)
-    for number, record in records.items():
-        artifact._sums.update(record.files(plan.shards[number].name))
+    if plan.chat or store_of(output) is None:
+        for number, record in records.items():
+            artifact._sums.update(record.files(plan.shards[number].name))
+    publish(output, artifact)
     artifact.save(name=config.artifact_name)
 
 

@@ -26,6 +26,7 @@ from nemotron_kit.data_prep.indexed import HashedFile
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
 from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import FoundFile
+from nemotron_kit.data_prep.stored import publish, working_folder
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.runs.metrics import log_metrics
@@ -71,7 +72,7 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     config.check()
     began = monotonic()
     blend = load_rl_blend(Path(config.blend_path))
-    output = Path(config.output_dir).expanduser().absolute()
+    output = working_folder(config.output_dir)
     frozen = config.step == SHARDS or (config.step == FINISH and not (output / MANIFEST).exists())
     inputs = _planned(output) if frozen else _inputs(blend, output / "sources")
     restorer = Restorer(blend, output / "sources")
@@ -96,6 +97,7 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     (output / INPUTS).unlink(missing_ok=True)  # no part of the data
     _tell(found)
     artifact = _artifact(blend, found, output, monotonic() - began)
+    publish(output, artifact)
     artifact.save(name=config.artifact_name)
     return artifact
 

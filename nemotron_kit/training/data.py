@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import open_regular, read_regular
+from nemotron_kit.objects import local_copies, object_url
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,9 @@ class BlendSource:
     prefix: str
 
 
-def read_blend(path: str | Path) -> dict[str, list[BlendSource]]:
-    """The sources of each split in a blend file; relative prefixes are relative to the file's folder.
+def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[BlendSource]]:
+    """The sources of each split in a blend file; relative prefixes are relative to the file's folder. Shards in an
+    object store are copied to this machine's cache; with `only`, those of this split.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
     """
@@ -44,7 +46,11 @@ def read_blend(path: str | Path) -> dict[str, list[BlendSource]]:
     for split in splits:
         if split not in SPLITS:
             raise UserError(f"{path}: unknown split {split!r}; {nearest(split, SPLITS)}")
-    return {split: _sources(path, split, entries) for split, entries in splits.items() if entries}
+    return {
+        split: _sources(path, split, entries, fetch=only in (None, split))
+        for split, entries in splits.items()
+        if entries
+    }
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def _load(path: Path) -> dict[str, Any]:
     return splits
 
 
-def _sources(path: Path, split: str, entries: list[Any]) -> list[BlendSource]:
+def _sources(path: Path, split: str, entries: list[Any], *, fetch: bool) -> list[BlendSource]:
     weights = [_number(entry) for entry in entries[::2]]
     if len(entries) % 2 == 0 and all(weight is not None for weight in weights):
         pairs = list(zip(weights, entries[1::2], strict=True))
@@ -72,7 +78,15 @@ def _sources(path: Path, split: str, entries: list[Any]) -> list[BlendSource]:
     for weight, prefix in pairs:
         if not isinstance(prefix, str) or (weight is not None and not 0 <= weight < math.inf):
             raise UserError(f"{path}: {split} has the weight {weight!r} for {prefix!r}; it must be 0 or more.")
-    return [BlendSource(weight, str(path.parent / prefix)) for weight, prefix in pairs if weight != 0]
+    return [BlendSource(weight, _here(path, prefix, fetch)) for weight, prefix in pairs if weight != 0]
+
+
+def _here(path: Path, prefix: str, fetch: bool) -> str:
+    """A shard's prefix on this machine; one in an object store is copied to its cache."""
+    url = object_url(prefix)
+    if url is None:
+        return str(path.parent / prefix)
+    return local_copies(url, (".bin", ".idx"), optional=(".json",)) if fetch else url
 
 
 def _number(entry: Any) -> float | None:

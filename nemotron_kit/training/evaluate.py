@@ -64,7 +64,7 @@ def _shards(
             f"{data}: neither blend.json nor Parquet rows of the {split} split: this is no prepared data.",
             hint="Give what `nemotron nano3 data prep pretrain` or `data prep sft` has made.",
         )
-    blend = read_blend(path)
+    blend = read_blend(path, only=split)
     if split not in blend:
         raise UserError(f"{path}: there is no {split} split.", hint=f"It has: {', '.join(blend)}. Set split=.")
     length = seq_length or trained_length(speaker.folder) or min(4096, speaker.model.config.max_position_embeddings)

@@ -1,0 +1,136 @@
+"""Folders of an object store (s3://bucket/prefix, and what else fsspec opens): files put there, and read from there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import aside, fsync_dir
+from nemotron_kit.home import nemotron_home
+
+# pathlib makes s3:/bucket of s3://bucket.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(?!/)(.+)\Z")
+
+
+def object_url(path: str | os.PathLike[str]) -> str | None:
+    """The URL that a path is, without a slash at its end; None for a path of this machine."""
+    found = _URL.match(os.fspath(path))
+    if found is None or found[1] in ("file", "local"):
+        return None
+    return f"{found[1]}://{found[2].rstrip('/')}"
+
+
+class ObjectFolder:
+    """All objects below a URL. An object appears whole: stores have no half of one.
+
+    Credentials and the server's address are the environment's, as each store's own client reads them
+    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …). Every method raises NemotronError where the store refuses or is not there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            from fsspec.core import url_to_fs
+
+            fs, inner = url_to_fs(url)
+        except ImportError as error:
+            scheme = url.split("://")[0]
+            hint = "pip install 'nemotron-kit[s3]'" if scheme == "s3" else f"Install what {scheme}:// needs."
+            raise UserError(f"{url}: {error}.", hint=hint) from error
+        except Exception as error:  # each store's own
+            raise UserError(f"{url}: can't be opened: {type(error).__name__}: {error}.") from error
+        self._fs: Any = fs
+        self._inner = str(inner)
+
+    def at(self, name: str) -> str:
+        """The URL of an object."""
+        return f"{self.url}/{name}"
+
+    def put(self, file: Path, name: str) -> None:
+        """Copy a file of this machine there."""
+        with self._worded(name, "written"):
+            self._fs.put_file(str(file), self._place(name))
+            if (size := self.size(name)) != file.stat().st_size:
+                raise NemotronError(f"{self.at(name)} has {size} bytes after {file} was copied there.")
+
+    def put_text(self, text: str, name: str) -> None:
+        """Write an object of UTF-8 text."""
+        with self._worded(name, "written"):
+            self._fs.pipe_file(self._place(name), text.encode("utf-8"))
+
+    def size(self, name: str) -> int | None:
+        """An object's size in bytes; None where there is none."""
+        with self._worded(name, "read"):
+            self._fs.invalidate_cache()  # of listings: another machine may have written it
+            try:
+                return int(self._fs.info(self._place(name))["size"])
+            except FileNotFoundError:
+                return None
+
+    def read(self, name: str) -> bytes | None:
+        """An object's content; None where there is none."""
+        with self._worded(name, "read"):
+            try:
+                return bytes(self._fs.cat_file(self._place(name)))
+            except FileNotFoundError:
+                return None
+
+    def get(self, name: str, file: Path) -> None:
+        """Copy an object to a file, which appears whole."""
+        temporary = aside(file)
+        try:
+            with self._worded(name, "read"):
+                self._fs.get_file(self._place(name), str(temporary))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_dir(file.parent)
+
+    def _place(self, name: str) -> str:
+        return f"{self._inner}/{name}"
+
+    @contextmanager
+    def _worded(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except NemotronError:
+            raise
+        except Exception as error:  # each store raises its own
+            raise NemotronError(
+                f"{self.at(name)}: can't be {what}: {type(error).__name__}: {error}.",
+                hint="Are bucket, endpoint and credentials right, and is the store there?",
+            ) from error
+
+
+def local_copies(prefix: str, suffixes: Sequence[str], optional: Sequence[str] = ()) -> str:
+    """The prefix, on this machine, of copies of `<prefix><suffix>`; made once, and kept in the cache of NEMOTRON_HOME.
+
+    Of the processes of a machine that ask at once, one copies. Raises NemotronError for an object that isn't there.
+    """
+    url, _, name = prefix.rpartition("/")
+    folder = nemotron_home() / "cache" / "objects" / hashlib.sha256(url.encode("utf-8")).hexdigest()[:16]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    store = ObjectFolder(url)
+    lock = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for suffix in (*suffixes, *optional):
+            size, file = store.size(f"{name}{suffix}"), folder / f"{name}{suffix}"
+            if size is None and suffix in optional:
+                with suppress(FileNotFoundError):
+                    file.unlink()
+            elif size is None:
+                raise NemotronError(f"{prefix}{suffix}: there is no such object.")
+            # A record is small, and says what the others hold: it is always the newest.
+            elif suffix in optional or not file.is_file() or file.stat().st_size != size:
+                store.get(f"{name}{suffix}", file)
+    finally:
+        os.close(lock)
+    return str(folder / name)
