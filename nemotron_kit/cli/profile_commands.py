@@ -32,12 +32,15 @@ def check(argv: list[str]) -> int:
     """`nemotron profiles check ARGUMENTS`: returns 0 if all checks pass, 1 if one fails, 3 if the target does not
     answer."""
     parser = ToolParser("profiles", "check")
+    parser.add_argument(
+        "--node", action="store_true", help="run modules, conda, setup and the image's Python on a node, too (Slurm)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
         return 0
 
-    findings = list(check_profile(effective_profile(options.name).config))
+    findings = list(check_profile(effective_profile(options.name).config, on_node=options.node))
     if options.json:
         print_json([vars(finding) for finding in findings])
     else:

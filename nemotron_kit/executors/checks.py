@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import executor_for
+from nemotron_kit.executors.slurm import apptainer, script
+from nemotron_kit.remote.agent.inspect import LOOK, OLDEST
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import RemotePaths, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
@@ -57,21 +61,66 @@ def connection(target: Target) -> Iterator[Finding]:
 
 
 def python(target: Target) -> Iterator[Finding]:
-    """The worker's Python, unless a container has its own."""
-    if target.config.conda and not target.config.container_image and not target.config.python:
-        yield Finding("python", WARNING, f"that of conda's {target.config.conda}, on the node: not looked at")
+    """The worker's Python: the profile's own, where it names one."""
+    config = target.config
+    if config.container_image:
+        more = ": --node looks" if config.executor == "slurm" else ""
+        yield Finding("python", OK, f"{config.python or 'python3'} of the image, not looked at here{more}")
         return
-    facts = target.ask("python_facts")
+    if config.conda and not config.python:
+        yield Finding("python", WARNING, f"that of conda's {config.conda}, on the node: not looked at (--node does)")
+        return
+    yield from _judged("python", target.ask("python_facts", python=config.python), config)
+
+
+def _judged(what: str, facts: Mapping[str, Any], config: RunConfig) -> Iterator[Finding]:
+    """Whether the worker can run with a Python of these facts."""
     if "error" in facts:
-        yield Finding("python", WRONG, facts["error"])
+        yield Finding(what, WRONG, facts["error"])
         return
     modules = facts["modules"]
     has = ", ".join(f"{name} {version}" for name, version in modules.items()) or "no package that matters"
-    own = "; the container has its own" if target.config.container_image else ""
-    yield Finding("python", OK, f"{facts['version']} ({facts['executable']}): {has}{own}")
-    if "omegaconf" not in modules and not target.config.container_image:
-        fix = f"{facts['executable']} -m pip install omegaconf, or name another in the profile: python = …"
-        yield Finding("omegaconf", WRONG, f"The worker needs it: {fix}")
+    too_old = tuple(map(int, re.findall(r"\d+", facts["version"])[:2])) < OLDEST
+    needs = f"; {OLDEST[0]}.{OLDEST[1]} or newer is needed" if too_old else ""
+    yield Finding(what, WRONG if too_old else OK, f"{facts['version']} ({facts['executable']}): {has}{needs}")
+    for name in ("omegaconf", "yaml"):
+        if name in modules:
+            continue
+        where = "It has to be in the image" if config.container_image else f"{facts['executable']} -m pip install"
+        package = {"yaml": "pyyaml"}.get(name, name)
+        fix = f"{where}{'' if config.container_image else ' ' + package}, or name another in the profile: python = …"
+        yield Finding(name, WRONG, f"The worker needs it: {facts['broken'].get(name) or fix}")
+
+
+def node(target: Target) -> Iterator[Finding]:
+    """On a node of the profile's partition: modules, conda, startup_commands, setup, then the Python of the jobs, in
+    their container if they have one. Waits a minute for a node, which it has for five at most."""
+    config = target.config
+    if config.executor != "slurm":
+        yield Finding("node", WRONG, f"--node is for Slurm; this profile's executor is {config.executor}")
+        return
+    asked = replace(config, nodes=1, time="00:05:00", nodelist=None, segment=None)
+    options = [*_options(asked, resolve_partition(config, is_launch=False)), "--job-name=nemotron-check"]
+    program = target.paths.python
+    text = script.check_text(config, shlex.quote(program), LOOK)
+    image = None
+    if config.container_image and not apptainer.runs_in(config):
+        mounted = [f"--container-mounts={','.join(config.mounts)}"] if config.mounts else []
+        image = [f"--container-image={config.container_image}", *mounted]
+    began = time.monotonic()
+    facts, _ = target.transport.call("slurm_on_node", text.encode(), options=options, image=image, python=program)
+    if facts["host"] is None:
+        yield Finding("node", WRONG, f"none within a minute: {facts['said'] or 'srun says nothing'}")
+        return
+    yield Finding("node", OK, f"{facts['host']}, {time.monotonic() - began:.0f} s")
+    if facts["stopped"]:
+        yield Finding("setup", WRONG, f"{facts['stopped']}{': ' if facts['said'] else ''}{facts['said']}")
+        return
+    names = [name for name in ("modules", "conda", "startup_commands", "setup") if getattr(config, name)]
+    if names:
+        yield Finding("setup", OK, f"{', '.join(names)}: done there")
+    what = "python of image" if config.container_image else "python of node"
+    yield from _judged(what, facts["python"] or {"error": f"{program}: {facts['said'] or facts['code']}"}, config)
 
 
 def storage(target: Target) -> Iterator[Finding]:
@@ -137,13 +186,24 @@ def image(target: Target) -> Iterator[Finding]:
     name = target.config.container_image
     if not name:
         return
-    if not target.ask("slurm_facts").get("pyxis"):
+    for problem in apptainer.problems_of(target.config):
+        yield Finding("container", WRONG, " ".join(filter(None, (str(problem), problem.hint))))
+    facts = target.ask("slurm_facts")
+    if target.config.container_runtime == apptainer.APPTAINER:
+        if facts.get("apptainer"):
+            yield Finding("container", OK, facts["apptainer"])
+        else:
+            said = "apptainer is not on the PATH there; --node looks on a node, with the profile's modules"
+            yield Finding("container", WARNING, said)
+    elif not facts.get("pyxis"):
         yield Finding("container", WRONG, "srun has no --container-image there: Pyxis is not installed.")
     if name.startswith("/"):
         (there,) = target.ask("exist", paths=[name])
         yield Finding("image", OK if there else WRONG, name if there else f"{name}: no such file there")
-    else:
-        yield Finding("image", OK, f"{name}: pulled when the job starts")
+        return
+    answer = target.ask("registry_answer", image=name)
+    state = {"there": OK, "gone": WRONG}.get(answer["state"], WARNING)
+    yield Finding("image", state, f"{name}: {answer['said']}")
 
 
 def mounts(target: Target) -> Iterator[Finding]:
@@ -196,9 +256,9 @@ _ANY_RUN = "20000101-000000-check-000000"
 Check = Callable[[Target], Iterator[Finding]]
 
 
-def check_profile(config: RunConfig) -> Iterator[Finding]:
-    """Check the target of a profile. The check ends if the machine can't be reached; nothing is submitted, and no file
-    remains on the target."""
+def check_profile(config: RunConfig, *, on_node: bool = False) -> Iterator[Finding]:
+    """Check the target of a profile. The check ends if the machine can't be reached; no file remains on the target, and
+    nothing is submitted, but for a job of a minute with `on_node`."""
     try:
         config, _ = with_folder(config, lambda: transport_for(config).root)
     except NemotronError as error:
@@ -206,7 +266,7 @@ def check_profile(config: RunConfig) -> Iterator[Finding]:
         return
     executor = executor_for(config)
     target = Target(config, executor.paths(_ANY_RUN, 0), executor.transport)
-    for named in executor.checks():
+    for named in (*executor.checks(), *(["node"] if on_node else [])):
         check: Check = globals()[named] if isinstance(named, str) else named
         try:
             yield from check(target)

@@ -106,6 +106,7 @@ class RunConfig:
     cancel_on_interrupt: bool | None = None
     retries: int | None = None
     max_segments: int | None = None
+    chain: int | None = None
     max_parallel: int | None = None
     extends: str | None = None
     extra: dict[str, Any] | None = None
@@ -316,7 +317,7 @@ _LIKE = {
 # 0 nodes is a mistake; 0 GPUs or retries is not.
 _AT_LEAST_ONE = frozenset(
     {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
-    | {"segment", "signal_lead"}
+    | {"segment", "signal_lead", "chain"}
 )
 _AT_MOST = {"signal_lead": 65535}  # sbatch's own limit
 _SHELL = frozenset({"setup", "startup_commands"})

@@ -66,7 +66,7 @@ class Slurm(Executor):
         *("mem", "exclusive", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "qos"),
         *("constraint", "exclude", "gres", "array", "host", "user", "identity", "max_segments"),
         *("modules", "conda", "nodelist", "reservation", "segment", "comment", "mail_user", "mail_type", "signal_lead"),
-        *("container_runtime",),
+        *("container_runtime", "chain"),
     }  # fmt: skip
     over_ssh = True
     # Submitting a few at a time, as others end, would make very many arrays.
@@ -94,10 +94,18 @@ class Slurm(Executor):
         config, paths, resources = self.settings, context.paths, context.resources
         mounts = scripts.mounts_of(paths, context.inputs) if config.container_image else []
         notes = [*resources.notes]
+        if config.chain:
+            notes.append(
+                f"chain={config.chain}: so many jobs of one name; each goes on where the one before it stopped, and "
+                "the others are taken away once the job is over."
+            )
         if resolve_partition(config, is_launch=context.mode == "batch") is None:
             notes.append("partition: not set, so the job goes to the cluster's default partition.")
         planned = ExecutorPlan(notes=tuple(notes), resources=resources, mounts=(*mounts, *context.folders))
         problems = tuple(scripts.problems_of(config, resources, context.mode, context.secrets))
+        if config.chain and not context.alone:
+            what = "the jobs of a sweep share an array, whose tasks would wait for each other."
+            problems += (Problem(what, field=f"chain={config.chain}", hint="Leave it out: run.env.chain=null"),)
         if problems or not context.alone:
             return replace(planned, problems=problems)
         intent = scripts.intent_of(context.run_id, [context.job])
@@ -237,6 +245,7 @@ class Slurm(Executor):
             array=call.array,
             script=call.script,
             options=[*_within(first.settings, limit), *_after(first)],
+            links=first.settings.chain or 1,
             hidden=hidden,
         )
 
@@ -355,7 +364,8 @@ def _within(settings: RunConfig, limit: str | None) -> list[str]:
 def _after(plan: Plan) -> list[str]:
     """sbatch options for a job that starts after others have succeeded, and is dropped if one of them fails."""
     ids = plan.dependency
-    return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"] if ids else []
+    kinds = [*([f"afterok:{':'.join(ids)}"] if ids else []), *(["singleton"] if plan.settings.chain else [])]
+    return [*([f"--dependency={','.join(kinds)}"] if kinds else []), *(["--kill-on-invalid-dep=yes"] if ids else [])]
 
 
 def _observation(values: Mapping[str, Any]) -> Observation:

@@ -37,6 +37,7 @@ SUBFOLDER = "slurm"
 _PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
 # How long before its time limit a job gets the signal to save and go on in another segment; Slurm looks every 30 s.
 _LEAD_SECONDS = 300
+_MOST_LINKS = 100
 
 # Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
 # wants to run again leaves a file named after its job. Where TERM had asked it to stop (`told`), that may have been a
@@ -70,6 +71,26 @@ nemotron_end() {{
   return "$1"
 }}
 echo told >"{again}"
+"""
+# With `chain` the job is not queued again: the next job of the name takes over, which Slurm starts once this one has
+# ended. It is over, and the others are taken away, where it ended by itself; not where it has saved to go on, or is to
+# be tried again (always), or was ended by TERM. A link counts as a restart: that number is in the names of its files.
+_CHAIN = """\
+if [ -e "{over}" ]; then exit 0; fi
+: >"{link}-$SLURM_JOB_ID"
+nemotron_links=("{link}"-*)
+export SLURM_RESTART_COUNT=$((${{#nemotron_links[@]}} - 1))
+nemotron_over() {{
+  : >"{over}"
+  scancel --quiet --name="$SLURM_JOB_NAME" --user="$(id -un)" --state=PENDING || :
+}}
+nemotron_end() {{
+  echo "nemotron: job $SLURM_JOB_ID ended with $1"
+  again=$(cat "{again}" 2>/dev/null)
+  rm -f "{again}"
+  case "$again $1" in always* | "told 75" | *" 143" | *" 15") ;; *) nemotron_over ;; esac
+  return "$1"
+}}
 """
 # What stands before the job in the script of its first node, whose environment srun takes to all nodes, ends the job
 # where it fails: $1 is the exit code, $2 what failed. Preempted meanwhile, the job is queued again; 75 is no checkpoint
@@ -157,7 +178,8 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
 
 def render_here(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
     """NeMo-Run's rendering of the script, unchecked."""
-    return _materialize(_executor(config, resources, script, batch), script)
+    end = ["&&", "nemotron_over", "||"] if config.chain else ["||"]
+    return _materialize(_executor(config, resources, script, batch), script, [*end, "nemotron_end", "$?"])
 
 
 def check_syntax(text: str) -> None:
@@ -244,6 +266,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
             packager="none",
             tunnel="local",
             retries=None,
+            chain=None,
             setup=None,
             modules=None,
             conda=None,
@@ -252,7 +275,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
         )
     )
     executor.signal = executor.signal or f"USR1@{lead_seconds(time_seconds(config.time))}"
-    flags = {"requeue": True, **(executor.additional_parameters or {})}
+    flags = {"requeue": not config.chain, **(executor.additional_parameters or {})}
     if not flags["requeue"]:
         flags["no_requeue"] = not flags.pop("requeue")
     executor.additional_parameters = flags
@@ -265,7 +288,11 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     shell = shell_lines(config)
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
     contained = [_STOP, *apptainer.script_lines(config, resources.nodes)] if in_apptainer else []
-    executor.setup_lines = "\n".join([_SETUP.format(again=again), *environment_lines(config), *guarded, *contained])
+    start = _SETUP.format(again=again)
+    if config.chain:
+        mark = f"{script.folder}/{SUBFOLDER}"
+        start += _CHAIN.format(again=again, over=f"{mark}/over-$SLURM_JOB_NAME", link=f"{mark}/link-$SLURM_JOB_NAME")
+    executor.setup_lines = "\n".join([start, *environment_lines(config), *guarded, *contained])
     return executor
 
 
@@ -311,11 +338,25 @@ def environment_lines(config: RunConfig) -> list[str]:
     return [*lines, "set -vx"]
 
 
+def check_text(config: RunConfig, python: str, code: str) -> str:
+    """A bash script for `profiles check --node`: what a job of this profile runs on its node before it begins, then
+    `code` by the Python that would run the job. A container that srun starts is not part of it."""
+    shell = shell_lines(config)
+    lines = ['echo "nemotron-node: $(hostname)"', "exec </dev/null", _STOP, *environment_lines(config)]
+    lines += [_TRAP, *shell, "trap - ERR"] if shell else []
+    if apptainer.runs_in(config):
+        lines += apptainer.script_lines(config, 1)
+    words = [*inside_of(config, "/tmp", ()), python]  # noqa: S108 — the container's own name of it
+    if not config.container_image or apptainer.runs_in(config):
+        lines.append(f"cd /; {' '.join(words)} -c {shlex.quote(code)}")
+    return "\n".join("" if line == "set -vx" else line for line in lines)
+
+
 def _or_stop(command: str) -> str:
     return f'{command} || nemotron_stop "$?" {shlex.quote(command)}'
 
 
-def _materialize(executor: Any, script: Script) -> str:
+def _materialize(executor: Any, script: Script, end: Sequence[str]) -> str:
     from nemo_run import LocalTunnel
     from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
 
@@ -327,7 +368,7 @@ def _materialize(executor: Any, script: Script) -> str:
         SlurmBatchRequest(
             launch_cmd=["sbatch", "--parsable"],
             jobs=[script.name],
-            command_groups=[[*script.command, "||", "nemotron_end", "$?"]],
+            command_groups=[[*script.command, *end]],
             executor=executor,
             max_retries=0,
             extra_env={},
@@ -368,6 +409,8 @@ def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Seq
         yield Problem(what, field=f"segment={config.segment}")
     if config.array:
         yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
+    if (config.chain or 0) > _MOST_LINKS:
+        yield Problem(f"{_MOST_LINKS} jobs of one name are the most.", field=f"chain={config.chain}")
     yield from apptainer.problems_of(config)
     yield from missing_secrets(secrets)
 

@@ -4,46 +4,91 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.remote.agent import slurm_commands as commands
 
 _SECONDS = 30.0
-_MODULES = ("omegaconf", "torch", "nemotron_kit")
-# Run as a child without -I, so that the user's own packages are found as the job finds them.
-_LOOK = """
-import importlib.metadata, importlib.util, json, platform
-found = {}
-for name in %r:
-    if importlib.util.find_spec(name):
-        try:
-            found[name] = importlib.metadata.version(name.replace("_", "-"))
-        except importlib.metadata.PackageNotFoundError:
+OLDEST = (3, 11)
+_MODULES = ("omegaconf", "yaml", "pydantic", "torch", "nemotron_kit")
+# Run as a child without -I, so that the user's own packages are found as the job finds them. What the worker needs is
+# imported; of the rest it is looked whether it is there.
+LOOK = """
+import importlib, importlib.util, json, os, platform, sys
+try:
+    from importlib.metadata import version
+except ImportError:
+    version = str
+found, broken = {}, {}
+for name in NAMES:
+    try:
+        if importlib.util.find_spec(name):
+            if name in ("omegaconf", "yaml"):
+                importlib.import_module(name)
+            found[name] = version({"yaml": "PyYAML"}.get(name, name.replace("_", "-")))
+    except Exception as error:
+        if type(error).__name__ == "PackageNotFoundError":
             found[name] = "there"
-print(json.dumps({"version": platform.python_version(), "modules": found}))
-"""
+        else:
+            broken[name] = "%s: %s" % (type(error).__name__, error)
+facts = {"version": platform.python_version(), "modules": found, "broken": broken, "executable": sys.executable}
+print("nemotron-python: " + json.dumps(facts))
+""".replace("NAMES", repr(_MODULES))
+_FACTS = re.compile(r"^nemotron-python: (\{.*\})$", re.MULTILINE)
+_HOST = re.compile(r"^nemotron-node: (\S+)$", re.MULTILINE)
+_STOPPED = re.compile(r"^nemotron: (setup: .+), and the job was not started$", re.MULTILINE)
 
 
-def python_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
-    """The Python that the job will use: its version, and which of the relevant packages are installed."""
+def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, Any], bytes]:
+    """The Python that the job will use, `python` or this one: its version, which of the relevant packages are there,
+    and which of the worker's can't be imported."""
     del payload
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", _LOOK % (_MODULES,)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_SECONDS,
-        check=False,
-        cwd="/",
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )
-    if done.returncode != 0:
-        return {"error": done.stderr.decode(errors="replace").strip()[-300:]}, b""
-    return {"executable": sys.executable, **json.loads(done.stdout)}, b""
+    program = str(Path(python or sys.executable).expanduser())
+    try:
+        done = subprocess.run(
+            [program, "-c", LOOK],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+            cwd="/",
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+    except OSError as error:
+        return {"error": f"{program}: {error.strerror or error}"}, b""
+    except subprocess.TimeoutExpired:
+        return {"error": f"{program}: no answer in {_SECONDS:.0f} s"}, b""
+    found = _FACTS.search(done.stdout.decode(errors="replace"))
+    if done.returncode != 0 or not found:
+        said = done.stderr.decode(errors="replace").strip()[-300:]
+        return {"error": f"{program}: {said or f'no Python: exit code {done.returncode}'}"}, b""
+    return dict(json.loads(found[1])), b""
+
+
+def slurm_on_node(
+    payload: bytes, options: list[str], image: list[str] | None = None, python: str = "python3", seconds: float = 60
+) -> tuple[dict[str, Any], bytes]:
+    """Run the script of the payload on a node that srun gets with these options within `seconds`, then `python` in the
+    container that srun's options `image` describe: {"host", "stopped": what failed, "python": its facts, "said"}."""
+    asked = ["srun", "--quiet", f"--immediate={seconds:.0f}", *options]
+    code, out, errors = commands.run([*asked, "bash", "-c", payload.decode()], seconds=seconds + 240)
+    host, stopped = _HOST.search(out), _STOPPED.search(out)
+    facts: dict[str, Any] = {"host": host and host[1], "stopped": stopped and stopped[1], "code": code}
+    if image and host and not stopped:
+        code, out, errors = commands.run([*asked, *image, python, "-c", LOOK], seconds=seconds + 600)
+        facts["code"] = code
+    found = _FACTS.search(out)
+    said = [line for line in (errors or out).splitlines() if line.strip() and not line.startswith("nemotron")]
+    return {**facts, "python": json.loads(found[1]) if found else None, "said": "\n".join(said[-3:])[-500:]}, b""
 
 
 def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
@@ -77,6 +122,8 @@ def slurm_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
         facts["sacct"] = _error_output(["sacct", "--noheader", "--allocations", "--format=JobID"])
     if tools["srun"]:
         facts["pyxis"] = "--container-image" in "".join(commands.run(["srun", "--help"], seconds=_SECONDS)[1:])
+    if shutil.which("apptainer"):
+        facts["apptainer"] = commands.run(["apptainer", "--version"], seconds=_SECONDS)[1].strip()
     return facts, b""
 
 
@@ -86,6 +133,75 @@ def slurm_accepts(payload: bytes, options: list[str]) -> tuple[str | None, bytes
     del payload
     code, out, errors = commands.run(["sbatch", "--test-only", *options, "--wrap", "true"], seconds=_SECONDS)
     return (None if code == 0 else errors or out.strip() or f"exit code {code}"), b""
+
+
+_MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " + (
+    "application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json"
+)
+_ANSWER_SECONDS = 10.0
+
+
+def registry_answer(payload: bytes, image: str) -> tuple[dict[str, str], bytes]:
+    """Whether the image's registry has it, as somebody without a login sees it from here: `state` (there, gone or
+    unknown), and `said` in words."""
+    del payload
+    if "://" in image and not image.startswith("docker://"):
+        return {"state": "unknown", "said": "pulled when the job starts: not looked at"}, b""
+    host, name, tag = image_parts(image)
+    url = f"https://{host}/v2/{name}/manifests/{tag}"
+    try:
+        code, challenge = _manifest(url, None)
+        if code == 401 and (token := _token(challenge)):
+            code, _ = _manifest(url, token)
+    except (OSError, ValueError) as error:
+        said = (
+            f"pulled when the job starts; {host} does not answer from here ({getattr(error, 'reason', None) or error})"
+        )
+        return {"state": "unknown", "said": said}, b""
+    if code == 200:
+        return {"state": "there", "said": f"{host} has it; pulled when the job starts"}, b""
+    if code == 404:
+        return {"state": "gone", "said": f"{host} has no such image"}, b""
+    return {"state": "unknown", "said": f"pulled when the job starts; {host} shows it to logins only ({code})"}, b""
+
+
+def image_parts(image: str) -> tuple[str, str, str]:
+    """Registry, name, and tag or digest of an image as Docker or Pyxis writes it."""
+    text = image.removeprefix("docker://")
+    host, mark, rest = text.partition("#" if "#" in text else "/")
+    if not mark or not ("#" in text or "." in host or ":" in host or host == "localhost"):
+        host, rest = "registry-1.docker.io", text if "/" in text else f"library/{text}"
+    host = host.rpartition("@")[2]  # Pyxis: USER@REGISTRY#IMAGE
+    if "@" in rest:
+        name, _, tag = rest.partition("@")
+        return host, name.partition(":")[0], tag
+    name, _, tag = rest.partition(":")
+    return host, name, tag or "latest"
+
+
+def _manifest(url: str, token: str | None) -> tuple[int, str]:
+    """The code of the answer to a request for a manifest, and its challenge."""
+    headers = {"Accept": _MANIFESTS, **({"Authorization": f"Bearer {token}"} if token else {})}
+    request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310 — https
+    try:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+            return int(answer.status), ""
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("WWW-Authenticate") or ""
+
+
+def _token(challenge: str) -> str | None:
+    """An anonymous token, as the registry's challenge says where to get one."""
+    given = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    if not given.get("realm", "").startswith("https://"):
+        return None
+    query = urllib.parse.urlencode({key: given[key] for key in ("service", "scope") if key in given})
+    try:
+        with urllib.request.urlopen(f"{given['realm']}?{query}", timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+            found = json.loads(answer.read(1_000_000))
+    except urllib.error.HTTPError:
+        return None
+    return str(found.get("token") or found.get("access_token") or "") or None
 
 
 def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, Any], bytes]:

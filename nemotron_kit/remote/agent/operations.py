@@ -247,6 +247,8 @@ OPS: dict[str, str] = {
     "ping": "nemotron_kit.remote.agent.operations:ping",
     "hello": "nemotron_kit.remote.agent.operations:hello",
     "python_facts": "nemotron_kit.remote.agent.inspect:python_facts",
+    "registry_answer": "nemotron_kit.remote.agent.inspect:registry_answer",
+    "slurm_on_node": "nemotron_kit.remote.agent.inspect:slurm_on_node",
     "writable": "nemotron_kit.remote.agent.inspect:writable",
     "docker_facts": "nemotron_kit.remote.agent.inspect:docker_facts",
     "slurm_facts": "nemotron_kit.remote.agent.inspect:slurm_facts",

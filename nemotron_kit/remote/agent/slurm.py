@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Submission:
 
     `at` is the time of the first attempt, in seconds since the epoch by the target's clock; `logged` is the number of
     bytes that its jobs had logged in earlier attempts (None: no log). `refused` is Slurm's message if it is known that
-    no such job exists.
+    no such job exists. `links` are the jobs of the same name that go on after the first one, one after another.
     """
 
     intent: str
@@ -44,6 +44,12 @@ class Submission:
     cluster: str | None = None
     refused: str | None = None
     logged: int | None = None
+    links: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        """Slurm's ids of the jobs that were submitted, in the order in which they run."""
+        return [*([self.job] if self.job else []), *self.links]
 
     def slurm_id(self, number: int) -> str | None:
         """Slurm's id of one job of the run."""
@@ -58,6 +64,7 @@ _RECORD = {
     "array": bool,
     "at": float,
     "logged": int,
+    "links": [str],
 }
 _NEEDED = ("intent", "name", "jobs", "array", "at")
 
@@ -84,7 +91,9 @@ def read(run: Path, intent: str) -> Submission | None:
         raise NemotronError(f"damaged: {path}: name: {values['name']!r} is no job's.")
     if values.get("job") is not None and not _NUMBER.match(values["job"]):
         raise NemotronError(f"damaged: {path}: job: {values['job']!r} is no number of Slurm's.")
-    return Submission(**{f.name: values[f.name] for f in fields(Submission) if f.name in values})
+    if not all(_NUMBER.match(link) for link in values.get("links") or ()):
+        raise NemotronError(f"damaged: {path}: links: {values['links']!r} are no numbers of Slurm's.")
+    return Submission(**{f.name: values[f.name] for f in fields(Submission) if values.get(f.name) is not None})
 
 
 def write(run: Path, submission: Submission) -> None:
@@ -162,14 +171,16 @@ def submit(
     script: str,
     options: list[str] | None = None,
     hidden: list[str] | None = None,
+    links: int = 1,
 ) -> Response:
     """Submit `script` (a path below the run's `folder`) unless it was submitted before; returns the submission's
     record.
 
     The payload is JSON: `script` (its text, if the file does not exist yet) and `secrets` (name → value, passed to the
     job's environment only). `options` are sbatch options that override the script's; `hidden` are names of variables of
-    this environment that are withheld from the job. Raises Unreachable if it is not known whether the job is queued,
-    UserError if Slurm refused it.
+    this environment that are withheld from the job.
+    `links` is how many jobs of the name there are to be. Raises Unreachable if it is not known whether the job is
+    queued, UserError if Slurm refused it.
     """
     run = Path(folder)
     given = json.loads(payload) if payload else {}
@@ -177,7 +188,7 @@ def submit(
         (run / part).mkdir(mode=0o700, exist_ok=True)
     with locked(run, intent) as lock:
         record = read(run, intent)
-        if record and record.job:
+        if record and len(record.ids) >= links:
             return asdict(record), b""
         if given.get("script") is not None:
             files.write_text(run / script, given["script"])
@@ -185,11 +196,14 @@ def submit(
             so_far = logged(run, jobs)
             record = Submission(intent, name, list(jobs), array, time.time(), logged=so_far)
             write(run, record)
-        else:
+        elif record.job is None:
             record = _settled(run, record)
+        env = _environment(given.get("secrets") or {}, hidden or [])
+        arguments = [*(options or []), str(run / script)]
         if record.job is None and not has_begun(run, record):
-            env = _environment(given.get("secrets") or {}, hidden or [])
-            record = _sbatch(run, record, [*(options or []), str(run / script)], env, lock)
+            record = _sbatch(run, record, arguments, env, lock)
+        while record.job and len(record.ids) < links:
+            record = _link(run, record, links, arguments, env, lock)
     return asdict(record), b""
 
 
@@ -230,8 +244,8 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
         record = by_job[numbers[0]]
         with contextlib.suppress(Unreachable):
             record = find(run, record)
-        if record.job is None:
-            commands.scancel((), name=record.name)
+        if record.job is None or record.links:
+            commands.scancel((), name=record.name, clusters=record.cluster)
         elif len(numbers) == len(record.jobs):
             ids.setdefault(record.cluster, []).append(record.job)
         else:
@@ -309,6 +323,27 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     if code != 0 and refusal and not _LOST.search(refusal[1]):
         return _refuse(run, record, f"Slurm refused the job: {message}")
     return _looked_up(run, record, message or f"sbatch answered {out.strip()[:200]!r}")
+
+
+def _link(
+    run: Path, record: Submission, links: int, arguments: list[str], env: dict[str, str], lock: int
+) -> Submission:
+    """The record with one more job of its name. One whose answer was lost may be there besides: it ends at once when
+    the job is over. Where Slurm takes no more of them, none stays."""
+    asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
+    code, out, message = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+    answer = commands.job_id(out) if code == 0 else None
+    if answer:
+        more = replace(record, links=[*record.links, answer[0]])
+        write(run, more)
+        return more
+    refusal = _REFUSED.search(message)
+    if not refusal or _LOST.search(refusal[1]):
+        raise Unreachable(f"{len(record.ids)} of {links} jobs are submitted: {message or out.strip()[:200]}")
+    commands.scancel((), name=record.name, clusters=record.cluster)
+    count = len(record.ids)
+    said = f"Slurm took {count} of the {links} jobs of this chain, which are cancelled again: {message}"
+    return _refuse(run, replace(record, job=None, links=[]), said)
 
 
 def _looked_up(run: Path, record: Submission, message: str) -> Submission:

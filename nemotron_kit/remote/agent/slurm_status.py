@@ -139,12 +139,24 @@ class _Job:
     def __init__(self, run: Path, number: int) -> None:
         self.run, self.number = run, number
         self.submission: Submission | None = None
+        self.link: str | None = None
         self.seen: Seen = {"state": "unknown", "error": "not submitted yet"}
         self.record = _exit_record(run / "jobs" / str(number))
 
     @property
     def slurm_id(self) -> str | None:
-        return self.submission.slurm_id(self.number) if self.submission else None
+        return self.link or (self.submission.slurm_id(self.number) if self.submission else None)
+
+    def choose_link(self, entries: Mapping[str, Entry]) -> None:
+        """Of a chain, the job that runs; else the one that waits next; else the last one that ran."""
+        ids = self.submission.ids if self.submission and self.submission.links else []
+        seen = [(number, entry) for number in ids if (entry := entries.get(number))]
+        chosen = (
+            [number for number, entry in seen if entry.state in _RUNNING]
+            or [number for number, entry in seen if entry.state in _PENDING]
+            or [number for number, entry in seen if entry.start][-1:]
+        )
+        self.link = chosen[0] if chosen else self.link
 
     def settled(self) -> bool:
         """Take the state from the job's own record; returns whether it is final. A worker that was ended by a signal
@@ -177,8 +189,11 @@ def _ask(jobs: list[_Job], cluster: str | None) -> None:
     except (Unreachable, NemotronError) as error:
         for job in jobs:
             _unless_recorded(job, "unreachable", error.message)
+    for job in jobs:
+        job.choose_link(queue or {})
     left = [job for job in jobs if queue is None or not _from_queue(job, queue)]
     ids = {job.slurm_id.partition("_")[0] for job in left if job.slurm_id}
+    ids.update(number for job in left if job.submission for number in job.submission.links)
     if not ids:
         return
     try:
@@ -192,13 +207,16 @@ def _ask(jobs: list[_Job], cluster: str | None) -> None:
                 _unless_recorded(job, "unreachable", error.message)
         return
     for job in left:
+        job.choose_link(accounts)
         _from_accounting(job, accounts, queue is not None)
 
 
 def _few_ids(jobs: Sequence[_Job]) -> set[str]:
     """The ids to query squeue for; empty to query all of the user's jobs, if these are as few or if an id is
     unknown."""
-    ids = {job.submission.job if job.submission else None for job in jobs}
+    ids: set[str | None] = set()
+    for job in jobs:
+        ids.update((job.submission and job.submission.ids) or [None])
     known = {number for number in ids if number}
     return known if len(known) == len(ids) <= _FEW else set()
 

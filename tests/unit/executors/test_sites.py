@@ -22,7 +22,7 @@ class Config:
 
 
 def test_the_page_has_twelve() -> None:
-    assert len(SITES) == PAGE.read_text(encoding="utf-8").count("```toml") == 11
+    assert len(SITES) == PAGE.read_text(encoding="utf-8").count("```toml") == 12
 
 
 @pytest.mark.parametrize(("name", "fields", "lines"), SITES, ids=[name for name, *_ in SITES])

@@ -143,6 +143,16 @@ def test_each_field_of_nemo_runs_in_extra_changes_the_script_or_is_refused() -> 
         text({"memory_measure": "no"})
 
 
+def test_a_chain_is_not_queued_again_but_leaves_it_to_the_next() -> None:
+    text = rendered(script(), chain=3, time="1-00:00:00")
+    slurm_script.check_syntax(text)
+    assert "#SBATCH --no-requeue\n" in text and "#SBATCH --requeue" not in text
+    assert "/h/runs/r/jobs/0 && nemotron_over || nemotron_end $?\n" in text
+    assert text.index("scontrol requeue") < text.index("nemotron_over() {") < text.index("\nsrun "), (
+        "the later one counts"
+    )
+
+
 def test_what_was_understood_is_said() -> None:
     assert "8 processes" in resources_of(config(ntasks_per_node=8), None).notes[0]
     assert "one process on one node" in resources_of(config(nodes=2), False).notes[0]
@@ -482,3 +492,36 @@ def test_condas_python_runs_the_job_unless_another_is_named(
     found = executor_for(config(conda="e")).paths("20260101-000000-a-b-abcdef", 0)
     assert found.python == "python3" and found.package
     assert executor_for(config(conda="e", python="/p")).paths("20260101-000000-a-b-abcdef", 0).python == "/p"
+
+
+@pytest.mark.parametrize(
+    ("code", "left", "over"),
+    [(0, None, True), (7, None, True), (75, "told", False), (75, "always", False), (7, "always", False),
+     (143, None, False), (15, None, False), (143, "told", False), (1, "told", True), (0, "told", True)],
+)  # fmt: skip
+def test_a_link_of_a_chain_takes_the_others_away_where_the_job_has_ended(
+    tmp_path: Path, code: int, left: str | None, over: bool
+) -> None:
+    worker = f"rm -f slurm/again-7; {f'echo {left} >slurm/again-7; ' if left else ''}exit {code}"
+    programs = {
+        "hostname": "echo n1", "scontrol": "true", "scancel": 'echo "$@" >scancelled',
+        "srun": f'case "$*" in *nemotron_kit*) echo "link $SLURM_RESTART_COUNT"; {worker};; esac',
+    }  # fmt: skip
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "link-nk-x-6").touch()
+    (tmp_path / "sbatch.sh").write_text(rendered(script(folder=str(tmp_path)), chain=3))
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "nk-x"}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        words = ["bash", "sbatch.sh"]
+        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert (done.returncode, "link 1\n" in done.stdout) == (code, True), done.stdout + done.stderr
+    assert (tmp_path / "scancelled").exists() is over
+    if over:
+        assert "--name=nk-x" in (tmp_path / "scancelled").read_text()
+        assert (run().returncode, "link" in run().stdout) == (0, False), "what is left in the queue does nothing"

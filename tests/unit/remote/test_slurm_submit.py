@@ -268,3 +268,47 @@ def test_the_limit_of_a_partition_or_of_the_default_one(
         f'case "$*" in *=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
     )
     assert slurm.limits(b"", partition=partition)[0]["time"] == limit
+
+
+NEXT = "n=$(cat {0}/n 2>/dev/null || echo 40); n=$((n + 1)); echo $n >{0}/n; "
+
+
+def test_the_jobs_of_a_chain_are_submitted_once_and_after_a_break_the_rest(run: Path, program: Program) -> None:
+    program("sbatch", NEXT.format(run) + "[ $n != 42 ] || exit 1; echo $n")
+    with pytest.raises(Unreachable, match="1 of 3 jobs are submitted"):
+        submit(run, links=3)
+    done = submit(run, links=3)
+    assert (done["job"], done["links"]) == ("41", ["43", "44"])
+    assert submit(run, links=3) == done and calls(run, "sbatch") == 4
+    slurm.cancel(b"", folder=str(run), jobs=[0])
+    assert f"scancel --quiet --name=nk-{INTENT}-x" in (run.parents[1] / "calls").read_text(), "all of the name"
+
+
+def test_a_chain_of_which_slurm_takes_a_part_is_cancelled(run: Path, program: Program) -> None:
+    refusal = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (submit limit)"
+    program("sbatch", NEXT.format(run) + f"[ $n != 43 ] || {{ echo '{refusal}' >&2; exit 1; }}; echo $n")
+    with pytest.raises(
+        UserError, match=r"Slurm took 2 of the 3 jobs of this chain, which are cancelled again: .*submit"
+    ):
+        submit(run, links=3)
+    assert calls(run, "scancel") == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "accounts", "state", "number"),
+    [
+        ("41|RUNNING|S|nk|None\n42|PENDING|N/A|nk|Dependency\n43|PENDING|N/A|nk|Dependency", "", "running", "41"),
+        ("43|PENDING|N/A|nk|Dependency\n42|RUNNING|S|nk|None", "", "running", "42"),
+        ("43|PENDING|N/A|nk|Resources\n41|NODE_FAIL|S|nk|None\n42|TIMEOUT|S|nk|None", "", "pending", "43"),
+        ("", "41|TIMEOUT|S|nk|0:0|0:0\n42|NODE_FAIL|S|nk|0:0|0:0\n43|CANCELLED|None|nk|0:0|0:0", "failed", "42"),
+    ],
+)
+def test_of_a_chain_the_job_is_seen_that_counts_now(
+    run: Path, program: Program, queue: str, accounts: str, state: str, number: str
+) -> None:
+    program("sbatch", NEXT.format(run) + "echo $n")
+    submit(run, links=3)
+    program("squeue", f"printf '%s\\n' '{queue}'")
+    program("sacct", f"printf '%s\\n' '{accounts}'")
+    seen = slurm_status.observe(b"", runs={str(run): [0]})[0][str(run)]["0"]
+    assert (seen["state"], seen["slurm_id"]) == (state, number)

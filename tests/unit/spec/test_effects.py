@@ -38,7 +38,7 @@ VALUES: dict[str, Any] = {
     "gpus": "A100:2", "cluster_name": "cn", "base_url": "https://b", "app_id": "id", "app_secret": "${secret:HOME}",
     "project_name": "pn", "pvcs": ["claim:/x"], "resource_shape": "rs", "node_group": "ng", "nemo_run_dir": "/nr",
     "ray_working_dir": "/w", "ray_mode": "job", "dry_run": True, "detach": True, "cancel_on_interrupt": True,
-    "modules": ["cuda/12.4"], "conda": "env", "container_runtime": "apptainer",
+    "modules": ["cuda/12.4"], "conda": "env", "container_runtime": "apptainer", "chain": 3,
     "nodelist": "n[1-3]", "reservation": "res", "segment": 2, "comment": "of mine, (a)", "mail_user": "me@example.com",
     "mail_type": "END,fail", "signal_lead": 120,
     "retries": 2, "max_segments": 2, "max_parallel": 2, "extra": {"additional": 1},
