@@ -15,6 +15,7 @@ from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest
 from nemotron_kit.training.engine import (
     TrainingOutcome,
+    keep_freed_memory,
     load_optimizer_state,
     passive_cpu_waits,
     placement,
@@ -146,6 +147,7 @@ class _Run:
 
     def go(self, stop: StopRequest) -> TrainingOutcome:
         quiet()
+        keep_freed_memory()
         config, start = self.config, self.start
         progress = start.progress or TrainingProgress()
         model: Any = self.model()
