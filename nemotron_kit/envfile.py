@@ -16,7 +16,7 @@ from nemotron_kit.home import user_folder
 from nemotron_kit.ownership import untrusted_reason
 
 _SETTLE_NS = 2 * 10**9
-RESERVED = frozenset({"wandb", "artifacts", "cache", "cli"})
+RESERVED = frozenset({"wandb", "artifacts", "cache", "cli", "tracking"})
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ else:
 # ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH116, PTH117, PTH118, PTH120, PTH123
 
 
-RESERVED = ("wandb", "artifacts", "cache", "cli")
+RESERVED = ("wandb", "artifacts", "cache", "cli", "tracking")
 
 
 def home() -> str:

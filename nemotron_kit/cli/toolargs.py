@@ -23,7 +23,6 @@ from nemotron_kit.cli.tools import (
     RUN,
     RUNS,
     TOOLS,
-    TWO_JOBS,
 )
 from nemotron_kit.errors import UserError
 
@@ -31,7 +30,6 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-_COMPARED = "a run as elsewhere; of a sweep ID/N, its job N"
 _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     "": (),
     JOB: (("id", None, "ID", JOB_ID),),
@@ -39,7 +37,6 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     ANY_JOBS: (("ids", "*", "ID", JOB_ID),),
     RUN: (("id", None, "ID", ID),),
     RUNS: (("ids", "+", "ID", ID),),
-    TWO_JOBS: (("a", None, "A", _COMPARED), ("b", None, "B", _COMPARED)),
     PROFILE: (("name", None, "NAME", "a profile of env.toml"),),
     NEW: (("fields", "*", "NAME", "the recipe's name; with --profile, the profile's fields: KEY=VALUE"),),
     FIELDS: (("fields", "*", "FIELD", "a field or block of the config, such as train.lr"),),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
-RUN, RUNS, JOB, JOBS, TWO_JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "two jobs", "any jobs"
+RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
 PROFILE, ARTIFACT, FIELDS, NEW = "profile", "artifact", "fields", "new"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
@@ -124,11 +124,23 @@ waits again. A pipeline goes on by its own line, typed again; its stage N, which
     ),
     "diff": Subcommand(
         "nemotron_kit.cli.runs.show:diff",
-        TWO_JOBS,
-        "A B [--json]",
-        "what differs: config, artifacts, code, environment, launch",
+        JOBS,
+        "A B [C …] [--json]",
+        "what differs: config, artifacts, code, environment, launch, results",
         ("--json",),
-        "What two runs differ in. Exit code 0: nothing; 1: something.",
+        """\
+What runs differ in, a column for each, and what they returned and measured. Exit code 0: nothing; 1: something else
+than their results.""",
+    ),
+    "plot": Subcommand(
+        "nemotron_kit.cli.runs.plot:plot",
+        JOBS,
+        "ID[/N] … [--metric NAME] [--x step|time|tokens]",
+        "draws the curves of a metric in the terminal",
+        ("--metric", "--x", "--height"),
+        """\
+Draws the curve of a metric for each job, in the terminal: nemotron runs plot latest --metric loss --x tokens. Needs the
+extra plot. Over time is over the metric elapsed, in seconds; over tokens, over the metric tokens.""",
     ),
     "tag": Subcommand(
         "nemotron_kit.cli.runs.list:tag",

@@ -19,7 +19,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
-from nemotron_kit.envfile import find_env_file
+from nemotron_kit.envfile import find_env_file, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
@@ -36,9 +36,10 @@ from nemotron_kit.launch.placing import (
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
 from nemotron_kit.runs.folder import Labels
+from nemotron_kit.runs.metrics import TENSORBOARD
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_here
-from nemotron_kit.spec.profiles import check_run_wandb
+from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import python_module, ray_command, torchrun_command
@@ -71,6 +72,8 @@ def job_environment(
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
         if wandb.get("tags"):
             variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
+    if reserved_table(read_env_file(), "tracking").get("tensorboard"):
+        variables[TENSORBOARD] = "1"
     env_file = f"{paths.job}/env.toml" if paths.names_registry else find_env_file()
     if env_file:
         # A job in another working folder must find the same registry.
@@ -231,6 +234,9 @@ def _handler_problems(command: Command, launch: str) -> list[Problem]:
 def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
     from importlib.util import find_spec
 
+    if TENSORBOARD in environment and not any(map(find_spec, ("tensorboardX", "tensorboard"))):
+        what = "[tracking] tensorboard is on in env.toml, and neither tensorboardX nor tensorboard is installed."
+        return [Problem(what, hint="pip install 'nemotron-kit[tensorboard]'")]
     if "WANDB_PROJECT" in environment and find_spec("wandb") is None:
         return [Problem("W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'.")]
     return []

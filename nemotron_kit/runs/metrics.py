@@ -67,6 +67,7 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
         rank = _rank()
         MetricsFile.of(_path(folder, rank)).write({**row, "rank": rank} if rank else row)
     to_wandb(row)
+    to_tensorboard(row)
 
 
 def _whole(step: Any) -> int:
@@ -116,6 +117,44 @@ def to_wandb(row: Mapping[str, Any]) -> None:
             wandb.log({name: value for name, value in row.items() if name not in RESERVED}, step=row.get("step"))
         except Exception as error:  # noqa: BLE001 — the row is on record; what W&B does with it ends no training
             print(f"warning: W&B does not take the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
+
+
+# In the environment of a job whose metrics also go into event files.
+TENSORBOARD = "NEMOTRON_TENSORBOARD"
+# (process, job folder) → its writer of event files; None: there can be none.
+_writers: dict[tuple[int, str], Any] = {}
+
+
+def to_tensorboard(row: Mapping[str, Any]) -> None:
+    """Add the row to TensorBoard's event files in `tensorboard` in the job's folder, if env.toml turns that on
+    (`[tracking] tensorboard = true`). Each rank has a folder of its own."""
+    if TENSORBOARD not in os.environ or not (folder := os.environ.get("NEMO_RUN_DIR")):
+        return
+    try:
+        key = (os.getpid(), folder)
+        if key not in _writers:
+            _writers[key] = _event_writer(folder)
+        writer, step = _writers[key], row.get("step")
+        if writer is not None:
+            for name, value in row.items():
+                if name not in RESERVED:
+                    writer.add_scalar(name, float(value), step)
+    except Exception as error:  # noqa: BLE001 — the row is on record; what TensorBoard does with it ends no training
+        print(f"warning: TensorBoard does not get the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
+
+
+def _event_writer(folder: str) -> Any:
+    rank = _rank()
+    place = f"{folder}/tensorboard/rank-{rank}" if rank else f"{folder}/tensorboard"
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            print(f"warning: no event files are written: {error}", file=sys.stderr)  # noqa: T201
+            return None
+    return SummaryWriter(place, flush_secs=1)
 
 
 class MetricsFile:
@@ -221,6 +260,10 @@ def flush_metrics() -> None:
             each.flush()
         except NemotronError as error:
             print(f"warning: {error.message}", file=sys.stderr)  # noqa: T201
+    for key in [key for key in _writers if key[0] == os.getpid()]:
+        writer = _writers.pop(key)
+        if writer is not None:
+            writer.close()  # its flush() leaves behind what its thread has not taken yet
 
 
 def _at_end() -> None:

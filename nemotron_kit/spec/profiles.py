@@ -106,6 +106,7 @@ KEYS: dict[str, dict[str, str]] = {
     "artifacts": {"backend": TEXT, "root": TEXT, "mode": TEXT, "hash_limit": SIZE},
     "cache": {"git_dir": TEXT},
     "cli": {"theme": TEXT, "recipes": TEXTS},
+    "tracking": {"tensorboard": FLAG},
 }
 CHOICES = {("artifacts", "backend"): ("file", "wandb"), ("artifacts", "mode"): ("private", "group")}
 
@@ -127,7 +128,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
 
 
 def check_reserved_tables(env: EnvFile) -> None:
-    """Check all four, so that a misspelt key is not ignored silently."""
+    """Check all of them, so that a misspelt key is not ignored silently."""
     for name in KEYS:
         reserved_table(env, name)
 

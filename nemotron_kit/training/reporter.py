@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_text
-from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_wandb
+from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_tensorboard, to_wandb
 from nemotron_kit.training.config_blocks import LoggerConfig
 
 
@@ -55,6 +55,7 @@ class Reporter:
             return
         MetricsFile.of(self._path).write(row, now=True)
         to_wandb(row)
+        to_tensorboard(row)
         text = describe(row, self._total)
         if self._bar is not None and not {"valid_loss", "val_reward"} & row.keys():
             self._bar.describe(text.partition(": ")[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from .document.world import World
 TOP = ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md", "examples/README.md")
 PAGES = [*(REPOSITORY / name for name in TOP), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GUIDE = REPOSITORY / "docs" / "guide.md"
+METRICS = REPOSITORY / "docs" / "metrics.md"
 CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
 
 
@@ -29,6 +31,19 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
             make(step, folder)
         elif not step.skipped:
             world.run(step.text, code=step.code)
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
+def test_the_page_on_metrics_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    folder = tmp_path / "reader"
+    folder.mkdir()
+    world = World({}, folder, tmp_path / "home")
+    for step in steps(METRICS):
+        if isinstance(step, File):
+            make(step, folder)
+        elif not step.skipped:
+            world.run(step.text, code=step.code)
+    assert list((tmp_path / "home" / "runs").glob("*/jobs/0/tensorboard/events.out.tfevents.*"))
 
 
 def test_what_the_guide_claims_of_single_lines(tmp_path: Path) -> None:

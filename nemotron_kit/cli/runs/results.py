@@ -239,16 +239,42 @@ def shown(value: Any, short: bool) -> str:
     return value if isinstance(value, str) else json.dumps(finite(value))
 
 
-def measured_facts(metrics: Mapping[str, Measured], ranks: Mapping[int, Mapping[str, Measured]]) -> list[str]:
-    """A line for each metric of one job: its last value, the best where that is another, and the least and the greatest
-    last value of its ranks where several logged it."""
+def measured_facts(
+    metrics: Mapping[str, Measured],
+    ranks: Mapping[int, Mapping[str, Measured]],
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+) -> list[str]:
+    """A line for each metric of one job: its last value, the best where that is another, the least and the greatest
+    last value of its ranks where several logged it, and its curve."""
     lines = []
     for name, metric in metrics.items():
         last = f"{name} {metric.last:.6g}{_at(metric.step)}"
         differs = metric.best != metric.last and not math.isnan(metric.best)
         best = f", best {metric.best:.6g}{_at(metric.best_step)}" if differs else ""
-        lines.append(f"{last}{best}{_among_ranks(name, ranks)}")
+        curve = sparkline(curves[name][1]) if name in curves else ""
+        lines.append(f"{last}{best}{_among_ranks(name, ranks)}{f'  {curve}' if curve else ''}")
     return lines
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 24
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The course of some values as a short text; "" for fewer than three, for a constant, and where the output's
+    encoding lacks the characters."""
+    known = [value for value in values if math.isfinite(value)]
+    least, most = min(known, default=0.0), max(known, default=0.0)
+    try:
+        _BARS.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return ""
+    if len(known) < 3 or least == most:
+        return ""
+    count = min(_WIDTH, len(known))
+    parts = [known[len(known) * at // count : len(known) * (at + 1) // count] for at in range(count)]
+    means = [sum(part) / len(part) for part in parts]
+    return "".join(_BARS[min(7, int((mean - least) / (most - least) * 8))] for mean in means)
 
 
 def _among_ranks(name: str, ranks: Mapping[int, Mapping[str, Measured]]) -> str:

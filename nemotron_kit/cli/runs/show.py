@@ -1,4 +1,4 @@
-"""`nemotron runs show|diff`: prints a run's command, inputs and results; compares two runs."""
+"""`nemotron runs show|diff`: prints a run's command, inputs and results; compares runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
@@ -35,7 +36,7 @@ from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, ref
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
-from nemotron_kit.runs.metrics import measured_by_rank
+from nemotron_kit.runs.metrics import measured_by_rank, series
 from nemotron_kit.spec.plan import Plan, is_here, stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
 
@@ -371,7 +372,7 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     result = job_result(job, state)
     if result.value is not None:
         yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
-    for line in measured_facts(result.metrics, measured_by_rank(job.path)):
+    for line in measured_facts(result.metrics, measured_by_rank(job.path), series(job.path)):
         yield "metrics", line
     if state.state == "failed" and view.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
@@ -426,31 +427,49 @@ _OWN = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
 
 
 def diff(argv: list[str]) -> int:
-    """Compare two runs, or two jobs of sweeps (`ID/3`)."""
+    """Compare runs, or jobs of sweeps (`ID/3`). What they returned and measured is shown, and is no difference."""
     parser = ToolParser("runs", "diff")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
     if options is None:
         return 0
-    jobs = [open_job(reference) for reference in (options.a, options.b)]
+    if not 2 <= len(options.ids) <= len(ascii_lowercase):
+        count = f"{len(options.ids)} were given"
+        raise UserError(f"nemotron runs diff compares 2 to {len(ascii_lowercase)} runs; {count}.")
+    jobs = [open_job(reference) for reference in options.ids]
+    names = [f"{run.id}/{job.number}" for run, job in jobs]
     found = differences(*(facts(run, job) for run, job in jobs))
+    results = differences(*({"results": _results(job)} for _, job in jobs))
     if options.json:
-        names = [f"{run.id}/{job.number}" for run, job in jobs]
-        print_json({"a": names[0], "b": names[1], "same": not found, "differences": found})
+        sides = dict(zip(ascii_lowercase, names, strict=False))
+        print_json({**sides, "same": not found, "differences": found, **(results and {"results": results["results"]})})
     else:
-        write_lines(list(_lines(found)) or ["no difference"])
+        print_lines = list(_lines({**found, **results}, names))
+        write_lines([*([] if found else ["no difference"]), *print_lines])
     return 1 if found else 0
 
 
-def differences(a: Facts, b: Facts) -> dict[str, dict[str, dict[str, Any]]]:
-    """Section → key → `{"a": …, "b": …}` of what is not the same; a side that lacks the key is left out."""
+def _results(job: JobFolder) -> dict[str, Any]:
+    """What a job returned, and the last and the best value of each metric."""
+    result = job_result(job, job.state())
+    found: dict[str, Any] = {"value": finite(result.value)} if result.value is not None else {}
+    found |= {"step": result.step} if result.step is not None else {}
+    for name, metric in result.metrics.items():
+        found[name] = finite(metric.last)
+        if metric.best != metric.last:
+            found[f"{name}, best"] = finite(metric.best)
+    return found
+
+
+def differences(*every: Facts) -> dict[str, dict[str, dict[str, Any]]]:
+    """Section → key → `{"a": …, "b": …}` of what is not the same in all; a side that lacks the key is left out."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for section in a:
-        for key in dict.fromkeys([*a[section], *b[section]]):
-            sides = {"a": a[section].get(key, _ABSENT), "b": b[section].get(key, _ABSENT)}
-            if sides["a"] is _ABSENT or sides["b"] is _ABSENT or sides["a"] != sides["b"]:
-                there = {side: value for side, value in sides.items() if value is not _ABSENT}
-                found.setdefault(section, {})[key] = there
+    for section in every[0]:
+        for key in dict.fromkeys(key for facts in every for key in facts[section]):
+            values = [facts[section].get(key, _ABSENT) for facts in every]
+            if any(value is _ABSENT or value != values[0] for value in values):
+                sides = zip(ascii_lowercase, values, strict=False)
+                found.setdefault(section, {})[key] = {side: value for side, value in sides if value is not _ABSENT}
     return found
 
 
@@ -517,10 +536,17 @@ def _pin_label(pin: object) -> object:
     return f"{pin.get('name')}:v{pin['version']} sha256 {str(pin.get('digest'))[:12]}"
 
 
-def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence[str]) -> Iterator[str]:
+    sides = ascii_lowercase[: len(names)]
+    if len(names) > 2 and found:
+        yield from aligned([[side, name] for side, name in zip(sides, names, strict=True)])
     for section, keys in found.items():
-        yield section
-        rows = [[f"  {clean(key)}", _shown(sides, "a"), "→", _shown(sides, "b")] for key, sides in keys.items()]
+        if len(names) == 2:
+            yield section
+            rows = [[f"  {clean(key)}", _shown(of, "a"), "→", _shown(of, "b")] for key, of in keys.items()]
+        else:
+            rows = [[section, *sides]]
+            rows += [[f"  {clean(key)}", *(_shown(of, side) for side in sides)] for key, of in keys.items()]
         yield from aligned(rows)
 
 

@@ -101,3 +101,26 @@ def test_a_recorded_value_can_be_said_as_an_override(value: Any) -> None:
 def test_what_is_equal_does_not_differ(values: dict[str, Any]) -> None:
     facts = {"config": dict(flat(values))}
     assert differences(facts, facts) == {}
+
+
+def test_any_number_of_runs_with_their_results(capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make(f"lr: {lr}\nseed: 1\n") for lr in (1, 1, 3)]
+    for run, loss in zip(runs, (0.5, 0.25, 0.75), strict=True):
+        (run.job().path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}}}\n')
+        run.job().finish(0, value=7)
+    code, out = diff(capsys, *(run.id for run in runs))
+    assert code == 1 and [line.split() for line in out.splitlines()] == [
+        *([side, f"{run.id}/0"] for side, run in zip("abc", runs, strict=True)),
+        ["config", "a", "b", "c"],
+        ["lr", "1", "1", "3"],
+        ["results", "a", "b", "c"],
+        ["loss", "0.5", "0.25", "0.75"],
+    ]
+    # Results are shown, and are no difference between two runs of the same.
+    code, out = diff(capsys, runs[0].id, runs[1].id)
+    assert code == 0 and out.splitlines() == ["no difference", "results", "  loss  0.5  →  0.25"]
+    code, out = diff(capsys, runs[0].id, runs[1].id, "--json")
+    found = json.loads(out)
+    assert (found["same"], found["results"]) == (True, {"loss": {"a": 0.5, "b": 0.25}})
+    with pytest.raises(UserError, match="compares 2 to 26 runs; 1 were given"):
+        diff(capsys, runs[0].id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_kit.cli.runs.results import sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
@@ -266,3 +267,27 @@ def test_every_rank_is_read(capsys) -> None:
     assert {rank: each["loss"]["last"] for rank, each in found["ranks"].items()} == {"0": 2.0, "1": 2.5, "8": 3.0}
     shown = said(capsys, "show", run.id)
     assert "loss 2 at step 1; of 3 ranks 2 (rank 0) to 3 (rank 8)" in shown
+
+
+def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
+    rows = [{"step": n, "loss": 4.0 - n, "elapsed": n * 100.0, "lr": 1.0} for n in range(4)]
+    run = sweep({"metrics": rows, "end": {"code": 0}}, {"metrics": [{"lr": 2.0}, {"lr": "NaN"}], "end": {"code": 0}})
+    shown = said(capsys, "plot", run.id, "--height", "12")
+    assert "loss" in shown and f"{run.id[-6:]}/0" in shown and "step" in shown
+    assert f"without loss: {run.id[-6:]}/1" in shown and "4.0" in shown and "1.0" in shown
+    over = said(capsys, "plot", f"{run.id}/0", "--x", "time")
+    assert "300" in over and "seconds" in over
+    for words, wrong in (
+        (["--metric", "los"], "--metric los: none of these logged it"),
+        (["--x", "tokens"], r"--x tokens: .*/0 logged no tokens"),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            said(capsys, "plot", run.id, *words)
+    with pytest.raises(UserError, match="nothing was measured"):
+        said(capsys, "plot", sweep({}).id)
+    assert "loss 1 at step 3  █▆▃▁" in said(capsys, "show", f"{run.id}/0")
+
+
+def test_a_sparkline_is_short_and_says_nothing_of_what_has_no_course() -> None:
+    assert sparkline([1.0, 2.0, float("nan"), 3.0]) == "▁▅█" and len(sparkline(list(range(1000)))) == 24
+    assert sparkline([1.0, 2.0]) == sparkline([1.0, 1.0, 1.0]) == sparkline([float("inf")] * 5) == ""

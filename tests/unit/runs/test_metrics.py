@@ -159,3 +159,23 @@ def test_the_few_rows_that_come_from_elsewhere_say_the_same(job: Path) -> None:
     assert (whole["loss"].best_step, whole["acc"].step, len(rows)) == (4, 5, 11)
     (job / "metrics.jsonl").write_text(text[: text.index("\n") + 1])
     assert condensed(JobFolder(job), 5) == [{"step": 0, "loss": 5.0, "acc": 0, "up": "Infinity"}]
+
+
+def test_event_files_have_the_same_values(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    log_metrics({"loss": 9.0}, step=1)
+    assert not (job / "tensorboard").exists()  # env.toml does not turn it on
+    monkeypatch.setenv("NEMOTRON_TENSORBOARD", "1")
+    for step in (2, 3):
+        log_metrics({"loss": 1.5 / step, "acc": step}, step=step)
+    assert len(rows(job)) == 3
+    (file,) = (job / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:  # each event: its length, a checksum, itself, a checksum
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    assert found == [("loss", 2, 0.75), ("acc", 2, 2.0), ("loss", 3, 0.5), ("acc", 3, 3.0)]

@@ -1,0 +1,121 @@
+"""`nemotron runs plot`: the curves of a metric of jobs and sweeps, drawn in the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from nemotron_kit.cli.output import clean, write_lines
+from nemotron_kit.cli.request import near
+from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
+from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import series
+
+# --x of a name → the metrics that may hold it, beside the step.
+_AXES = {"step": (), "time": ("elapsed", "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
+_UNITS = {"step": "step", "time": "seconds", "tokens": "tokens"}
+_MOST = 12
+_POINTS = 2000
+
+Series = dict[str, tuple[list[int], list[float]]]
+
+
+def plot(argv: list[str]) -> int:
+    """Draw one metric of each job."""
+    parser = ToolParser("runs", "plot")
+    parser.add_argument("--metric", metavar="NAME", help="which one (the first loss, else the first of all)")
+    parser.add_argument("--x", choices=tuple(_AXES), default="step", help="over steps, seconds or tokens (step)")
+    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines (20)")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    jobs = [job for reference in options.ids for job in _jobs(reference)]
+    found = {name: series(job.path) for name, job in _named(jobs).items()}
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))
+    if metric is None:
+        raise UserError(f"{', '.join(options.ids)}: nothing was measured.", hint="log_metrics in the job does that.")
+    if metric not in names:
+        raise UserError(f"--metric {metric}: none of these logged it.", hint=near(metric, names))
+    curves = {name: _curve(name, each, metric, options.x) for name, each in found.items() if metric in each}
+    write_lines(_drawn(curves, metric, options.x, options.height))
+    left = [name for name in found if name not in curves]
+    if left:
+        write_lines([f"without {metric}: {', '.join(map(clean, left))}"])
+    return 0
+
+
+def _jobs(reference: str) -> list[JobFolder]:
+    run, chosen = chosen_jobs(reference)
+    jobs = run.jobs() if chosen is None else chosen
+    if len(jobs) > _MOST:
+        hint = f"Name some of them: {run.id}/0-{_MOST - 1}."
+        raise UserError(f"{run.id} has {len(jobs)} jobs; {_MOST} curves are the most.", hint=hint)
+    if not jobs:
+        raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
+    return jobs
+
+
+def _named(jobs: Sequence[JobFolder]) -> dict[str, JobFolder]:
+    """The jobs by the run's name or the end of its id, with the job's number where it is one of several."""
+    if len(jobs) > _MOST:
+        raise UserError(f"These are {len(jobs)} jobs; {_MOST} curves are the most.")
+    found: dict[str, JobFolder] = {}
+    for job in jobs:
+        label = labels_of(job.run_id)["name"]
+        name = job.reference.replace(job.run_id, str(label) if label else job.run_id[-6:])
+        found[name if name not in found else job.reference] = job
+    return found
+
+
+def _curve(name: str, found: Series, metric: str, axis: str) -> tuple[list[float], list[float]]:
+    """(x, y) of one job, without NaN and infinities. Raises UserError for an axis that it did not log."""
+    steps, values = found[metric]
+    places: dict[int, float] = {}
+    if axis != "step":
+        known = next((each for each in _AXES[axis] if each in found), None)
+        if known is None:
+            logs = f"It logs {', '.join(found)}."
+            raise UserError(f"--x {axis}: {name} logged no {' or '.join(_AXES[axis])}.", hint=logs)
+        places = dict(zip(*found[known], strict=True))
+    points = [
+        (float(step) if axis == "step" else places[step], value)
+        for step, value in zip(steps, values, strict=True)
+        if math.isfinite(value) and (axis == "step" or step in places)
+    ]
+    apart = max(1, len(points) // _POINTS)
+    points = [*points[::apart], *points[-1:]] if apart > 1 else points
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis: str, height: int) -> list[str]:
+    try:
+        import plotext
+    except ImportError as error:
+        hint = "pip install 'nemotron-kit[plot]'"
+        raise UserError(f"nemotron runs plot needs plotext: {error}.", hint=hint) from error
+    drawing: Any = plotext
+    drawing.clear_figure()
+    width = shutil.get_terminal_size((80, 24)).columns
+    drawing.plotsize(min(width, 200), height)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    drawing.theme("pro" if colour else "clear")
+    for name, (x, y) in curves.items():
+        drawing.plot(x, y, label=clean(name), marker="braille" if _has_braille() else "*")
+    drawing.title(clean(metric))
+    drawing.xlabel(_UNITS[axis])
+    return [line.rstrip() for line in str(drawing.build()).splitlines()]
+
+
+def _has_braille() -> bool:
+    try:
+        "⣿".encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
