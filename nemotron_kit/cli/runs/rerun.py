@@ -33,7 +33,7 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.plan import COMPOSED_FILE, build_plan
-from nemotron_kit.launch.queue import load_plan
+from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue, load_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
@@ -349,6 +349,13 @@ def rerun(argv: list[str]) -> int:
         )
     run, jobs = open_jobs(reference)
     recorded, whole_sweep = Recorded(run, jobs[0]), len(jobs) > 1
+    if whole_sweep and (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
+        hint = (
+            f"Launch it again: {recorded.plan.command_line}\nWhat did not succeed of it: nemotron runs resume {run.id}"
+        )
+        raise UserError(
+            f"{run.id} is an array, whose jobs go on in one folder: it has no copy to begin anew.", hint=hint
+        )
     label = run.id if whole_sweep else recorded.label
     again = Rerun.read(recorded, label, arguments, whole_sweep=whole_sweep)
     if whole_sweep:
