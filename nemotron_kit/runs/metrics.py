@@ -359,22 +359,25 @@ def _metrics_files(folder: Path) -> list[Path]:
 
 
 def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Each metric's steps and values, in the order of the rows; a value without a step has the number of its row. Rows
-    of other ranks count only for metrics that rank 0 did not log."""
-    first: dict[str, tuple[list[int], list[float]]] = {}
-    others: dict[str, tuple[list[int], list[float]]] = {}
+    """Each metric's steps and values; a value without a step has the number of its row. A step that is taken again, by
+    another attempt, replaces what came after it. A metric is the lowest rank's that logged it."""
+    ranks: dict[int, dict[str, tuple[list[int], list[float]]]] = {}
     rows = chain.from_iterable(map(_readable_rows, _metrics_files(folder)))
     with contextlib.suppress(OSError):
         for number, row in enumerate(rows):
-            step = row.pop("step", None)
-            into = others if row.pop("rank", 0) else first
+            step, rank = row.pop("step", None), row.pop("rank", 0)
+            place = step if isinstance(step, int) else number
+            into = ranks.setdefault(rank if isinstance(rank, int) else 0, {})
             for name, text in row.items():
                 value = _LOST.get(text, text) if isinstance(text, str) else text
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     steps, values = into.setdefault(name, ([], []))
-                    steps.append(step if isinstance(step, int) else number)
+                    while steps and steps[-1] >= place:
+                        steps.pop()
+                        values.pop()
+                    steps.append(place)
                     values.append(value)
-    return {**others, **first}
+    return {name: curve for rank in sorted(ranks, reverse=True) for name, curve in ranks[rank].items()}
 
 
 def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:

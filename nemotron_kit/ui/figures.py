@@ -159,8 +159,10 @@ def lineage(graph: Graph, urls: Mapping[str, str | None]) -> Figure | None:
         return None
     keys = list(graph.nodes)
     at = {key: place for place, key in enumerate(keys)}
+    # Plotly writes the labels of the last column to the left of its nodes: a line higher, they do not meet the others.
+    above = {edge[0] for edge in edges}
     node = {
-        "label": [label(graph.nodes[key].short) for key in keys],
+        "label": [label(graph.nodes[key].short) + ("" if key in above else "<br> <br> ") for key in keys],
         "customdata": [[urls.get(key), label(graph.nodes[key].name)] for key in keys],
         "meta": [graph.nodes[key].kind for key in keys],
         "hovertemplate": "%{customdata[1]}<extra></extra>",

@@ -21,7 +21,8 @@ _METRICS = 24
 
 @dataclass
 class Page:
-    """A page: its template, its data, its charts. `live`: what it shows may change, and is looked at again."""
+    """A page: its template, its data, its charts. `live`: what it shows may change, and is looked
+    at again, `every` so many seconds."""
 
     template: str
     title: str
@@ -29,6 +30,7 @@ class Page:
     figures: list[Figure] = field(default_factory=list)
     live: bool = False
     anchor: str = ""
+    every: int = 3
 
 
 def pin_link(links: Links, pin: Any) -> dict[str, Any]:

@@ -12,15 +12,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nemotron_kit.cli.runs.list import labels_of
+from nemotron_kit.cli.runs.result_cache import results_of_jobs
 from nemotron_kit.cli.runs.results import JobResult, job_result
 from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.home import runs_root
-from nemotron_kit.launch.status import StatusSnapshot, effective_state, is_mirrored, mirror, refresh, refresh_stages
+from nemotron_kit.launch.status import (
+    LOST,
+    StatusSnapshot,
+    effective_state,
+    is_mirrored,
+    mirror,
+    refresh,
+    refresh_stages,
+)
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
@@ -33,6 +43,8 @@ _ASK_S = 5.0
 # A metrics file of more bytes than this is read again only so often.
 _LARGE, _LARGE_S = 32 << 20, 30.0
 _KEPT = 4096
+# Jobs of a sweep whose results are kept here.
+_MANY = 200
 # What one answer holds of a log.
 LOG_BYTES = 256 * 1024
 _LOG_LINES = 1000
@@ -108,6 +120,12 @@ class Reader:
         version = (_metrics_stamp(job), state.state, state.code, state.error)
         return self.kept(key, version, lambda: job_result(job, state), self._age(job))
 
+    def results(self, run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobResult]:
+        """The results of a sweep's jobs; of a large one, those that `runs show` keeps beside its records."""
+        if len(jobs) > _MANY:
+            return results_of_jobs(run, jobs)
+        return [self.result(job) for job in jobs]
+
     def curves(self, job: JobFolder) -> dict[str, tuple[list[int], list[float]]]:
         """Each metric's steps and values."""
         return self.kept(("curves", str(job.path)), _metrics_stamp(job), lambda: series(job.path), self._age(job))
@@ -118,6 +136,11 @@ class Reader:
         return _LARGE_S if found is not None and found[1] > _LARGE else 0.0
 
     # --- elsewhere
+
+    def standing(self, run: RunSummary) -> RunSummary:
+        """A run's summary: as recorded, and `unreachable` where its target did not answer lately."""
+        lost = snapshot.lost if (snapshot := self._snapshots.get(run.id)) else None
+        return replace(run, state=LOST, error=lost) if lost and not is_over(run) else run
 
     def ask(self, runs: Iterable[RunFolder], *, records: bool = False) -> None:
         """Have the targets of these runs asked, soon, in the background; with `records` also for what their jobs left
@@ -144,8 +167,9 @@ class Reader:
             sys.stderr.write(f"warning: {type(error).__name__} while asking about runs: {printable(str(error))}\n")
 
 
-def _metrics_stamp(job: JobFolder) -> Stamp:
-    return stamp(job.path / METRICS_FILE)
+def _metrics_stamp(job: JobFolder) -> list[Stamp]:
+    """Of the metrics of all its ranks."""
+    return [stamp(path) for path in sorted(job.path.glob("metrics*.jsonl"))]
 
 
 def plan_of(run: RunFolder) -> Plan | None:

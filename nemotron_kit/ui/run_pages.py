@@ -30,6 +30,8 @@ from nemotron_kit.ui.reading import Reader, is_over, log_names_of, plan_of, read
 PER_PAGE = 100
 # Rows of a sweep's table, jobs of a sweep whose curves are drawn.
 _ROWS, _DRAWN = 500, 10
+# A sweep with more jobs is looked at again after so many seconds.
+_MANY, _SLOWER = 200, 20
 # Reading the results for the first view of a page of runs may take this long; the next view has the others.
 _RESULTS_S = 0.4
 # Characters of a config.
@@ -118,10 +120,11 @@ class RunPages:
         rows, names = [], Counter[str]()
         until = time.monotonic() + _RESULTS_S
         for run in found:
-            result = None
+            result, run = None, self.reader.standing(run)
             if run.jobs == 1 and (time.monotonic() < until or self.export):
-                result = self.reader.result(RunFolder(runs_root() / run.id).job())
-                names.update(list(result.metrics))
+                with suppress(UserError):  # removed meanwhile
+                    result = self.reader.result(RunFolder(runs_root() / run.id).job())
+                    names.update(list(result.metrics))
             labels = self.reader.labels(run.id)
             rows.append(
                 {
@@ -153,21 +156,20 @@ class RunPages:
         if run.is_pipeline:
             return self._pipeline(run)
         jobs = run.jobs() if chosen is None else chosen
-        summary = run.summary()
-        states = {job.number: self.reader.state(job) for job in jobs}
+        summary = self.reader.standing(run.summary())
         data: dict[str, Any] = {**self._head(run, summary), "facts": list(self._facts(run, summary))}
         live = not is_over(summary)
         if len(jobs) != 1:
-            results = [self.reader.result(job, states[job.number]) for job in jobs]
-            data |= self._sweep(run, results, query)
-            return Page("sweep.html", run.id, data, self._sweep_figures(run, data.pop("table")), live, f"run-{run.id}")
+            data |= self._sweep(run, self.reader.results(run, jobs), query)
+            figures = self._sweep_figures(run, data.pop("table"))
+            return Page("sweep.html", run.id, data, figures, live, f"run-{run.id}", _SLOWER if len(jobs) > _MANY else 3)
         (job,) = jobs
         data |= self._job(run, job)
         if summary.state == DAMAGED:
             data |= {"job_state": DAMAGED, "job_error": summary.error}
         data["of_sweep"] = self.links.run(run.id) if summary.jobs > 1 else None
         title = f"{run.id}/{job.number}" if summary.jobs > 1 else run.id
-        live = live and not states[job.number].terminal
+        live = live and not self.reader.state(job).terminal
         figures = curve_figures(self.reader, [(labels_of(run.id)["name"] or title, job)])
         return Page("run.html", title, data, figures, live, f"run-{title.replace('/', '-')}")
 

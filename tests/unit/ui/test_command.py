@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("starlette")
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.runs.metrics import series
 from nemotron_kit.ui import command
 from nemotron_kit.ui.figures import thinned
 
@@ -99,6 +100,20 @@ def test_an_export_is_whole_and_without_secrets(
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         run_tool("ui", ["--export", str(tmp_path / "folder.html"), "latest"])
+
+
+def test_a_curve_is_the_lowest_ranks_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "loss": 3.0, "free": 1},
+        {"step": 2, "loss": 2.0},
+        {"step": 3, "loss": "NaN"},
+        {"step": 2, "loss": 2.5},  # another attempt, from its checkpoint
+        {"step": 1, "own": 5.0, "loss": 9.0, "rank": 1},
+        {"free": 7},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (tmp_path / "metrics-rank-2.jsonl").write_text('{"step": 1, "own": 8.0, "rank": 2}\n')
+    assert series(tmp_path) == {"loss": ([1, 2], [3.0, 2.5]), "free": ([1, 5], [1, 7]), "own": ([1], [5.0])}
 
 
 def test_a_thinned_curve_keeps_its_spikes_and_its_ends() -> None:

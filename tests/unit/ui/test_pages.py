@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -17,9 +18,12 @@ pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
 from nemotron_kit import files
+from nemotron_kit.launch.status import StatusSnapshot
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.ui import reading
 from nemotron_kit.ui.app import POLICY, make_app
 
+from ...conftest import until
 from ...dashboard import HOSTILE, append, fill, launched, rows
 
 BASE, TOKEN = "http://127.0.0.1:8321", "s3cret"
@@ -269,6 +273,26 @@ def test_lineage(browser: TestClient, runs: dict[str, RunFolder]) -> None:
 
 
 # --- while runs are written
+
+
+def test_a_target_that_does_not_answer(
+    browser: TestClient, runs: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked in the background: the page does not wait for it."""
+    run = launched("far", executor="slurm", code=None, settings={"executor": "slurm", "host": "login1"})
+    asked = threading.Event()
+
+    def refresh(given: list[RunFolder]) -> dict[str, StatusSnapshot]:
+        asked.set()
+        return {each.id: StatusSnapshot(0.0, {}, lost="login1: no route <to> host") for each in given}
+
+    monkeypatch.setattr(reading, "refresh", refresh)
+    monkeypatch.setattr(reading, "mirror", lambda *_: None)
+    assert run.id in text(browser, "/?stage=far")
+    assert asked.wait(20)
+    until(lambda: 'class="state unreachable"' in text(browser, "/?stage=far"))
+    page = text(browser, f"/runs/{run.id}")
+    assert 'class="state unreachable"' in page and "login1: no route &lt;to&gt; host" in page
 
 
 def test_a_page_is_sent_again_only_when_it_has_changed(browser: TestClient, runs: dict[str, RunFolder]) -> None:
