@@ -74,6 +74,7 @@ class Reader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="elsewhere")
         # Of all runs, which a search goes through.
         self._labels: dict[str, tuple[Stamp, dict[str, Any]]] = {}
+        self._rare: dict[Hashable, tuple[float, Any]] = {}
         self._asked: dict[str, float] = {}
         self._snapshots: dict[str, StatusSnapshot] = {}
 
@@ -95,9 +96,16 @@ class Reader:
                 self._kept.popitem(last=False)
         return found
 
-    def has(self, key: Hashable) -> bool:
-        with self._lock:
-            return key in self._kept
+    def rarely(self, key: Hashable, read: Callable[[], Found], is_large: Callable[[Found], bool]) -> Found:
+        """What `read()` gave; if that is large, it is read for a tenth of the time at most."""
+        now = time.monotonic()
+        known = self._rare.get(key)
+        if known is not None and now < known[0]:
+            return known[1]  # type: ignore[no-any-return]
+        found = read()
+        if is_large(found):
+            self._rare[key] = (now + 11 * (time.monotonic() - now), found)
+        return found
 
     def labels(self, run_id: str) -> dict[str, Any]:
         """A run's name, tags and note."""
@@ -123,7 +131,7 @@ class Reader:
     def results(self, run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobResult]:
         """The results of a sweep's jobs; of a large one, those that `runs show` keeps beside its records."""
         if len(jobs) > _MANY:
-            return results_of_jobs(run, jobs)
+            return self.rarely(("results", run.id), lambda: results_of_jobs(run, jobs), lambda _: True)
         return [self.result(job) for job in jobs]
 
     def curves(self, job: JobFolder) -> dict[str, tuple[list[int], list[float]]]:
@@ -136,6 +144,10 @@ class Reader:
         return _LARGE_S if found is not None and found[1] > _LARGE else 0.0
 
     # --- elsewhere
+
+    def summary(self, run: RunFolder) -> RunSummary:
+        """A run's summary; that of a large sweep has been read from the records of all of its jobs."""
+        return self.standing(self.rarely(("summary", run.id), run.summary, lambda found: found.jobs > _MANY))
 
     def standing(self, run: RunSummary) -> RunSummary:
         """A run's summary: as recorded, and `unreachable` where its target did not answer lately."""

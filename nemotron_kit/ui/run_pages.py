@@ -96,7 +96,7 @@ class RunPages:
             ids = [run_id for run_id in ids if self._has(run_id, words, given["tag"])]
         window = slice(start, start + PER_PAGE + 1)
         if not (given["recipe"] or given["stage"] or given["state"]):
-            return [RunFolder(runs_root() / run_id).summary() for run_id in ids[window]], len(ids)
+            return [self.reader.summary(RunFolder(runs_root() / run_id)) for run_id in ids[window]], len(ids)
         states = [given["state"]] if given["state"] else []
         below = f"{given['stage'].replace(' ', '/').strip('/')}/" if given["stage"] else ""
 
@@ -152,11 +152,11 @@ class RunPages:
     def run(self, reference: str, query: Mapping[str, str]) -> Page:
         """A run, a sweep, a pipeline, or the job `ID/N` of a sweep."""
         run, chosen = chosen_jobs(reference)
-        self.reader.ask([run] if not is_over(run.summary()) or chosen else [], records=True)
+        self.reader.ask([run] if not is_over(self.reader.summary(run)) or chosen else [], records=True)
         if run.is_pipeline:
             return self._pipeline(run)
         jobs = run.jobs() if chosen is None else chosen
-        summary = self.reader.standing(run.summary())
+        summary = self.reader.summary(run)
         data: dict[str, Any] = {**self._head(run, summary), "facts": list(self._facts(run, summary))}
         live = not is_over(summary)
         if len(jobs) != 1:
