@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig
-from nemotron_kit.data_prep.placeholders import answer_of, filled
+from nemotron_kit.data_prep.placeholders import PLACEHOLDERS, answer_of, filled
 from nemotron_kit.data_prep.rl import prepare_rl
 from nemotron_kit.errors import UserError
 
@@ -78,6 +78,14 @@ def test_questions_are_filled_into_their_template(question: str, template: Any, 
 )
 def test_answers_are_the_first_element_and_stay_texts(given: Any, expected: Any) -> None:
     assert answer_of(given) == expected
+
+
+def test_the_two_data_sets_that_rows_of_nvidias_blend_refer_to() -> None:
+    known = {name: (one.path, one.split) for name, one in PLACEHOLDERS.items()}
+    assert known == {
+        "nano_v3_sft_profiled_dapo17k": ("hf://BytedTsinghua-SIA/DAPO-Math-17k", "train"),
+        "nano_v3_sft_profiled_skywork_no_omni": ("hf://Skywork/Skywork-OR1-RL-Data", "math"),
+    }
 
 
 def test_placeholders_are_restored_and_all_else_of_a_row_is_kept(tmp_path: Path) -> None:
