@@ -171,9 +171,9 @@ _PROFILES = {
     "check": Subcommand(
         "nemotron_kit.cli.profile_commands:check",
         PROFILE,
-        "NAME [--json]",
+        "NAME [--node] [--json]",
         "connect to its target and report whether a launch would work there",
-        ("--json",),
+        ("--node", "--json"),
     ),
     "login": Subcommand(
         "nemotron_kit.cli.profile_commands:login",

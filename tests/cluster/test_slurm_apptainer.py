@@ -68,6 +68,12 @@ def test_jobs_in_the_container(world: World) -> None:
         )
     )
     until(lambda: "from step" in log(steps), 60)
+    line = ("sh", "-c", "echo $APPTAINER_CONTAINER $(pwd)")
+    inside = tool(world, "runs", "shell", steps.run_id, "--", *line).stdout.split()
+    assert inside[0].endswith("/image.sif") and inside[1] == str(steps.path)
+    checked = tool(world, "profiles", "check", "A", "--node", "--json", WORK_TOKEN=TOKEN)
+    found = {finding["what"]: finding for finding in json.loads(checked.stdout)}
+    assert checked.returncode == 0 and "omegaconf" in found["python of image"]["detail"], checked.stdout
     world.slurm.run("scancel", "--signal=USR1", *world.slurm_ids(RunFolder(steps.path.parent.parent)))
 
     assert world.wait(looks) == "succeeded"
