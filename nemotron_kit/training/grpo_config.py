@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
+from nemotron_kit.training import nemo_rl
+from nemotron_kit.training.bridge_config import engine_field
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, ParallelBlock, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
 from nemotron_kit.training.memory import Gpu, Step, judged
@@ -228,6 +230,18 @@ class GRPOConfig:
     logger: RLLoggerBlock = field(default_factory=RLLoggerBlock)
     cluster: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's: a profile says it here"})
     train: ParallelBlock = field(default_factory=ParallelBlock)
+    engine: Literal["hf", "nemo_rl"] = engine_field("hf", nemo_rl.NEMO_RL)
+    nemo_rl: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "More settings of NeMo-RL, by the blocks of its config, in the last place; +name adds one that its "
+            "own example leaves out"
+        },
+    )
+
+    @property
+    def on_nemo_rl(self) -> bool:
+        return self.engine == nemo_rl.NEMO_RL
 
     @property
     def steps(self) -> int:
@@ -306,7 +320,8 @@ class GRPOConfig:
 
     def check(self) -> None:
         """Raises UserError, naming the field, for the first setting that is invalid or unsupported."""
-        for problem in self.problems():
+        found = nemo_rl.problems(self, here=True, processes=None) if self.on_nemo_rl else self.problems()
+        for problem in (each for each in found if not isinstance(each, Note)):
             raise UserError(problem)
 
     def check_split(self, processes: int) -> None:
@@ -320,7 +335,10 @@ class GRPOConfig:
 
     def problems(self) -> list[str]:
         """A sentence for each setting that is another engine's, or invalid."""
-        return [*other_engines(self), *bad_values(self)]
+        only = (
+            ["nemo_rl is set, which is another engine's. Set engine=nemo_rl, or leave it out."] if self.nemo_rl else []
+        )
+        return [*only, *other_engines(self), *bad_values(self)]
 
 
 def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
@@ -376,6 +394,8 @@ def preflight(
     `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
     `processes`: how many the job has, if that is known; `gpu`: the kind that it gets."""
     del connect
+    if config.on_nemo_rl:
+        return list(nemo_rl.problems(config, here=here, processes=processes))
     problems = config.problems()
     processes = processes or max(1, config.train.layout.ranks) if not problems else 1
     try:

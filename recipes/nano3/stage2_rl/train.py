@@ -28,11 +28,13 @@ def main(cfg: GRPOConfig | None = None) -> ModelArtifact:
     prints."""
     from nemotron.recipes.nano3.stage_script import config_from_command_line, publish, start_tracking
 
+    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, GRPOConfig)
+    cfg.check()
+    if cfg.on_nemo_rl:
+        return _by_nemo_rl(cfg)
     from nemotron_kit.training.grpo import grpo
     from nemotron_kit.training.processes import rank
 
-    cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, GRPOConfig)
-    cfg.check()
     if rank() == 0:
         block = (cfg.logger.wandb or {}) if cfg.logger.wandb_enabled else {}
         start_tracking(block.get("project"), block.get("entity"))
@@ -40,6 +42,22 @@ def main(cfg: GRPOConfig | None = None) -> ModelArtifact:
     artifact = _artifact(outcome)
     if rank() == 0:
         publish(artifact, "ModelArtifact-rl")
+    return artifact
+
+
+def _by_nemo_rl(cfg: GRPOConfig) -> ModelArtifact:
+    """Train on the job's Ray cluster; the model is the folder of NeMo-RL's last checkpoint."""
+    from nemotron.recipes.nano3.stage_script import publish
+
+    from nemotron_kit.artifacts import ModelArtifact
+    from nemotron_kit.training import nemo_rl
+
+    outcome = nemo_rl.train(cfg)
+    metadata: dict[str, Any] = {"engine": cfg.engine}
+    if outcome.reward is not None:
+        metadata["val_reward"] = outcome.reward
+    artifact = ModelArtifact(path=outcome.path, step=outcome.step, metadata=metadata)
+    publish(artifact, "ModelArtifact-rl")
     return artifact
 
 
