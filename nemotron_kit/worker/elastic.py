@@ -26,6 +26,8 @@ from nemotron_kit.runs.job import PREEMPTED, descendants
 
 # Names the folder that all nodes of a job share, where they tell one another how their ranks ended.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
+# Tells a rank which restart it is: torchrun, which is new at each, would say 0.
+RESTART = "NEMOTRON_RESTART"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
 TOGETHER_SECONDS = 120.0
 _LOOK_SECONDS = 1.0
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         line = f"torchrun: all ranks start again from their last checkpoint (restart {attempt + 1} of {restarts})."
         print(line, file=sys.stderr, flush=True)  # noqa: T201
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt + 1)
+        os.environ[RESTART] = str(attempt + 1)
     return _run(args)
 
 

@@ -16,6 +16,7 @@ from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import python_module, ray_command, torchrun_command
+from nemotron_kit.worker.elastic import RESTART
 from nemotron_kit.worker.handler import call_handler, handed_on, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (
@@ -128,6 +129,8 @@ def run_rank(job: JobFolder) -> int:
     """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
     from nemotron_kit.worker.distributed import rank_log
 
+    if (restart := os.environ.pop(RESTART, None)) is not None:
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = restart
     spec = read_spec(job.path)
     note_secrets(spec.secrets)
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.

@@ -58,6 +58,8 @@ def test_a_rank_that_dies_on_the_second_node_costs_one_interval(lab: Lab) -> Non
         until(lambda each=each: each.state().state in TERMINAL, 200, lambda each=each: log(each))
         assert each.state().state == "succeeded", log(each)
     assert log(job).count("Sharded over 2 processes (fsdp_size 2, ep_size 2)") == 2
+    assert "all ranks start again from their last checkpoint (restart 1 of 1)" in log(job)
+    assert not any(entry.get("retry") for entry in job.history())  # in one allocation
     resumed = [line for line in log(job).splitlines() if "Resuming from" in line]
     assert len(resumed) == 1 and any(f"(step {step})" in resumed[0] for step in (10, 15)), resumed
     expected: Any = losses(calm)

@@ -38,6 +38,7 @@ def tries(cfg: Config):
     count = Path(os.environ["NEMO_RUN_DIR"]) / ("tries-" + os.environ["RANK"])
     before = count.read_text() if count.exists() else ""
     count.write_text(before + "x")
+    assert os.environ["TORCHELASTIC_RESTART_COUNT"] == str(len(before))
     code = int(cfg.code.split()[len(before)])
     if code == 137:
         os.kill(os.getpid(), signal.SIGKILL)
