@@ -492,7 +492,7 @@ def _saved(
     artifact: Any, config: DataPrepConfig, plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path
 ) -> None:
     _remove_temporary(output)
-    if plan.chat or store_of(output) is None:
+    if plan.chat is None and store_of(output) is None:
         for number, record in records.items():
             artifact._sums.update(record.files(plan.shards[number].name))
     publish(output, artifact)

@@ -288,7 +288,7 @@ def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: floa
     assert chat is not None  # noqa: S101  (only plans with chat settings come here)
     splits = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
     paths = {split: str(output / "splits" / split) for split in SPLITS if splits[split]["rows"]}
-    return artifacts.SFTDataArtifact(
+    artifact = artifacts.SFTDataArtifact(
         path=output / "splits",
         total_tokens=sum(splits[split]["tokens"] for split in SPLITS),
         total_sequences=sum(splits[split]["sequences"] for split in SPLITS),
@@ -312,6 +312,11 @@ def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: floa
             "plan": plan.digest,
         },
     )
+    for rows in choose_rows(plan, records):  # a link to a shard's file, whose maker has hashed it
+        file = records[rows.shard].splits[rows.split].file
+        if rows.rows == rows.of and file is not None:
+            artifact._sums[f"{rows.split}/{rows.name}"] = file
+    return artifact
 
 
 OUTPUTS = Outputs(print_summary, write_outputs, make_artifact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from nemotron_kit.artifacts import SFTDataArtifact
+from nemotron_kit.artifacts import SFTDataArtifact, manifest
 from nemotron_kit.data_prep.chat import render
 from nemotron_kit.data_prep.config import SftPrepConfig
 from nemotron_kit.data_prep.packing import check_row
@@ -260,6 +261,27 @@ def test_a_second_run_keeps_everything_and_a_changed_file_is_made_again(
     config.force = True
     run_sft_data_prep(config)
     assert max(len(row["input_ids"]) for row in rows_in(config.output_dir)) <= 128
+
+
+def test_steps_make_the_files_of_one_run_and_hash_none_again(
+    prep: Prep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = prep([asks(number) for number in range(60)], artifact_name="SFTDataArtifact-test")
+    whole = run_sft_data_prep(config)
+    before = bytes_of(config.output_dir)
+    config.output_dir = tmp_path / "steps"
+    for step in ({"step": "plan"}, *({"step": "shards", "task": task, "tasks": 2} for task in (1, 0))):
+        assert run_sft_data_prep(replace(config, **step)) is None
+    hashed: list[str] = []
+    sha256_file = manifest.sha256_file
+    monkeypatch.setattr(manifest, "sha256_file", lambda path: (hashed.append(path.suffix), sha256_file(path))[1])
+    made = run_sft_data_prep(replace(config, step="finish"))
+    assert ".parquet" not in hashed and ".jinja" in hashed
+    after = bytes_of(tmp_path / "steps")
+    assert {k: v for k, v in after.items() if k != "blend.json"} == {
+        k: v for k, v in before.items() if k != "blend.json"
+    }
+    assert made.uri == whole.uri
 
 
 def test_sample_takes_the_first_rows_into_a_folder_of_its_own(prep: Prep, capsys: pytest.CaptureFixture[str]) -> None:
