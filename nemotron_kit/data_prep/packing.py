@@ -223,6 +223,8 @@ class PackedWriter:
     def _flush(self) -> None:
         if not self._lengths:
             return
+        import pyarrow as pa
+
         lengths = np.array(self._lengths, dtype=np.int64)
         ends = np.cumsum(lengths)[:-1]
         ids = np.split(np.frombuffer(self._ids, dtype=np.int32), ends)
@@ -238,6 +240,8 @@ class PackedWriter:
             self._parquet = _parquet_writer(self._file, self.compression)
         with write_errors(self.path):
             self._parquet.write_table(_in_pieces(table), row_group_size=self.row_group_size)
+        del table
+        pa.default_memory_pool().release_unused()  # the next window is a long time away
 
 
 def _in_pieces(table: pa.Table) -> pa.Table:
