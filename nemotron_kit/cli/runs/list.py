@@ -121,7 +121,7 @@ def list_all(argv: list[str]) -> int:
     if options.sort or options.top or options.csv or options.columns:
         _print_results(found, options)
     elif options.json:
-        print_json([{**as_json(run), **_result(run)} for run in found])
+        print_json(_with_results(found))
     elif found:
         table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "NAME", "WHY"], *(_row(run) for run in found)]
         if not any(row[-2] for row in table[1:]):
@@ -146,7 +146,7 @@ def _print_results(found: Sequence[RunSummary], options: Any) -> None:
     if options.csv:
         print_launches_csv(table, options.top)
     elif options.json:
-        print_json([{**as_json(run), **_result(run)} for run in table.runs[: options.top]])
+        print_json(_with_results(table.runs[: options.top]))
     elif found:
         shown = options.top or options.limit or _LIMIT
         print_launches(table, shown, asked=bool(columns))
@@ -194,14 +194,17 @@ def as_json(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def _result(run: RunSummary) -> dict[str, Any]:
-    """The overrides, result and metrics of a run of one job; for the jobs of a sweep see `runs show`."""
-    jobs = RunFolder(runs_root() / run.id).jobs() if run.jobs == 1 else []
-    if len(jobs) != 1:
-        return dict.fromkeys(("overrides", "value", "step", "results"))
-    from nemotron_kit.cli.runs.results import job_result
+def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    """The runs as `--json` prints them, with the overrides, value and metrics of a job; of a sweep those of its best
+    job, which `best_job` names (all of them: `runs show`)."""
+    from nemotron_kit.cli.runs.result_cache import results_of_runs
 
-    return job_result(jobs[0], jobs[0].state()).to_dict()
+    results, rows = results_of_runs(runs_root(), runs, run_ids()), []
+    for run in runs:
+        found = results.get(run.id)
+        its = found.to_dict() if found else dict.fromkeys(("overrides", "value", "step", "results"))
+        rows.append({**as_json(run), **its, **({"best_job": found.number} if found and run.jobs > 1 else {})})
+    return rows
 
 
 def iso(seconds: float | None) -> str | None:

@@ -209,6 +209,8 @@ def test_runs_have_columns_of_metrics_and_the_best_comes_first(capsys) -> None:
     assert line.split()[0] == ids[1] and line.split()[-5:] == ["#kept", "0.1", "2", "1", "2"]
     assert rule.startswith("sorted by the last acc, greatest first")
     assert json.loads(said(capsys, "--sort", "loss", "--top", "1", "--json"))[0]["id"] in (ids[1], ids[3])
+    (swept,) = [run for run in json.loads(said(capsys, "--json")) if run["id"] == ids[3]]
+    assert (swept["best_job"], swept["overrides"][0], swept["results"]["loss"]["best"]) == (1, "lr=2", 0.5)
     with pytest.raises(UserError, match="--columns los: no run that is listed has it") as wrong:
         said(capsys, "--columns", "los")
     assert wrong.value.hint == "Did you mean loss?"
