@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_kit.app import App, Command
 from nemotron_kit.config.compose import compose
-from nemotron_kit.config.foreign import is_trusted
+from nemotron_kit.config.foreign import is_trusted, permitted
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -163,3 +163,19 @@ def test_another_users_file_in_the_project_is_from_elsewhere(world: World) -> No
     os.chown(mine, os.getuid(), -1)
     os.chown(world.project / "pyproject.toml", 12345, -1)
     assert not is_trusted(mine, world.command)
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [
+        ("megatron.bridge.recipes.nemotronh.x_config", True),
+        ("ours.train", True),
+        ("ours.train.more", False),
+        ("megatron.bridge.recipes", False),
+        ("megatron.bridge.recipes.", False),
+        ("megatron.bridge.recipes..os", False),
+        ("megatron.bridge.recipes_of_mine.x", False),
+    ],
+)
+def test_a_target_that_ends_in_a_dot_allows_what_is_below_it(target: str, allowed: bool) -> None:
+    assert permitted(target, {"ours.train", "megatron.bridge.recipes."}) is allowed
