@@ -30,7 +30,7 @@ from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.links import Links
 from nemotron_kit.ui.page import Page
 from nemotron_kit.ui.reading import Reader, read_log
-from nemotron_kit.ui.render import STATIC, STYLE_HASH, plotly_js, render
+from nemotron_kit.ui.render import STATIC, STYLE_HASH, plotly_js, prepare, render
 from nemotron_kit.ui.run_pages import RunPages
 
 TOKEN = "token"  # noqa: S105 — the name of a query parameter
@@ -72,6 +72,7 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await run_in_threadpool(prepare)
         yield
         reader.close()
 

@@ -50,6 +50,12 @@ def render(page: Page, links: Links, *, theme: str = "") -> str:
     return _templates().get_template("page.html").render(**known, **page.data)
 
 
+def prepare() -> None:
+    """Compile the templates of the first view, before anybody waits for it."""
+    for name in ("page.html", "macros.html", "runs.html"):
+        _templates().get_template(name)
+
+
 def render_file(pages: list[Page], links: Links, script: str, style: str) -> str:
     """One HTML document with all the pages, and all that they need; `script` and `style` are its only ones."""
     drawn = any(page.figures for page in pages)
