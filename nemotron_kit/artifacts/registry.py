@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from nemotron_kit.artifacts.reference import (
 )
 from nemotron_kit.artifacts.repair import DamageFinding, findings
 from nemotron_kit.artifacts.store import (
+    DROPPED,
     KINDS,
     MODES,
     ArtifactVersion,
@@ -35,7 +36,7 @@ from nemotron_kit.artifacts.store import (
 )
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.files import DAY_S
+from nemotron_kit.files import DAY_S, fsync_dir
 from nemotron_kit.home import nemotron_home
 
 
@@ -188,6 +189,41 @@ class LocalRegistry(Store):
             file = self.folder(record.name) / "aliases" / alias
             replace_checksummed(file, pointer_document(record.name, alias, version), self.modes)
 
+    def check_removable(
+        self, reference: Reference | str, *, force: bool = False, without: Collection[str] = ()
+    ) -> ArtifactVersion:
+        """The record of a version that nothing depends on. Raises UserError for one that another version was made from,
+        or that an alias names; those in `without` (labels) don't count, and with `force` none does."""
+        record = self.find(reference)
+        pin = record.pin
+        if not force:
+            made = [
+                each.pin.label
+                for each in self.everything()
+                if isinstance(each, ArtifactVersion)
+                and each.pin.label not in without
+                and any((i.registry, i.name, i.version) == (pin.registry, pin.name, pin.version) for i in each.inputs)
+            ]
+            aliases = [alias for alias, version in self.aliases(pin.name).items() if version == pin.version]
+            if made:
+                shown = f"{', '.join(made[:6])}{', …' if len(made) > 6 else ''}"
+                raise UserError(f"{shown} {'was' if len(made) == 1 else 'were'} made from {pin.label}.", hint=_FORCE)
+            if aliases:
+                raise UserError(f"The alias {', '.join(aliases)} names {pin.label}.", hint=_FORCE)
+        return record
+
+    def remove(self, reference: Reference | str, *, force: bool = False) -> ArtifactVersion:
+        """Take a version out of the registry; its files stay. Its number is not given again, and its aliases go with
+        it. Raises the errors of `check_removable`. Killed at any point, it can be called again."""
+        record = self.check_removable(reference, force=force)
+        folder, version = self.folder(record.name), record.version
+        with writing_to(self.root):
+            for alias in [alias for alias, of in self.aliases(record.name).items() if of == version]:
+                (folder / "aliases" / alias).unlink(missing_ok=True)
+            (folder / f"v{version}").rename(folder / f"{DROPPED}v{version}")
+            fsync_dir(folder)
+        return record
+
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns the removed
         paths."""
@@ -210,6 +246,7 @@ class LocalRegistry(Store):
                     return done
 
 
+_FORCE = "--force removes it all the same."
 BACKENDS = ("file", "wandb")
 _KEYS = ("backend", "root", "mode", "hash_limit")
 _SIZE = re.compile(r"([0-9]+)\s*([kMGT]?i?)B?\Z", re.IGNORECASE)

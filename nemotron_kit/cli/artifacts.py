@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.commit import files_status
+from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
@@ -81,6 +84,99 @@ def collect(argv: list[str]) -> int:
         print_table(["", "WHAT", "WHY"], rows)
     else:
         write_lines([f"Nothing to repair or to collect in {registry.root}."])
+    return 0
+
+
+def remove(argv: list[str]) -> int:
+    """`nemotron artifacts rm REFERENCE …`: returns 0. Raises UserError for a version that others need."""
+    parser = ToolParser("artifacts", "rm")
+    parser.add_argument("--files", action="store_true", help="delete the files that were registered, too")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
+    parser.add_argument("--force", action="store_true", help="also one that others were made from, or an alias names")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    registry = open_registry()
+    for text in options.references:
+        if not any(mark in text.removeprefix("art://") for mark in ":@"):
+            versions = ", ".join(f"v{number}" for number in registry.versions(Reference.parse(text).slug or ""))
+            hint = f"Name a version: {text}:v0. It has {versions or 'none'}."
+            raise UserError(f"{text} is a name, not one version of it.", hint=hint)
+    found = [registry.find(Reference.parse(text)) for text in options.references]
+    labels = [record.pin.label for record in found]
+    for record in found:
+        registry.check_removable(record.pin.label, force=options.force, without=labels)
+        others = [each for each in _beside(registry, record) if each not in labels]
+        if options.files and others:
+            raise UserError(
+                f"The files of {record.pin.label} are those of {', '.join(others[:6])}, too.", hint="Leave --files out."
+            )
+    size = 0
+    for record in found:
+        size += sum(entry.size for entry in record.files)
+        if not options.dry_run:
+            if options.files:
+                _delete_files(record)
+            registry.remove(record.pin.label, force=True)  # judged above, with those that go with it
+        verb = "would be removed" if options.dry_run else "removed"
+        files = "with its files" if options.files else "its files stay"
+        write_lines([f"{record.pin.label} {verb}; {files}: {_count(record)} in {record.root}"])
+    if options.files:
+        write_lines([f"{size / 1e6:,.1f} MB"])
+    return 0
+
+
+def _beside(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:
+    """The other versions that have a file of this one among theirs."""
+    mine = {Path(record.root, entry.path) for entry in record.files}
+    return [
+        other.pin.label
+        for other in registry.everything()
+        if isinstance(other, ArtifactVersion) and other.pin.label != record.pin.label
+        if mine & {Path(other.root, entry.path) for entry in other.files}
+    ]
+
+
+def _delete_files(record: ArtifactVersion) -> None:
+    """Delete what was registered, and the folders that are empty then; what else lies there stays."""
+    root = Path(record.root)
+    for entry in record.files:
+        (root / entry.path).unlink(missing_ok=True)
+    document = root / METADATA
+    if document.is_file() and "type" in record.document:
+        document.unlink()
+    folders = {
+        root,
+        *(folder for entry in record.files for folder in (root / entry.path).parents if root in folder.parents),
+    }
+    for folder in sorted(folders, key=lambda each: -len(each.parts)):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            folder.rmdir()
+
+
+def usage(argv: list[str]) -> int:
+    """`nemotron artifacts du`: the bytes of each name's versions, as registered; returns 0. Files that versions share
+    count once."""
+    parser = ToolParser("artifacts", "du")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    registry = open_registry()
+    rows: list[dict[str, Any]] = []
+    for name in registry.names():
+        versions = [registry.look(name, number) for number in registry.versions(name)]
+        whole = [version for version in versions if isinstance(version, ArtifactVersion)]
+        sizes = {Path(each.root, entry.path): entry.size for each in whole for entry in each.files}
+        rows.append({"name": name, "versions": len(versions), "files": len(sizes), "bytes": sum(sizes.values())})
+    rows.sort(key=lambda row: -row["bytes"])
+    if options.json:
+        print_json(rows)
+    elif rows:
+        table = [(f"{row['bytes'] / 1e6:,.1f}", str(row["versions"]), str(row["files"]), row["name"]) for row in rows]
+        print_table(("MB", "VERSIONS", "FILES", "NAME"), table)
+    else:
+        write_lines([f"Nothing is registered in {registry.root} yet."])
     return 0
 
 

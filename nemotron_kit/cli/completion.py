@@ -10,7 +10,7 @@ from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
-from nemotron_kit.cli.tools import ARTIFACT, FIELDS, NEW, PROFILE, TOOLS
+from nemotron_kit.cli.tools import ARTIFACT, FIELDS, NEW, PROFILE, TOOLS, VERSIONS
 from nemotron_kit.errors import UserError, nearest, sentence
 
 # Importing pathlib takes as long as the rest of a help page.
@@ -74,7 +74,9 @@ complete -c nemotron -f -a '(__nemotron_complete)'
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
-_NO_VALUE = {"--json", "--all", "--follow", "--force", "--here", "--verify", "--close", "--dry-run", "--no-check"}
+_NO_VALUE = frozenset(
+    "--json --all --follow --force --here --verify --close --dry-run --no-check --files --with-artifacts".split()  # noqa: SIM905
+)
 
 
 def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> Candidates:
@@ -103,7 +105,7 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
 
 
 def _own_words(takes: str, current: str) -> Candidates:
-    if takes == ARTIFACT:
+    if takes in (ARTIFACT, VERSIONS):
         yield from artifacts(current)
     elif takes == PROFILE:
         yield from profiles()

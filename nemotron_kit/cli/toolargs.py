@@ -23,6 +23,7 @@ from nemotron_kit.cli.tools import (
     RUN,
     RUNS,
     TOOLS,
+    VERSIONS,
 )
 from nemotron_kit.errors import UserError
 
@@ -40,6 +41,7 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     PROFILE: (("name", None, "NAME", "a profile of env.toml"),),
     NEW: (("fields", "*", "NAME", "the recipe's name; with --profile, the profile's fields: KEY=VALUE"),),
     FIELDS: (("fields", "*", "FIELD", "a field or block of the config, such as train.lr"),),
+    VERSIONS: (("references", "+", "REFERENCE", "a version: Name:v3, Name:alias"),),
     ARTIFACT: (("reference", "?", "REFERENCE", "a name, or a version: Name:v3, Name:alias"),),
 }
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
-PROFILE, ARTIFACT, FIELDS, NEW = "profile", "artifact", "fields", "new"
+PROFILE, ARTIFACT, FIELDS, NEW, VERSIONS = "profile", "artifact", "fields", "new", "versions"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
@@ -152,14 +152,27 @@ extra plot. Over time is over the metric elapsed, in seconds; over tokens, over 
     "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "sets its note"),
     "rename": Subcommand("nemotron_kit.cli.runs.list:rename", RUN, "ID NAME", "gives it a name beside its id"),
     "rm": Subcommand(
-        "nemotron_kit.cli.runs.control:remove",
-        RUNS,
-        "ID … [--force]",
-        "deletes its folder",
-        ("--force", "--here"),
-        "Deletes the folders of runs that are over, unless an artifact lies in one.",
+        "nemotron_kit.cli.runs.remove:remove",
+        ANY_JOBS,
+        "ID … | --older-than 30d [--state S] [--keep N] [--dry-run]",
+        "deletes their folders",
+        (
+            *("--older-than", "--recipe", "--stage", "--state", "--tag", "--keep", "--with-artifacts", "--dry-run"),
+            *("--force", "--here", "--json"),
+        ),
+        """\
+Deletes the folders of runs that are over: those that are named, or all that match --older-than, --recipe, --stage,
+--state and --tag, without the newest --keep. A run in whose folder a version of an artifact lies stays, unless the
+version goes with it (--with-artifacts), which one stays that others were made from or that an alias names.""",
     ),
 }
+_RUNS["du"] = Subcommand(
+    "nemotron_kit.cli.runs.remove:usage",
+    "",
+    "[--limit N] [--json]",
+    "the space that each takes, the largest first",
+    ("--limit", "--json"),
+)
 _PROFILES = {
     "show": Subcommand(
         "nemotron_kit.cli.profile_commands:show",
@@ -194,6 +207,20 @@ a while, and that no unfinished run names. Runs and artifacts stay: nemotron run
     ),
 }
 _ARTIFACTS = {
+    "rm": Subcommand(
+        "nemotron_kit.cli.artifacts:remove",
+        VERSIONS,
+        "NAME:vN … [--files] [--dry-run] [--force]",
+        "takes versions out of the registry",
+        ("--files", "--dry-run", "--force"),
+        """\
+Takes versions out of the registry; their numbers are not given again. One that others were made from, or that an alias
+names, stays unless --force is given. The files stay where they are, unless --files is given; files that another version
+has, too, are never deleted.""",
+    ),
+    "du": Subcommand(
+        "nemotron_kit.cli.artifacts:usage", "", "[--json]", "the bytes of each name's versions", ("--json",)
+    ),
     "gc": Subcommand(
         "nemotron_kit.cli.artifacts:collect",
         "",

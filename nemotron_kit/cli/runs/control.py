@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
-from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.runs.show_logs import report_end
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import Unreachable, UserError
@@ -24,12 +22,9 @@ from nemotron_kit.launch.resume import resume_levels
 from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
-from nemotron_kit.remote.agent.operations import lies_in, versions_in
-from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState
-from nemotron_kit.runs.ledger import check_removable, collect_removed, open_run, remove_run
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.plan import is_here, stored_plan
 
 if TYPE_CHECKING:
@@ -96,10 +91,6 @@ def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = Non
     name = chosen[0].reference if chosen else run.id
     error = reported.error or damage or (run.summary().error if state == DAMAGED else None)
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
-
-
-_FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
-_QUEUED = ("pending",)
 
 
 def cancel(argv: list[str]) -> int:
@@ -174,79 +165,6 @@ def _cancel_elsewhere(
         name = chosen[0].reference if chosen else run.id
         write_lines([f"{name}: its end is asked for; nemotron runs wait {name} sees it"])
     return 0
-
-
-def remove(argv: list[str]) -> int:
-    """Delete runs' folders, here and where they ran."""
-    parser = ToolParser("runs", "rm")
-    parser.add_argument("--force", action="store_true", help=_FORCE)
-    parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
-    options = parser.parse(argv)
-    if options is None:
-        return 0
-    runs = list({run.id: run for run in map(open_run, options.ids)}.values())
-    asked = [run for run in runs if not is_here(run.summary().executor)]
-    if asked:
-        refresh(asked)
-    for run in runs:
-        if run in asked and run.state() in _QUEUED:
-            hint = f"Stop it first: nemotron runs cancel {run.id}."
-            raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
-        check_removable(run, referenced_by=artifacts_in, force=options.force)
-        if not options.force and not (run in asked and options.here):
-            _refuse_written(run)
-        if run in asked and not options.here:
-            _remove_there(run)
-        remove_run(run, force=options.force)
-        write_lines([f"removed {run.id}"])
-    collect_removed(artifacts_in)
-    return 0
-
-
-def _refuse_written(run: RunFolder) -> None:
-    """Raise UserError, with names, if a job has written files into its copy of the code. Files of a registered artifact
-    are excluded: its registry refuses by itself."""
-    for job in run.jobs():
-        found = written_by(job)
-        if not found:
-            continue
-        count = len(found["files"]) + found["more"]
-        shown = ", ".join(map(clean, found["files"][:6])) + (", …" if count > 6 else "")
-        what = "a file" if count == 1 else f"{count} files"
-        raise UserError(
-            f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
-            hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
-        )
-
-
-def _remove_there(run: RunFolder) -> None:
-    """Remove the run's folder on its target. Raises Unreachable; the record then stays, so that the removal can be
-    retried."""
-    plan = stored_plan(run)
-    if plan.is_apart:
-        transport = transport_for(plan.settings)
-        registry = plan.paths.artifacts or f"{transport.root}/artifacts"
-        transport.call("remove_run", folder=plan.paths.run, registry=registry)
-
-
-def artifacts_in(run: RunFolder) -> list[str]:
-    """The versions of this machine's registry whose files lie in the run's folder, and those that its record lists in
-    another registry."""
-    registry = open_registry()
-    folder = run.path.resolve()
-    found = versions_in(registry, folder)
-    for pin in _saved(run):
-        if lies_in(pin.get("path"), folder) and pin.get("version") is not None and pin.get("registry") != registry.uuid:
-            found.append(f"{pin.get('name')}:v{pin['version']} (of another registry)")
-    return found
-
-
-def _saved(run: RunFolder) -> Iterator[dict[str, object]]:
-    for job in run.jobs():
-        try:
-            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
-        except DamagedRecord as error:
-            sys.stderr.write(f"note: {clean(error.message)}\n")
 
 
 _SHOWN = 8

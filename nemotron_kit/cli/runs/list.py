@@ -112,7 +112,7 @@ def list_all(argv: list[str]) -> int:
     found = list_runs(
         recipe=options.recipe,
         stage=options.stage.replace(" ", "/") if options.stage else None,
-        states=_states(options.state),
+        states=states_of(options.state),
         since=options.since,
         tags=options.tag,
         limit=limit or None,
@@ -218,7 +218,7 @@ def duration(started: float | None, finished: float | None, state: str) -> float
     return max(0.0, (finished if finished is not None else time.time()) - started)
 
 
-def _states(given: Sequence[str]) -> list[str]:
+def states_of(given: Sequence[str]) -> list[str]:
     states = [state.strip() for text in given for state in text.split(",") if state.strip()]
     for state in states:
         if state not in (*STATES, DAMAGED):

@@ -18,7 +18,7 @@ from nemotron_kit.artifacts import commit as commit_room
 from nemotron_kit.artifacts.reference import ArtifactChangedError, Pin
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import Store
-from nemotron_kit.cli.runs.control import artifacts_in
+from nemotron_kit.cli.runs.remove import artifacts_in
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.runs.folder import RunFolder, create_run, open_job
