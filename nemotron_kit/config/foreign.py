@@ -132,10 +132,8 @@ def check_targets(values: Mapping[str, Any], command: Command, name: str, typed:
 
 def permitted(target: str, allowed: Collection[str]) -> bool:
     """Whether `target` is one of `allowed`, of which one that ends in a dot stands for all names below it."""
-    return target in allowed or any(
-        each.endswith(".") and target.startswith(each) and all(map(str.isidentifier, target.split(".")))
-        for each in allowed
-    )
+    named = all(map(str.isidentifier, target.split(".")))
+    return any((named and target.startswith(each)) if each.endswith(".") else target == each for each in allowed)
 
 
 def allowed_targets(command: Command) -> frozenset[str]:
