@@ -330,16 +330,19 @@ def measured_by_rank(folder: Path) -> dict[int, dict[str, Measured]]:
             for row in _rows(path):
                 step, rank = row.pop("step", None), row.pop("rank", 0)
                 into = found.setdefault(rank if isinstance(rank, int) else 0, {})
-                for name, text in row.items():
-                    value = _LOST.get(text, text) if isinstance(text, str) else text
-                    if not isinstance(value, int | float) or isinstance(value, bool):
-                        continue
+                for name, value in row.items():
+                    kind = type(value)
+                    if kind is not float and kind is not int:  # of many millions, a few
+                        value = _LOST.get(value) if kind is str else None
+                        if value is None:
+                            continue
                     known = into.get(name)
                     if known is None:
                         into[name] = Measured(value, step, value, step)
                         continue
                     known.last, known.step = value, step
-                    if _is_better(name, value, known.best):
+                    best = known.best
+                    if (value < best if less_is_better(name) else value > best) or best != best:
                         known.best, known.best_step = value, step
     return found
 
