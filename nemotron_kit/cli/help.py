@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.options import LABELS, NEMOTRON, PREFIXES
+from nemotron_kit.cli.options import LABELS, LAUNCHER, NEMOTRON, PREFIXES
 from nemotron_kit.cli.output import Paint, colour, table, width, wrap
 from nemotron_kit.cli.tools import TOOLS
 
@@ -113,6 +113,9 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
         _pipeline(page, detail, prefix)
         return
     page.section("options", _options(detail))
+    if not detail.get("interactive"):
+        settings = [(f"hydra.launcher.{name}={value}", text) for name, (value, text) in LAUNCHER.items()]
+        page.section("sweeps (-m hydra/launcher=nemo_run)", settings)
     page.section("artifacts it reads (--art.NAME REF uses another)", map(_slot, detail["artifacts"]))
     page.section("config (as --field VALUE or as field=VALUE)", [_field(row, _mapped(detail)) for row in fields])
     if detail["configs"]:

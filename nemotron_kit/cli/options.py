@@ -17,6 +17,15 @@ PREFIXES = {
     "wandb": ("KEY VALUE", "W&B: project, entity, run-name, tags, notes"),
 }
 
+# The settings of `hydra/launcher=nemo_run` for a recipe's sweep (hydra.launcher.KEY=VALUE).
+LAUNCHER = {
+    "profile": ("NAME", "send the jobs to a profile of env.toml, as --run NAME does"),
+    "max_parallel": ("N", "so many jobs at a time"),
+    "via": ("nemo_run|kit", "what starts jobs on this machine: NeMo-Run, or plain processes"),
+    "detach": ("true", "submit the jobs and return, as --batch does"),
+    "objective": ("METRIC", "the metric whose last value a job gives the sweeper"),
+}
+
 
 class Option:
     """One option. `name` has underscores; `takes` is NOTHING, VALUE, or MAYBE (a value out of `choices`, or none)."""

@@ -241,7 +241,8 @@ class Reader:
         elif self.table.fields and assigned.open_block(field):
             assigned.set(field, hydra_untyped(self._value(name, joined, negative=True)))
         else:
-            raise assigned.unknown(name, self.table.long)
+            following = next((each for each in self.argv[self.at : self.at + 1] if not options.is_option(each)), None)
+            raise assigned.unknown(name, self.table.long, following if joined is None else joined)
 
     def _refuse(self, name: str) -> None:
         """Raise UserError for a flag of Hydra's that is not supported here."""

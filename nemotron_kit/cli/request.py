@@ -142,6 +142,7 @@ class Assignments:
         self.where, self.help_line = where, help_line
         self.fields: dict[str, Row] = {row["name"]: row for row in detail["fields"]}
         self.shorts: dict[str, Row] = {row["short"]: row for row in detail["fields"] if row.get("short")}
+        self.interactive = bool(detail.get("interactive"))
         self.slots = [each["slot"] for each in detail["artifacts"]]
         self.overrides: list[str] = []
         self._lists: dict[str, tuple[int, list[str]]] = {}
@@ -216,12 +217,18 @@ class Assignments:
         row = self.fields.get(name.removeprefix("no_"), {})
         return row if name.startswith("no_") and row.get("kind") == "bool" else None
 
-    def unknown(self, name: str, known: Iterable[str]) -> UserError:
-        """The error for an unknown option; `known` are the global ones."""
+    def unknown(self, name: str, known: Iterable[str], text: str | None = None) -> UserError:
+        """The error for an unknown option with the value `text`; `known` are the global ones."""
+        from nemotron_kit.config.wording import profile_field  # an error's alone
+
         wanted = key(name)
         names = [*known, *self.fields, *(f"art.{slot}" for slot in self.slots)]
         alike = [each for each in names if each == wanted or each.rpartition(".")[2] == wanted]
         spelled = ["--" + each.replace("_", "-") for each in (alike or names)]
+        if text and len(alike) == 1 and alike[0].startswith("art."):
+            spelled = [f"{spelled[0]} {shlex.quote(text)}"]
+        elif not alike and not self.interactive and (field := profile_field(wanted)):
+            alike = spelled = [f"--run.{field}{f'={shlex.quote(text)}' if text else ''}"]
         hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?" if alike else near(name, spelled)
         return UserError(f"{self.where} has no option {name}.", hint=f"{hint} `{self.help_line}` lists them all.")
 

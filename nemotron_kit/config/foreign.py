@@ -25,7 +25,7 @@ TARGET = "_target_"
 # What any config file may set in Hydra's node: a name, how much is logged, what is swept over.
 _HYDRA = re.compile(r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z")
 # Of a profile: how much of a machine, and for how long. All else says what is started, where, and as whom.
-_RUN_ENV = frozenset(
+RUN_ENV = frozenset(
     [
         "nodes",
         "nproc_per_node",
@@ -94,7 +94,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
         head = key.partition(".")[0]
         if head == "hydra" and not _HYDRA.match(key):
             raise _refused(path, key, "it decides what is run, and which files are written")
-        if key.startswith("run.env.") and key.split(".")[2].partition("[")[0] not in _RUN_ENV:
+        if key.startswith("run.env.") and key.split(".")[2].partition("[")[0] not in RUN_ENV:
             raise _refused(path, key, "it decides what is started, and where")
         if key == "run.env" and value is not None:
             raise _refused(path, key, "it decides what is started, and where")

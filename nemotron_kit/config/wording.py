@@ -6,7 +6,7 @@ import dataclasses
 import re
 import shlex
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import key_location, load_mapping
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
+from nemotron_kit.config.foreign import RUN_ENV
 from nemotron_kit.config.freeze import omegaconf_message
 from nemotron_kit.config.registration import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 
 UNIONS = (Union, types.UnionType)
+# What other launchers call a field of the profile.
+_PROFILE_FIELDS = {
+    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "ngpus", "nproc"), "gpus_per_node"),
+    **dict.fromkeys(("num_nodes", "n_nodes", "nnodes"), "nodes"),
+    **dict.fromkeys(("time_limit", "walltime"), "time"),
+    **dict.fromkeys(("image", "container", "container_image"), "container_image"),
+    "cpus": "cpus_per_task",
+    "memory": "mem",
+}
 
 
 @contextmanager
@@ -39,7 +49,7 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         if broken := broken_choice(str(error)):
             raise broken from error
         files = {**prepared.registered.files, **prepared.registered.groups}
-        raise translate(error, prepared.command, files) from error
+        raise translate(error, prepared.command, files, prepared.typed) from error
     except RecursionError as error:
         raise UserError(f"The defaults lists go round in a circle (given in {' '.join(prepared.typed)}).") from error
     except (ValueError, TypeError, AssertionError) as error:  # Hydra's own checks of a choice are plain ones
@@ -59,8 +69,8 @@ def _of_a_job(error: BaseException) -> bool:
     return frame is not None
 
 
-def translate(error: Exception, command: Command, files: dict[str, Path]) -> UserError:
-    """The UserError for an exception of Hydra's."""
+def translate(error: Exception, command: Command, files: dict[str, Path], typed: Sequence[str] = ()) -> UserError:
+    """The UserError for an exception of Hydra's; `typed` are the overrides given."""
     from hydra.errors import OverrideParseException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, KeyValidationError, ValidationError
 
@@ -70,7 +80,10 @@ def translate(error: Exception, command: Command, files: dict[str, Path]) -> Use
     key = str(getattr(origin, "full_key", "") or "")
     given = _given(str(error), key, files)
     if isinstance(origin, ConfigAttributeError | ConfigKeyError) and "not in" in str(origin):
-        return _unknown_key(_added_key(str(error)) or key or "''", given, command)
+        unknown = _added_key(str(error)) or key or "''"
+        if unknown.startswith("hydra."):
+            return _unknown_setting(unknown, given, getattr(origin, "parent_node", None))
+        return _unknown_key(unknown, given, command, typed)
     if isinstance(origin, KeyValidationError):
         return _wrong_key(key, given)
     if isinstance(origin, ValidationError):
@@ -190,12 +203,43 @@ def _given(text: str, key: str, files: dict[str, Path]) -> str:
     return next((place for place in places if place != str(path)), str(path))
 
 
-def _unknown_key(key: str, given: str, command: Command) -> UserError:
+def profile_field(word: str) -> str | None:
+    """The field of the profile that an option or key of this name most likely means (`gpus`: gpus_per_node)."""
+    return _PROFILE_FIELDS.get(word, word if word in RUN_ENV else None)
+
+
+def _unknown_setting(key: str, given: str, block: Any) -> UserError:
+    """The error for an unknown key of Hydra's own config; `block` is the node that lacks it."""
+    from hydra.core.config_store import ConfigStore
+
+    above, _, leaf = key.rpartition(".")
+    ours = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).get("nemo_run.yaml")
+    names = [str(name) for name in block or () if name != "_target_"]
+    if above == "hydra.launcher" and ours is not None and leaf in ours.node and "profile" not in names:
+        hint = f"{leaf} is a setting of nemotron_kit's launcher: add hydra/launcher=nemo_run."
+    else:
+        hint = sentence(nearest(leaf, names))
+    place = f"in {given}" if given and given != key else "on the command line"
+    return UserError(f"{key}: Hydra's config has no such field (given {place}).", hint=hint or None)
+
+
+def _elsewhere(key: str, command: Command, typed: Sequence[str]) -> str:
+    """What to write where an unknown key names an artifact input or a field of the profile; "" where it doesn't."""
+    words = (override.lstrip("+").partition("=") for override in typed)
+    text = next((re.sub(r"\\(.)", r"\1", value) for name, _, value in words if name == key), None)  # a sweep escapes
+    if key in command.artifacts:
+        return f"did you mean {f'--art.{key} {shlex.quote(text)}' if text else f'run.{key}'}?"
+    field = profile_field(key)
+    return f"did you mean {f'--run.{field}={shlex.quote(text)}' if text else f'run.env.{field}'}?" if field else ""
+
+
+def _unknown_key(key: str, given: str, command: Command, typed: Sequence[str]) -> UserError:
     names = field_names(command)
     parent, _, leaf = key.rpartition(".")
     local = [n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent]
     same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key]
-    hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else nearest(leaf, local)
+    hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else _elsewhere(key, command, typed)
+    hint = hint or nearest(leaf, local)
     place = f"in {given}" if given and given != key else "on the command line"
     return UserError(
         f"{key}: `{command.full_name}` has no such field (given {place}).",

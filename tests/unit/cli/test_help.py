@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shlex
 
@@ -60,6 +61,14 @@ def test_a_command_shows_what_it_takes(index: Index) -> None:
     options = _rows(page, "options")
     assert any(row.startswith("-c, --config NAME|PATH") for row in options)
     assert any(row.startswith("--art.SLOT REF") for row in options)
+
+
+def test_a_command_lists_every_setting_of_the_launcher(index: Index) -> None:
+    from hydra_plugins.nemotron_kit_launcher.nemo_run import NemoRunConf
+
+    rows = _rows(_page(index, "nano3", "pretrain"), "sweeps (-m")
+    settings = {field.name for field in dataclasses.fields(NemoRunConf)} - {"_target_", "env"}  # env: other programs'
+    assert {row.partition("=")[0] for row in rows} == {f"hydra.launcher.{name}" for name in settings}
 
 
 def test_positionals_shorts_required_and_products(index: Index) -> None:

@@ -47,6 +47,7 @@ def tree(tmp_path: Path) -> Tree:
     (configs / "default.yaml").write_text("train:\n  train_iters: 20\nrecipe: {_target_: a.b}\n")
     (configs / "small.yaml").write_text("defaults: [default, _self_]\ntrain:\n  lr: 0.5\n")
     (configs / "odd.yaml").write_text("train:\n  train_itres: 20\n")
+    (configs / "wrong.yaml").write_text("data: Blend:v0\n")
     (configs / "typed.toml").write_text('[train]\ntrain_iters = "many"\n')
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "base.yaml").write_text("limit: 7\n")
@@ -109,6 +110,15 @@ def test_run_env_takes_any_key(tree: Tree) -> None:
     [
         (["train.train_itres=1"], "train.train_itres: `demo train` has no such field"),
         (["train_iters=1"], "Did you mean train.train_iters?"),
+        (["data=Blend:v0"], "Did you mean --art.data Blend:v0?"),
+        (["limit=1", "gpus=8"], "Did you mean --run.gpus_per_node=8?"),
+        (["nodes=4"], "Did you mean --run.nodes=4?"),
+        (["data=Blend\\:v0"], "Did you mean --art.data Blend:v0?"),
+        (["config=wrong"], "Did you mean run.data?"),
+        (["hydra.job.nmae=x"], "hydra.job.nmae: Hydra's config has no such field (given on the command line).\n"
+         "Did you mean name"),
+        (["hydra.launcher.via=kit"], "via is a setting of nemotron_kit's launcher: add hydra/launcher=nemo_run."),
+        (["hydra/launcher=nemo_run", "hydra.launcher.profil=x"], "Did you mean profile?"),
         (["config=odd"], "odd.yaml:2"),
         (["config=typed"], "train.train_iters: expected int, got 'many'"),
         (["config=smal"], "Did you mean small?"),
