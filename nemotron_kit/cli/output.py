@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, TextIO
 
+    from rich.table import Table
+
     Rows = Iterable[tuple[str, str]]
 
 NARROW, WIDE = 40, 110
@@ -162,17 +164,23 @@ def terminal_width() -> int:
 
 def _rich(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
     from rich.console import Console
+
+    table = rich_table(titles, rows, styles)
+    fixed = sum((column.min_width or 0) + 2 for column in table.columns[:-1])
+    # On a narrow terminal the lines are longer than it is wide: better broken by it than cut by us.
+    Console(highlight=False, width=max(terminal_width(), fixed + 30)).print(table)
+
+
+def rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> Table:
+    """A table of rich's; only the last column wraps. The cells are clean."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    fixed = 0
     for number, title in enumerate(titles[:-1]):
         width = max(len(title), *(len(row[number]) for row in rows)) if rows else len(title)
         table.add_column(title, no_wrap=True, min_width=width)
-        fixed += width + 2
     table.add_column(titles[-1], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
-    # On a narrow terminal the lines are longer than it is wide: better broken by it than cut by us.
-    Console(highlight=False, width=max(terminal_width(), fixed + 30)).print(table)
+    return table

@@ -173,6 +173,16 @@ _RUNS["du"] = Subcommand(
     "the space that each takes, the largest first",
     ("--limit", "--json"),
 )
+_RUNS["watch"] = Subcommand(
+    "nemotron_kit.cli.runs.list:watch",
+    "",
+    "[--recipe R] [--state S] [--since 2h] …",
+    "the table of nemotron runs, refreshed while something goes on",
+    ("--recipe", "--stage", "--state", "--since", "--tag", "--limit"),
+    """\
+The table of nemotron runs, refreshed every 2 seconds until none of its runs goes on any more, or until Ctrl-C (exit
+code 130; the runs go on): nemotron runs watch --recipe nano3 --since 1d. Not on a terminal it is printed once.""",
+)
 _PROFILES = {
     "show": Subcommand(
         "nemotron_kit.cli.profile_commands:show",
@@ -238,9 +248,10 @@ usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--ta
        nemotron runs [filters] [--columns C,…] [--sort METRIC] [--top N] [--csv]
        nemotron runs COMMAND ID …
 
-The launches of this machine, newest first: what ran, how it ended, how long it took. What runs elsewhere is asked
-about there. ID is a run's id, the start of one, its last six digits, or latest, what was launched last; ID/N is its job
-N (as --job N is), of a pipeline its stage N; ID/2-5 are its jobs 2 to 5.
+The launches of this machine, newest first: what ran, how it ended, how long it took; of what runs, the step, the time
+left and the last loss. What runs elsewhere is asked about there. ID is a run's id, the start of one, its last six
+digits, or latest, what was launched last; ID/N is its job N (as --job N is), of a pipeline its stage N; ID/2-5 are its
+jobs 2 to 5.
 
 commands
 {commands}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from nemotron_kit.cli.output import print_json, print_table, terminal_width, write_lines
+from nemotron_kit.cli.output import STYLES, clean, print_json, print_table, rich_table, terminal_width, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
@@ -85,17 +86,15 @@ def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
 
 _LIMIT = 20
 _WIDE = 120
+_REFRESH_S = 2.0
+_WRAPPED = ("PROGRESS", "WHY")
+_GOING = ("running", "pending", "unreachable")
 
 
 def list_all(argv: list[str]) -> int:
     """`nemotron runs`: the launches, newest first."""
     parser = ToolParser("runs")
-    parser.add_argument("--recipe")
-    parser.add_argument("--stage")
-    parser.add_argument("--state", action="append", default=[])
-    parser.add_argument("--since", type=span)
-    parser.add_argument("--tag", action="append", default=[])
-    parser.add_argument("--limit", type=at_least(0))
+    _add_filters(parser)
     parser.add_argument("--columns", action="append", default=[])
     parser.add_argument("--sort")
     parser.add_argument("--top", type=at_least(1))
@@ -109,7 +108,106 @@ def list_all(argv: list[str]) -> int:
     gc.disable()  # an index of many runs is many objects, and all of them live until the end
     every = bool(options.sort or options.top or options.csv)
     limit = options.limit if options.limit is not None else 0 if every else _LIMIT
-    found = list_runs(
+    found = _matching(options, limit)
+    if options.sort or options.top or options.csv or options.columns:
+        _print_results(found, options)
+    elif options.json:
+        print_json(_with_results(found))
+    elif found:
+        _print_runs(found)
+        _say_more(options, len(found))
+    else:
+        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+    return 0
+
+
+def watch(argv: list[str]) -> int:
+    """`nemotron runs watch`: the table of `nemotron runs`, refreshed until no run in it goes on; returns 0."""
+    parser = ToolParser("runs", "watch")
+    _add_filters(parser)
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    limit = _LIMIT if options.limit is None else options.limit
+    found = _matching(options, limit)
+    if not found:
+        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+    elif not sys.stdout.isatty():
+        _print_runs(found)
+        print("nemotron runs watch: standard output is no terminal: printed once.", file=sys.stderr)  # noqa: T201
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        # Each table replaces the one before, and the last stays. Ctrl-C restores the terminal and ends with 130.
+        console = Console(highlight=False)
+        with Live(_drawn(found, console.width), console=console, auto_refresh=False) as live:
+            while any(run.state in _GOING for run in found):
+                time.sleep(_REFRESH_S)
+                found = _matching(options, limit)
+                live.update(_drawn(found, console.width), refresh=True)
+    return 0
+
+
+def _drawn(found: Sequence[RunSummary], width: int) -> Any:
+    """The table for a terminal of that width: what is redrawn can't be wider. PROGRESS and WHY wrap, and where that
+    isn't enough, columns are left out, which is said below."""
+    columns = [[clean(cell) for cell in column] for column in zip(*_table(found), strict=True)]
+    sizes = {title: max(map(len, (title, *cells))) + 1 for title, *cells in columns}
+    words = {title: max(len(word) for cell in (title, *cells) for word in cell.split()) for title, *cells in columns}
+    sizes.update({title: min(words[title], 12) + 1 for title in _WRAPPED if title in sizes})
+    left_out: list[str] = []
+    for title in ("JOB", "EXIT", "AGE", "TOOK", "NAME"):
+        if title in sizes and sum(sizes.values()) > width:
+            left_out.append(title)
+            del sizes[title]
+    header, *rows = zip(*(column for column in columns if column[0] in sizes), strict=True)
+    table = rich_table(header, rows, STYLES)
+    for column in table.columns[1:]:
+        column.min_width = sizes[str(column.header)] - 1
+        column.no_wrap = column.header not in _WRAPPED
+    if left_out:
+        table.caption, table.caption_justify = f"too narrow for {', '.join(left_out)}", "left"
+    return table
+
+
+def _print_runs(found: Sequence[RunSummary]) -> None:
+    header, *rows = _table(found)
+    print_table(header, rows)
+
+
+def _table(found: Sequence[RunSummary]) -> list[list[str]]:
+    """A header and a row for each run. PROGRESS is there if one runs, NAME if one has a name or tags, and JOB if the
+    terminal is wide: the id contains recipe and stage."""
+    from nemotron_kit.cli.runs.progress import progress_of
+
+    table = [["RUN", "JOB", "STATE", "PROGRESS", "AGE", "TOOK", "EXIT", "NAME", "WHY"]]
+    table += [_row(run, str(progress_of(run) or "")) for run in found]
+    left_out = set()
+    if not any(run.state == "running" for run in found):
+        left_out.add("PROGRESS")
+    if not any(row[-2] for row in table[1:]):
+        left_out.add("NAME")
+    if terminal_width() < _WIDE:
+        left_out.add("JOB")
+    kept = [number for number, title in enumerate(table[0]) if title not in left_out]
+    return [[row[number] for number in kept] for row in table]
+
+
+def _add_filters(parser: ToolParser) -> None:
+    parser.add_argument("--recipe", metavar="NAME", help="only of this recipe")
+    parser.add_argument("--stage", help="only this stage, or those below it: data/prep")
+    parser.add_argument("--state", action="append", default=[], help="only in these states, with commas between them")
+    parser.add_argument(
+        "--since", type=span, metavar="SPAN", help="only of the last 90s, 30m, 2h, 3d, 1w, or since a date"
+    )
+    parser.add_argument("--tag", action="append", default=[], help="only with this tag; again for another one, too")
+    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most so many (20; 0 for all)")
+
+
+def _matching(options: Any, limit: int) -> list[RunSummary]:
+    """The runs that the filters select, newest first, with their current states."""
+    return list_runs(
         recipe=options.recipe,
         stage=options.stage.replace(" ", "/") if options.stage else None,
         states=states_of(options.state),
@@ -118,21 +216,6 @@ def list_all(argv: list[str]) -> int:
         limit=limit or None,
         update=_updated,
     )
-    if options.sort or options.top or options.csv or options.columns:
-        _print_results(found, options)
-    elif options.json:
-        print_json(_with_results(found))
-    elif found:
-        table = [["RUN", "JOB", "STATE", "AGE", "TOOK", "EXIT", "NAME", "WHY"], *(_row(run) for run in found)]
-        if not any(row[-2] for row in table[1:]):
-            table = [[*row[:-2], row[-1]] for row in table]
-        if terminal_width() < _WIDE:  # the id contains recipe and stage
-            table = [[row[0], *row[2:]] for row in table]
-        print_table(table[0], table[1:])
-        _say_more(options, len(found))
-    else:
-        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
-    return 0
 
 
 def _print_results(found: Sequence[RunSummary], options: Any) -> None:
@@ -196,13 +279,16 @@ def as_json(run: RunSummary) -> dict[str, Any]:
 
 def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """The runs as `--json` prints them, with the overrides, value and metrics of a job; of a sweep those of its best
-    job, which `best_job` names (all of them: `runs show`)."""
+    job, which `best_job` names (all of them: `runs show`); and the progress of what runs, else None."""
+    from nemotron_kit.cli.runs.progress import progress_of
     from nemotron_kit.cli.runs.result_cache import results_of_runs
 
     results, rows = results_of_runs(runs_root(), runs, run_ids()), []
     for run in runs:
         found = results.get(run.id)
         its = found.to_dict() if found else dict.fromkeys(("overrides", "value", "step", "results"))
+        going = progress_of(run)
+        its["progress"] = going.to_dict() if going else None
         rows.append({**as_json(run), **its, **({"best_job": found.number} if found and run.jobs > 1 else {})})
     return rows
 
@@ -226,7 +312,7 @@ def states_of(given: Sequence[str]) -> list[str]:
     return states
 
 
-def _row(run: RunSummary) -> list[str]:
+def _row(run: RunSummary, progress: str) -> list[str]:
     job = " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " "))))
     age = short_span(time.time() - run.created) if run.created is not None else ""
     took = short_span(duration(run.started, run.finished, run.state))
@@ -235,7 +321,7 @@ def _row(run: RunSummary) -> list[str]:
     why = run.error or (f"waits for {run.reason}" if run.reason else "")
     labels = labels_of(run.id)
     name = " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
-    return [run.id, f"{job}{sweep}", run.state, age, took, code, name, why]
+    return [run.id, f"{job}{sweep}", run.state, progress, age, took, code, name, why]
 
 
 def labels_of(run_id: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("nano3 model import pretrain -s ", []),
         ("nano3 bogus ", []),
         ("runs ", ["show", "attach", "logs", "wait", "cancel", "resume", "shell", "rerun", "diff", "plot", "tag",
-                   "note", "rename", "rm", "du"]),
+                   "note", "rename", "rm", "du", "watch"]),
         ("runs show ", ["latest", "run-b", "run-a"]),
         ("runs logs -f run-", ["run-b", "run-a"]),
         ("runs --st", ["--stage", "--state"]),

@@ -1,0 +1,152 @@
+"""How far a running run is: its step, of how many, the time left and its last loss, from the end of its metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nemotron_kit.cli.toolargs import short_span
+from nemotron_kit.files import finite, open_regular, read_regular
+from nemotron_kit.home import runs_root
+from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import METRICS_FILE
+
+# So many rows at the end of metrics.jsonl are read; the ranks of a node share the file.
+_ROWS = 100
+_HEAD = 1 << 14
+_LARGEST = 1 << 53
+# The number of steps in a config: that of the recipes here, and as transformers and Lightning call it.
+_STEPS = ("train.train_iters", "grpo.max_num_steps", "train.max_steps", "trainer.max_steps", "max_steps")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` steps (shards of data prep, ended jobs of a sweep), `of` how many, seconds left, and the last loss; None:
+    not known."""
+
+    unit: str
+    done: int
+    of: int | None = None
+    eta: float | None = None
+    loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {"unit": self.unit, "done": self.done, "of": self.of, "eta_s": self.eta, "loss": self.loss}
+        return finite(found)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        of = "" if self.of is None else f"/{self.of}"
+        left = "" if self.eta is None else f"{short_span(self.eta)} left"
+        loss = "" if self.loss is None else f"loss {self.loss:.4g}"
+        return ", ".join(filter(None, (f"{self.unit} {self.done}{of}", left, loss)))
+
+
+def progress_of(run: RunSummary) -> Progress | None:
+    """The progress of a running run; of a pipeline that of its last stage. None for others, and before the first row of
+    metrics."""
+    if run.state != "running":
+        return None
+    folder = RunFolder(runs_root() / run.id)
+    jobs = folder.jobs()
+    if len(jobs) == 1:
+        try:
+            return _of_job(jobs[0], run.started)
+        except OSError:  # removed meanwhile, or no file that can be read
+            return None
+    if jobs:
+        ended = sum(os.path.exists(f"{job.path}/exit.json") for job in jobs)  # noqa: PTH110 — of 10,000 jobs
+        return Progress("job", ended, len(jobs))
+    stages = [stage for record in folder.stages() if (stage := folder.stage_run(record)) is not None]
+    return progress_of(stages[-1].summary()) if stages else None
+
+
+def _of_job(job: JobFolder, started: float | None) -> Progress | None:
+    rows = [row for row in job.metrics(_ROWS) if not row.get("rank")]
+    stepped = [row for row in rows if _count(row.get("step")) is not None]
+    if not stepped:
+        counted = [row for row in rows if _count(row.get("shards")) is not None]
+        return Progress("shard", counted[-1]["shards"], _count(counted[-1].get("of"))) if counted else None
+    done, of = stepped[-1]["step"], _steps(job.config_path)
+    eta = None
+    if of is not None:
+        at = (job.path / METRICS_FILE).stat().st_mtime
+        rate = _steps_per_second(job, stepped, started, at)
+        left = max(0.0, (of - done) / rate - max(0.0, time.time() - at)) if rate else math.inf
+        eta = left if math.isfinite(left) else None
+    return Progress("step", done, of, eta, _loss(rows))
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < _LARGEST else None
+
+
+def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The last `loss`, else the last of a metric that is called so, preferably not of validation."""
+    names = {name: None for row in reversed(rows) for name in row if "loss" in name.lower()}
+    for name in sorted(names, key=lambda name: (name != "loss", "val" in name or "test" in name)):
+        value = next(row[name] for row in reversed(rows) if name in row)
+        if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
+            return float(value)
+        if type(value) in (int, float) and abs(value) <= 1e300:
+            return float(value)
+    return None
+
+
+def _steps_per_second(
+    job: JobFolder, rows: Sequence[Mapping[str, Any]], started: float | None, at: float
+) -> float | None:
+    """The speed over the rows by their `elapsed`; without that, from the job's start to its last row, at `at`: which
+    says nothing of a job that was resumed."""
+    timed = [row for row in rows if type(row.get("elapsed")) in (int, float)]
+    if timed:
+        first = last = timed[-1]
+        for row in reversed(timed):
+            if row["step"] > first["step"] or row["elapsed"] > first["elapsed"]:  # of an earlier attempt
+                break
+            first = row
+        steps, seconds = last["step"] - first["step"], last["elapsed"] - first["elapsed"]
+    elif started is None or any(entry.get("resumed") for entry in job.history()):
+        return None
+    else:
+        steps, seconds = rows[-1]["step"] - _first_step(job.path / METRICS_FILE, rows[-1]["step"]), at - started
+    return steps / seconds if steps > 0 and 0 < seconds < math.inf else None
+
+
+def _first_step(path: Path, otherwise: int) -> int:
+    """The first step in the file: a training that a program continues by itself does not begin at 1."""
+    with open_regular(path) as file:
+        head = file.read(_HEAD) or b""
+    for line in head.split(b"\n")[:-1]:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and not row.get("rank") and (step := _count(row.get("step"))) is not None:
+            return step
+    return otherwise
+
+
+@lru_cache(256)
+def _steps(config: Path) -> int | None:
+    """The number of steps in a job's config, which does not change; None if it has none of the known fields."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(read_regular(config, limit=1 << 22))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    for field in _STEPS:
+        value = values
+        for key in field.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if _count(value):
+            return int(value)
+    return None
