@@ -97,6 +97,8 @@ def test_every_other_command_of_the_readme(trained: Trained) -> None:
     for step in _after_the_first_command():
         if isinstance(step, File):
             make(step, trained.world.folder)
+        elif step.skipped:
+            continue
         elif step.text == "bash scripts/test":
             assert (REPOSITORY / "scripts/test").is_file()
             assert "bash scripts/test" in (REPOSITORY / ".ci/run").read_text()
@@ -105,7 +107,7 @@ def test_every_other_command_of_the_readme(trained: Trained) -> None:
             assert all(stage in shown for stage in ("pretrain", "sft", "rl", "eval"))
         else:
             result = trained.world.run(step.text, code=step.code)
-            assert step.code == 0 or result.err.startswith("error: ")
+            assert step.code != 2 or result.err.startswith("error: ")
     greeting = trained.world.folder / "greetings" / "greeting.txt"
     assert greeting.read_text() == "Hello, Ada!\n" * 2
 

@@ -20,6 +20,8 @@ from nemotron_kit.training import checkpoint
 
 from ..shards import MODEL as TINY
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 STEPS = 8
 # Something random in every step.
 MODEL = {**TINY, "attention_dropout": 0.1, "vocab_size": 64}
@@ -29,8 +31,8 @@ def test_final_weights_are_the_same_after_any_kills(tmp_path: Path) -> None:
     """A dozen runs, each killed again and again until it is done; more with NEMOTRON_KILLS."""
     kills = int(os.environ.get("NEMOTRON_KILLS", "12"))
     env = {**os.environ, "NEMOTRON_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path), str(kills)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", __name__, str(tmp_path), str(kills)]
+    run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["kills"] >= kills
