@@ -50,7 +50,7 @@ print(json.dumps(found))
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report: what was looked at, ok, warn or fail, what was seen, and what to do about it."""
 
     what: str
@@ -76,29 +76,29 @@ def doctor(argv: list[str]) -> int:
     return int(any(finding.state == FAIL for finding in found))
 
 
-def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
     """The findings of one check; what it raises for the user is its finding, and the other checks still run."""
     try:
         yield from check()
     except NemotronError as error:
-        yield Finding(check.__name__, FAIL, error.message, error.hint or "")
+        yield Diagnosis(check.__name__, FAIL, error.message, error.hint or "")
     except OSError as error:
-        yield Finding(check.__name__, FAIL, f"{error.filename}: {error.strerror}")
+        yield Diagnosis(check.__name__, FAIL, f"{error.filename}: {error.strerror}")
 
 
-def python() -> Iterator[Finding]:
+def python() -> Iterator[Diagnosis]:
     """The Python that runs this, and whether it is that of an environment of its own."""
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding("python", OK if sys.version_info >= (3, 11) else FAIL, f"{version} ({sys.executable})")
+    yield Diagnosis("python", OK if sys.version_info >= (3, 11) else FAIL, f"{version} ({sys.executable})")
     if sys.prefix == sys.base_prefix and not os.environ.get("CONDA_PREFIX") and not Path("/.dockerenv").exists():
         fix = "python3 -m venv .venv && . .venv/bin/activate, then install nemotron-kit there."
-        yield Finding("environment", WARN, "the system's own packages: other programs' upgrades change yours", fix)
+        yield Diagnosis("environment", WARN, "the system's own packages: other programs' upgrades change yours", fix)
     found = shutil.which("nemotron")
     if found is None:
         fix = f'Put {Path(sys.executable).parent} on PATH, or run "{sys.executable} -m nemotron_kit".'
-        yield Finding("nemotron", WARN, "not on the PATH", fix)
+        yield Diagnosis("nemotron", WARN, "not on the PATH", fix)
     elif Path(found).resolve().parent != Path(sys.executable).resolve().parent and not _is_script_of_this(found):
-        yield Finding("nemotron", WARN, f"{found} on the PATH is another environment's", "Activate one of the two.")
+        yield Diagnosis("nemotron", WARN, f"{found} on the PATH is another environment's", "Activate one of the two.")
 
 
 def _is_script_of_this(script: str) -> bool:
@@ -106,29 +106,29 @@ def _is_script_of_this(script: str) -> bool:
     return bool(first) and sys.prefix.encode() in first[0]
 
 
-def packages() -> Iterator[Finding]:
+def packages() -> Iterator[Diagnosis]:
     """The versions that matter, what our own requirements refuse, and pairs that are known not to work together."""
     ours = metadata.requires("nemotron-kit") or []
     for name, extra in _PACKAGES.items():
         version = _version(name)
         if version is None:
             if not extra:
-                yield Finding(name, FAIL, "not installed", f"pip install {name}")
+                yield Diagnosis(name, FAIL, "not installed", f"pip install {name}")
             continue
         if refused := _refused(name, version, ours):
-            yield Finding(name, FAIL, f"{version}, and {refused} is needed", f"pip install 'nemotron-kit{extra}'")
+            yield Diagnosis(name, FAIL, f"{version}, and {refused} is needed", f"pip install 'nemotron-kit{extra}'")
         else:
-            yield Finding(name, OK, version)
+            yield Diagnosis(name, OK, version)
     lacking = [extra for name, extra in _PACKAGES.items() if extra and _version(name) is None]
     if lacking:
         extras = ", ".join(sorted(set(lacking)))
-        yield Finding("extras", OK, f"not installed: {extras}; where one is needed, an error says so")
+        yield Diagnosis("extras", OK, f"not installed: {extras}; where one is needed, an error says so")
     if _version("nemo-run") and (found := _version("leptonai")) and _at_least(found, (0, 47)):
         seen = f"leptonai {found} lacks a module that nemo-run imports"
-        yield Finding("nemo-run", FAIL, seen, "pip install 'leptonai<0.47'")
+        yield Diagnosis("nemo-run", FAIL, seen, "pip install 'leptonai<0.47'")
     if found := _version("nemotron"):
         seen = f"NVIDIA's package nemotron {found} has the module `nemotron`, too: one hides the other"
-        yield Finding(
+        yield Diagnosis(
             "nemotron", FAIL, seen, "pip uninstall nemotron && pip install --force-reinstall --no-deps nemotron-kit"
         )
 
@@ -156,84 +156,84 @@ def _refused(name: str, version: str, requirements: list[str]) -> str:
     return ""
 
 
-def gpus() -> Iterator[Finding]:
+def gpus() -> Iterator[Diagnosis]:
     """torch and its GPUs, asked in a process of its own: importing it takes seconds, and may end a process."""
     if _version("torch") is None:
-        yield Finding("training", OK, "torch is not installed: jobs train elsewhere, or not at all")
+        yield Diagnosis("training", OK, "torch is not installed: jobs train elsewhere, or not at all")
         return
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TORCH], capture_output=True, text=True, timeout=_TORCH_S, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Finding("torch", FAIL, f"importing it takes more than {_TORCH_S} s", "Is its disk very slow?")
+        yield Diagnosis("torch", FAIL, f"importing it takes more than {_TORCH_S} s", "Is its disk very slow?")
         return
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield Finding("torch", FAIL, last, "pip install --force-reinstall torch")
+        yield Diagnosis("torch", FAIL, last, "pip install --force-reinstall torch")
         return
     found = json.loads(done.stdout.splitlines()[-1])
     names: list[str] = found["gpus"]
     if names:
         counted = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
-        yield Finding("GPUs", OK, f"{counted} (CUDA {found['cuda']})")
+        yield Diagnosis("GPUs", OK, f"{counted} (CUDA {found['cuda']})")
     elif shutil.which("nvidia-smi"):
         fix = "pip install torch for the driver's CUDA version: https://pytorch.org/get-started/locally"
-        yield Finding("GPUs", WARN, f"nvidia-smi is here, and torch {found['version']} sees no GPU", fix)
+        yield Diagnosis("GPUs", WARN, f"nvidia-smi is here, and torch {found['version']} sees no GPU", fix)
     else:
-        yield Finding("GPUs", OK, "none: jobs on this machine train on its CPUs")
+        yield Diagnosis("GPUs", OK, "none: jobs on this machine train on its CPUs")
 
 
-def recipes() -> Iterator[Finding]:
+def recipes() -> Iterator[Diagnosis]:
     """The command trees, and why those that can't be imported can't."""
     tree = discover()
-    yield Finding("recipes", OK, ", ".join(sorted(tree.apps)))
+    yield Diagnosis("recipes", OK, ", ".join(sorted(tree.apps)))
     for name, why in sorted(tree.broken.items()):
-        yield Finding(f"recipe {name}", FAIL, why, "Mend it, or take it out of [cli] recipes in env.toml.")
+        yield Diagnosis(f"recipe {name}", FAIL, why, "Mend it, or take it out of [cli] recipes in env.toml.")
 
 
-def profiles() -> Iterator[Finding]:
+def profiles() -> Iterator[Diagnosis]:
     """env.toml, each profile in it, and whether the client of its scheduler is here."""
     env = read_env_file()
     if env.path is None:
-        yield Finding("env.toml", OK, "none: jobs run on this machine")
+        yield Diagnosis("env.toml", OK, "none: jobs run on this machine")
         return
-    yield Finding("env.toml", OK, str(env.path))
+    yield Diagnosis("env.toml", OK, str(env.path))
     for name in list_run_profiles():
         what = f"profile {name}"
         try:
             config = read_profile(name).config
         except NemotronError as error:
-            yield Finding(what, FAIL, str(error.message), error.hint or "")
+            yield Diagnosis(what, FAIL, str(error.message), error.hint or "")
             continue
         client = "ssh" if config.tunnel == "ssh" else _CLIENTS.get(config.executor)
         if client and shutil.which(client) is None:
             fix = "Install it, or run nemotron where it is." if client != "sbatch" else 'Set tunnel = "ssh" and host.'
-            yield Finding(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
+            yield Diagnosis(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
         else:
-            yield Finding(what, OK, f"{config.executor}; nemotron profiles check {name} asks its target")
+            yield Diagnosis(what, OK, f"{config.executor}; nemotron profiles check {name} asks its target")
 
 
-def registry() -> Iterator[Finding]:
+def registry() -> Iterator[Diagnosis]:
     """The folder of records and the registry of artifacts: writable, and no record damaged."""
     home = nemotron_home()
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(nearest, os.W_OK):
         fix = "export NEMOTRON_HOME=/a/folder/of/yours"
-        yield Finding("home", FAIL, f"{nearest} can't be written", fix)
+        yield Diagnosis("home", FAIL, f"{nearest} can't be written", fix)
         return
-    yield Finding("home", OK, f"{home}{'' if home.exists() else ', made at the first launch'}")
+    yield Diagnosis("home", OK, f"{home}{'' if home.exists() else ', made at the first launch'}")
     store = open_registry()
     damaged = store.mend(dry_run=True) if store.root.is_dir() else []
     if damaged:
         first = f"{damaged[0].what}: {damaged[0].why}"
-        yield Finding("registry", WARN, f"{len(damaged)} damaged: {first}", "nemotron artifacts gc --dry-run")
+        yield Diagnosis("registry", WARN, f"{len(damaged)} damaged: {first}", "nemotron artifacts gc --dry-run")
     else:
         count = len(store.entries()) if store.root.is_dir() else 0
-        yield Finding("registry", OK, f"{store.root}: {count} artifact{'' if count == 1 else 's'}")
+        yield Diagnosis("registry", OK, f"{store.root}: {count} artifact{'' if count == 1 else 's'}")
 
 
-def disk() -> Iterator[Finding]:
+def disk() -> Iterator[Diagnosis]:
     """The space where records and where outputs go."""
     home = nemotron_home()
     places = {"disk of home": home, "disk of this folder": Path.cwd()}
@@ -246,24 +246,24 @@ def disk() -> Iterator[Finding]:
         usage = shutil.disk_usage(there)
         state = FAIL if usage.free < _NONE_LEFT else WARN if usage.free < _LOW else OK
         fix = "nemotron runs rm removes runs; a checkpoint of the published model takes 379 GB." if state != OK else ""
-        yield Finding(what, state, f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB free at {there}", fix)
+        yield Diagnosis(what, state, f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB free at {there}", fix)
 
 
-def weights_and_biases() -> Iterator[Finding]:
+def weights_and_biases() -> Iterator[Diagnosis]:
     """Whether W&B would find a login. Its server is not asked."""
     asked = "wandb" in read_env_file().tables
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        yield Finding("W&B", OK, f"WANDB_MODE={os.environ['WANDB_MODE']}: nothing is sent")
+        yield Diagnosis("W&B", OK, f"WANDB_MODE={os.environ['WANDB_MODE']}: nothing is sent")
     elif _version("wandb") is None:
         state, fix = (FAIL, "pip install 'nemotron-kit[wandb]'") if asked else (OK, "")
-        yield Finding("W&B", state, "not installed, and env.toml has [wandb]" if asked else "not installed", fix)
+        yield Diagnosis("W&B", state, "not installed, and env.toml has [wandb]" if asked else "not installed", fix)
     elif os.environ.get("WANDB_API_KEY"):
-        yield Finding("W&B", OK, "WANDB_API_KEY is set")
+        yield Diagnosis("W&B", OK, "WANDB_API_KEY is set")
     elif _in_netrc():
-        yield Finding("W&B", OK, "~/.netrc has a login")
+        yield Diagnosis("W&B", OK, "~/.netrc has a login")
     else:
         state, fix = (WARN, "wandb login, or export WANDB_MODE=offline") if asked else (OK, "")
-        yield Finding("W&B", state, "no login: neither WANDB_API_KEY nor ~/.netrc", fix)
+        yield Diagnosis("W&B", state, "no login: neither WANDB_API_KEY nor ~/.netrc", fix)
 
 
 def _in_netrc() -> bool:
@@ -275,7 +275,7 @@ def _in_netrc() -> bool:
         return False
 
 
-def clock() -> Iterator[Finding]:
+def clock() -> Iterator[Diagnosis]:
     """This machine's clock beside that of the file system of the home, which may be a server's: runs are sorted, and
     what is unused is judged, by both."""
     home = nemotron_home()
@@ -286,7 +286,7 @@ def clock() -> Iterator[Finding]:
         skew = os.fstat(file.fileno()).st_mtime - time.time()
     state, fix = (OK, "") if abs(skew) < _SKEW else (WARN, "Set both by NTP (chrony, systemd-timesyncd).")
     text = "that of the file system, too" if state == OK else f"the file system of {there} differs by {skew:+.1f} s"
-    yield Finding("clock", state, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}; {text}", fix)
+    yield Diagnosis("clock", state, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}; {text}", fix)
 
 
 CHECKS = (python, packages, gpus, recipes, profiles, registry, disk, weights_and_biases, clock)

@@ -122,6 +122,8 @@ class Executor(ABC):
     pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
     # Fewer jobs of a sweep than that are not submitted while others run.
     least: ClassVar[int] = 1
+    # Whether the processes of a job on several nodes can reach each other: a Ray cluster over nodes needs that.
+    joins_nodes: ClassVar[bool] = False
     # Whether its scheduler holds jobs back until others have succeeded (see dependency_id).
     holds_back: ClassVar[bool] = False
 

@@ -475,7 +475,7 @@ def _ray_problems(settings: RunConfig, resources: Resources) -> Iterator[Problem
     if settings.ray_mode == "cluster":
         what = "a job's Ray cluster ends with the job: none is kept running without one."
         yield Problem(what, field="ray_mode=cluster", hint='Set ray_mode = "job", or leave it out.')
-    if resources.nodes > 1 and settings.executor != "slurm":
+    if resources.nodes > 1 and not executor_for(settings).joins_nodes:
         what = f"a Ray cluster over {resources.nodes} nodes is started on Slurm only."
         yield Problem(what, field=f"executor={settings.executor}")
 

@@ -14,7 +14,7 @@ from nemotron_kit.training import nemo_rl
 from nemotron_kit.training.bridge_config import engine_field
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, ParallelBlock, SchedulerConfig, unknown
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
-from nemotron_kit.training.memory import Gpu, Step, judged
+from nemotron_kit.training.memory import GpuFacts, Step, judged
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -388,7 +388,7 @@ _LOOKED_AT = 20000
 
 
 def preflight(
-    config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: Gpu | None = None
+    config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: GpuFacts | None = None
 ) -> list[str]:
     """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
     `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
@@ -417,7 +417,7 @@ def _judges(config: GRPOConfig) -> list[str]:
     return missing_verifiers(named, config.env.verifiers)
 
 
-def _memory(config: GRPOConfig, processes: int, here: bool, gpu: Gpu | None) -> list[str]:
+def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None) -> list[str]:
     """What training the given model takes, and whether that is there; nothing where its folder can't be read here."""
     place = Path(str(config.policy.model_name), "config.json")
     train = config.train

@@ -278,7 +278,7 @@ def misfit(what: str, step: Step, memory: int, whose: str, instead: str = "") ->
     return f"{needs} ({found}), and {whose} has {in_gib(memory)} for it; {'; or '.join(ways)}."
 
 
-class Gpu(Protocol):
+class GpuFacts(Protocol):
     """A kind of GPU, as a profile gives it: its name in messages, its memory in bytes; `unsure`: which sizes it may
     have, of which the largest is meant."""
 
@@ -291,7 +291,7 @@ class Gpu(Protocol):
 
 
 def judged(
-    what: str, step: Step, precision: str, *, here: bool, gpu: Gpu | None = None, instead: str = ""
+    what: str, step: Step, precision: str, *, here: bool, gpu: GpuFacts | None = None, instead: str = ""
 ) -> list[str]:
     """The problem, as `misfit` says it, of a step that does not fit on the job's GPUs (`gpu`), or without them on this
     machine's, or into its memory if the job runs `here`. A Note with the estimate for a step that fits, or whose GPUs

@@ -26,7 +26,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.memory import Gpu, Step, disk_notes, judged
+from nemotron_kit.training.memory import GpuFacts, Step, disk_notes, judged
 from nemotron_kit.training.model import with_data_settings
 from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
 
@@ -200,7 +200,7 @@ def preflight(
     connect: bool,
     here: bool = True,
     processes: int | None = None,
-    gpu: Gpu | None = None,
+    gpu: GpuFacts | None = None,
     home: str | None = None,
     free: Callable[[str], int | None] | None = None,
 ) -> list[str]:
@@ -232,7 +232,7 @@ def memory_problems(config: PretrainConfig) -> list[str]:
     return [found for found in _size_notes(config, here, True, None) if not isinstance(found, Note)]
 
 
-def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: Gpu | None) -> list[str]:
+def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: GpuFacts | None) -> list[str]:
     if not _sized(config):
         return []
     train, model = config.train, {**config.model, "vocab_size": _vocab_size(config)}

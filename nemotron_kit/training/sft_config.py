@@ -25,7 +25,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.memory import Gpu, Step, judged
+from nemotron_kit.training.memory import GpuFacts, Step, judged
 from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
@@ -281,7 +281,7 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
 
 
 def preflight(
-    config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: Gpu | None = None
+    config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: GpuFacts | None = None
 ) -> list[str]:
     """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
     `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
@@ -310,7 +310,9 @@ def memory_problems(config: SFTConfig) -> list[str]:
     return [each for each in found if not isinstance(each, Note)]
 
 
-def _size_notes(config: SFTConfig, block: Mapping[str, Any], processes: int, here: bool, gpu: Gpu | None) -> list[str]:
+def _size_notes(
+    config: SFTConfig, block: Mapping[str, Any], processes: int, here: bool, gpu: GpuFacts | None
+) -> list[str]:
     if not block or config.lora or unknown(config.dataset.get("seq_length")):
         return []
     train = config.train

@@ -28,8 +28,8 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.ui.artifact_pages import ArtifactPages
 from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import Page
-from nemotron_kit.ui.reading import Reader, read_log
+from nemotron_kit.ui.page import WebPage
+from nemotron_kit.ui.reading import RecordReader, read_log
 from nemotron_kit.ui.render import STATIC, STYLE_HASH, plotly_js, prepare, render
 from nemotron_kit.ui.run_pages import RunPages
 
@@ -67,7 +67,7 @@ _FILES: Mapping[str, Callable[[], Path]] = {
 def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Starlette:
     """The application; `token` opens it, and `cookie` is the cookie that then holds it. `once` opens it one time only:
     the command line of a browser that is started with it can be read by the machine's other users."""
-    reader = Reader()
+    reader = RecordReader()
     runs_of, several, registry = RunPages(reader, Links()), ComparingPages(reader, Links()), ArtifactPages(Links())
 
     @asynccontextmanager
@@ -76,7 +76,7 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
         yield
         reader.close()
 
-    async def shown(request: Request, make: Callable[[], Page]) -> Response:
+    async def shown(request: Request, make: Callable[[], WebPage]) -> Response:
         def whole() -> bytes:
             return render(make(), Links(), theme=request.cookies.get("theme", "")).encode()
 
@@ -141,7 +141,7 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
         assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
         status = 404 if isinstance(error, UserError) else 500
         title = "Not found" if status == 404 else "It can't be shown"
-        page = Page("error.html", title, {"message": error.message, "hint": error.hint})
+        page = WebPage("error.html", title, {"message": error.message, "hint": error.hint})
         return Response(render(page, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
 
     routes = [

@@ -12,7 +12,7 @@ from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.ui.figures import Figure, lineage
 from nemotron_kit.ui.lineage import Graph, graph_of
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import Page, as_text, pin_link, run_link
+from nemotron_kit.ui.page import WebPage, as_text, pin_link, run_link
 
 # Files of a version that are listed.
 _ROWS = 500
@@ -24,7 +24,7 @@ class ArtifactPages:
     def __init__(self, links: Links) -> None:
         self.links = links
 
-    def artifacts(self) -> Page:
+    def artifacts(self) -> WebPage:
         """Every name, with its latest version."""
         registry = open_registry()
         rows = []
@@ -33,7 +33,7 @@ class ArtifactPages:
             if versions:
                 version = registry.look(name, versions[-1])
                 rows.append(self._version_row(registry, version) | {"versions": len(versions)})
-        return Page("artifacts.html", "Artifacts", {"rows": rows, "root": str(registry.root)}, anchor="artifacts")
+        return WebPage("artifacts.html", "Artifacts", {"rows": rows, "root": str(registry.root)}, anchor="artifacts")
 
     def _version_row(self, registry: LocalRegistry, version: Any) -> dict[str, Any]:
         row = {
@@ -55,7 +55,7 @@ class ArtifactPages:
             "files": files_status(registry, version),
         }
 
-    def artifact_name(self, name: str) -> Page:
+    def artifact_name(self, name: str) -> WebPage:
         """The versions of a name. Raises ArtifactNotFoundError."""
         registry = open_registry()
         numbers = registry.versions(name)
@@ -65,9 +65,9 @@ class ArtifactPages:
         rows = [self._version_row(registry, registry.look(name, number)) for number in reversed(numbers)]
         for row in rows:
             row["aliases"] = [alias for alias, number in aliases.items() if number == row["version"]]
-        return Page("artifact_name.html", name, {"name": name, "rows": rows}, anchor=f"artifact-{name}")
+        return WebPage("artifact_name.html", name, {"name": name, "rows": rows}, anchor=f"artifact-{name}")
 
-    def artifact(self, name: str, number: int) -> Page:
+    def artifact(self, name: str, number: int) -> WebPage:
         """A version: its files, what it was made from, what was made from it. Raises ArtifactNotFoundError."""
         registry = open_registry()
         version = registry.find(Reference.parse(f"{name}:v{number}"))
@@ -93,16 +93,16 @@ class ArtifactPages:
             "more_files": max(0, len(version.files) - _ROWS),
             **self._graph(graph),
         }
-        return Page(
+        return WebPage(
             "artifact.html", f"{name}:v{number}", data, self._lineage(graph), anchor=f"artifact-{name}-v{number}"
         )
 
-    def lineage(self) -> Page:
+    def lineage(self) -> WebPage:
         """The whole registry's graph."""
         graph = graph_of(_sound(open_registry()))
-        return Page("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+        return WebPage("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
 
-    def lineage_of(self, runs: Sequence[str]) -> Page:
+    def lineage_of(self, runs: Sequence[str]) -> WebPage:
         """The graph of what these runs read and saved, and what that was made from."""
         every = list(_sound(open_registry()))
         ours = [version for version in every if version.producer in runs]
@@ -111,7 +111,7 @@ class ArtifactPages:
             found = graph_of(every, version)
             graph.nodes |= found.nodes
             graph.edges |= found.edges
-        return Page("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+        return WebPage("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
 
     def _graph(self, graph: Graph) -> dict[str, Any]:
         urls = self._urls(graph)

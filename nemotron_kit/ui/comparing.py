@@ -16,8 +16,8 @@ from nemotron_kit.remote.snapshot import git
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import Page, as_text, curve_figures
-from nemotron_kit.ui.reading import Reader, plan_of
+from nemotron_kit.ui.page import WebPage, as_text, curve_figures
+from nemotron_kit.ui.reading import RecordReader, plan_of
 
 # Jobs of a sweep in an overlay, jobs of one overlay, runs of one difference, characters of a code diff.
 _BEST, _OVERLAID, _RUNS, _DIFF = 10, 60, 10, 200_000
@@ -27,10 +27,10 @@ _ABSENT = "(not there)"
 class ComparingPages:
     """Makes the pages that are about several runs."""
 
-    def __init__(self, reader: Reader, links: Links) -> None:
+    def __init__(self, reader: RecordReader, links: Links) -> None:
         self.reader, self.links = reader, links
 
-    def compare(self, references: Sequence[str]) -> Page:
+    def compare(self, references: Sequence[str]) -> WebPage:
         """The metric curves of runs and of the best jobs of sweeps, one over the other. Raises UserError."""
         chosen: list[tuple[str, RunFolder, JobFolder]] = []
         for reference in dict.fromkeys(references):
@@ -59,7 +59,7 @@ class ComparingPages:
             "references": list(references),
             "diff": self.links.diff([name for name, *_ in chosen]) if 1 < len(chosen) <= _RUNS else None,
         }
-        return Page("compare.html", "Curves", data, figures, live, "compare")
+        return WebPage("compare.html", "Curves", data, figures, live, "compare")
 
     def _members(self, reference: str) -> list[tuple[str, RunFolder, JobFolder]]:
         run, jobs = chosen_jobs(reference)
@@ -75,7 +75,7 @@ class ComparingPages:
         best = table.jobs[:_BEST]
         return [(f"{run.id}/{job.number}", run, JobFolder(run.path / "jobs" / str(job.number))) for job in best]
 
-    def diff(self, references: Sequence[str]) -> Page:
+    def diff(self, references: Sequence[str]) -> WebPage:
         """What differs between runs: config, inputs, code, environment, launch, results. Raises UserError."""
         chosen: list[tuple[str, RunFolder, JobFolder]] = []
         for reference in dict.fromkeys(references):
@@ -91,7 +91,7 @@ class ComparingPages:
             "code": _code_diff(chosen[0][1], chosen[1][1]) if len(chosen) == 2 else None,
             "overlay": self.links.compare([name for name, *_ in chosen]),
         }
-        return Page("diff.html", "Difference", data, anchor="diff")
+        return WebPage("diff.html", "Difference", data, anchor="diff")
 
     def _numbers(self, job: JobFolder) -> dict[str, Any]:
         result = self.reader.result(job)

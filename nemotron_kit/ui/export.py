@@ -14,8 +14,8 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.ui.artifact_pages import ArtifactPages
 from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.links import ExportLinks
-from nemotron_kit.ui.page import Page
-from nemotron_kit.ui.reading import Reader
+from nemotron_kit.ui.page import WebPage
+from nemotron_kit.ui.reading import RecordReader
 from nemotron_kit.ui.render import STATIC, render_file
 from nemotron_kit.ui.run_pages import RunPages
 
@@ -31,7 +31,7 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
     if file.is_dir():
         raise UserError(f"{file} is a folder, not a file to write.", hint=f"--export {file}/runs.html")
     names = [run.id if jobs is None else f"{run.id}/{jobs[0].number}" for run, jobs in chosen]
-    reader = Reader()
+    reader = RecordReader()
     try:
         # Twice: which pages there are says which of them links can lead to.
         anchors: set[str] = set()
@@ -49,11 +49,11 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
     return [page.title for page in pages]
 
 
-def _pages(reader: Reader, links: ExportLinks, names: Sequence[str], runs: Sequence[RunFolder]) -> list[Page]:
+def _pages(reader: RecordReader, links: ExportLinks, names: Sequence[str], runs: Sequence[RunFolder]) -> list[WebPage]:
     make, several, registry = RunPages(reader, links, export=True), ComparingPages(reader, links), ArtifactPages(links)
-    found: dict[str, Page] = {}
+    found: dict[str, WebPage] = {}
 
-    def add(page: Page) -> Page:
+    def add(page: WebPage) -> WebPage:
         return found.setdefault(page.anchor, page)
 
     if len(names) > 1:

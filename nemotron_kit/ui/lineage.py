@@ -17,7 +17,7 @@ _LABEL, _COLUMN = 22, 155
 
 
 @dataclass(frozen=True)
-class Node:
+class GraphNode:
     """`kind`: `data` (a path that is not registered), `artifact` or `run`. `name` is the run's id, the version's label
     or the path."""
 
@@ -37,11 +37,11 @@ class Node:
 
 @dataclass
 class Graph:
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, GraphNode] = field(default_factory=dict)
     edges: set[tuple[str, str]] = field(default_factory=set)
     cut: bool = False
 
-    def add(self, node: Node) -> str:
+    def add(self, node: GraphNode) -> str:
         self.nodes.setdefault(node.key, node)
         return node.key
 
@@ -69,7 +69,7 @@ class Graph:
                     ready.append(under)
         return found
 
-    def listed(self) -> list[tuple[int, Node]]:
+    def listed(self) -> list[tuple[int, GraphNode]]:
         """(column, node), from the data to the models: the graph as a list, for the keyboard and screen readers."""
         column = self.columns()
         return sorted(
@@ -86,18 +86,18 @@ def graph_of(versions: Iterable[ArtifactVersion], about: ArtifactVersion | None 
         if len(graph.nodes) >= _MOST:
             graph.cut = True
             break
-        made = graph.add(Node("artifact", version.pin.label))
+        made = graph.add(GraphNode("artifact", version.pin.label))
         above = [graph.add(_source(pin)) for pin in version.inputs]
         if is_run_id(version.producer):
-            run = graph.add(Node("run", version.producer))
+            run = graph.add(GraphNode("run", version.producer))
             graph.edges |= {(key, run) for key in above} | {(run, made)}
         else:
             graph.edges |= {(key, made) for key in above}
     return graph
 
 
-def _source(pin: Pin) -> Node:
-    return Node("data" if pin.version is None else "artifact", pin.label)
+def _source(pin: Pin) -> GraphNode:
+    return GraphNode("data" if pin.version is None else "artifact", pin.label)
 
 
 def _family(every: dict[str, ArtifactVersion], about: ArtifactVersion) -> Iterator[tuple[str, ArtifactVersion]]:

@@ -13,14 +13,14 @@ from nemotron_kit.home import is_run_id, runs_root
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.ui.figures import Figure, curves
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.reading import Reader
+from nemotron_kit.ui.reading import RecordReader
 
 # Metrics of one page.
 _METRICS = 24
 
 
 @dataclass
-class Page:
+class WebPage:
     """A page: its template, its data, its charts. `live`: what it shows may change, and is looked
     at again, `every` so many seconds."""
 
@@ -54,7 +54,7 @@ def run_link(links: Links, producer: str) -> str | None:
     return links.run(producer) if there else None
 
 
-def curve_figures(reader: Reader, jobs: Sequence[tuple[str, JobFolder]]) -> list[Figure]:
+def curve_figures(reader: RecordReader, jobs: Sequence[tuple[str, JobFolder]]) -> list[Figure]:
     """A chart for each metric that any of the jobs has, with a line for each job that has it."""
     found = [(name, reader.curves(job)) for name, job in jobs]
     names = dict.fromkeys(metric for _, measured in found for metric in measured)

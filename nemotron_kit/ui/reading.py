@@ -65,7 +65,7 @@ def stamp(path: Path) -> Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class Reader:
+class RecordReader:
     """One dashboard's view of the records; its methods may be called by many threads."""
 
     def __init__(self) -> None:

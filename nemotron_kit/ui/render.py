@@ -18,7 +18,7 @@ from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.masking import mask
 from nemotron_kit.ui.figures import Figure
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import Page, clock
+from nemotron_kit.ui.page import WebPage, clock
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -43,7 +43,7 @@ def plotly_js() -> Path:
     raise NemotronError("plotly ships no package_data/plotly.min.js.", hint="pip install 'nemotron-kit[ui]'")
 
 
-def render(page: Page, links: Links, *, theme: str = "") -> str:
+def render(page: WebPage, links: Links, *, theme: str = "") -> str:
     """The whole HTML document of a page."""
     chosen = theme if theme in THEMES else ""
     known = {"page": page, "links": links, "theme": chosen, "style_mark": style_mark() if page.figures else ""}
@@ -56,7 +56,7 @@ def prepare() -> None:
         _templates().get_template(name)
 
 
-def render_file(pages: list[Page], links: Links, script: str, style: str) -> str:
+def render_file(pages: list[WebPage], links: Links, script: str, style: str) -> str:
     """One HTML document with all the pages, and all that they need; `script` and `style` are its only ones."""
     drawn = any(page.figures for page in pages)
     drawn_with = f" {csp_hash(plotly_text())}" if drawn else ""

@@ -24,8 +24,8 @@ from nemotron_kit.runs.ledger import RunIndex, run_ids
 from nemotron_kit.spec.plan import is_here
 from nemotron_kit.ui.figures import Figure, parallel
 from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import Page, as_text, clock, curve_figures, pin_link
-from nemotron_kit.ui.reading import Reader, is_over, log_names_of, plan_of, read_log
+from nemotron_kit.ui.page import WebPage, as_text, clock, curve_figures, pin_link
+from nemotron_kit.ui.reading import RecordReader, is_over, log_names_of, plan_of, read_log
 
 PER_PAGE = 100
 # Rows of a sweep's table, jobs of a sweep whose curves are drawn.
@@ -41,12 +41,12 @@ _TEXT = 400_000
 class RunPages:
     """Makes the pages. `links` says which of them one page can lead to. `export`: for a file, which has no server."""
 
-    def __init__(self, reader: Reader, links: Links, *, export: bool = False) -> None:
+    def __init__(self, reader: RecordReader, links: Links, *, export: bool = False) -> None:
         self.reader, self.links, self.export = reader, links, export
 
     # --- runs
 
-    def runs(self, query: Mapping[str, str]) -> Page:
+    def runs(self, query: Mapping[str, str]) -> WebPage:
         """The launches, newest first. Raises UserError for a filter that is none."""
         given = {key: query.get(key, "").strip() for key in ("q", "recipe", "stage", "state", "since", "tag")}
         page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 7 else 1
@@ -55,7 +55,7 @@ class RunPages:
         elsewhere = [RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_here(run.executor)]
         self.reader.ask(elsewhere)
         rows, names = self._rows(found[:PER_PAGE])
-        return Page(
+        return WebPage(
             "runs.html",
             "Runs",
             {
@@ -149,7 +149,7 @@ class RunPages:
 
     # --- a run
 
-    def run(self, reference: str, query: Mapping[str, str]) -> Page:
+    def run(self, reference: str, query: Mapping[str, str]) -> WebPage:
         """A run, a sweep, a pipeline, or the job `ID/N` of a sweep."""
         run, chosen = chosen_jobs(reference)
         self.reader.ask([run] if not is_over(self.reader.summary(run)) or chosen else [], records=True)
@@ -162,7 +162,9 @@ class RunPages:
         if len(jobs) != 1:
             data |= self._sweep(run, self.reader.results(run, jobs), query)
             figures = self._sweep_figures(run, data.pop("table"))
-            return Page("sweep.html", run.id, data, figures, live, f"run-{run.id}", _SLOWER if len(jobs) > _MANY else 3)
+            return WebPage(
+                "sweep.html", run.id, data, figures, live, f"run-{run.id}", _SLOWER if len(jobs) > _MANY else 3
+            )
         (job,) = jobs
         data |= self._job(run, job)
         if summary.state == DAMAGED:
@@ -171,7 +173,7 @@ class RunPages:
         title = f"{run.id}/{job.number}" if summary.jobs > 1 else run.id
         live = live and not self.reader.state(job).terminal
         figures = curve_figures(self.reader, [(labels_of(run.id)["name"] or title, job)])
-        return Page("run.html", title, data, figures, live, f"run-{title.replace('/', '-')}")
+        return WebPage("run.html", title, data, figures, live, f"run-{title.replace('/', '-')}")
 
     def _head(self, run: RunFolder, summary: RunSummary) -> dict[str, Any]:
         labels = labels_of(run.id)
@@ -300,7 +302,7 @@ class RunPages:
         ]
         return [*([first] if first else []), *curve_figures(self.reader, named)]
 
-    def _pipeline(self, run: RunFolder) -> Page:
+    def _pipeline(self, run: RunFolder) -> WebPage:
         summary = run.summary()
         stages = []
         for number, record in enumerate(run.stages()):
@@ -329,7 +331,7 @@ class RunPages:
         names = (run.plan().get("stages") or [])[len(stages) :]
         stages += [{"stage": str(name).replace("/", " "), "state": "not started"} for name in names]
         data = {**self._head(run, summary), "facts": list(self._facts(run, summary)), "stages": stages}
-        return Page("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
+        return WebPage("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
 
 
 def _alike(a: Any, b: Any) -> bool:

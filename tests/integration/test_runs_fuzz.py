@@ -157,6 +157,15 @@ SLOW = ("rerun", *LINES)
 CHANGING = ("rm", "cancel", "resume", "resume job", "tag")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Commands that resume a job do so in this process, which is no job's afterwards."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with two runs that were really launched, in a folder with their recipe."""

@@ -174,7 +174,7 @@ def _report(rows: list[dict[str, Any]], options: Any) -> None:
     elif left:
         print_table(("RUN", "STATE", "STAYS"), [(row["run"], row["state"], row["stays"]) for row in left])
     size = sum(row["bytes"] for row in gone) / 1e6
-    if options.dry_run or len(rows) > 1 or not rows:
+    if options.dry_run or not options.ids:
         verb = "would go" if options.dry_run else "removed"
         write_lines([f"{len(gone)} {verb}, {size:,.1f} MB; {len(left)} stay" if rows else "No runs match."])
 

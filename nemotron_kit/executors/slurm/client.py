@@ -72,6 +72,7 @@ class Slurm(Executor):
     # Submitting a few at a time, as others end, would make very many arrays.
     least = 250
     holds_back = True
+    joins_nodes = True
 
     def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         """The job's paths. With `conda` its Python runs the job, unless the profile names another."""

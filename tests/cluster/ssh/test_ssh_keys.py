@@ -93,7 +93,7 @@ def test_a_key_that_is_not_let_in_leads_to_login(client: Any, server: Any, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMOTRON_ENV_FILE", str(env))
         error = refused(client.profile(server, identity=str(other)))
-    assert "without a password" in error.message
+    assert "requires a password or a second factor" in error.message
     assert "nemotron profiles login far" in str(error.hint)
     assert not saw_no_credential(server), "the log would show one"
 

@@ -296,7 +296,7 @@ def test_a_second_factor_is_asked_for_once_on_the_terminal(laptop: Laptop) -> No
     assert time.monotonic() - began < 5
     code, said = on_a_terminal(laptop, ["profiles", "login", "second-factor"], answers(laptop))
     assert code == 0, said
-    assert "is open" in said
+    assert "stays open" in said
     assert password(laptop) not in said
     assert laptop.run("profiles", "check", "second-factor").returncode == 0
     assert "open already" in laptop.run("profiles", "login", "second-factor").stdout

@@ -80,4 +80,4 @@ data.save(name="PretrainBlendsArtifact-v2")
 def _own(plan: dict[str, Any]) -> dict[str, Any]:
     """A plan's config without the folder of its run."""
     folder = plan["job_folder"]
-    return {key: {k: str(v).replace(folder, "") for k, v in block.items()} for key, block in plan["config"].items()}
+    return {key: str(value).replace(folder, "") for key, value in plan["config"].items()}
