@@ -212,11 +212,12 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
         transports=transport_to if connect else None,
         labels=request.labels,
     )
-    from nemotron_kit.cli.run_array import count_tasks, run_array
+    if command.array:
+        from nemotron_kit.cli.run_array import count_tasks, run_array
 
-    tasks = count_tasks(plan, composed)
-    if tasks is not None:
-        return run_array(tasks, plan, composed, app, request, env)
+        tasks = count_tasks(plan, composed)
+        if tasks is not None:
+            return run_array(tasks, plan, composed, app, request, env)
     return carry_out(plan, composed, request, env)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training import sharded
 from nemotron_kit.training.parallel import Layout, distributed_config, empty_model, initialise, require_layout
 from nemotron_kit.training.processes import sum_over_ranks
 
@@ -203,6 +202,8 @@ def load_model(
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    from nemotron_kit.training import sharded  # a dry-run needs no checkpoints
 
     require_model(folder)
     try:
