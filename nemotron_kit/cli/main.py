@@ -71,6 +71,7 @@ def guarded(action: Callable[[], int]) -> int:
     if sys.stdout is None or sys.stderr is None:
         _open_streams()
     try:
+        _have_pwd()
         return action()
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -92,6 +93,16 @@ def guarded(action: Callable[[], int]) -> int:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         return _machine_said_no(error)
+
+
+def _have_pwd() -> None:
+    """Set PWD, to which configs refer, where no shell has: a program that cron or a container starts may have none."""
+    if "PWD" in os.environ:
+        return
+    try:
+        os.environ["PWD"] = os.getcwd()  # noqa: PTH109 — help needs no pathlib
+    except OSError:  # the folder is gone: what needs it says so
+        return
 
 
 def _machine_said_no(error: OSError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nemotron_kit import envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.cli import index
+from nemotron_kit.cli.main import nemotron
 
 
 @pytest.fixture
@@ -62,3 +64,12 @@ def test_a_broken_env_file_gives_no_tables(project: Path) -> None:
 def test_the_same_home(project: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", value)
     assert index.home() == str(home.nemotron_home())
+
+
+def test_a_program_that_no_shell_has_started_has_a_working_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PWD", "")
+    monkeypatch.delenv("PWD")
+    assert nemotron(["nano3", "pretrain", "-c", "tiny", "--dry-run"]) == 0
+    assert "not found" not in capsys.readouterr().err and os.environ["PWD"] == str(Path.cwd())
