@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.reference import Reference
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
+from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.runs.list import states_of
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least, span
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import first_id_since
 from nemotron_kit.launch.status import refresh
 from nemotron_kit.remote.agent.operations import lies_in, versions_in
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord
-from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_run
+from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced
 from nemotron_kit.spec.plan import is_here, stored_plan
 
 _FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
@@ -93,8 +95,8 @@ def _matching(options: Any) -> list[RunFolder]:
     )
     found = found[options.keep or 0 :]
     if options.older_than is not None:
-        newer = {run.id for run in list_runs(since=options.older_than)}
-        found = [run for run in found if run.id not in newer]
+        first = first_id_since(options.older_than)
+        found = [run for run in found if run.id[: len(first)] < first]
     return [open_run(run.id) for run in reversed(found)]
 
 
@@ -103,14 +105,28 @@ def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
     if queued and run.state() in _QUEUED:
         hint = f"Stop it first: nemotron runs cancel {run.id}."
         raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
-    versions = artifacts_in(run) if options.with_artifacts else []
-    check_removable(run, referenced_by=(lambda _: ()) if versions else artifacts_in, force=options.force)
     registry = open_registry()
+    versions = _versions_in(registry, run) if options.with_artifacts else []
+    check_removable(
+        run,
+        referenced_by=lambda run: [label for label in artifacts_in(run) if label not in versions],
+        force=options.force,
+    )
     for label in versions:
         registry.check_removable(Reference.parse(label), force=options.force, without=versions)
     if not options.force and not (queued and options.here):
         _refuse_written(run)
     return versions
+
+
+def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
+    """The versions that can go with the run. One whose record is damaged, or that another registry has, can't."""
+    folder = run.path.resolve()
+    return [
+        record.pin.label
+        for record in registry.everything()
+        if isinstance(record, ArtifactVersion) and (lies_in(record.path, folder) or lies_in(record.root, folder))
+    ]
 
 
 def _remove(run: RunFolder, versions: list[str], options: Any, *, elsewhere: bool) -> None:
@@ -119,7 +135,7 @@ def _remove(run: RunFolder, versions: list[str], options: Any, *, elsewhere: boo
         registry.remove(Reference.parse(label), force=True)  # judged before, with those that go with it
     if elsewhere and not options.here:
         _remove_there(run)
-    remove_run(run, referenced_by=artifacts_in, force=options.force)
+    remove_unreferenced(run.path, lambda: artifacts_in(run))
 
 
 def size_of(folder: Path) -> int:

@@ -71,6 +71,17 @@ def test_a_run_stays_with_a_version_that_others_were_made_from(
     assert open_registry().resolve("Data:v0") and run.path.exists()
 
 
+def test_a_run_stays_with_a_version_whose_record_is_damaged(make_run: MakeRun) -> None:
+    run = make_run(codes=(0,))
+    saved(run.path / "jobs/0/data", "Data", "text")
+    (record,) = open_registry().root.glob("Data/v0/*.json")
+    record.chmod(0o644)
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(UserError, match=r"holds the files of Data:v0 \(its record is damaged\)"):
+        tool("runs", ["rm", run.id, "--with-artifacts"])
+    assert run.path.exists()
+
+
 def test_a_version_that_is_removed_leaves_its_number_and_its_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
