@@ -13,6 +13,7 @@ from typing import Any
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli.index import Node
 from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.options import known, split, takes_next
 from nemotron_kit.cli.output import Paint, colour, print_json, print_table, width, wrap, write_lines
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job, hydra_overrides
@@ -74,11 +75,12 @@ def explain(argv: list[str]) -> int:
     lines = _by_config(line)
     run_id = new_run_id("explain", "")  # one for all, so that a job's folder differs in none
     found = [_compose(each, tree, run_id) for _, each in lines]
+    as_json = options.json or found[0].request.json
     if len(found) > 1:
-        return _compare([name for name, _ in lines], found, options.fields, as_json=options.json)
+        return _compare([name for name, _ in lines], found, options.fields, as_json=as_json)
     fields = list(_fields(found[0], options.fields))
     explained = [_explained(found[0], field) for field in fields]
-    if options.json:
+    if as_json:
         print_json([asdict(each) for each in explained])
         return 0
     _print(explained)
@@ -97,12 +99,13 @@ def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
     """The line once for each -c in it (config, line); the line itself where there is one or none."""
     names, rest, tokens = [], [], iter(line)
     for token in tokens:
-        if token in ("-c", "--config"):
-            names.append(next(tokens, ""))
-        elif token.startswith("--config="):
-            names.append(token.partition("=")[2])
-        else:
+        option = known(token)
+        if option is None or option.name != "config":
             rest.append(token)
+        elif takes_next(token):
+            names.append(next(tokens, ""))
+        else:  # --config=tiny, -ctiny
+            names.append(split(token)[1] or token.removeprefix(option.short))
     return [(name, [*rest, "-c", name]) for name in names] if len(names) > 1 else [("", line)]
 
 
@@ -150,16 +153,16 @@ def _flat(values: Any, above: str = "") -> dict[str, Any]:
 
 def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
     """The leaves that are asked for, those of a block among them; without any, those that more than a default sets."""
-    known = [name for name in {**found.written, **found.values} if name.partition(".")[0] != "run" or asked]
+    names = [name for name in {**found.written, **found.values} if name.partition(".")[0] != "run" or asked]
     if not asked:
-        yield from (name for name in known if len(found.layers.settings(name)) > 1)
+        yield from (name for name in names if len(found.layers.settings(name)) > 1)
     for field in asked:
-        inside = [name for name in known if name == field or name.startswith(f"{field}.")]
+        inside = [name for name in names if name == field or name.startswith(f"{field}.")]
         if not inside:
-            blocks = {name[:end] for name in known for end in range(len(name)) if name[end] == "."}
-            same_end = [name for name in known if name.rpartition(".")[2] == field]
+            blocks = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
+            same_end = [name for name in names if name.rpartition(".")[2] == field]
             hint = (
-                f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, {*known, *blocks}))
+                f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, {*names, *blocks}))
             )
             raise UserError(f"{' '.join(found.request.path)} has no field {field!r}.", hint=hint)
         yield from inside

@@ -88,6 +88,7 @@ def test_an_interpolation_a_profile_and_a_secret(recipe, capsys):
 def test_without_a_field_what_is_set_and_with_two_configs_what_differs(recipe, capsys):
     assert [each["field"] for each in explained(capsys, "explained", "work")] == ["steps", "folder"]
     rows = explained(capsys, "explained", "work", "-c", "default", "-c", "big")
+    assert explained(capsys, "explained", "work", "-cdefault", "--config=big", "--json") == rows
     assert [(row["field"], row["default"], row["big"]) for row in rows] == [
         ("optimizer.lr", "0.001", "0.0001"),
         ("steps", "20", "40"),
