@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.spec.profiles import list_run_profiles, read_profile
 
@@ -37,7 +39,6 @@ _PACKAGES = {
     "hydra-submitit-launcher": "[submitit]",
     "wandb": "[wandb]",
 }
-_CLIENTS = {"slurm": "sbatch", "docker": "docker"}
 _LOW, _NONE_LEFT = 10e9, 1e9  # bytes free
 _SKEW = 2.0  # seconds between this machine's clock and its file system's
 _TORCH_S = 120  # importing torch from a cold network file system
@@ -108,24 +109,19 @@ def _is_script_of_this(script: str) -> bool:
 
 def packages() -> Iterator[Diagnosis]:
     """The versions that matter, what our own requirements refuse, and pairs that are known not to work together."""
-    ours = metadata.requires("nemotron-kit") or []
+    refused = _refused()
     for name, extra in _PACKAGES.items():
         version = _version(name)
-        if version is None:
-            if not extra:
-                yield Diagnosis(name, FAIL, "not installed", f"pip install {name}")
-            continue
-        if refused := _refused(name, version, ours):
-            yield Diagnosis(name, FAIL, f"{version}, and {refused} is needed", f"pip install 'nemotron-kit{extra}'")
-        else:
+        if version is None and not extra:
+            yield Diagnosis(name, FAIL, "not installed", f"pip install {name}")
+        elif version is not None and name not in refused:
             yield Diagnosis(name, OK, version)
+    for name, (of, needed) in refused.items():
+        yield Diagnosis(of, FAIL, f"{name} {_version(name)}, and {needed} is needed", f"pip install '{name}{needed}'")
     lacking = [extra for name, extra in _PACKAGES.items() if extra and _version(name) is None]
     if lacking:
         extras = ", ".join(sorted(set(lacking)))
         yield Diagnosis("extras", OK, f"not installed: {extras}; where one is needed, an error says so")
-    if _version("nemo-run") and (found := _version("leptonai")) and _at_least(found, (0, 47)):
-        seen = f"leptonai {found} lacks a module that nemo-run imports"
-        yield Diagnosis("nemo-run", FAIL, seen, "pip install 'leptonai<0.47'")
     if found := _version("nemotron"):
         seen = f"NVIDIA's package nemotron {found} has the module `nemotron`, too: one hides the other"
         yield Diagnosis(
@@ -140,20 +136,18 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _at_least(version: str, least: tuple[int, ...]) -> bool:
-    from packaging.version import Version  # hydra-core requires it
+def _refused() -> dict[str, tuple[str, str]]:
+    """Package → (our extra that needs it, else the package; the range that our metadata asks for), of those that are
+    installed in another version. What the development of this package needs is left out."""
+    from packaging.requirements import Requirement  # hydra-core requires it
 
-    return Version(version).release >= least
-
-
-def _refused(name: str, version: str, requirements: list[str]) -> str:
-    """The range that our own metadata asks of a package, where the installed version lies outside of it; else ""."""
-    from packaging.requirements import Requirement
-
-    for requirement in map(Requirement, requirements):
-        if requirement.name == name and not requirement.specifier.contains(version, prereleases=True):
-            return str(requirement.specifier)
-    return ""
+    found = {}
+    for requirement in map(Requirement, metadata.requires("nemotron-kit") or []):
+        extra = re.search(r'extra == "([\w-]+)"', str(requirement.marker))
+        of, version = extra[1] if extra else requirement.name, _version(requirement.name)
+        if version and of != "dev" and not requirement.specifier.contains(version, prereleases=True):
+            found[requirement.name] = (of, str(requirement.specifier))
+    return found
 
 
 def gpus() -> Iterator[Diagnosis]:
@@ -206,9 +200,10 @@ def profiles() -> Iterator[Diagnosis]:
         except NemotronError as error:
             yield Diagnosis(what, FAIL, str(error.message), error.hint or "")
             continue
-        client = "ssh" if config.tunnel == "ssh" else _CLIENTS.get(config.executor)
+        client = "ssh" if config.tunnel == "ssh" else executor_for(config).client
         if client and shutil.which(client) is None:
-            fix = "Install it, or run nemotron where it is." if client != "sbatch" else 'Set tunnel = "ssh" and host.'
+            over_ssh = executor_for(config).over_ssh and config.tunnel != "ssh"
+            fix = 'Set tunnel = "ssh" and host.' if over_ssh else "Install it, or run nemotron where it is."
             yield Diagnosis(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
         else:
             yield Diagnosis(what, OK, f"{config.executor}; nemotron profiles check {name} asks its target")

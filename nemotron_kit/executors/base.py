@@ -118,6 +118,8 @@ class Executor(ABC):
     reads: ClassVar[frozenset[str]] = EVERYWHERE | SENT | HELD
     # Whether `tunnel = "ssh"` leads to it.
     over_ssh: ClassVar[bool] = False
+    # The program by which it is reached from the machine where it is; "" where there is none to look for.
+    client: ClassVar[str] = ""
     # Seconds between two looks at a job that is followed: the first, the longest.
     pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
     # Fewer jobs of a sweep than that are not submitted while others run.

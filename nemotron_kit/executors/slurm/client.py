@@ -69,6 +69,7 @@ class Slurm(Executor):
         *("container_runtime", "chain"),
     }  # fmt: skip
     over_ssh = True
+    client = "sbatch"
     # Submitting a few at a time, as others end, would make very many arrays.
     least = 250
     holds_back = True
