@@ -156,6 +156,27 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     write_text(path, json.dumps(encoded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
 
 
+def read_cache(path: Path, version: int) -> dict[str, Any]:
+    """The entries that `write_cache` put into a cache of this version; {} where there is none, or a damaged one: what
+    they were computed from is read again."""
+    import binascii  # a library to load, which a launch needs not
+
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        head, _, body = read_regular(path, limit=1 << 30).partition(b"\n")
+        if json.loads(head) == {"version": version, "crc": binascii.crc32(body)}:
+            return dict(json.loads(body))
+    return {}
+
+
+def write_cache(path: Path, version: int, entries: dict[str, Any]) -> None:
+    """Write the entries of a cache, with a checksum. A disk that is full or read-only is no reason to fail."""
+    import binascii
+
+    with contextlib.suppress(OSError):
+        body = json.dumps(entries).encode()
+        write_bytes(path, json.dumps({"version": version, "crc": binascii.crc32(body)}).encode() + b"\n" + body)
+
+
 def plain(value: Any) -> Any:
     """A value with the numbers and arrays of NumPy, torch and similar packages converted to Python's own, at any depth.
     None of these packages is imported: their objects are recognised by `dtype` and `tolist`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import difflib
-import json
 import os
 import re
 import secrets
@@ -20,7 +18,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import read_cache, write_cache
 from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
@@ -51,11 +49,7 @@ class RunIndex:
         self._new = 0
 
     def __enter__(self) -> RunIndex:
-        # No cache, or a damaged one: the folders are asked.
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            head, _, body = read_regular(self._path, limit=1 << 30).partition(b"\n")
-            if json.loads(head) == {"version": _VERSION, "crc": binascii.crc32(body)}:
-                self._entries = dict(json.loads(body))
+        self._entries = read_cache(self._path, _VERSION)
         return self
 
     def __exit__(
@@ -64,10 +58,7 @@ class RunIndex:
         if kind is None and self._new >= _WORTH_WRITING:
             there = set(self._run_ids)
             kept = {run_id: entry for run_id, entry in self._entries.items() if run_id in there}
-            with contextlib.suppress(OSError):  # a cache that can't be written (full, read-only) is no reason to fail
-                body = json.dumps(kept).encode()
-                head = json.dumps({"version": _VERSION, "crc": binascii.crc32(body)}).encode()
-                files.write_bytes(self._path, head + b"\n" + body)
+            write_cache(self._path, _VERSION, kept)
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
         """The summaries of the runs whose recipe and stage pass `named`, and whose state is one of `states` (empty:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemotron_kit import files
 from nemotron_kit.cli.runs.results import JobResult, job_result
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import read_cache, write_cache
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.runs.metrics import METRICS_FILE, Measured
@@ -37,21 +34,14 @@ class ResultCache:
         self._new = 0
 
     def __enter__(self) -> ResultCache:
-        # No cache, or a damaged one: the folders are asked.
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            head, _, body = read_regular(self._path, limit=1 << 30).partition(b"\n")
-            if json.loads(head) == {"version": _VERSION, "crc": binascii.crc32(body)}:
-                self._entries = dict(json.loads(body))
+        self._entries = read_cache(self._path, _VERSION)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None and self._new >= _WORTH_WRITING:
-            with contextlib.suppress(OSError):  # a cache that can't be written (full, read-only) is no reason to fail
-                body = json.dumps(self._entries).encode()
-                head = json.dumps({"version": _VERSION, "crc": binascii.crc32(body)}).encode()
-                files.write_bytes(self._path, head + b"\n" + body)
+            write_cache(self._path, _VERSION, self._entries)
 
     def keep_only(self, keys: Sequence[str]) -> None:
         """Drop the entries of others, which were removed."""
