@@ -21,28 +21,26 @@ METRICS = REPOSITORY / "docs" / "metrics.md"
 CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
 
 
-@pytest.mark.timeout(900)
-def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    folder = tmp_path / "reader"
+def _run(page: Path, place: Path) -> None:
+    """Do what the reader of a page does, in the folder `reader`."""
+    folder = place / "reader"
     folder.mkdir()
-    world = World({}, folder, tmp_path / "home")
-    for step in steps(GUIDE):
+    world = World({}, folder, place / "home")
+    for step in steps(page):
         if isinstance(step, File):
             make(step, folder)
         elif not step.skipped:
             world.run(step.text, code=step.code)
+
+
+@pytest.mark.timeout(900)
+def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    _run(GUIDE, tmp_path)
 
 
 @pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
 def test_the_page_on_metrics_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    folder = tmp_path / "reader"
-    folder.mkdir()
-    world = World({}, folder, tmp_path / "home")
-    for step in steps(METRICS):
-        if isinstance(step, File):
-            make(step, folder)
-        elif not step.skipped:
-            world.run(step.text, code=step.code)
+    _run(METRICS, tmp_path)
     assert list((tmp_path / "home" / "runs").glob("*/jobs/0/tensorboard/events.out.tfevents.*"))
 
 

@@ -41,26 +41,10 @@ from nemotron_kit.training.grpo_config import GRPOConfig
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 
-if __name__ != "__main__":
-    from ..packed import write_packed_data
-    from ..shards import write_chat_model, write_tiny_data
+from ..packed import write_packed_data
+from ..shards import MODEL, write_chat_model, write_tiny_data
 
-MODEL: dict[str, Any] = {
-    "hybrid_override_pattern": "ME*",
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "mamba_num_heads": 2,
-    "mamba_head_dim": 16,
-    "ssm_state_size": 8,
-    "n_groups": 1,
-    "chunk_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-}
+REPOSITORY = Path(__file__).resolve().parents[2]
 DDP: dict[str, Any] = {"parallelism": "ddp"}
 
 
@@ -108,8 +92,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
     told = place / "runs.json"
     told.write_text(json.dumps({"layouts": layouts, "folder": str(place), "data": str(write_tiny_data(place))}))
     env = {**os.environ, "PYTHONPATH": str(place), "NEMOTRON_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(told)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", __name__, str(told)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found: dict[str, Any] = {}
     for count in layouts:
