@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 class Pace:
     """Polling intervals: `first` seconds, each `factor` times as long as the one before, at most `longest`. Call
-    `again` after a change: the intervals start over, since more changes are likely."""
+    `restart` after a change: the intervals start over, since more changes are likely."""
 
     def __init__(self, first: float, factor: float = 1.0, longest: float = float("inf")) -> None:
         self.first, self.factor, self.longest = first, factor, longest
         self._next = first
 
-    def again(self) -> None:
+    def restart(self) -> None:
         self._next = self.first
 
     def seconds(self) -> float:
@@ -27,8 +27,8 @@ class Pace:
         time.sleep(self.seconds())
 
 
-def looks(pace: Pace | float, *, within: float) -> Iterator[None]:
-    """`for _ in looks(0.05, within=10):` runs its body at once and then after each interval, the last time when
+def polls(pace: Pace | float, *, within: float) -> Iterator[None]:
+    """`for _ in polls(0.05, within=10):` runs its body at once and then after each interval, the last time when
     `within` seconds are over. A number is a constant interval."""
     pace = pace if isinstance(pace, Pace) else Pace(pace)
     deadline = time.monotonic() + within
@@ -42,4 +42,4 @@ def looks(pace: Pace | float, *, within: float) -> Iterator[None]:
 
 def until(condition: Callable[[], bool], pace: Pace | float, *, within: float) -> bool:
     """Wait until `condition()` holds; whether it does, within so many seconds."""
-    return any(condition() for _ in looks(pace, within=within))
+    return any(condition() for _ in polls(pace, within=within))

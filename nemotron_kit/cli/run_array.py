@@ -23,7 +23,7 @@ from nemotron_kit.objects import object_url
 from nemotron_kit.quoting import omegaconf_escaped
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts, run_state
-from nemotron_kit.spec.plan import DETACHED, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, Plan, is_local
 from nemotron_kit.worker.process import Outcome
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def count_tasks(plan: Plan, composed: Composed) -> int | None:
     asked = None if config.tasks is None else int(config.tasks)
     if plan.launch != DETACHED or not executor_for(plan.settings).holds_back:
         if asked is not None and asked > 1:
-            where = "this machine" if is_here(plan.executor) else f"executor {plan.executor!r}"
+            where = "this machine" if is_local(plan.executor) else f"executor {plan.executor!r}"
             raise UserError(
                 f"tasks={asked}: {where} starts no job after another one has succeeded.",
                 hint="Leave tasks out: one job uses all CPUs of its machine (num_workers). Slurm takes arrays.",
@@ -130,7 +130,7 @@ class _Jobs:
             run_id=self.first.run_id,
             argv=self.first.argv,
             job=number,
-            alone=False,
+            single=False,
             connect=self.connect,
             transports=transport_to if self.connect else None,
         )

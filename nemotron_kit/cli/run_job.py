@@ -22,7 +22,7 @@ from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text, new_run_id
-from nemotron_kit.spec.plan import IN_PROCESS, INTERACTIVE, Plan, is_here
+from nemotron_kit.spec.plan import IN_PROCESS, INTERACTIVE, Plan, is_local
 from nemotron_kit.spec.profiles import check_reserved_tables
 from nemotron_kit.spec.runconfig import FIELDS
 
@@ -124,7 +124,7 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     if plan.files.get("sbatch.sh"):
         yield "Script", plan.files["sbatch.sh"].splitlines()
     if plan.container:
-        yield "Container", [shlex.join(plan.container.words)]
+        yield "Container", [shlex.join(plan.container.arguments)]
     if plan.request:
         yield "Request", _yaml(plan.request)
     if plan.launch == INTERACTIVE:
@@ -367,7 +367,7 @@ def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:
-    here = is_here(plan.executor)
+    here = is_local(plan.executor)
     if outcome.state == "detached":
         _say(f"Detached from {plan.run_id}, which goes on.")
     else:

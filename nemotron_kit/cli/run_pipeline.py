@@ -21,7 +21,7 @@ from nemotron_kit.launch.pipeline import Decision, Launch, Stage, problems_of
 from nemotron_kit.launch.pipeline_request import read_request
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.plan import is_local
 
 if TYPE_CHECKING:
     from nemotron_kit.discovery import Tree
@@ -127,7 +127,7 @@ def _count(launch: Launch) -> str:
 def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequence[str]) -> Iterator[str]:
     settings = stage.placed.settings
     resources = f"   (resources {stage.command.resources})" if stage.command.resources else ""
-    where = f"   on {settings.executor}" if not is_here(settings.executor) else ""
+    where = f"   on {settings.executor}" if not is_local(settings.executor) else ""
     config = f" -c {stage.composed.config_name}" if stage.composed.config_file else ""
     yield f"{number}  {stage.words}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
     for slot, text in stage.references.items():

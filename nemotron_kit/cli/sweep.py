@@ -127,7 +127,7 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     if not request.multirun:
         return _asked(request, overrides, prepared)
     if prepared and prepared.command.interactive:
-        raise not_sent(prepared.command, alone=False)
+        raise not_sent(prepared.command, single=False)
     return _sweep(request, overrides, argv, tree, prepared)
 
 

@@ -25,7 +25,7 @@ from nemotron_kit.data_prep.stored import store_of
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_bytes
 from nemotron_kit.objects import ObjectFolder
-from nemotron_kit.polling import looks
+from nemotron_kit.polling import polls
 
 THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
 
@@ -100,7 +100,7 @@ def all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> 
         path = record_path(output / shard.name)
         record = mine.get(number)
         # A network's file system may show another node's file a moment later.
-        for _ in looks(0.2, within=_VISIBLE):
+        for _ in polls(0.2, within=_VISIBLE):
             record = record or record_type(plan).load(path)
             if record is not None:
                 break

@@ -53,7 +53,7 @@ _WITH_SSH = ("host", "user", "identity")
 class PlanContext:
     """What an executor plans a job from.
 
-    `torchrun` is the command's own setting. `alone` is false for the jobs of a sweep, which may share a submission.
+    `torchrun` is the command's own setting. `single` is false for the jobs of a sweep, which may share a submission.
     `folders` must be available to the job at the same paths.
     """
 
@@ -66,7 +66,7 @@ class PlanContext:
     mode: str
     secrets: Sequence[str] = ()
     torchrun: bool | None = None
-    alone: bool = True
+    single: bool = True
     folders: Sequence[str] = ()
 
 
@@ -179,7 +179,7 @@ class Executor(ABC):
             label=label_of(plan.settings, plan.recipe, plan.stage),
             mode=plan.mode,
             secrets=plan.secrets,
-            alone=plan.alone,
+            single=plan.single,
             folders=folders,
         )
         added = self.plan(context)
@@ -213,10 +213,10 @@ class Executor(ABC):
         """Bring to the target what the jobs need: the code as it is now, folders, nemotron_kit. `submit` does the same
         for whatever is missing. Raises Unreachable."""
         paths = plans[0].paths
-        texts = remote.code_there(self.transport, paths, self.settings)
+        texts = remote.provide_code(self.transport, paths, self.settings)
         if paths.package and not paths.is_remote:  # over ssh it is sent with the first question
-            remote.place_package(paths.package)
-        if plans[0].is_apart:
+            remote.provide_package(paths.package)
+        if plans[0].has_separate_folder:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         _fetch_repositories(self.transport, plans)

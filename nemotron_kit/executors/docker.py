@@ -28,14 +28,14 @@ from nemotron_kit.executors.base import (
     missing_secrets,
 )
 from nemotron_kit.executors.nemo_run import MissingExtra, ask, build_executor, build_packager, need
-from nemotron_kit.polling import looks
+from nemotron_kit.polling import polls
 from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan, stored_plan
 from nemotron_kit.spec.runconfig import RunConfig
-from nemotron_kit.worker.process import start_apart
+from nemotron_kit.worker.process import start_detached
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -266,16 +266,16 @@ class Docker(Executor):
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
         """Start the docker client that runs the container, in a session of its own; what the worker prints outside of
         the job goes to its log. The container outlives the client."""
-        arguments = list(plan.container.words if plan.container else ())
+        arguments = list(plan.container.arguments if plan.container else ())
         if rootless:  # rootless: the launching user is root inside the container
             arguments = [argument for argument in arguments if not argument.startswith("--user=")]
         with _job(run.job(plan.job)).open_log("worker") as log:
-            return start_apart(arguments, log)
+            return start_detached(arguments, log)
 
 
 def _wait_until_running(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
     """Return once the worker has recorded that it runs. Raises NemotronError for a container that ends before that."""
-    for _ in looks(0.05, within=START_SECONDS):
+    for _ in polls(0.05, within=START_SECONDS):
         code = client.poll()
         if not _is_pending(job):
             return

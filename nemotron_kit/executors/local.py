@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import remote
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
-from nemotron_kit.polling import looks
+from nemotron_kit.polling import polls
 from nemotron_kit.quoting import refers
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.job import JobFolder, JobState
@@ -102,7 +102,7 @@ class Local(Executor):
         # The worker sets what refers to other variables: twice would be once too often.
         worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
         # A worker that dies before it records `running` would leave its job pending for ever.
-        for _ in looks(0.02, within=START_SECONDS):
+        for _ in polls(0.02, within=START_SECONDS):
             ended = worker.poll()
             if not _unheard(job):
                 return

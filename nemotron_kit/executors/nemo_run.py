@@ -28,7 +28,7 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, with_overrides
 from nemotron_kit.worker import python_module
-from nemotron_kit.worker.process import start_apart
+from nemotron_kit.worker.process import start_detached
 
 
 def build_packager(run: Any, config: RunConfig) -> Any:
@@ -180,7 +180,7 @@ def start() -> None:
     if _beside and _beside[0].poll() is not None:
         _beside.pop()
     if not _beside:
-        _beside.append(start_apart(python_module(__name__), subprocess.DEVNULL, talks=True))
+        _beside.append(start_detached(python_module(__name__), subprocess.DEVNULL, talks=True))
 
 
 def ask(module: str, request: Mapping[str, Any]) -> Any:

@@ -189,7 +189,7 @@ def _follow(
                     follower.rest(_show)
                 return outcome_of(observed)
             if moved:
-                pace.again()
+                pace.restart()
             pace.wait()
     finally:
         keep()

@@ -25,7 +25,7 @@ from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
 from nemotron_kit.runs.ledger import open_run
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Reference
@@ -80,7 +80,7 @@ class After:
         ]
         waits: dict[str, Any] = {}
         spec = json.loads(plan.files["job.json"])
-        if is_here(plan.executor):
+        if is_local(plan.executor):
             spec["after"] = [run.id for run in self.left]
         elif (numbers := self.dependency(plan)) is not None:
             waits["dependency"] = tuple(numbers)
@@ -119,7 +119,7 @@ class SweepAfter:
         """A job's plan; the first one may have to be made again, later. The runs are asked about once for all jobs."""
         if self._known is None:
             self._known = After.of(self._references)
-            if not is_here(plan.executor) and self._known.dependency(plan) is None:
+            if not is_local(plan.executor) and self._known.dependency(plan) is None:
                 wait_for(None, self._references)
                 self._known, plan = After.of(self._references), planned_again()
         return self._known.apply(plan, command)

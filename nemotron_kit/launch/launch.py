@@ -19,7 +19,7 @@ from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.polling import until
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
 from nemotron_kit.worker.hydra import set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
 from nemotron_kit.worker.run import run_job
@@ -87,7 +87,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     run = create_run(
         *(plan.run_id, plan.to_dict(), [plan.files]),
         attached=plan.launch == IN_PROCESS,
-        here=is_here(plan.executor),
+        here=is_local(plan.executor),
         labels=plan.labels,
     )
     if plan.launch == DETACHED:

@@ -30,7 +30,7 @@ from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.runs.folder import PIPELINE, Labels, RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
-from nemotron_kit.spec.plan import Plan, is_here
+from nemotron_kit.spec.plan import Plan, is_local
 from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome
 
@@ -159,7 +159,7 @@ class Launch:
     @property
     def submitted(self) -> bool:
         """Whether the stages are submitted, rather than run one after another by this process."""
-        return self.mode == "batch" or not is_here(self.stages[0].placed.settings.executor)
+        return self.mode == "batch" or not is_local(self.stages[0].placed.settings.executor)
 
     def _composed(self, at: int, pins: Sequence[str] = ()) -> Stage:
         request = self.request
@@ -415,7 +415,7 @@ class Launch:
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
             after = [other.run for other in stage.waits_for() if other.run]
-            if is_here(plan.executor) and given:
+            if is_local(plan.executor) and given:
                 after = [*after, str(given[-1][0].run)]
             after = list(dict.fromkeys(after or self.after))
             if after:

@@ -15,7 +15,7 @@ from nemotron_kit.launch.fingerprint import Fingerprint
 from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import run_ids
-from nemotron_kit.spec.plan import is_here, stored_plan
+from nemotron_kit.spec.plan import is_local, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -101,7 +101,7 @@ def _bring_up_to_date(runs: Iterable[RunFolder]) -> None:
     for run in runs:
         with suppress(DamagedRecord):
             plan = stored_plan(run)
-            if not is_here(plan.executor) and not (run.jobs() and (run.job(0).exit_record() or {}).get("mirrored")):
+            if not is_local(plan.executor) and not (run.jobs() and (run.job(0).exit_record() or {}).get("mirrored")):
                 elsewhere.append((run, plan))
     if not elsewhere:
         return

@@ -34,7 +34,7 @@ from nemotron_kit.spec.paths import (
     repositories_left_out,
     with_folder,
 )
-from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.resources import effective_settings
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -81,7 +81,7 @@ def check_paths(values: Mapping[str, Any], paths: RemotePaths, settings: RunConf
     `values` is the frozen config before its paths are moved. Raises UserError for a relative path that leads out of the
     code.
     """
-    if is_here(settings.executor):
+    if is_local(settings.executor):
         return {}
     mounted = [target for mount in settings.mounts or () for target in _mounted(mount, settings)]
     left: dict[str, str] = {}
@@ -179,7 +179,7 @@ def _placed(
     named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     paths = executor_for(settings).paths(run_id, job, registry=registry_here(settings))
-    if is_here(settings.executor):
+    if is_local(settings.executor):
         variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
         return ResolvedJob(frozen, settings, paths, keep_variables(frozen, composed.config, variables))
 

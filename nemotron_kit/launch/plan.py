@@ -38,7 +38,7 @@ from nemotron_kit.quoting import refers
 from nemotron_kit.runs.folder import Labels
 from nemotron_kit.runs.metrics import TENSORBOARD
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
@@ -110,9 +110,9 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
     return variables
 
 
-def not_sent(command: Command, alone: bool) -> UserError:
+def not_sent(command: Command, single: bool) -> UserError:
     """What to say to who sends an interactive command elsewhere, or sweeps over it."""
-    what = "is sent to no profile" if alone else "is no job of a sweep"
+    what = "is sent to no profile" if single else "is no job of a sweep"
     return UserError(
         f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
     )
@@ -121,7 +121,7 @@ def not_sent(command: Command, alone: bool) -> UserError:
 def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Resources) -> str:
     if command.interactive:
         return INTERACTIVE
-    if mode == "batch" or not is_here(settings.executor):
+    if mode == "batch" or not is_local(settings.executor):
         return DETACHED
     if resources.ray:
         return RAY
@@ -340,7 +340,7 @@ def _secret_problems(
 ) -> Iterator[Problem]:
     """Secrets that the config refers to and that the job will not find. The environment of a machine behind ssh is not
     known here."""
-    local = is_here(settings.executor)
+    local = is_local(settings.executor)
     for key, name in secrets_used(frozen):
         if name in environment:
             continue
@@ -365,7 +365,7 @@ def build_plan(
     connect: bool = True,
     transports: TransportFactory | None = None,
     recorded: RunConfig | None = None,
-    alone: bool = True,
+    single: bool = True,
     labels: Labels | None = None,
 ) -> Plan:
     """The plan of one composed job.
@@ -373,18 +373,18 @@ def build_plan(
     `transports` (remote.ssh.transport_for) connects to the target, whose registry is then read; without it, and with
     `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what makes
     the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, used in place of the
-    profile's. `alone`: false for the jobs of a sweep, which share a script. `labels`: the run's,
+    profile's. `single`: false for the jobs of a sweep, which share a script. `labels`: the run's,
     which W&B gets too.
     """
     command = composed.command
     transports = transports if connect and not command.interactive else None
     placed = resolve_job(composed, run_id, job, recorded, transports)
     frozen, settings, paths = placed.config, placed.settings, placed.paths
-    if command.interactive and (frozen["run"]["mode"] != "local" or not is_here(settings.executor) or not alone):
-        raise not_sent(command, alone)
+    if command.interactive and (frozen["run"]["mode"] != "local" or not is_local(settings.executor) or not single):
+        raise not_sent(command, single)
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
-    detached = list(_detached(frozen, settings, alone))
+    detached = list(_detached(frozen, settings, single))
     executor, mode = executor_for(settings), frozen["run"]["mode"]
     resources = executor.resources(command.torchrun)
     if command.on_ray(frozen):
@@ -401,24 +401,24 @@ def build_plan(
             mode=mode,
             secrets=tuple(settings.secrets or ()),
             torchrun=command.torchrun,
-            alone=alone,
+            single=single,
         )
     )
     labels = labels or Labels()
     environment = job_environment(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name)
     environment = {**executor.variables(), **environment}
-    environment |= labels.for_wandb(environment, None if alone else job)
+    environment |= labels.for_wandb(environment, None if single else job)
     problems = [
         *(missing_value(key) for key in missing),
         *inputs.problems,
         *still_behind(placed, transports),
         *added.problems,
-        *([Problem(_PREVIEW)] if settings.dry_run and connect and not alone else []),
+        *([Problem(_PREVIEW)] if settings.dry_run and connect and not single else []),
         *(_ray_problems(settings, resources) if resources.ray else ()),
         *problems_of(command, launch, settings, frozen, environment),
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
-    here = is_here(settings.executor)
+    here = is_local(settings.executor)
     known = _known_of(placed, resources, transports)
     found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
@@ -463,7 +463,7 @@ def build_plan(
         job=job,
         paths=paths,
         repositories=placed.fetch,
-        alone=alone,
+        single=single,
         **added.fields,
     )
 
@@ -486,11 +486,11 @@ def _ray_notes(command: Command, resources: Resources, given: Sequence[str]) -> 
         yield f"{', '.join(names)}: no effect: {command.full_name} runs on no Ray cluster."
 
 
-def _detached(frozen: dict[str, Any], settings: RunConfig, alone: bool) -> Iterator[str]:
+def _detached(frozen: dict[str, Any], settings: RunConfig, single: bool) -> Iterator[str]:
     """Where the profile sets `detach`, make of --run what --batch is, in `frozen`; yields a note on it."""
     if not settings.detach or frozen["run"]["mode"] != "run":
         return
-    if not alone:
+    if not single:
         yield "detach: no effect on a sweep; --batch detaches it."
         return
     frozen["run"]["mode"] = "batch"

@@ -19,7 +19,7 @@ from nemotron_kit.launch.submission import attempts, submit_waiting
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import STARTER, TERMINAL, JobFolder, JobState
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 _LOCK = "resume"
@@ -42,7 +42,7 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         if state.terminal:
             _begin_again(job, plan)
         plan = replace(plan, attempt=attempts(job))
-        if is_here(plan.executor) and plan.mode != "batch":
+        if is_local(plan.executor) and plan.mode != "batch":
             return followed(run, backend, job, lambda: submitted(run, job, backend, plan), offsets)
         submitted(run, job, backend, plan)
     if plan.mode == "batch":
@@ -75,7 +75,7 @@ def resume_levels(run: RunFolder) -> list[JobFolder]:
 def _state(run: RunFolder, job: JobFolder) -> JobState:
     """How the job stands now, if another attempt of it may begin."""
     state = effective_state(job, refresh([run]).get(run.id))
-    _refuse(job, state, not is_here(stored_plan(run).executor))
+    _refuse(job, state, not is_local(stored_plan(run).executor))
     return state
 
 
@@ -112,10 +112,10 @@ def _held(job: JobFolder, plan: Plan) -> Plan:
 def _begin_again(job: JobFolder, plan: Plan) -> None:
     """Begin an attempt in the job's folders: first in its own, where that is not the record's, so that nobody reads the
     old end there."""
-    if plan.is_apart:
+    if plan.has_separate_folder:
         folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
-    job.begin_again(here=is_here(plan.executor))
+    job.begin_again(here=is_local(plan.executor))
 
 
 def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:

@@ -32,7 +32,7 @@ from nemotron_kit.runs.job import (
     read_object,
     run_state,
 )
-from nemotron_kit.spec.plan import Plan, check_followed, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 
 # An answer is good for this long, for longer where it took long: a busy scheduler is asked less often. That there was
 # none is good for as long as it took to find out.
@@ -107,7 +107,7 @@ def _known(entry: Mapping[str, Any]) -> Known:
 
 def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
     """Copy the records of `jobs` from the target. Raises Unreachable; does nothing if the folders are the same."""
-    if not jobs or not plan.is_apart:
+    if not jobs or not plan.has_separate_folder:
         return
     there = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
     records, _ = transport_for(plan.settings).call("job_records", jobs=there)
@@ -215,7 +215,7 @@ class Watch:
         lost: float = math.inf,
     ) -> None:
         self.run, self.jobs = run, jobs
-        self.elsewhere = not is_here(run.summary().executor)
+        self.elsewhere = not is_local(run.summary().executor)
         self.state, self.over = "pending", False
         self.damage: str | None = None
         self._limits = {"unknown": attach.PATIENCE if patience is None else patience, LOST: lost}
@@ -300,7 +300,7 @@ def _open(run: RunFolder) -> Asked | None:
         plan = stored_plan(run)
     except DamagedRecord:
         return None
-    if is_here(plan.executor):
+    if is_local(plan.executor):
         return None
     over = plan.launcher is not None and is_gone(plan.launcher)
     all_jobs = run.jobs()

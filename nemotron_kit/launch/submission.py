@@ -19,12 +19,12 @@ from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text
 from nemotron_kit.launch.status import mirror
-from nemotron_kit.polling import Pace, looks
+from nemotron_kit.polling import Pace, polls
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import RESUMED, TERMINAL, JobFolder, process_facts
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker import python_module
-from nemotron_kit.worker.process import Terminated, start_apart
+from nemotron_kit.worker.process import Terminated, start_detached
 
 log = logging.getLogger("nemotron_kit.launcher")
 
@@ -201,7 +201,7 @@ def _watch(
             unseen.discard(number)
             ended(run.job(number))
         if over:
-            pace.again()
+            pace.restart()
         if tick is not None:
             tick()
         if left or unseen:
@@ -228,8 +228,8 @@ def start(run: RunFolder) -> None:
     (job,) = run.jobs()
     known = len(job.history())
     with FileIO(os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-        waiter = start_apart(python_module(__name__, str(run.path)), log)
-    for _ in looks(0.02, within=_START_SECONDS):
+        waiter = start_detached(python_module(__name__, str(run.path)), log)
+    for _ in polls(0.02, within=_START_SECONDS):
         ended = waiter.poll()
         if len(job.history()) != known or job.exit_record() is not None:
             return

@@ -296,10 +296,10 @@ def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequen
     if not known:
         transport.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
     if folders:
-        transport.call("place_code", root=root, digest=snapshot.digest, folders=list(folders))
+        transport.call("unpack_code", root=root, digest=snapshot.digest, folders=list(folders))
 
 
-def code_there(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
+def provide_code(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
     """Make the code of a plan's tree available on the target; returns the run's file that identifies it. A run that has
     such a file keeps it: its launch has sent the code, and the tree may have changed or been removed since."""
     tree = paths.tree
@@ -319,7 +319,7 @@ def code_there(transport: Transport, paths: RemotePaths, settings: RunConfig) ->
     return {CODE: json.dumps({**snapshot.to_dict(), "target_root": paths.root})}
 
 
-def place_package(folder: str) -> None:
+def provide_package(folder: str) -> None:
     """Put nemotron_kit into a folder of this machine, for a container, unless it exists."""
     package = Path(folder)
     if package.is_dir():

@@ -108,5 +108,5 @@ def follow(
         if over:
             return
         if grown:
-            pace.again()
+            pace.restart()
         pace.wait()

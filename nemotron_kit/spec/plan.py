@@ -40,7 +40,16 @@ class Container:
 
     name: str
     image: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data, for plan.json, whose key for the arguments is `words`."""
+        return {"name": self.name, "image": self.image, "words": list(self.arguments)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Container:
+        """The inverse of `to_dict`. Missing fields are empty."""
+        return cls(stored.get("name") or "", stored.get("image") or "", tuple(stored.get("words") or ()))
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Plan:
     holds their jobs' ids if the scheduler waits for them, `wait_first` those that this machine waits for before it
     submits the job. `attempt` counts attempts (`runs resume`), `rerun_of` names the run that a new one repeats, `code`
     is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's jobs are not
-    `alone`: they share a script. `direction` is its sweeper's (`maximize`), `objective` the metric that
+    `single`: they share a script. `direction` is its sweeper's (`maximize`), `objective` the metric that
     its jobs hand to the sweeper. `labels` are in a file of their own. `part_of` names the pipeline run of which
     it is a stage.
     """
@@ -100,14 +109,14 @@ class Plan:
     direction: str | None = None
     objective: str | None = None
     labels: Labels | None = None
-    alone: bool = True
+    single: bool = True
 
     @property
     def job_folder(self) -> str:
         return f"{self.folder}/jobs/{self.job}"
 
     @property
-    def is_apart(self) -> bool:
+    def has_separate_folder(self) -> bool:
         """Whether the job's own folder differs from that of the record."""
         return self.paths.run != self.folder
 
@@ -130,7 +139,7 @@ class Plan:
         found: dict[str, Any] = {
             "resources": {**asdict(self.resources), "notes": list(self.resources.notes)} if self.resources else None,
             "mounts": None if self.mounts is None else list(self.mounts),
-            "container": {**vars(self.container), "words": list(self.container.words)} if self.container else None,
+            "container": self.container.to_dict() if self.container else None,
             "request": self.request,
             "repositories": list(self.repositories) or None,
             "after": list(self.after) or None,
@@ -196,15 +205,15 @@ class Plan:
         if wrong := misshapen(settings, SETTINGS_SHAPE, "settings"):
             raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
         executor = given.get("executor") or settings.get("executor") or HERE
-        container, resources = _of(Container, given.get("container")), _of(Resources, given.get("resources"))
+        resources = _of(Resources, given.get("resources"))
         known: dict[str, Any] = {
             **{name: given[name] for name in _AS_THEY_ARE if name in given},
             **{name: tuple(given[name]) for name in _LISTS if name in given},
         }
         if "dependency" in given:
             known["dependency"] = tuple(map(str, given["dependency"]))
-        if container:
-            known["container"] = Container(**{**_NO_CONTAINER, **container, "words": tuple(container.get("words", ()))})
+        if given.get("container"):
+            known["container"] = Container.from_dict(given["container"])
         if resources:
             known["resources"] = Resources(**{**_ONE, **resources, "notes": tuple(resources.get("notes") or ())})
         return cls(
@@ -239,7 +248,6 @@ _NOTHING: dict[str, Any] = {
     "profile": None,
     "config_file": None,
 }
-_NO_CONTAINER: dict[str, Any] = {"name": "", "image": "", "words": ()}
 _ONE: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False, "ray": False}
 
 
@@ -284,7 +292,7 @@ def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
 HERE = "local"
 
 
-def is_here(executor: str | None) -> bool:
+def is_local(executor: str | None) -> bool:
     """Whether an executor's jobs are processes of this machine, whose folders hold their complete state."""
     return executor in (None, "", HERE)
 
@@ -302,7 +310,6 @@ class JobSpec:
     `module` is a module of nemotron_kit that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
-    kit: str
     command: str
     handler: str
     config_cls: str
@@ -329,7 +336,7 @@ class JobSpec:
     def scheduled(self) -> bool:
         """Whether a scheduler starts the worker, on each of the job's nodes: it only supervises then, and prints into
         the job's log."""
-        return not is_here(self.executor or self.environment.get("NEMOTRON_EXECUTOR"))
+        return not is_local(self.executor or self.environment.get("NEMOTRON_EXECUTOR"))
 
     def load_handler(self) -> Callable[..., Any]:
         return load_object(self.handler)  # type: ignore[no-any-return]

@@ -29,7 +29,7 @@ from nemotron_kit.launch.plan import job_environment, references, worker_command
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
-from nemotron_kit.spec.plan import DETACHED, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, Plan, is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose_jobs import uninstall
@@ -296,7 +296,7 @@ class ProgramPlanner:
                 hint="hydra.launcher.env.dry_run=false starts it.",
             )
         self.run, _ = with_folder(self.run, lambda: transport_for(self.run).root)
-        here = is_here(self.run.executor)
+        here = is_local(self.run.executor)
         if self.run.packager is None and not here and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = registry_here(self.run)
@@ -338,7 +338,7 @@ class ProgramPlanner:
                 mode=self.mode,
                 secrets=secrets,
                 torchrun=False,
-                alone=False,
+                single=False,
             )
         )
         spec = self._spec(paths, paths.cwd if is_remote else str(Path.cwd()), environment, secrets)
@@ -376,7 +376,7 @@ class ProgramPlanner:
             job=number,
             paths=paths,
             repositories=self.fetch,
-            alone=False,
+            single=False,
             objective=self.objective,
             **added.fields,
         )

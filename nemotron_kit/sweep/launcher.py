@@ -28,7 +28,7 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.submission import run_elsewhere
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
-from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
@@ -110,7 +110,7 @@ class JobWriter:
 
     def _write(self, sweep_job: SweepJob, attached: bool) -> tuple[SweepJob, JobFolder]:
         texts = {**sweep_job.plan.files, **sweep_job.texts, queue.LAUNCH_FILE: queue.to_text(sweep_job.plan)}
-        job = self.run.add_job(sweep_job.plan.job, texts, attached=attached, here=is_here(sweep_job.plan.executor))
+        job = self.run.add_job(sweep_job.plan.job, texts, attached=attached, here=is_local(sweep_job.plan.executor))
         # What is on disk by now need not stay in memory: a sweep may have very many jobs.
         return SweepJob(replace(sweep_job.plan, files={}, config={}), sweep_job.overrides), job
 
@@ -272,14 +272,14 @@ class Jobs:
                     write_plan(self.run, sweep_job, self._hydra)
                 if sweep_job.plan.executor != executor:
                     raise UserError(f"One sweep goes to one executor: not to {executor} and {sweep_job.plan.executor}.")
-                writer.add(sweep_job, attached=is_here(executor) and not detached)
+                writer.add(sweep_job, attached=is_local(executor) and not detached)
             return writer.done()
 
     def _launch(self, made: Sequence[Made]) -> None:
         first = made[0][0]
         plan, detached = first.plan, self.detached(first)
         labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in made}
-        if is_here(plan.executor):
+        if is_local(plan.executor):
             secrets = dict.fromkeys(name for sweep_job, _ in made for name in sweep_job.plan.secrets)
             self._run_here(first, labels, detached, secrets)
         else:
@@ -374,7 +374,7 @@ class Sweep:
             overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
             run = sweep_record(self.config, self.task)
             self._jobs = Jobs(run, self.settings, overrides, ours=ours)
-            if self._expected is not None and is_here(self._expected):
+            if self._expected is not None and is_local(self._expected):
                 self._jobs.scheduler()
         return self._jobs
 
@@ -444,4 +444,4 @@ def _expected_executor(config: Any, settings: Settings) -> str | None:
     profile = settings.profile or OmegaConf.select(config, "run.profile", default=None)
     executor = effective_profile(profile, file_env={}, command_line=dict(settings.env)).config.executor
     detached = settings.detach or OmegaConf.select(config, "run.mode", default=None) == "batch"
-    return None if detached and is_here(executor) else executor
+    return None if detached and is_local(executor) else executor

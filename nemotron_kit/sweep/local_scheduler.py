@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             scheduler.stop()
             return 0
         if scheduler.turn():
-            pace.again()
+            pace.restart()
         if batches.over and not scheduler.busy:
             return 0
 

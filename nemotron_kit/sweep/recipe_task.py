@@ -19,7 +19,7 @@ from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import Labels, RunFolder
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_here
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
 from nemotron_kit.sweep.objective import check_objective, objective_of, record_objective, value_for
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module
@@ -87,7 +87,7 @@ class RecipeTask:
             plan.job,
             {**plan.files, **hydra_files(composed)},
             attached=plan.launch == IN_PROCESS,
-            here=is_here(plan.executor),
+            here=is_local(plan.executor),
         )
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
@@ -129,7 +129,7 @@ class RecipeTask:
             argv=self.argv,
             job=number,
             transports=transport_for,
-            alone=False,
+            single=False,
             labels=self.labels,
         )
 

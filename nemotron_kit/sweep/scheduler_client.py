@@ -12,7 +12,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.worker import python_module
-from nemotron_kit.worker.process import start_apart
+from nemotron_kit.worker.process import start_detached
 
 LOG = "local_scheduler.log"
 # The longest that a job gets to end by itself, KILL included, when the sweep is stopped.
@@ -32,7 +32,7 @@ class LocalSchedulerClient:
         log = os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with FileIO(log, "ab") as errors:
             command = python_module(f"{__package__}.local_scheduler", str(run.path), kind, *flags)
-            self._process = start_apart(command, errors, talks=True, answers=not detached)
+            self._process = start_detached(command, errors, talks=True, answers=not detached)
 
     def submit(self, jobs: Sequence[int], parallel: int, secrets: Iterable[str] = ()) -> None:
         """Queue the jobs, at most `parallel` of them at a time, with the variables `secrets` of this process, some of

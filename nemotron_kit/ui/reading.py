@@ -36,7 +36,7 @@ from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
 from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 
 # A target is asked again after this long, by whichever page is looked at.
 _ASK_S = 5.0
@@ -171,7 +171,7 @@ class RecordReader:
                     refresh_stages(run)
             self._snapshots |= refresh(runs)
             for run in runs if records else ():
-                if (plan := plan_of(run)) is not None and not is_here(plan.executor):
+                if (plan := plan_of(run)) is not None and not is_local(plan.executor):
                     mirror(plan, [job for job in run.jobs()[:64] if not is_mirrored(job)])
         except NemotronError as error:
             sys.stderr.write(f"note: what ran elsewhere is shown as recorded: {error.message}\n")
@@ -223,7 +223,7 @@ def log_names_of(run: RunFolder, job: JobFolder) -> list[str]:
 
 def _log(run: RunFolder, job: JobFolder, name: str) -> LocalLog | RemoteLog:
     plan = plan_of(run)
-    if plan is None or is_here(plan.executor) or not plan.is_apart:
+    if plan is None or is_local(plan.executor) or not plan.has_separate_folder:
         return LocalLog(job, name)
     return RemoteLog(plan, job, name)
 

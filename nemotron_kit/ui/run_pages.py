@@ -21,7 +21,7 @@ from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import RunIndex, run_ids
-from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.plan import is_local
 from nemotron_kit.ui.figures import Figure, parallel
 from nemotron_kit.ui.links import Links
 from nemotron_kit.ui.page import WebPage, as_text, clock, curve_figures, pin_link
@@ -52,7 +52,9 @@ class RunPages:
         page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 7 else 1
         start = max(0, page - 1) * PER_PAGE
         found, total = self._search(given, start)
-        elsewhere = [RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_here(run.executor)]
+        elsewhere = [
+            RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_local(run.executor)
+        ]
         self.reader.ask(elsewhere)
         rows, names = self._rows(found[:PER_PAGE])
         return WebPage(

@@ -22,8 +22,8 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.polling import until
-from nemotron_kit.remote.agent.code import place_code as unpack
 from nemotron_kit.remote.agent.code import registered_folders, written_since
+from nemotron_kit.remote.agent.code import unpack_code as unpack
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
@@ -225,7 +225,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     with job.open_log(node.log) as log:
         _print_to(log)  # the worker's own messages too
         try:
-            place_code(job, spec)
+            unpack_code(job, spec)
             os.chdir(spec.cwd)
             note_secrets(spec.secrets)
             read_config(job.path)  # which notes its secrets
@@ -251,7 +251,7 @@ def _lacking(error: ModuleNotFoundError) -> NemotronError:
     )
 
 
-def place_code(job: JobFolder, spec: JobSpec) -> None:
+def unpack_code(job: JobFolder, spec: JobSpec) -> None:
     """Unpack the launch's code as this job's own copy, unless another node or an earlier attempt has done so."""
     if spec.code is None or Path(spec.code).is_dir():
         return

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from nemotron_kit.masking import mask_logging, note_secrets
-from nemotron_kit.spec.plan import is_here, rank, read_spec
+from nemotron_kit.spec.plan import is_local, rank, read_spec
 from nemotron_kit.worker.hydra import without_files
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, JobPayload, name_of, read_payload, task_of
 from nemotron_kit.worker.process import exit_code
@@ -83,7 +83,7 @@ class TaskRun:
         if self.task_result is None:
             self.task_result = task_result
             if rank() == 0:
-                task_result.write(self.folder, scheduled=not is_here(os.environ.get("NEMOTRON_EXECUTOR")))
+                task_result.write(self.folder, scheduled=not is_local(os.environ.get("NEMOTRON_EXECUTOR")))
 
 
 def _found(payload: JobPayload) -> Callable[..., Any]:

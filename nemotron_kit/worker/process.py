@@ -199,7 +199,7 @@ def recording_end(run: Callable[[], int]) -> int:
     return code
 
 
-def start_apart(
+def start_detached(
     command: Sequence[str],
     log: IO[Any] | int,
     *,
@@ -224,7 +224,7 @@ def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -
     """Start the worker of a job on this machine, in a session of its own; what it prints outside of the job goes to
     logs/worker.log."""
     with job.open_log("worker") as log:
-        return start_apart(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
+        return start_detached(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:

@@ -27,7 +27,7 @@ from typing import IO
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.polling import looks, until
+from nemotron_kit.polling import polls, until
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.runs.job import NODES, PREEMPTED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_spec
@@ -155,7 +155,7 @@ def count_nodes(address: str, wanted: int) -> int:
 
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
     joined = 0
-    for _ in looks(0.3, within=JOIN_SECONDS):
+    for _ in polls(0.3, within=JOIN_SECONDS):
         joined = sum(1 for each in ray.nodes() if each["Alive"])
         if joined >= wanted:
             print(f"Ray: {joined} node{'s' if joined > 1 else ''} at {address}", flush=True)  # noqa: T201

@@ -23,7 +23,7 @@ import signal
 import subprocess
 
 from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation
-from nemotron_kit.polling import looks
+from nemotron_kit.polling import polls
 from nemotron_kit.remote.agent import operations
 
 
@@ -45,7 +45,7 @@ class Mine(Executor):
                 given = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
                 worker = subprocess.Popen(plan.launch_command, **given)
                 started.write(str(worker.pid))
-            for _ in looks(0.02, within=30):  # until then it would die of TERM without a word
+            for _ in polls(0.02, within=30):  # until then it would die of TERM without a word
                 if job.state().state != "pending" or worker.poll() is not None:
                     break
 

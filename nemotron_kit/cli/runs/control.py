@@ -25,7 +25,7 @@ from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState
-from nemotron_kit.spec.plan import is_here, stored_plan
+from nemotron_kit.spec.plan import is_local, stored_plan
 
 if TYPE_CHECKING:
     from nemotron_kit.launch.status import StatusSnapshot
@@ -107,7 +107,7 @@ def cancel(argv: list[str]) -> int:
     if run.is_pipeline:
         return _cancel_stages(run, options.grace)
     jobs = run.jobs() if chosen is None else chosen
-    elsewhere = not is_here(run.summary().executor)
+    elsewhere = not is_local(run.summary().executor)
     if not elsewhere and all(job.state().terminal for job in jobs):
         _say_over(run, chosen)
         return 0
@@ -214,7 +214,7 @@ def _refuse_unplanned(run: RunFolder) -> None:
     """Raise UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders
     exist."""
     plan = stored_plan(run)
-    if plan.kind == "sweep" and not is_here(plan.executor):
+    if plan.kind == "sweep" and not is_local(plan.executor):
         raise UserError(
             f"{run.id} ended while it was planned, before anything was submitted.",
             hint=f"Launch it again: {plan.command_line}",
@@ -278,7 +278,7 @@ def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) 
     plan = stored_plan(run)
     executor = executor_for(plan.settings)
     # One of this machine has a folder to be in whatever its state is.
-    state = job.state() if is_here(plan.executor) else _running(run, job)
+    state = job.state() if is_local(plan.executor) else _running(run, job)
     return executor.shell(plan, job, state, command, node)
 
 

@@ -18,7 +18,7 @@ from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, Labels, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
-from nemotron_kit.spec.plan import is_here
+from nemotron_kit.spec.plan import is_local
 
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
@@ -240,7 +240,7 @@ def _print_results(found: Sequence[RunSummary], options: Any) -> None:
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs with their current states: the back ends of unfinished ones are queried, each target once."""
     going = [run for run in runs if run.state not in (*TERMINAL, DAMAGED)]
-    if not any(not run.jobs or not is_here(run.executor) for run in going):
+    if not any(not run.jobs or not is_local(run.executor) for run in going):
         return list(runs)
     from nemotron_kit.launch.status import refresh_stages, refreshed
 
@@ -251,7 +251,7 @@ def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
             refresh_stages(folders[run.id])
             again[run.id] = folders[run.id].summary()
     runs = [again.get(run.id, run) for run in runs]
-    left = [run.id for run in runs if not is_here(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    left = [run.id for run in runs if not is_local(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
     return refreshed(runs, {run_id: folders[run_id] for run_id in left}) if left else list(runs)
 
 

@@ -23,7 +23,7 @@ from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced
-from nemotron_kit.spec.plan import is_here, stored_plan
+from nemotron_kit.spec.plan import is_local, stored_plan
 
 _FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
 # Of a run elsewhere: its scheduler would still start it.
@@ -58,7 +58,7 @@ def remove(argv: list[str]) -> int:
             f"nemotron runs rm {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
         )
     runs = _matching(options) if filtered else list({run.id: run for run in map(open_run, options.ids)}.values())
-    asked = [run for run in runs if not is_here(run.summary().executor)]
+    asked = [run for run in runs if not is_local(run.summary().executor)]
     if asked:
         refresh(asked)
     rows: list[dict[str, Any]] = []
@@ -215,7 +215,7 @@ def _remove_there(run: RunFolder) -> None:
     """Remove the run's folder on its target. Raises Unreachable; the record then stays, so that the removal can be
     retried."""
     plan = stored_plan(run)
-    if plan.is_apart:
+    if plan.has_separate_folder:
         transport = transport_for(plan.settings)
         registry = plan.paths.artifacts or f"{transport.root}/artifacts"
         transport.call("remove_run", folder=plan.paths.run, registry=registry)

@@ -238,8 +238,8 @@ class Rerun:
         # On record it is what was typed, then and now.
         return replace(composed, overrides=[*recorded.typed(self.request), *_typed(self.request)])
 
-    def plan(self, recorded: Recorded, composed: Composed, *, alone: bool = True) -> Plan:
-        """The job's plan in the new run; of a whole sweep (not `alone`) it keeps its number. Raises UserError where a
+    def plan(self, recorded: Recorded, composed: Composed, *, single: bool = True) -> Plan:
+        """The job's plan in the new run; of a whole sweep (not `single`) it keeps its number. Raises UserError where a
         pinned input is not what it was."""
         request, connect = self.request, not self.request.dry_run
         plan = build_plan(
@@ -247,8 +247,8 @@ class Rerun:
             self.tree.apps[recorded.recipe],
             run_id=self.run_id,
             argv=self.argv,
-            job=0 if alone else recorded.job.number,
-            alone=alone,
+            job=0 if single else recorded.job.number,
+            single=single,
             connect=connect,
             transports=transport_for if connect else None,
             recorded=None if request.profile else recorded.settings,
@@ -261,7 +261,7 @@ class Rerun:
                 _check_same(recorded.run.id, slot, old, new)
         # Its mounts are on record as folders; those of repositories may have been removed since.
         repositories = plan.repositories or (() if request.profile else recorded.plan.repositories)
-        return replace(plan, rerun_of=recorded.label if alone else recorded.run.id, repositories=repositories)
+        return replace(plan, rerun_of=recorded.label if single else recorded.run.id, repositories=repositories)
 
     def sweep_jobs(self, run: RunFolder, chosen: Sequence[JobFolder]) -> Iterator[SweepJob]:
         """The chosen jobs of a sweep again, each made when it is asked for."""
@@ -271,7 +271,7 @@ class Rerun:
         for job in chosen:
             recorded = Recorded(run, job)
             composed = self.composed(recorded)
-            planned = partial(self.plan, recorded, composed, alone=False)
+            planned = partial(self.plan, recorded, composed, single=False)
             plan = after.apply(planned(), composed.command, planned) if after else planned()
             yield sweep_job_of(plan, composed, composed.overrides)
 

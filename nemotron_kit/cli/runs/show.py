@@ -37,7 +37,7 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
 from nemotron_kit.runs.metrics import measured_by_rank, series
-from nemotron_kit.spec.plan import Plan, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class RunView:
         self.plan: Plan | None = None
         with suppress(DamagedRecord):
             self.plan = stored_plan(run)
-        self._asked = self.plan is not None and not is_here(self.plan.executor)
+        self._asked = self.plan is not None and not is_local(self.plan.executor)
         self.snapshot: StatusSnapshot | None = None
         if self._asked:
             self._ask()

@@ -22,7 +22,7 @@ from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_names, read_from
-from nemotron_kit.spec.plan import Plan, check_followed, is_here, stored_plan
+from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 from nemotron_kit.worker.process import Outcome
 
 
@@ -96,7 +96,7 @@ class RemoteLog:
             if over and not lost:
                 return
             if grown:
-                pace.again()
+                pace.restart()
             pace.wait()
 
 
@@ -130,14 +130,14 @@ def _name(options: Any) -> str:
 
 
 def _log(plan: Plan, job: JobFolder, name: str) -> LocalLog | RemoteLog:
-    apart = not is_here(plan.executor) and plan.is_apart
+    apart = not is_local(plan.executor) and plan.has_separate_folder
     return RemoteLog(plan, job, name) if apart else LocalLog(job, name)
 
 
 def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
     plan = _plan(run)
     logs = [_log(plan, job, _name(options)) for job in jobs]
-    if not is_here(plan.executor):
+    if not is_local(plan.executor):
         refresh([run])
     there = [log.name in log.names() for log in logs]
     if not any(there):

@@ -105,10 +105,10 @@ class Slurm(Executor):
             notes.append("partition: not set, so the job goes to the cluster's default partition.")
         planned = ExecutorPlan(notes=tuple(notes), resources=resources, mounts=(*mounts, *context.folders))
         problems = tuple(scripts.problems_of(config, resources, context.mode, context.secrets))
-        if config.chain and not context.alone:
+        if config.chain and not context.single:
             what = "the jobs of a sweep share an array, whose tasks would wait for each other."
             problems += (Problem(what, field=f"chain={config.chain}", hint="Leave it out: run.env.chain=null"),)
-        if problems or not context.alone:
+        if problems or not context.single:
             return replace(planned, problems=problems)
         intent = scripts.intent_of(context.run_id, [context.job])
         inside = scripts.inside_of(config, paths.run, planned.mounts or ())

@@ -176,7 +176,7 @@ def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
     return None, b""
 
 
-def place_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
+def unpack_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
     """Unpack the archive into each of `folders` that does not exist yet; each appears atomically."""
     del payload
     data = archive_path(root, digest).read_bytes()

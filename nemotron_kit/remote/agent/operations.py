@@ -260,7 +260,7 @@ OPS: dict[str, str] = {
     "code_of": "nemotron_kit.remote.agent.code:code_of",
     "has_code": "nemotron_kit.remote.agent.code:has_code",
     "put_code": "nemotron_kit.remote.agent.code:put_code",
-    "place_code": "nemotron_kit.remote.agent.code:place_code",
+    "unpack_code": "nemotron_kit.remote.agent.code:unpack_code",
     "commit_of": "nemotron_kit.remote.agent.code:commit_of",
     "fetch_repository": "nemotron_kit.remote.agent.code:fetch_repository",
     "clean": "nemotron_kit.remote.agent.code:clean",

@@ -378,7 +378,7 @@ def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path)
     file.touch()
     place = RemotePaths("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
     pins = {path.name: Pin("", None, None, "", str(path)) for path in (file, folder)}
-    context = PlanContext(resources_of(config(), None), place, pins, "r", 0, "l", "batch", alone=False)
+    context = PlanContext(resources_of(config(), None), place, pins, "r", 0, "l", "batch", single=False)
     mounted = executor_for(config(container_image="i")).plan(context).mounts
     assert mounted == ("/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder))
 

@@ -36,7 +36,7 @@ def test_on_slurm_the_script_is_rendered_again() -> None:
         f"--container-mounts {RUN}:{RUN}," in more.files[FILE] and ",/h/runs/other:/h/runs/other," in more.files[FILE]
     )
     assert f"python3 /h/kit/k {RUN}/jobs/0 || nemotron_end" in more.files[FILE]
-    shared = with_folders(replace(plan(CONFIG, {}), alone=False))
+    shared = with_folders(replace(plan(CONFIG, {}), single=False))
     assert shared.files == {} and shared.mounts == more.mounts
 
 
@@ -44,9 +44,9 @@ def test_on_docker_it_is_read_only() -> None:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
     more = with_folders(plan(replace(CONFIG, executor="docker", container_image="image"), {})).container
     assert more is not None
-    at = more.words.index("--entrypoint=")
-    assert more.words[at - 1] == "--mount=type=bind,source=/h/runs/other,target=/h/runs/other,readonly"
-    assert more.words[at:] == ("--entrypoint=", "image", "python3", "/h/kit/k", f"{RUN}/jobs/0")
+    at = more.arguments.index("--entrypoint=")
+    assert more.arguments[at - 1] == "--mount=type=bind,source=/h/runs/other,target=/h/runs/other,readonly"
+    assert more.arguments[at:] == ("--entrypoint=", "image", "python3", "/h/kit/k", f"{RUN}/jobs/0")
 
 
 def test_where_nothing_has_to_be_mounted_the_plan_stays() -> None:

@@ -15,7 +15,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.remote.agent.code import registered_folders, unpack, written_since
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.remote.snapshot import code_there
+from nemotron_kit.remote.snapshot import provide_code
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.spec.paths import RemotePaths
@@ -81,7 +81,7 @@ def test_an_archive_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert here.call("has_code", root=root, digest=digest) == (True, b"")
     (tmp_path / "code" / f"{digest}.tar.gz").write_bytes(packed(("a", FILE, b"y")))
     with pytest.raises(NemotronError, match="was changed"):
-        here.call("place_code", root=root, digest=digest, folders=[str(tmp_path / "out")])
+        here.call("unpack_code", root=root, digest=digest, folders=[str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("digest", ["../x", "x" * 64, ""])
@@ -99,7 +99,7 @@ def test_a_run_keeps_the_code_that_it_was_launched_with(home: Path, tmp_path: Pa
     place = RemotePaths.from_dict({"root": str(tmp_path / "root"), "run": str(run), "tree": tree}, str(run), 0)
 
     def there() -> dict[str, str]:
-        return code_there(LocalTransport(), place, RunConfig())
+        return provide_code(LocalTransport(), place, RunConfig())
 
     (run / CODE).write_text(there()[CODE])
     (archive,) = (tmp_path / "root" / "code").iterdir()

@@ -68,7 +68,7 @@ def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> 
     run = create_run(RUN, {"executor": "slurm", "settings": {"host": "h", "gone_since": 1}, "place": None}, [{}],
                      root=tmp_path)  # fmt: skip
     plan = stored_plan(run)
-    assert plan.settings == RunConfig(executor="slurm", host="h") and not plan.is_apart
+    assert plan.settings == RunConfig(executor="slurm", host="h") and not plan.has_separate_folder
     assert (plan.paths.run, plan.paths.job) == (str(run.path), str(run.job().path))
     assert (plan.mode, plan.recipe, plan.after, plan.resources, plan.command_line) == ("local", "", (), None, "")
     bare = create_run(RUN, {}, [], root=tmp_path / "bare")
