@@ -154,7 +154,7 @@ def listing(folder: str) -> list[str]:
         return []
 
 
-_EMPTY: Node = {"fields": [], "artifacts": [], "configs": []}
+_EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}}
 _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOTALL)
 
 
@@ -222,8 +222,13 @@ def _fields(detail: Node, before: str, current: str) -> Candidates:
     if option is not None and option.takes == MAYBE:
         yield from ((choice, "") for choice in option.choices)
     yield from ((f"{row['name']}=", row.get("help", "")) for row in detail["fields"] if row["kind"] != "dict")
+    yield from ((f"{group}=", _options_of(choices)) for group, choices in detail["groups"].items())
     if current.startswith("run."):
         yield from ((f"run.{slot['slot']}=", f"instead of {slot['default']}") for slot in detail["artifacts"])
+
+
+def _options_of(choices: Sequence[str]) -> str:
+    return f"one of {', '.join(choices)}"
 
 
 def _words(node: Node) -> Candidates:
@@ -238,6 +243,7 @@ def _flags(detail: Node) -> Candidates:
         yield option.flag, option.help
     for slot in detail["artifacts"]:
         yield f"--art.{slot['slot']}", f"instead of {slot['default']}"
+    yield from (("--" + group.replace("_", "-"), _options_of(choices)) for group, choices in detail["groups"].items())
     for row in detail["fields"]:
         if row["name"] not in NEMOTRON.long:  # those of LABELS are there already, by either meaning
             yield "--" + row["name"].replace("_", "-"), row.get("help", row["type"])
@@ -256,7 +262,7 @@ def _takes_value(token: str, detail: Node) -> bool:
     option = options.known(token)
     if option is not None:
         return option.takes == VALUE and token in (option.short, "--" + token[2:])
-    return bool(_field(token, detail).get("kind", "bool") != "bool")
+    return key(token) in detail["groups"] or bool(_field(token, detail).get("kind", "bool") != "bool")
 
 
 def _option_of(name: str) -> str:
@@ -282,6 +288,8 @@ def _values(name: str, current: str, detail: Node) -> Candidates:
         yield from ((config, "") for config in detail["configs"])
     elif option is not None:
         yield from ((choice, "") for choice in option.choices)
+    elif key(name) in detail["groups"]:
+        yield from ((choice, "") for choice in detail["groups"][key(name)])
     else:
         row = _field(name, detail)
         choices: Iterable[str] = ("true", "false") if row.get("kind") == "bool" else row.get("choices", ())

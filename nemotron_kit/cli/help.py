@@ -120,6 +120,9 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     page.section("config (as --field VALUE or as field=VALUE)", [_field(row, _mapped(detail)) for row in fields])
     if detail["configs"]:
         page.lines("configs for -c", [f"{', '.join(detail['configs'])}   ({detail['config_folder']})"])
+    if detail["groups"]:
+        rows = [(f"{group}=CHOICE", ", ".join(choices)) for group, choices in detail["groups"].items()]
+        page.section("config groups (files in the config folder that set a part of it)", rows)
     if detail["produces"]:
         page.text(f"It saves {', '.join(detail['produces'])}.")
     page.lines("examples", _examples(detail, " ".join((prefix, *positional))))

@@ -90,7 +90,7 @@ def tables() -> dict[str, Any]:
         return {}
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Index:
@@ -102,7 +102,8 @@ class Index:
         self._lines = lines
 
     def detail(self, leaf: Node) -> Node:
-        """What a command takes: {"fields", "artifacts", "configs", "config_folder", "produces", "interactive"}."""
+        """What a command takes: {"fields", "artifacts", "configs", "groups", "config_folder", "produces",
+        "interactive"}."""
         detail: Node = json.loads(self._lines[leaf["line"]])
         return detail
 

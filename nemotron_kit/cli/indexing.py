@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -130,7 +130,7 @@ def text(value: Any) -> str:
     return str(value)
 
 
-EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "config_folder": "", "produces": []}
+EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}, "config_folder": "", "produces": []}
 
 
 class Live(Index):
@@ -160,7 +160,10 @@ class Live(Index):
     def detail(self, leaf: Node) -> Node:
         """See Index.detail; UserError with the reason when the command's config can't be imported or isn't usable."""
         path = tuple(leaf["path"])
-        return pipeline_detail(self.pipelines[path]) if path in self.pipelines else command_detail(self.commands[path])
+        if path in self.pipelines:
+            return pipeline_detail(self.pipelines[path])
+        recipe = (command for each, command in self.commands.items() if each[0] == path[0])
+        return command_detail(self.commands[path], recipe)
 
 
 def live(found: Tree) -> Live:
@@ -177,15 +180,18 @@ class BrokenCommand(UserError):
         self.why = printable(why)
 
 
-def command_detail(command: Command) -> Node:
-    """A command's fields, artifact inputs and configs as plain data. Raises UserError if its module or config is
-    invalid."""
-    from nemotron_kit.config.config_files import config_files
+def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
+    """The fields, artifact inputs, configs and config groups of a command in its recipe, as plain data.
+
+    Raises UserError if its module or config is invalid.
+    """
+    from nemotron_kit.config.config_files import config_files, group_choices
 
     # A third-party module may raise anything, including SystemExit.
     try:
         fields = rows(command.load_config_cls())
         folder, configs = command.config_folder, config_files(command)
+        groups = group_choices(command, _with_known_folders(recipe))
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -203,10 +209,19 @@ def command_detail(command: Command) -> Node:
         "fields": fields,
         "artifacts": slots,
         "configs": list(configs),
+        "groups": groups,
         "config_folder": str(folder or ""),
         "produces": list(command.produces),
         "interactive": command.interactive,
     }
+
+
+def _with_known_folders(commands: Iterable[Command]) -> Iterator[Command]:
+    """The commands that can say where their configs are: a handler's package may be missing, or broken."""
+    for command in commands:
+        with contextlib.suppress(Exception, SystemExit):
+            _ = command.config_folder
+            yield command
 
 
 _CHOOSES = {
@@ -285,7 +300,9 @@ def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> No
         return index.detail(leaf)
     command = index.commands[tuple(leaf["path"])]
     with contextlib.suppress(ImportError, ValueError):  # a handler whose package isn't there has no folder either
-        recorder.add(str(command.config_folder or ""))
+        folder = command.config_folder
+        for each in [folder, *(below for below in folder.rglob("*") if below.is_dir())] if folder else ():
+            recorder.add(str(each))
     try:
         detail = index.detail(leaf)
     except UserError as error:

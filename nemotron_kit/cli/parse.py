@@ -17,7 +17,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted
 
 PROG = "python -m nemotron_kit"
-NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": []}
+NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}}
 
 
 def parse_hydra(argv: Sequence[str], index: Index) -> Request:

@@ -232,13 +232,15 @@ class Reader:
         if field not in assigned.fields:
             self._refuse(name)
         row, off = assigned.fields.get(field), assigned.negated(field)
-        if not self.table.fields and (row or off):
-            raise UserError(f"{name} is no option of Hydra's.", hint=f"Write {(row or off or {})['name']}=VALUE.")
+        if not self.table.fields and (row or off or field in assigned.groups):
+            raise UserError(
+                f"{name} is no option of Hydra's.", hint=f"Write {(row or off or {'name': field})['name']}=VALUE."
+            )
         if row is not None:
             self._take(row, name, joined)
         elif off is not None and joined is None:
             assigned.set(off["name"], "false")
-        elif self.table.fields and assigned.open_block(field):
+        elif self.table.fields and (field in assigned.groups or assigned.open_block(field)):
             assigned.set(field, hydra_untyped(self._value(name, joined, negative=True)))
         else:
             following = next((each for each in self.argv[self.at : self.at + 1] if not options.is_option(each)), None)

@@ -141,6 +141,7 @@ class Assignments:
     def __init__(self, detail: dict[str, Any], where: str, help_line: str) -> None:
         self.where, self.help_line = where, help_line
         self.fields: dict[str, Row] = {row["name"]: row for row in detail["fields"]}
+        self.groups: dict[str, list[str]] = detail["groups"]
         self.shorts: dict[str, Row] = {row["short"]: row for row in detail["fields"] if row.get("short")}
         self.interactive = bool(detail.get("interactive"))
         self.slots = [each["slot"] for each in detail["artifacts"]]
@@ -222,7 +223,7 @@ class Assignments:
         from nemotron_kit.config.wording import profile_field  # an error's alone
 
         wanted = key(name)
-        names = [*known, *self.fields, *(f"art.{slot}" for slot in self.slots)]
+        names = [*known, *self.fields, *self.groups, *(f"art.{slot}" for slot in self.slots)]
         alike = [each for each in names if each == wanted or each.rpartition(".")[2] == wanted]
         spelled = ["--" + each.replace("_", "-") for each in (alike or names)]
         if text and len(alike) == 1 and alike[0].startswith("art."):

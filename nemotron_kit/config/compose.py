@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.config_files import config_files, find_config_file
+from nemotron_kit.config.config_files import TAKEN, config_files, find_config_file, group_choices, group_folder
+from nemotron_kit.config.convert import MAPPINGS, type_at
 from nemotron_kit.config.limits import faster_omegaconf
-from nemotron_kit.config.registration import RegisteredCommand, add_file, conf_dir, register, register_empty
+from nemotron_kit.config.registration import (
+    RegisteredCommand,
+    add_file,
+    conf_dir,
+    register,
+    register_empty,
+    register_group,
+)
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import translated, unreadable
@@ -131,6 +139,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     # The listing of choices stays complete, without reading each file.
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
+    rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -193,6 +202,63 @@ def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[s
     if not found:
         raise UserError(f"{key}={value}: chooses nothing.", hint=f"There are: {', '.join(names)}.")
     return found
+
+
+_GROUP = re.compile(r"(?P<added>\+{0,2})(?P<group>[A-Za-z_][\w/]*)(?P<package>@[\w.]*)?=(?P<value>.+)", re.DOTALL)
+_BLOCKS = (*MAPPINGS, Any, None)
+
+
+def _with_groups(
+    command: Command,
+    commands: Sequence[Command],
+    overrides: Sequence[str],
+    configs: Sequence[str],
+    registered: RegisteredCommand,
+) -> list[str]:
+    """The overrides, with those that choose from a group in the command's config folder in Hydra's own form.
+
+    `model=big` adds `config/model/big.yaml` after the config, or replaces the choice in its defaults list.
+
+    Raises UserError for an unknown option, and where only some of the `configs` that are swept over name the group.
+    """
+    matches = [_GROUP.fullmatch(override) for override in overrides]
+    if not any(match is not None and match["group"] not in TAKEN for match in matches):
+        return list(overrides)
+    groups, result = group_choices(command, commands), []
+    for override, match in zip(overrides, matches, strict=True):
+        group = match["group"] if match is not None else ""
+        naming = [name for name in configs if group in registered.named_groups.get(name, ())]
+        if match is None or group not in groups or len(naming) == len(configs):
+            result.append(override)  # a value, or the choice of a group that Hydra knows from the defaults list
+        elif not _chooses(group, match["value"], groups, command):
+            result.append(override)
+        elif naming:
+            raise UserError(
+                f"{override}: the defaults list of {', '.join(naming)} names the group {group}, the others' doesn't.",
+                hint="Sweep over those configs one by one.",
+            )
+        else:
+            registered.groups.update(register_group(*group_folder(command, group), command))
+            result.append(override if match["added"] else f"+{override}")
+    return result
+
+
+def _chooses(group: str, value: str, groups: Mapping[str, Collection[str]], command: Command) -> bool:
+    """Whether a value chooses options of a group, and is not the value of a field of that name. Raises UserError for an
+    option that isn't there, where the field is a block."""
+    if value.lstrip()[:1] in ("{", "[", "$") or value.strip() in ("null", "???", "''", '""'):
+        return False
+    annotation = type_at(command.load_config_cls(), group.split("/"))
+    members = [each for each in get_args(annotation) or (annotation,) if each is not type(None)]
+    if not any(is_dataclass(each) or (get_origin(each) or each) in _BLOCKS for each in members):
+        return False
+    options = groups[group]
+    unknown = next((each for each in expand_choice(group, value, options) if each not in options), None)
+    if unknown is not None:
+        raise UserError(
+            f"{group}={value}: {group} has no option {unknown!r}.", hint=sentence(nearest(unknown, options))
+        )
+    return True
 
 
 @dataclass

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -302,6 +302,12 @@ class JobFile:
     siblings: list[Path] = field(default_factory=list)
     groups: dict[str, Path] = field(default_factory=dict)
 
+    def named_groups(self) -> set[str]:
+        """The groups that its defaults list names, without their packages."""
+        entries = self.values.get("defaults") or []
+        texts = [next(iter(each)) if isinstance(each, Mapping) else each.rpartition("/")[0] for each in entries]
+        return {str(text).split()[-1].partition("@")[0].strip("/") for text in texts if text}
+
 
 def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None) -> JobFile:
     """Read a job file. `own` are the command's own configs, which `/job/<recipe>/<stage>/NAME` means from anywhere.
@@ -329,6 +335,32 @@ def group_files(name: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
             yield from group_files(f"{name}/{place.name}", place)
         elif place.suffix in ENDINGS and place.is_file():
             yield name, place.stem, place
+
+
+def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, list[str]]:
+    """Group → its options, of the folders in the command's config folder: `config/model/big.yaml` is the option `big`
+    of the group `model`, `config/model/old/big.yaml` its option `old/big`. A folder that is the config folder of one of
+    `commands` is no group, nor is one with the name of a choice that the primary config has.
+    """
+    root, groups = command.config_folder, dict[str, list[str]]()
+    if root is None or not root.is_dir():
+        return groups
+    others = {folder.resolve() for each in commands if (folder := each.config_folder) is not None}
+    for folder in sorted(root.iterdir()):
+        name = folder.name
+        # A group's name is a key in Hydra's grammar.
+        if folder.is_dir() and name.isidentifier() and name not in (*TAKEN, "hydra") and folder.resolve() not in others:
+            for group, option, _ in group_files(name, folder):
+                parts = [*group.split("/"), option]
+                for depth in range(1, len(parts)):
+                    groups.setdefault("/".join(parts[:depth]), []).append("/".join(parts[depth:]))
+    return groups
+
+
+def group_folder(command: Command, group: str) -> tuple[str, Path]:
+    """The first name of a group in the command's config folder, and that folder."""
+    first = group.partition("/")[0]
+    return first, (command.config_folder or Path()) / first
 
 
 def package_of(path: Path) -> str | None:

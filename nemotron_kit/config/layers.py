@@ -39,7 +39,15 @@ class Layers:
     """The layers of one composition, later ones over earlier ones."""
 
     def __init__(self, prepared: PreparedCommand, config_dir: str | None = None) -> None:
-        self._overrides = [override for override in prepared.typed if not override.startswith(_CHOICES)]
+        keys = [key.split("/") for key in prepared.registered.groups]
+        groups = {"/".join(parts[:depth]) for parts in keys for depth in range(1, len(parts))}
+        # The choice of a group's option is no value: its file is a layer.
+        self._overrides = [
+            override
+            for override in prepared.typed
+            if not override.startswith(_CHOICES)
+            and (_key(override) not in groups or override.partition("=")[2].lstrip().startswith("{"))
+        ]
         self._layers = _layers(prepared, config_dir)
 
     def settings(self, field: str) -> list[Setting]:
@@ -55,11 +63,15 @@ class Layers:
                 source = layer.source if layer.file is None else key_location(layer.file, ".".join(at))
                 found.append(Setting(source, value))
         for override in self._overrides:
-            key = override.partition("=")[0]
-            name = key.lstrip("+~").partition("@")[0]
+            key, name = override.partition("=")[0], _key(override)
             if name == field or name.startswith(f"{field}.") or field.startswith(f"{name}."):
                 found.append(Setting("command line", "removed" if key.startswith("~") else override))
         return found
+
+
+def _key(override: str) -> str:
+    """The key of an override or the group that it chooses from, without prefixes and package."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 _CHOICES = ("recipe=", "stage=", "config=", "run.profile=", "run.mode=")

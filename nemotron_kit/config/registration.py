@@ -42,11 +42,13 @@ _broken: list[UserError] = []
 @dataclass
 class RegisteredCommand:
     """What was put into the ConfigStore for one command: its files by option name, those of the groups that these name
-    by group and option (`optimizer/adam`), and notes for the user."""
+    by group and option (`optimizer/adam`), and notes for the user. `named_groups` are, for each config, the groups in
+    its defaults list and in those of the files that it names."""
 
     files: dict[str, Path] = field(default_factory=dict)
     groups: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    named_groups: dict[str, set[str]] = field(default_factory=dict)
 
 
 def conf_dir() -> Path:
@@ -189,11 +191,14 @@ def _register_file(
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         raise UserError(f"{key_location(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
+    named = result.named_groups.setdefault(name, set())
+    named |= found.named_groups()
     for each, folder in found.groups.items():
         result.groups.update(register_group(each, folder, command))
     for sibling in found.siblings:
         if result.files.get(sibling.stem) != sibling:
             _register_file(group, sibling.stem, sibling, command, siblings, result)
+        named |= result.named_groups.get(sibling.stem, set())
 
 
 def _means_text(command: Command, spot: Spot, above: Sequence[str] = ()) -> bool:

@@ -71,6 +71,7 @@ def sample_app(config_dir: Path | None = None) -> App:
 @pytest.fixture(scope="session")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Live:
     folder = tmp_path_factory.mktemp("config")
-    for name in ("default.yaml", "tiny.yaml", "other.toml", "notes.txt"):
+    (folder / "size").mkdir()
+    for name in ("default.yaml", "tiny.yaml", "other.toml", "notes.txt", "size/big.yaml", "size/small.yaml"):
         (folder / name).write_text("")
     return Live({"nano3": sample_app(folder)}, {"lost": "ImportError: no module named lost"})

@@ -56,6 +56,14 @@ def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict]
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_groups_choice_is_a_layer_and_no_value(recipe, capsys):
+    (lr,) = explained(capsys, "optimizer.lr", "explained", "work", "optimizer=slow")
+    assert [(layer["source"].rpartition("/")[2], layer["value"]) for layer in lr["layers"]] == [
+        ("Config", 1e-3),
+        ("slow.yaml:1", 1e-4),
+    ]
+
+
 def test_every_layer_that_sets_a_field(recipe, capsys):
     (lr,) = explained(capsys, "optimizer.lr", "explained", "work", "-c", "big", "optimizer.lr=2e-4")
     assert lr["value"] == 2e-4 and lr["type"] == "float"

@@ -58,6 +58,7 @@ def test_a_command_shows_what_it_takes(index: Index) -> None:
     assert "--sample int|null" in fields
     assert _rows(page, "artifacts") == ["--art.data Blend-default:latest (fills blend_path from path)"]
     assert _rows(page, "configs")[0].startswith("default, other, tiny")
+    assert _rows(page, "config groups") == ["size=CHOICE big, small"]
     options = _rows(page, "options")
     assert any(row.startswith("-c, --config NAME|PATH") for row in options)
     assert any(row.startswith("--art.SLOT REF") for row in options)

@@ -123,6 +123,7 @@ def test_details_of_a_live_tree(index: Live) -> None:
     assert leaf is not None
     detail = index.detail(leaf)
     assert detail["configs"] == ["default", "other", "tiny"]
+    assert detail["groups"] == {"size": ["big", "small"]}
     assert detail["artifacts"] == [
         {"slot": "data", "default": "Blend-default:latest", "type": "", "mappings": {"path": "blend_path"}}
     ]

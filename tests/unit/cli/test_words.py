@@ -24,6 +24,8 @@ JOBS = [
     ("nano3 pretrain --batch MY-CLUSTER", f"{TRAIN} run.profile=MY-CLUSTER run.mode=batch"),
     ("nano3 pretrain -c tiny train.train_iters=5000", f"{TRAIN} config=tiny train.train_iters=5000"),
     ("nano3 train", TRAIN),
+    ("nano3 pretrain --size big", f"{TRAIN} size=big"),
+    ("nano3 pretrain -m size=big,small", f"{TRAIN} size=big,small --multirun"),
     # every spelling of the global options
     *((f"nano3 pretrain {c}", f"{TRAIN} config=tiny") for c in
       ("-c tiny", "-c=tiny", "-ctiny", "--config tiny", "--config=tiny", "--config-file tiny", "--config_file=tiny",

@@ -126,6 +126,45 @@ def test_what_is_wrong_with_a_group(words: list[str], said: str, tree: Tree) -> 
         composed(tree, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "optimizer", "limit"),
+    [
+        (["optimizer=sgd"], ("sgd", 1e-3, []), 0),
+        (["+optimizer=sgd"], ("sgd", 1e-3, []), 0),
+        (["optimizer=fast", "optimizer.betas=[1]"], ("adam", 7.0, [1.0]), 0),
+        (["optimizer=tuned/best"], ("best", 1e-3, []), 0),
+        (["optimizer=all"], ("none", 1e-3, []), 9),
+        (["experiment=one"], ("sgd", 0.5, []), 3),
+        (["config=1e3", "optimizer=sgd"], ("sgd", 1e-3, []), 103),
+        (["config=1e3", "optimizer={name: mine}"], ("mine", 1e-3, []), 103),
+        (["config=other/base.yaml", "optimizer=sgd"], ("other", 1e-3, []), 0),  # the group that its file names
+    ],
+)
+def test_a_group_in_the_config_folder_needs_no_defaults_entry(
+    words: list[str], optimizer: tuple[Any, ...], limit: int, tree: Tree, tmp_path: Path
+) -> None:
+    (tmp_path / "config" / "experiment").mkdir()
+    (tmp_path / "config" / "experiment" / "one.yaml").write_text(
+        "# @package _global_\noptimizer: {name: sgd, lr: 0.5}\nlimit: 3\n"
+    )
+    values = composed(tree, *words)
+    assert (tuple(values["optimizer"].values()), values["limit"]) == (optimizer, limit)
+
+
+def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optimizer=sdg: optimizer has no option 'sdg'\.\nDid you mean sgd"):
+        composed(tree, "optimizer=sdg")
+    (tmp_path / "config" / "limit").mkdir()
+    (tmp_path / "config" / "limit" / "low.yaml").write_text("a: 1\n")
+    assert composed(tree, "limit=4")["limit"] == 4  # a number's field is no block
+
+
+def test_a_folder_of_another_commands_configs_is_no_group(tree: Tree, tmp_path: Path) -> None:
+    tree.apps["demo"].command("other", Config, print, config_dir=tmp_path / "config" / "optimizer")
+    with pytest.raises(UserError, match="optimizer"):
+        composed(tree, "optimizer=sgd")
+
+
 def test_a_sibling_may_have_a_package(tree: Tree) -> None:
     assert composed(tree, "config=other/packed.yaml")["second"]["lr"] == 6
 
