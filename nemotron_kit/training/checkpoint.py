@@ -42,8 +42,8 @@ class TrainingProgress:
     training, over all attempts. loss: the last logged training loss; valid_loss: the last held-out one. valid_on:
     digest of the held-out data. changes: settings that had changed when the run was resumed ({step, name, there,
     here}), as checkpoint.may_differ permits. window, tokens and held_out belong to the step loop: the sums of a step's
-    values since the last row, the number of tokens trained on, the last row of held-out values and those from before
-    the first step.
+    values since the last row, the number of tokens trained on, the last row of held-out values with the step at which
+    they were measured, and those from before the first step.
     """
 
     step: int = 0
@@ -57,6 +57,7 @@ class TrainingProgress:
     window: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     held_out: dict[str, float] = field(default_factory=dict)
+    held_out_step: int = 0
     before: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -129,31 +129,48 @@ class TrainBlock(ParallelBlock, BatchBlock):
                 raise UserError(f"train.{name} is {value}; it must be 1 or more.")
         if self.precision not in PRECISIONS:
             raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"train.seed is {self.seed}; it must be a whole number from 0 to {(1 << 32) - 1}.")
+        check_limits("train", {"moe_router_bias_update_rate": self.moe_router_bias_update_rate})
         self.layout  # noqa: B018 - raises when it is none
+
+
+# (the smallest value, None for any above 0; what a value must be less than) of the numbers of an optimizer.
+_LIMITS: dict[str, tuple[float | None, float]] = {
+    "lr": (None, math.inf),
+    "min_lr": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_eps": (None, math.inf),
+    "clip_grad": (0, math.inf),
+    "moe_router_bias_update_rate": (0, math.inf),
+}
+
+
+def check_limits(block: str, values: Mapping[str, Any], *, called: Mapping[str, str] | None = None) -> None:
+    """Raises UserError for the first of `values`, by Megatron's names of an optimizer's settings, that can't be trained
+    with; None means not set. `block` is where they are in the config, `called` has the names that are others there."""
+    for name, value in values.items():
+        if value is None or unknown(value):
+            continue
+        least, below = _LIMITS[name]
+        shown = f"{block}.{(called or {}).get(name, name)} is {value!r}; it must be"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{shown} a number.")
+        if not (value > 0 if least is None else value >= least) or not value < below:
+            lower = "more than 0" if least is None else f"{least} or more"
+            upper = ", and finite" if below == math.inf and value == math.inf else ""
+            raise UserError(f"{shown} {lower}{upper if below == math.inf else f' and less than {below}'}.")
 
 
 def check_optimizer(block: Any, *, closed: bool = True) -> None:
     """Raises UserError for an invalid value of an `optimizer` block, and where it is `closed` for one that it has no
     field for; None means not set."""
+    names = [each.name for each in fields(block)]
     if closed:
-        names = [each.name for each in fields(block)]
         check_keys("optimizer", {name: value for name, value in vars(block).items() if name not in names}, names)
-    for name, least, most in (
-        ("lr", None, math.inf),
-        ("min_lr", 0, math.inf),
-        ("weight_decay", 0, math.inf),
-        ("adam_beta1", 0, 1),
-        ("adam_beta2", 0, 1),
-        ("adam_eps", None, math.inf),
-        ("clip_grad", 0, math.inf),
-    ):
-        value = getattr(block, name)
-        if value is None:
-            continue
-        if not (value > 0 if least is None else value >= least) or not value < most:
-            lower = "more than 0" if least is None else f"{least} or more"
-            upper = "" if most == math.inf else f" and less than {most}"
-            raise UserError(f"optimizer.{name} is {value}; it must be {lower}{upper}.")
+    check_limits("optimizer", {name: getattr(block, name) for name in names})
 
 
 @dataclass
@@ -180,10 +197,11 @@ class SchedulerConfig:
         """Raises UserError for an invalid value."""
         _one_of("scheduler.lr_decay_style", self.lr_decay_style, DECAY_STYLES)
         _one_of("scheduler.lr_wsd_decay_style", self.lr_wsd_decay_style, DECAY_SHAPES)
-        for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters", "min_lr"):
+        for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"scheduler.{name} is {value}; it must be 0 or more.")
+        check_limits("scheduler", {"min_lr": self.min_lr})
 
 
 @dataclass

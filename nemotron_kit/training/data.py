@@ -36,8 +36,9 @@ class BlendSource:
 
 
 def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[BlendSource]]:
-    """The sources of each split in a blend file; relative prefixes are relative to the file's folder. Shards in an
-    object store are copied to this machine's cache; with `only`, those of this split.
+    """The sources of each split in a blend file, without those of weight 0 and the splits that have no other; relative
+    prefixes are relative to the file's folder. Shards in an object store are copied to this machine's cache; with
+    `only`, those of this split.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
     """
@@ -46,11 +47,12 @@ def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[Blen
     for split in splits:
         if split not in SPLITS:
             raise UserError(f"{path}: unknown split {split!r}; {nearest(split, SPLITS)}")
-    return {
+    found = {
         split: _sources(path, split, entries, fetch=only in (None, split))
         for split, entries in splits.items()
         if entries
     }
+    return {split: sources for split, sources in found.items() if sources}
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -310,12 +310,23 @@ class _Keep:
         if column is None or self.config.data.validation_jsonl_fpath is None:
             return checkpoint.prune(folder, block.keep_top_k)
         sign = 1.0 if block.higher_is_better else -1.0
-        values = {}
-        for path in checkpoint.all_in(folder):
-            held_out = checkpoint.read(path, verify=False)["progress"].get("held_out") or {}
-            values[path] = (sign * held_out.get(column, -sign * math.inf), path.name)
+        values = {
+            path: (sign * _measured(path, column, -sign * math.inf), path.name) for path in checkpoint.all_in(folder)
+        }
         best = sorted(values, key=lambda path: values[path], reverse=True)[: block.keep_top_k]
         return checkpoint.prune(folder, 1, also=best)
+
+
+def _measured(path: Path, column: str, unknown: float) -> float:
+    """The held-out value of the weights in a checkpoint; `unknown` where they were not validated at its step, or its
+    record can't be read."""
+    try:
+        progress = checkpoint.read(path, verify=False, allow_unchecked=True)["progress"]
+    except UserError:
+        return unknown
+    # Records of earlier versions don't say when it was measured.
+    at_its_step = progress.get("held_out_step", progress["step"]) == progress["step"]
+    return float((progress.get("held_out") or {}).get(column, unknown)) if at_its_step else unknown
 
 
 class _Loop(StepLoop):
@@ -366,8 +377,6 @@ class _Work:
         backward on their loss, divided by the number of tokens (or answers) of all ranks."""
         import torch
 
-        if self.limit is not None and time.monotonic() - self.run.began > self.limit:
-            self.loop.stop.signal = self.loop.stop.signal or "checkpointing.checkpoint_must_save_by"
         rows = self.run.order.take((number - 1) * self.config.prompts, self.config.prompts)
         with answering(self.model):
             rollouts = [self._rollout(number, [rows[place] for place in part]) for part in self.shares]
@@ -382,6 +391,9 @@ class _Work:
         for _, rollout in zip(parts, rollouts, strict=True):
             for name, value in self._learn(rollout, totals).items():
                 values[name] = values[name] + value
+        # After the step's work: the loop saves and stops at once, not a step later.
+        if self.limit is not None and time.monotonic() - self.run.began > self.limit:
+            self.loop.stop.signal = self.loop.stop.signal or "checkpointing.checkpoint_must_save_by"
         return {**values, **self._described(rollouts)}
 
     def _rollout(self, number: int, rows: Sequence[int]) -> _Rollout:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training.config_blocks import unknown
+from nemotron_kit.training.config_blocks import check_limits, unknown
 
 if TYPE_CHECKING:
     from nemotron_kit.training.grpo_config import GRPOConfig
@@ -136,8 +136,16 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
     if config.loss_fn.reference_policy_kl_type != "k3":
         yield f"loss_fn.reference_policy_kl_type is {config.loss_fn.reference_policy_kl_type!r}; this engine has k3."
     for name in ("reference_policy_kl_penalty", "ratio_clip_min", "ratio_clip_max"):
-        if getattr(config.loss_fn, name) < 0:
-            yield f"loss_fn.{name} is {getattr(config.loss_fn, name)}; it must be 0 or more."
+        if not 0 <= getattr(config.loss_fn, name) < math.inf:
+            yield f"loss_fn.{name} is {getattr(config.loss_fn, name)}; it must be 0 or more, and finite."
+    for name in ("kl_input_clamp_value", "kl_output_clamp_value"):
+        value = getattr(config.loss_fn, name)
+        if value is not None and not value > 0:
+            yield f"loss_fn.{name} is {value}; it must be more than 0, or null for no limit."
+    for name in ("val_period", "seed"):
+        value = getattr(grpo, name)
+        if value is not None and value < 0:
+            yield f"grpo.{name} is {value}; it must be 0 or more."
     if block.metric_name is not None and block.metric_name not in METRICS:
         yield f"checkpointing.metric_name is {block.metric_name!r}; {nearest(block.metric_name, METRICS)}"
     for name, weight in config.env.weights.items():
@@ -175,6 +183,14 @@ def renamed(error: UserError) -> UserError:
     return UserError(message, hint=hint or None)
 
 
+# Block → what its settings are called there, by Megatron's names.
+_CALLED = {
+    "grpo": {"lr": "learning_rate"},
+    "policy": {"clip_grad": "max_grad_norm"},
+    "policy.optimizer.kwargs": {"adam_eps": "eps", "adam_beta1": "betas[0]", "adam_beta2": "betas[1]"},
+}
+
+
 def _optimizer_values(config: GRPOConfig) -> Iterator[str]:
     block = config.policy.optimizer
     if block.name not in _ADAMW:
@@ -183,9 +199,19 @@ def _optimizer_values(config: GRPOConfig) -> Iterator[str]:
     for name in block.kwargs:
         if name not in known:
             yield f"policy.optimizer.kwargs.{name}: AdamW has no such setting here; {nearest(name, known)}"
-    key = "policy.optimizer.kwargs.lr" if config.grpo.learning_rate is None else "grpo.learning_rate"
-    try:
-        if not (math.isfinite(config.peak_lr) and config.peak_lr > 0):
-            yield f"{key} is {config.peak_lr}; it must be more than 0."
-    except (TypeError, ValueError):
-        yield f"{key} is {block.value('lr')!r}; it must be a number."
+    values = {"weight_decay": block.value("weight_decay"), "adam_eps": block.value("eps")}
+    betas = block.value("betas")
+    if isinstance(betas, list | tuple) and len(betas) == 2:
+        values |= {"adam_beta1": betas[0], "adam_beta2": betas[1]}
+    elif not unknown(betas):
+        yield f"policy.optimizer.kwargs.betas is {betas!r}; it must be two numbers, such as [0.9, 0.999]."
+    given = config.grpo.learning_rate
+    for where, numbers in (
+        ("grpo", {"lr": given}),
+        ("policy.optimizer.kwargs", {**values, **({} if given is not None else {"lr": block.value("lr")})}),
+        ("policy", {"clip_grad": config.policy.max_grad_norm}),
+    ):
+        try:
+            check_limits(where, numbers, called=_CALLED[where])
+        except UserError as error:
+            yield error.message

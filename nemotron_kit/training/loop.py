@@ -403,6 +403,7 @@ class TrainingRun:
             self._log(step, grad_norm)
         if self._evaluates(step) and not self.stopped:
             self.evaluate(step)
+            self.watch.beat()
         if self._saves(step) or self.stopped:
             self.save()
         self.watch.beat()

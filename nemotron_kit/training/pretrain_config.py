@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from nemotron_kit.training.config_blocks import (
     SchedulerConfig,
     TrainBlock,
     check_keys,
+    check_limits,
     check_optimizer,
     check_target,
     peak_lr,
@@ -32,13 +33,13 @@ from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_
 
 
 @dataclass
-class _BatchesAndRate(BatchBlock):
+class _Rate:
     lr: float = peak_lr(1e-3)
 
 
 # The fields of the last base come first.
 @dataclass
-class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
+class TrainConfig(TrainBlock, AdamWBlock, _Rate, BatchBlock):
     """The `train` block; the names are Megatron's."""
 
     fsdp: bool = field(default=False, metadata={"help": "Says no size, so true is refused: set train.parallelism"})
@@ -46,8 +47,7 @@ class TrainConfig(TrainBlock, AdamWBlock, _BatchesAndRate):
     def check(self) -> None:
         """Raises UserError for an invalid value."""
         super().check()
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"train.lr is {self.lr}; it must be more than 0.")
+        check_limits("train", {each.name: getattr(self, each.name) for each in (*fields(AdamWBlock), *fields(_Rate))})
         if self.fsdp:
             # On a CPU the Trainer would accept the setting and silently train plain DDP.
             raise UserError(

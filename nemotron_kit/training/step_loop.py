@@ -78,6 +78,7 @@ class StepLoop:
         self.balance = balance or ExpertBalance(model, 0.0)
         self.first_step = progress.step + 1
         self.stopped: str | None = None
+        self.watch = HangWatch(None)
         self.saves = Saves(settings.checkpoint, model, optimizer, reporter.say, write_model)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._device = self._trained[0].device
@@ -125,10 +126,10 @@ class StepLoop:
     def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
         """Run the remaining steps. Raises Preempted if a signal stopped it; a checkpoint is saved by then."""
         self.model.train()
-        with HangWatch(self.settings.hang_minutes) as watch:
+        with HangWatch(self.settings.hang_minutes) as self.watch:
             for number in range(self.first_step, self.settings.steps + 1):
                 self._run_step(number, step, evaluate)
-                watch.beat()
+                self.watch.beat()
 
     def _run_step(self, number: int, step: Step, evaluate: Evaluate | None) -> None:
         seed_step(self.settings.seed, number)
@@ -137,6 +138,7 @@ class StepLoop:
         norm = self._update(number)
         self._count(values)
         self.progress.step = number
+        self.watch.beat()
         self.reporter.advance()
         self.saves.poll()
         if processes.any_rank(self.stop.signal is not None, self._device):
@@ -154,7 +156,7 @@ class StepLoop:
         with torch.no_grad():
             values = dict(evaluate(self.progress.step))
         self.model.train()
-        self.progress.held_out = values
+        self.progress.held_out, self.progress.held_out_step = values, self.progress.step
         self.progress.valid_loss = values.get("valid_loss", self.progress.valid_loss)
         self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
         self._since += time.monotonic() - began
@@ -219,6 +221,7 @@ class StepLoop:
             self._log(number, float(norm))
         if evaluates and evaluate is not None:
             self.evaluate(evaluate)
+            self.watch.beat()
         if saves or self.stopped:
             self.save()
 

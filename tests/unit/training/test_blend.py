@@ -25,7 +25,8 @@ def test_a_flat_list_of_weights_and_prefixes(tmp_path: Path) -> None:
 
 
 def test_a_source_of_weight_zero_is_left_out(tmp_path: Path) -> None:
-    assert read_blend(blend(tmp_path, {"train": ["0", "/d/a", "1", "/d/b"]}))["train"] == [BlendSource(1.0, "/d/b")]
+    path = blend(tmp_path, {"train": ["0", "/d/a", "1", "/d/b"], "valid": ["0", "/d/c"]})
+    assert read_blend(path) == {"train": [BlendSource(1.0, "/d/b")]}  # and a split that has no other
 
 
 @pytest.mark.parametrize("entries", [["0.3", "/d/a", "0.7", "/d/b"], ["/d/a", "/d/b"], ["/d/a"], ["1", "/d/a"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,18 +253,28 @@ def test_a_run_of_two_steps_and_the_same_one_stopped_between(
 
 
 def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_path: Path) -> None:
+    def kept() -> list[str]:
+        return sorted(path.name[-1] for path in checkpoint.all_in(tmp_path / "out"))
+
     run = _Run(config, 0.0)
     with StopRequest() as stop:
         loop = run.begin(stop).loop
-    for number, value in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.3), (5, 0.2)):
-        loop.progress.step, loop.progress.held_out = number, {"val_reward": value}
+    # The last two are not validated: the value that is known is that of earlier weights.
+    for number, value in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.3), (5, 0.2), (6, None), (7, None)):
+        loop.progress.step = number
+        if value is not None:
+            loop.evaluate(lambda _, value=value: {"val_reward": value})  # type: ignore[misc]
         loop.model.zero_grad()
         for parameter in loop.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         loop.optimizer.step()
         config.checkpointing.keep_top_k = 2
         loop.save()
-    assert sorted(path.name[-1] for path in checkpoint.all_in(tmp_path / "out")) == ["2", "4", "5"]
+        if number == 5:
+            assert kept() == ["2", "4", "5"]
+            # One whose record can't be read is the worst; the run goes on.
+            (tmp_path / "out/step-00000004/checkpoint.json").write_text("{")
+    assert kept() == ["2", "5", "7"]
     config.checkpointing.checkpoint_dir = str(tmp_path / "timed")
     config.checkpointing.checkpoint_must_save_by = "00:00:00:00"
     config.checkpointing.enabled = False
@@ -273,6 +284,25 @@ def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_
     config.checkpointing.enabled = True
     with pytest.raises(Preempted, match=r"Stopped by checkpointing\.checkpoint_must_save_by after step 1 of 2; saved"):
         grpo(config)
+
+
+def test_a_step_that_ends_behind_the_time_to_save_by_is_the_last(
+    config: GRPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.checkpointing.checkpoint_must_save_by = "01:00:00"
+    run = _Run(config, time.monotonic())
+    with StopRequest() as stop:
+        work = run.begin(stop)
+    learn = _Work._learn
+
+    def slowly(self: _Work, *given: Any) -> dict[str, Any]:
+        self.run.began -= 3000
+        return learn(self, *given)
+
+    monkeypatch.setattr(_Work, "_learn", slowly)
+    work.loop._attach_gradients()
+    work.step(1)
+    assert stop.signal == "checkpointing.checkpoint_must_save_by"
 
 
 @pytest.mark.parametrize(
@@ -292,6 +322,12 @@ def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_
         ("grpo.num_generations_per_prompt", 1, r"grpo\.num_generations_per_prompt is 1"),
         ("grpo.learning_rate", -1.0, r"grpo\.learning_rate is -1\.0"),
         ("policy.optimizer.kwargs", {"rate": 1}, r"policy\.optimizer\.kwargs\.rate"),
+        ("policy.optimizer.kwargs", {"betas": [0.9]}, r"policy\.optimizer\.kwargs\.betas is \[0\.9\]; .* two numbers"),
+        ("policy.optimizer.kwargs", {"betas": [0.9, 2]}, r"policy\.optimizer\.kwargs\.betas\[1\] is 2; .* less than 1"),
+        ("policy.optimizer.kwargs", {"eps": "a"}, r"policy\.optimizer\.kwargs\.eps is 'a'; it must be a number"),
+        ("policy.max_grad_norm", -1.0, r"policy\.max_grad_norm is -1\.0"),
+        ("grpo.val_period", -5, r"grpo\.val_period is -5"),
+        ("loss_fn.kl_input_clamp_value", 0.0, r"loss_fn\.kl_input_clamp_value is 0\.0; .* null for no limit"),
         ("policy.precision", "fp8", r"policy\.precision is 'fp8'"),
         ("policy.model_name", None, r"policy\.model_name is not set"),
         ("data.train_jsonl_fpath", None, r"data\.train_jsonl_fpath is not set"),

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training import PretrainConfig, TrainConfig
+from nemotron_kit.training import PretrainConfig, SchedulerConfig, TrainConfig
 
 
 def test_importing_the_config_loads_nothing_heavy() -> None:
@@ -51,6 +51,12 @@ def test_the_blocks_have_the_contracts_names() -> None:
         (PretrainConfig(recipe={"_target_": "os.system"}), r"recipe\._target_ is 'os\.system', which this recipe"),
         (PretrainConfig(train=TrainConfig(train_iters=0)), r"train\.train_iters is 0"),
         (PretrainConfig(train=TrainConfig(lr=float("nan"))), r"train\.lr is nan"),
+        (PretrainConfig(train=TrainConfig(adam_beta2=1.0)), r"train\.adam_beta2 is 1\.0; .* 0 or more and less than 1"),
+        (PretrainConfig(train=TrainConfig(clip_grad=-1.0)), r"train\.clip_grad is -1\.0; it must be 0 or more"),
+        (PretrainConfig(train=TrainConfig(weight_decay=float("inf"))), r"train\.weight_decay is inf; .* and finite"),
+        (PretrainConfig(train=TrainConfig(moe_router_bias_update_rate=-0.1)), r"train\.moe_router_bias_update_rate"),
+        (PretrainConfig(train=TrainConfig(seed=-1)), r"train\.seed is -1; .* from 0 to 4294967295"),
+        (PretrainConfig(scheduler=SchedulerConfig(min_lr=float("nan"))), r"scheduler\.min_lr is nan"),
         (PretrainConfig(train=TrainConfig(precision="fp8")), r"train\.precision is 'fp8'"),
         (PretrainConfig(train=TrainConfig(fsdp=True)), r"train\.fsdp does not say over how many processes"),
     ],

@@ -119,6 +119,19 @@ def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> No
     assert checkpoint.latest(tmp_path) is None
 
 
+def test_each_part_of_a_step_has_the_time_after_which_a_run_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(processes.HangWatch, "beat", lambda _: order.append("beat"))
+    run = Run(tmp_path)
+    for name in ("evaluate", "save"):
+        monkeypatch.setattr(run.loop, name, lambda *_, name=name: order.append(name))
+    run.loop.run(lambda number: order.append("step") or run.step(number), lambda _: {})
+    both = order.index("evaluate"), order.index("save")
+    assert {order[at - 1] for at in both} == {order[at + 1] for at in both} == {"beat"} and "beat" in order[: min(both)]
+
+
 HANGS = """
 import sys, threading, time
 from nemotron_kit.training import processes
