@@ -22,7 +22,7 @@ def restart_arguments(restarts: int) -> list[str]:
 
 
 def ray_command(folder: str) -> list[str]:
-    """What runs one node of a job that has a Ray cluster of its own."""
+    """The command that runs one node of a job on its own Ray cluster."""
     return python_module("nemotron_kit.worker.ray_cluster", folder)
 
 

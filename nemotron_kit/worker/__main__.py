@@ -48,7 +48,7 @@ def _run(folder: Path, as_rank: bool) -> int:
         return run_scheduled(job, spec, this_node()).recorded
     spec.prepare_imports()
     os.chdir(spec.cwd)
-    # What it prints is in its own log; whoever starts a job by hand sees it, too.
+    # Its output is in its log; on a terminal somebody started it by hand and wants to see it.
     outcome = run_job(job, shown=os.isatty(1))
     if outcome.error:
         print(f"error: {mask(outcome.error)}", file=sys.stderr)  # noqa: T201

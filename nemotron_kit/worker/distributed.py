@@ -29,7 +29,7 @@ from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, Job
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
 from nemotron_kit.worker.elastic import NODES_FOLDER
-from nemotron_kit.worker.handler import handed_on, verified_inputs
+from nemotron_kit.worker.handler import skip_unchanged, verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.streams import Merged, captured, named_channels
 
@@ -40,7 +40,7 @@ _FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
 
 @dataclass(frozen=True)
 class Node:
-    """The place of this worker in a job of several nodes: node `rank` of `count`.
+    """The node that this worker runs on: node `rank` of the job's `count`.
 
     `head` is the address of node 0. `rdzv_id` and `port` are torchrun's rendezvous; they differ for any two jobs that
     can run at once. `job` is the scheduler's id of the job, None without one. `step` is Slurm's id of the step that
@@ -58,6 +58,7 @@ class Node:
 
     @property
     def is_head(self) -> bool:
+        """Whether this is node 0, which writes the job's record."""
         return self.rank == 0
 
     @property
@@ -116,58 +117,62 @@ OTHERS_SECONDS = 20.0
 _LAST = "this was the last of its segments, max_segments"
 
 
-def write_end(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> None:
-    """Write how this node ended, for the other nodes; nothing for a job on one node."""
+def write_end(job: JobFolder, node: Node, outcome: Outcome, received: set[str]) -> None:
+    """Write how this node ended, and the signals that it had `received` (`TERM`), for the other nodes; nothing for a
+    job on one node."""
     if node.count == 1:
         return
-    place = _end_of(job, node.rank)
-    place.parent.mkdir(mode=0o700, exist_ok=True)
+    path = _end_of(job, node.rank)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     end = {"code": outcome.recorded, "state": outcome.state, "error": outcome.error, "host": socket.gethostname()}
-    files.write_json(place, masked({**end, "node": node.name, "signals": sorted(seen)}))
+    files.write_json(path, masked({**end, "node": node.name, "signals": sorted(received)}))
 
 
 def wait_for_nodes(job: JobFolder, ranks: Iterable[int], seconds: float) -> None:
-    """Wait until these nodes have ended."""
-    places = [_end_of(job, rank) for rank in ranks]
-    until(lambda: all(place.exists() for place in places), 0.1, within=seconds)
+    """Wait until the nodes of these ranks have ended, or `seconds` are over."""
+    paths = [_end_of(job, rank) for rank in ranks]
+    until(lambda: all(path.exists() for path in paths), 0.1, within=seconds)
 
 
-def with_others(job: JobFolder, node: Node, outcome: Outcome, seen: set[str]) -> Outcome:
-    """The outcome of all nodes. Node 0 waits for the others' last lines, but not where it is being stopped."""
+def with_others(job: JobFolder, node: Node, outcome: Outcome, received: set[str]) -> Outcome:
+    """The outcome of all nodes, where this is node 0 with its own `outcome`. It waits OTHERS_SECONDS for the other
+    nodes to end, 2 s where it was sent a signal. Clears `received` where a node's failure explains the signal."""
     others = range(1, node.count)
-    wait_for_nodes(job, others, OTHERS_SECONDS if not seen else 2.0)
+    wait_for_nodes(job, others, OTHERS_SECONDS if not received else 2.0)
     for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
-        if end["state"] == "failed" and (outcome.state == "succeeded" or seen):
+        if end["state"] == "failed" and (outcome.state == "succeeded" or received):
             error = f"node {end['node'] or end['host']}: {end['error']}"
             if not end.get("signals"):
-                seen.clear()  # it failed by itself, and srun's TERM here told of that alone: no preemption
+                received.clear()  # it failed by itself, and srun sent TERM here only because of that: no preemption
             return Outcome(1, "failed", error, job_exit_code=int(end["code"]) or 1)
     return outcome
 
 
-def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, seen: set[str]) -> None:
-    """Write the exit record, or that the job runs again."""
-    # What a signal ended, only the scheduler can explain, unless it was asked to from here. USR1 ends nothing.
+def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received: set[str]) -> None:
+    """Write the exit record, or, for a job that is requeued, the marker and the state by which its script and the
+    launch know that. `received` holds the signals that this node got."""
+    # Only the scheduler can explain a signal that ended the job, unless `runs cancel` had it sent. USR1 ends nothing.
     asked = not node.job or job.cancel_requested
-    explained = outcome.state == "succeeded" or asked or not ("TERM" in seen or outcome.signal)
-    signals = {} if explained else {UNEXPLAINED: sorted(seen)}
-    again = node.job is not None and not job.cancel_requested and _again(job, spec, outcome, seen)
-    if again:
-        files.write_text(requeue_marker(job), "told" if seen == {"TERM"} else "always")
-    if again and outcome.state != "preempted":
+    explained = outcome.state == "succeeded" or asked or not ("TERM" in received or outcome.signal)
+    unexplained = {} if explained else {UNEXPLAINED: sorted(received)}
+    requeued = node.job is not None and not job.cancel_requested and _is_requeued(job, spec, outcome, received)
+    if requeued:
+        files.write_text(requeue_marker(job), "told" if received == {"TERM"} else "always")
+    if requeued and outcome.state != "preempted":
         reason = f"retry after {outcome.error}"
         job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
     elif outcome.state == "preempted" and job.cancel_requested:
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
         last = f"{_LAST}={spec.max_segments}" if node.job else None
-        then = "it goes on from there" if again else f"{last or 'nothing starts it again'}: {resume_line(job)}"
-        facts = {**signals, **({AGAIN: True} if again else {}), **_written(job, spec)}
-        state = "failed" if last and not again else "preempted"
+        then = "it goes on from there" if requeued else f"{last or 'nothing starts it again'}: {resume_line(job)}"
+        facts = {**unexplained, **({AGAIN: True} if requeued else {}), **_written(job, spec)}
+        state = "failed" if last and not requeued else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
-        facts = {**signals, **value, **_written(job, spec), **({"skipped": outcome.skipped} if outcome.skipped else {})}
+        skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
+        facts = {**unexplained, **value, **_written(job, spec), **skipped}
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **facts)
 
 
@@ -188,16 +193,16 @@ def requeue_marker(job: JobFolder) -> Path:
     return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
 
 
-def _again(job: JobFolder, spec: JobSpec, outcome: Outcome, seen: set[str]) -> bool:
-    """Whether the job runs once more: after a checkpoint, or after a failure that was not caused by a signal."""
+def _is_requeued(job: JobFolder, spec: JobSpec, outcome: Outcome, received: set[str]) -> bool:
+    """Whether the job is requeued: after a checkpoint, or after a failure that was not caused by a signal."""
     history = job.history()
     begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
     history = history[begun:]  # `runs resume` starts the count anew
     if outcome.state == "preempted":
         # A preemption does not count as a segment.
         done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
-        return spec.max_segments is None or done + 1 < spec.max_segments or seen == {"TERM"}
-    if outcome.state == "failed" and not seen:
+        return spec.max_segments is None or done + 1 < spec.max_segments or received == {"TERM"}
+    if outcome.state == "failed" and not received:
         return sum(1 for entry in history if entry.get("retry")) < spec.retries
     return False
 
@@ -215,7 +220,7 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 
 
 SAVING_SECONDS = 600.0
-# Names to a rank the folder of its node's channels.
+# The variable that names the folder of its node's channels to a rank.
 _CHANNELS = "NEMOTRON_RANK_CHANNELS"
 
 
@@ -231,7 +236,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
             read_config(job.path)  # which notes its secrets
             with captured(log, job=job.path, shown=False):
                 return _lead(job, spec, node) if node.is_head else _join(job, spec, node)
-        # Any error of the worker must be on record: it is not visible elsewhere.
+        # Any error of the worker must be on record: nobody reads what it prints.
         except Exception as error:
             lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
             if node.is_head:
@@ -261,45 +266,45 @@ def unpack_code(job: JobFolder, spec: JobSpec) -> None:
 
 
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
-    seen: set[str] = set()
+    received: set[str] = set()
     scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
     scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
-    if node.job:  # until now the script has asked for another try in the worker's place
+    if node.job:  # the script wrote it, in case no worker would start
         requeue_marker(job).unlink(missing_ok=True)
     try:
-        # Where it runs the scheduler knows, not a process: that of a job that was sent back is gone, too.
+        # Which node it runs on is known to the scheduler. A requeued job's earlier process is gone.
         job.transition("running", process=None, scheduler=scheduler)
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
-    outcome = _run(job, spec, node, seen)
-    write_end(job, node, outcome, seen)
-    outcome = with_others(job, node, outcome, seen)
-    record(job, spec, node, outcome, seen)
+    outcome = _run(job, spec, node, received)
+    write_end(job, node, outcome, received)
+    outcome = with_others(job, node, outcome, received)
+    record(job, spec, node, outcome, received)
     return outcome
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
-    seen: set[str] = set()
-    outcome = _run(job, spec, node, seen)
-    write_end(job, node, outcome, seen)
+    received: set[str] = set()
+    outcome = _run(job, spec, node, received)
+    write_end(job, node, outcome, received)
     if outcome.state == "preempted":
         # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
         wait_for_nodes(job, [0], SAVING_SECONDS)
     return outcome
 
 
-def _run(job: JobFolder, spec: JobSpec, node: Node, seen: set[str]) -> Outcome:
+def _run(job: JobFolder, spec: JobSpec, node: Node, received: set[str]) -> Outcome:
     try:
         with environment(spec.environment, spec.expand), pinned(pins := verified_inputs(job, spec)):
-            if (done := handed_on(job, spec, pins)) is not None:
+            if (done := skip_unchanged(job, spec, pins)) is not None:
                 return done
             if node.is_head and not spec.module:
                 values = resolve(read_config(job.path), keep_secrets=True)
                 files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
             with _rank_logs(job, spec, node):
-                outcome = supervise(_command(job, spec, node), spec.cwd, seen, slurm=node.job is not None)
+                outcome = supervise(_command(job, spec, node), spec.cwd, received, slurm=node.job is not None)
     except NemotronError as error:
         outcome = Outcome(error.exit_code, "failed", str(error))
     if outcome.error:
@@ -330,8 +335,7 @@ def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
 
 @contextmanager
 def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
-    """Within the block the ranks write to channels of their logs, each of which is a file of its own; what is in them
-    is in this node's log, too."""
+    """Within the block each rank writes to its own log, through a channel, and the node's log gets the lines of all."""
     if not spec.torchrun:
         yield
         return
@@ -350,7 +354,7 @@ def _to_log(data: bytes) -> None:
 
 
 def _print_to(log: FileIO) -> None:
-    """From here on what this process and its children print is in the log."""
+    """Redirect stdout and stderr of this process and its children to the log."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os.dup2(log.fileno(), 1)
@@ -359,7 +363,7 @@ def _print_to(log: FileIO) -> None:
 
 @contextmanager
 def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
-    """One rank's output goes to its own log, where a scheduler's worker merges it."""
+    """Within the block, and after it, a rank's output goes to its own log, which the node's worker merges."""
     if spec.scheduled and spec.torchrun:
         name = f"rank-{os.environ.get('RANK', '0')}"
         with _channel(name) or job.open_log(name) as log:
@@ -368,12 +372,12 @@ def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
 
 
 def _channel(name: str) -> FileIO | None:
-    """The worker's channel of a name, None where there is none any more."""
+    """The worker's channel of that name; None if the worker has ended or made none."""
     folder = os.environ.pop(_CHANNELS, None)
     if folder is None:
         return None
     try:
-        end = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_NONBLOCK)  # else it would wait for one who reads
+        end = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_NONBLOCK)  # otherwise it would block until somebody reads
     except OSError:
         return None
     os.set_blocking(end, True)

@@ -24,13 +24,13 @@ from nemotron_kit import files
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, descendants
 
-# Names the folder that all nodes of a job share, where they tell one another how their ranks ended.
+# The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
-# Tells a rank which restart it is: torchrun, which is new at each, would say 0.
+# The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
 RESTART = "NEMOTRON_RESTART"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
 TOGETHER_SECONDS = 120.0
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _MISTAKE = 2
 _signals: set[int] = set()
 
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nodes = _Nodes(args, attempt)
         with nodes.watched():
             code = _run(args)
-        code, again = nodes.agree(code)
-        if not again:
+        code, restarts_again = nodes.agree(code)
+        if not restarts_again:
             return code
         line = f"torchrun: all ranks start again from their last checkpoint (restart {attempt + 1} of {restarts})."
         print(line, file=sys.stderr, flush=True)  # noqa: T201
@@ -77,16 +77,17 @@ def _run(args: Any) -> int:
 
 
 class _Nodes:
-    """The nodes of a job, at one attempt. Each tells how its ranks ended in a file of a folder that all of them
-    share, so that all decide alike whether there is another attempt."""
+    """The nodes of a job, at one attempt. Each writes how its ranks ended into a file of a folder that all of
+    them share, so that all decide alike whether there is another attempt. `stopped_by_node`: this node's ranks were
+    killed because those of another node had failed."""
 
     def __init__(self, args: Any, attempt: int) -> None:
-        self.count, self.own = int(str(args.nnodes).partition(":")[2] or args.nnodes), int(args.node_rank)
-        self.told = False
+        self.count, self.rank = int(str(args.nnodes).partition(":")[2] or args.nnodes), int(args.node_rank)
+        self.stopped_by_node = False
         if self.count > 1:
             folder = Path(os.environ[NODES_FOLDER])
             start = f"{args.rdzv_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.{attempt}"
-            self.places = {rank: folder / f"{start}-{rank}.json" for rank in range(self.count)}
+            self.paths = {rank: folder / f"{start}-{rank}.json" for rank in range(self.count)}
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -105,10 +106,10 @@ class _Nodes:
             thread.join()
 
     def _watch(self, done: threading.Event) -> None:
-        while not done.wait(_LOOK_SECONDS):
-            ends = [_read(place) for rank, place in self.places.items() if rank != self.own]
+        while not done.wait(_POLL_SECONDS):
+            ends = [_read(path) for rank, path in self.paths.items() if rank != self.rank]
             if any(end and end["code"] for end in ends):
-                self.told = True
+                self.stopped_by_node = True
                 for pid in descendants(os.getpid()):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -116,16 +117,16 @@ class _Nodes:
 
     def agree(self, code: int) -> tuple[int, bool]:
         """(the exit code of the attempt: that of the node where a rank failed first; whether there is another one)."""
-        end = {"code": code, "told": self.told, "signals": bool(_signals)}
+        end = {"code": code, "told": self.stopped_by_node, "signals": bool(_signals)}
         if self.count == 1:
             return code, _may_start_again([end])
-        self.places[self.own].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.write_json(self.places[self.own], end)
+        self.paths[self.rank].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_json(self.paths[self.rank], end)
         if code == 0:
             return 0, False
-        if not until(lambda: all(place.exists() for place in self.places.values()), 0.2, within=TOGETHER_SECONDS):
+        if not until(lambda: all(path.exists() for path in self.paths.values()), 0.2, within=TOGETHER_SECONDS):
             return code, False
-        ends = [found for found in map(_read, self.places.values()) if found]
+        ends = [found for found in map(_read, self.paths.values()) if found]
         first = next((found["code"] for found in ends if not found["told"] and found["code"]), code)
         return first, _may_start_again(ends)
 
@@ -134,9 +135,9 @@ def _may_start_again(ends: Sequence[dict[str, Any]]) -> bool:
     return all(end["code"] not in (0, PREEMPTED, _MISTAKE) and not end["signals"] for end in ends)
 
 
-def _read(place: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(files.read_regular(place))
+        found: dict[str, Any] = json.loads(files.read_regular(path))
     except FileNotFoundError:
         return None
     return found

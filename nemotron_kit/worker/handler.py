@@ -38,9 +38,10 @@ def verified_inputs(job: JobFolder, spec: JobSpec) -> dict[str, Pin]:
     return pins
 
 
-def handed_on(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome | None:
-    """The outcome of a job that need not run: its inputs are those that were `unchanged`, and the earlier outputs are
-    intact; they become this job's outputs. None: the job has to run. Must be called in the job's environment."""
+def skip_unchanged(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome | None:
+    """The outcome of a job that need not run, because its inputs are those of the earlier run in `spec.unchanged` and
+    that run's outputs are intact: they become this job's outputs. None: the job has to run. Must be called in the job's
+    environment."""
     before = spec.unchanged
     if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
         return None
@@ -56,9 +57,9 @@ def handed_on(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Outcome
     for pin in outputs:
         registry.note_run(pin, job.run_id)
         lineage.record_output(pin)
-    said = f"unchanged since {before['run']}: {', '.join(pin.label for pin in outputs)}"
-    print(f"skipped: {said}", file=sys.stderr, flush=True)  # noqa: T201
-    return Outcome(0, "succeeded", skipped=said)
+    reason = f"unchanged since {before['run']}: {', '.join(pin.label for pin in outputs)}"
+    print(f"skipped: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+    return Outcome(0, "succeeded", skipped=reason)
 
 
 def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
@@ -105,7 +106,7 @@ def _from_code(code: Any) -> Outcome:
 
 
 def _print_traceback(error: Exception) -> None:
-    """Print the traceback from the handler on, without the launcher's own frames."""
+    """Print the traceback from the handler on, without the launcher's frames."""
     trace = error.__traceback__
-    with suppress(OSError):  # where it can't be printed, its record still says what it was
+    with suppress(OSError):  # its record has the error, too
         traceback.print_exception(type(error), error, trace.tb_next if trace else None)

@@ -1,4 +1,4 @@
-"""Hydra's side of a job: HydraConfig, logging, and Hydra's own files with secrets masked."""
+"""What a job has of Hydra: HydraConfig, logging, callbacks, and the files that Hydra writes, with secrets masked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _FORMAT = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
 
 
 def set_hydra_config(config: Any, node: Any, job_folder: str) -> None:
-    """Set HydraConfig in the process that composed: `config` is the job's, `node` Hydra's own."""
+    """Set HydraConfig in the process that composed: `config` is the job's, `node` its section `hydra`."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import flag_override, open_dict
 
@@ -94,7 +94,7 @@ def set_hydra_config(config: Any, node: Any, job_folder: str) -> None:
     with flag_override(full, ["readonly", "allow_objects", "no_deepcopy_set_nodes"], [False, True, True]):
         with open_dict(full):
             full["hydra"] = node
-        _place(full.hydra, job_folder)
+        _set_output_dir(full.hydra, job_folder)
         HydraConfig.instance().set_config(full)
 
 
@@ -104,7 +104,7 @@ def enter_hydra(folder: Path) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        node = _known() or _from_folder(folder)
+        node = _current_node() or _from_folder(folder)
         if node is None:  # a record of an earlier version has none
             _configure(None, verbose=False)
         else:
@@ -125,7 +125,7 @@ def without_files(job_logging: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _known() -> Any:
+def _current_node() -> Any:
     """Hydra's node in this process: a launcher of Hydra's, or the launch, has set it."""
     module = sys.modules.get("hydra.core.hydra_config")
     if module is None or not module.HydraConfig.initialized():
@@ -152,7 +152,7 @@ def _from_folder(folder: Path) -> Any:
     if not _is_installed():
         full.hydra = node
         _stand_in_resolvers(full)
-        _place(full.hydra, str(folder))
+        _set_output_dir(full.hydra, str(folder))
         return full.hydra
     from hydra.conf import HydraConf
     from hydra.core.hydra_config import HydraConfig
@@ -162,12 +162,12 @@ def _from_folder(folder: Path) -> Any:
     typed = OmegaConf.structured(HydraConf)
     with open_dict(typed):  # a config may add to it
         full.hydra = OmegaConf.merge(typed, node)
-    _place(full.hydra, str(folder))
+    _set_output_dir(full.hydra, str(folder))
     HydraConfig.instance().set_config(full)
     return HydraConfig.get()
 
 
-def _place(node: Any, job_folder: str) -> None:
+def _set_output_dir(node: Any, job_folder: str) -> None:
     from omegaconf import open_dict, read_write
 
     with read_write(node), open_dict(node):
@@ -175,7 +175,7 @@ def _place(node: Any, job_folder: str) -> None:
 
 
 def _stand_in_resolvers(full: Any) -> None:
-    """What Hydra's own resolvers give."""
+    """Register `hydra:` and `now:` where Hydra, which has them, is not installed."""
     from datetime import datetime
 
     from omegaconf import OmegaConf
@@ -189,7 +189,7 @@ def _stand_in_resolvers(full: Any) -> None:
 
 
 def _configure(job_logging: Any, *, verbose: Any) -> None:
-    """Hydra's configure_log, which is the same with less."""
+    """Configure logging as Hydra's configure_log does, also where Hydra is not installed."""
     from omegaconf import OmegaConf
 
     values: Any = None if job_logging is None else OmegaConf.to_container(job_logging, resolve=True)
@@ -210,11 +210,11 @@ def _configure(job_logging: Any, *, verbose: Any) -> None:
     except Exception as error:
         why = error.__cause__ or error
         if isinstance(why, OSError) and why.filename:
-            said = f"{os.fsdecode(why.filename)}: {why.strerror}"
+            reason = f"{os.fsdecode(why.filename)}: {why.strerror}"
         else:
-            said = f"{error}: {why}" if why is not error else str(error)
+            reason = f"{error}: {why}" if why is not error else str(error)
         kind = NemotronError if isinstance(why, OSError) else UserError
-        raise kind(f"The job's logging can't be set up: {said}.", hint="See hydra.job_logging.") from error
+        raise kind(f"The job's logging can't be set up: {reason}.", hint="See hydra.job_logging.") from error
     if isinstance(verbose, bool):
         verbose = [None] if verbose else []
     for name in [verbose] if isinstance(verbose, str) else verbose:

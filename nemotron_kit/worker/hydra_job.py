@@ -1,4 +1,4 @@
-"""One job of another @hydra.main app, in its own process: `python -m … <job folder>`, started by the worker.
+"""Runs one job of another @hydra.main app, in a separate process: `python -m … <job folder>`, started by the worker.
 
 The composed config comes from the launch and is not composed again: later edits of its files change nothing. What the
 task function returned or raised is written as a TaskResult.
@@ -36,17 +36,17 @@ def main(argv: list[str] | None = None) -> int:
     note_secrets(read_spec(folder).secrets)
     masked_streams()
     sys.argv = list(payload.argv)
-    # The launch's way of finding modules, then this environment's own.
+    # First the folders of the launch, then those of this environment.
     sys.path[:] = [*payload.sys_path, *(entry for entry in sys.path if entry not in payload.sys_path)]
     run = TaskRun(payload, folder)
     try:
         payload.check_versions()
         payload.check_literals()
         if payload.kind == PROGRAM:
-            _program_again(payload, run)
+            _run_program(payload, run)
         else:
             run(_found(payload) if payload.kind == IMPORTED else None)
-    # Also before the task function is reached a program may raise anything.
+    # A program may raise anything before it reaches its task function, too.
     except Exception as error:  # noqa: BLE001
         print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
         run.end(TaskResult(1, failure=Failure.of(error)))
@@ -63,7 +63,7 @@ class TaskRun:
         self.task_result: TaskResult | None = None
 
     def __call__(self, task: Callable[..., Any] | None) -> None:
-        """Go through Hydra's own run_job with the config that the launch composed."""
+        """Call Hydra's run_job with the config that the launch composed."""
         from hydra.core.utils import setup_globals
 
         loaded = self.payload.load()
@@ -95,7 +95,7 @@ def _found(payload: JobPayload) -> Callable[..., Any]:
     return task
 
 
-def _program_again(payload: JobPayload, run: TaskRun) -> None:
+def _run_program(payload: JobPayload, run: TaskRun) -> None:
     """Run the program from its first line until it reaches the task function; nothing after that is executed."""
     import hydra  # noqa: F401 — hydra.main below is the module, not the function
 
@@ -117,7 +117,7 @@ def _program_again(payload: JobPayload, run: TaskRun) -> None:
     program = str(payload.program)
     if payload.started_in and os.path.isdir(payload.started_in):  # noqa: PTH112
         os.chdir(payload.started_in)
-    # How the program ends is in its answer; one that ends without an answer never came to its task.
+    # How the task ends is in its TaskResult; a program that ends without one has not reached its task.
     with suppress(SystemExit):
         if payload.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
@@ -132,7 +132,8 @@ def _is_source(program: str) -> bool:
 
 
 def run_file(program: str) -> None:
-    """As Python runs a script: runpy would put the script's whole path into sys.argv, whatever was typed."""
+    """Run a script as `python SCRIPT` does, in this process. runpy would replace sys.argv[0] by the script's whole
+    path."""
     main = ModuleType("__main__")
     main.__file__ = program
     main.__dict__["__builtins__"] = builtins
@@ -150,7 +151,7 @@ def _never_arrived(payload: JobPayload, run: TaskRun) -> int:
 
 
 def _restore(state: dict[str, Any]) -> None:
-    """Hydra's singletons as the launch had them. Hydra's own set_state would scan all plugins for every job."""
+    """Set Hydra's singletons as the launch had them. Singleton.set_state would scan all plugins for every job."""
     from hydra.core.singleton import Singleton
     from omegaconf.basecontainer import BaseContainer
 
@@ -172,7 +173,8 @@ def _for_this_process(config: Any) -> None:
 
 
 def job_id(number: int) -> str:
-    """Slurm's id where the launch says that Slurm runs the job: a launch from inside a job of Slurm's has one too."""
+    """`hydra.job.id`: Slurm's id of a job that runs there, else `job_<number>`. SLURM_JOB_ID alone does not tell them
+    apart: a local job that was launched inside a Slurm job has it, too."""
     if os.environ.get("NEMOTRON_EXECUTOR") != "slurm":
         return f"job_{number}"
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -183,7 +185,7 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any, complete: Callab
     from hydra.core.utils import JobStatus, run_job
     from hydra.types import HydraContext
 
-    context: Any = HydraContext(config_loader=None, callbacks=callbacks)  # run_job looks at the callbacks alone
+    context: Any = HydraContext(config_loader=None, callbacks=callbacks)  # run_job reads only the callbacks
 
     @wraps(task)
     def with_masked_log(task_config: Any) -> Any:
@@ -211,7 +213,7 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any, complete: Callab
 
 
 def _exit(error: SystemExit, config: Any) -> TaskResult:
-    """`sys.exit(…)` in a task, with Python's own meaning of its argument."""
+    """The result of `sys.exit(…)` in a task; its argument means what it means to Python."""
     code = error.code
     if isinstance(code, str):
         print(code, file=sys.stderr)  # noqa: T201

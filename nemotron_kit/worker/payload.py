@@ -1,7 +1,7 @@
 """hydra.json: what a job of another @hydra.main app needs besides its folder. sweep.hydra_app writes it.
 
 It holds the composed config as a pickle, because YAML would lose its types: the launch wrote it, and a file that
-another user could have written to is not read. The way back, answer.json, holds no pickle.
+another user could have written to is not read. The result, answer.json, holds no pickle.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class JobPayload:
     literals: dict[str, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
+        """The content of hydra.json."""
         return json.dumps(asdict(self)) + "\n"
 
     def load(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class JobPayload:
                 config._val = _KINDS[self.literals[variable]](os.environ[variable])
 
     def check_literals(self) -> None:
-        """Raises NemotronError where the literal secrets of the config did not come along."""
+        """Raises NemotronError where the variables with the config's literal secrets are not set."""
         missing = [variable for variable in self.literals if variable not in os.environ]
         if missing:
             raise NemotronError(
@@ -82,12 +83,12 @@ class JobPayload:
 
     def check_versions(self) -> None:
         """Raises NemotronError when this process could not read the pickle faithfully."""
-        here = versions()
-        other = {name: text for name, text in self.versions.items() if here.get(name) != text}
+        ours = versions()
+        other = {name: text for name, text in self.versions.items() if ours.get(name) != text}
         if other:
-            told = ", ".join(f"{name} {text} (here {here.get(name)})" for name, text in other.items())
+            differing = ", ".join(f"{name} {text} (here {ours.get(name)})" for name, text in other.items())
             raise NemotronError(
-                f"The sweep was launched with {told}: a composed config can't be read by another version.",
+                f"The sweep was launched with {differing}: a composed config can't be read by another version.",
                 hint="Name the same environment's Python in the profile: python = …",
             )
 
@@ -102,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def read_payload(folder: Path) -> JobPayload:
-    """The payload in a job's folder. Raises NemotronError when it is missing, damaged, or not this user's alone."""
+    """The payload in a job's folder. Raises NemotronError when it is missing, damaged, or writable by others."""
     path = folder / FILE
     try:
         status = path.stat()

@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def recorded(self) -> int:
-        """The exit code that is put on record: the job's own, where it had one."""
+        """The exit code for the record: that of the job's process, where it had one."""
         return self.code if self.job_exit_code is None else self.job_exit_code
 
 
@@ -64,7 +64,7 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def term_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises Terminated in the main thread, unless the job sets a handler of its own."""
+    """Within the block SIGTERM raises Terminated in the main thread, unless the job installs its own handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,13 +81,13 @@ def term_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def forwarded(
-    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], seen: set[str] | None = None
+    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], received: set[str] | None = None
 ) -> Iterator[None]:
-    """Within the block the named signals go to the child's process group, and appear in `seen` (`TERM`)."""
+    """Within the block the named signals go to the child's process group, and appear in `received` (`TERM`)."""
 
     def forward(number: int, _: FrameType | None) -> None:
-        if seen is not None:
-            seen.add(_short(number))
+        if received is not None:
+            received.add(_short(number))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 
@@ -96,9 +96,9 @@ def forwarded(
 
 
 @contextlib.contextmanager
-def noted(names: tuple[signal.Signals, ...], seen: set[str]) -> Iterator[None]:
-    """Within the block the named signals do nothing but appear in `seen` (`TERM`)."""
-    with _handled(names, lambda number, _: seen.add(_short(number))):
+def noted(names: tuple[signal.Signals, ...], received: set[str]) -> Iterator[None]:
+    """Within the block the named signals do nothing but appear in `received` (`TERM`)."""
+    with _handled(names, lambda number, _: received.add(_short(number))):
         yield
 
 
@@ -135,13 +135,14 @@ def _handled(names: tuple[signal.Signals, ...], handler: Callable[[int, FrameTyp
 
 
 def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
-    """TERM to the child's process group, KILL after a grace, to all below it, too; its exit code."""
+    """Send TERM to the child's process group and, after `grace` seconds, KILL to it and all its descendants. Returns
+    the exit code."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     try:
         return child.wait(grace)
     except subprocess.TimeoutExpired:
-        below = descendants(child.pid)  # torchrun's ranks lead groups of their own
+        below = descendants(child.pid)  # torchrun's ranks are in other process groups
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         _send(below, signal.SIGKILL)
@@ -157,14 +158,15 @@ def adopt_orphans() -> None:
 
 
 def stop_orphans(grace: float = GRACE_SECONDS) -> None:
-    """TERM to every process below this one, KILL after a grace: ranks whose torchrun was killed would run on."""
+    """Send TERM to every descendant of this process, KILL after `grace` seconds: the ranks of a torchrun that was
+    killed would go on."""
     _send(descendants(os.getpid()), signal.SIGTERM)
     until(lambda: not _left(), 0.05, within=grace)
     _send(descendants(os.getpid()), signal.SIGKILL)
 
 
 def _left() -> bool:
-    """Whether a child is there that has not ended; those that have are taken off the system's list."""
+    """Whether a child still runs; children that have ended are reaped."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -179,7 +181,7 @@ def _send(processes: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-# Names to a worker's child the job's folder, where it leaves how it ended.
+# The variable that names the job's folder to a worker's child, which records its exit code there.
 _CHILD_OF = "NEMOTRON_CHILD_OF"
 
 
@@ -221,19 +223,21 @@ def start_detached(
 
 
 def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start the worker of a job on this machine, in a session of its own; what it prints outside of the job goes to
+    """Start the worker of a job on this machine, in its own session; what it prints outside of the job goes to
     logs/worker.log."""
     with job.open_log("worker") as log:
         return start_detached(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
-    """Run `command` in a process group of its own until it ends, and what it leaves behind when it is killed.
+    """Run `command` in its own process group until it ends, and stop the processes that it leaves when a signal kills
+    it.
 
-    What it prints goes into the job's log without passing through this process, which it may outlive; its record then
-    says so. Ctrl-C: TERM, then KILL after a grace.
+    What it prints goes into the job's log without passing through this process, which it may outlive: then
+    the child's own record has its exit code. Ctrl-C: TERM, then KILL after GRACE_SECONDS. `environment` is added to
+    this process's.
     """
-    seen: set[str] = set()
+    received: set[str] = set()
     adopt_orphans()
     with job.open_log() as log, logging_to(log, job.path) as channels:
         child = subprocess.Popen(
@@ -247,7 +251,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
         )
         channels.close_ends()
         try:
-            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), seen):
+            with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), received):
                 job.record_child(child.pid)
                 outcome = from_exit_code(child.wait())
         except KeyboardInterrupt:
@@ -258,13 +262,14 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, 
             raise
     if outcome.signal is not None:
         stop_orphans()
-    if "TERM" in seen and outcome.state == "failed":
+    if "TERM" in received and outcome.state == "failed":
         return Outcome(TERMINATED, "cancelled", "terminated", job_exit_code=outcome.job_exit_code)
     return outcome
 
 
-def supervise(command: Sequence[str], cwd: str, seen: set[str], *, slurm: bool) -> Outcome:
-    """Run `command`, which prints to where this process does, until it ends. TERM and USR1 are noted in `seen`.
+def supervise(command: Sequence[str], cwd: str, received: set[str], *, slurm: bool) -> Outcome:
+    """Run `command`, which has the stdout and stderr of this process, until it ends. TERM and USR1 are added to
+    `received`.
 
     They are passed on, but not where Slurm sends them to every process: a second one would kill a program
     that has saved and is on its way out. USR1 (the time limit is near) means nothing to a program without a handler.
@@ -273,17 +278,18 @@ def supervise(command: Sequence[str], cwd: str, seen: set[str], *, slurm: bool) 
         list(command), cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=ignore_usr1
     )
     names = (signal.SIGTERM, signal.SIGUSR1)
-    with noted(names, seen) if slurm else forwarded(child, names, seen):
+    with noted(names, received) if slurm else forwarded(child, names, received):
         return from_exit_code(child.wait())
 
 
 def ignore_usr1() -> None:
-    """A program that is started from here does not end at USR1, unless it chooses to."""
+    """Let this process and the programs that it starts ignore USR1, unless they install a handler."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def from_exit_code(code: int) -> Outcome:
-    """The outcome of a process's exit code: a launch exits with 1 for any failure, and the record says which it was."""
+    """The outcome of a process with this exit code (negative: the signal, as subprocess has it). For any failure the
+    command's exit code is 1; the process's is in `job_exit_code`."""
     if code == 0:
         return Outcome(0, "succeeded")
     if code < 0:

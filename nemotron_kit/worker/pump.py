@@ -1,8 +1,8 @@
-"""The process that copies what a job writes: from the reading ends of its channels into the log, with secrets masked,
-and to where the output would have gone.
+"""The process that copies a job's output from its channels into the log, with secrets masked, and to the streams where
+it would have gone.
 
-streams.Channels starts it as a plain script, `python -I -S pump.py JSON`, so it imports the standard library alone
-until it has read where nemotron_kit lies. It is not a thread: an extension that writes while it holds the
+streams.Channels starts it as a plain script, `python -I -S pump.py JSON`, so it imports only the standard library
+until it has read the path of nemotron_kit. It is not a thread: an extension that writes while it holds the
 interpreter's lock would wait for that thread for ever. It lives as long as any process holds a writing end: output of
 children that outlive the job is logged, too.
 """
@@ -30,7 +30,7 @@ READ_BYTES = 1 << 16
 # What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
 # from ending.
 HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
-# The byte that the job's own process sends once it has ended, and the answer.
+# The byte that the job's process sends once it has ended, and the reply.
 END, DRAINED = b"e", b"d"
 
 
@@ -42,14 +42,14 @@ class Source:
         self.held = False
 
     def read(self) -> bytes:
-        """b"" at the end: of a terminal's side, an error says so."""
+        """The next bytes; b"" at the end, which on a pseudo-terminal is an error."""
         try:
             return os.read(self.fd, READ_BYTES)
         except OSError:
             return b""
 
     def resize(self) -> None:
-        """Where both are terminals, let this one be as large as the real one."""
+        """Give a pseudo-terminal the size of the real terminal."""
         if self.target is not None:
             with suppress(OSError):
                 ioctl(self.fd, termios.TIOCSWINSZ, ioctl(self.target, termios.TIOCGWINSZ, b"\0" * 8))
@@ -59,7 +59,7 @@ class Pump:
     """Copies from the sources until all writing ends are closed."""
 
     def __init__(self, sources: list[Source], control: int, learn: Callable[[], None]) -> None:
-        """`learn` is called before anything is masked: what the job has used as a secret by now."""
+        """`learn` is called before anything is masked; it notes the secrets that the job has used by now."""
         self.learn = learn
         self.sources = {source.fd: source for source in sources}
         self.control = control
@@ -69,10 +69,12 @@ class Pump:
             self.poller.register(fd, select.POLLIN)
 
     def run(self) -> None:
+        """Copy until the last writing end is closed; announce on `control` when all that the job itself wrote is
+        copied."""
         while self.sources:
             ready = {fd for fd, _ in self.poller.poll(self._patience())}
             if self.control in ready:
-                self._told()
+                self._handle_control()
             for source in [self.sources[fd] for fd in self.sources if fd in ready]:
                 self._move(source)
             if not ready:
@@ -89,13 +91,13 @@ class Pump:
             return SETTLE_SECONDS * 1000
         return HELD_SECONDS * 1000 if any(source.held for source in self.sources.values()) else None
 
-    def _told(self) -> None:
+    def _handle_control(self) -> None:
         """Handle the end of the job, announced by its process or known from that process's end; children may still
         run."""
-        said = b""
+        message = b""
         with suppress(OSError):
-            said = os.read(self.control, 1)
-        if said == END:
+            message = os.read(self.control, 1)
+        if message == END:
             self.ending = time.monotonic() + ENDING_SECONDS
         else:
             self.poller.unregister(self.control)
@@ -124,7 +126,7 @@ class Pump:
 
 
 def _write_all(fd: int | None, data: bytes) -> OSError | None:
-    """Write all of it; returns the error that prevented that, if any."""
+    """Write all of `data`. Returns the error that prevented that, if any."""
     view = memoryview(data)
     while view and fd is not None:
         try:
@@ -145,15 +147,15 @@ def main() -> None:
     from nemotron_kit.masking import USED, MaskedStream, note_secrets, note_used_in
 
     note_secrets(asked["secrets"])
-    folder, seen = asked["job"], [0]
+    folder, size_read = asked["job"], [0]
 
     def learn() -> None:
         try:
             size = os.stat(f"{folder}/{USED}").st_size  # noqa: PTH116
         except OSError:  # no job, or it has used none
             return
-        if size != seen[0]:
-            seen[0] = size
+        if size != size_read[0]:
+            size_read[0] = size
             note_used_in(folder)
 
     sources = [Source(fd, log, target, MaskedStream()) for fd, log, target in asked["sources"]]

@@ -1,4 +1,4 @@
-"""One node of a job that runs on a Ray cluster of its own: `python -m nemotron_kit.worker.ray_cluster FOLDER`.
+"""Runs one node of a job on its own Ray cluster: `python -m nemotron_kit.worker.ray_cluster FOLDER`.
 
 Started by the worker of each node. Node 0 starts Ray's head, waits until all nodes have joined, and runs the job's
 program with RAY_ADDRESS; the others join, and end when that program has ended. Whatever Ray has started on a node is
@@ -38,7 +38,7 @@ from nemotron_kit.worker.process import adopt_orphans, exit_code, ignore_usr1, n
 # Pulling a container's image takes minutes, and not the same number on each node.
 JOIN_SECONDS = 1800.0
 # How long the file system that the nodes share may take to show what node 0 has written.
-_SHOWN_SECONDS = 60.0
+_VISIBLE_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
 _PARENT_DEATH = 1  # prctl: PR_SET_PDEATHSIG
 # Ray's defaults are fixed ones, 10002 to 19999 among them, where another job, or this one's head, may be.
@@ -54,57 +54,61 @@ def main(folder: str) -> int:
     adopt_orphans()
     with suppress(OSError, AttributeError):  # a worker that is killed takes this process, and so Ray, with it
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
-    seen: set[str] = set()
-    place = _temporary(job)
+    received: set[str] = set()
+    ray_folder = _temporary(job)
     # Without a token Ray runs whatever anyone on the network sends it. Versions before 2.52 know of none.
     token = _end_file(job, node).with_suffix(".token")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
-    with noted((signal.SIGTERM,), seen):
+    with noted((signal.SIGTERM,), received):
         try:
             if not node.is_head:
-                return _join(job, node, token, seen)
+                return _join(job, node, token, received)
             token.parent.mkdir(mode=0o700, exist_ok=True)
             files.write_text(token, secrets.token_hex(32))
-            return _lead(job, read_spec(job.path), node, place, seen)
+            return _lead(job, read_spec(job.path), node, ray_folder, received)
         finally:
             stop_orphans(_GRACE_SECONDS)
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(ray_folder, ignore_errors=True)
             if node.is_head:
                 token.unlink(missing_ok=True)
 
 
-def _lead(job: JobFolder, spec: JobSpec, node: Node, place: Path, seen: set[str]) -> int:
+def _lead(job: JobFolder, spec: JobSpec, node: Node, ray_folder: Path, received: set[str]) -> int:
     end = _end_file(job, node)
     end.unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)  # of an attempt that was killed
+    shutil.rmtree(ray_folder, ignore_errors=True)  # of an attempt that was killed
     code = 1
     try:
         address = f"{_ip(node.head)}:{node.port or _free_port()}"
         host, _, port = address.rpartition(":")
         options = ["--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false"]
         options.append(f"--ray-client-server-port={_free_port()}")
-        with _ray(job, node, [*options, f"--temp-dir={place}"]) as ray:
-            if _all_joined(job, node, address, ray, seen):
-                code = _run_program(job, spec, node, address, ray, seen)
-            elif seen:
+        with _ray(job, node, [*options, f"--temp-dir={ray_folder}"]) as ray:
+            if _all_joined(job, node, address, ray, received):
+                code = _run_program(job, spec, node, address, ray, received)
+            elif received:
                 code = 128 + signal.SIGTERM
         return code
     finally:
         files.write_json(end, {"code": code})
 
 
-def _join(job: JobFolder, node: Node, token: Path, seen: set[str]) -> int:
+def _join(job: JobFolder, node: Node, token: Path, received: set[str]) -> int:
     """Join node 0's cluster until its program has ended. 75 is passed on, so that all nodes agree on it; any other
     failure of the program is node 0's to report."""
     end = _end_file(job, node)
-    if not until(lambda: bool(seen) or (_answers(node.head, node.port) and token.exists()), 0.5, within=JOIN_SECONDS):
+    if not until(
+        lambda: bool(received) or (_answers(node.head, node.port) and token.exists()), 0.5, within=JOIN_SECONDS
+    ):
         raise NemotronError(f"Ray's head on {node.head}:{node.port} did not answer within {JOIN_SECONDS / 60:.0f} min.")
-    if not seen:
+    if not received:
         with _ray(job, node, [f"--address={_ip(node.head)}:{node.port}"]) as ray:
-            until(lambda: bool(seen) or end.exists() or ray.poll() is not None, 0.5, within=math.inf)
-            if not seen and not until(end.exists, 0.5, within=_SHOWN_SECONDS):
-                _say(f"Ray has ended on this node before the job did (exit code {ray.returncode}).", _log(job, node))
+            until(lambda: bool(received) or end.exists() or ray.poll() is not None, 0.5, within=math.inf)
+            if not received and not until(end.exists, 0.5, within=_VISIBLE_SECONDS):
+                _print_failure(
+                    f"Ray has ended on this node before the job did (exit code {ray.returncode}).", _log(job, node)
+                )
                 return 1
     # Node 0's program may be saving.
     if not until(end.exists, 0.5, within=SAVING_SECONDS):
@@ -114,8 +118,8 @@ def _join(job: JobFolder, node: Node, token: Path, seen: set[str]) -> int:
 
 @contextmanager
 def _ray(job: JobFolder, node: Node, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Within the block Ray runs on this node. A signal for the job's program does not end it: it has a session of its
-    own (Slurm sends its signals to every process all the same)."""
+    """Within the block Ray runs on this node. A signal for the job's program does not end it: it runs in its own
+    session (Slurm sends its signals to every process all the same)."""
     with _open(_log(job, node)) as log:
         ray = subprocess.Popen(
             python_module("ray.scripts.scripts", "start", *options, *_ANY_PORTS, "--block", "--disable-usage-stats"),
@@ -132,25 +136,25 @@ def _ray(job: JobFolder, node: Node, options: Sequence[str]) -> Iterator[subproc
             ray.terminate()
 
 
-def _all_joined(job: JobFolder, node: Node, address: str, ray: subprocess.Popen[bytes], seen: set[str]) -> bool:
-    """Wait until every node of the job has joined; False where it is not to be, which has been said by then."""
+def _all_joined(job: JobFolder, node: Node, address: str, ray: subprocess.Popen[bytes], received: set[str]) -> bool:
+    """Wait until every node of the job has joined; False, with an error printed, if they have not."""
     host, _, port = address.rpartition(":")
-    until(lambda: bool(seen) or ray.poll() is not None or _answers(host, int(port)), 0.2, within=JOIN_SECONDS)
-    if not seen and ray.poll() is None:
+    until(lambda: bool(received) or ray.poll() is not None or _answers(host, int(port)), 0.2, within=JOIN_SECONDS)
+    if not received and ray.poll() is None:
         counting = python_module("nemotron_kit.worker.ray_cluster", "--count", address, str(node.count))
         counter = subprocess.Popen(counting, stdin=subprocess.DEVNULL, preexec_fn=ignore_usr1)
-        until(lambda: bool(seen) or ray.poll() is not None or counter.poll() is not None, 0.1, within=math.inf)
-        if counter.poll() is not None and not seen:
+        until(lambda: bool(received) or ray.poll() is not None or counter.poll() is not None, 0.1, within=math.inf)
+        if counter.poll() is not None and not received:
             return counter.returncode == 0
         counter.terminate()
-    if not seen:
-        _say(f"Ray's head did not start (exit code {ray.poll()}).", _log(job, node))
+    if not received:
+        _print_failure(f"Ray's head did not start (exit code {ray.poll()}).", _log(job, node))
     return False
 
 
 def count_nodes(address: str, wanted: int) -> int:
-    """Wait until the cluster at `address` has `wanted` nodes; 0 once it has. A process of its own does this: it becomes
-    one of Ray's drivers, with Ray's signal handlers."""
+    """Wait until the cluster at `address` has `wanted` nodes: 0 once it has, 1 after JOIN_SECONDS. A separate process
+    does this: it becomes one of Ray's drivers, with Ray's signal handlers."""
     import ray
 
     ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
@@ -165,7 +169,7 @@ def count_nodes(address: str, wanted: int) -> int:
 
 
 def _run_program(
-    job: JobFolder, spec: JobSpec, node: Node, address: str, ray: subprocess.Popen[bytes], seen: set[str]
+    job: JobFolder, spec: JobSpec, node: Node, address: str, ray: subprocess.Popen[bytes], received: set[str]
 ) -> int:
     """Run the job's program to its end; its exit code, also where a signal ended it."""
     program = subprocess.Popen(
@@ -176,33 +180,37 @@ def _run_program(
         start_new_session=True,
         preexec_fn=ignore_usr1,
     )
-    with _passed_on(program, seen):
+    with _passed_on(program, received):
         until(lambda: program.poll() is not None or ray.poll() is not None, 0.1, within=math.inf)
         if program.poll() is None:
             # The program may be about to end, too; without Ray it can wait for ever.
-            if not until(lambda: program.poll() is not None, 0.1, within=SAVING_SECONDS if seen else _GRACE_SECONDS):
-                _say(f"Ray's head has ended before the job's program (exit code {ray.returncode}).", _log(job, node))
+            if not until(
+                lambda: program.poll() is not None, 0.1, within=SAVING_SECONDS if received else _GRACE_SECONDS
+            ):
+                _print_failure(
+                    f"Ray's head has ended before the job's program (exit code {ray.returncode}).", _log(job, node)
+                )
                 program.kill()
             program.wait()
-            if program.returncode == 0 and not seen:
+            if program.returncode == 0 and not received:
                 return 0
     code = program.returncode
     return exit_code(code) if code >= 0 else 128 - code
 
 
 @contextmanager
-def _passed_on(program: subprocess.Popen[bytes], seen: set[str]) -> Iterator[None]:
+def _passed_on(program: subprocess.Popen[bytes], received: set[str]) -> Iterator[None]:
     """Within the block TERM and USR1 go to the program, but not where Slurm sends them to every process."""
 
     def handle(number: int, _: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            seen.add("TERM")
+            received.add("TERM")
         if "SLURM_JOB_ID" not in os.environ:
             with suppress(ProcessLookupError):
                 program.send_signal(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    if seen:  # it came before the program did
+    if received:  # it came before the program did
         handle(signal.SIGTERM, None)
     try:
         yield
@@ -212,12 +220,12 @@ def _passed_on(program: subprocess.Popen[bytes], seen: set[str]) -> Iterator[Non
 
 
 def _end_file(job: JobFolder, node: Node) -> Path:
-    """Where node 0 says how this attempt of the job has ended."""
+    """The file in which node 0 records the exit code of this attempt."""
     return job.path / NODES / f"ray-{node.job or 'here'}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.json"
 
 
 def _log(job: JobFolder, node: Node) -> Path:
-    """What Ray itself prints: it is shown only where Ray fails."""
+    """The file with Ray's output, whose end is printed if Ray fails."""
     return job.path / f"ray-{node.rank}.log"
 
 
@@ -225,7 +233,7 @@ def _open(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
-def _say(what: str, log: Path) -> None:
+def _print_failure(what: str, log: Path) -> None:
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     print("\n".join([f"error: {what} The end of {log}:", *last]), file=sys.stderr, flush=True)  # noqa: T201
 

@@ -23,7 +23,7 @@ from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object
 
 _DEPTH = 32
-# Type → (what JSON has of it, and what makes it again of that). A subclass goes as the type that it stands under.
+# Type → (what JSON has of it, and what makes it again of that). A subclass is encoded as its base in this table.
 _SIMPLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     complex: (lambda value: [repr(value.real), repr(value.imag)], lambda data: complex(*map(float, data))),
     bytes: (lambda value: base64.b64encode(value).decode("ascii"), base64.b64decode),
@@ -42,15 +42,15 @@ _NAMES = {kind.__name__: make for kind, (_, make) in _SIMPLE.items()}
 _GROUPS: dict[str, type] = {kind.__name__: kind for kind in (tuple, set, frozenset)}
 
 
-def carried(value: Any) -> tuple[Any, dict[str, str]]:
+def encode_value(value: Any) -> tuple[Any, dict[str, str]]:
     """(the value as JSON data, the types of the parts that JSON lacks: JSON pointer → name). Raises TypeError, which
     names what can't be converted."""
     types: dict[str, str] = {}
     return _plain(value, "", types, 0), types
 
 
-def restored(value: Any, types: Mapping[str, str]) -> Any:
-    """The inverse of `carried`. Raises ValueError for data that it did not write."""
+def decode_value(value: Any, types: Mapping[str, str]) -> Any:
+    """The inverse of `encode_value`. Raises ValueError for data that it did not write."""
     try:
         return _typed(value, "", types)
     except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
@@ -99,7 +99,7 @@ def _plain_group(value: Any, at: str, types: dict[str, str], depth: int) -> Any:
         if not isinstance(value, list):
             types[at] = next(name for name, kind in _GROUPS.items() if isinstance(value, kind))
         return [_plain(item, f"{at}/{number}", types, depth + 1) for number, item in enumerate(value)]
-    # A scalar of yet another library says so by having exactly one item.
+    # A scalar of another library.
     if callable(getattr(value, "item", None)) and not getattr(value, "shape", ()):
         return _plain(value.item(), at, types, _DEPTH)
     kind = type(value)
@@ -128,7 +128,7 @@ def _typed(value: Any, at: str, types: Mapping[str, str]) -> Any:
     return _GROUPS[kind](items) if kind else items
 
 
-# A config's own content, in a pointer: no key of JSON's is empty there.
+# Stands for the content of a config in a pointer: an escaped key never has `~2`.
 _INSIDE = "~2"
 
 
@@ -187,7 +187,7 @@ FILE = "answer.json"
 
 
 class JobFailed(RuntimeError):
-    """A job failed in its own process. `exit_code` is that process's: 137 for one that SIGKILL ended."""
+    """A job failed. `exit_code` is that of its process: 137 for one that SIGKILL ended."""
 
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text, exit_code)
@@ -209,10 +209,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
+        """The failure for an exception; `args` is None where JSON can't hold its arguments."""
         kind = type(error)
         args, types = None, dict[str, str]()
         with suppress(TypeError):
-            args, types = carried(list(error.args))
+            args, types = encode_value(list(error.args))
         shown = "".join(traceback.format_exception(kind, error, _from_the_task_on(error.__traceback__)))
         return cls(f"{kind.__module__}.{kind.__qualname__}", f"{kind.__name__}: {error}", args, shown, types)
 
@@ -226,18 +227,18 @@ class Failure:
     def _built_in(self) -> Exception | None:
         module, _, name = self.type.rpartition(".")
         kind = getattr(builtins, name, None) if module == "builtins" else None
-        # Exception alone: SystemExit and KeyboardInterrupt would end the sweep, and no sweeper expects them.
+        # No BaseException: SystemExit and KeyboardInterrupt would end the sweep, and no sweeper expects them.
         if self.args is None or not (isinstance(kind, type) and issubclass(kind, Exception)):
             return None
         try:
-            made = kind(*restored(self.args, self.types))
+            made = kind(*decode_value(self.args, self.types))
         except Exception:  # noqa: BLE001 — such as UnicodeDecodeError, whose bytes JSON doesn't have
             return None
         return made if isinstance(made, Exception) else None
 
 
 def _from_the_task_on(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without the launcher's and Hydra's frames, which say nothing about the mistake."""
+    """A traceback without the launcher's and Hydra's frames, which do not concern the user's code."""
     at = trace
     while at is not None:
         if at.tb_frame.f_code.co_name == "run_job":
@@ -251,7 +252,7 @@ class TaskResult:
     """How a task function ended: the exit code of its process, what it returned or raised, and Hydra's folders there.
 
     `value` is JSON data and `types` the Python types of its parts, from which `result` restores them; `left_out` says
-    why a value could not be sent.
+    why a value could not be encoded.
     """
 
     code: int = 0
@@ -265,8 +266,8 @@ class TaskResult:
 
     @property
     def result(self) -> Any:
-        """What the function returned, in its own types."""
-        return restored(self.value, self.types)
+        """What the function returned, with its original types. Raises ValueError for a damaged record."""
+        return decode_value(self.value, self.types)
 
     def write(self, folder: Path, *, scheduled: bool = False) -> None:
         """Write the result into the job's folder.
@@ -295,9 +296,9 @@ def read_task_result(job: JobFolder) -> TaskResult | None:
 
 
 def sendable(value: Any) -> dict[str, Any]:
-    """`value` and `types` as a record holds them, or `left_out`: why the value can't come along."""
+    """`value` and `types` as a record holds them, or `left_out`: why the value can't be encoded."""
     try:
-        plain, types = carried(value)
+        plain, types = encode_value(value)
     except TypeError as error:
         return {"left_out": f"it returned {error}, which JSON can't carry"}
     return {"value": plain, "types": types} if types else {"value": plain}

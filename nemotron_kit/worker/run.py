@@ -17,7 +17,7 @@ from nemotron_kit.runs.job import VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import python_module, ray_command, torchrun_command
 from nemotron_kit.worker.elastic import RESTART
-from nemotron_kit.worker.handler import call_handler, handed_on, verified_inputs
+from nemotron_kit.worker.handler import call_handler, skip_unchanged, verified_inputs
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
 from nemotron_kit.worker.process import (
     INTERRUPTED,
@@ -40,7 +40,7 @@ def run_job(
 ) -> Outcome:
     """Run the job in `job`: in this process if `handler` is given, else as its spec specifies.
 
-    The handler's output in this process goes to its log, and if `shown` also to this process's own streams. The outcome
+    The handler's output in this process goes to its log, and if `shown` also to this process's streams. The outcome
     is always recorded as exit.json. Errors of the job are not raised.
     """
     spec = read_spec(job.path)
@@ -63,7 +63,7 @@ def run_job(
             outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
         except Terminated:
             outcome = Outcome(TERMINATED, "cancelled", "terminated")
-        except OSError as error:  # the job's own are its handler's; this machine would not keep the record
+        except OSError as error:  # not of the handler, whose errors call_handler catches: a record could not be written
             what = os.fsdecode(error.filename) if error.filename is not None else str(job.path)
             outcome = Outcome(1, "failed", f"{what}: {error.strerror}")
         return _put_on_record(job, outcome)
@@ -79,25 +79,24 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **skipped, **_value(outcome))
     except OSError as error:
-        # Its last step may be what failed: the record is there, and will be read.
+        # If only its last step failed, the record is there.
         if job.state().state != outcome.state:
-            said = (
+            error_text = (
                 f"the job {outcome.state}, and its record can't be written: {job.path / 'exit.json'}: {error.strerror}"
             )
-            return Outcome(outcome.code or 1, "failed", said, exception=outcome.exception)
+            return Outcome(outcome.code or 1, "failed", error_text, exception=outcome.exception)
     return outcome
 
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
     pins = verified_inputs(job, spec)
-    if (done := handed_on(job, spec, pins)) is not None:
+    if (done := skip_unchanged(job, spec, pins)) is not None:
         return done
     if spec.module:
         read_config(job.path)  # it notes the secrets
-        alone = python_module(spec.module, str(job.path))
-        several = torchrun_command(spec.nproc_per_node, str(job.path), spec.retries)
-        command = several if spec.nproc_per_node > 1 else alone
-        return run_child(command, {}, spec.cwd, job)
+        if spec.nproc_per_node > 1:
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), {}, spec.cwd, job)
+        return run_child(python_module(spec.module, str(job.path)), {}, spec.cwd, job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
@@ -157,8 +156,8 @@ def run_rank(job: JobFolder) -> int:
 
 
 def _run_script(script: str, job: JobFolder) -> int:
-    """As `python SCRIPT --config …` does, in this process, which has the launch's modules. Its folder comes first, as
-    Python has it."""
+    """Run the script in this process, which has the launch's import path, as `python SCRIPT --config …` would: its
+    folder comes first in sys.path."""
     from nemotron_kit.worker.hydra_job import run_file
 
     sys.argv = [script, "--config", str(job.config_path)]
@@ -168,7 +167,7 @@ def _run_script(script: str, job: JobFolder) -> int:
 
 
 def _value(outcome: Outcome) -> dict[str, Any]:
-    """What a handler returned, as the record has it for a sweeper. An artifact stands in artifacts.json."""
+    """What a handler returned, encoded for a sweeper; {} for nothing, or an artifact, which artifacts.json lists."""
     if outcome.value is None or hasattr(outcome.value, "art_path"):
         return {}
     return sendable(outcome.value)

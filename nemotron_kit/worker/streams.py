@@ -27,13 +27,13 @@ from nemotron_kit.worker.pump import DRAINED, END
 
 POLL_SECONDS = 0.2
 CHUNK = 1 << 16
-# A line without an end is not waited for beyond this.
+# Bytes of a line without an end after which it is passed on as it is.
 LONGEST = 1 << 20
 
 
 class Merged:
-    """`with Merged({"rank 0": path, …}, write):` passes on what is appended to the files within the block,
-    completely."""
+    """`with Merged({"rank 0": path, …}, write):` passes each line that is appended to the files within the block to
+    `write`, as `[rank 0] line`."""
 
     def __init__(self, logs: Mapping[str, Path], write: Callable[[bytes], object]) -> None:
         self._sources = [_Source(label, path) for label, path in logs.items()]
@@ -68,12 +68,12 @@ class _Source:
     def __init__(self, label: str, path: Path) -> None:
         self._mark = f"[{label}] ".encode()
         self._path = path
-        # What an earlier attempt wrote was passed on then.
+        # What an earlier attempt wrote is already in the node's log.
         self._offset = path.stat().st_size if path.exists() else 0
         self._held = b""
 
     def lines(self) -> bytes:
-        """The whole lines that have come since, marked; b"" when nothing has."""
+        """The complete lines that were appended since the last call, marked; b"" for none."""
         while True:
             try:
                 with open_regular(self._path) as file:
@@ -100,16 +100,16 @@ class _Source:
 
 _OUT, _ERR = 1, 2
 _WAIT_SECONDS = 5.0
-# Of a job's time, for keeping what Python writes in front of what a program writes next to the other stream.
+# The share of a job's time, and seconds besides, that may be spent on keeping the order between the two streams.
 _SHARE, _FREE_SECONDS = 0.1, 0.5
 
 
 class Channels:
-    """Channels, and the process that moves what is written to them. Each is (reading end, writing end, its log, where
-    it is shown besides), as descriptors; None is nowhere. `ends` are for writing."""
+    """Channels, and the process that copies what is written to them. A channel is (reading end, writing end, log,
+    second target), all file descriptors; without a second target it is None. `ends` are the writing ends."""
 
     def __init__(self, channels: Sequence[tuple[int, int, int, int | None]], job: Path | None) -> None:
-        """`job`: its folder, where it says what it has used as a secret."""
+        """`job`: its folder, in which it lists the secrets that it has used."""
         self.ends = [end for _, end, _, _ in channels]
         ours, theirs = socket.socketpair()
         self._control = ours
@@ -154,7 +154,7 @@ class Channels:
 
 @contextlib.contextmanager
 def logging_to(log: io.FileIO, job: Path) -> Iterator[Channels]:
-    """A channel for both streams of a child, which leads to the log alone: the child is given `ends[0]`, and then this
+    """A channel for both streams of a child, which leads only to the log: the child is given `ends[0]`, and then this
     process closes it. When the block ends, what was written until then is in the log."""
     made = Channels([(*os.pipe(), log.fileno(), None)], job)
     try:
@@ -178,9 +178,9 @@ def named_channels(logs: Mapping[str, io.FileIO], job: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> Iterator[None]:
-    """Within the block, what is written to this process's two streams, here and by what it starts, is logged.
+    """Within the block, what this process and its children write to stdout and stderr goes into `log`, masked.
 
-    `shown`: and goes where it went before.
+    `shown`: and to the streams as they were before. `job` is the job's folder, for the secrets that it has used.
     """
     before = sys.stdout, sys.stderr
     _flush()
@@ -206,15 +206,17 @@ def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> 
 
 
 def masked_streams() -> None:
-    """From here on what Python prints in this process, whose streams are its job's log, is masked, a line at a time."""
+    """Mask what Python prints from now on in this process, whose streams lead to its job's log. Each line is written at
+    once."""
     sys.stdout = _python_stream(sys.stdout, _OUT, None, None)
     sys.stderr = _python_stream(sys.stderr, _ERR, None, None)
 
 
 class Stream(io.TextIOWrapper):
-    """Python's own view of a stream: masked, since what a job looks up as it goes is known to its own process alone."""
+    """A stream that masks the text that Python writes: only this process knows the secrets that it has looked up."""
 
     def write(self, text: str) -> int:
+        """Write `text` masked. Returns the length of the unmasked text, as callers expect."""
         super().write(mask(text))
         return len(text)
 
@@ -233,7 +235,7 @@ def unless_gone(stream: TextIO) -> Iterator[None]:
 
 class Tee:
     """A stream that is no descriptor of this process (a notebook's, a test's): what is printed goes there and to a log.
-    Everything else (isatty, fileno, encoding) is the stream's own."""
+    Everything else (isatty, fileno, encoding) is that stream's."""
 
     def __init__(self, stream: TextIO, log: io.FileIO) -> None:
         self._stream = stream
@@ -259,7 +261,8 @@ class Tee:
 
 
 class _InOrder(io.FileIO):
-    """Writes once what was written to the other stream has been read, and goes on once this has been."""
+    """A raw stream that keeps the order between stdout and stderr: it waits before a write until what was written to
+    the other one has been read, and after it until this has."""
 
     def __init__(self, fd: int, channels: Channels) -> None:
         super().__init__(fd, "w", closefd=False)
@@ -277,14 +280,14 @@ class _InOrder(io.FileIO):
 
     def _until_read(self, fd: int) -> None:
         begun, pause = time.monotonic(), 0.0
-        with contextlib.suppress(OSError):  # it is no pipe any more
+        with contextlib.suppress(OSError):  # it is a pipe no longer
             while self._channels.waiting(fd) and time.monotonic() < begun + _WAIT_SECONDS:
                 time.sleep(pause)
                 pause = min(pause + 0.00001, 0.01)
 
 
 def _python_stream(stream: TextIO | None, fd: int, log: io.FileIO | None, channels: Channels | None) -> TextIO:
-    """What stands in for sys.stdout or sys.stderr: a line of it is written as soon as it is one."""
+    """The line-buffered, masking replacement of sys.stdout or sys.stderr."""
     try:
         is_ours = stream is None or stream.fileno() == fd
     except (OSError, ValueError, AttributeError):
@@ -322,7 +325,7 @@ def _named(path: Path) -> tuple[int, int]:
 
 
 def _saved(fd: int) -> int:
-    """A descriptor for what `fd` was; one that is closed (`>&-`) leads nowhere."""
+    """A duplicate of `fd`; of one that is closed (`>&-`), of /dev/null."""
     try:
         return os.dup(fd)
     except OSError:
@@ -332,7 +335,7 @@ def _saved(fd: int) -> int:
 
 
 def _flush() -> None:
-    """What Python and C code hold back is written now."""
+    """Flush the buffers of Python's and C's stdout and stderr."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

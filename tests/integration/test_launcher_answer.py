@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
-from nemotron_kit.worker.result import Failure, JobFailed, TaskResult, read_task_result, restored, sendable
+from nemotron_kit.worker.result import Failure, JobFailed, TaskResult, decode_value, read_task_result, sendable
 
 
 class Own(Exception):
@@ -54,7 +54,7 @@ SAME = [
 def through_json(value: Any) -> Any:
     """What a sweeper gets of it."""
     said = json.loads(json.dumps(sendable(value), allow_nan=False))
-    return restored(said["value"], said.get("types", {}))
+    return decode_value(said["value"], said.get("types", {}))
 
 
 @pytest.mark.parametrize("value", SAME, ids=repr)
@@ -123,7 +123,7 @@ def test_an_endless_value_is_refused() -> None:
 )
 def test_types_that_nobody_wrote(value: Any, types: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"can't be read|no type of numbers"):
-        restored(value, types)
+        decode_value(value, types)
 
 
 def raised(error: BaseException) -> Exception:
