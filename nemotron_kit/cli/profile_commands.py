@@ -98,17 +98,17 @@ def login(argv: list[str]) -> int:
     to = ssh_from(config)
     ssh = ssh_command(to.host, to.user, to.identity, login=True)
     if options.close:
-        return _close(ssh, to.place)
+        return _close(ssh, to.address)
     if _is_open(ssh):
         write_lines(
-            [f"The connection to {to.place} is open already. End it: nemotron profiles login {options.name} --close"]
+            [f"The connection to {to.address} is open already. End it: nemotron profiles login {options.name} --close"]
         )
         return 0
     # ssh asks on the terminal that it shares with us; `true` ends at once and leaves the master behind.
     code = subprocess.run([*ssh, "true"], check=False).returncode
     if code != 0 or not _is_open(ssh):
-        raise Unreachable(f"{to.place}: not logged in (ssh ended with {code}).", hint="See ssh's message above.")
-    write_lines([f"The connection to {to.place} stays open until it has been unused for {HOURS} hours."])
+        raise Unreachable(f"{to.address}: not logged in (ssh ended with {code}).", hint="See ssh's message above.")
+    write_lines([f"The connection to {to.address} stays open until it has been unused for {HOURS} hours."])
     return 0
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from nemotron_kit.runs.folder import RunFolder
 
 
-# Fields of a profile that every executor reads, and those that count wherever code is sent to a job.
+# Fields of a profile by what reads them: every executor, those that send code, those with a run folder of their own,
+# those that run shell lines before a job.
 EVERYWHERE = frozenset({
     *("executor", "nproc_per_node", "nodes", "env_vars", "secrets", "tunnel", "artifacts_root"),
     *("dry_run", "detach", "max_parallel", "gpu_memory"),
@@ -53,7 +54,7 @@ _WITH_SSH = ("host", "user", "identity")
 class PlanContext:
     """What an executor plans a job from.
 
-    `torchrun` is the command's own setting. `single` is false for the jobs of a sweep, which may share a submission.
+    `torchrun` is the command's setting. `single` is false for the jobs of a sweep, which may share a submission.
     `folders` must be available to the job at the same paths.
     """
 
@@ -114,15 +115,15 @@ class Executor(ABC):
     `nemotron_kit.executors`.
     """
 
-    # The fields of a profile that it reads; the plan's notes name the others.
+    # The fields of a profile that it reads; a plan has a note for any other one that is set.
     reads: ClassVar[frozenset[str]] = EVERYWHERE | SENT | HELD
     # Whether `tunnel = "ssh"` leads to it.
     over_ssh: ClassVar[bool] = False
-    # The program by which it is reached from the machine where it is; "" where there is none to look for.
+    # The client program that a launch needs on its PATH; "" for none.
     client: ClassVar[str] = ""
-    # Seconds between two looks at a job that is followed: the first, the longest.
+    # Polling interval of a job that is followed, in seconds: the first, the longest.
     pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
-    # Fewer jobs of a sweep than that are not submitted while others run.
+    # A sweep submits at least so many jobs at a time while others run.
     least: ClassVar[int] = 1
     # Whether the processes of a job on several nodes can reach each other: a Ray cluster over nodes needs that.
     joins_nodes: ClassVar[bool] = False
@@ -144,7 +145,7 @@ class Executor(ABC):
         setting."""
         if self.settings.tunnel == "ssh" and not self.over_ssh:
             raise UserError(
-                f"tunnel 'ssh' leads to a Slurm cluster; executor {self.settings.executor!r} has its own way.",
+                f"tunnel 'ssh' leads to a Slurm cluster; executor {self.settings.executor!r} connects by itself.",
                 hint='Set executor = "slurm", or leave tunnel out.',
             )
         return self._paths(run_id, job, registry)
@@ -154,12 +155,12 @@ class Executor(ABC):
         return sent_paths(self.settings, run_id, job, registry=registry, image=image)
 
     def resources(self, torchrun: bool | None) -> Resources:
-        """The resources that a job requests. `torchrun` is the command's own setting."""
+        """The resources that a job requests. `torchrun` is the command's setting, None if it has none."""
         return resources_of(self.settings, torchrun)
 
     def variables(self) -> dict[str, str]:
-        """Variables that each of its jobs gets: NEMOTRON_TIME_LIMIT, in seconds, and NEMOTRON_SIGNAL_LEAD, how long
-        before that it is told to save; {} without a limit."""
+        """Variables that each of its jobs gets: NEMOTRON_TIME_LIMIT, in seconds, and NEMOTRON_SIGNAL_LEAD, how many
+        seconds before that it gets the signal to save; {} without a limit."""
         return {}
 
     @abstractmethod
@@ -199,7 +200,8 @@ class Executor(ABC):
             yield f'{", ".join(names)}: no effect without tunnel = "ssh".'
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
-        """NeMo-Run's own executor for the settings, with the variables `env`. `run` is the package nemo_run."""
+        """NeMo-Run's executor for the settings, with the variables `env`. `run` is the package nemo_run. Raises
+        ProfileError for a missing or wrong setting."""
         raise ProfileError(f"executor {self.settings.executor!r} has no counterpart in NeMo-Run.")
 
     @classmethod
@@ -214,14 +216,14 @@ class Executor(ABC):
         for whatever is missing. Raises Unreachable."""
         paths = plans[0].paths
         texts = remote.provide_code(self.transport, paths, self.settings)
-        if paths.package and not paths.is_remote:  # over ssh it is sent with the first question
+        if paths.package and not paths.is_remote:  # over ssh it is sent with the first request
             remote.provide_package(paths.package)
         if plans[0].has_separate_folder:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
         _fetch_repositories(self.transport, plans)
         self.transport.call("make_run", remote.packed(texts), folder=paths.run)
-        if self.settings.container_image:  # on a first launch what every container is given isn't there yet
+        if self.settings.container_image:  # a first launch has to create what every container mounts
             mode = artifact_settings(read_env_file())["mode"]
             self.transport.call("make_mounted", root=paths.root, registry=paths.artifacts, mode=mode)
 

@@ -13,13 +13,13 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.executors.slurm import apptainer, script
-from nemotron_kit.remote.agent.inspect import LOOK, OLDEST
+from nemotron_kit.remote.agent.inspect import OLDEST, PROBE
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import RemotePaths, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
 
 OK, WARNING, WRONG, UNREACHABLE = "ok", "warning", "wrong", "unreachable"
-# Slurm's and munge's own limit is five minutes; states are sorted by seconds.
+# Munge accepts a difference of five minutes; states are sorted by their times, in seconds.
 _SKEW_WARNING, _SKEW_WRONG = 5.0, 240.0
 _FREE_WARNING = 10e9
 
@@ -42,6 +42,7 @@ class Target:
     transport: Transport
 
     def ask(self, op: str, **args: Any) -> Any:
+        """The result of an operation of the agent. Raises NemotronError, Unreachable if the machine does not answer."""
         return self.transport.call(op, **args)[0]
 
 
@@ -51,8 +52,8 @@ def connection(target: Target) -> Iterator[Finding]:
     facts = target.ask("hello")
     seconds = time.monotonic() - began
     asked = time.time()
-    there = target.ask("hello")["time"]
-    skew = there - (asked + time.time()) / 2
+    remote_time = target.ask("hello")["time"]
+    skew = remote_time - (asked + time.time()) / 2
     where = f"{facts['user']} on {facts['host']}"
     yield Finding("connection", OK, f"{where}, {seconds:.1f} s" if target.paths.is_remote else f"this machine: {where}")
     if target.paths.is_remote:
@@ -61,14 +62,14 @@ def connection(target: Target) -> Iterator[Finding]:
 
 
 def python(target: Target) -> Iterator[Finding]:
-    """The worker's Python: the profile's own, where it names one."""
+    """The worker's Python: the profile's, where it names one."""
     config = target.config
     if config.container_image:
-        more = ": --node looks" if config.executor == "slurm" else ""
-        yield Finding("python", OK, f"{config.python or 'python3'} of the image, not looked at here{more}")
+        more = ": --node checks it" if config.executor == "slurm" else ""
+        yield Finding("python", OK, f"{config.python or 'python3'} of the image, not checked here{more}")
         return
     if config.conda and not config.python:
-        yield Finding("python", WARNING, f"that of conda's {config.conda}, on the node: not looked at (--node does)")
+        yield Finding("python", WARNING, f"that of conda's {config.conda}, on the node: not checked (--node does)")
         return
     yield from _judged("python", target.ask("python_facts", python=config.python), config)
 
@@ -102,7 +103,7 @@ def node(target: Target) -> Iterator[Finding]:
     asked = replace(config, nodes=1, time="00:05:00", nodelist=None, segment=None)
     options = [*_options(asked, resolve_partition(config, is_launch=False)), "--job-name=nemotron-check"]
     program = target.paths.python
-    text = script.check_text(config, shlex.quote(program), LOOK)
+    text = script.check_text(config, shlex.quote(program), PROBE)
     image = None
     if config.container_image and not apptainer.runs_in(config):
         mounted = [f"--container-mounts={','.join(config.mounts)}"] if config.mounts else []
@@ -110,17 +111,17 @@ def node(target: Target) -> Iterator[Finding]:
     began = time.monotonic()
     facts, _ = target.transport.call("slurm_on_node", text.encode(), options=options, image=image, python=program)
     if facts["host"] is None:
-        yield Finding("node", WRONG, f"none within a minute: {facts['said'] or 'srun says nothing'}")
+        yield Finding("node", WRONG, f"none within a minute: {facts['message'] or 'srun printed nothing'}")
         return
     yield Finding("node", OK, f"{facts['host']}, {time.monotonic() - began:.0f} s")
     if facts["stopped"]:
-        yield Finding("setup", WRONG, f"{facts['stopped']}{': ' if facts['said'] else ''}{facts['said']}")
+        yield Finding("setup", WRONG, f"{facts['stopped']}{': ' if facts['message'] else ''}{facts['message']}")
         return
     names = [name for name in ("modules", "conda", "startup_commands", "setup") if getattr(config, name)]
     if names:
         yield Finding("setup", OK, f"{', '.join(names)}: done there")
     what = "python of image" if config.container_image else "python of node"
-    yield from _judged(what, facts["python"] or {"error": f"{program}: {facts['said'] or facts['code']}"}, config)
+    yield from _judged(what, facts["python"] or {"error": f"{program}: {facts['message'] or facts['code']}"}, config)
 
 
 def storage(target: Target) -> Iterator[Finding]:
@@ -152,8 +153,8 @@ def secrets(target: Target) -> Iterator[Finding]:
         yield Finding("secrets", OK, f"{', '.join(target.config.secrets)}: set here")
 
 
-def elsewhere(target: Target) -> Iterator[Finding]:
-    """A service with its own client: it is contacted by a launch only."""
+def service(target: Target) -> Iterator[Finding]:
+    """A cloud service: only a launch contacts it."""
     yield Finding("target", WARNING, f"{target.config.executor} is not asked: NeMo-Run talks to it at the launch")
 
 
@@ -193,24 +194,24 @@ def image(target: Target) -> Iterator[Finding]:
         if facts.get("apptainer"):
             yield Finding("container", OK, facts["apptainer"])
         else:
-            said = "apptainer is not on the PATH there; --node looks on a node, with the profile's modules"
-            yield Finding("container", WARNING, said)
+            reason = "apptainer is not on the PATH there; --node checks it on a node, with the profile's modules"
+            yield Finding("container", WARNING, reason)
     elif not facts.get("pyxis"):
         yield Finding("container", WRONG, "srun has no --container-image there: Pyxis is not installed.")
     if name.startswith("/"):
-        (there,) = target.ask("exist", paths=[name])
-        yield Finding("image", OK if there else WRONG, name if there else f"{name}: no such file there")
+        (exists,) = target.ask("exist", paths=[name])
+        yield Finding("image", OK if exists else WRONG, name if exists else f"{name}: no such file there")
         return
-    answer = target.ask("registry_answer", image=name)
-    state = {"there": OK, "gone": WRONG}.get(answer["state"], WARNING)
-    yield Finding("image", state, f"{name}: {answer['said']}")
+    answer = target.ask("image_in_registry", image=name)
+    state = {"found": OK, "missing": WRONG}.get(answer["state"], WARNING)
+    yield Finding("image", state, f"{name}: {answer['message']}")
 
 
 def mounts(target: Target) -> Iterator[Finding]:
     """The folders that are mounted into a container."""
     sources = [mount.partition(":")[0] for mount in target.config.mounts or () if mount.startswith("/")]
-    for source, there in zip(sources, target.ask("exist", paths=sources) if sources else [], strict=True):
-        yield Finding("mounts", OK if there else WRONG, source if there else f"{source}: no such folder there")
+    for source, exists in zip(sources, target.ask("exist", paths=sources) if sources else [], strict=True):
+        yield Finding("mounts", OK if exists else WRONG, source if exists else f"{source}: no such folder there")
 
 
 def docker(target: Target) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 It is made from NeMo-Run's executor, by that executor's method if one makes only the request. DGX Cloud's and Lepton's
 methods make and send it in one step, so those requests are assembled here from the executor's fields. Secrets appear by
-name; values that only the service knows (`<…>`) are looked up at launch. No connection is opened.
+name; values that only the service knows (`<…>`) are queried at launch. No connection is opened.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:
         to, body = made.request(_executor(config, run_id, job), _name(run_id, job))
     except NemotronError:
         raise
-    # An assertion of NeMo-Run's, or the service's own package that finds no kubeconfig or dislikes a value.
+    # NeMo-Run's assertions; the service's package, without a kubeconfig or with a value that it refuses.
     except Exception as error:
         raise NemotronError(f"executor {config.executor!r}: {type(error).__name__}: {error}") from error
     return {"to": to, "body": json.loads(json.dumps(body, default=str))}
@@ -134,10 +134,12 @@ class Cloud(Executor):
     prepare = submit = observe_many = cancel = read_logs = _refuse
 
     def checks(self) -> Sequence[str]:
-        return ("elsewhere", "secrets")
+        return ("service", "secrets")
 
 
 class SkyPilot(Cloud):
+    """SkyPilot, which starts clusters on many clouds. It packs code by NeMo-Run's git packager only."""
+
     reads = EVERYWHERE | SENT | SHELL | {"cloud", "gpus", "cluster_name"}
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
@@ -165,6 +167,8 @@ class SkyPilot(Cloud):
 
 
 class Kubeflow(Cloud):
+    """A TrainJob of the Kubeflow Trainer on a Kubernetes cluster."""
+
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
         config = self.settings
         need(config, "container_image")
@@ -185,6 +189,8 @@ class Kubeflow(Cloud):
 
 
 class DGXCloud(Cloud):
+    """NVIDIA DGX Cloud, by the REST API of Run:ai. Needs `extra.kube_apiserver_url`."""
+
     reads = EVERYWHERE | SENT | {"base_url", "app_id", "app_secret", "project_name", "nemo_run_dir", "pvcs"}
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:
@@ -231,6 +237,8 @@ class DGXCloud(Cloud):
 
 
 class Lepton(Cloud):
+    """NVIDIA DGX Cloud Lepton. `mounts` are PATH:MOUNT_PATH:STORAGE."""
+
     reads = EVERYWHERE | SENT | SHELL | {"mounts", "nemo_run_dir", "resource_shape", "node_group"}
 
     def nemo_run(self, run: Any, env: Mapping[str, str]) -> Any:

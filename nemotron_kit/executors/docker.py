@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 RUN_LABEL, JOB_LABEL = "nemotron-kit.run", "nemotron-kit.job"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}\Z")
-# NeMo-Run's own network, which it would first have to make; without a name of its own a job gets the engine's default.
+# The network that NeMo-Run creates and names by default: a job of ours gets the engine's default network instead.
 _NEMO_RUN_NETWORK = "nemo_run"
 _UNTRANSLATED = ("additional_kwargs", "healthcheck")
 
@@ -70,13 +70,13 @@ def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[s
     for path in (paths.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
         if path:
             found.setdefault(path, False)
-    open_ones = [path for path, writable in found.items() if writable]
-    return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in open_ones)]
+    writable_folders = [path for path, writable in found.items() if writable]
+    return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in writable_folders)]
 
 
 def mount(path: str, writable: bool) -> list[str]:
     """The options of `docker run` that mount a folder at its own path, which may contain any character but a line
-    break. A missing folder is an error, whereas --volume would create it."""
+    break (UserError). A missing folder is an error, whereas --volume would create it."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()
@@ -142,9 +142,9 @@ def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
 
 START_SECONDS, ASK_SECONDS = 30.0, 20.0
 GRACE = 10
-_AT_ONCE = 16
+_STARTED_AT_ONCE = 16
 _LOST = ("cannot connect to the docker daemon", "error during connect", "permission denied while trying to connect")
-# What `docker run` itself ends with; anything else is the worker's.
+# Exit codes of `docker run` itself; any other is the worker's.
 _NOT_STARTED = (125, 126, 127)
 
 
@@ -210,11 +210,11 @@ class Docker(Executor):
             raise UserError("This kind of job can't be started in a container by this version: only recipes' jobs can.")
         rootless = "rootless" in _docker("info", "--format={{json .SecurityOptions}}")
         for image in images:
-            _have_image(image)
+            _pull_if_missing(image)
         self.prepare(run, plans)
         left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
-        for at in range(0, len(left), _AT_ONCE):
-            group = left[at : at + _AT_ONCE]
+        for at in range(0, len(left), _STARTED_AT_ONCE):
+            group = left[at : at + _STARTED_AT_ONCE]
             started = [(plan, self._start(run, plan, rootless)) for plan in group]
             for plan, client in started:
                 _wait_until_running(_job(run.job(plan.job)), client)
@@ -226,10 +226,10 @@ class Docker(Executor):
             run.id: {job.number: end for job in jobs if (end := _ended(_job(job)))} for run, jobs in runs
         }
         left = [(run.id, job) for run, jobs in runs for job in jobs if job.number not in ended[run.id]]
-        there = _containers([container_name(run_id, job.number) for run_id, job in left]) if left else {}
+        existing = _containers([container_name(run_id, job.number) for run_id, job in left]) if left else {}
         for run_id, job in left:
             name = container_name(run_id, job.number)
-            ended[run_id][job.number] = _seen(_job(job), name, there.get(name))
+            ended[run_id][job.number] = _observation(_job(job), name, existing.get(name))
         return ended
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
@@ -237,9 +237,9 @@ class Docker(Executor):
             for folder in {job.path, _job(job).path}:
                 JobFolder(folder).request_cancel()
         names = [container_name(run.id, job.number) for job in jobs]
-        there = [name for name in names if name in _containers(names)]
-        if there:
-            _docker("stop", f"--time={GRACE}", *there, seconds=GRACE + ASK_SECONDS, missing_is_fine=True)
+        existing = [name for name in names if name in _containers(names)]
+        if existing:
+            _docker("stop", f"--time={GRACE}", *existing, seconds=GRACE + ASK_SECONDS, missing_ok=True)
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
@@ -264,7 +264,7 @@ class Docker(Executor):
         return ("connection", "docker", "mounts", "storage", "registry", "secrets")
 
     def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
-        """Start the docker client that runs the container, in a session of its own; what the worker prints outside of
+        """Start the docker client that runs the container, in its own session; what the worker prints outside of
         the job goes to its log. The container outlives the client."""
         arguments = list(plan.container.arguments if plan.container else ())
         if rootless:  # rootless: the launching user is root inside the container
@@ -282,7 +282,7 @@ def _wait_until_running(job: JobFolder, client: subprocess.Popen[bytes]) -> None
         if code is not None:
             output = _last_lines(job)
             if "is already in use by container" in output:
-                return  # an earlier attempt to submit got that far
+                return  # an earlier attempt to submit has started it
             what = "Docker did not start the container" if code in _NOT_STARTED else "the worker did not start"
             _raise_if_lost(output)
             raise NemotronError(f"{what} (exit code {code}): {output}", hint=f"All of it: {job.log_path('worker')}")
@@ -294,9 +294,9 @@ def _last_lines(job: JobFolder) -> str:
     return " ".join(lines_kept[-3:]) or "no output"
 
 
-def _have_image(image: str) -> None:
+def _pull_if_missing(image: str) -> None:
     """Pull an image that is missing. Raises UserError if that fails."""
-    if _docker("image", "inspect", "--format={{.Id}}", image, missing_is_fine=True).strip():
+    if _docker("image", "inspect", "--format={{.Id}}", image, missing_ok=True).strip():
         return
     sys.stderr.write(f"{image} is not here; pulling it\n")
     pulled = subprocess.run(
@@ -326,7 +326,7 @@ def _ended(job: JobFolder) -> Observation | None:
     return None
 
 
-def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
+def _observation(job: JobFolder, container: str, engine: str | None) -> Observation:
     """The observation of a job that had not ended when its folder was read, before the engine was queried."""
     if engine in ("created", "running", "paused", "restarting"):
         now = job.state()
@@ -337,13 +337,13 @@ def _seen(job: JobFolder, container: str, engine: str | None) -> Observation:
         return last
     if job.cancel_requested:
         return Observation("cancelled", 128 + 9, "cancelled")
-    if _is_pending(job) and (waits := _not_yet(job.log_path("worker"))):
+    if _is_pending(job) and (waits := _start_in_progress(job.log_path("worker"))):
         return Observation("pending", reason=waits)
     error = f"the container {container} is gone and left no record: it was killed, or out of memory"
     return Observation("failed", 1, error)
 
 
-def _not_yet(log: Path) -> str | None:
+def _start_in_progress(log: Path) -> str | None:
     """Why the job may have no container yet: its start may be in progress between the creation of its log and of its
     container."""
     try:
@@ -355,18 +355,18 @@ def _not_yet(log: Path) -> str | None:
 
 def _containers(names: Sequence[str]) -> dict[str, str]:
     """Container name → its state as the engine names it, for those that exist."""
-    text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_is_fine=True)
+    text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_ok=True)
     pairs = (line.strip().removeprefix("/").partition(" ") for line in text.splitlines())
     return {name: state for name, _, state in pairs if name in names}
 
 
 def _job(job: JobFolder) -> JobFolder:
-    """The folder that the job itself writes; not the record's if the profile has a remote_job_dir."""
+    """The folder that the job writes; with a remote_job_dir it is not the one of the record."""
     plan = stored_plan(RunFolder(job.path.parent.parent))
     return JobFolder(Path(plan.paths.run) / "jobs" / str(job.number))
 
 
-def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool = False) -> str:
+def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_ok: bool = False) -> str:
     """The output of a docker command. Raises Unreachable if no engine answers."""
     try:
         done = subprocess.run(
@@ -379,7 +379,7 @@ def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_is_fine: bool
     output = done.stderr.decode(errors="replace").strip()
     if done.returncode != 0:
         _raise_if_lost(output)
-        if not missing_is_fine or any("no such" not in line.lower() for line in _errors(output)):
+        if not missing_ok or any("no such" not in line.lower() for line in _errors(output)):
             raise Unreachable(f"docker {arguments[0]}: {output}", hint=_hint())
     return done.stdout.decode(errors="replace")
 

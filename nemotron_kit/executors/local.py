@@ -1,4 +1,4 @@
-"""The local executor: a worker process in its own session for each job."""
+"""The local executor: for each job a worker process, in a new session."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Local(Executor):
                 self._start(job, plan)
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        return {run.id: {job.number: _seen(job.state()) for job in jobs} for run, jobs in runs}
+        return {run.id: {job.number: _observation(job.state()) for job in jobs} for run, jobs in runs}
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         del run
@@ -99,12 +99,12 @@ class Local(Executor):
         """Start the worker. Returns once it has recorded that it runs."""
         from nemotron_kit.worker.process import start_worker
 
-        # The worker sets what refers to other variables: twice would be once too often.
+        # The worker sets variables that refer to others; set here, too, they would be expanded twice.
         worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
         # A worker that dies before it records `running` would leave its job pending for ever.
         for _ in polls(0.02, within=START_SECONDS):
             ended = worker.poll()
-            if not _unheard(job):
+            if not _is_unreported(job):
                 return
             if ended not in (None, 0):
                 error = f"the worker did not start: see {job.log_path('worker')}"
@@ -112,11 +112,11 @@ class Local(Executor):
                 raise NemotronError(f"{job.run_id}: {error}.")
 
 
-def _seen(state: JobState) -> Observation:
+def _observation(state: JobState) -> Observation:
     return Observation(state.state, state.code, state.error)
 
 
-def _unheard(job: JobFolder) -> bool:
+def _is_unreported(job: JobFolder) -> bool:
     """Whether the worker has written no state yet. A worker that waits for another run has written one; its job stays
     pending."""
     state = job.state()

@@ -1,7 +1,7 @@
 """Makes NeMo-Run's executor and packager from a profile. NeMo-Run is imported here only, and only when it is needed.
 
 The import takes seconds, most of them for torch and the clouds' packages, which neither Slurm nor Docker needs. So a
-helper process imports it without them and answers requests, and this process stays as it was.
+helper process imports it without them and answers requests.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def build_packager(run: Any, config: RunConfig) -> Any:
 
 
 def git_packager(run: Any, config: RunConfig) -> Any:
+    """NeMo-Run's packager of a git repository's committed files, and of those that match packager_include_pattern."""
     return run.GitArchivePackager(
         subpath=config.subpath or "",
         include_submodules=config.include_submodules is not False,
@@ -58,11 +59,17 @@ def _hybrid(run: Any, config: RunConfig) -> Any:
     return run.HybridPackager(sub_packagers={"git": plain_git, "pattern": _pattern(run, config)}, extract_at_root=True)
 
 
-def _nothing(run: Any, _: RunConfig) -> Any:
+def _no_packager(run: Any, _: RunConfig) -> Any:
     return run.Packager()
 
 
-_PACKAGERS = {"worktree": _nothing, "none": _nothing, "git": git_packager, "pattern": _pattern, "hybrid": _hybrid}
+_PACKAGERS = {
+    "worktree": _no_packager,
+    "none": _no_packager,
+    "git": git_packager,
+    "pattern": _pattern,
+    "hybrid": _hybrid,
+}
 
 
 _SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
@@ -73,7 +80,7 @@ class FromProfile(str):
 
 
 def shell_quoted(value: str) -> str:
-    """A variable's value, quoted as one word for a shell."""
+    """A variable's value, quoted for a shell. Of a FromProfile `$NAME` stays a reference."""
     return shell_word(value) if isinstance(value, FromProfile) else shlex.quote(value)
 
 
@@ -90,7 +97,7 @@ def need(config: RunConfig, *names: str) -> None:
 def tunnel(run: Any, config: RunConfig) -> Any:
     """NeMo-Run's tunnel to the profile's target."""
     if config.tunnel == "local":
-        return run.LocalTunnel(job_dir="")  # NeMo-Run never fills a folder that is named here
+        return run.LocalTunnel(job_dir="")  # NeMo-Run writes nothing into it
     if not (config.host and config.user):
         missing = " and ".join(name for name in ("host", "user") if not getattr(config, name))
         raise ProfileError(f"tunnel 'ssh' needs {missing}.", hint="Set it in the profile.")
@@ -129,7 +136,7 @@ class MissingExtra(UserError, ImportError):
 
 
 def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None) -> Any:
-    """The NeMo-Run executor for `config`, with `env_vars` over the profile's own.
+    """The NeMo-Run executor for `config`, with `env_vars` added to the profile's, which they override.
 
     It describes the resources of a launch; no connection is opened, nothing is started or written. Its launcher is
     None, since the worker starts torchrun. Docker needs container_image, an ssh tunnel host and user. Raises
@@ -145,7 +152,7 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
             run, {**{name: FromProfile(text) for name, text in env_dict(checked).items()}, **added}
         )
     except TypeError as error:
-        raise ProfileError(f"extra: NeMo-Run's {checked.executor} executor says: {error}.") from error
+        raise ProfileError(f"extra: NeMo-Run's {checked.executor} executor: {error}.") from error
     except (ImportError, AssertionError) as error:  # NeMo-Run asserts that SkyPilot and Kubernetes are installed
         raise MissingExtra(f"executor {checked.executor!r} is not complete here: {error}") from error
     if checked.retries is not None:
@@ -170,17 +177,17 @@ def _nemo_run() -> Any:
     return nemo_run
 
 
-# How long the process beside this one waits for another question.
+# How long the helper process waits for another request.
 _IDLE_SECONDS = 60
-_beside: list[subprocess.Popen[str]] = []
+_helper: list[subprocess.Popen[str]] = []
 
 
 def start() -> None:
     """Start the helper process, unless it runs already. It ends with this process."""
-    if _beside and _beside[0].poll() is not None:
-        _beside.pop()
-    if not _beside:
-        _beside.append(start_detached(python_module(__name__), subprocess.DEVNULL, talks=True))
+    if _helper and _helper[0].poll() is not None:
+        _helper.pop()
+    if not _helper:
+        _helper.append(start_detached(python_module(__name__), subprocess.DEVNULL, talks=True))
 
 
 def ask(module: str, request: Mapping[str, Any]) -> Any:
@@ -189,11 +196,11 @@ def ask(module: str, request: Mapping[str, Any]) -> Any:
     None if this process has NeMo-Run imported already, or if the helper gave no result: the caller then calls `answer`
     itself, which raises the error.
     """
-    if not _beside and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
+    if not _helper and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
         return None
     try:
         start()
-        process = _beside[0]
+        process = _helper[0]
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 — Popen was given pipes
         process.stdin.write(json.dumps({"module": module, "request": request}) + "\n")
         process.stdin.flush()
@@ -202,7 +209,7 @@ def ask(module: str, request: Mapping[str, Any]) -> Any:
         return None
 
 
-def import_in_part() -> Any:
+def import_partially() -> Any:
     """Import NeMo-Run, in the helper process only, without torch, and with empty modules in place of the clouds'
     packages. Takes a third of the time; the local, Docker and Slurm executors are complete."""
     if "nemo_run" not in sys.modules:
@@ -248,12 +255,12 @@ def main() -> None:
     """Serve requests, one a line, until standard input ends."""
     answers = sys.stdout
     sys.stdout = sys.stderr
-    import_in_part()
+    import_partially()
     while select.select([sys.stdin], [], [], _IDLE_SECONDS)[0] and (line := sys.stdin.readline()):
         question = json.loads(line)
         try:
             answer = import_module(question["module"]).answer(question["request"])
-        # The caller repeats the call itself, and gets the error.
+        # The caller repeats the call in its process, and gets the error.
         except Exception:  # noqa: BLE001
             answer = None
         print(json.dumps({"answer": answer}), file=answers, flush=True)

@@ -26,7 +26,7 @@ from nemotron_kit.spec.paths import CodeTree, RemotePaths
 from nemotron_kit.spec.runconfig import RunConfig
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
-# fsmonitor is a program named by the repository's own config: it must not be run.
+# fsmonitor is a program that the repository's config names: it must not be run.
 _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 
@@ -146,7 +146,7 @@ class Choice:
 def choose(packager: str, choice: Choice) -> list[str]:
     """Paths relative to the root, sorted: files and links."""
     found = set(_PACKAGERS[packager](choice))
-    return sorted(name for name in found if _is_there(choice.root / name))
+    return sorted(name for name in found if _is_sendable(choice.root / name))
 
 
 def tracked(choice: Choice) -> list[str]:
@@ -197,10 +197,10 @@ def _matching(choice: Choice) -> list[str]:
 
 def _walk(root: Path, below: str) -> Iterator[str]:
     for folder, names, files in os.walk(root / below):
-        here = Path(folder)
-        names[:] = [name for name in names if not _is_debris(here / name)]
-        for name in [*files, *(name for name in names if (here / name).is_symlink())]:
-            yield (here / name).relative_to(root).as_posix()
+        path = Path(folder)
+        names[:] = [name for name in names if not _is_debris(path / name)]
+        for name in [*files, *(name for name in names if (path / name).is_symlink())]:
+            yield (path / name).relative_to(root).as_posix()
 
 
 def _left_out(choice: Choice, name: str) -> bool:
@@ -217,7 +217,7 @@ def _is_debris(folder: Path) -> bool:
     return folder.resolve() == nemotron_home().resolve()
 
 
-def _is_there(path: Path) -> bool:
+def _is_sendable(path: Path) -> bool:
     """Whether the path is a file or link to be sent. Deleted files may still be tracked; sockets, pipes and a
     submodule's folder are no files."""
     return path.suffix != ".pyc" and (path.is_symlink() or path.is_file())
@@ -300,8 +300,9 @@ def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequen
 
 
 def provide_code(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
-    """Make the code of a plan's tree available on the target; returns the run's file that identifies it. A run that has
-    such a file keeps it: its launch has sent the code, and the tree may have changed or been removed since."""
+    """Make the code of a plan's tree available on the target. Returns the run's file that identifies it (name → text);
+    {} for a run that has one, whose launch has sent the code, and for a plan without a tree. Raises NemotronError if
+    that code is not on the target any more and the tree has changed since."""
     tree = paths.tree
     if not tree:
         return {}

@@ -35,8 +35,8 @@ _LONGEST = 108 - 1 - 40 - 17 - 1
 # ssh pastes the config's path into a jump host's command as it is.
 _PLAIN = re.compile(r"[A-Za-z0-9/._-]+\Z")
 
-# The first value that ssh meets for an option wins. Nothing of the caller's (agent, display, ports) is lent.
-_OURS = """\
+# The first value that ssh meets for an option wins. The caller's agent, display and ports are not forwarded.
+_CONFIG = """\
 Host *
   StrictHostKeyChecking {strict}
   BatchMode {batch}
@@ -61,7 +61,7 @@ Host *
 Include {user_config}
 Include /etc/ssh/ssh_config
 """
-_THEIRS = "~/.ssh/config"
+_USER_CONFIG = "~/.ssh/config"
 CONNECT_SECONDS = 4
 QUIET = {"strict": "yes", "batch": "yes", "connect": str(CONNECT_SECONDS), "persist": "600"}
 # An interactive login: the user may accept an unknown key, never a changed one.
@@ -71,10 +71,10 @@ LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 def ssh_config(values: dict[str, str]) -> Path:
     """An ssh config file with `values` (QUIET or LOGIN), written unless it exists with this content."""
     folder = ssh_folder()
-    theirs = user_config()
-    text = _OURS.format(folder=folder, user_config=f'"{theirs}"', **values)
+    given = user_config()
+    text = _CONFIG.format(folder=folder, user_config=f'"{given}"', **values)
     # One file for each user config: two concurrent commands may have been given different ones.
-    mark = "" if theirs == _THEIRS else f"-{_short_hash(theirs)}"
+    mark = "" if given == _USER_CONFIG else f"-{_short_hash(given)}"
     path = folder / f"{'login' if values is LOGIN else 'config'}{mark}"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         files.write_text(path, text)
@@ -82,8 +82,8 @@ def ssh_config(values: dict[str, str]) -> Path:
 
 
 def user_config() -> str:
-    """The user's own ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config."""
-    return os.environ.get("NEMOTRON_SSH_CONFIG") or _THEIRS
+    """The user's ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config."""
+    return os.environ.get("NEMOTRON_SSH_CONFIG") or _USER_CONFIG
 
 
 def _short_hash(text: str) -> str:
@@ -124,35 +124,38 @@ def ssh_command(host: str, user: str | None, identity: str | None, *options: str
 
 
 class Destination(Protocol):
+    """What an error message needs of an ssh target."""
+
     host: str
     user: str | None
     python: str
 
     @property
-    def place(self) -> str: ...
+    def address(self) -> str:
+        """`user@host`, or the host without a user."""
 
 
 _SSH_FAILED = 255
 _NO_COMMAND = 127
-# The first of these texts in ssh's output decides the message; {place} and {login} are filled in.
+# The first of these texts in ssh's output decides the message; {address} and {login} are filled in.
 _KEY = "No password, key or data went to it."
 _REASONS: tuple[tuple[str, str, str], ...] = (
-    ("REVOKED HOST KEY", "{place} shows a host key that is revoked: refused. " + _KEY, "Ask those who run it."),
+    ("REVOKED HOST KEY", "{address} shows a host key that is revoked: refused. " + _KEY, "Ask those who run it."),
     (
         "HOST IDENTIFICATION HAS CHANGED",
-        "{place} shows another host key than the one known here: refused. " + _KEY,
+        "{address} shows another host key than the one known here: refused. " + _KEY,
         "The connection may be intercepted. Only if the key was really changed: ssh-keygen -R {host}, then {login}",
     ),
     (
         "Host key verification failed",
-        "{place} shows a host key that is not known here: refused. " + _KEY,
+        "{address} shows a host key that is not known here: refused. " + _KEY,
         "Compare its fingerprint and accept it on your terminal: {login}",
     ),
-    ("Permission denied", "{place} requires a password or a second factor.", "Log in first: {login}"),
-    ("Too many authentication failures", "{place} refused each key that was offered.", "Name one: identity = …"),
+    ("Permission denied", "{address} requires a password or a second factor.", "Log in first: {login}"),
+    ("Too many authentication failures", "{address} refused each key that was offered.", "Name one: identity = …"),
     ("Could not resolve hostname", "{host}: there is no such host.", "Check host in the profile, and your network."),
-    ("timed out", "{place} does not answer.", "Is this machine on the right network? Otherwise try again later."),
-    ("Connection refused", "{place} refused the connection.", "Check host in the profile; {host} may be down."),
+    ("timed out", "{address} does not answer.", "Is this machine on the right network? Otherwise try again later."),
+    ("Connection refused", "{address} refused the connection.", "Check host in the profile; {host} may be down."),
 )
 
 
@@ -160,16 +163,16 @@ def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError
     """The error for an ssh that ended with `code` before the agent was ready (None: it had to be killed)."""
     output = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
     if code is None:
-        return NotSent(f"{to.place} does not answer.", hint=output or "Its login may be very slow. Try again.")
+        return NotSent(f"{to.address} does not answer.", hint=output or "Its login may be very slow. Try again.")
     if code == _NO_COMMAND:
-        return NemotronError(f"{to.place}: there is no {to.python} there.", hint="Name it in the profile: python = …")
+        return NemotronError(f"{to.address}: there is no {to.python} there.", hint="Name it in the profile: python = …")
     if code != _SSH_FAILED:
-        return NemotronError(f"{to.place}: {to.python} ended with exit code {code}.", hint=output or None)
-    fill = {"place": to.place, "host": to.host, "login": _login(to)}
+        return NemotronError(f"{to.address}: {to.python} ended with exit code {code}.", hint=output or None)
+    fill = {"address": to.address, "host": to.host, "login": _login(to)}
     for sign, what, hint in _REASONS:
         if sign.lower() in stderr.lower():
             return NotSent(what.format(**fill), hint=hint.format(**fill))
-    return NotSent(f"{to.place} can't be reached.", hint=output or None)
+    return NotSent(f"{to.address} can't be reached.", hint=output or None)
 
 
 def _login(to: Destination) -> str:
@@ -206,7 +209,7 @@ class Pipe:
     def __init__(self, command: Sequence[str]) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the process
         self._stderr = ""
-        # A session of its own: Ctrl-C goes to the launch only, and ssh can't prompt on the terminal.
+        # In a new session: Ctrl-C goes to the launch only, and ssh can't prompt on the terminal.
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
@@ -232,10 +235,10 @@ class Pipe:
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                # Its earlier output explains more: the reader gets that, or the end.
+                # Its earlier output explains more: `response` reads that, or raises.
                 return
 
-    def answer(self, mark: str, stall: float) -> dict[str, Any]:
+    def response(self, mark: str, stall: float) -> dict[str, Any]:
         """The next response: the JSON of the next line that begins with `mark`. Other lines are output of a shell's
         start-up files."""
         start = mark.encode() + b" "
@@ -255,6 +258,7 @@ class Pipe:
         return data
 
     def alive(self) -> bool:
+        """Whether the process runs."""
         return self._process.poll() is None
 
     def lost(self) -> Lost:
@@ -299,11 +303,11 @@ class Pipe:
         self._buffer += data
 
 
-# Constant: whatever a user gives travels behind it, as data.
+# Constant: whatever a user gives is sent after it, as data.
 START = "import sys;exec(sys.stdin.buffer.readline())"
 # A login shell may be slow; a dead network is noticed by ssh itself, after 15 s.
 READY_SECONDS, STALL_SECONDS = 30.0, 300.0
-# After so long a pause the connection is tried with a question that changes nothing, before one that does.
+# After a pause of so many seconds the connection is tested by a ping before the next request.
 IDLE_SECONDS = 2.0
 # A server that is full (MaxStartups) closes new connections before it has shown its key: tried once more.
 _FULL = "kex_exchange_identification"
@@ -325,13 +329,16 @@ class Ssh:
 
     @property
     def root(self) -> str:
+        """The absolute path of the folder that holds runs/; asks the machine for its home at first. Raises
+        Unreachable."""
         if self._root.startswith("~/"):
             facts, _ = self.call("hello")
             self._root = f"{facts['home'].rstrip('/')}{self._root[1:]}"
         return self._root
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
+        """`user@host`, or the host without a user."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
@@ -343,10 +350,10 @@ class Ssh:
             except Lost as lost:
                 self._pipe = None
                 raise Unreachable(
-                    f"{self.place}: the connection was lost during {op}; whether it was done is not known.",
+                    f"{self.address}: the connection was lost during {op}; whether it was done is not known.",
                     hint=_last_line(printable(lost.stderr)),
                 ) from lost
-            except BaseException:  # Ctrl-C in the middle of an answer: the next one must not begin there
+            except BaseException:  # Ctrl-C in the middle of a response: the next request needs a new connection
                 self._close()
                 raise
         if not head["ok"]:
@@ -381,7 +388,7 @@ class Ssh:
     def _ask(self, pipe: Pipe, op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         request = json.dumps({"op": op, "args": args, "payload": len(payload)})
         pipe.send(request.encode() + b"\n" + payload, STALL_SECONDS)
-        head = pipe.answer(self._mark, STALL_SECONDS)
+        head = pipe.response(self._mark, STALL_SECONDS)
         return head, pipe.read(head["payload"], STALL_SECONDS)
 
     def _connected(self) -> Pipe:
@@ -396,15 +403,15 @@ class Ssh:
             atexit.register(self.close)
         return self._pipe
 
-    def _connect(self, *, again: bool = False) -> Pipe:
+    def _connect(self, *, is_retry: bool = False) -> Pipe:
         python = f"{shlex.quote(self.python)} -I -c {shlex.quote(START)}"
         pipe = Pipe([*ssh_command(self.host, self.user, self.identity), python])
         try:
             self._start_agent(pipe)
         except Lost as lost:
-            if _FULL in lost.stderr and not again:
+            if _FULL in lost.stderr and not is_retry:
                 time.sleep(_FULL_SECONDS)
-                return self._connect(again=True)
+                return self._connect(is_retry=True)
             raise not_reached(self, lost.code, lost.stderr) from lost
         except BaseException:
             pipe.close()
@@ -415,13 +422,13 @@ class Ssh:
         source = resources("nemotron_kit.remote.agent").joinpath("bootstrap.py").read_text(encoding="utf-8")
         head = json.dumps({"mark": self._mark, "root": self._root, "kit": package_hash()})
         pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
-        answer = pipe.answer(self._mark, READY_SECONDS)
-        if answer.get("need") == "kit":
+        response = pipe.response(self._mark, READY_SECONDS)
+        if response.get("need") == "kit":
             package = package_zip()
             pipe.send(b"%d\n%s" % (len(package), package), STALL_SECONDS)
-            answer = pipe.answer(self._mark, STALL_SECONDS)
-        if "error" in answer:
-            raise NemotronError(f"{self.place}: nemotron_kit can't start there: {printable(str(answer['error']))}.")
+            response = pipe.response(self._mark, STALL_SECONDS)
+        if "error" in response:
+            raise NemotronError(f"{self.address}: nemotron_kit can't start there: {printable(str(response['error']))}.")
 
 
 _open: dict[tuple[str | None, ...], Ssh] = {}
@@ -464,7 +471,7 @@ class Transport(Protocol):
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
         """Run an operation of `remote.agent.operations.OPS` on that machine; returns its result (JSON data) and bytes.
 
-        Raises the operation's own error (UserError, NemotronError, …), and Unreachable if the machine did not answer:
+        Raises the operation's error (UserError, NemotronError, …), and Unreachable if the machine did not answer:
         it is then not known whether the operation was carried out.
         """
 

@@ -228,7 +228,7 @@ def check_header(script: str) -> None:
             raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
 
 
-def check_words(srun_args: Sequence[object], config: RunConfig) -> None:
+def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None:
     """What reaches the srun line: a container's image, mounts and variables, and `extra = {srun_args = […]}`."""
     for name, pattern, values in (
         ("container_image", _IMAGE, [config.container_image] if config.container_image else []),

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any, Protocol
 
-from nemotron_kit.executors.nemo_run import import_in_part
+from nemotron_kit.executors.nemo_run import import_partially
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, open_job
@@ -49,7 +49,7 @@ class NemoRun:
 
     def __init__(self) -> None:
         os.environ["NEMORUN_HOME"] = str(Path.cwd() / "nemo_run")
-        self._nemo_run: Any = import_in_part()
+        self._nemo_run: Any = import_partially()
         self._threads: dict[int, Thread] = {}
         self._over: set[int] = set()
 

@@ -87,4 +87,4 @@ def test_a_worker_that_is_killed_with_all_its_children(world: World) -> None:
     job = sleeping(world)
     stop_worker(RunFolder(job.path.parent.parent))
     state, code, why = ended(world, job)
-    assert (state, code) == ("failed", 128 + signal.SIGKILL) and "Slurm says FAILED" in why
+    assert (state, code) == ("failed", 128 + signal.SIGKILL) and "Slurm reports FAILED" in why

@@ -199,7 +199,7 @@ def test_a_job_that_squeue_has_forgotten(world: World) -> None:
     with world.seen(**world.fake("squeue", "exit 0")):
         seen = until(lambda: _ended(run), 60)
     assert seen.state == "failed" and seen.code
-    assert "Slurm says FAILED" in str(seen.error)
+    assert "Slurm reports FAILED" in str(seen.error)
 
 
 def test_squeue_and_sacct_silent_for_long(world: World) -> None:
@@ -223,7 +223,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
         executor_for(stored_plan(world.only_run()).settings).observe(world.only_run(), world.only_run().jobs())
     (world.folder / "silent").unlink()
     assert process.wait(60) == 1
-    assert "unreachable, still trying" in told and "Slurm says FAILED" in process.stderr.read()
+    assert "unreachable, still trying" in told and "Slurm reports FAILED" in process.stderr.read()
     assert not (world.folder / "cancelled").exists()
 
 

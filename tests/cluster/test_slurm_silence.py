@@ -110,7 +110,7 @@ def test_an_hour_of_silence_decides_nothing(silence: Silence) -> None:
         assert "succeeded" not in out + err
     for kind, job in jobs.items():
         silence.shown(job, kind)
-        assert job.state().state == "failed" and "Slurm says FAILED" in str(job.state().error)
+        assert job.state().state == "failed" and "Slurm reports FAILED" in str(job.state().error)
         assert world.jobs_named(only_submission(run_of(job)).name) == 1
     assert not silence.meddled.exists()
 

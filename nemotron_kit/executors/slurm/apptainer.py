@@ -1,5 +1,5 @@
 """Jobs in a container of Apptainer (`container_runtime = "apptainer"`): the command that starts one on each node, what
-the script needs for it, and what of a profile it can't do."""
+the script needs for it, and which settings it does not support."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def needs_gpus(config: RunConfig) -> bool:
     )
 
 
-def exec_words(config: RunConfig, folder: str, folders: Sequence[str] = ()) -> list[str]:
-    """`apptainer exec … IMAGE`, the words in front of a command that is to run in `folder` of the container.
+def exec_arguments(config: RunConfig, folder: str, folders: Sequence[str] = ()) -> list[str]:
+    """`apptainer exec … IMAGE`, the arguments in front of a command that is to run in `folder` of the container.
 
-    `folders` are there at the same paths, and /tmp, whatever the site's apptainer.conf mounts: the image itself can't
-    be written to. TMPDIR may name a folder that the container hasn't. Without PYTHONNOUSERSITE the image's Python
+    `folders` and /tmp are mounted at the same paths, whatever the site's apptainer.conf mounts: the image itself is
+    read-only. TMPDIR may name a folder that the container lacks. Without PYTHONNOUSERSITE the image's Python
     would load packages of the home folder, which were installed for another one.
     """
     image = str(config.container_image)
-    mounts = [*(config.mounts or ()), *dict.fromkeys(("/tmp", *folders))]  # noqa: S108 — the container's own name of it
-    arguments = [str(word) for word in (config.extra or {}).get("apptainer_args") or ()]
+    mounts = [*(config.mounts or ()), *dict.fromkeys(("/tmp", *folders))]  # noqa: S108 — in the container
+    arguments = [str(argument) for argument in (config.extra or {}).get("apptainer_args") or ()]
     return [
         *(APPTAINER, "exec"),
         *(["--nv"] if needs_gpus(config) else []),
@@ -56,8 +56,8 @@ def exec_words(config: RunConfig, folder: str, folders: Sequence[str] = ()) -> l
 def script_lines(config: RunConfig, nodes: int) -> list[str]:
     """The lines of a batch script in front of the job.
 
-    A secret of the launch beats the image's own variable of that name: its value is never in the script, and is not
-    traced. An image that has to be pulled is pulled once, into Apptainer's cache, and not by all nodes at a time.
+    A secret of the launch overrides the image's variable of that name; its value is neither in the script nor in the
+    trace. An image that has to be pulled is pulled once, into Apptainer's cache, and not by all nodes at a time.
     """
     names = [*(config.secrets or ()), *((config.extra or {}).get("container_env") or ())]
     lines = ["{ set +vx; } 2>/dev/null"]
@@ -75,7 +75,7 @@ def _found(program: str) -> str:
 
 
 def problems_of(config: RunConfig) -> Iterator[Problem]:
-    """What of the profile's container neither Apptainer nor Pyxis, whichever it asks for, can run."""
+    """The problems of the profile's container with the runtime that it names, Apptainer or Pyxis."""
     image, extra = config.container_image, config.extra or {}
     if config.container_runtime != APPTAINER:
         hint = 'In the profile: container_runtime = "apptainer".'
@@ -101,6 +101,6 @@ def problems_of(config: RunConfig) -> Iterator[Problem]:
         if not source.startswith("/") or (options and options not in ("ro", "rw")):
             form = "/FOLDER, /FOLDER:/PLACE or /FOLDER:/PLACE:ro."
             yield Problem("no mount of Apptainer's.", field=f"mounts={mount}", hint=f"Write {form}")
-    for word in [str(word) for word in extra.get("srun_args") or ()]:
-        if word.startswith("--container-"):
-            yield Problem("an option of Pyxis'.", field=f"extra.srun_args={word}", hint="Use extra.apptainer_args.")
+    for argument in [str(argument) for argument in extra.get("srun_args") or ()]:
+        if argument.startswith("--container-"):
+            yield Problem("an option of Pyxis'.", field=f"extra.srun_args={argument}", hint="Use extra.apptainer_args.")

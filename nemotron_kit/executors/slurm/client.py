@@ -40,7 +40,7 @@ from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, resolve_partition
 
 MOST_PER_ARRAY = 1000
-# They would make the image's or environment's Python load packages of another Python.
+# Withheld from jobs: they would make the image's or environment's Python load packages of another one.
 _OF_THIS_PYTHON = ["PYTHONHOME", "PYTHONPATH"]
 
 
@@ -54,7 +54,7 @@ class Call:
     array: bool
     script: str
     text: str
-    sent: bool = True  # whether the script's file is there by now
+    sent: bool = True  # whether the script is among the files that `prepare` sends
 
 
 class Slurm(Executor):
@@ -70,7 +70,7 @@ class Slurm(Executor):
     }  # fmt: skip
     over_ssh = True
     client = "sbatch"
-    # Submitting a few at a time, as others end, would make very many arrays.
+    # Submitting a few at a time would make very many arrays.
     least = 250
     holds_back = True
     joins_nodes = True
@@ -125,9 +125,9 @@ class Slurm(Executor):
     def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
         yield from super().without_effect(given, launch)
         if "mounts" in given and not self.settings.container_image:
-            yield "mounts: no effect without container_image: a job on Slurm sees the node's own folders."
+            yield "mounts: no effect without container_image: a job on Slurm sees the node's folders."
         if "conda" in given and self.settings.container_image:
-            yield "conda: no effect with container_image: the image has its own Python."
+            yield "conda: no effect with container_image: the image's Python is used."
         if "container_runtime" in given and not self.settings.container_image:
             yield "container_runtime: no effect without container_image."
         if "segment" in given and (self.settings.nodes or 1) == 1:
@@ -141,10 +141,10 @@ class Slurm(Executor):
         extra = scripts.checked_extra(config)
         flags, more = _flags(config), _more_flags(config)
         added = {name.replace("-", "_"): value for name, value in extra.pop("additional_parameters", {}).items()}
-        for place, names in (("extra", flags.keys() & extra), ("extra.additional_parameters", more.keys() & added)):
+        for source, names in (("extra", flags.keys() & extra), ("extra.additional_parameters", more.keys() & added)):
             if twice := sorted("signal_lead" if name == "signal" and config.signal_lead else name for name in names):
-                raise ProfileError(f"{', '.join(twice)}: {place} sets the same.", hint="Leave one of the two out.")
-        # NeMo-Run writes every name in capitals: one that isn't would become another variable.
+                raise ProfileError(f"{', '.join(twice)}: {source} sets the same.", hint="Leave one of the two out.")
+        # NeMo-Run writes every name in capitals, so others are exported in the script's setup lines.
         capitals = {name: shell_quoted(value) for name, value in env.items() if name == name.upper()}
         others = [f"export {name}={shell_quoted(value)}" for name, value in env.items() if name != name.upper()]
         return run.SlurmExecutor(
@@ -160,7 +160,7 @@ class Slurm(Executor):
             packager=build_packager(run, config),
             env_vars=capitals,
             additional_parameters={**added, **more} or None,
-            # Otherwise a thread of NeMo-Run's prints over whatever else is shown.
+            # Otherwise a thread of NeMo-Run's prints into our output.
             poll_estimated_start_time=False,
             **flags,
             **extra,
@@ -193,21 +193,21 @@ class Slurm(Executor):
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        seen = self.observe_many([(run, jobs)])[run.id]
-        lost = [o.error for o in seen.values() if o.state == "unreachable"]
-        if lost and len(lost) == len(seen):
+        observations = self.observe_many([(run, jobs)])[run.id]
+        lost = [o.error for o in observations.values() if o.state == "unreachable"]
+        if lost and len(lost) == len(observations):
             raise Unreachable(str(lost[0]))
-        return seen
+        return observations
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → its current state, in at most one squeue and one sacct. A job of which Slurm reports
         nothing is `unreachable`. Raises Unreachable if the target does not answer."""
-        places = {run.id: _target(run) for run, _ in runs}
-        asked = {places[run.id]: [job.number for job in jobs] for run, jobs in runs}
+        folders = {run.id: _target(run) for run, _ in runs}
+        asked = {folders[run.id]: [job.number for job in jobs] for run, jobs in runs}
         found, _ = self.transport.call("slurm_observe", runs=asked)
         return {
             run_id: {int(number): _observation(values) for number, values in found[paths].items()}
-            for run_id, paths in places.items()
+            for run_id, paths in folders.items()
         }
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
@@ -246,7 +246,7 @@ class Slurm(Executor):
             jobs=[plan.job for plan in call.plans],
             array=call.array,
             script=call.script,
-            options=[*_within(first.settings, limit), *_after(first)],
+            options=[*_time_limit_options(first.settings, limit), *_dependency_options(first)],
             links=first.settings.chain or 1,
             hidden=hidden,
         )
@@ -254,7 +254,7 @@ class Slurm(Executor):
 
 @contextmanager
 def _nothing_sent() -> Iterator[None]:
-    """Within the block no job has been submitted yet: a lost connection is raised as NotSent, which says so."""
+    """Within the block no job has been submitted yet: a lost connection is raised as NotSent."""
     try:
         yield
     except Unreachable as error:
@@ -327,22 +327,22 @@ def _job(job: JobFolder) -> str:
     return f"{_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
 
-_AS_THEY_ARE = (
+_SAME_NAME = (
     *("gpus_per_node", "cpus_per_task", "cpus_per_gpu", "gpus_per_task", "mem", "mem_per_gpu", "mem_per_cpu", "gres"),
     *("qos", "constraint", "exclude", "exclusive", "array", "time", "container_image", "segment", "comment"),
 )
-# Flags of sbatch for which NeMo-Run's executor has no field of its own.
-_WITHOUT_A_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
+# Flags of sbatch for which NeMo-Run's executor has no field.
+_WITHOUT_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
 
 
 def _flags(config: RunConfig) -> dict[str, Any]:
     """NeMo-Run's fields that are set. Raises ProfileError for one that `extra` sets as well."""
-    found = {name: value for name in _AS_THEY_ARE if (value := getattr(config, name)) is not None}
+    found = {name: value for name in _SAME_NAME if (value := getattr(config, name)) is not None}
     return {**found, **({"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {})}
 
 
 def _more_flags(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name in _WITHOUT_A_FIELD if (value := getattr(config, name)) is not None}
+    return {name: value for name in _WITHOUT_FIELD if (value := getattr(config, name)) is not None}
 
 
 def _secret(name: str) -> str:
@@ -353,7 +353,7 @@ def _secret(name: str) -> str:
     return os.environ[name]
 
 
-def _within(settings: RunConfig, limit: str | None) -> list[str]:
+def _time_limit_options(settings: RunConfig, limit: str | None) -> list[str]:
     """sbatch options that lower the time limit to the partition's if the profile asks for more: Slurm would leave such
     a job pending for ever. The job continues by itself in another segment."""
     allowed = scripts.time_seconds(limit) if limit else None
@@ -363,7 +363,7 @@ def _within(settings: RunConfig, limit: str | None) -> list[str]:
     return [f"--time={limit}", f"--signal=USR1@{scripts.lead_seconds(allowed, settings.signal_lead)}"]
 
 
-def _after(plan: Plan) -> list[str]:
+def _dependency_options(plan: Plan) -> list[str]:
     """sbatch options for a job that starts after others have succeeded, and is dropped if one of them fails."""
     ids = plan.dependency
     kinds = [*([f"afterok:{':'.join(ids)}"] if ids else []), *(["singleton"] if plan.settings.chain else [])]
@@ -390,7 +390,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
     folder, settings = f"{plan.paths.run}/jobs/{job.number}", plan.settings
     if "_" in number:  # a task of an array, which srun knows by the number that it has besides
         number = _step(settings, folder).partition(".")[0]
-    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_inside(settings, folder)]
+    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_container_options(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += _terminal("--pty")
     srun += scripts.inside_of(settings, folder, plan.mounts or ())
@@ -404,7 +404,7 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
     ]
 
 
-def _inside(settings: RunConfig, folder: str) -> list[str]:
+def _container_options(settings: RunConfig, folder: str) -> list[str]:
     """srun options that start a command in a job's folder, and in its container if it has one."""
     if not settings.container_image or apptainer.runs_in(settings):
         return [f"--chdir={folder}"]

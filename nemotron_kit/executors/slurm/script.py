@@ -17,7 +17,7 @@ from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
-from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_words
+from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_srun_arguments
 from nemotron_kit.worker import python_module
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ def answer(request: dict[str, Any]) -> str:
         name: tuple(value) if isinstance(value, list) else value for name, value in request["script"].items()
     }
     config, resources = RunConfig(**request["config"]), Resources(**request["resources"])
-    return render_here(config, resources, Script(**script), request["batch"])
+    return render_in_process(config, resources, Script(**script), request["batch"])
 
 
 SUBFOLDER = "slurm"
 _PATH = re.compile(r"/[A-Za-z0-9._/+=@,-]*\Z")
-# How long before its time limit a job gets the signal to save and go on in another segment; Slurm looks every 30 s.
+# How many seconds before its time limit a job gets the signal to save; Slurm checks every 30 s.
 _LEAD_SECONDS = 300
 _MOST_LINKS = 100
 
-# Constant text. bash dies of TERM and USR1 unless it has a handler; with one it waits for srun to end. A worker that
-# wants to run again leaves a file named after its job. Where TERM had asked it to stop (`told`), that may have been a
-# preemption, or srun after another node failed: then only a checkpoint on all nodes (75), or Slurm's own word that the
-# job is being preempted, counts. So it is where TERM ended the program (143), or the worker (15), before it could save.
-# A job that Slurm is taking down (cancelled, out of time) is not RUNNING any more, and must not come back. A controller
-# that does not answer is waited for. Until the worker begins (a container may take minutes to unpack) the script asks
-# in its place, whatever code srun has: the worker takes that file away.
+# Constant text. bash ends at TERM and USR1 unless it has a handler; with one it waits for srun to end.
+# `marker` is the file by which a worker asks to be requeued. It holds `always`, or `told` after TERM, which means a
+# preemption, or srun after another node failed: then the job is requeued only after a checkpoint on all nodes (75), or
+# if Slurm reports a PreemptTime. The same holds where TERM ended the program (143) or the worker (15) before it saved.
+# A job that Slurm is ending (cancelled, out of time) is not RUNNING any more, and is not requeued. A controller that
+# does not answer is queried again for a minute. The script writes the file first, since a container may take minutes to
+# unpack; the worker removes it once it runs.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
@@ -55,8 +55,8 @@ nemotron_end() {{
   # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
   task=$SLURM_JOB_ID
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
-  again=$(cat "{again}" 2>/dev/null)
-  rm -f "{again}"
+  again=$(cat "{marker}" 2>/dev/null)
+  rm -f "{marker}"
   case "$again $1" in " 143" | " 15" | told* | always*) ;; *) return "$1" ;; esac
   for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     state=$(squeue --noheader --jobs="$task" --format=%T) && break
@@ -70,11 +70,11 @@ nemotron_end() {{
   fi
   return "$1"
 }}
-echo told >"{again}"
+echo told >"{marker}"
 """
-# With `chain` the job is not queued again: the next job of the name takes over, which Slurm starts once this one has
-# ended. It is over, and the others are taken away, where it ended by itself; not where it has saved to go on, or is to
-# be tried again (always), or was ended by TERM. A link counts as a restart: that number is in the names of its files.
+# With `chain` a job is not requeued: Slurm starts the next job of the name once this one has ended. If it ended by
+# itself, the remaining ones are cancelled; not if it has saved to go on (75), is to be retried (always), or was ended
+# by TERM. Each job counts as a restart: that number is in the names of its files.
 _CHAIN = """\
 if [ -e "{over}" ]; then exit 0; fi
 : >"{link}-$SLURM_JOB_ID"
@@ -86,15 +86,14 @@ nemotron_over() {{
 }}
 nemotron_end() {{
   echo "nemotron: job $SLURM_JOB_ID ended with $1"
-  again=$(cat "{again}" 2>/dev/null)
-  rm -f "{again}"
+  again=$(cat "{marker}" 2>/dev/null)
+  rm -f "{marker}"
   case "$again $1" in always* | "told 75" | *" 143" | *" 15") ;; *) nemotron_over ;; esac
   return "$1"
 }}
 """
-# What stands before the job in the script of its first node, whose environment srun takes to all nodes, ends the job
-# where it fails: $1 is the exit code, $2 what failed. Preempted meanwhile, the job is queued again; 75 is no checkpoint
-# here.
+# Ends the job when a command before it fails, on its first node, whose environment srun passes to all nodes: $1 is the
+# exit code, $2 the command. A job that is preempted meanwhile is requeued; 75 means no checkpoint here.
 _STOP = """\
 nemotron_stop() {
   echo "nemotron: setup: ${2%%$'\\n'*} failed with exit code $1 on $(hostname), and the job was not started"
@@ -119,7 +118,7 @@ done
 nemotron_hook=$("$nemotron_file" shell.bash hook) || nemotron_stop "$?" "conda shell.bash hook"
 eval "$nemotron_hook"
 """
-# As `set -e` would, but for files that a line reads: a site's own need not be written for that.
+# Like `set -e`, but not inside files that a line sources: a site's files may not be written for it.
 _TRAP = """\
 nemotron_depth=${#BASH_SOURCE[@]}
 trap 'nemotron_code=$?
@@ -169,14 +168,14 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
     text = _render_with_nemo_run(config, resources, script, batch)
     if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
         raise UserError(
-            "/nemo_run can't be part of a path of this job: NeMo-Run puts another in its place.",
+            "/nemo_run can't be part of a path of this job: NeMo-Run replaces it by another path.",
             hint=f"The paths: {script.folder}, {script.command[0]}.",
         )
     check_header(text)
     return text
 
 
-def render_here(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
+def render_in_process(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
     """NeMo-Run's rendering of the script, unchecked."""
     end = ["&&", "nemotron_over", "||"] if config.chain else ["||"]
     return _materialize(_executor(config, resources, script, batch), script, [*end, "nemotron_end", "$?"])
@@ -217,17 +216,17 @@ def lead_seconds(limit: int | None, asked: int | None = None) -> int:
     return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
 
 
-# The scripts of a sweep's jobs differ in two words; rendering one takes 20 ms.
+# The scripts of a sweep's jobs differ in name and target; rendering one takes 20 ms.
 _NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
 _cache: dict[str, str] = {}
 
 
 def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
-    alike = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
-    key = repr((config, resources, alike, batch))
+    template = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
+    key = repr((config, resources, template, batch))
     if key not in _cache:
-        given = {"config": asdict(config), "resources": asdict(resources), "script": asdict(alike), "batch": batch}
-        _cache[key] = ask(__name__, given) or render_here(config, resources, alike, batch)
+        given = {"config": asdict(config), "resources": asdict(resources), "script": asdict(template), "batch": batch}
+        _cache[key] = ask(__name__, given) or render_in_process(config, resources, template, batch)
     return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
 
 
@@ -242,7 +241,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
             )
     arguments = [*extra.pop("srun_args", [])]
     extra.pop("apptainer_args", None)
-    check_words(arguments, config)
+    check_srun_arguments(arguments, config)
     in_apptainer = apptainer.runs_in(config)
     if in_apptainer:
         extra.pop("container_env", None)
@@ -282,22 +281,24 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     # No limit on how long one node may outlast another (rank 0 writes the checkpoint), and all of the node's CPUs for
     # the one task that starts the others.
     executor.srun_args = ["--wait=0", "--cpu-bind=none", *arguments]
-    # Pyxis gives an image's own variables the last word, but for these.
+    # With Pyxis an image's variables override those of the job, except these.
     executor.container_env = [*(executor.container_env or ()), *(config.secrets or ())] or None
-    again = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
+    marker = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
     shell = shell_lines(config)
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
     contained = [_STOP, *apptainer.script_lines(config, resources.nodes)] if in_apptainer else []
-    start = _SETUP.format(again=again)
+    start = _SETUP.format(marker=marker)
     if config.chain:
-        mark = f"{script.folder}/{SUBFOLDER}"
-        start += _CHAIN.format(again=again, over=f"{mark}/over-$SLURM_JOB_NAME", link=f"{mark}/link-$SLURM_JOB_NAME")
+        links = f"{script.folder}/{SUBFOLDER}"
+        start += _CHAIN.format(
+            marker=marker, over=f"{links}/over-$SLURM_JOB_NAME", link=f"{links}/link-$SLURM_JOB_NAME"
+        )
     executor.setup_lines = "\n".join([start, *environment_lines(config), *guarded, *contained])
     return executor
 
 
-# Of NeMo-Run's fields, those that change what is submitted here. The others are for launches of NeMo-Run's own: groups
-# of jobs (`heterogeneous`), monitors, Ray.
+# NeMo-Run's fields that have an effect here. The others are for what NeMo-Run itself launches: groups of jobs
+# (`heterogeneous`), monitors, Ray.
 _IN_A_SCRIPT = frozenset({
     *("srun_args", "apptainer_args", "container_env", "additional_parameters"),
     *("signal", "open_mode", "network", "memory_measure", "dependencies"),
@@ -313,8 +314,8 @@ _EXTRA = {
 
 
 def checked_extra(config: RunConfig) -> dict[str, Any]:
-    """A copy of the profile's `extra` without nulls. Raises ProfileError for a text in place of a list of texts: each
-    of its characters would become an argument."""
+    """A copy of the profile's `extra` without nulls. Raises ProfileError for a value of a wrong type: each character of
+    a text would become an argument."""
     extra = {name: value for name, value in (config.extra or {}).items() if value is not None}
     for name, kind in _EXTRA.items():
         if name in extra and not isinstance(extra[name], kind):
@@ -346,9 +347,9 @@ def check_text(config: RunConfig, python: str, code: str) -> str:
     lines += [_TRAP, *shell, "trap - ERR"] if shell else []
     if apptainer.runs_in(config):
         lines += apptainer.script_lines(config, 1)
-    words = [*inside_of(config, "/tmp", ()), python]  # noqa: S108 — the container's own name of it
+    command = [*inside_of(config, "/tmp", ()), python]  # noqa: S108 — in the container
     if not config.container_image or apptainer.runs_in(config):
-        lines.append(f"cd /; {' '.join(words)} -c {shlex.quote(code)}")
+        lines.append(f"cd /; {' '.join(command)} -c {shlex.quote(code)}")
     return "\n".join("" if line == "set -vx" else line for line in lines)
 
 
@@ -378,17 +379,18 @@ def _materialize(executor: Any, script: Script, end: Sequence[str]) -> str:
 
 
 def command_of(
-    python: str, kit: str | None, target: str, *, array: bool = False, inside: Sequence[str] = ()
+    python: str, package: str | None, target: str, *, array: bool = False, inside: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`);
-    `inside` the words that start a container."""
-    start = [python, kit] if kit else python_module("nemotron_kit.worker", python=python)
+    `inside` the arguments that start a container; `package` the folder with nemotron_kit, None if it is installed."""
+    start = [python, package] if package else python_module("nemotron_kit.worker", python=python)
     return (*inside, *start, *(["--array"] if array else []), target)
 
 
 def inside_of(config: RunConfig, folder: str, mounts: Sequence[str]) -> list[str]:
-    """The words in front of a job's command that start its container, where no option of srun does."""
-    return apptainer.exec_words(config, folder, mounts) if apptainer.runs_in(config) else []
+    """The arguments in front of a job's command that start its container; [] with Pyxis, whose container srun
+    starts."""
+    return apptainer.exec_arguments(config, folder, mounts) if apptainer.runs_in(config) else []
 
 
 FILE = "sbatch.sh"

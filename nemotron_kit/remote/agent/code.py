@@ -26,7 +26,7 @@ from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 
-# Folder below the root → what one thing in it is called.
+# Folder below the root → what an entry of it is, for messages.
 KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
 # The names that launches give them. Other entries are not ours: the root may be a home folder.
 _OURS = {
@@ -34,8 +34,8 @@ _OURS = {
     "kit": re.compile(r"[0-9a-f]{32}"),
     "repositories": re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{12}"),
 }
-# Where a run's files name what it needs: its job's spec, its scripts, which code it has.
-_TELLING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
+# The files of a run that refer to code and packages: its jobs' specs, its scripts, code.json.
+_REFERENCING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
 
 
 def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:
@@ -64,7 +64,7 @@ def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> 
 
 
 def used(path: Path) -> None:
-    """Record that the archive or folder is in use now."""
+    """Record, by its modification time, that the archive or folder is in use now."""
     os.utime(path)
 
 
@@ -107,7 +107,7 @@ def _is_over(run: RunFolder) -> bool:
 
 
 def _texts(folder: Path) -> Iterator[bytes]:
-    for pattern in _TELLING:
+    for pattern in _REFERENCING:
         for path in folder.glob(pattern):
             with suppress(FileNotFoundError):  # one that is being written, or a run that is being removed
                 if path.is_file():
@@ -133,8 +133,8 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-# When every file of a copy was last changed, in seconds: what has another time was written there since.
-_PLACED = 315532800  # 1980, the first year that a zip file knows
+# The modification time, in seconds, that each file gets when it is extracted: one with another time was written later.
+_EXTRACTED_AT = 315532800  # 1980, the earliest time that a zip file can hold
 _NAMED = 100
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -210,11 +210,11 @@ def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
     """Files that a job wrote into its copy of the code, except Python's caches and files in the folders `saved`: `{}`,
     or `{"folder", "files", "more"}` with the first names and the number of the others."""
     found = []
-    for place, names, others in os.walk(folder):
+    for parent, names, others in os.walk(folder):
         names[:] = sorted(name for name in names if name != "__pycache__")
-        if Path(place) in saved:
+        if Path(parent) in saved:
             names[:], others = [], []
-        paths = [Path(place, name) for name in sorted(others)]
+        paths = [Path(parent, name) for name in sorted(others)]
         found += [path.relative_to(folder).as_posix() for path in paths if _is_written(path)]
     if not found:
         return {}
@@ -234,7 +234,7 @@ def _is_written(path: Path) -> bool:
         status = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _PLACED and path.suffix != ".pyc"
+    return stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _EXTRACTED_AT and path.suffix != ".pyc"
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
@@ -257,7 +257,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) ->
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, member.mode & 0o755 | 0o600)
         with os.fdopen(fd, "wb") as file:
             shutil.copyfileobj(source, file)
-        os.utime(path, (_PLACED, _PLACED))
+        os.utime(path, (_EXTRACTED_AT, _EXTRACTED_AT))
     else:
         raise NemotronError(f"The code archive holds {member.name!r}, which is no file.")
 

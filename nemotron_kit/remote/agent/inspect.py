@@ -20,9 +20,9 @@ from nemotron_kit.remote.agent import slurm_commands as commands
 _SECONDS = 30.0
 OLDEST = (3, 11)
 _MODULES = ("omegaconf", "yaml", "pydantic", "torch", "nemotron_kit")
-# Run as a child without -I, so that the user's own packages are found as the job finds them. What the worker needs is
-# imported; of the rest it is looked whether it is there.
-LOOK = """
+# Run as a child without -I, so that the user's packages are found as the job finds them. Imports what the worker needs,
+# and finds out whether the other packages are installed.
+PROBE = """
 import importlib, importlib.util, json, os, platform, sys
 try:
     from importlib.metadata import version
@@ -55,7 +55,7 @@ def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, A
     program = str(Path(python or sys.executable).expanduser())
     try:
         done = subprocess.run(
-            [program, "-c", LOOK],
+            [program, "-c", PROBE],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
@@ -69,8 +69,8 @@ def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, A
         return {"error": f"{program}: no answer in {_SECONDS:.0f} s"}, b""
     found = _FACTS.search(done.stdout.decode(errors="replace"))
     if done.returncode != 0 or not found:
-        said = done.stderr.decode(errors="replace").strip()[-300:]
-        return {"error": f"{program}: {said or f'no Python: exit code {done.returncode}'}"}, b""
+        message = done.stderr.decode(errors="replace").strip()[-300:]
+        return {"error": f"{program}: {message or f'no Python: exit code {done.returncode}'}"}, b""
     return dict(json.loads(found[1])), b""
 
 
@@ -78,17 +78,17 @@ def slurm_on_node(
     payload: bytes, options: list[str], image: list[str] | None = None, python: str = "python3", seconds: float = 60
 ) -> tuple[dict[str, Any], bytes]:
     """Run the script of the payload on a node that srun gets with these options within `seconds`, then `python` in the
-    container that srun's options `image` describe: {"host", "stopped": what failed, "python": its facts, "said"}."""
+    container that srun's options `image` describe: {"host", "stopped": what failed, "python": its facts, "message"}."""
     asked = ["srun", "--quiet", f"--immediate={seconds:.0f}", *options]
     code, out, errors = commands.run([*asked, "bash", "-c", payload.decode()], seconds=seconds + 240)
     host, stopped = _HOST.search(out), _STOPPED.search(out)
     facts: dict[str, Any] = {"host": host and host[1], "stopped": stopped and stopped[1], "code": code}
     if image and host and not stopped:
-        code, out, errors = commands.run([*asked, *image, python, "-c", LOOK], seconds=seconds + 600)
+        code, out, errors = commands.run([*asked, *image, python, "-c", PROBE], seconds=seconds + 600)
         facts["code"] = code
     found = _FACTS.search(out)
-    said = [line for line in (errors or out).splitlines() if line.strip() and not line.startswith("nemotron")]
-    return {**facts, "python": json.loads(found[1]) if found else None, "said": "\n".join(said[-3:])[-500:]}, b""
+    message = [line for line in (errors or out).splitlines() if line.strip() and not line.startswith("nemotron")]
+    return {**facts, "python": json.loads(found[1]) if found else None, "message": "\n".join(message[-3:])[-500:]}, b""
 
 
 def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
@@ -138,15 +138,15 @@ def slurm_accepts(payload: bytes, options: list[str]) -> tuple[str | None, bytes
 _MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " + (
     "application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json"
 )
-_ANSWER_SECONDS = 10.0
+_RESPONSE_SECONDS = 10.0
 
 
-def registry_answer(payload: bytes, image: str) -> tuple[dict[str, str], bytes]:
-    """Whether the image's registry has it, as somebody without a login sees it from here: `state` (there, gone or
-    unknown), and `said` in words."""
+def image_in_registry(payload: bytes, image: str) -> tuple[dict[str, str], bytes]:
+    """Whether the image's registry has it, as seen from this machine without a login: `state` (found, missing or
+    unknown) and a `message` for the user."""
     del payload
     if "://" in image and not image.startswith("docker://"):
-        return {"state": "unknown", "said": "pulled when the job starts: not looked at"}, b""
+        return {"state": "unknown", "message": "pulled when the job starts: not checked"}, b""
     host, name, tag = image_parts(image)
     url = f"https://{host}/v2/{name}/manifests/{tag}"
     try:
@@ -154,15 +154,15 @@ def registry_answer(payload: bytes, image: str) -> tuple[dict[str, str], bytes]:
         if code == 401 and (token := _token(challenge)):
             code, _ = _manifest(url, token)
     except (OSError, ValueError) as error:
-        said = (
+        message = (
             f"pulled when the job starts; {host} does not answer from here ({getattr(error, 'reason', None) or error})"
         )
-        return {"state": "unknown", "said": said}, b""
+        return {"state": "unknown", "message": message}, b""
     if code == 200:
-        return {"state": "there", "said": f"{host} has it; pulled when the job starts"}, b""
+        return {"state": "found", "message": f"{host} has it; pulled when the job starts"}, b""
     if code == 404:
-        return {"state": "gone", "said": f"{host} has no such image"}, b""
-    return {"state": "unknown", "said": f"pulled when the job starts; {host} shows it to logins only ({code})"}, b""
+        return {"state": "missing", "message": f"{host} has no such image"}, b""
+    return {"state": "unknown", "message": f"pulled when the job starts; {host} shows it to logins only ({code})"}, b""
 
 
 def image_parts(image: str) -> tuple[str, str, str]:
@@ -184,20 +184,20 @@ def _manifest(url: str, token: str | None) -> tuple[int, str]:
     headers = {"Accept": _MANIFESTS, **({"Authorization": f"Bearer {token}"} if token else {})}
     request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310 — https
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_RESPONSE_SECONDS) as answer:  # noqa: S310
             return int(answer.status), ""
     except urllib.error.HTTPError as error:
         return error.code, error.headers.get("WWW-Authenticate") or ""
 
 
 def _token(challenge: str) -> str | None:
-    """An anonymous token, as the registry's challenge says where to get one."""
+    """An anonymous token from the address in the registry's challenge; None if it gives none."""
     given = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     if not given.get("realm", "").startswith("https://"):
         return None
     query = urllib.parse.urlencode({key: given[key] for key in ("service", "scope") if key in given})
     try:
-        with urllib.request.urlopen(f"{given['realm']}?{query}", timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{given['realm']}?{query}", timeout=_RESPONSE_SECONDS) as answer:  # noqa: S310
             found = json.loads(answer.read(1_000_000))
     except urllib.error.HTTPError:
         return None

@@ -174,7 +174,7 @@ def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
     """Set jobs that have ended to pending, for another attempt."""
     del payload
     for job in jobs:
-        if Path(job).is_dir():  # else nothing of it has ever come here
+        if Path(job).is_dir():  # otherwise it was never sent
             JobFolder(Path(job)).begin_again()
     return None, b""
 
@@ -196,13 +196,13 @@ def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], 
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
     """The versions of a registry whose files are below `folder`, the folder of a run. A damaged record is judged by the
     readable rest of its text and by what the run's jobs recorded as saved: it counts if it names the run at all."""
-    place, found = folder.resolve(), []
+    resolved, found = folder.resolve(), []
     saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
     for record in registry.everything():
         if isinstance(record, DamagedVersion):
             if folder.name in record.text or record.label in saved:
                 found.append(f"{record.label} (its record is damaged)")
-        elif any(lies_in(path, place) for path in (record.path, record.root)):
+        elif any(lies_in(path, resolved) for path in (record.path, record.root)):
             found.append(record.pin.label)
     return found
 
@@ -247,7 +247,7 @@ OPS: dict[str, str] = {
     "ping": "nemotron_kit.remote.agent.operations:ping",
     "hello": "nemotron_kit.remote.agent.operations:hello",
     "python_facts": "nemotron_kit.remote.agent.inspect:python_facts",
-    "registry_answer": "nemotron_kit.remote.agent.inspect:registry_answer",
+    "image_in_registry": "nemotron_kit.remote.agent.inspect:image_in_registry",
     "slurm_on_node": "nemotron_kit.remote.agent.inspect:slurm_on_node",
     "writable": "nemotron_kit.remote.agent.inspect:writable",
     "docker_facts": "nemotron_kit.remote.agent.inspect:docker_facts",
@@ -312,7 +312,7 @@ def _answer(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str,
         json.dumps(result)
     except NemotronError as error:
         return {"ok": False, "error": error_to_dict(error), "payload": 0}, b""
-    # A bug on the target must be readable where the launch is.
+    # A bug on the target has to be reported to the launch.
     except Exception as error:  # noqa: BLE001
         wrapped = NemotronError(f"{op} failed on the target: {type(error).__name__}: {error}")
         return {"ok": False, "error": error_to_dict(wrapped), "payload": 0}, b""

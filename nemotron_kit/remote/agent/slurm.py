@@ -70,6 +70,7 @@ _NEEDED = ("intent", "name", "jobs", "array", "at")
 
 
 def path_of(run: Path, intent: str) -> Path:
+    """The path of a submission's record. Raises NemotronError for a text that is no intent (12 hex digits)."""
     if not _INTENT.match(intent):
         raise NemotronError(f"{intent!r} is no intent.")
     return run / FOLDER / f"{intent}.json"
@@ -97,6 +98,7 @@ def read(run: Path, intent: str) -> Submission | None:
 
 
 def write(run: Path, submission: Submission) -> None:
+    """Write the record of a submission into its run's folder."""
     files.write_json(path_of(run, submission.intent), asdict(submission))
 
 
@@ -148,7 +150,7 @@ Response = tuple[Any, bytes]
 
 # A request that the controller has not read yet may become a job after the call timed out: query twice.
 _SETTLE_SECONDS = 2.0
-# Variables that would override the script's header, or describe the launch's own allocation.
+# Variables that would override the script's header, or describe the allocation that the launch itself runs in.
 _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
 # The controller has answered sbatch with a refusal. Other "submission failed" errors may be a lost reply.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
@@ -229,14 +231,14 @@ def adopt(run: Path, record: Submission, job: str) -> Submission:
 
 
 def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
-    """Cancel jobs of a run. A cancel request is written first, so that the job's own record becomes `cancelled` and it
+    """Cancel jobs of a run. A cancel request is written first, so that the worker records `cancelled` and the job
     is not requeued. A job of which it is not known whether it is queued is cancelled by its name."""
     del payload
     run = Path(folder)
     by_job = submissions_by_job(read_all(run))
     asked: dict[str, list[int]] = {}
     for number in jobs:
-        _tell(run / "jobs" / str(number))
+        _request_cancel(run / "jobs" / str(number))
         if number in by_job:
             asked.setdefault(by_job[number].intent, []).append(number)
     ids: dict[str | None, list[str]] = {}
@@ -255,7 +257,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
     return {"cancelled": [number for group in ids.values() for number in group]}, b""
 
 
-def _tell(job: Path) -> None:
+def _request_cancel(job: Path) -> None:
     try:
         over = is_final_end(read_object(job / "exit.json"))
     except (FileNotFoundError, DamagedRecord):
@@ -322,7 +324,7 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     refusal = _REFUSED.search(message)
     if code != 0 and refusal and not _LOST.search(refusal[1]):
         return _refuse(run, record, f"Slurm refused the job: {message}")
-    return _looked_up(run, record, message or f"sbatch answered {out.strip()[:200]!r}")
+    return _find_or_refuse(run, record, message or f"sbatch answered {out.strip()[:200]!r}")
 
 
 def _link(
@@ -342,11 +344,11 @@ def _link(
         raise Unreachable(f"{len(record.ids)} of {links} jobs are submitted: {message or out.strip()[:200]}")
     commands.scancel((), name=record.name, clusters=record.cluster)
     count = len(record.ids)
-    said = f"Slurm took {count} of the {links} jobs of this chain, which are cancelled again: {message}"
-    return _refuse(run, replace(record, job=None, links=[]), said)
+    reason = f"Slurm took {count} of the {links} jobs of this chain, which are cancelled: {message}"
+    return _refuse(run, replace(record, job=None, links=[]), reason)
 
 
-def _looked_up(run: Path, record: Submission, message: str) -> Submission:
+def _find_or_refuse(run: Path, record: Submission, message: str) -> Submission:
     found = _found(run, record, message)
     return found if found.job else _refuse(run, record, f"Slurm has no such job: {message}")
 
@@ -367,7 +369,7 @@ def _refuse(run: Path, record: Submission, message: str) -> Submission:
 
 
 def _environment(secrets: dict[str, str], hidden: list[str]) -> dict[str, str]:
-    """The environment that the job inherits: this one without the launch's own allocation and without secrets, except
+    """The environment that the job inherits: this one without the launch's allocation and without secrets, except
     those that the profile names."""
     kept = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in hidden}
     return {**kept, **secrets}

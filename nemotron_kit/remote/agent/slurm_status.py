@@ -1,4 +1,4 @@
-"""The state of Slurm jobs: from the worker's own record first, then squeue, then sacct. An unknown state never counts
+"""The state of Slurm jobs: from the worker's record first, then squeue, then sacct. An unknown state never counts
 as success."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _READ = 20_000
 _LONGEST = 300
 # A line of Slurm's or of Pyxis' (which forwards enroot's).
 _SLURM = re.compile(r"(?:srun|slurmstepd(?:-([^\s:]+))?|pyxis): (?:fatal: |error: )?(?:pyxis: *)?")
-# Lines that carry no reason: progress, and the bare fact of a failure.
+# Lines without a reason: progress, and that something failed.
 _AROUND = re.compile(
     r"\[INFO\]|warning: |cluster configuration lacks|spank: |Failed to invoke spank|printing enroot log|child \d+ |"
     r"import(?:ing|ed) docker image|created \d+ |Parallel unsquashfs|\d+ inodes|couldn't create enroot start|"
@@ -62,8 +62,8 @@ def reason_lines(text: str, *, slurm_only: bool = False) -> list[str]:
             found.setdefault(argument, f"{match[1]}: {argument}" if match[1] and not found else argument)
     others = [line for line in lines if not _SLURM.match(line)]
     errors = [line for line in others if "rror" in line] or others
-    own = [line.removeprefix("error: ") for line in errors[-1:]]
-    return list(found.values())[:2] or ([] if slurm_only else own)
+    last_error = [line.removeprefix("error: ") for line in errors[-1:]]
+    return list(found.values())[:2] or ([] if slurm_only else last_error)
 
 
 def _text(path: Path, *, end: bool = False) -> str:
@@ -77,11 +77,11 @@ def _text(path: Path, *, end: bool = False) -> str:
         return ""
 
 
-Seen = dict[str, Any]
+JobStatus = dict[str, Any]
 
 _PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
-_WHY = {
+_REASONS = {
     "TIMEOUT": "stopped by Slurm at its time limit",
     "DEADLINE": "stopped by Slurm at its deadline",
     "OUT_OF_MEMORY": "killed by Slurm: out of memory",
@@ -102,7 +102,7 @@ _FEW = 20
 _FORGOTTEN = "Slurm has forgotten the job"
 
 
-def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, Seen]], bytes]:
+def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, JobStatus]], bytes]:
     """Run folder → job number → its state, in at most one squeue and one sacct for each cluster.
 
     A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. If Slurm did not answer, its state is
@@ -127,9 +127,9 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
             by_cluster.setdefault(job.submission.cluster if job.submission else None, []).append(job)
     for cluster, open_jobs in by_cluster.items():
         _ask(open_jobs, cluster)
-    found: dict[str, dict[str, Seen]] = {folder: {} for folder in runs}
+    found: dict[str, dict[str, JobStatus]] = {folder: {} for folder in runs}
     for job in jobs:
-        found[str(job.run)][str(job.number)] = job.seen
+        found[str(job.run)][str(job.number)] = job.status
     return found, b""
 
 
@@ -140,7 +140,7 @@ class _Job:
         self.run, self.number = run, number
         self.submission: Submission | None = None
         self.link: str | None = None
-        self.seen: Seen = {"state": "unknown", "error": "not submitted yet"}
+        self.status: JobStatus = {"state": "unknown", "error": "not submitted yet"}
         self.record = _exit_record(run / "jobs" / str(number))
 
     @property
@@ -150,16 +150,16 @@ class _Job:
     def choose_link(self, entries: Mapping[str, Entry]) -> None:
         """Of a chain, the job that runs; else the one that waits next; else the last one that ran."""
         ids = self.submission.ids if self.submission and self.submission.links else []
-        seen = [(number, entry) for number in ids if (entry := entries.get(number))]
+        listed = [(number, entry) for number in ids if (entry := entries.get(number))]
         chosen = (
-            [number for number, entry in seen if entry.state in _RUNNING]
-            or [number for number, entry in seen if entry.state in _PENDING]
-            or [number for number, entry in seen if entry.start][-1:]
+            [number for number, entry in listed if entry.state in _RUNNING]
+            or [number for number, entry in listed if entry.state in _PENDING]
+            or [number for number, entry in listed if entry.start][-1:]
         )
         self.link = chosen[0] if chosen else self.link
 
     def settled(self) -> bool:
-        """Take the state from the job's own record; returns whether it is final. A worker that was ended by a signal
+        """Take the state from the job's record; returns whether it is final. A worker that was ended by a signal
         knows neither the reason nor whether the job is requeued."""
         if self.record is None:
             return False
@@ -170,7 +170,7 @@ class _Job:
         return is_final_end(self.record)
 
     def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
-        self.seen = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
+        self.status = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
 
 
 def _exit_record(folder: Path) -> Mapping[str, Any] | None:
@@ -280,17 +280,17 @@ def _final(job: _Job, entry: Entry) -> None:
     code = entry.code or _CODES.get(entry.state, 1)
     if entry.state == "CANCELLED":
         job.set("cancelled", code, "cancelled in Slurm")
-    elif entry.state in _WHY:
-        job.set("failed", code, _WHY[entry.state], scheduler_state=entry.state)
+    elif entry.state in _REASONS:
+        job.set("failed", code, _REASONS[entry.state], scheduler_state=entry.state)
     elif again:
         job.set("failed", code, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code, f"Slurm says {entry.state}, exit code {code}{_why(job)}")
+        job.set("failed", code, f"Slurm reports {entry.state}, exit code {code}{_reason(job)}")
 
 
-def _why(job: _Job) -> str:
+def _reason(job: _Job) -> str:
     """The reason why the job's worker wrote no record."""
     record, number = job.submission, job.slurm_id
     return (failure_reason(job.run, job.number, record.name, number) if record and number else None) or ""

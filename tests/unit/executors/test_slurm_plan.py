@@ -16,7 +16,7 @@ from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
-from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_value, check_words
+from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_srun_arguments, check_value
 
 
 def config(**fields: Any) -> RunConfig:
@@ -123,7 +123,7 @@ def test_each_field_of_nemo_runs_in_extra_changes_the_script_or_is_refused() -> 
     }  # fmt: skip
 
     def text(extra: dict[str, Any] | None) -> str:
-        return slurm_script.render_here(
+        return slurm_script.render_in_process(
             config(container_image="i", extra=extra), resources_of(config(), None), script(), True
         )
 
@@ -232,18 +232,18 @@ def test_a_newline_in_a_value_does_not_hide_a_command(lines: str) -> None:
     "image", ["nvcr.io/nvidia/nemo:25.11", "/images/nemo.sqsh", "nvcr.io#nvidia/nemo:25.11", "me@sha256:ab"]
 )
 def test_images_as_pyxis_wants_them(image: str) -> None:
-    check_words([], config(container_image=image, mounts=["/lustre:/lustre", "/data:/data:ro", "/home/me"]))
+    check_srun_arguments([], config(container_image=image, mounts=["/lustre:/lustre", "/data:/data:ro", "/home/me"]))
 
 
 @pytest.mark.parametrize("word", ["--mpi=pmix", "--container-writable", "-v", "--overlap", "--export=ALL,X=1"])
 def test_srun_words_that_are_plain_pass(word: str) -> None:
-    check_words([word], config())
+    check_srun_arguments([word], config())
 
 
 @pytest.mark.parametrize("word", ["$(x)", "a b", "--x=`y`", ";", "&", "--x='y'", "", 5, "a\nb"])
 def test_srun_words_that_a_shell_would_read_are_refused(word: object) -> None:
     with pytest.raises(ProfileError, match="srun"):
-        check_words([word], config())
+        check_srun_arguments([word], config())
 
 
 def script(**changes: Any) -> slurm_script.Script:
@@ -275,7 +275,7 @@ def test_nemo_run_in_part_in_a_process_beside_writes_the_same_script() -> None:
     given = {"config": asdict(config(time="00:10:00")), "resources": asdict(resources), "script": asdict(script())}
     nemo_run.start()
     told = nemo_run.ask(slurm_script.__name__, {**given, "batch": True})
-    assert told == slurm_script.render_here(config(time="00:10:00"), resources, script(), True)
+    assert told == slurm_script.render_in_process(config(time="00:10:00"), resources, script(), True)
     assert nemo_run.ask(slurm_script.__name__, {**given, "batch": True, "config": {"executor": "none"}}) is None
 
 

@@ -70,12 +70,12 @@ def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
         monkeypatch.setattr(inspect, "_manifest", manifest)
         monkeypatch.setattr(inspect, "_token", lambda challenge: "anonymous" if "auth.io" in challenge else None)
-        found, _ = inspect.registry_answer(b"", "docker://r.io/a/b:1")
-        return found["state"] + ": " + found["said"]
+        found, _ = inspect.image_in_registry(b"", "docker://r.io/a/b:1")
+        return found["state"] + ": " + found["message"]
 
-    assert answered(401, 200) == "there: r.io has it; pulled when the job starts"
+    assert answered(401, 200) == "found: r.io has it; pulled when the job starts"
     assert asked == [("https://r.io/v2/a/b/manifests/1", None), ("https://r.io/v2/a/b/manifests/1", "anonymous")]
-    assert answered(404) == "gone: r.io has no such image"
+    assert answered(404) == "missing: r.io has no such image"
     assert answered(401, 401) == "unknown: pulled when the job starts; r.io shows it to logins only (401)"
     assert "does not answer from here (no route)" in answered(OSError("no route"))
-    assert inspect.registry_answer(b"", "oras://r.io/x")[0]["state"] == "unknown"
+    assert inspect.image_in_registry(b"", "oras://r.io/x")[0]["state"] == "unknown"

@@ -168,7 +168,7 @@ def test_fields_that_depend_on_another_one(world: tuple[App, Composed, Composed]
     assert [note for note in plan.notes if "no effect" in note] == [
         "packager_include_pattern: no effect with packager 'worktree', only with pattern and hybrid.",
         'host: no effect without tunnel = "ssh".',
-        "mounts: no effect without container_image: a job on Slurm sees the node's own folders.",
+        "mounts: no effect without container_image: a job on Slurm sees the node's folders.",
     ]
     assert "python: no effect on a job in this process" in planned(world, "local", python="/usr/bin/python3").notes[0]
 
