@@ -162,7 +162,7 @@ class Pipeline(_Leaf):
     stages: tuple[Command, ...]
     description: str = ""
 
-    def makers(self, stage: Command) -> dict[str, Command]:
+    def producers(self, stage: Command) -> dict[str, Command]:
         """Slot → the stage that, as declared, saves what `stage` reads there; a slot that none fills is left out."""
         found = {}
         for slot, artifact in stage.artifacts.items():
@@ -183,8 +183,8 @@ def may_be(produced: str, name: str) -> bool:
     return re.fullmatch(re.escape(produced).replace(re.escape(_CONFIG), ".+"), name) is not None
 
 
-def in_order(stages: Sequence[Command], makers: Callable[[Command], Mapping[str, Command]]) -> list[Command]:
-    """The stages sorted such that each follows those that `makers` names for it (slot → stage), otherwise in the
+def in_order(stages: Sequence[Command], producers: Callable[[Command], Mapping[str, Command]]) -> list[Command]:
+    """The stages sorted such that each follows those that `producers` names for it (slot → stage), otherwise in the
     declared order.
 
     Raises ValueError, which names them, for stages that depend on each other.
@@ -197,7 +197,7 @@ def in_order(stages: Sequence[Command], makers: Callable[[Command], Mapping[str,
         if stage in waiting:
             circle = [each.full_name for each in [*waiting[waiting.index(stage) :], stage]]
             raise ValueError(f"these stages read each other's artifacts: {' ← '.join(circle)}")
-        for other in makers(stage).values():
+        for other in producers(stage).values():
             add(other, [*waiting, stage])
         ordered.append(stage)
 
@@ -407,7 +407,7 @@ class App(Group):
             raise ValueError(f"{where}: a pipeline has one stage at least.")
         pipeline = Pipeline((self.name, name), tuple(chosen), description)
         try:
-            pipeline.stages = tuple(in_order(chosen, pipeline.makers))
+            pipeline.stages = tuple(in_order(chosen, pipeline.producers))
         except ValueError as error:
             raise ValueError(f"{where}: {error}.") from error
         self.children[name] = pipeline

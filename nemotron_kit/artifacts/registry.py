@@ -81,7 +81,7 @@ def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
 
 def _readable(store: Store, ref: Reference, versions: list[int]) -> Iterator[tuple[int, ArtifactVersion]]:
     for version in versions:
-        record = store.look(ref.slug, version)
+        record = store.read_version(ref.slug, version)
         if isinstance(record, ArtifactVersion):
             yield version, record
 

@@ -238,7 +238,7 @@ class Store:
             )
         return record
 
-    def look(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
+    def read_version(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
         """A version's record, or a DamagedVersion, so that one damaged record does not stop a listing."""
         try:
             return self.record(name, version)
@@ -252,7 +252,7 @@ class Store:
         for name in self.names():
             for version in self.versions(name):
                 with contextlib.suppress(ArtifactVersionNotFoundError):  # dropped meanwhile
-                    yield self.look(name, version)
+                    yield self.read_version(name, version)
 
     def aliases(self, name: str) -> dict[str, int]:
         """A name's aliases and the versions that they refer to, without `latest`; an alias whose file is damaged is

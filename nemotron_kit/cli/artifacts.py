@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.store import DamagedVersion
 
 
-def look(argv: list[str]) -> int:
+def show(argv: list[str]) -> int:
     """`nemotron artifacts [REFERENCE]`. Raises UserError for a reference to nothing, or to files that have changed."""
     parser = ToolParser("artifacts")
     parser.add_argument("--alias", metavar="WORD")
@@ -41,8 +41,8 @@ def look(argv: list[str]) -> int:
     reference = Reference.parse(options.reference)
     if reference.path is not None:
         raise UserError(
-            f"{options.reference} is a folder, and no name of the registry's.",
-            hint="`nemotron artifacts` lists the names, and the folder that each stands for.",
+            f"{options.reference} is a folder, not a name in the registry.",
+            hint="`nemotron artifacts` lists the names and their folders.",
         )
     whole = any(mark in options.reference.removeprefix("art://") for mark in ":@")
     if not whole and options.alias is None and not options.verify:
@@ -64,7 +64,7 @@ def collect(argv: list[str]) -> int:
     if options is None:
         return 0
     registry, dry_run, as_json = open_registry(), options.dry_run, options.json
-    found, left = registry.mend(dry_run=dry_run), registry.gc(dry_run=dry_run)
+    found, leftovers = registry.mend(dry_run=dry_run), registry.gc(dry_run=dry_run)
     if as_json:
         print_json(
             {
@@ -73,17 +73,17 @@ def collect(argv: list[str]) -> int:
                     {"what": each.what, "file": str(each.file), "why": each.why, "remedy": each.remedy}
                     for each in found
                 ],
-                "leftovers": [str(path) for path in left],
+                "leftovers": [str(path) for path in leftovers],
             }
         )
         return 0
     would = "would be " if dry_run else ""
     rows = [[f"{would}{each.remedy}", each.what, each.why] for each in found]
-    rows += [[f"{would}removed", "left by a save that was killed", str(path)] for path in left]
+    rows += [[f"{would}removed", "leftover of a killed save", str(path)] for path in leftovers]
     if rows:
         print_table(["", "WHAT", "WHY"], rows)
     else:
-        write_lines([f"Nothing to repair or to collect in {registry.root}."])
+        write_lines([f"Nothing to repair or remove in {registry.root}."])
     return 0
 
 
@@ -106,7 +106,7 @@ def remove(argv: list[str]) -> int:
     labels = [record.pin.label for record in found]
     for record in found:
         registry.check_removable(record.pin.label, force=options.force, without=labels)
-        others = [each for each in _beside(registry, record) if each not in labels]
+        others = [each for each in _others_with_its_files(registry, record) if each not in labels]
         if options.files and others:
             raise UserError(
                 f"The files of {record.pin.label} are those of {', '.join(others[:6])}, too.", hint="Leave --files out."
@@ -117,7 +117,7 @@ def remove(argv: list[str]) -> int:
         if not options.dry_run:
             if options.files:
                 _delete_files(record)
-            registry.remove(record.pin.label, force=True)  # judged above, with those that go with it
+            registry.remove(record.pin.label, force=True)  # check_removable has judged all of them together
         verb = "would be removed" if options.dry_run else "removed"
         files = "with its files" if options.files else "its files stay"
         write_lines([f"{record.pin.label} {verb}; {files}: {_count(record)} in {record.root}"])
@@ -126,19 +126,19 @@ def remove(argv: list[str]) -> int:
     return 0
 
 
-def _beside(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:
-    """The other versions that have a file of this one among theirs."""
-    mine = {Path(record.root, entry.path) for entry in record.files}
+def _others_with_its_files(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:
+    """The labels of the other versions that share a file with this one."""
+    paths = {Path(record.root, entry.path) for entry in record.files}
     return [
         other.pin.label
         for other in registry.everything()
         if isinstance(other, ArtifactVersion) and other.pin.label != record.pin.label
-        if mine & {Path(other.root, entry.path) for entry in other.files}
+        if paths & {Path(other.root, entry.path) for entry in other.files}
     ]
 
 
 def _delete_files(record: ArtifactVersion) -> None:
-    """Delete what was registered, and the folders that are empty then; what else lies there stays."""
+    """Delete the registered files, and the folders that are empty then; other files stay."""
     root = Path(record.root)
     for entry in record.files:
         (root / entry.path).unlink(missing_ok=True)
@@ -165,7 +165,7 @@ def usage(argv: list[str]) -> int:
     registry = open_registry()
     rows: list[dict[str, Any]] = []
     for name in registry.names():
-        versions = [registry.look(name, number) for number in registry.versions(name)]
+        versions = [registry.read_version(name, number) for number in registry.versions(name)]
         whole = [version for version in versions if isinstance(version, ArtifactVersion)]
         sizes = {Path(each.root, entry.path): entry.size for each in whole for entry in each.files}
         rows.append({"name": name, "versions": len(versions), "files": len(sizes), "bytes": sum(sizes.values())})
@@ -181,7 +181,9 @@ def usage(argv: list[str]) -> int:
 
 
 def _names(registry: LocalRegistry, as_json: bool) -> int:
-    found = [registry.look(name, versions[-1]) for name in registry.names() if (versions := registry.versions(name))]
+    found = [
+        registry.read_version(name, versions[-1]) for name in registry.names() if (versions := registry.versions(name))
+    ]
     if as_json:
         print_json([_summary(registry, version) for version in found])
     elif not found:
@@ -191,10 +193,10 @@ def _names(registry: LocalRegistry, as_json: bool) -> int:
         for version in found:
             saved = version.created_at[:16] if isinstance(version, ArtifactVersion) else ""
             kind = version.type if isinstance(version, ArtifactVersion) else ""
-            status, path = _condition(registry, version)
+            status, path = _status(registry, version)
             rows.append([version.name, f"v{version.version}", kind, saved, status, path])
         _print_marked(["NAME", "LATEST", "TYPE", "SAVED", "FILES", "PATH"], rows)
-        _advise(found)
+        _print_repair_hint(found)
     return 0
 
 
@@ -202,7 +204,7 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     numbers = registry.versions(name)
     if not numbers:
         registry.find(name)  # raises, listing the existing ones, for an unknown name
-    versions = [registry.look(name, number) for number in numbers]
+    versions = [registry.read_version(name, number) for number in numbers]
     if as_json:
         print_json([_summary(registry, version) for version in versions])
         return 0
@@ -210,20 +212,20 @@ def _versions(registry: LocalRegistry, name: str, as_json: bool) -> int:
     labels = {v.version: " ".join(a for a, number in aliases.items() if number == v.version) for v in versions}
     rows = []
     for version in versions:
-        status, path = _condition(registry, version)
+        status, path = _status(registry, version)
         facts = ["", "", ""]
         if isinstance(version, ArtifactVersion):
             facts = [version.digest[:12], version.created_at[:16], version.producer]
         rows.append([f"v{version.version}", labels[version.version], *facts, status, path])
     _print_marked(["VERSION", "ALIASES", "DIGEST", "SAVED", "RUN", "FILES", "PATH"], rows[::-1])
-    _advise(versions)
+    _print_repair_hint(versions)
     for alias in registry.pointers(name, "aliases"):
         if alias not in aliases:
             write_lines([f"The alias {alias} is damaged: nemotron artifacts gc removes it."])
     return 0
 
 
-def _condition(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) -> tuple[str, str]:
+def _status(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) -> tuple[str, str]:
     """(state of a version's files or record, "" if it is fine; its path, or the reason)."""
     if not isinstance(version, ArtifactVersion):
         return "damaged", version.error.message
@@ -238,7 +240,7 @@ def _print_marked(header: list[str], rows: list[list[str]]) -> None:
     print_table(header, rows, styles={"damaged": "bold red", "gone": "bold red", "changed": "bold red"})
 
 
-def _advise(versions: Sequence[ArtifactVersion | DamagedVersion]) -> None:
+def _print_repair_hint(versions: Sequence[ArtifactVersion | DamagedVersion]) -> None:
     if any(not isinstance(version, ArtifactVersion) for version in versions):
         write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run lists them."])
 
@@ -248,14 +250,11 @@ def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
         print_json({**version.to_dict(), **({"verified": True} if verified else {})})
     else:
         facts = list(_facts(version))
-        print_facts([*facts, ("verified", _verdict(version))] if verified else facts)
+        if verified:
+            how = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
+            facts.append(("verified", f"{_count(version)} {how}: as registered"))
+        print_facts(facts)
     return 0
-
-
-def _verdict(version: ArtifactVersion) -> str:
-    """The result of --verify; raises any other error."""
-    by = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
-    return f"{_count(version)} {by}: as registered"
 
 
 def _count(version: ArtifactVersion) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Candidates = Iterator[tuple[str, str]]
 
 
-# A word that ends in `=`, `:` or `.` goes on, so no space is put behind it. No answer: the shell completes file names.
+# No space is added after a candidate that ends in `=`, `:` or `.`. Without candidates the shell completes file names.
 _BASH = """\
 _nemotron_complete() {
     local reply
@@ -80,7 +80,7 @@ _NO_VALUE = frozenset(
 
 
 def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> Candidates:
-    """(candidate for `current`, its meaning) after one of nemotron's own commands."""
+    """Pairs (candidate for `current`, its meaning) for the arguments of a command in tools.TOOLS."""
     bare = [argument for argument in arguments if not options.is_option(argument)]
     command = TOOLS[name]
     if command.takes == FIELDS:  # a command line of a recipe follows
@@ -98,13 +98,13 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
     elif current.startswith("-"):
         yield from ((option, "") for option in (entry or command).options)
     elif entry is None and len(bare) == 1:
-        yield from ((word, "") for word in (*command.commands, *command.words))
-        yield from _own_words(command.takes, current)
+        yield from ((argument, "") for argument in (*command.commands, *command.choices))
+        yield from _positional_values(command.takes, current)
     else:
-        yield from _own_words((entry or command).takes, current)
+        yield from _positional_values((entry or command).takes, current)
 
 
-def _own_words(takes: str, current: str) -> Candidates:
+def _positional_values(takes: str, current: str) -> Candidates:
     if takes in (ARTIFACT, VERSIONS):
         yield from artifacts(current)
     elif takes == PROFILE:
@@ -148,6 +148,7 @@ def artifacts(current: str) -> Candidates:
 
 
 def listing(folder: str) -> list[str]:
+    """The names in a folder without hidden ones, sorted; [] if it can't be read."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError:
@@ -214,7 +215,7 @@ def _recipe(arguments: Sequence[str], current: str, index: Index) -> Candidates:
         return _joined(name, _values(option, current[len(name) + 1 :], detail))
     if current.startswith("-"):
         return _flags(detail)
-    return _fields(detail, arguments[-1], current) if leaf else _words(reached.node)
+    return _fields(detail, arguments[-1], current) if leaf else _child_names(reached.node)
 
 
 def _fields(detail: Node, before: str, current: str) -> Candidates:
@@ -231,7 +232,7 @@ def _options_of(choices: Sequence[str]) -> str:
     return f"one of {', '.join(choices)}"
 
 
-def _words(node: Node) -> Candidates:
+def _child_names(node: Node) -> Candidates:
     for child in node["children"].values():
         yield child["name"], child["description"]
     if not node["path"]:
@@ -245,7 +246,7 @@ def _flags(detail: Node) -> Candidates:
         yield f"--art.{slot['slot']}", f"instead of {slot['default']}"
     yield from (("--" + group.replace("_", "-"), _options_of(choices)) for group, choices in detail["groups"].items())
     for row in detail["fields"]:
-        if row["name"] not in NEMOTRON.long:  # those of LABELS are there already, by either meaning
+        if row["name"] not in NEMOTRON.long:  # an option of the same name is listed already
             yield "--" + row["name"].replace("_", "-"), row.get("help", row["type"])
 
 
@@ -266,7 +267,7 @@ def _takes_value(token: str, detail: Node) -> bool:
 
 
 def _option_of(name: str) -> str:
-    """The option whose values an override's key takes: `config=`, `run.profile=`, `run.data=` (an artifact)."""
+    """The option that takes the same values as an override's key: --config for `config`, --run for `run.profile`."""
     return {"config": "--config", "run.profile": "--run"}.get(name, name)
 
 

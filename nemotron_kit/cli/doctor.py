@@ -1,4 +1,4 @@
-"""`nemotron doctor`: whether this machine can launch and run jobs, with what to type for each thing that can't."""
+"""`nemotron doctor`: checks whether this machine can launch and run jobs, and prints how to fix what fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from nemotron_kit.spec.profiles import list_run_profiles, read_profile
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
-# What a package brings to us, in the order of the report.
+# Package → the extra of ours that needs it ("": always needed), in the order of the report.
 _PACKAGES = {
     "hydra-core": "",
     "omegaconf": "",
@@ -52,7 +52,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One line of the report: what was looked at, ok, warn or fail, what was seen, and what to do about it."""
+    """One line of the report: what was checked, its state (ok, warn or fail), the finding, and how to fix it."""
 
     what: str
     state: str
@@ -78,7 +78,7 @@ def doctor(argv: list[str]) -> int:
 
 
 def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
-    """The findings of one check; what it raises for the user is its finding, and the other checks still run."""
+    """The findings of one check. An error that it raises becomes its finding, and the other checks still run."""
     try:
         yield from check()
     except NemotronError as error:
@@ -88,18 +88,19 @@ def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
 
 
 def python() -> Iterator[Diagnosis]:
-    """The Python that runs this, and whether it is that of an environment of its own."""
+    """The version of Python, and whether it is a virtual environment's, and the `nemotron` on the PATH, too."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Diagnosis("python", OK if sys.version_info >= (3, 11) else FAIL, f"{version} ({sys.executable})")
     if sys.prefix == sys.base_prefix and not os.environ.get("CONDA_PREFIX") and not Path("/.dockerenv").exists():
-        fix = "python3 -m venv .venv && . .venv/bin/activate, then install nemotron-kit there."
-        yield Diagnosis("environment", WARN, "the system's own packages: other programs' upgrades change yours", fix)
+        fix = "python3 -m venv .venv && . .venv/bin/activate, then install nemotron-kit into it."
+        yield Diagnosis("environment", WARN, "none: nemotron-kit is installed among the system's packages", fix)
     found = shutil.which("nemotron")
     if found is None:
         fix = f'Put {Path(sys.executable).parent} on PATH, or run "{sys.executable} -m nemotron_kit".'
         yield Diagnosis("nemotron", WARN, "not on the PATH", fix)
     elif Path(found).resolve().parent != Path(sys.executable).resolve().parent and not _is_script_of_this(found):
-        yield Diagnosis("nemotron", WARN, f"{found} on the PATH is another environment's", "Activate one of the two.")
+        fix = "Activate one of the two environments."
+        yield Diagnosis("nemotron", WARN, f"{found} on the PATH belongs to another environment", fix)
 
 
 def _is_script_of_this(script: str) -> bool:
@@ -108,7 +109,7 @@ def _is_script_of_this(script: str) -> bool:
 
 
 def packages() -> Iterator[Diagnosis]:
-    """The versions that matter, what our own requirements refuse, and pairs that are known not to work together."""
+    """The versions of the important packages, and those that our requirements exclude."""
     refused = _refused()
     for name, extra in _PACKAGES.items():
         version = _version(name)
@@ -121,7 +122,7 @@ def packages() -> Iterator[Diagnosis]:
     lacking = [extra for name, extra in _PACKAGES.items() if extra and _version(name) is None]
     if lacking:
         extras = ", ".join(sorted(set(lacking)))
-        yield Diagnosis("extras", OK, f"not installed: {extras}; where one is needed, an error says so")
+        yield Diagnosis("extras", OK, f"not installed: {extras}; a command that needs one names it")
     if found := _version("nemotron"):
         seen = f"NVIDIA's package nemotron {found} has the module `nemotron`, too: one hides the other"
         yield Diagnosis(
@@ -137,8 +138,8 @@ def _version(name: str) -> str | None:
 
 
 def _refused() -> dict[str, tuple[str, str]]:
-    """Package → (our extra that needs it, else the package; the range that our metadata asks for), of those that are
-    installed in another version. What the development of this package needs is left out."""
+    """The installed packages whose version our requirements exclude: name → (the extra of ours that needs it, else the
+    package itself; the required range). The extra `dev` is left out."""
     from packaging.requirements import Requirement  # hydra-core requires it
 
     found = {}
@@ -151,9 +152,9 @@ def _refused() -> dict[str, tuple[str, str]]:
 
 
 def gpus() -> Iterator[Diagnosis]:
-    """torch and its GPUs, asked in a process of its own: importing it takes seconds, and may end a process."""
+    """torch and its GPUs, found out in a child process: importing torch takes seconds, and may crash the process."""
     if _version("torch") is None:
-        yield Diagnosis("training", OK, "torch is not installed: jobs train elsewhere, or not at all")
+        yield Diagnosis("training", OK, "torch is not installed: this machine can't run training jobs")
         return
     try:
         done = subprocess.run(
@@ -173,21 +174,21 @@ def gpus() -> Iterator[Diagnosis]:
         yield Diagnosis("GPUs", OK, f"{counted} (CUDA {found['cuda']})")
     elif shutil.which("nvidia-smi"):
         fix = "pip install torch for the driver's CUDA version: https://pytorch.org/get-started/locally"
-        yield Diagnosis("GPUs", WARN, f"nvidia-smi is here, and torch {found['version']} sees no GPU", fix)
+        yield Diagnosis("GPUs", WARN, f"nvidia-smi is installed, but torch {found['version']} finds no GPU", fix)
     else:
         yield Diagnosis("GPUs", OK, "none: jobs on this machine train on its CPUs")
 
 
 def recipes() -> Iterator[Diagnosis]:
-    """The command trees, and why those that can't be imported can't."""
+    """The recipes, and the errors of those that can't be imported."""
     tree = discover()
     yield Diagnosis("recipes", OK, ", ".join(sorted(tree.apps)))
     for name, why in sorted(tree.broken.items()):
-        yield Diagnosis(f"recipe {name}", FAIL, why, "Mend it, or take it out of [cli] recipes in env.toml.")
+        yield Diagnosis(f"recipe {name}", FAIL, why, "Correct it, or remove it from [cli] recipes in env.toml.")
 
 
 def profiles() -> Iterator[Diagnosis]:
-    """env.toml, each profile in it, and whether the client of its scheduler is here."""
+    """env.toml, each profile in it, and whether the client program of its executor is installed."""
     env = read_env_file()
     if env.path is None:
         yield Diagnosis("env.toml", OK, "none: jobs run on this machine")
@@ -203,14 +204,16 @@ def profiles() -> Iterator[Diagnosis]:
         client = "ssh" if config.tunnel == "ssh" else executor_for(config).client
         if client and shutil.which(client) is None:
             over_ssh = executor_for(config).over_ssh and config.tunnel != "ssh"
-            fix = 'Set tunnel = "ssh" and host.' if over_ssh else "Install it, or run nemotron where it is."
+            fix = (
+                'Set tunnel = "ssh" and host.' if over_ssh else "Install it, or run nemotron on a machine that has it."
+            )
             yield Diagnosis(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
         else:
-            yield Diagnosis(what, OK, f"{config.executor}; nemotron profiles check {name} asks its target")
+            yield Diagnosis(what, OK, f"{config.executor}; nemotron profiles check {name} connects to its target")
 
 
 def registry() -> Iterator[Diagnosis]:
-    """The folder of records and the registry of artifacts: writable, and no record damaged."""
+    """Whether $NEMOTRON_HOME can be written, and whether a record of the registry is damaged."""
     home = nemotron_home()
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(nearest, os.W_OK):
@@ -229,23 +232,23 @@ def registry() -> Iterator[Diagnosis]:
 
 
 def disk() -> Iterator[Diagnosis]:
-    """The space where records and where outputs go."""
+    """The free space in $NEMOTRON_HOME and in the working folder."""
     home = nemotron_home()
-    places = {"disk of home": home, "disk of this folder": Path.cwd()}
+    folders = {"disk of home": home, "disk of this folder": Path.cwd()}
     seen: set[int] = set()
-    for what, folder in places.items():
-        there = next(each for each in (folder, *folder.parents) if each.exists())
-        if (device := there.stat().st_dev) in seen:
+    for what, folder in folders.items():
+        existing = next(each for each in (folder, *folder.parents) if each.exists())
+        if (device := existing.stat().st_dev) in seen:
             continue
         seen.add(device)
-        usage = shutil.disk_usage(there)
+        usage = shutil.disk_usage(existing)
         state = FAIL if usage.free < _NONE_LEFT else WARN if usage.free < _LOW else OK
         fix = "nemotron runs rm removes runs; a checkpoint of the published model takes 379 GB." if state != OK else ""
-        yield Diagnosis(what, state, f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB free at {there}", fix)
+        yield Diagnosis(what, state, f"{usage.free / 1e9:,.0f} of {usage.total / 1e9:,.0f} GB free at {existing}", fix)
 
 
 def weights_and_biases() -> Iterator[Diagnosis]:
-    """Whether W&B would find a login. Its server is not asked."""
+    """Whether W&B would find a login; no server is contacted."""
     asked = "wandb" in read_env_file().tables
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         yield Diagnosis("W&B", OK, f"WANDB_MODE={os.environ['WANDB_MODE']}: nothing is sent")
@@ -271,16 +274,16 @@ def _in_netrc() -> bool:
 
 
 def clock() -> Iterator[Diagnosis]:
-    """This machine's clock beside that of the file system of the home, which may be a server's: runs are sorted, and
-    what is unused is judged, by both."""
+    """Compares this machine's clock with that of the file system of $NEMOTRON_HOME, which may be a server's: runs are
+    sorted, and the age of unused files is computed, by both."""
     home = nemotron_home()
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
-    with tempfile.TemporaryFile(dir=there) as file:
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    with tempfile.TemporaryFile(dir=existing) as file:
         file.write(b"\n")
         file.flush()
         skew = os.fstat(file.fileno()).st_mtime - time.time()
     state, fix = (OK, "") if abs(skew) < _SKEW else (WARN, "Set both by NTP (chrony, systemd-timesyncd).")
-    text = "that of the file system, too" if state == OK else f"the file system of {there} differs by {skew:+.1f} s"
+    text = "the file system agrees" if state == OK else f"the file system of {existing} differs by {skew:+.1f} s"
     yield Diagnosis("clock", state, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}; {text}", fix)
 
 

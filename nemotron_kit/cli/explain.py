@@ -1,5 +1,5 @@
-"""`nemotron explain`: what a command line sets a field to, what the field means, and every layer that sets it; or what
-differs between two configs."""
+"""`nemotron explain`: prints a field's value for a command line, its meaning, and every layer that sets it; or the
+differences between two configs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemotron_kit.cli.options import known, split, takes_next
 from nemotron_kit.cli.output import Paint, colour, print_json, print_table, width, wrap, write_lines
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job, hydra_overrides
-from nemotron_kit.cli.run_job import as_meant
+from nemotron_kit.cli.run_job import normalized
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.cli.tree import find
 from nemotron_kit.config.compose import compose_prepared, prepare
@@ -38,8 +38,8 @@ _MISSING = "(not set)"
 
 @dataclass(frozen=True)
 class Explained:
-    """A field of a composed config: its value as the job gets it (`raw` before interpolation, where that differs), type
-    and help, and the layers that set it, in order: the last one holds."""
+    """A field of a composed config: its value as the job gets it (`raw` before interpolation, if that differs), its
+    type and help, and the layers that set it, in order; the last one determines the value."""
 
     field: str
     value: Any
@@ -62,18 +62,18 @@ class _Composition:
 
 def explain(argv: list[str]) -> int:
     """`nemotron explain [FIELD …] RECIPE COMMAND [options]`: returns 0. Runs nothing. Raises UserError for a field that
-    the config hasn't, with the nearest names, and for whatever is wrong with the command line itself."""
+    the config does not have, with the nearest names, and for an invalid command line."""
     tree = discover()
-    mine, line = _split(argv, {*tree.apps, *tree.broken})
+    arguments, line = _split(argv, {*tree.apps, *tree.broken})
     parser = ToolParser("explain")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse([argument for argument in mine if argument != "--"])
+    options = parser.parse([argument for argument in arguments if argument != "--"])
     if options is None:
         return 0
     if not line:
         raise UserError("nemotron explain: there is no command line to explain.", hint=_EXAMPLE)
     lines = _by_config(line)
-    run_id = new_run_id("explain", "")  # one for all, so that a job's folder differs in none
+    run_id = new_run_id("explain", "")  # the same for all, so that the job's folder is no difference between them
     found = [_compose(each, tree, run_id) for _, each in lines]
     as_json = options.json or found[0].request.json
     if len(found) > 1:
@@ -85,12 +85,13 @@ def explain(argv: list[str]) -> int:
         return 0
     _print(explained)
     if not options.fields:
-        write_lines(["", f"What is set beyond the defaults. Any field: nemotron explain FIELD {' '.join(line)}"])
+        hint = f"These fields differ from their defaults. For another one: nemotron explain FIELD {' '.join(line)}"
+        write_lines(["", hint])
     return 0
 
 
 def _split(argv: Sequence[str], recipes: Collection[str]) -> tuple[list[str], list[str]]:
-    """explain's own arguments, and the command line behind them, which begins with a recipe's name."""
+    """The arguments of explain, and the command line to explain, which begins with a recipe's name."""
     at = next((position for position, argument in enumerate(argv) if argument in recipes), len(argv))
     return list(argv[:at]), list(argv[at:])
 
@@ -114,9 +115,10 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     request = parse(line, index)
     if not isinstance(request, Job):
         raise UserError(f"nemotron {' '.join(line)}: starts no job.", hint=_EXAMPLE)
-    request, env = as_meant(request), read_env_file()
+    request, env = normalized(request), read_env_file()
     if request.flag("--multirun") is not None:
-        raise UserError("nemotron explain: -m is many jobs.", hint="Leave it out, and give each key one value.")
+        hint = "Leave -m out, and give each key one value."
+        raise UserError("nemotron explain: it explains one job, and -m makes several.", hint=hint)
     prepared = prepare(tree, hydra_overrides(request), env)
     layers = Layers(prepared, request.flag("--config-dir"))
     composed = compose_prepared(prepared, request.flag("--config-dir"))
@@ -133,7 +135,7 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
 
 
 def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str, Any]:
-    """The config as the job gets it; with artifacts by reference, where one can't be looked up here."""
+    """The config as the job gets it; unresolved if an artifact can't be found on this machine."""
     try:
         with pinned(dict(pins)):
             return resolve(config, keep_secrets=True)
@@ -152,7 +154,7 @@ def _flat(values: Any, above: str = "") -> dict[str, Any]:
 
 
 def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
-    """The leaves that are asked for, those of a block among them; without any, those that more than a default sets."""
+    """The names of the fields `asked` for, each block as its fields; all that differ from their defaults if none is."""
     names = [name for name in {**found.written, **found.values} if name.partition(".")[0] != "run" or asked]
     if not asked:
         yield from (name for name in names if len(found.layers.settings(name)) > 1)
@@ -171,20 +173,20 @@ def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
 def _explained(found: _Composition, field: str) -> Explained:
     rows = {row["name"]: row for row in found.detail["fields"]}
     name = field
-    while name and name not in rows:  # a key below an open block has the block's help
+    while name and name not in rows:  # for a key of a block that takes any key, the block's help
         name = name.rpartition(".")[0]
     row = rows.get(name, {})
     written = found.written.get(field)
     value = found.values.get(field, written)
-    layers = [*_of_profile(found.request.profile, field), *found.layers.settings(field)]
+    layers = [*_profile_layer(found.request.profile, field), *found.layers.settings(field)]
     kind = row.get("type", "") if name == field else type(value).__name__
     raw = written if isinstance(written, str) and "${" in written else None
-    shown = [Setting(each.source, _masked(field, each.value)) for each in layers]
-    return Explained(field, _masked(field, value), raw, kind, row.get("help", ""), shown)
+    masked = [Setting(each.source, _masked(field, each.value)) for each in layers]
+    return Explained(field, _masked(field, value), raw, kind, row.get("help", ""), masked)
 
 
-def _of_profile(profile: str | None, field: str) -> list[Setting]:
-    """What env.toml says of a field of the profile."""
+def _profile_layer(profile: str | None, field: str) -> list[Setting]:
+    """The layer of a profile's field: its value in env.toml; [] for any other field."""
     name = field.removeprefix("run.env.")
     if not profile or name == field:
         return []
@@ -200,7 +202,7 @@ def _masked(field: str, value: Any) -> Any:
 
 
 def _print(explained: Sequence[Explained]) -> None:
-    here = f"{Path.cwd()}/"
+    working_folder = f"{Path.cwd()}/"
     paint, columns = Paint(colour(sys.stdout)), width(sys.stdout)
     for number, each in enumerate(explained):
         lines = [""] if number else []
@@ -209,12 +211,12 @@ def _print(explained: Sequence[Explained]) -> None:
         lines += [f"  {line}" for line in wrap(each.help, columns - 2)] if each.help else []
         if each.raw is not None:
             lines.append(f"  from {each.raw}")
-        sources = [layer.source.replace(here, "") for layer in each.layers]
+        sources = [layer.source.replace(working_folder, "") for layer in each.layers]
         longest = max(map(len, sources), default=0)
         pairs = zip(sources, each.layers, strict=True)
         lines += [f"    {source:{longest}}  {_text(layer.value)}" for source, layer in pairs]
         if len(each.layers) > 1:
-            lines[-1] += paint.quiet("  (holds)")
+            lines[-1] += paint.quiet("  (in effect)")
         print("\n".join(lines))  # noqa: T201
 
 
@@ -237,5 +239,5 @@ def _compare(names: Sequence[str], found: Sequence[_Composition], asked: Sequenc
     elif rows:
         print_table(("FIELD", *names), rows)
     else:
-        write_lines(["The same in every field."])
+        write_lines(["No field differs."])
     return 0

@@ -21,7 +21,7 @@ _ROOT_OPTIONS = [("-h, --help", "show this help; after a command or group, its h
 
 
 class Page:
-    """A page being written: sections of a heading and lines."""
+    """A page of text: sections, each a heading and lines."""
 
     def __init__(self, columns: int, paint: Paint) -> None:
         self.columns, self.paint = columns, paint
@@ -70,10 +70,10 @@ def draw(page: Page, index: Index, path: tuple[str, ...], root: tuple[str, ...],
 def _top(page: Page, index: Index, prefix: str) -> None:
     recipes = index.root["children"]
     page.text(f"usage: {prefix} RECIPE COMMAND [options] [key=value …]")
-    page.text("Launches training recipes: here, or on a cluster that env.toml describes.")
+    page.text("Launches training recipes on this machine, or on a cluster that env.toml describes.")
     page.section("recipes", [(name, node["description"]) for name, node in recipes.items()])
     page.section("broken", sorted(index.broken.items()))
-    page.section("commands", [(name, own.summary) for name, own in TOOLS.items()])
+    page.section("commands", [(name, tool.summary) for name, tool in TOOLS.items()])
     page.section("options", _ROOT_OPTIONS)
     first = next((leaf for leaf in tree.leaves(index.root) if "broken" not in leaf), None)
     if first is not None:
@@ -127,29 +127,29 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
         page.text(f"It saves {', '.join(detail['produces'])}.")
     page.lines("examples", _examples(detail, " ".join((prefix, *positional))))
     if detail.get("interactive"):
-        page.text("It runs on this terminal, can't be sent elsewhere, and leaves no record.")
+        page.text("It runs on this terminal, takes no profile, and leaves no record.")
         return
     page.lines(
         "next",
-        ["nemotron runs              what ran, and how it ended", "nemotron profiles          where else it can run"],
+        ["nemotron runs              list the runs", "nemotron profiles          list the profiles it can run on"],
     )
 
 
 def _pipeline(page: Page, detail: Node, prefix: str) -> None:
-    """The stages in their order, with what they read and save; a pipeline has no config of its own."""
+    """The part of the page for a pipeline: its stages in order, with what they read and save. It has no config."""
     rows = [(" ".join(stage["path"][1:]), _reads_and_saves(stage)) for stage in detail["stages"]]
     page.section("stages, in this order", rows)
     page.text(
         "A stage of which nothing has changed since it last succeeded is skipped; one that fails ends the pipeline."
     )
     chosen = [row for row in detail["fields"] if row["kind"] != "dict"]
-    page.section("which of them", [(f"--{row['name']} STAGE", row["help"]) for row in chosen])
+    page.section("which stages", [(f"--{row['name']} STAGE", row["help"]) for row in chosen])
     page.section("options", [row for row in _options(detail) if not row[0].strip().startswith(_NOT_A_PIPELINES)])
     first = detail["stages"][0]
     values = [(f"{stage['name']}.KEY=VALUE", f"as {' '.join(stage['path'])} KEY=VALUE") for stage in detail["stages"]]
-    page.section("a stage's own values", values)
+    page.section("values of a stage", values)
     if detail["configs"]:
-        page.lines("configs for -c, each stage's own", [", ".join(detail["configs"])])
+        page.lines("configs for -c, by this name in each stage", [", ".join(detail["configs"])])
     config = " -c tiny" if "tiny" in detail["configs"] else ""
     page.lines(
         "examples", [f"{prefix}{config} --dry-run", f"{prefix}{config}", f"{prefix}{config} --only {first['name']}"]
@@ -165,15 +165,15 @@ def _reads_and_saves(stage: Node) -> str:
     return "; ".join([*parts, *([f"saves {', '.join(stage['saves'])}"] if stage["saves"] else [])])
 
 
-# What an interactive command has no use for: all that sends jobs elsewhere, or is about their record.
+# Options that do not apply to an interactive command: it runs in this process, and leaves no record.
 _NOT_INTERACTIVE = ("run", "batch", "after", "multirun", "wandb", *LABELS)
 
 
 def _options(detail: Node) -> Rows:
     left_out = _NOT_INTERACTIVE if detail.get("interactive") else ()
-    own = {row["name"] for row in detail.get("fields", ())}
+    fields = {row["name"] for row in detail.get("fields", ())}
     for option in NEMOTRON.options:
-        if option.name in left_out or (option.name in LABELS and option.name in own):
+        if option.name in left_out or (option.name in LABELS and option.name in fields):
             continue
         yield (
             f"{option.short or '  '}{', ' if option.short else '  '}{option.flag} {option.metavar}".rstrip(),
@@ -197,7 +197,7 @@ def _mapped(detail: Node) -> dict[str, str]:
 def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:
     name, value = row["name"], row["type"]
     flag = "--" + name.replace("_", "-")
-    if name in NEMOTRON.long and name not in LABELS:  # nemotron's own: the field is set as key=value
+    if name in NEMOTRON.long and name not in LABELS:  # --NAME is an option of nemotron: the field is set as key=value
         spelled = f"{name}={value}"
     elif row["kind"] == "dict":
         spelled = f"{flag}.KEY VALUE"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Node = dict[str, Any]
-    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: it isn't there)
+    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: no such file)
 else:
     Node, Stamp = dict, list
 
@@ -45,13 +45,13 @@ def find() -> str | None:
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         return os.path.join(os.getcwd(), os.path.expanduser(named))
-    folders = [*_project(os.getcwd()), *([os.path.expanduser("~/.config/nemotron")] if _has_home() else [])]
+    folders = [*_project_folders(os.getcwd()), *([os.path.expanduser("~/.config/nemotron")] if _has_home() else [])]
     files = (os.path.join(folder, "env.toml") for folder in folders)
     return next((file for file in files if os.path.isfile(file)), None)
 
 
-def _project(start: str) -> list[str]:
-    """From `start` up to the first folder with a pyproject.toml or .git; `start` alone when there is none."""
+def _project_folders(start: str) -> list[str]:
+    """`start` and its parents up to the first folder with a pyproject.toml or .git; [start] when there is none."""
     folders = [start]
     while True:
         folder = folders[-1]
@@ -64,7 +64,7 @@ def _project(start: str) -> list[str]:
 
 
 def artifacts_root() -> str:
-    """The registry's folder on this machine, as artifacts.registry.open_registry() has it."""
+    """The registry's folder on this machine; the same as artifacts.registry.open_registry().root."""
     table, path = tables().get("artifacts"), find()
     named = table.get("root") if isinstance(table, dict) else None
     if isinstance(named, str) and path is not None:
@@ -73,7 +73,7 @@ def artifacts_root() -> str:
 
 
 def tables() -> dict[str, Any]:
-    """The tables of env.toml; {} if there is none that can be read, since completion can't report errors."""
+    """The tables of env.toml; {} if it does not exist or can't be read, since completion can't report errors."""
     path = find()
     if path is None:
         return {}
@@ -94,7 +94,8 @@ FORMAT = 2
 
 
 class Index:
-    """The trees. `root` is a group whose children are the recipes; `broken` says why a recipe isn't among them."""
+    """The command trees. `root` is a group whose children are the recipes; `broken` maps the other recipes' names to
+    their errors."""
 
     def __init__(self, root: Node, broken: dict[str, str], lines: list[str]) -> None:
         self.root = root
@@ -134,8 +135,8 @@ def cache_key() -> list[str]:
 
 def import_path() -> list[str]:
     """The import path of recipes: sys.path without the program's folder, or the working folder, which Python adds."""
-    here = os.getcwd()
-    return [entry for entry in sys.path[1:] if entry not in ("", here)]
+    working_folder = os.getcwd()
+    return [entry for entry in sys.path[1:] if entry not in ("", working_folder)]
 
 
 def cache_file() -> str:
@@ -156,7 +157,7 @@ def stamp(path: str) -> Stamp:
 def read(path: str, key: list[str]) -> Index | None:
     """The index cached at `path`; None unless the file is owned by this user, complete, for `key`, and up to date."""
     try:
-        head, _, body = _own_text(path).partition("\n")
+        head, _, body = _read_trusted(path).partition("\n")
         header = json.loads(head)
         if header["key"] != key or header["crc"] != binascii.crc32(body.encode("utf-8", "surrogateescape")):
             return None
@@ -176,7 +177,7 @@ def dump(root: Node, broken: dict[str, str], details: list[Node], sources: list[
     return f"{json.dumps(header)}\n{body}"
 
 
-def _own_text(path: str) -> str:
+def _read_trusted(path: str) -> str:
     """The text of a file that belongs to this user and that no other user may write. Raises OSError otherwise."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), encoding="utf-8") as file:
         found = os.fstat(file.fileno())

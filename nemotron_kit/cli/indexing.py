@@ -35,7 +35,7 @@ def rows(cls: type) -> list[Row]:
     found = list(_rows(cls, "", (), None))
     for row in found:
         if row.get("short") in NEMOTRON.short:
-            raise UserError(f"{cls.__name__}.{row['name']}: the short option {row['short']} is nemotron's own.")
+            raise UserError(f"{cls.__name__}.{row['name']}: the short option {row['short']} is an option of nemotron.")
     return found
 
 
@@ -43,10 +43,10 @@ def _rows(
     cls: Any, prefix: str, above: tuple[type, ...], instance: Any, given: RecordedDefaults | None = None
 ) -> Iterator[Row]:
     hints, given = type_hints(cls), given or RecordedDefaults()
-    held = given.values(instance) if instance is not None else {}
+    defaults = given.values(instance) if instance is not None else {}
     for field in input_fields(cls).values():
-        annotation, optional = _bare(hints[field.name])
-        default = held[field.name] if field.name in held else given.default(field, annotation)
+        annotation, optional = _unwrap(hints[field.name])
+        default = defaults[field.name] if field.name in defaults else given.default(field, annotation)
         name = prefix + field.name
         if dataclasses.is_dataclass(annotation) and annotation not in (*above, cls):
             value = default if isinstance(default, typing.cast(type, annotation)) else None
@@ -67,16 +67,16 @@ def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any
     return row
 
 
-def _bare(annotation: Any) -> tuple[Any, bool]:
+def _unwrap(annotation: Any) -> tuple[Any, bool]:
     """`X | None` and `Annotated[X, …]` as (X, whether None was among them)."""
     if get_origin(annotation) is typing.Annotated:
-        return _bare(get_args(annotation)[0])
+        return _unwrap(get_args(annotation)[0])
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation, False
     members = [each for each in get_args(annotation) if each is not type(None)]
     optional = len(members) < len(get_args(annotation))
     if len(members) == 1:
-        return _bare(members[0])[0], optional
+        return _unwrap(members[0])[0], optional
     return Union[tuple(members)], optional  # noqa: UP007
 
 
@@ -104,7 +104,7 @@ def _literal(values: tuple[Any, ...]) -> Row:
 
 
 def _list(args: tuple[Any, ...]) -> Row:
-    element = _kind(_bare(args[0])[0]) if args else {"kind": "any", "type": "any"}
+    element = _kind(_unwrap(args[0])[0]) if args else {"kind": "any", "type": "any"}
     return {"kind": "list", "type": f"[{element['type']}, …]", "of": element["kind"]}
 
 
@@ -133,13 +133,13 @@ def text(value: Any) -> str:
 EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}, "config_folder": "", "produces": []}
 
 
-class Live(Index):
+class LiveIndex(Index):
     """An index read from the command trees of this process. A command's config is imported on request."""
 
     def __init__(self, apps: dict[str, App], broken: dict[str, str]) -> None:
         self.commands: dict[tuple[str, ...], Command] = {}
         self.pipelines: dict[tuple[str, ...], Pipeline] = {}
-        taken = {name: "the name is a command of nemotron's own" for name in apps if name in TOOLS}
+        taken = {name: "the name is a command of nemotron" for name in apps if name in TOOLS}
         children = {name: self._node(app) for name, app in apps.items() if name not in taken}
         root: Node = {"name": "", "path": [], "description": "", "children": children}
         super().__init__(root, {**broken, **taken}, [])
@@ -166,16 +166,16 @@ class Live(Index):
         return command_detail(self.commands[path], recipe)
 
 
-def live(found: Tree) -> Live:
-    """The index of the recipes that `discover()` found."""
-    return Live(found.apps, found.broken)
+def live(found: Tree) -> LiveIndex:
+    """The index of the recipes that `discover()` found; see LiveIndex."""
+    return LiveIndex(found.apps, found.broken)
 
 
 class BrokenCommand(UserError):
     """A command's module does not import; `why` is the error."""
 
     def __init__(self, name: str, why: str) -> None:
-        hint = "Its config does not import; the other commands are not touched by it."
+        hint = "Its config can't be imported; the other commands still work."
         super().__init__(f"{name} can't be used: {why}", hint=hint)
         self.why = printable(why)
 
@@ -217,23 +217,23 @@ def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
 
 
 def _with_known_folders(commands: Iterable[Command]) -> Iterator[Command]:
-    """The commands that can say where their configs are: a handler's package may be missing, or broken."""
+    """The commands whose config folder can be found: a handler's package may be missing, or broken."""
     for command in commands:
         with contextlib.suppress(Exception, SystemExit):
             _ = command.config_folder
             yield command
 
 
-_CHOOSES = {
-    "from": "Begin with this stage; what it reads of the others is what they saved last",
+_PIPELINE_OPTIONS = {
+    "from": "Begin with this stage; it reads what the stages before it saved last",
     "to": "End with this stage",
     "only": "Only this stage (may be given again)",
-    "force": "Run this stage also if nothing has changed (may be given again)",
+    "force": "Run this stage even if nothing has changed (may be given again)",
 }
 
 
 def pipeline_detail(pipeline: Pipeline) -> Node:
-    """A pipeline's own options and its stages, as plain data; no stage's config is imported."""
+    """A pipeline's options and stages as plain data; no stage's config is imported."""
     from nemotron_kit.config.config_files import config_files
 
     names = [stage_prefix(stage) for stage in pipeline.stages]
@@ -241,7 +241,7 @@ def pipeline_detail(pipeline: Pipeline) -> Node:
     fields: list[Row] = [
         {"name": name, "help": text, "default": "null", "choices": names, "free": True}
         | (several if name in ("only", "force") else {"kind": "str", "type": "STAGE"})
-        for name, text in _CHOOSES.items()
+        for name, text in _PIPELINE_OPTIONS.items()
     ]
     fields += [
         {"name": name, "kind": "dict", "type": "{…}", "help": "Values of this stage", "default": "{}"} for name in names
@@ -249,16 +249,23 @@ def pipeline_detail(pipeline: Pipeline) -> Node:
     stages, configs = [], {}
     for stage, prefix in zip(pipeline.stages, names, strict=True):
         try:
-            own = list(config_files(stage))
-        except (UserError, ImportError, ValueError):  # a stage that is broken says so in its own help
-            own = []
-        configs.update(dict.fromkeys(own))
-        makers = pipeline.makers(stage)
+            stage_configs = list(config_files(stage))
+        except (UserError, ImportError, ValueError):  # the help page of a broken stage has the error
+            stage_configs = []
+        configs.update(dict.fromkeys(stage_configs))
+        producers = pipeline.producers(stage)
         reads = [
-            [s, a.default_name, stage_prefix(makers[s]) if s in makers else ""] for s, a in stage.artifacts.items()
+            [s, a.default_name, stage_prefix(producers[s]) if s in producers else ""]
+            for s, a in stage.artifacts.items()
         ]
         stages.append(
-            {"name": prefix, "path": list(stage.path), "reads": reads, "saves": list(stage.produces), "configs": own}
+            {
+                "name": prefix,
+                "path": list(stage.path),
+                "reads": reads,
+                "saves": list(stage.produces),
+                "configs": stage_configs,
+            }
         )
     return {**EMPTY, "fields": fields, "configs": sorted(configs), "stages": stages}
 
@@ -278,28 +285,28 @@ def summary(command: Command) -> str:
 
 
 def rebuild() -> Index:
-    """Import every recipe, write the cache, and return its content. A home that can't be written is no error."""
+    """Import every recipe, write the cache, and return its content. It is no error if the cache can't be written."""
     key, path = cache_key(), cache_file()
     with recording() as recorder:
-        for place in (index_files.find(), *import_path()):
-            recorder.add(place)
+        for path_entry in (index_files.find(), *import_path()):
+            recorder.add(path_entry)
         found = _discover()
         for folder in _folders():
             recorder.add(str(folder))
-        index = Live(found.apps, found.broken)
+        index = LiveIndex(found.apps, found.broken)
         details = [_cached_leaf(index, leaf, number, recorder) for number, leaf in enumerate(tree.leaves(index.root))]
     text = dump(index.root, index.broken, details, recorder.sources(_packages(index)), key)
     _write(Path(path), text)
     return Index(index.root, index.broken, text.split("\n")[2:])
 
 
-def _cached_leaf(index: Live, leaf: Node, number: int, recorder: Recorder) -> Node:
-    """The command's detail. The error of a broken command is stored in the tree, and the other commands stay usable."""
+def _cached_leaf(index: LiveIndex, leaf: Node, number: int, recorder: Recorder) -> Node:
+    """The command's detail. The error of a broken command is stored in its node, so the others stay usable."""
     leaf["line"] = number
     if tuple(leaf["path"]) in index.pipelines:
         return index.detail(leaf)
     command = index.commands[tuple(leaf["path"])]
-    with contextlib.suppress(ImportError, ValueError):  # a handler whose package isn't there has no folder either
+    with contextlib.suppress(ImportError, ValueError):  # without the handler's package there is no config folder
         folder = command.config_folder
         for each in [folder, *(below for below in folder.rglob("*") if below.is_dir())] if folder else ():
             recorder.add(str(each))
@@ -335,7 +342,7 @@ def _folders() -> list[Path]:
         return []
 
 
-def _packages(index: Live) -> set[str]:
+def _packages(index: LiveIndex) -> set[str]:
     """The top-level packages that contain recipes."""
     modules = [*BUILT_IN.values(), *(target for _, target in entry_points()), *(folder.name for folder in _folders())]
     for command in index.commands.values():
@@ -359,24 +366,24 @@ class Recorder:
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                self._note(fullname, spec.origin)
+                self._record_origin(fullname, spec.origin)
                 return spec
-        # What isn't there can be put where it was looked for.
+        # A module that is missing may be added later to any folder of the path.
         for folder in sys.path if path is None else path:
             self.add(folder)
         return None
 
-    def _note(self, module: str, origin: str | None) -> None:
+    def _record_origin(self, module: str, origin: str | None) -> None:
         if origin and os.path.isabs(origin):  # noqa: PTH117
             self.origins[module] = origin
             self.add(origin)
 
     def sources(self, packages: set[str]) -> list[Stamp]:
-        """The stamps of everything that the index depends on, without the standard library; of installed packages only
-        the recipes' own (an upgrade of another one changes site-packages, which is listed too)."""
+        """The stamps of the files that the index depends on: not the standard library's, and of installed packages only
+        those with recipes (an upgrade of another one changes site-packages, which is listed too)."""
         for module, loaded in list(sys.modules.items()):
             if module not in self.origins:
-                self._note(module, getattr(loaded, "__file__", None))
+                self._record_origin(module, getattr(loaded, "__file__", None))
         ours = {origin for module, origin in self.origins.items() if _is_source(module, origin, packages)}
         others = set(self.origins.values())
         return [each for path, each in self.stamps.items() if path in ours or path not in others]

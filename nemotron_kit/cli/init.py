@@ -28,7 +28,7 @@ from nemotron_kit.spec.runconfig import FIELDS, RunConfig
 TEMPLATES = Path(__file__).parent / "new_recipe"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}\Z")
 _PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-# What is asked for on a terminal, by kind of profile: (field, question, whether it may be left out).
+# The questions on a terminal, by executor: (field, question, whether it may be left out).
 _QUESTIONS = {
     "slurm": (
         ("account", "Slurm account (empty: none is needed)", True),
@@ -45,7 +45,7 @@ _QUESTIONS = {
 
 def init(argv: list[str]) -> int:
     """`nemotron init NAME` or `nemotron init --profile NAME [KEY=VALUE …]`: the exit code. Raises UserError, and writes
-    nothing, for a name that is taken and for what no profile can be."""
+    nothing, for a name that is taken and for an invalid profile."""
     parser = ToolParser("init")
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--no-check", action="store_true")
@@ -68,32 +68,32 @@ def _recipe(name: str) -> int:
         hint = "Small letters, digits and _, a letter first: it is a Python package and a command."
         raise UserError(f"{name!r} can't be a recipe's name.", hint=hint)
     if name in taken or name in sys.stdlib_module_names:
-        raise UserError(f"{name!r} is taken: {_whose(name)}.", hint="Choose another name.")
+        raise UserError(f"{name!r} is taken: {_taken_by(name)}.", hint="Choose another name.")
     folder, test = Path(name), Path("tests", f"test_{name}.py")
-    for place in (folder, test):
-        if place.exists():
-            raise UserError(f"{place} exists already.", hint="Choose another name, or another folder.")
-    listed = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
+    for path in (folder, test):
+        if path.exists():
+            raise UserError(f"{path} exists already.", hint="Choose another name, or another folder.")
+    env_text = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
     for template in sorted(TEMPLATES.rglob("*.txt")):
         relative = template.relative_to(TEMPLATES).with_suffix("")
         target = test if relative.name == "test_recipe.py" else folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         text = Template(template.read_text(encoding="utf-8")).substitute(name=name, title=_title(name))
         write_text(target, text, mode=0o644)
-    if listed is not None:
-        write_text(Path("env.toml"), listed, mode=0o600)
-    write_lines([*_next_steps(name, test, listed=listed is not None)])
+    if env_text is not None:
+        write_text(Path("env.toml"), env_text, mode=0o600)
+    write_lines([*_next_steps(name, test, listed=env_text is not None)])
     return 0
 
 
-def _whose(name: str) -> str:
+def _taken_by(name: str) -> str:
     if name in TOOLS:
-        return "a command of nemotron's own"
-    return "a module of Python's own" if name in sys.stdlib_module_names else "an installed recipe"
+        return "a command of nemotron"
+    return "a module of Python's standard library" if name in sys.stdlib_module_names else "an installed recipe"
 
 
 def _title(name: str) -> str:
-    """The beginning of the artifacts' names: `my_recipe` makes `My-recipe-data`."""
+    """The prefix of the artifacts' names: `my_recipe` makes `My-recipe-data`."""
     return name.replace("_", "-").capitalize()
 
 
@@ -102,7 +102,7 @@ def _env_with_recipe(name: str) -> str | None:
     text = _env_text()
     if "cli" in tomllib.loads(text):
         return None
-    return f'{text}{_gap(text)}[cli]\nrecipes = ["{name}"]\n'
+    return f'{text}{_separator(text)}[cli]\nrecipes = ["{name}"]\n'
 
 
 def _env_text() -> str:
@@ -112,11 +112,11 @@ def _env_text() -> str:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.absolute()}: not valid TOML: {error}.", hint="Mend it first.") from error
+        raise UserError(f"{path.absolute()}: not valid TOML: {error}.", hint="Correct it first.") from error
     return text
 
 
-def _gap(text: str) -> str:
+def _separator(text: str) -> str:
     return "" if not text else "\n" if text.endswith("\n") else "\n\n"
 
 
@@ -133,19 +133,23 @@ def _next_steps(name: str, test: Path, *, listed: bool) -> Iterator[str]:
 def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
     if not _PROFILE_NAME.match(name) or name in RESERVED:
         raise UserError(
-            f"{name!r} can't be a profile's name.", hint="Letters, digits, - and _, and none of env.toml's own tables."
+            f"{name!r} can't be a profile's name.",
+            hint=f"A profile's name has letters, digits, - and _, and is none of {', '.join(sorted(RESERVED))}.",
         )
     text = _env_text()
     if name in tomllib.loads(text):
         raise UserError(f"env.toml has [{name}] already.", hint=f"nemotron profiles show {name}")
-    values = dict(_given(given))
+    values = dict(_parse_fields(given))
     if sys.stdin.isatty() and sys.stdout.isatty():
         _ask(values)
     if "host" in values:
         values.setdefault("tunnel", "ssh")
-    table = "".join(f"{key} = {_toml(value)}\n" for key, value in {"executor": "local", **values}.items())
-    text = f"{text}{_gap(text)}[{name}]\n{table}"
-    _refuse_wrong(text, name)
+    # JSON spells texts, numbers, booleans and lists of them as TOML does.
+    table = "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in {"executor": "local", **values}.items()
+    )
+    text = f"{text}{_separator(text)}[{name}]\n{table}"
+    _check_profile(text, name)
     write_text(Path("env.toml"), text, mode=0o600)
     write_lines([f"[{name}] is written to env.toml:", *(f"  {line}" for line in table.splitlines())])
     if not checked:
@@ -154,20 +158,20 @@ def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
     return check([name])
 
 
-def _given(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _parse_fields(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
             raise UserError(
-                f"nemotron init: {argument!r} is no KEY=VALUE.", hint="For instance: executor=slurm account=lab"
+                f"nemotron init: {argument!r} is not KEY=VALUE.", hint="For instance: executor=slurm account=lab"
             )
         if key not in FIELDS:
             raise UserError(f"A profile has no field {key!r}.", hint=sentence(nearest(key, FIELDS)))
-        yield key, _typed(key, value)
+        yield key, _toml_value(key, value)
 
 
-def _typed(key: str, text: str) -> Any:
-    """A value as TOML has it: whole numbers and booleans where the field is one, `[a,b]` as a list, else a text."""
+def _toml_value(key: str, text: str) -> Any:
+    """The value to write: an integer or a boolean if the field has that type, a list for `[a,b]`, else the text."""
     if text[:1] == "[":
         return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
     kind = next(str(field.type) for field in fields(RunConfig) if field.name == key)
@@ -182,16 +186,12 @@ def _ask(values: dict[str, Any]) -> None:
     for key, question, optional in _QUESTIONS.get(str(values["executor"]), ()):
         while key not in values and (answer := input(f"{question}: ").strip() or not optional):
             if isinstance(answer, str):
-                values[key] = _typed(key, answer)
+                values[key] = _toml_value(key, answer)
     if "host" in values and "user" not in values:
         values["user"] = input(f"user on {values['host']}: ").strip() or os.environ.get("USER", "")
 
 
-def _toml(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # of texts, numbers, booleans and lists of them, TOML's own spelling
-
-
-def _refuse_wrong(text: str, name: str) -> None:
+def _check_profile(text: str, name: str) -> None:
     """Raise UserError for a profile that can't be read, before env.toml is touched."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "env.toml")

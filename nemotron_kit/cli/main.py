@@ -71,7 +71,7 @@ def guarded(action: Callable[[], int]) -> int:
     if sys.stdout is None or sys.stderr is None:
         _open_streams()
     try:
-        _have_pwd()
+        _set_pwd()
         return action()
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -92,24 +92,24 @@ def guarded(action: Callable[[], int]) -> int:
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        return _machine_said_no(error)
+        return _report_os_error(error)
 
 
-def _have_pwd() -> None:
+def _set_pwd() -> None:
     """Set PWD, to which configs refer, where no shell has: a program that cron or a container starts may have none."""
     if "PWD" in os.environ:
         return
     try:
         os.environ["PWD"] = os.getcwd()  # noqa: PTH109 — help needs no pathlib
-    except OSError:  # the folder is gone: what needs it says so
+    except OSError:  # the folder was deleted; whatever needs it reports that
         return
 
 
-def _machine_said_no(error: OSError) -> int:
+def _report_os_error(error: OSError) -> int:
     """Print one line for an OSError that names a path (a full or read-only disk, a missing folder); returns the exit
     code, 1."""
     if error.filename is not None:
-        print(f"error: {_shown(os.fsdecode(error.filename))}: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        print(f"error: {_sanitized(os.fsdecode(error.filename))}: {error.strerror}.", file=sys.stderr)  # noqa: T201
         print("HYDRA_FULL_ERROR=1 shows where it happened.", file=sys.stderr)  # noqa: T201
     elif isinstance(error, FileNotFoundError):
         print("error: the working folder does not exist any more.", file=sys.stderr)  # noqa: T201
@@ -151,12 +151,12 @@ def print_error(error: NemotronError) -> None:
     """`error: what was wrong`, and below it what would be right."""
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    print(f"{label} {_shown(error.message)}", file=sys.stderr)  # noqa: T201
+    print(f"{label} {_sanitized(error.message)}", file=sys.stderr)  # noqa: T201
     if error.hint:
-        print(_shown(error.hint), file=sys.stderr)  # noqa: T201
+        print(_sanitized(error.hint), file=sys.stderr)  # noqa: T201
 
 
-def _shown(text: str) -> str:
+def _sanitized(text: str) -> str:
     """A message as it may be printed to a terminal: file names and texts from other machines can contain any
     character."""
     from nemotron_kit.masking import mask
@@ -165,7 +165,7 @@ def _shown(text: str) -> str:
 
 
 def _nemotron(arguments: list[str]) -> int:
-    gc.disable()  # a page or an answer makes little garbage, and ends
+    gc.disable()  # help and completion make little garbage and end at once
     code = page_for(arguments)
     if code is not None:
         return code
@@ -173,12 +173,12 @@ def _nemotron(arguments: list[str]) -> int:
         return _tool(arguments[0], arguments[1:])
     from nemotron_kit.cli.parse import parse
 
-    _say_step(arguments)
+    _announce_step(arguments)
     found = _tree(_recipe_argument(arguments))
     return _dispatch(parse(arguments, _index(found)), ["nemotron", *arguments], found)
 
 
-def _say_step(arguments: Sequence[str]) -> None:
+def _announce_step(arguments: Sequence[str]) -> None:
     """Mark this job's piped output at once: the step that reads it may start at the same time."""
     # Commands that only print are no steps; neither is a sweep, which prints no artifacts.
     if not {"--dry-run", "--dry_run", "-d", "--json", "--cfg", "--info", "-m", "--multirun", "-i"} & set(arguments):
@@ -190,16 +190,16 @@ def _say_step(arguments: Sequence[str]) -> None:
 def _tool(name: str, argv: Sequence[str]) -> int:
     from nemotron_kit.cli.tools import run
 
-    gc.enable()  # it may stay for days
+    gc.enable()  # a tool may run for days (runs watch, runs wait)
     code = run(name, argv)
-    sys.stdout.flush()  # what can't be printed is an error of a command that prints
+    sys.stdout.flush()  # so that output that can't be written is reported as this command's error
     return code
 
 
 def _hydra(arguments: list[str]) -> int:
     from nemotron_kit.cli.parse import parse_hydra
 
-    _say_step(arguments)
+    _announce_step(arguments)
     found = _tree([argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")])
     return _dispatch(parse_hydra(arguments, _index(found)), ["python", "-m", "nemotron_kit", *arguments], found)
 
@@ -213,7 +213,7 @@ def _app(app: App, arguments: list[str]) -> int:
     code = page_for(arguments, index, root)
     if code is not None:
         return code
-    _say_step(arguments)
+    _announce_step(arguments)
     prog = tree.program(root)
     return _dispatch(parse(arguments, index, root=root, prog=prog), [*prog.split(), *arguments], found, root)
 
@@ -241,9 +241,10 @@ def _index(found: Tree) -> Index:
 
 
 def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, ...] = ()) -> int | None:
-    """The exit code, once the page or the answer is printed; None when `argv` asks for something else, or wrongly.
+    """Print the help page, version or completion that `argv` asks for, and return the exit code. None if it asks for
+    something else, or for help about a name that does not exist.
 
-    `index` and `root` are given for one app (`python -m myrecipe`). No arguments at all: the help page, and 0.
+    `index` and `root` are given for one app (`python -m myrecipe`). Without arguments, the help page is printed.
     """
     if not root and argv[:1] == ["__complete"]:
         from nemotron_kit.cli.completion import answer
@@ -251,7 +252,7 @@ def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, .
         return answer(argv[1:])
     if not root and argv[:1] == ["--version"]:
         return _version()
-    names = _asked(argv, root)
+    names = _help_arguments(argv, root)
     if names is None:
         return None
     index = _loaded(index)
@@ -264,7 +265,7 @@ def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, .
 
 
 def _show(request: Request, index: Index | None = None, root: tuple[str, ...] = ()) -> int:
-    """Print what a Help or Version request asks for; the exit code (2 for a group that was named without a command)."""
+    """Print the page of a Help or Version request; returns the exit code (2 for a group named without a command)."""
     from nemotron_kit.cli import help as pages
     from nemotron_kit.cli.request import Help
 
@@ -281,8 +282,9 @@ def _version() -> int:
     return 0
 
 
-def _asked(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
-    """The words that help is asked about: `X --help`, `help X`, or nothing at all. None when it isn't."""
+def _help_arguments(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
+    """The arguments that name what help is asked for (`X --help`, `help X`); [] without arguments, None for a command
+    line that does not ask for help."""
     first = tree.first_name(argv)
     if not root and first == "help":
         at = list(argv).index(first)

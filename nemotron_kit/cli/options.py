@@ -1,4 +1,4 @@
-"""The options that every command has, and Hydra's own: one table each for `nemotron` and `python -m nemotron_kit`.
+"""The options that every command has, and those of Hydra: one table each for `nemotron` and `python -m nemotron_kit`.
 
 Help, completion and parsing all read these tables. Nothing heavy is imported: help must answer in milliseconds.
 """
@@ -9,7 +9,7 @@ NOTHING, VALUE, MAYBE = "nothing", "value", "maybe"
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 WANDB = ("project", "entity", "run_name", "tags", "notes")
-# `--art.X V` and the like: what stands before the dot, and what it does.
+# Options with a dot (`--art.X V`): the part before the dot → (the rest of the usage, the help text).
 PREFIXES = {
     "art": ("SLOT REF", "use this artifact: v3, Name, Name:v3, an alias, or a path"),
     "run": ("KEY VALUE", "set one field of the profile for this job (also --batch.KEY)"),
@@ -20,8 +20,8 @@ PREFIXES = {
 # The settings of `hydra/launcher=nemo_run` for a recipe's sweep (hydra.launcher.KEY=VALUE).
 LAUNCHER = {
     "profile": ("NAME", "send the jobs to a profile of env.toml, as --run NAME does"),
-    "max_parallel": ("N", "so many jobs at a time"),
-    "via": ("nemo_run|kit", "what starts jobs on this machine: NeMo-Run, or plain processes"),
+    "max_parallel": ("N", "at most N jobs at a time"),
+    "via": ("nemo_run|kit", "start jobs on this machine by NeMo-Run or as plain processes"),
     "detach": ("true", "submit the jobs and return, as --batch does"),
     "objective": ("METRIC", "the metric whose last value a job gives the sweeper"),
 }
@@ -44,16 +44,16 @@ class Option:
 
 
 _OURS = (
-    Option("run", "-r", VALUE, "PROFILE", "send the job to a profile of env.toml, wait and show its log"),
-    Option("batch", "-b", VALUE, "PROFILE", "send the job to a profile and return at once"),
+    Option("run", "-r", VALUE, "PROFILE", "run the job on a profile of env.toml, wait for it and print its log"),
+    Option("batch", "-b", VALUE, "PROFILE", "submit the job to a profile and return at once"),
     Option("after", "", VALUE, "RUN", "start when that run has succeeded (may be given again)"),
-    Option("name", "", VALUE, "NAME", "a name for the run, beside its id"),
-    Option("tag", "", VALUE, "TAG", "a tag to list it by (may be given again)"),
-    Option("note", "", VALUE, "TEXT", "a note on it, shown by nemotron runs show"),
-    Option("dry_run", "-d", NOTHING, "", "show what would run and what would stop it; start and write nothing"),
-    Option("json", "", NOTHING, "", "print for programs (with --dry-run: the whole plan)"),
+    Option("name", "", VALUE, "NAME", "a name for the run, in addition to its id"),
+    Option("tag", "", VALUE, "TAG", "a tag, by which nemotron runs can list the run (may be given again)"),
+    Option("note", "", VALUE, "TEXT", "a note on the run, printed by nemotron runs show"),
+    Option("dry_run", "-d", NOTHING, "", "print the plan and its problems; start and write nothing"),
+    Option("json", "", NOTHING, "", "print the run's end as JSON (with --dry-run: the whole plan)"),
 )
-# Where a command has a field of one of these names, its option is the field's.
+# If a command has a field with one of these names, `--NAME` sets the field.
 LABELS = ("name", "tag", "note")
 _CONFIG = Option("config", "-c", VALUE, "NAME|PATH", "the config file, by name or by path")
 _HELP = Option("help", "-h", NOTHING, "", "show this help")
@@ -62,28 +62,28 @@ _HYDRA = (
     Option("cfg", "", VALUE, "|".join(CFG), "print the composed config instead of running", CFG),
     Option("resolve", "", NOTHING, "", "with --cfg: resolve interpolations"),
     Option("package", "", VALUE, "KEY", "with --cfg: only this part of the config"),
-    Option("info", "", MAYBE, "TOPIC", "Hydra's information: " + ", ".join(INFO), INFO),
-    Option("config_dir", "", VALUE, "DIR", "one more folder to look for configs in"),
-    Option("hydra_help", "", NOTHING, "", "Hydra's own help"),
+    Option("info", "", MAYBE, "TOPIC", "print Hydra's information: " + ", ".join(INFO), INFO),
+    Option("config_dir", "", VALUE, "DIR", "an additional folder of configs"),
+    Option("hydra_help", "", NOTHING, "", "print Hydra's help"),
 )
-# Hydra's own short forms, free for commands in `nemotron`, kept in `python -m nemotron_kit`.
+# Hydra's short options: valid in `python -m nemotron_kit`; in `nemotron` a command's fields may use them.
 _HYDRA_SHORT = {"cfg": "-c", "package": "-p", "info": "-i", "config_dir": "-cd", "multirun": "-m"}
 
-# Flags of Hydra's that have no place here: short form, and what there is instead.
+# Hydra's flags that are not supported: long name → (short form, what to use instead).
 REFUSED = {
     "config_name": (
         "-cn",
-        "The primary config is nemotron_kit's own. A job's config is chosen by config=NAME, in `nemotron` by -c.",
+        "The primary config is nemotron_kit's. A job's config is chosen by config=NAME, in `nemotron` by -c.",
     ),
     "config_path": (
         "-cp",
-        "The primary config is nemotron_kit's own. --config-dir DIR adds a folder to look for configs in.",
+        "The primary config is nemotron_kit's. --config-dir DIR adds a folder of configs.",
     ),
     "shell_completion": (
         "-sc",
-        "`nemotron completion bash` (zsh, fish) prints the script that completes commands here.",
+        "`nemotron completion bash` (zsh, fish) prints a completion script.",
     ),
-    "experimental_rerun": ("", "It would read a pickle. `nemotron runs rerun ID` starts a recorded job again."),
+    "experimental_rerun": ("", "It would load a pickle. `nemotron runs rerun ID` launches a recorded run again."),
 }
 
 
@@ -103,8 +103,8 @@ HYDRA = Table(
     (
         *(Option(o.name, "-b" if o.name == "batch" else "", o.takes, o.metavar, o.help) for o in _OURS),
         *(Option(o.name, _HYDRA_SHORT.get(o.name, ""), o.takes, o.metavar, o.help, o.choices) for o in _HYDRA),
-        Option("run_here", "-r", NOTHING, "", "Hydra's own --run: what happens anyway"),
-        Option("version", "", NOTHING, "", "the version"),
+        Option("run_here", "-r", NOTHING, "", "Hydra's --run: the default"),
+        Option("version", "", NOTHING, "", "print the version"),
         _HELP,
     ),
     fields=False,
@@ -126,17 +126,19 @@ def is_override(token: str) -> bool:
 
 
 def is_option(token: str) -> bool:
+    """Whether an argument begins with a dash; a single `-` does not count."""
     return len(token) > 1 and token[0] == "-"
 
 
 def split(token: str) -> tuple[str, str | None]:
-    """`--name=value` as (name, value); value is None where there is no `=`."""
+    """`--name=value` as (name, value); value is None without a `=`."""
     name, equals, value = token.partition("=")
     return name, value if equals else None
 
 
 def known(token: str, table: Table = NEMOTRON) -> Option | None:
-    """The global option that `token` (`--config=x`, `-c`, `-cx`) spells; None for a field's or an unknown one."""
+    """The option of `table` that `token` (`--config=x`, `-c`, `-cx`) names; None for a field's option or an unknown
+    one."""
     name, _ = split(token)
     if token.startswith("--"):
         prefix, dot, _ = name[2:].partition(".")

@@ -107,12 +107,12 @@ STYLES = {
 
 
 def clean(value: object) -> str:
-    """`text` as one line without control characters."""
+    """`value` as one line of text without control characters; "" for None."""
     return printable("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
-    """Print rows under a header; the last column takes what room is left."""
+    """Print rows under a header; the last column takes the rest of the width."""
     cells = [[clean(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich(header, cells, styles)
@@ -149,14 +149,20 @@ def write_lines(lines: Sequence[str]) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
+def print_status(text: str) -> None:
+    """Print text on standard error, control characters made visible: standard output belongs to the job."""
+    print(printable(text), file=sys.stderr)  # noqa: T201
+
+
 def print_json(value: Any) -> None:
-    from nemotron_kit.files import finite  # help reads this file, and needs no pathlib
+    """Print a value as indented JSON; NaN and infinities become null."""
+    from nemotron_kit.files import finite  # help imports this module, and needs no pathlib
 
     sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
 def terminal_width() -> int:
-    """Columns of the terminal; a large number if standard output is none, so that nothing is left out."""
+    """Columns of the terminal; a large number if standard output is no terminal, so that no column is left out."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16

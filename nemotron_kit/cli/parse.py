@@ -21,11 +21,11 @@ NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {
 
 
 def parse_hydra(argv: Sequence[str], index: Index) -> Request:
-    """The request that `python -m nemotron_kit ARGV` makes, with Hydra's overrides and flags (-c and -r are Hydra's
-    here), --run NAME, --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
+    """The request that `python -m nemotron_kit ARGV` makes: Hydra's overrides and flags (with Hydra's meanings of -c
+    and -r), --run NAME, --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
     if "--version" in argv:
         return Version()
-    node = _node(_last(argv, "recipe"), _last(argv, "stage"), index)
+    node = _node(_choice_value(argv, "recipe"), _choice_value(argv, "stage"), index)
     leaf = node if not tree.is_group(node) else None
     if tree.wants_help(argv):
         return Help(tuple(node["path"]))
@@ -79,15 +79,15 @@ def asks_hydra(job: Job) -> bool:
     return job.flag("--info") is not None or job.flag("--hydra-help") is not None
 
 
-def _last(argv: Sequence[str], choice: str) -> str:
-    """The value that a plain `choice=value` gives, "" where there is none or a sweep."""
+def _choice_value(argv: Sequence[str], choice: str) -> str:
+    """The value of the last `choice=value`; "" if there is none, or if it is a sweep."""
     found = [hydra_unquoted(argument.partition("=")[2]) for argument in argv if argument.startswith(f"{choice}=")]
     return (found[-1] or "") if found else ""
 
 
 def check_launcher(job: Job) -> None:
     """Raise UserError for a launcher that would run the job elsewhere than its profile specifies."""
-    launcher = _last(job.overrides, "hydra.launcher.profile")
+    launcher = _choice_value(job.overrides, "hydra.launcher.profile")
     if launcher and job.profile and launcher != job.profile:
         raise UserError(
             f"run.profile is {job.profile}, and hydra.launcher.profile is {launcher}.", hint="Give one of the two."
@@ -98,22 +98,22 @@ def no_recipe(argument: str, index: Index, prog: str) -> UserError:
     """The error for a name that no recipe has, or a broken one."""
     if argument in index.broken:
         return UserError(
-            f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The others are not touched by it."
+            f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The other recipes still work."
         )
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
-    hint = _folder_of_that_name(argument) or f"{near(argument, known)} `{prog} --help` shows them all."
+    hint = _unregistered_folder_hint(argument) or f"{near(argument, known)} `{prog} --help` lists all of them."
     return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
 
 
-def _folder_of_that_name(argument: str) -> str:
-    """A hint for a recipe in the working folder that is not registered."""
+def _unregistered_folder_hint(argument: str) -> str:
+    """A hint if `argument` is a recipe's folder in the working folder that env.toml does not name; else ""."""
     folder = Path(argument)
     if not argument.isidentifier() or (
         not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()
     ):
         return ""
-    started = f"run it as `python -m {argument} …`, or " if (folder / "__main__.py").is_file() else ""
-    return f'The folder {argument}/ here is not named in env.toml: {started}add [cli] recipes = ["{argument}"] to it.'
+    run_hint = f"run it as `python -m {argument} …`, or " if (folder / "__main__.py").is_file() else ""
+    return f'The folder {argument}/ is not listed in env.toml: {run_hint}add [cli] recipes = ["{argument}"] to it.'
 
 
 __all__ = ["parse", "parse_hydra"]
@@ -132,15 +132,15 @@ class ProgramName(NamedTuple):
 class _Failure(NamedTuple):
     """Why the command line does not fit one command. Failures are compared by the number of arguments read."""
 
-    meant: bool  # its name was complete; something else was wrong
-    at: int
-    reached: bool
+    name_complete: bool  # the arguments name the command; something else is wrong
+    at: int  # the number of arguments read
+    reached: bool  # whether the names come first in the line
     error: UserError
 
 
 def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
-    """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, where nemotron's
-    own commands don't exist. `prog` is how hints call the program. Raises UserError."""
+    """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, which has no
+    commands of nemotron's. `prog` is the program's name in hints. Raises UserError."""
     argv, program_name = list(argv), ProgramName(prog or tree.program(root), root)
     first = tree.first_name(argv)
     if not root and argv[:1] == ["--version"]:
@@ -148,13 +148,13 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
     if not root and first in TOOLS:
         return Tool(first, tuple(_without(argv, first)))
     if not root and first == "help":
-        return _asked(_without(argv, first), index, program_name)
+        return _help_topic(_without(argv, first), index, program_name)
     if not argv or tree.wants_help(argv):
         return help_request(argv, index, program_name)
     return _job(argv, index, program_name)
 
 
-def _asked(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
+def _help_topic(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
     """The help page that `nemotron help NAME…` asks for."""
     first = tree.first_name(argv)
     return Tool(first, ("--help",)) if first in TOOLS else help_request(argv, index, program_name)
@@ -164,7 +164,7 @@ def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -
     """Help for the node that `argv` names. Raises UserError for an argument that names none."""
     reached = tree.walk(argv, index, program_name.root)
     if reached.unknown is not None:
-        raise _lost(reached, index, program_name)
+        raise _unknown_name(reached, index, program_name)
     return Help(reached.path)
 
 
@@ -181,10 +181,10 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
         raise UserError(f"This line can be read as {both}.", hint="Put the options after the command.")
     failures = [each for each in tried if isinstance(each, _Failure)]
     best = max(failures, key=lambda each: each[:3], default=None)
-    if best is not None and (best.meant or not tree.is_group(reached.node)):
+    if best is not None and (best.name_complete or not tree.is_group(reached.node)):
         raise best.error
     if reached.unknown is not None:
-        raise _lost(reached, index, program_name)
+        raise _unknown_name(reached, index, program_name)
     return _unfinished(argv, reached, program_name)
 
 
@@ -205,7 +205,7 @@ def _attempt(
     try:
         detail = _detail(index, leaf)
         reader = Reader(argv, NEMOTRON, detail, " ".join((*program_name.root, *names)), program_name.help_line(names))
-        return _named(reader.read(names), leaf)
+        return _with_choices(reader.read(names), leaf)
     except UserError as error:
         return _Failure(not isinstance(error, NotThisCommand), reader.at if reader else 0, named, error)
 
@@ -216,8 +216,8 @@ def _detail(index: Index, leaf: Node) -> Node:
     return index.detail(leaf)
 
 
-def _named(job: Job, leaf: Node) -> Job:
-    """The job of the command chosen by the names, which no override may choose again."""
+def _with_choices(job: Job, leaf: Node) -> Job:
+    """The job with the recipe and stage of the command's names. Raises UserError if an override sets them, too."""
     recipe, *stage = leaf["path"]
     if job.recipe or job.stage:
         raise UserError(
@@ -236,20 +236,18 @@ def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramNa
     return job if not names and asks_hydra(job) else Help(reached.path, asked=False)
 
 
-def _lost(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
+def _unknown_name(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
     """The error for an argument that names no node of the tree."""
     argument, names = reached.unknown or "", reached.path[len(program_name.root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:
             what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
-            return UserError(
-                f"{option} needs a {what}, and {taken!r} stands in its place.", hint=f"Write {option} {what}."
-            )
+            return UserError(f"{option} needs a {what}, but is followed by {taken!r}.", hint=f"Write {option} {what}.")
     if not reached.path:
         return no_recipe(argument, index, program_name.prog)
     children = reached.node["children"].values()
     known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
-    hint = f"{near(argument, known)} `{program_name.help_line(names)}` tells more."
+    hint = f"{near(argument, known)} See `{program_name.help_line(names)}`."
     return UserError(f"{' '.join(reached.path)} has no command {argument!r}.", hint=hint.strip())
 
 

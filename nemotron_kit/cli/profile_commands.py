@@ -70,8 +70,10 @@ def clean_target(argv: list[str]) -> int:
     found = [entry for entry in found if "error" not in entry]
     if found:
         print_table(("WHAT", "MB", "PATH"), [(f["what"], f"{f['bytes'] / 1e6:.1f}", f["path"]) for f in found])
-    size, verb = sum(f["bytes"] for f in found) / 1e6, "would go" if options.dry_run else "removed"
-    write_lines([f"{len(found)} {verb}, {size:.1f} MB: unused for {short_span(unused)} and named by no unfinished run"])
+    size, verb = sum(f["bytes"] for f in found) / 1e6, "would be removed" if options.dry_run else "removed"
+    write_lines(
+        [f"{len(found)} {verb}, {size:.1f} MB: unused for {short_span(unused)} and needed by no unfinished run"]
+    )
     if kept:
         first, *more = (f"{entry['path']}: {entry['error']}." for entry in kept)
         raise NemotronError(f"{len(kept)} could not be removed: {first}", hint="\n".join(more) or None)
@@ -82,8 +84,8 @@ HOURS = int(LOGIN["persist"]) // 3600
 
 
 def login(argv: list[str]) -> int:
-    """`nemotron profiles login ARGUMENTS`: the exit code. Raises Unreachable (3) when ssh does not get in; ssh has
-    printed why."""
+    """`nemotron profiles login ARGUMENTS`: the exit code. Raises Unreachable (3) when ssh can't log in; ssh prints the
+    reason."""
     parser = ToolParser("profiles", "login")
     parser.add_argument("--close", action="store_true", help="end the connection instead")
     options = parser.parse(argv)
@@ -104,7 +106,7 @@ def login(argv: list[str]) -> int:
             [f"The connection to {to.address} is open already. End it: nemotron profiles login {options.name} --close"]
         )
         return 0
-    # ssh asks on the terminal that it shares with us; `true` ends at once and leaves the master behind.
+    # ssh asks for passwords on this terminal; `true` ends at once, and ssh's master process stays in the background.
     code = subprocess.run([*ssh, "true"], check=False).returncode
     if code != 0 or not _is_open(ssh):
         raise Unreachable(f"{to.address}: not logged in (ssh ended with {code}).", hint="See ssh's message above.")
@@ -112,11 +114,11 @@ def login(argv: list[str]) -> int:
     return 0
 
 
-def _close(ssh: Sequence[str], place: str) -> int:
+def _close(ssh: Sequence[str], target: str) -> int:
     if not _is_open(ssh):
-        raise NemotronError(f"There is no open connection to {place}.")
+        raise NemotronError(f"There is no open connection to {target}.")
     _control(ssh, "exit")
-    write_lines([f"The connection to {place} is closed."])
+    write_lines([f"The connection to {target} is closed."])
     return 0
 
 
@@ -125,13 +127,13 @@ def _is_open(ssh: Sequence[str]) -> bool:
 
 
 def _control(ssh: Sequence[str], argument: str) -> int:
-    """What ssh's master answers to one of its control commands; not 0 when there is none."""
+    """The exit code of `ssh -O ARGUMENT`, a command to ssh's master process; not 0 when there is none."""
     command = [*ssh[:1], "-O", argument, *ssh[1:]]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode
 
 
 def list_all(argv: list[str]) -> int:
-    """`nemotron profiles`: one line for each."""
+    """`nemotron profiles`: list the profiles of env.toml, one line each."""
     parser = ToolParser("profiles")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
@@ -152,7 +154,7 @@ def list_all(argv: list[str]) -> int:
 
 
 def _summary(name: str) -> dict[str, Any]:
-    """One line of the list; an invalid profile does not hide the others."""
+    """One line of the list; an invalid profile is listed with its error."""
     try:
         profile = read_profile(name)
     except NemotronError as error:
@@ -197,7 +199,7 @@ def _origin(profile: Profile, name: str) -> str:
 
 
 def _masked(name: str, value: Any) -> Any:
-    """The value, masked if its name marks it as a secret; a reference to a secret is shown."""
+    """The value, masked if its name marks it as a secret; a reference to a secret (`${…}`) is not masked."""
     if name == "env_vars" and value:
         pairs = [entry.partition("=") for entry in value]
         return [f"{key}={_hidden(text) if is_secret_name(key) else text}" for key, _, text in pairs]

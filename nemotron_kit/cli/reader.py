@@ -15,7 +15,7 @@ from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
 _OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*(=|\Z)")
-_SENDING = ("run", "batch")
+_PROFILE_OPTIONS = ("run", "batch")
 # Settings that both Hydra's overrides and our options can choose.
 _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
 
@@ -51,7 +51,7 @@ class Reader:
             if argument == "--" and not ended:
                 ended = True
             elif ended or not options.is_option(argument):
-                self._bare(argument)
+                self._positional(argument)
             elif argument.startswith("--"):
                 self._long(argument)
             else:
@@ -79,16 +79,16 @@ class Reader:
             note=self.texts.get("note"),
         )
 
-    def _bare(self, argument: str) -> None:
+    def _positional(self, argument: str) -> None:
         row = self.positionals[0] if self.positionals and not self.names else None
         is_path = row is not None and argument.startswith(("/", "./", "../", "~/"))
-        # Of mistyped arguments only `name=…` looks like an override.
+        # `name=…` is taken for a mistyped override, other text for the positional argument.
         is_text = row is not None and row.get("verbatim") and not _OVERRIDE.match(argument)
         if options.is_override(argument) and not is_path and not is_text:
             self._override(argument)
         elif self.names:
             if argument != self.names[0]:
-                raise NotThisCommand(f"{self.where}: {argument!r} stands where {self.names[0]!r} should.")
+                raise NotThisCommand(f"{self.where}: expected {self.names[0]!r}, got {argument!r}.")
             self.names.pop(0)
         elif row is not None:
             self.assigned.field(row, argument)
@@ -145,8 +145,8 @@ class Reader:
         if not self.table.fields:
             self._refuse(name)
         row = self.assigned.shorts.get(argument[:2]) if self.table.fields else None
-        long_one = len(name) > 2 and name not in self.table.short
-        if long_one and (key(name) in self.table.long or key(name) in self.assigned.fields):
+        single_dash_long = len(name) > 2 and name not in self.table.short
+        if single_dash_long and (key(name) in self.table.long or key(name) in self.assigned.fields):
             option = row = None
         short = option.short if option else argument[:2]
         if len(argument) > len(short):
@@ -154,14 +154,14 @@ class Reader:
         if option is not None:
             self._global(option, short, joined)
         elif row is not None:
-            self._take(row, short, joined)
+            self._set_field(row, short, joined)
         else:
             raise self.assigned.unknown(name, self.table.long)
 
     def _global(self, option: Option, name: str, joined: str | None) -> None:
         text = self._global_value(option, name, joined)
-        if option.name in _SENDING:
-            self._send(option.name, name, text)
+        if option.name in _PROFILE_OPTIONS:
+            self._choose_profile(option.name, name, text)
         elif option.name == "config" and "," in text and "/" not in text:
             self.assigned.set("config", text)  # `-c tiny,default` sweeps
         elif option.name == "config":
@@ -181,24 +181,24 @@ class Reader:
 
     def _global_value(self, option: Option, name: str, joined: str | None) -> str:
         if option.takes == NOTHING and joined is not None:
-            raise UserError(f"{name} takes no value, and got {joined!r}.", hint=f"Write {name} alone.")
+            raise UserError(f"{name} takes no value, and got {joined!r}.", hint=f"Write {name} without a value.")
         following = self.argv[self.at] if self.at < len(self.argv) else ""
         if option.takes == NOTHING or (option.takes == MAYBE and joined is None and following not in option.choices):
             return ""
-        if option.name in _SENDING and joined is None and "=" in following:
+        if option.name in _PROFILE_OPTIONS and joined is None and "=" in following:
             joined, self.at = following, self.at + 1
         text = self._value(name, joined, what=option.metavar, empty=False)
         if option.choices and text not in option.choices:
             raise UserError(f"{name} has no choice {text!r}.", hint=near(text, option.choices))
         return text
 
-    def _send(self, mode: str, name: str, profile: str) -> None:
+    def _choose_profile(self, mode: str, name: str, profile: str) -> None:
         if "=" in profile:
             raise UserError(
-                f"{name} takes a profile, and {profile!r} stands in its place.",
+                f"{name} takes a profile, not {profile!r}.",
                 hint=f"Write {name} PROFILE (`nemotron profiles` lists them); run.mode=local is this machine.",
             )
-        if {mode, self.chosen.get("mode", (mode, ""))[0]} == set(_SENDING):
+        if {mode, self.chosen.get("mode", (mode, ""))[0]} == set(_PROFILE_OPTIONS):
             raise UserError(
                 "--run and --batch exclude each other.", hint="--run waits for the job; --batch returns at once."
             )
@@ -208,7 +208,7 @@ class Reader:
     def _choose(self, choice: str, text: str, name: str) -> None:
         before, spelled = self.chosen.setdefault(choice, (text, name))
         if before != text:
-            raise UserError(f"{name} says {text}, and {spelled} says {before}.", hint="Give one of the two.")
+            raise UserError(f"{name} is {text}, and {spelled} is {before}.", hint="Give one of the two.")
 
     def _value(
         self, name: str, joined: str | None, *, what: str = "VALUE", empty: bool = True, negative: bool = False
@@ -223,7 +223,7 @@ class Reader:
             return following
         if joined is not None and (joined or empty):
             return joined
-        instead = f", and {following!r} stands in its place" if following else ""
+        instead = f", but is followed by {following!r}" if following else ""
         listed = "`nemotron profiles` lists them" if what == "PROFILE" else f"{name}={what} if it begins with a dash"
         raise UserError(f"{name} needs a {what}{instead}.", hint=f"Write {name} {what}; {listed}.")
 
@@ -231,15 +231,15 @@ class Reader:
         field, assigned = key(name), self.assigned
         if field not in assigned.fields:
             self._refuse(name)
-        row, off = assigned.fields.get(field), assigned.negated(field)
-        if not self.table.fields and (row or off or field in assigned.groups):
+        row, negated = assigned.fields.get(field), assigned.negated(field)
+        if not self.table.fields and (row or negated or field in assigned.groups):
             raise UserError(
-                f"{name} is no option of Hydra's.", hint=f"Write {(row or off or {'name': field})['name']}=VALUE."
+                f"{name} is no option of Hydra's.", hint=f"Write {(row or negated or {'name': field})['name']}=VALUE."
             )
         if row is not None:
-            self._take(row, name, joined)
-        elif off is not None and joined is None:
-            assigned.set(off["name"], "false")
+            self._set_field(row, name, joined)
+        elif negated is not None and joined is None:
+            assigned.set(negated["name"], "false")
         elif self.table.fields and (field in assigned.groups or assigned.open_block(field)):
             assigned.set(field, hydra_untyped(self._value(name, joined, negative=True)))
         else:
@@ -250,9 +250,9 @@ class Reader:
         """Raise UserError for a flag of Hydra's that is not supported here."""
         for long, (short, instead) in options.REFUSED.items():
             if key(name) == long or name == short:
-                raise UserError(f"{name} of Hydra's has no place here.", hint=instead)
+                raise UserError(f"Hydra's {name} is not supported.", hint=instead)
 
-    def _take(self, row: Row, name: str, joined: str | None) -> None:
+    def _set_field(self, row: Row, name: str, joined: str | None) -> None:
         if row["kind"] == "bool" and joined is None:
             self.assigned.set(row["name"], "true")
         else:

@@ -28,7 +28,7 @@ class Version(NamedTuple):
 
 
 class Tool(NamedTuple):
-    """One of nemotron's own commands (tools.TOOLS), with the arguments after its name."""
+    """A command of tools.TOOLS, with the arguments after its name."""
 
     name: str
     argv: tuple[str, ...] = ()
@@ -36,11 +36,11 @@ class Tool(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """A job.
+    """A job, or a sweep of jobs, as a command line describes it.
 
     `overrides` are Hydra overrides in the order typed, including fields given as flags, `--art.X` (`run.X=`),
     `--run.KEY` (`run.env.KEY=`) and `--wandb.KEY` (`run.wandb.KEY=`). `config`, `profile` and `mode` are None if the
-    command line leaves them to the config. `flags` are Hydra's own, by their long names: ("--cfg=job", "--multirun").
+    command line leaves them to the config. `flags` are those of Hydra by their long names: ("--cfg=job", "--multirun").
     `after` are the runs that must have succeeded before it starts. `recipe` and `stage` are "" only in Hydra's
     spelling, for a sweep over them or if they are not given.
     """
@@ -95,8 +95,8 @@ def hydra_overrides(job: Job) -> list[str]:
 def hydra_spelling(job: Job) -> list[str]:
     """The arguments of `python -m nemotron_kit` for the same job, without --dry-run and --json."""
     labels = {"--name": [job.name], "--tag": job.tags, "--note": [job.note]}
-    said = [f"{flag}={text}" for flag, texts in labels.items() for text in texts if text]
-    return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after] + said
+    label_flags = [f"{flag}={text}" for flag, texts in labels.items() for text in texts if text]
+    return hydra_overrides(job) + list(job.flags) + [f"--after={run}" for run in job.after] + label_flags
 
 
 def shell_line(job: Job) -> str:
@@ -116,7 +116,7 @@ def _launcher(job: Job) -> list[str]:
 
 
 def near(argument: str, known: Iterable[str]) -> str:
-    """`Did you mean a, b?`, or `There is: a, b.`, or "" where there is nothing."""
+    """`Did you mean a, b?` if names of `known` are similar, else `There is: a, b.`; "" if `known` is empty."""
     text = nearest(argument, known)
     ended = text if not text or text.endswith("?") else f"{text}."
     return ended[:1].upper() + ended[1:]
@@ -127,7 +127,7 @@ def close(argument: str, known: Iterable[str]) -> bool:
     return nearest(argument, known).startswith("did you mean")
 
 
-# `run.X` for these is the launcher's own key, not a field of the profile.
+# `run.X` for these is a key of the section run, not a field of the profile.
 _SECTIONS = ("env", "profile", "mode", "recipe", "wandb")
 _OPEN = ("dict", "any")
 _GROUPS = ("recipe", "stage", "config")
@@ -156,7 +156,7 @@ class Assignments:
     def field(self, row: Row, text: str) -> None:
         """Set a field of the config from the typed text: `[a,b]` or one element of a list, else the value."""
         if row["name"] in _GROUPS:
-            hint = f"Set what is in it: {row['name']}.KEY=VALUE."
+            hint = f"Set its fields: {row['name']}.KEY=VALUE."
             raise UserError(f"{row['name']} is a block, and {row['name']}=… selects one of Hydra's groups.", hint=hint)
         _check_choice(row, text)
         if row.get("verbatim"):
@@ -186,12 +186,12 @@ class Assignments:
         """Raise UserError where one job is given several references for an input."""
         for name, text in self._artifacts.values():
             if _several(text):
-                raise UserError(f"--art.{name}: {text!r} are several artifacts.", hint="Add -m to sweep over them.")
+                raise UserError(f"--art.{name}: {text!r} names several artifacts.", hint="Add -m to sweep over them.")
 
     def wandb(self, name: str, text: str) -> None:
         """`--wandb.project NAME`; `--wandb.tags a,b`, which may be repeated."""
         if key(name) not in WANDB:
-            raise UserError(f"W&B has no setting {name!r} here.", hint=near(key(name), WANDB))
+            raise UserError(f"--wandb has no setting {name!r}.", hint=near(key(name), WANDB))
         if key(name) == "tags":
             for tag in filter(None, (part.strip() for part in text.split(","))):
                 self._append("run.wandb.tags", tag, "str")
@@ -199,10 +199,10 @@ class Assignments:
             self.set(f"run.wandb.{key(name)}", hydra_field(text, "str"))
 
     def run(self, name: str, text: str) -> None:
-        """`--run.KEY VALUE`: a field of the profile (`run.env.KEY`), or one of the launcher's own keys."""
+        """`--run.KEY VALUE`: a field of the profile (`run.env.KEY`), or a key of the section run (`run.KEY`)."""
         first, dot, below = name.partition(".")
-        own = key(first) in (*_SECTIONS, *self.slots)
-        self.set(f"run.{'' if own else 'env.'}{key(first)}{dot}{below}", hydra_untyped(text))
+        is_launcher_key = key(first) in (*_SECTIONS, *self.slots)
+        self.set(f"run.{'' if is_launcher_key else 'env.'}{key(first)}{dot}{below}", hydra_untyped(text))
 
     def open_block(self, name: str) -> bool:
         """Whether `name` lies below a field that takes any key (`--model.hidden-size 64`)."""
@@ -220,7 +220,7 @@ class Assignments:
 
     def unknown(self, name: str, known: Iterable[str], text: str | None = None) -> UserError:
         """The error for an unknown option with the value `text`; `known` are the global ones."""
-        from nemotron_kit.config.wording import profile_field  # an error's alone
+        from nemotron_kit.config.wording import profile_field  # only needed for an error
 
         wanted = key(name)
         names = [*known, *self.fields, *self.groups, *(f"art.{slot}" for slot in self.slots)]
@@ -249,7 +249,7 @@ class Assignments:
 
 
 def _several(text: str) -> bool:
-    """Whether a reference is a list of them: only a path's own name may have a comma."""
+    """Whether a reference is a list of references: of single ones, only an existing path may have a comma."""
     return "," in text and "${" not in text and not Path(text).expanduser().exists()
 
 

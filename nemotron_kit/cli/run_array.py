@@ -1,19 +1,19 @@
-"""A command that a cluster divides among many jobs: its plan, an array of tasks, and its end, as one run."""
+"""One run that divides a command's work: a job that makes the plan, an array of task jobs, and a job that finishes."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import posixpath
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit.cli.output import print_status
 from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.run_job import announce, print_end, say_commands, show_plan, transport_to
-from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.cli.run_job import announce, print_commands, print_end, show_plan, transport_to
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.launch import code_facts, refuse_problems
@@ -33,41 +33,41 @@ if TYPE_CHECKING:
     from nemotron_kit.sweep.sweep_job import SweepJob
 
 _PLAN, _SHARDS, _FINISH = "plan", "shards", "finish"
-_EVERY = 30.0  # seconds between two lines about the progress
+_PROGRESS_SECONDS = 30.0  # between two lines about the progress
 # Fields of a plan that are specific to one job.
-_ONE_JOBS = frozenset(("files", "config", "launch_command", "job_folder", "problems", "notes"))
+_PER_JOB_FIELDS = frozenset(("files", "config", "launch_command", "job_folder", "problems", "notes"))
 
 
 def count_tasks(plan: Plan, composed: Composed) -> int | None:
-    """Among how many tasks a launch divides its work; None for a job that does all of it. Raises UserError for `tasks`
-    where there is nobody to divide it."""
+    """The number of task jobs that a launch divides its work among; None if one job does all of it. Raises UserError
+    for `tasks` greater than 1 on an executor without job dependencies."""
     config = composed.config
     if not composed.command.array or config.step is not None:
         return None
-    asked = None if config.tasks is None else int(config.tasks)
+    tasks = None if config.tasks is None else int(config.tasks)
     if plan.launch != DETACHED or not executor_for(plan.settings).holds_back:
-        if asked is not None and asked > 1:
+        if tasks is not None and tasks > 1:
             where = "this machine" if is_local(plan.executor) else f"executor {plan.executor!r}"
             raise UserError(
-                f"tasks={asked}: {where} starts no job after another one has succeeded.",
+                f"tasks={tasks}: {where} starts no job after another one has succeeded.",
                 hint="Leave tasks out: one job uses all CPUs of its machine (num_workers). Slurm takes arrays.",
             )
         return None
-    count = asked if asked is not None else (plan.settings.nodes or 1)
+    count = tasks if tasks is not None else (plan.settings.nodes or 1)
     if count < 1:
         raise UserError(f"tasks={count}: must be at least 1.")
     return count if count > 1 else None
 
 
 def run_array(count: int, first: Plan, composed: Composed, app: App, request: Job, env: EnvFile) -> int:
-    """Show, or submit, and with --run follow, the jobs; the exit code."""
+    """Print the plan of an array's jobs (--dry-run), or submit them and, with --run, follow them; the exit code."""
     if first.settings.dry_run or request.dry_run:
         jobs = _Jobs(count, first, composed, app, connect=False)
         return show_plan(
-            jobs.made(1).plan,
+            jobs.planned(1).plan,
             as_json=request.json,
             theme=env.table("cli").get("theme"),
-            array=list(_described(jobs, composed)),
+            array=list(_dry_run_lines(jobs, composed)),
         )
     gc.freeze()
     gc.enable()
@@ -75,9 +75,9 @@ def run_array(count: int, first: Plan, composed: Composed, app: App, request: Jo
     after = After.of(request.after) if request.after else None
     jobs = _Jobs(count, first, composed, app, connect=True)
     announce(replace(first, notes=tuple(note for note in first.notes if not note.startswith("nodes="))))
-    run, started = _recorded(jobs, after, composed), time.monotonic()
+    run, started = _record(jobs, after, composed), time.monotonic()
     detached = first.mode == "batch"
-    return _submitted(run, jobs, detached, request, started)
+    return _submit(run, jobs, detached, request, started)
 
 
 class _Jobs:
@@ -85,7 +85,7 @@ class _Jobs:
 
     def __init__(self, count: int, first: Plan, composed: Composed, app: App, *, connect: bool) -> None:
         self.count, self.first, self.composed, self.app, self.connect = count, first, composed, app, connect
-        # Each job has its own copy of the code, and what is relative lies in it: all write where the first does.
+        # Each job has its own copy of the code, so a relative output_dir would differ: all jobs get the first one's.
         output = str(first.config["output_dir"])
         inside = not output.startswith(("/", "~")) and object_url(output) is None
         folder = first.paths.environment["PWD"]
@@ -93,13 +93,15 @@ class _Jobs:
 
     @property
     def levels(self) -> list[list[int]]:
+        """The job numbers in steps: each step starts after the one before has succeeded."""
+        """The job numbers in steps: each step starts after the one before has succeeded."""
         return [[0], list(range(1, self.count + 1)), [self.count + 1]]
 
     @property
     def finish(self) -> int:
         return self.count + 1
 
-    def steps(self, number: int) -> list[str]:
+    def job_overrides(self, number: int) -> list[str]:
         """The overrides by which the jobs differ."""
         if number == 0:
             return [f"step={_PLAN}", f"tasks={self.count}"]
@@ -107,19 +109,19 @@ class _Jobs:
             return [f"step={_FINISH}", f"tasks={self.count}"]
         return [f"step={_SHARDS}", f"task={number - 1}", f"tasks={self.count}"]
 
-    def made(self, number: int) -> SweepJob:
+    def planned(self, number: int) -> SweepJob:
         from omegaconf import OmegaConf
 
         from nemotron_kit.sweep.recipe_task import sweep_job_of
 
-        config, overrides = copy.deepcopy(self.composed.config), self.steps(number)
+        config, overrides = copy.deepcopy(self.composed.config), self.job_overrides(number)
         for override in overrides:
             key, _, value = override.partition("=")
             OmegaConf.update(config, key, int(value) if value.isdecimal() else value)
         config.output_dir = self._output
         composed = replace(
             self.composed,
-            # One process on one node, whatever the profile has: the tasks are what is done side by side.
+            # Each task is one process on one node, whatever the profile sets: the tasks themselves run in parallel.
             command=replace(self.composed.command, torchrun=False),
             config=config,
             overrides=[*self.composed.overrides, *overrides],
@@ -134,53 +136,53 @@ class _Jobs:
             connect=self.connect,
             transports=transport_to if self.connect else None,
         )
-        # How the profile's nodes become jobs is no surprise to who asked for it.
+        # Leave out the notes on how the profile's nodes become jobs: an array is what was asked for.
         plan = replace(plan, notes=tuple(note for note in plan.notes if not note.startswith("nodes=")))
         return sweep_job_of(plan, composed, overrides)
 
 
-def _recorded(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:
-    """The run's folder with those of its jobs, and its list of them by level."""
+def _record(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:
+    """Write the run's folder, its jobs' folders, and its queue."""
     from nemotron_kit.sweep.launcher import JobWriter
 
     first = jobs.first
-    shared = {key: value for key, value in first.to_dict().items() if key not in _ONE_JOBS}
+    shared = {key: value for key, value in first.to_dict().items() if key not in _PER_JOB_FIELDS}
     facts = {"kind": "sweep", "launcher": process_facts(), "code": code_facts()}
     if after is not None:
-        held = after.apply(jobs.made(0).plan, composed.command)
-        refuse_problems(held)
-        if held.wait_first and first.mode == "batch":
+        held_back = after.apply(jobs.planned(0).plan, composed.command)
+        refuse_problems(held_back)
+        if held_back.wait_first and first.mode == "batch":
             raise UserError(
-                f"--after: {', '.join(held.wait_first)} is not of this scheduler, so nothing can hold an array back.",
+                f"--after: {', '.join(held_back.wait_first)} is no job of this scheduler: an array can't depend on it.",
                 hint="With --run this process waits for it.",
             )
-        if held.wait_first:
-            wait_for(None, held.wait_first)
-        facts["after"] = list(held.after)
+        if held_back.wait_first:
+            wait_for(None, held_back.wait_first)
+        facts["after"] = list(held_back.after)
     run = create_run(first.run_id, {**shared, **facts}, [])
     numbers = range(jobs.count + 2)
     with JobWriter(run, len(numbers)) as writer:
         for number in numbers:
-            made = jobs.made(number)
-            refuse_problems(made.plan)
+            sweep_job = jobs.planned(number)
+            refuse_problems(sweep_job.plan)
             if number == 0 and after is not None:
-                made = replace(made, plan=after.apply(made.plan, composed.command))
-            writer.add(made, attached=False)
+                sweep_job = replace(sweep_job, plan=after.apply(sweep_job.plan, composed.command))
+            writer.add(sweep_job, attached=False)
         writer.done()
     SweepQueue(run).add(list(numbers), jobs.levels)
     return run
 
 
-def _submitted(run: RunFolder, jobs: _Jobs, detached: bool, request: Job, started: float) -> int:
+def _submit(run: RunFolder, jobs: _Jobs, detached: bool, request: Job, started: float) -> int:
     from nemotron_kit.launch.attach import attach
     from nemotron_kit.launch.submission import run_elsewhere
 
     folders = run.jobs()
-    _say(f"{run.id}: a plan, {jobs.count} tasks, and what they make together, on {jobs.first.profile}")
+    print_status(f"{run.id}: a plan, {jobs.count} tasks and a final job, on {jobs.first.profile}")
     progress = _Progress(run, jobs)
     run_elsewhere(run, folders, None if detached else progress.ended, progress.tick)
     if detached:
-        say_commands(run.id, "show", "attach", "cancel")
+        print_commands(run.id, "show", "attach", "cancel")
         if request.json:
             print_end(run.id, "pending", 0, folder=str(run.path))
         return 0
@@ -188,9 +190,9 @@ def _submitted(run: RunFolder, jobs: _Jobs, detached: bool, request: Job, starte
     failed = [number for number, state in states.items() if state != "succeeded"]
     if failed:
         return _failed(run, failed, request)
-    # What it prints is what the next step of a pipe reads.
+    # The last job's output is what the next step of a pipe reads.
     outcome: Outcome = attach(run, executor_for(jobs.first.settings), [run.job(jobs.finish)])
-    _say(f"{run.id}: succeeded in {time.monotonic() - started:.1f} s · nemotron runs show {run.id}")
+    print_status(f"{run.id}: succeeded in {time.monotonic() - started:.1f} s · nemotron runs show {run.id}")
     if request.json:
         print_end(run.id, outcome.state, outcome.code, folder=str(run.path))
     return outcome.code
@@ -202,8 +204,7 @@ def _failed(run: RunFolder, failed: Sequence[int], request: Job) -> int:
     state = run_state(job.state().state for job in run.jobs())
     error = NemotronError(
         f"{run.id} {state}: {len(failed)} of its jobs did not succeed, the first: job {failed[0]}: {first.error}",
-        hint=f"Its log: nemotron runs logs {run.id} --job {failed[0]}\n"
-        f"To make what is left: nemotron runs resume {run.id}",
+        hint=f"Its log: nemotron runs logs {run.id} --job {failed[0]}\nTo continue it: nemotron runs resume {run.id}",
     )
     if request.json:
         print_end(run.id, state, error.exit_code, error=first.error, folder=str(run.path))
@@ -215,25 +216,25 @@ class _Progress:
 
     def __init__(self, run: RunFolder, jobs: _Jobs) -> None:
         self._run, self._jobs = run, jobs
-        self._last, self._said = time.monotonic(), ""
+        self._last, self._last_line = time.monotonic(), ""
 
     def ended(self, job: JobFolder) -> None:
-        name = {0: "the plan", self._jobs.finish: "the end"}.get(job.number, f"task {job.number - 1}")
+        label = {0: "the plan", self._jobs.finish: "the final job"}.get(job.number, f"task {job.number - 1}")
         state = job.state()
-        _say(f"{name} {state.state}{f': {state.error}' if state.error else ''}{self._counts()}")
+        print_status(f"{label} {state.state}{f': {state.error}' if state.error else ''}{self._counts()}")
         self._last = time.monotonic()
 
     def tick(self) -> None:
-        if time.monotonic() - self._last < _EVERY:
+        if time.monotonic() - self._last < _PROGRESS_SECONDS:
             return
         self._last = time.monotonic()
         counts = self._counts()
-        if counts and counts != self._said:
-            self._said = counts
-            _say(f"{self._run.id}{counts}")
+        if counts and counts != self._last_line:
+            self._last_line = counts
+            print_status(f"{self._run.id}{counts}")
 
     def _counts(self) -> str:
-        """What the tasks have written into their metrics, where these can be read here."""
+        """A summary of the tasks' metrics; "" while none can be read on this machine."""
         rows = [row for number in range(1, self._jobs.count + 1) for row in self._run.job(number).metrics(1)[-1:]]
         if not rows:
             return ""
@@ -244,14 +245,14 @@ class _Progress:
         )
 
 
-def _described(jobs: _Jobs, composed: Composed) -> Iterator[str]:
-    """What a dry-run says about the jobs beside the one whose plan is shown, task 0."""
+def _dry_run_lines(jobs: _Jobs, composed: Composed) -> Iterator[str]:
+    """The lines of a dry-run about the jobs other than task 0, whose plan is printed."""
     from omegaconf import OmegaConf
 
     from nemotron_kit.config.freeze import typed
 
     yield f"{jobs.count + 2} jobs of one run: {_PLAN}, then {jobs.count} tasks as one array, then {_FINISH}"
-    yield "each step starts once the one before has succeeded; nemotron runs resume makes what is left of a failed one"
+    yield "each step starts after the one before has succeeded; nemotron runs resume continues a failed one"
     outlook = composed.command.load_outlook()
     if outlook is None:
         return
@@ -260,7 +261,3 @@ def _described(jobs: _Jobs, composed: Composed) -> Iterator[str]:
     config: Any = typed(values, composed.command.load_config_cls())
     settings = jobs.first.settings
     yield from outlook(config, jobs.count, settings.cpus_per_task or None)
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)  # noqa: T201

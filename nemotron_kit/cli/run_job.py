@@ -8,13 +8,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.cli.output import print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.config.freeze import resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
@@ -36,21 +37,20 @@ if TYPE_CHECKING:
     from nemotron_kit.worker.process import Outcome
 
 
-# conf/config.yaml's own.
-_FOLDER = "${nemotron.run_dir:}/jobs/0"
-# Key, or the beginning of one that ends with a dot → what there is in its place.
+_FOLDER = "${nemotron.run_dir:}/jobs/0"  # hydra.run.dir in conf/config.yaml
+# Key, or a prefix that ends with a dot → what to use instead.
 _INSTEAD = {
-    "hydra.run.dir": "A job's folder is jobs/0 of its run's; ${oc.env:NEMO_RUN_DIR} names it in a config.",
-    "hydra.output_subdir": "Hydra's files lie in .hydra in the job's folder.",
-    "hydra.job.chdir": "Jobs start in the working folder; ${oc.env:NEMO_RUN_DIR} is the job's own folder.",
-    "hydra.job.env_set.": "Environment variables of a job are its profile's: env_vars in env.toml.",
-    "hydra.job.env_set": "Environment variables of a job are its profile's: env_vars in env.toml.",
-    "hydra.mode": "A sweep is asked for on the command line: -m.",
+    "hydra.run.dir": "A job's folder is jobs/0 in its run's folder; ${oc.env:NEMO_RUN_DIR} names it in a config.",
+    "hydra.output_subdir": "Hydra's files are in .hydra in the job's folder.",
+    "hydra.job.chdir": "Jobs start in the working folder; ${oc.env:NEMO_RUN_DIR} is the job's folder.",
+    "hydra.job.env_set.": "Set a job's environment variables in its profile: env_vars in env.toml.",
+    "hydra.job.env_set": "Set a job's environment variables in its profile: env_vars in env.toml.",
+    "hydra.mode": "Ask for a sweep on the command line: -m.",
 }
 
 # Settings of sweeps: a single job ignores them.
 _SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
-_SWEEP = "Add -m for a sweep (-m key=1,2); one job is sent elsewhere by --run PROFILE or --batch PROFILE."
+_SWEEP = "Add -m for a sweep (-m key=1,2). To run one job on another machine: --run PROFILE or --batch PROFILE."
 
 
 def refuse_without_effect(overrides: Sequence[str]) -> None:
@@ -64,11 +64,12 @@ def refuse_without_effect(overrides: Sequence[str]) -> None:
             (text for name, text in _INSTEAD.items() if key == name or (name[-1] == "." and key.startswith(name))), None
         )
         if found and value not in ("null", "false", "False"):
-            raise UserError(f"{override}: has no effect on a single job here.", hint=found)
+            raise UserError(f"{override}: has no effect on a single job.", hint=found)
 
 
 def refuse_settings_in_files(hydra: Any) -> None:
-    """The same for what a config file sets; `hydra` is Hydra's composed node."""
+    """Raise UserError for a setting in a config file that has no effect on a single job; `hydra` is the composed
+    config's node hydra."""
     from omegaconf import OmegaConf
 
     run: Any = OmegaConf.to_container(hydra.run, resolve=False)
@@ -82,15 +83,18 @@ def refuse_settings_in_files(hydra: Any) -> None:
     }
     for key, is_set in found.items():
         if is_set:
-            raise UserError(f"{key}: has no effect on a single job here.", hint=_INSTEAD[key])
+            raise UserError(f"{key}: has no effect on a single job.", hint=_INSTEAD[key])
 
 
 DEFAULT_THEME = "monokai"
 
 
 def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Sequence[str] = ()) -> int:
-    """Print the plan; returns 0, since the job composes. Problems that would prevent the run are listed under
-    Problems. `array`: lines about the jobs of the same run of which this is one."""
+    """Print the plan, as JSON or in sections; problems that would prevent the run are in the section Problems.
+
+    `theme` is the Pygments style of the config; `array` are lines about the other jobs of the same run. Returns 0, also
+    with problems: the job composes.
+    """
     if as_json:
         more = {"array": list(array)} if array else {}
         print(json.dumps(finite({**plan.to_dict(), **more}), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
@@ -100,7 +104,7 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Seq
         print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
         text = printable("\n".join(lines))
         if title == "Config" and colour:
-            _highlighted(text, theme or DEFAULT_THEME)
+            _print_highlighted(text, theme or DEFAULT_THEME)
         else:
             print("\n".join(f"  {line}" if line else "" for line in text.splitlines()))  # noqa: T201
         print()  # noqa: T201
@@ -119,16 +123,16 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     )
     yield "Config", plan.files["config.yaml"].splitlines()
     if plan.references:
-        yield "Artifacts", [_input(slot, plan) for slot in plan.references]
+        yield "Artifacts", [_input_line(slot, plan) for slot in plan.references]
     yield "Launch", list(_launch(plan))
     if plan.files.get("sbatch.sh"):
         yield "Script", plan.files["sbatch.sh"].splitlines()
     if plan.container:
         yield "Container", [shlex.join(plan.container.arguments)]
     if plan.request:
-        yield "Request", _yaml(plan.request)
+        yield "Request", to_yaml(plan.request).splitlines()
     if plan.launch == INTERACTIVE:
-        yield "Would write", ["nothing: it runs on this terminal, and leaves no record"]
+        yield "Would write", ["nothing: it runs on this terminal and leaves no record"]
     else:
         yield "Would write", [f"{plan.job_folder}/", *(f"  {name}" for name in plan.files)]
     if plan.notes:
@@ -137,16 +141,12 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
         yield "Problems", [f"- {line}" for problem in plan.problems for line in problem.splitlines()]
 
 
-def _yaml(value: Mapping[str, Any]) -> list[str]:
-    return to_yaml(value).splitlines()
-
-
-def _input(slot: str, plan: Plan) -> str:
+def _input_line(slot: str, plan: Plan) -> str:
     pin, reference = plan.inputs.get(slot), plan.references[slot]
     if pin:
         return f"{slot}: {reference} → {pin.label} at {pin.path}"
     wrong = any(problem.slot == slot for problem in plan.problems)
-    return f"{slot}: {reference} → {'not there (see Problems)' if wrong else 'pinned at launch'}"
+    return f"{slot}: {reference} → {'not found (see Problems)' if wrong else 'pinned at launch'}"
 
 
 def _launch(plan: Plan) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _launch(plan: Plan) -> Iterator[str]:
         yield "fixed at launch: " + ", ".join(f"{k}={v}" for k, v in plan.captured.items())
 
 
-def _highlighted(text: str, theme: str) -> None:
+def _print_highlighted(text: str, theme: str) -> None:
     from rich.console import Console
     from rich.padding import Padding
     from rich.syntax import Syntax
@@ -171,11 +171,11 @@ def _highlighted(text: str, theme: str) -> None:
 
 
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
-    """Run, or with --dry-run only show, what a request asks for; the exit code."""
+    """Run what a request asks for, or with --dry-run only print its plan; returns the exit code."""
     check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
     env = read_env_file()
     check_reserved_tables(env)
-    request = as_meant(request)
+    request = normalized(request)
     if (pipeline := find_pipeline(tree, request)) is not None:
         from nemotron_kit.cli.run_pipeline import run_pipeline
 
@@ -192,11 +192,11 @@ def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
     overrides = hydra_overrides(request)
     notes: list[str] = []
     if command.interactive and request.labels.to_dict():
-        raise UserError(f"{command.full_name} talks with you on this terminal: it leaves no record to name or tag.")
+        raise UserError(f"{command.full_name} is interactive: it leaves no record to name or tag.")
     if command.interactive and (request.after or (request.json and not request.dry_run)):
-        what = "it starts after no run" if request.after else "there is no end of a job to print as JSON"
-        raise UserError(f"{command.full_name} talks with you on this terminal: {what}.")
-    # An interactive command has standard input to itself.
+        option = "--after" if request.after else "--json without --dry-run"
+        raise UserError(f"{command.full_name} is interactive: it does not take {option}.")
+    # An interactive command reads standard input itself.
     piped = [] if command.interactive else piped_overrides(command, overrides, notes, dry_run=request.dry_run)
     composed = compose(tree, [*overrides, *piped], env, request.flag("--config-dir"))
     composed.notes.extend(notes)
@@ -228,14 +228,14 @@ def find_pipeline(tree: Tree, request: Job) -> Pipeline | None:
 
 
 def transport_to(settings: RunConfig) -> Transport:
-    """The connection to a job's target; a job of this machine asks for none, and loads nothing for it."""
+    """`remote.ssh.transport_for`, imported only when a job runs on another machine."""
     from nemotron_kit.remote.ssh import transport_for
 
     return transport_for(settings)
 
 
 def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int:
-    """Show a plan, or execute it, as the request says; the exit code."""
+    """Execute a plan, or print it if the request or its profile asks for a dry-run; returns the exit code."""
     if request.after:
         from nemotron_kit.launch.dependencies import After
 
@@ -244,19 +244,18 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         plan = replace(plan, hydra=(*plan.hydra, f"--config-dir={folder}"))
     if request.dry_run or plan.settings.dry_run:
         if not request.dry_run:
-            _say("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
-
+            print_status("dry_run is set in the profile: nothing is started. --run.dry_run false starts the job.")
         return show_plan(plan, as_json=request.json, theme=env.table("cli").get("theme"))
     if plan.launch not in (IN_PROCESS, INTERACTIVE):
-        gc.freeze()  # NeMo-Run is half a million objects, and none of a job's own code runs here (see main.leave)
+        gc.freeze()  # NeMo-Run is half a million objects, and no job's code runs in this process (see main.leave)
     gc.enable()
     from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
     from nemotron_kit.worker.hydra import hydra_files
 
-    # What lies unread in a pipe may be the input that is missing.
+    # With composed.notes: an unread pipe may be the missing input.
     refuse_problems(plan, composed.notes)
     if plan.launch == INTERACTIVE:
-        return _talk(plan, composed)
+        return _run_interactive(plan, composed)
     announce(plan)
     if plan.wait_first and not plan.deferred:
         from nemotron_kit.launch.dependencies import wait_for
@@ -266,25 +265,24 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
     started = time.monotonic()
     outcome = execute(replace(plan, files={**plan.files, **hydra_files(composed)}), composed)
     seconds = time.monotonic() - started
-    # The job is over and on record: a full disk or a terminal that has gone changes nothing about how it ended.
+    # The job has ended and is on record: an error while printing must not change its exit code.
     with suppress(OSError):
         report(plan, outcome, seconds)
         if request.json:
-            said = {"job_exit_code": outcome.job_exit_code, "error": outcome.error, "folder": plan.folder}
-            print_end(plan.run_id, outcome.state, outcome.code, **said)
+            facts = {"job_exit_code": outcome.job_exit_code, "error": outcome.error, "folder": plan.folder}
+            print_end(plan.run_id, outcome.state, outcome.code, **facts)
     return outcome.code
 
 
-def _talk(plan: Plan, composed: Composed) -> int:
-    """Call the handler of an interactive command on this process's own streams, without a log between it and the
-    terminal, and without a record."""
+def _run_interactive(plan: Plan, composed: Composed) -> int:
+    """Call the handler of an interactive command on this process's streams: no log is written, and no record."""
     from nemotron_kit.artifacts.lineage import given_inputs
 
     pins = {slot: pin for slot, pin in plan.inputs.items() if pin is not None}
     for pin in pins.values():
         open_registry().verify(pin)
     for note in plan.notes:
-        _say(f"note: {note}")
+        print_status(f"note: {note}")
     command = composed.command
     with pinned(pins), given_inputs(pins):
         config: Any = typed(resolve(plan.config), command.load_config_cls())
@@ -292,12 +290,12 @@ def _talk(plan: Plan, composed: Composed) -> int:
     return code if isinstance(code, int) else 0
 
 
-def as_meant(request: Job) -> Job:
+def normalized(request: Job) -> Job:
     """The request with its overrides normalised, and `hydra.mode=MULTIRUN` as -m.
 
     Raises UserError for settings of Hydra's that a job would not get, so that none is ignored silently.
     """
-    request = replace(request, overrides=spelled_out(request.overrides))
+    request = replace(request, overrides=expand_profile_keys(request.overrides))
     if not any(override.lstrip("+~").startswith(("hydra.", "hydra/")) for override in request.overrides):
         return request
 
@@ -315,12 +313,12 @@ def asks_hydra(request: Job) -> bool:
         return True
     for name in ("--package", "--resolve"):
         if request.flag(name) is not None:
-            raise UserError(f"{name} says what --cfg prints, and there is no --cfg.", hint="Add --cfg job.")
+            raise UserError(f"{name} is an option of --cfg, which is not given.", hint="Add --cfg job.")
     return False
 
 
-def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
-    """`run.nodes=8`, as the reference writes it, is `run.env.nodes=8`: a field of the profile."""
+def expand_profile_keys(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides with `run.nodes=8`, the reference's spelling for a field of the profile, as `run.env.nodes=8`."""
     if not any(override.startswith("run.") for override in overrides):
         return tuple(overrides)
     keys = {f"run.{name}": f"run.env.{name}" for name in FIELDS}
@@ -329,12 +327,12 @@ def spelled_out(overrides: Sequence[str]) -> tuple[str, ...]:
 
 
 def announce(plan: Plan) -> None:
-    """Print what is about to run, on standard error: standard output is the job's own."""
+    """Print the job that is about to run, its inputs and its notes on standard error."""
     for note in plan.notes:
-        _say(f"note: {note}")
+        print_status(f"note: {note}")
     inputs = "".join(f" · {slot}={pin.label}" for slot, pin in plan.inputs.items() if pin)
     config = f" · config {plan.config_name}" if plan.config_file else ""
-    _say(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
+    print_status(f"{plan.run_id}: {plan.recipe} {plan.stage.replace('/', ' ')}{config}{inputs}")
 
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
@@ -343,51 +341,43 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
         _detached(plan, outcome)
         return
     if outcome.state == "succeeded":
-        _say(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
+        print_status(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
         return
     from nemotron_kit.cli.main import print_error
 
     print_error(
         NemotronError(
             f"{plan.run_id} {outcome.state}: {outcome.error}",
-            hint=f"Its record: nemotron runs show {plan.run_id}{_then(plan, outcome)}",
+            hint=f"Its record: nemotron runs show {plan.run_id}{_resume_hint(plan, outcome)}",
         )
     )
 
 
-def _then(plan: Plan, outcome: Outcome) -> str:
-    """The command line that resumes a job that has saved a checkpoint."""
+def _resume_hint(plan: Plan, outcome: Outcome) -> str:
+    """A line with the command that resumes a preempted job; "" for other jobs."""
     line = f"nemotron runs resume {plan.run_id}"
-    return f"\nTo go on: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
+    return f"\nTo resume it: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
 
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
-    """--json: how a launch ended, as one line of JSON on standard output. `exit_code` is the command's."""
+    """Print how a launch ended as one line of JSON on standard output; `code` is the command's exit code."""
     print(json.dumps(finite({"run_id": run_id, "state": state, "exit_code": code, **facts}), ensure_ascii=False))  # noqa: T201
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:
-    here = is_local(plan.executor)
+    local = is_local(plan.executor)
     if outcome.state == "detached":
-        _say(f"Detached from {plan.run_id}, which goes on.")
+        print_status(f"Detached from {plan.run_id}, which keeps running.")
+    elif local:
+        print_status(f"{plan.run_id} is {'waiting, detached' if plan.after else 'running detached'}.")
+    elif plan.deferred:
+        print_status(f"{plan.run_id} is waiting on this machine, to be submitted to {plan.profile}.")
     else:
-        _say(f"{plan.run_id} is {_doing(plan, here)}.")
-    say_commands(plan.run_id, "show", "logs -f" if here else "attach", "cancel")
+        print_status(f"{plan.run_id} is submitted to {plan.profile}.")
+    print_commands(plan.run_id, "show", "logs -f" if local else "attach", "cancel")
 
 
-def _doing(plan: Plan, here: bool) -> str:
-    if here:
-        return "waiting, detached" if plan.after else "running detached"
-    if plan.deferred:
-        return f"waiting on this machine, to be submitted to {plan.profile}"
-    return f"submitted to {plan.profile}"
-
-
-def say_commands(run_id: str, *commands: str) -> None:
+def print_commands(run_id: str, *commands: str) -> None:
     """Print the commands for a detached run, on standard error."""
     for command in commands:
-        _say(f"  nemotron runs {command} {run_id}")
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)  # noqa: T201
+        print_status(f"  nemotron runs {command} {run_id}")

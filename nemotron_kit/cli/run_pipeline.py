@@ -4,17 +4,16 @@ progress."""
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Pipeline
-from nemotron_kit.cli.output import print_json, write_lines
+from nemotron_kit.cli.output import print_json, print_status, write_lines
 from nemotron_kit.cli.request import Job, shell_line
-from nemotron_kit.cli.run_job import announce, print_end, report, say_commands, transport_to
-from nemotron_kit.errors import UserError, printable
+from nemotron_kit.cli.run_job import announce, print_commands, print_end, report, transport_to
+from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import attach
 from nemotron_kit.launch.pipeline import Decision, Launch, Stage, problems_of
@@ -29,23 +28,23 @@ if TYPE_CHECKING:
     from nemotron_kit.spec.plan import Plan
     from nemotron_kit.worker.process import Outcome
 
-# Hydra's flags that are about one job, and what answers for a stage.
+# Hydra's flags that apply to one job only, and what to use instead.
 _ONE_JOB = {
     "--cfg": "--cfg prints the config of one stage: {line} --cfg job. --dry-run shows the pipeline.",
-    "--info": "Of one stage: {line} --info.",
-    "--resolve": "Of one stage: {line} --cfg job --resolve.",
-    "--package": "Of one stage: {line} --cfg job --package KEY.",
-    "--multirun": "A pipeline is no sweep: sweep over one stage ({line} -m key=1,2), or start it once for each value.",
-    "--hydra-help": "Of one stage: {line} --hydra-help.",
+    "--info": "For one stage: {line} --info.",
+    "--resolve": "For one stage: {line} --cfg job --resolve.",
+    "--package": "For one stage: {line} --cfg job --package KEY.",
+    "--multirun": "Sweep over one stage ({line} -m key=1,2), or run the pipeline once for each value.",
+    "--hydra-help": "For one stage: {line} --hydra-help.",
 }
 
 
 def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
-    """Run, submit, or with --dry-run only show, a pipeline; the exit code."""
+    """Run or submit a pipeline, or with --dry-run print its stages and decisions; returns the exit code."""
     for flag, instead in _ONE_JOB.items():
         if request.flag(flag) is not None:
             line = " ".join(_program(argv, pipeline, pipeline.stages[0].path))
-            raise UserError(f"{flag} is not a pipeline's.", hint=instead.format(line=line))
+            raise UserError(f"{flag} can't be used with a pipeline.", hint=instead.format(line=line))
     asked = read_request(pipeline, request.config, request.overrides)
     launch = Launch(
         request=asked,
@@ -63,16 +62,16 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
     if request.dry_run:
         return _show(launch, request)
     if launch.stages[0].placed.settings.dry_run:
-        _print_line("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
+        print_status("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
         return _show(launch, request)
     return _start(launch, request)
 
 
 def _program(argv: Sequence[str], pipeline: Pipeline, path: Sequence[str]) -> list[str]:
-    """The command line prefix of a command of the pipeline's recipe: that of the pipeline, `nemotron` or the recipe's
-    own program."""
-    own = bool(argv) and argv[0] != "nemotron" and list(argv[:3]) != ["python", "-m", "nemotron_kit"]
-    before = list(argv[: 3 if list(argv[1:2]) == ["-m"] else 2]) if own else ["nemotron", pipeline.recipe]
+    """The start of the command line of a command in the pipeline's recipe: `nemotron RECIPE …`, or the recipe's program
+    if the pipeline was started by it."""
+    is_own_program = bool(argv) and argv[0] != "nemotron" and list(argv[:3]) != ["python", "-m", "nemotron_kit"]
+    before = list(argv[: 3 if list(argv[1:2]) == ["-m"] else 2]) if is_own_program else ["nemotron", pipeline.recipe]
     return [*before, *path[1:]]
 
 
@@ -81,12 +80,11 @@ def _base(request: Job) -> list[str]:
     return [*profile, *([f"run.mode={request.mode}"] if request.mode else [])]
 
 
-# --- shown
+# --- dry-run
 
 
 def _show(launch: Launch, request: Job) -> int:
-    """Print the graph and the decisions; returns 0, since the pipeline composes. Problems are listed under their
-    stage."""
+    """Print the stages, the decisions, and each stage's problems; returns 0, also with problems."""
     rows = []
     for stage in launch.stages:
         decision = launch.decide(stage)
@@ -168,22 +166,22 @@ def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> di
     }
 
 
-# --- started
+# --- run
 
 
 class _Progress:
-    """Says on standard error how a pipeline goes on: standard output is its jobs' own."""
+    """Prints the progress of a pipeline on standard error, and keeps a row for each stage; see launch.pipeline."""
 
     def __init__(self) -> None:
-        self.place = 0
+        self.number = 0
         self.rows: list[dict[str, Any]] = []
 
     def decided(self, stage: Stage, decision: Decision, of: int) -> None:
-        self.place += 1
+        self.number += 1
         verb = "skipped" if decision.skip else "runs"
-        _print_line(f"[{self.place}/{of}] {stage.words} {verb}: {decision.why}")
+        print_status(f"[{self.number}/{of}] {stage.words} {verb}: {decision.why}")
         for note in stage.notes:
-            _print_line(f"note: {note}")
+            print_status(f"note: {note}")
         self.rows.append({"stage": stage.name, "state": "skipped" if decision.skip else "pending", "why": decision.why})
 
     def starts(self, plan: Plan) -> None:
@@ -198,9 +196,9 @@ class _Progress:
 
 def _start(launch: Launch, request: Job) -> int:
     launch.check()
-    gc.enable()  # for the stages' own code (see main.leave)
+    gc.enable()  # the stages' code may run in this process (see main.leave)
     progress, started = _Progress(), time.monotonic()
-    _print_line(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
+    print_status(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
     if launch.submitted:
         return _submit(launch, request, progress)
     outcome = launch.run_here(progress)
@@ -208,9 +206,9 @@ def _start(launch: Launch, request: Job) -> int:
     ran = sum(row["state"] != "skipped" for row in progress.rows)
     if outcome.state == "succeeded":
         how = f"{ran} ran, {len(progress.rows) - ran} skipped" if ran else "nothing to do"
-        _print_line(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
+        print_status(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
     else:
-        _print_line(
+        print_status(
             f"{launch.id}: stopped at {progress.rows[-1]['stage'].replace('/', ' ')}; the same command continues there"
         )
     _end(launch, request, progress, outcome.state, outcome.code)
@@ -219,23 +217,23 @@ def _start(launch: Launch, request: Job) -> int:
 
 def _submit(launch: Launch, request: Job, progress: _Progress) -> int:
     attached = launch.mode == "run" and not launch.stages[0].placed.settings.detach
-    launch.base = ["run.mode=batch" if word == "run.mode=run" else word for word in launch.base]
-    given = launch.submit(progress)
-    _print_line(f"{launch.id}: {len(given)} stages submitted, {len(progress.rows) - len(given)} skipped")
-    state, code = "pending" if given else "succeeded", 0
-    if not attached or not given:
-        if given:
-            say_commands(launch.id, "show", "wait", "cancel")
+    launch.base = ["run.mode=batch" if override == "run.mode=run" else override for override in launch.base]
+    submitted = launch.submit(progress)
+    print_status(f"{launch.id}: {len(submitted)} stages submitted, {len(progress.rows) - len(submitted)} skipped")
+    state, code = "pending" if submitted else "succeeded", 0
+    if not attached or not submitted:
+        if submitted:
+            print_commands(launch.id, "show", "wait", "cancel")
     else:
-        outcome = _follow(given)
+        outcome = _follow(submitted)
         state, code = outcome.state, outcome.code
     _end(launch, request, progress, state, code)
     return code
 
 
-def _follow(given: Sequence[tuple[Stage, Plan]]) -> Outcome:
-    """Show each run's log until it ends, in order; how the pipeline ended."""
-    for _, plan in given:
+def _follow(submitted: Sequence[tuple[Stage, Plan]]) -> Outcome:
+    """Print each run's log until it ends, in order; returns how the pipeline ended."""
+    for _, plan in submitted:
         run, started = RunFolder(Path(plan.folder)), time.monotonic()
         outcome = attach(run, executor_for(plan.settings), [run.job(plan.job)])
         report(plan, outcome, time.monotonic() - started)
@@ -247,7 +245,3 @@ def _follow(given: Sequence[tuple[Stage, Plan]]) -> Outcome:
 def _end(launch: Launch, request: Job, progress: _Progress, state: str, code: int) -> None:
     if request.json:
         print_end(launch.id, state, code, stages=progress.rows)
-
-
-def _print_line(text: str) -> None:
-    print(printable(text), file=sys.stderr)  # noqa: T201

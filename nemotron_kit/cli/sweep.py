@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
 from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
-from nemotron_kit.cli.run_job import print_end, say_commands, show_plan
+from nemotron_kit.cli.run_job import print_commands, print_end, show_plan
 from nemotron_kit.config.compose import (
     CHOICES,
     PreparedCommand,
@@ -51,9 +51,10 @@ from nemotron_kit.worker.process import hangup_ignored
 from nemotron_kit.worker.streams import unless_gone
 
 
-def begin(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], **more: str | None) -> RunFolder:
-    """The record of a sweep that begins now: it has waited for the runs that it is to start after, unless its jobs are
-    detached and wait by themselves. `hydra` is the request in Hydra's spelling, `more` further facts for the record."""
+def create_sweep(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], **more: str | None) -> RunFolder:
+    """Create the record of a sweep and return it. Waits first for the runs named by --after, unless the sweep's jobs
+    are detached and wait themselves. `hydra` is the request in Hydra's spelling, `more` further facts for the
+    record."""
     if request.after and request.mode != "batch":
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
@@ -64,17 +65,17 @@ def begin(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], 
 
 
 def report_sweep(run: RunFolder, as_json: bool) -> int:
-    """Print how a sweep has ended without a failure, or that it goes on; returns the exit code, 0."""
+    """Print the result of a sweep without failures, or the state of one that is still running; returns 0."""
     states = Counter(job.state().state for job in run.jobs())
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     if states.keys() <= TERMINAL and not as_json:
-        _print_end(run)
+        _print_results(run)
     over = states.keys() <= TERMINAL
     more = f" · nemotron runs show {run.id}" if over else ""
     with unless_gone(sys.stderr):
         print(f"{run.id}: of {states.total()} jobs {counts}{more}", file=sys.stderr)  # noqa: T201
     if not over:
-        say_commands(run.id, "show", "attach", "cancel")
+        print_commands(run.id, "show", "attach", "cancel")
     if as_json:
         print_end(run.id, run_state(states), 0, jobs=dict(states), folder=str(run.path))
     return 0
@@ -86,13 +87,13 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
     failed = [number for number, state in states.items() if state != "succeeded"]
     if not failed:
         return None
-    # What was refused, or lost sight of, before anything ran is no failure of a job.
+    # A sweep that was refused, or whose target became unreachable before anything ran, is no failure of a job.
     kind = next((each for each in (UserError, Unreachable) if isinstance(why, each)), NemotronError)
     if as_json:
         ended = Counter(states.values())
         print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
     elif kind is NemotronError:
-        _print_end(run)
+        _print_results(run)
     names = ", ".join(map(str, failed[:8]))
     return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
@@ -102,8 +103,8 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
     )
 
 
-def _print_end(run: RunFolder) -> None:
-    from nemotron_kit.cli.runs.results_table import print_sweep_end  # what a sweep that is launched does not need
+def _print_results(run: RunFolder) -> None:
+    from nemotron_kit.cli.runs.results_table import print_sweep_end  # not needed to launch a sweep
 
     with unless_gone(sys.stderr):
         print_sweep_end(run)
@@ -114,8 +115,8 @@ _SWEEPS = ("hydra.sweeper", "hydra.launcher")
 
 def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> int:
     """Hand a request with Hydra's flags to Hydra; the exit code."""
-    if request.flag("--hydra-help") is not None:  # is about no job, so it composes none
-        return _asked(request, [], None)
+    if request.flag("--hydra-help") is not None:  # needs no composed config
+        return _ask_hydra(request, [], None)
     _check_composes(request)
     use(tree)
     gc.enable()
@@ -125,16 +126,15 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     if request.multirun and request.dry_run:
         return _dry_sweep(prepared, (overrides, asked), argv, tree, env, request)
     if not request.multirun:
-        return _asked(request, overrides, prepared)
+        return _ask_hydra(request, overrides, prepared)
     if prepared and prepared.command.interactive:
         raise not_sent(prepared.command, single=False)
     return _sweep(request, overrides, argv, tree, prepared)
 
 
 def _with_choices(overrides: Sequence[str]) -> list[str]:
-    """The overrides, preceded by one choice of each group that is swept over: Hydra composes the sweep's own config
-    without the sweep, and needs one of each.
-    """
+    """The overrides, preceded by one choice of each group that is swept over: Hydra needs one to compose the sweep's
+    config, which it does without the sweep."""
     chosen = []
     for name in ("recipe", "stage"):
         given = [override.partition("=")[2] for override in overrides if override.startswith(f"{name}=")]
@@ -143,44 +143,43 @@ def _with_choices(overrides: Sequence[str]) -> list[str]:
     return [*chosen, *overrides]
 
 
-def _asked(request: Job, overrides: list[str], prepared: PreparedCommand | None) -> int:
-    """A question that Hydra answers (--cfg, --info, --hydra-help). Its output is captured and printed here: Hydra logs
-    it, and logging prints a long error if the reader has closed the pipe (`| head`)."""
+def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | None) -> int:
+    """Run Hydra for --cfg, --info or --hydra-help and print its output; returns 0. The output is captured first: Hydra
+    logs it, and logging prints a long error if the reader has closed the pipe (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
     try:
         with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
             _hydra_main(lambda _: None, [*overrides, *request.flags])
-    except SystemExit as left:
-        if left.code:
+    except SystemExit as exit_:
+        if exit_.code:
             raise _no_package(request, complaint.getvalue().strip()) from None
-    sys.stdout.write(mask(answer.getvalue()))  # --resolve prints secrets' values in clear: mask them
+    sys.stdout.write(mask(answer.getvalue()))  # --resolve prints the values of secrets
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
     return 0
 
 
 def _check_composes(request: Job) -> None:
-    """All of --info but the plugins is about a composed job. Raises UserError where no command is named."""
+    """Raise UserError for --info without a command: except for the plugins, it shows a composed job."""
     topic = request.flag("--info")
     swept = any(override.startswith(("recipe=", "stage=")) for override in request.overrides)
     if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
         asked = f"--info {topic}" if topic else "--info"
         raise UserError(
-            f"{asked} needs a command, whose composition it shows.",
+            f"{asked} needs a command: it shows how its config is composed.",
             hint="For instance: nemotron nano3 pretrain --info defaults. Without a command: --info plugins.",
         )
 
 
 def _no_package(request: Job, message: str) -> UserError:
-    """The error for Hydra's one message that is no exception."""
+    """The error for an unknown --package, which Hydra prints instead of raising an exception."""
     hydra = request.flag("--cfg") == "hydra"
-    example = "Its parts begin with hydra, as in --package hydra.launcher." if hydra else "A part that is null is none."
-    return UserError(f"--package: {message}.", hint=f"{example} Without --package all is shown.")
+    example = "Its keys begin with hydra, as in --package hydra.launcher." if hydra else "A null key can't be printed."
+    return UserError(f"--package: {message}.", hint=f"{example} Without --package, the whole config is printed.")
 
 
 def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
-    """The overrides with each `glob(…)` and `choice(…)` of recipes, stages and configs replaced by the names that it
-    stands for."""
+    """The overrides with each `glob(…)` and `choice(…)` of recipes, stages and configs expanded to names."""
     names: dict[str, list[str]] = {"recipe": list(tree.apps)}
     result = []
     for override in overrides:
@@ -194,7 +193,7 @@ def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
 
 
 def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree: Tree) -> None:
-    """Which stages there are, once the recipes are known, and which configs, once the stages are."""
+    """Set the stages to choose from once the recipes are chosen, and the configs once the stages are."""
     if key == "recipe":
         names["recipe"] = [name for name in options if name in tree.apps]
     commands = {stage: found for recipe in names["recipe"] for stage, found in stages_of(tree, recipe).items()}
@@ -247,10 +246,10 @@ def _hydra_main(task: Callable[[Any], Any], overrides: Sequence[str]) -> None:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = before[0]
-        _set("HYDRA_FULL_ERROR", before[1])
+        _set_variable("HYDRA_FULL_ERROR", before[1])
 
 
-def _set(name: str, value: str | None) -> None:
+def _set_variable(name: str, value: str | None) -> None:
     if value is None:
         os.environ.pop(name, None)
     else:
@@ -261,7 +260,7 @@ def _sweep(
     request: Job, overrides: list[str], argv: Sequence[str], tree: Tree, prepared: PreparedCommand | None
 ) -> int:
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
-    run = begin(run_id, request, argv, hydra_spelling(request))
+    run = create_sweep(run_id, request, argv, hydra_spelling(request))
     set_run_dir(str(run.path))
     task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else (), request.labels)
     print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
@@ -269,7 +268,7 @@ def _sweep(
         with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*overrides, *request.flags])
     except Exception as error:
-        if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # nothing has begun
+        if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # no job has started
             shutil.rmtree(run.path)
             raise
         _failed(run, error, request.json)
@@ -278,20 +277,20 @@ def _sweep(
 
 @contextmanager
 def _importable(tree: Tree) -> Iterator[None]:
-    """Within the block started processes also find the recipes, and no modules of the working folder: another
-    launcher's jobs unpickle the recipes' classes before any code of ours runs."""
-    here = {str(Path(entry).absolute()) for entry in sys.path}
-    homes = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in here}
-    # A json.py beside a recipe must not shadow the library's
-    homes = {home for home in homes if not shadows_library(home)}
+    """Within the block, started processes can import the recipes, and no modules of the working folder: the jobs of
+    Hydra's other launchers unpickle the recipes' classes before any of our code runs."""
+    import_path = {str(Path(entry).absolute()) for entry in sys.path}
+    folders = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in import_path}
+    # A json.py beside a recipe must not shadow the standard library's.
+    folders = {folder for folder in folders if not shadows_library(folder)}
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", SAFE_PATH)}
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(homes), *filter(None, [before["PYTHONPATH"]])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(folders), *filter(None, [before["PYTHONPATH"]])])
     os.environ[SAFE_PATH] = "1"
     try:
         yield
     finally:
         for name, value in before.items():
-            _set(name, value)
+            _set_variable(name, value)
 
 
 def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
@@ -309,19 +308,21 @@ def _dry_sweep(
     env: EnvFile,
     request: Job,
 ) -> int:
-    """The plans of a sweep's jobs; none is started. Of a sweeper that decides as it goes: the plan that they share.
+    """Print the plans of a sweep's jobs, and start none; returns 0. For a sweeper that chooses values from earlier
+    results, one plan is printed, with the config's values.
 
-    `overrides` are those that Hydra gets for the sweep, and those as typed, of which a recipe's jobs are composed."""
+    `overrides` are (those that Hydra gets for the sweep, those as typed), of which a recipe's jobs are composed.
+    """
     from omegaconf import OmegaConf
 
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     set_run_dir(str(nemotron_home() / "runs" / run_id))
     with _translated(prepared), hydra_reading_fixes():
-        hydra, points, notes = _points(*overrides, request)
+        hydra, jobs, notes = _sweep_jobs(*overrides, request)
     launcher: Any = OmegaConf.to_container(hydra.launcher)
     settings = Settings(**launcher) if launcher.pop("_target_", "").endswith(".NemoRunLauncher") else Settings()
-    for number, point in enumerate(points):
-        composed = compose(tree, point, env, request.flag("--config-dir"))
+    for number, job in enumerate(jobs):
+        composed = compose(tree, job, env, request.flag("--config-dir"))
         composed.notes.extend(notes)
         set_run(composed.config.run, settings)
         plan = build_plan(
@@ -339,7 +340,7 @@ def _dry_sweep(
     return 0
 
 
-def _points(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
+def _sweep_jobs(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
     """(Hydra's node as the sweep composes it, the overrides of each job, notes on them)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra._internal.hydra import Hydra
@@ -353,15 +354,17 @@ def _points(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, 
         node = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False).hydra
         params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
         # Overrides of the sweep only; a single job's composition has no sweeper params.
-        own = [override for override in typed if not override.lstrip("+~").replace("/", ".").startswith(_SWEEPS)]
-        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *own])
+        sweep_overrides = [
+            override for override in typed if not override.lstrip("+~").replace("/", ".").startswith(_SWEEPS)
+        ]
+        parsed = OverridesParser.create(config_loader=hydra.config_loader).parse_overrides([*params, *sweep_overrides])
         if node.sweeper._target_.endswith(".BasicSweeper"):
-            points = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-            return node, [list(point) for point in points], []
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+            return node, [list(job) for job in jobs], []
     finally:
         GlobalHydra.instance().clear()
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
     sweeper = node.runtime.choices["hydra/sweeper"]
-    note = f"hydra/sweeper={sweeper} decides as it goes: of {', '.join(swept)} this plan has the config's own values."
+    note = f"hydra/sweeper={sweeper} chooses values as jobs end: for {', '.join(swept)} this plan has the config's."
     kept = [override.input_line for override in parsed if not override.is_sweep_override()]
     return node, [kept], [note]

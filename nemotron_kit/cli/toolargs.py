@@ -1,4 +1,4 @@
-"""Arguments of nemotron's own tools (`nemotron runs …`): argparse, with nemotron's error messages."""
+"""The argument parser of nemotron's commands that are no recipes (`nemotron runs …`): argparse with our messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-_WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
+_POSITIONALS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     "": (),
     JOB: (("id", None, "ID", JOB_ID),),
     JOBS: (("ids", "+", "ID", JOB_ID),),
@@ -47,15 +47,15 @@ _WORDS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The parser of one of nemotron's own commands, or of a subcommand, with the positional arguments given in
-    tools.TOOLS. Raises UserError with the nearest option; abbreviations are not accepted."""
+    """The parser of a command in tools.TOOLS, or of its subcommand, with its positional arguments. Raises UserError
+    with the nearest option; abbreviations are not accepted."""
 
     def __init__(self, tool: str, command: str = "") -> None:
         owner = TOOLS[tool]
         entry = owner.commands[command] if command else None
-        says = entry.says if entry else owner.summary
-        super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=says, allow_abbrev=False)
-        for name, nargs, metavar, text in _WORDS[entry.takes if entry else owner.takes]:
+        description = entry.description if entry else owner.summary
+        super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=description, allow_abbrev=False)
+        for name, nargs, metavar, text in _POSITIONALS[entry.takes if entry else owner.takes]:
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
 
     def error(self, message: str) -> NoReturn:
@@ -71,7 +71,7 @@ class ToolParser(argparse.ArgumentParser):
             argument = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
             hint = near(argument, known) if argument.startswith("-") else f"See {self.prog} --help."
-            raise UserError(f"{self.prog}: {unknown[0]!r} is not understood.", hint=hint)
+            raise UserError(f"{self.prog}: unknown argument {unknown[0]!r}.", hint=hint)
         return found
 
 

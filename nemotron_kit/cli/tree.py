@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def is_group(node: Node) -> bool:
+    """Whether a node has children; a command or a pipeline has none."""
     return "children" in node
 
 
@@ -53,6 +54,8 @@ def spellings(leaf: Node) -> Iterator[tuple[str, ...]]:
 
 
 def is_subsequence(names: Sequence[str], argv: Sequence[str]) -> bool:
+    """Whether `argv` contains the names in their order, possibly with other arguments between them."""
+    """Whether `argv` contains the names in their order, possibly with other arguments between them."""
     rest = iter(argv)
     return all(argument in rest for argument in names)
 
@@ -63,7 +66,7 @@ class Walk:
     def __init__(self, node: Node, path: tuple[str, ...]) -> None:
         self.node, self.path = node, path
         self.unknown: str | None = None
-        self.taken: list[tuple[str, str]] = []  # (option, the word it took as its value)
+        self.taken: list[tuple[str, str]] = []  # (option, the argument taken as its value)
 
 
 def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
@@ -71,25 +74,25 @@ def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
     value, so it is skipped if it names no node."""
     node = find(index, root)
     found = Walk(index.root if node is None else node, root)
-    loose = False
+    may_be_value = False
     tokens = iter(argv)
     for argument in tokens:
         if options.is_option(argument):
-            loose = argument != "--" and _step_over(argument, tokens, found)
+            may_be_value = argument != "--" and _skip_option(argument, tokens, found)
             continue
         below = child(found.node, argument)
         if below is not None:
             found.node, found.path = below, tuple(below["path"])
-        elif not options.is_override(argument) and not loose and is_group(found.node):
+        elif not options.is_override(argument) and not may_be_value and is_group(found.node):
             found.unknown = argument
             return found
-        loose = False
+        may_be_value = False
     return found
 
 
-def _step_over(argument: str, tokens: Iterator[str], found: Walk) -> bool:
-    """Skip an option and, if it takes one, its value. True: it is not known here whether the next argument is its
-    value."""
+def _skip_option(argument: str, tokens: Iterator[str], found: Walk) -> bool:
+    """Skip an option and, if it is known to take one, its value. True if the next argument may be its value: that is
+    known only with the command's fields."""
     takes = options.takes_next(argument)
     if takes:
         found.taken.append((argument, next(tokens, "")))

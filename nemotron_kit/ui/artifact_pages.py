@@ -31,7 +31,7 @@ class ArtifactPages:
         for name in registry.names():
             versions = registry.versions(name)
             if versions:
-                version = registry.look(name, versions[-1])
+                version = registry.read_version(name, versions[-1])
                 rows.append(self._version_row(registry, version) | {"versions": len(versions)})
         return WebPage("artifacts.html", "Artifacts", {"rows": rows, "root": str(registry.root)}, anchor="artifacts")
 
@@ -62,7 +62,7 @@ class ArtifactPages:
         if not numbers:
             registry.find(Reference.parse(name))
         aliases = registry.aliases(name)
-        rows = [self._version_row(registry, registry.look(name, number)) for number in reversed(numbers)]
+        rows = [self._version_row(registry, registry.read_version(name, number)) for number in reversed(numbers)]
         for row in rows:
             row["aliases"] = [alias for alias, number in aliases.items() if number == row["version"]]
         return WebPage("artifact_name.html", name, {"name": name, "rows": rows}, anchor=f"artifact-{name}")

@@ -40,8 +40,8 @@ def test_a_new_recipe_runs_and_passes_its_tests(folder: Path) -> None:
     [
         ("My-Recipe", "can't be a recipe's name"),
         ("nano3", "an installed recipe"),
-        ("runs", "a command of nemotron's own"),
-        ("json", "a module of Python's own"),
+        ("runs", "a command of nemotron"),
+        ("json", "a module of Python's standard library"),
         ("mine", "exists already"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None
     [
         (["p", "executer=slurm"], "no field 'executer'"),
         (["p", "executor=slurm", "nodes=many"], r"env.toml:\d+: \[p\] nodes: expected a whole number"),
-        (["p", "slurm"], "no KEY=VALUE"),
+        (["p", "slurm"], "is not KEY=VALUE"),
         (["wandb"], "can't be a profile's name"),
         (["there"], "already"),
     ],

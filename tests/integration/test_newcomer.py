@@ -77,7 +77,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go '+schema=[1,2]'", "Hydra can't compose recipe=mine stage=go +schema=[1,2]"),
         ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
         ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),
-        ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job here."),
+        ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job."),
         ("nemotron mine go hydra.job.chdir=true", "${oc.env:NEMO_RUN_DIR} is the job's own folder."),
         ("nemotron mine go +hydra.job.env_set.A=1", "env_vars in env.toml"),
         ("nemotron mine go recipe=nano3", "The command 'mine go' sets recipe= and stage= already."),
@@ -91,7 +91,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go -c ''", "-c needs a NAME|PATH"),
         (f"nemotron mine go -c c/{'x' * 300}.yaml", "no such config file"),
         ("nemotron --info searchpath", "--info searchpath needs a command"),
-        ("nemotron artifacts /etc", "/etc is a folder, and no name of the registry's."),
+        ("nemotron artifacts /etc", "/etc is a folder, not a name in the registry."),
         ("nemotron artifacts --verify", "--verify is about a version; none is named."),
         ("NEMOTRON_ENV_FILE=home/none.toml nemotron nope", "error"),
     ],
@@ -166,7 +166,7 @@ def test_json_of_a_launch_says_how_it_ended(shell: Shell) -> None:
 def test_a_file_that_sets_what_a_single_job_would_not_notice(shell: Shell) -> None:
     (shell.folder / "odd.yaml").write_text("hydra: {job: {chdir: true}}\n")
     said = shell.type("nemotron mine go -c odd.yaml", code=2).stderr
-    assert "hydra.job.chdir: has no effect on a single job here." in said
+    assert "hydra.job.chdir: has no effect on a single job." in said
     shell.type("nemotron mine go -c odd.yaml -m")
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_run_is_listed_with_its_reason() -> None:
         (["--limit", "-1"], "expected a whole number from 0"),
         (["show"], "the following arguments are required: ID"),
         (["show", "nothing"], "No runs in"),
-        (["logs", "latest", "extra"], "'extra' is not understood"),
+        (["logs", "latest", "extra"], "unknown argument 'extra'"),
     ],
 )
 def test_wrong_words(words: list[str], message: str) -> None:

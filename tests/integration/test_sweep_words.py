@@ -229,4 +229,4 @@ OPTUNA = "hydra/sweeper=optuna n=range(1,5) hydra.sweeper.n_trials=2"
 def test_a_sweeper_that_decides_as_it_goes(results: Any) -> None:
     code, out, err = results[_line(OPTUNA, "-m", "--dry-run")]
     assert code == 0, err
-    assert "hydra/sweeper=optuna decides as it goes: of n=range(1,5) this plan has the config's own values." in out
+    assert "hydra/sweeper=optuna chooses values as jobs end: for n=range(1,5) this plan has the config's." in out

@@ -22,7 +22,7 @@ from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import write_lines
 from nemotron_kit.cli.reader import Reader
 from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.run_job import carry_out, show_plan, spelled_out
+from nemotron_kit.cli.run_job import carry_out, expand_profile_keys, show_plan
 from nemotron_kit.cli.runs.list import open_jobs
 from nemotron_kit.config.compose import Composed, find_command
 from nemotron_kit.config.config_files import load_mapping
@@ -228,7 +228,7 @@ class Rerun:
         recipe, stage = command.recipe, command.stage
         if whole_sweep:
             recipe, stage = recorded.plan.recipe, recorded.plan.stage
-        job = replace(job, recipe=recipe, stage=stage, overrides=spelled_out(job.overrides))
+        job = replace(job, recipe=recipe, stage=stage, overrides=expand_profile_keys(job.overrides))
         argv = ["nemotron", "runs", "rerun", label, *arguments]
         return cls(job, tree, env, RecordComposer(tree, env), argv, new_run_id(recipe or "sweep", stage or "jobs"))
 
@@ -296,7 +296,7 @@ def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> in
         return 0
     overrides = [*(override for override in old.hydra if override not in ("-m", "--multirun")), *_typed(request)]
     request = replace(request, mode=request.mode or old.mode)
-    record = sweep.begin(
+    record = sweep.create_sweep(
         *(again.run_id, request, again.argv, ["-m", *overrides]),
         rerun_of=run.id,
         direction=old.direction,

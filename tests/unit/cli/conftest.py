@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from nemotron_kit.app import App, ArtifactInput
-from nemotron_kit.cli.indexing import Live
+from nemotron_kit.cli.indexing import LiveIndex
 
 
 class Colour(enum.Enum):
@@ -69,9 +69,9 @@ def sample_app(config_dir: Path | None = None) -> App:
 
 
 @pytest.fixture(scope="session")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Live:
+def index(tmp_path_factory: pytest.TempPathFactory) -> LiveIndex:
     folder = tmp_path_factory.mktemp("config")
     (folder / "size").mkdir()
     for name in ("default.yaml", "tiny.yaml", "other.toml", "notes.txt", "size/big.yaml", "size/small.yaml"):
         (folder / name).write_text("")
-    return Live({"nano3": sample_app(folder)}, {"lost": "ImportError: no module named lost"})
+    return LiveIndex({"nano3": sample_app(folder)}, {"lost": "ImportError: no module named lost"})

@@ -11,7 +11,7 @@ import pytest
 from nemotron_kit.app import App
 from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, split_line
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.indexing import Live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
@@ -114,7 +114,7 @@ PAGES = [*TOOLS, *(f"{name} {word}" for name, own in TOOLS.items() for word in o
 
 def test_what_follows_a_tool_is_what_it_has() -> None:
     assert job.STATES == STATES
-    assert set(TOOLS["completion"].words) == set(SCRIPTS)
+    assert set(TOOLS["completion"].choices) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -146,7 +146,7 @@ def test_a_pipelines_options_take_its_stages() -> None:
     app.command("train", "no.such:Config", "no.such:main")
     app.group("data").command("prep", "no.such:Config", "no.such:main")
     app.pipeline("all", stages=["data prep", "train"])
-    index = Live({"mine": app}, {})
+    index = LiveIndex({"mine": app}, {})
     assert "all" in _offered(index, "mine ")
     assert _offered(index, "mine all --from ") == ["data.prep", "train"]
     assert _offered(index, "mine all --fo") == ["--force"]

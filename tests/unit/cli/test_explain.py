@@ -111,7 +111,7 @@ def test_without_a_field_what_is_set_and_with_two_configs_what_differs(recipe, c
         (["stepps", "explained", "work"], "no field 'stepps'", "steps"),
         (["steps"], "no command line", "For instance"),
         (["explained", "wrok"], "no command 'wrok'", "work"),
-        (["explained", "work", "-m", "steps=1,2"], "-m is many jobs", "Leave it out"),
+        (["explained", "work", "-m", "steps=1,2"], "-m makes several", "Leave -m out"),
     ],
 )
 def test_mistakes(recipe, arguments, message, hint):

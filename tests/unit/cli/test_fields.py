@@ -86,7 +86,7 @@ def test_missing_is_required() -> None:
 
 def test_a_short_option_of_nemotrons_own_is_refused() -> None:
     cls = dataclasses.make_dataclass("C", [("f", int, field(default=1, metadata={"short": "-c"}))])
-    with pytest.raises(UserError, match="the short option -c is nemotron's own"):
+    with pytest.raises(UserError, match="the short option -c is an option of nemotron"):
         rows(cls)
 
 

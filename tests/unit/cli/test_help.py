@@ -11,7 +11,7 @@ import pytest
 from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.cli.help import Page, draw, show
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.indexing import Live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.output import Paint
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job
@@ -32,7 +32,7 @@ def test_the_top_lists_recipes_tools_and_what_is_broken(index: Index) -> None:
     page = _page(index)
     assert _rows(page, "recipes") == ["nano3 A recipe"]
     assert _rows(page, "broken") == ["lost ImportError: no module named lost"]
-    assert "runs list runs; show one, read its logs" in _rows(page, "commands")
+    assert "runs list runs; print one, or its logs" in _rows(page, "commands")
     assert "nemotron nano3 --help" in _rows(page, "next")
 
 
@@ -108,7 +108,7 @@ def test_lines_fit(index: Index, columns: int) -> None:
         assert max(len(line) for line in page.partition("\n\nnext")[0].splitlines()) <= columns
 
 
-def test_a_command_broken_in_the_index_says_why(index: Live) -> None:
+def test_a_command_broken_in_the_index_says_why(index: LiveIndex) -> None:
     leaf = {"name": "go", "path": ["r", "go"], "description": "Go", "broken": "ImportError: no", "line": 0}
     root = {
         "name": "",
@@ -134,14 +134,14 @@ def test_a_terminal_that_lacks_the_signs_gets_a_page_too(index: Index, monkeypat
     assert b"usage: nemotron RECIPE" in raw.getvalue()
 
 
-def pipeline_index() -> Live:
+def pipeline_index() -> LiveIndex:
     app = App("mine", description="Mine")
     app.command(
         "train", "no.such:Config", "no.such:main", artifacts={"data": ArtifactInput("D-x:latest")}, produces=["M"]
     )
     app.group("data").command("prep", "no.such:Config", "no.such:main", produces=["D-{config}"])
     app.pipeline("all", stages=["train", "data prep"])
-    return Live({"mine": app}, {})
+    return LiveIndex({"mine": app}, {})
 
 
 def test_a_pipeline_lists_its_stages_in_order_with_what_they_read_and_save() -> None:
@@ -151,7 +151,7 @@ def test_a_pipeline_lists_its_stages_in_order_with_what_they_read_and_save() -> 
         "data prep saves D-{config}",
         "train reads data: D-x:latest of data.prep; saves M",
     ]
-    assert [row.split()[0] for row in _rows(page, "which of them")] == ["--from", "--to", "--only", "--force"]
+    assert [row.split()[0] for row in _rows(page, "which stages")] == ["--from", "--to", "--only", "--force"]
     assert not any("--multirun" in row or "--cfg" in row for row in _rows(page, "options"))
     assert "all Run data prep, train" in _rows(_page(pipeline_index(), "mine"), "commands")
 

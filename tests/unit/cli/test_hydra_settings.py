@@ -3,7 +3,7 @@
 import pytest
 
 from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.run_job import as_meant
+from nemotron_kit.cli.run_job import normalized
 from nemotron_kit.errors import UserError
 
 SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.profile=C", "hydra.sweep.dir=/x"]
@@ -12,8 +12,8 @@ SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.pro
 @pytest.mark.parametrize("override", SWEEPS)
 def test_what_is_about_a_sweep_needs_one(override: str) -> None:
     with pytest.raises(UserError, match="has no effect on a single job") as error:
-        as_meant(Job("r", "go", overrides=(override,)))
+        normalized(Job("r", "go", overrides=(override,)))
     assert error.value.hint and "-m" in error.value.hint and "--run PROFILE" in error.value.hint
     for flags in (("--multirun",), ("--cfg=hydra",), ("--info=all",)):
-        assert as_meant(Job("r", "go", overrides=(override,), flags=flags)).overrides == (override,)
-    assert as_meant(Job("r", "go", overrides=(override, "hydra.mode=MULTIRUN"))).multirun
+        assert normalized(Job("r", "go", overrides=(override,), flags=flags)).overrides == (override,)
+    assert normalized(Job("r", "go", overrides=(override, "hydra.mode=MULTIRUN"))).multirun

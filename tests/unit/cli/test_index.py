@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nemotron_kit.app import App
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import cache_file, dump, read, stamp
-from nemotron_kit.cli.indexing import Live, live, summary
+from nemotron_kit.cli.indexing import LiveIndex, live, summary
 from nemotron_kit.discovery import discover
 from nemotron_kit.errors import UserError
 
@@ -118,7 +118,7 @@ def test_each_home_and_env_file_has_its_own_cache(tmp_path: Path, monkeypatch: p
     assert first.startswith(f"{tmp_path}/cache/index-")
 
 
-def test_details_of_a_live_tree(index: Live) -> None:
+def test_details_of_a_live_tree(index: LiveIndex) -> None:
     leaf = tree.find(index, ["nano3", "train"])
     assert leaf is not None
     detail = index.detail(leaf)
@@ -131,12 +131,12 @@ def test_details_of_a_live_tree(index: Live) -> None:
     json.dumps([index.root, detail])
 
 
-def test_the_handlers_doc_stands_in_for_a_description(index: Live) -> None:
+def test_the_handlers_doc_stands_in_for_a_description(index: LiveIndex) -> None:
     assert summary(index.commands["nano3", "pretrain"]) == "Does what it says."
     assert summary(index.commands["nano3", "data", "prep", "pretrain"]) == "Prepare"
 
 
-def test_a_config_that_does_not_import_breaks_its_command_alone(index: Live) -> None:
+def test_a_config_that_does_not_import_breaks_its_command_alone(index: LiveIndex) -> None:
     leaf = tree.find(index, ["nano3", "rl"])
     assert leaf is not None
     with pytest.raises(
@@ -146,6 +146,6 @@ def test_a_config_that_does_not_import_breaks_its_command_alone(index: Live) -> 
 
 
 def test_a_recipe_named_like_a_command_of_ours_is_listed_as_broken() -> None:
-    found = Live({"runs": App("runs")}, {})
+    found = LiveIndex({"runs": App("runs")}, {})
     assert found.root["children"] == {}
-    assert "nemotron's own" in found.broken["runs"]
+    assert "a command of nemotron" in found.broken["runs"]

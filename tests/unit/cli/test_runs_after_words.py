@@ -9,7 +9,7 @@ import pytest
 
 from nemotron_kit.app import App
 from nemotron_kit.cli.index import Index
-from nemotron_kit.cli.indexing import Live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling, shell_line
 from nemotron_kit.errors import UserError
@@ -67,7 +67,7 @@ def test_name_tags_and_note_are_the_runs_and_leave_a_field_of_that_name_alone(in
     assert isinstance(theirs, Job) and theirs.labels == ours.labels
     app = App("hello")
     app.command("greet", Greeting, print)
-    own = job("hello greet --name Ada --tag t", Live({"hello": app}, {}))
+    own = job("hello greet --name Ada --tag t", LiveIndex({"hello": app}, {}))
     assert (own.overrides, own.name, own.tags) == (("name=Ada",), None, ("t",))
     for line, wrong in (("--tag 'a b'", "'a b' is no tag"), ("--name " + "x" * 101, "This name has 101 characters")):
         with pytest.raises(UserError, match=wrong):

@@ -88,7 +88,7 @@ def refreshed(run: RunFolder) -> list[str]:
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool("runs", ["resume", "--help"]) == 0
-    assert "none twice" in " ".join(capsys.readouterr().out.split())
+    assert "No job is submitted twice" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest.CaptureFixture[str]) -> None:

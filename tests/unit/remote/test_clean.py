@@ -102,7 +102,7 @@ def test_what_can_not_be_removed_keeps_nothing_else(
 def test_the_command_says_what_it_removes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_tool("profiles", ["clean", "here", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert DIGEST in said and "3 would go, 2.0 MB: unused for 30d00h" in said
+    assert DIGEST in said and "3 would be removed, 2.0 MB: unused for 30d00h" in said
     assert run_tool("profiles", ["clean", "here", "--unused", "1h", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3 and not things(root)
     assert run_tool("profiles", ["clean", "here"]) == 0

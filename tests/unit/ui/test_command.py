@@ -30,7 +30,7 @@ from ...dashboard import fill
         (["--export", "latest", "1a2b3c"], "--export latest: the file to write ends in .html"),
         (["--port", "70000"], "ports end at 65535"),
         (["--port", "0"], "expected a whole number from 1"),
-        (["--prot", "1"], "'--prot' is not understood"),
+        (["--prot", "1"], "unknown argument '--prot'"),
     ],
 )
 def test_arguments(words: list[str], said: str) -> None:
