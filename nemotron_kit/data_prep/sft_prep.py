@@ -171,16 +171,16 @@ def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict
 
     def tables() -> Iterator[Any]:
         left = count
-        file = pq.ParquetFile(source)
-        for group in range(file.metadata.num_row_groups):
-            table = file.read_row_group(group).slice(0, left)
-            left -= table.num_rows
-            counts["sequences"] += int(pc.sum(pc.list_value_length(table["seq_start_id"])).as_py())
-            counts["tokens"] += int(pc.sum(pc.list_value_length(table["input_ids"])).as_py())
-            counts["loss_tokens"] += int(np.sum(pc.list_flatten(table["loss_mask"]).to_numpy(), dtype=np.int64))
-            yield table
-            if not left:
-                return
+        with pq.ParquetFile(source) as file:
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group).slice(0, left)
+                left -= table.num_rows
+                counts["sequences"] += int(pc.sum(pc.list_value_length(table["seq_start_id"])).as_py())
+                counts["tokens"] += int(pc.sum(pc.list_value_length(table["input_ids"])).as_py())
+                counts["loss_tokens"] += int(np.sum(pc.list_flatten(table["loss_mask"]).to_numpy(), dtype=np.int64))
+                yield table
+                if not left:
+                    return
 
     chat = plan.chat
     assert chat is not None  # noqa: S101  (only plans with chat settings come here)

@@ -225,6 +225,11 @@ def _packed_data(cfg: Any, config: Any, values: dict[str, dict[str, Any]]) -> No
         packed_train_data_path=str(train),
         packed_val_data_path=str(valid) if has_valid else None,
     )
+    given = config.dataset.get("packed_sequence_specs") or {}
+    more = {
+        name: given[name] for name in ("packed_metadata_path", "pad_cu_seqlens", "pad_seq_to_mult") if name in given
+    }
+    merge(specs, more, "dataset.packed_sequence_specs.")
     cfg.dataset = kind(
         seq_length=config.seq_length,
         dataset_root=str(train.parent),

@@ -117,6 +117,8 @@ def _not_bridges(config: Any) -> Iterator[tuple[str, Any, str]]:
     yield "train.activation_checkpointing", train.activation_checkpointing, "Set model.recompute_granularity."
     yield "train.compile", train.compile, f"{own}; leave it out."
     yield "train.loss_chunk", train.loss_chunk, f"{own}; leave it out."
+    yield "train.hang_minutes", train.hang_minutes, "Set bridge.dist.distributed_timeout_minutes."
+    yield "logger.metrics_file", config.logger.metrics_file, "Its metrics are in the job's folder; leave it out."
     yield "train.precision=fp32", train.precision == "fp32", "Set mixed_precision, or train.precision=auto."
     yield "checkpoint.may_differ", config.checkpoint.may_differ, f"{own}; leave it out."
     yield "dataset.verify", config.dataset.get("verify"), f"{own}; leave it out."
@@ -194,7 +196,7 @@ def container_values(config: Any) -> dict[str, dict[str, Any]]:
         "model": {
             **model_values(config.model),
             "seq_length": config.seq_length,
-            "moe_router_bias_update_rate": train.moe_router_bias_update_rate or None,
+            "moe_router_bias_update_rate": train.moe_router_bias_update_rate,
         },
         "dataset": {"seq_length": config.seq_length, "random_seed|seed": config.data_seed},
         "ddp": dict(config.ddp),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training.config_blocks import check_limits, unknown
+from nemotron_kit.training.config_blocks import check_keys, check_limits, unknown
 
 if TYPE_CHECKING:
     from nemotron_kit.training.grpo_config import GRPOConfig
@@ -88,7 +88,7 @@ def _default(value: Any, key: str) -> Any:
 
 def bad_values(config: GRPOConfig) -> Iterator[str]:
     """A sentence for each invalid value."""
-    grpo, policy, block = config.grpo, config.policy, config.checkpointing
+    grpo, policy, saved = config.grpo, config.policy, config.checkpointing
     for alias, name in (("num_iterations", "max_num_steps"), ("batch_size", "num_prompts_per_step")):
         if getattr(grpo, alias) is not None and getattr(grpo, alias) < 1:
             yield f"grpo.{alias} ({name}) is {getattr(grpo, alias)}; it must be 1 or more."
@@ -132,6 +132,14 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
         yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
     if not (math.isfinite(config.policy.generation.temperature) and config.policy.generation.temperature > 0):
         yield f"policy.generation.temperature is {config.policy.generation.temperature}; it must be more than 0."
+    for where, block, names in (
+        ("policy.tokenizer", policy.tokenizer, ("name", "chat_template_kwargs")),
+        ("logger.wandb", config.logger.wandb, ("project", "name", "entity")),
+    ):
+        try:
+            check_keys(where, block if isinstance(block, Mapping) else {}, names)
+        except UserError as error:
+            yield error.message
     yield from _optimizer_values(config)
     if config.loss_fn.reference_policy_kl_type != "k3":
         yield f"loss_fn.reference_policy_kl_type is {config.loss_fn.reference_policy_kl_type!r}; this engine has k3."
@@ -146,8 +154,8 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
         value = getattr(grpo, name)
         if value is not None and value < 0:
             yield f"grpo.{name} is {value}; it must be 0 or more."
-    if block.metric_name is not None and block.metric_name not in METRICS:
-        yield f"checkpointing.metric_name is {block.metric_name!r}; {nearest(block.metric_name, METRICS)}"
+    if saved.metric_name is not None and saved.metric_name not in METRICS:
+        yield f"checkpointing.metric_name is {saved.metric_name!r}; {nearest(saved.metric_name, METRICS)}"
     for name, weight in config.env.weights.items():
         if not unknown(weight) and weight < 0:
             yield f"env.weights.{name} is {weight}; it must be 0 or more."

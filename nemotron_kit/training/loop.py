@@ -286,8 +286,8 @@ class Saves:
         self._pending: sharded.Save | None = None
 
     def save(self, step: int, record: Mapping[str, Any], *, last: bool) -> None:
-        """Write the checkpoint of `step`. All ranks must call it. Raises NemotronError if another run has written one
-        of this step meanwhile, or if the disk refuses."""
+        """Write the checkpoint of `step`. All ranks must call it. Raises NemotronError, on all of them, if another run
+        has written one of this step meanwhile, or if the disk refuses."""
         assert self.block.save is not None  # noqa: S101 - the caller has seen to it
         folder = Path(self.block.save)
         told = {**record, "processes": processes.world_size(), "parallelism": str(layout_of(self.model))}
@@ -298,11 +298,14 @@ class Saves:
             if not later:
                 self.finish()
             return
-        if processes.rank() == 0:
-            checkpoint.require_own(folder / checkpoint.name(step), record["identity"])
-            checkpoint.write(folder, step, lambda aside: self._fill(aside, told))
-            self._prune(folder)
-        processes.barrier()
+
+        def write() -> None:
+            if processes.rank() == 0:
+                checkpoint.require_own(folder / checkpoint.name(step), record["identity"])
+                checkpoint.write(folder, step, lambda aside: self._fill(aside, told))
+                self._prune(folder)
+
+        processes.together(write)
 
     def poll(self) -> None:
         """Make the checkpoint that is being written one, if all ranks have written."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemotron_kit.errors import Note, UserError
+from nemotron_kit.errors import Note
 from nemotron_kit.training.config_blocks import LOSS_CHUNK
 from nemotron_kit.training.model import layer_types
 from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers
@@ -356,8 +356,8 @@ def available_bytes() -> tuple[int, str]:
     gpus = _gpu_bytes()
     if gpus:
         return min(gpus), "this machine's GPU"
-    limits = [_memory_total(), *_cgroup_limits()]
-    return min(limits), _MACHINE
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([total, *_cgroup_limits()]), _MACHINE
 
 
 def _gpu_bytes() -> list[int]:
@@ -372,13 +372,6 @@ def _gpu_bytes() -> list[int]:
         return []
     lines = answer.stdout.split() if answer.returncode == 0 else []
     return [int(line) << 20 for line in lines if line.isdigit()]
-
-
-def _memory_total() -> int:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise UserError("/proc/meminfo does not report this machine's memory.")
 
 
 def _cgroup_limits() -> list[int]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,24 @@ _LEAD_SECONDS = 300.0
 _NAMES = {
     "grpo.num_val_generations_per_prompt": ("val_num_generations_per_prompt", "num_val_generations_per_prompt"),
 }
-# Settings of the hf engine, which NeMo-RL says elsewhere or has not; each with what to do, where it was set.
-_OURS = {
-    "grpo.num_iterations": "", "grpo.batch_size": "", "grpo.learning_rate": "", "policy.optimizer": "",
-    "policy.scheduler": "", "data.train_jsonl_fpath": "", "data.validation_jsonl_fpath": "", "policy.tokenizer": "",
-    "env.weights": "Weigh the data instead.", "env.verifiers": "Use a resources server of NeMo-Gym.",
-    "checkpointing.may_differ": "Leave it out.", "logger.log_interval": "", "policy.precision": "",
-    "data.num_workers": "", "grpo.val_period": "",
+# Settings that NeMo-RL has under other names: `_values` puts them there.
+_ELSEWHERE = {
+    "grpo.num_iterations", "grpo.batch_size", "grpo.learning_rate", "grpo.val_period", "policy.optimizer",
+    "policy.scheduler", "policy.tokenizer", "policy.precision", "data.train_jsonl_fpath",
+    "data.validation_jsonl_fpath", "data.num_workers",
 }  # fmt: skip
+# Settings of the hf engine that NeMo-RL does not have → what to do instead.
+_HF_ONLY = {
+    "env.weights": "Weigh the data instead.",
+    "env.verifiers": "Use a resources server of NeMo-Gym.",
+    "checkpointing.may_differ": "Leave it out.",
+    "logger.log_interval": "Leave it out.",
+    "train.parallelism": "Set policy.megatron_cfg.tensor_model_parallel_size and its like.",
+    "train.activation_checkpointing": "Set policy.megatron_cfg.activation_checkpointing.",
+    "train.compile": "Leave it out.",
+    "train.loss_chunk": "Leave it out.",
+    "train.hang_minutes": "Leave it out.",
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,13 @@ def problems(config: GRPOConfig, *, here: bool, processes: int | None) -> Iterat
         yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
     if not config.checkpoint.save:
         yield "checkpointing.checkpoint_dir is not set: NeMo-RL's model is its last checkpoint."
-    if config.steps < 1:
-        yield f"grpo.max_num_steps is {config.steps}; it must be 1 or more."
-    for name, what in (("weights", config.env.weights), ("verifiers", config.env.verifiers)):
-        if what:
-            yield f"env.{name}: NeMo-RL has no such setting. {_OURS[f'env.{name}']}"
+    for name, value in (("max_num_steps", config.steps), ("num_prompts_per_step", config.prompts)):
+        if value < 1:
+            yield f"grpo.{name} is {value}; it must be 1 or more."
+    plain = type(config)()
+    for name, instead in _HF_ONLY.items():
+        if attrgetter(name)(config) != attrgetter(name)(plain):
+            yield f"{name}: NeMo-RL has no such setting. {instead}"
     nodes = (config.cluster or {}).get("num_nodes")
     if processes is not None and nodes is not None and not unknown(nodes) and nodes != processes:
         yield (
@@ -166,10 +179,9 @@ def _values(config: GRPOConfig, base: Mapping[str, Any]) -> dict[str, Any]:
     grpo, policy = found["grpo"], found["policy"]
     grpo |= {"max_num_steps": config.steps, "num_prompts_per_step": config.prompts}
     grpo["val_period"] = config.grpo.val_period or 0  # 0: it does not validate
-    tokenizer = {"name": config.tokenizer or config.policy.model_name}
-    if config.template_settings:
-        tokenizer["chat_template_kwargs"] = config.template_settings  # type: ignore[assignment]
-    policy["tokenizer"] = tokenizer
+    block = config.policy.tokenizer
+    more = {key: value for key, value in block.items() if value} if isinstance(block, Mapping) else {}
+    policy["tokenizer"] = {**more, "name": config.tokenizer or config.policy.model_name}
     if config.policy.precision != "auto":
         policy["precision"] = {"bf16": "bfloat16", "fp32": "float32"}[config.precision]
     _optimizer(config, policy, base)
@@ -180,6 +192,8 @@ def _values(config: GRPOConfig, base: Mapping[str, Any]) -> dict[str, Any]:
         data["train"] = {"data_path": rows.train_jsonl_fpath}
         if rows.validation_jsonl_fpath:
             data["validation"] = {"data_path": rows.validation_jsonl_fpath}
+    if rows.num_workers != plain["data"]["num_workers"]:
+        data["num_workers"] = rows.num_workers
     if (seconds := stopping(config.seconds)) is not None:
         found["checkpointing"]["checkpoint_must_save_by"] = _clock(seconds)
     folder = os.environ.get("NEMO_RUN_DIR")
@@ -194,7 +208,7 @@ def _known(given: Mapping[str, Any], plain: Mapping[str, Any], base: Mapping[str
     found: dict[str, Any] = {}
     for key, value in given.items():
         place = f"{where}.{key}"
-        if place in _OURS or value is None:
+        if place in _ELSEWHERE or place in _HF_ONLY or value is None:
             continue
         name = next((each for each in _NAMES.get(place, (key,)) if each in base), None)
         if place == "policy.generation.backend" and value == "hf":
@@ -211,13 +225,19 @@ def _known(given: Mapping[str, Any], plain: Mapping[str, Any], base: Mapping[str
 
 
 def _optimizer(config: GRPOConfig, policy: dict[str, Any], base: Mapping[str, Any]) -> None:
-    """Learning rate and AdamW, in Megatron's block where that is enabled, else in the optimizer's own."""
+    """Learning rate, its schedule and AdamW, in Megatron's block where that is enabled, else in the optimizer's own:
+    UserError for a schedule then, which torch's schedulers would have to make."""
     block, scheduler = config.policy.optimizer, config.scheduler
     megatron = {**((base.get("policy") or {}).get("megatron_cfg") or {}), **(policy.get("megatron_cfg") or {})}
     first, second = block.value("betas")
     if not megatron.get("enabled"):
         kwargs = {"lr": config.peak_lr, **{k: block.value(k) for k in ("weight_decay", "betas", "eps")}}
         policy["optimizer"] = {"name": block.name, "kwargs": kwargs}
+        if scheduler != type(config)().scheduler:
+            raise UserError(
+                "policy.scheduler: without policy.megatron_cfg.enabled NeMo-RL has torch's schedulers and not these.",
+                hint="Leave it out, and set nemo_rl.policy.scheduler as NeMo-RL has it.",
+            )
         return
     own = policy.setdefault("megatron_cfg", {})
     constant = scheduler.lr_decay_style == "constant"
@@ -229,11 +249,16 @@ def _optimizer(config: GRPOConfig, policy: dict[str, Any], base: Mapping[str, An
         "adam_beta2": second,
         "adam_eps": block.value("eps"),
     }
-    own["scheduler"] = {
+    schedule: dict[str, Any] = {
         "lr_decay_style": scheduler.lr_decay_style,
         "lr_warmup_iters": scheduler.lr_warmup_iters,
         "lr_decay_iters": scheduler.lr_decay_iters,
     }
+    if scheduler.lr_decay_style == "WSD":
+        end = scheduler.lr_decay_iters or config.steps
+        schedule["lr_wsd_decay_iters"] = scheduler.lr_wsd_decay_iters or max(1, end // 5)
+        schedule["lr_wsd_decay_style"] = scheduler.lr_wsd_decay_style
+    own["scheduler"] = {name: value for name, value in schedule.items() if value is not None}
 
 
 def _set(values: dict[str, Any], key: str, given: Any, where: str, *, known: bool = False) -> None:

@@ -133,14 +133,6 @@ def _everybodys(value: Any) -> list[Any]:
     return [json.loads(bytes(each[: int(size)].tolist())) for each, size in zip(texts, sizes, strict=True)]
 
 
-def barrier() -> None:
-    """Wait until every rank has called this."""
-    if _joined():
-        import torch.distributed as dist
-
-        dist.barrier()
-
-
 def leave() -> None:
     """Close the process group, if there is one."""
     if _joined():

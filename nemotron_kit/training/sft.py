@@ -266,7 +266,7 @@ class SFTWork:
         tokens = counted = 0
         for part in self.loop.parts(self.per_step):
             own = [rows[place] for place in part]
-            for summed in self._losses(own):
+            for summed in self._losses(own, spare=own[0]):
                 (summed / total).backward()
                 nll = nll + summed.detach().double()
             tokens += sum(len(row.ids) for row in own)
@@ -291,10 +291,11 @@ class SFTWork:
         nll, tokens = processes.sum_over_ranks(sums).tolist()
         return {"valid_loss": nll / tokens} if tokens else {}
 
-    def _losses(self, rows: Sequence[Row], spare: Row | None = None) -> Iterator[Any]:
-        """The summed loss of each batch of the rows. `spare`: what goes through a shared model where there are none."""
+    def _losses(self, rows: Sequence[Row], spare: Row) -> Iterator[Any]:
+        """The summed loss, in nats, of each batch of the rows. Where ranks share the model and this one has no batch
+        (no rows, or none with loss tokens), two tokens of `spare` take part in the others' passes."""
         divided = packed_batches if self.packed else batches
-        instead = next(iter(divided([spare], self.most)), None) if spare is not None else None
+        instead = next(iter(divided([spare.dummy()], self.most)))
         for given, counts in equal_turns(list(divided(rows, self.most)), instead, self.model):
             batch = given.to(self.model.device)
             with self.loop.autocast(), self.loop.balance.counting(batch.real if counts else batch.real & False):

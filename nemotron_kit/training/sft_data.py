@@ -43,6 +43,10 @@ class Row(NamedTuple):
     def loss_tokens(self) -> int:
         return int(self.mask.sum())
 
+    def dummy(self) -> Row:
+        """Its first two tokens, the second a loss token: an input for a pass whose loss is dropped."""
+        return Row(self.ids[:2], np.array([1, 0], dtype=np.uint8), self.starts[:1])
+
     def sequences(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
         """(ids, mask) of each sequence with loss tokens, cut after its last one: mask[i] is that of predicting ids[i +
         1]."""

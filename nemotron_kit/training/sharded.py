@@ -229,6 +229,8 @@ class Shards:
             lower, upper = max(first, start), min(end, stop)
             if lower >= upper:
                 continue
+            if lower > done:
+                break
             stored = self._file(file)
             if own.dim() == 0:
                 own.copy_(stored.get_tensor(key))

@@ -98,13 +98,14 @@ def beside(stage: Path, path: Path) -> Path:
     return next((place for place in (given, stage / given) if place.is_file()), given)
 
 
-def start_tracking(project: str | None, entity: str | None) -> None:
-    """Open a W&B run if the launcher, the environment or the logger block (`project`, `entity`) asks for one."""
+def start_tracking(project: str | None, entity: str | None, name: str | None = None) -> None:
+    """Open a W&B run if the launcher, the environment or the logger block (`project`, `entity`, `name` of the run) asks
+    for one; the environment wins."""
     from nemotron_kit.train_script import init_wandb_from_env
 
-    for name, value in (("WANDB_PROJECT", project), ("WANDB_ENTITY", entity)):
+    for variable, value in (("WANDB_PROJECT", project), ("WANDB_ENTITY", entity), ("WANDB_NAME", name)):
         if value:
-            os.environ.setdefault(name, str(value))
+            os.environ.setdefault(variable, str(value))
     init_wandb_from_env()
 
 

@@ -37,7 +37,7 @@ def main(cfg: GRPOConfig | None = None) -> ModelArtifact:
 
     if rank() == 0:
         block = (cfg.logger.wandb or {}) if cfg.logger.wandb_enabled else {}
-        start_tracking(block.get("project"), block.get("entity"))
+        start_tracking(block.get("project"), block.get("entity"), block.get("name"))
     outcome = grpo(cfg)
     artifact = _artifact(outcome)
     if rank() == 0:

@@ -111,7 +111,7 @@ class Model:
     num_layers: int = 0
     num_query_groups: int = 1
     seq_length: int = 1
-    moe_router_bias_update_rate: float = 0.0
+    moe_router_bias_update_rate: float = 0.5
     activation_func: Any = len
 
 
@@ -182,7 +182,8 @@ def test_what_a_config_says_is_what_bridge_gets(package: ModuleType, tmp_path: P
     given = config(
         tmp_path, optimizer={"lr": 0.5, "use_precision_aware_optimizer": True}, ddp={"tp_comm_overlap": False},
         bridge={"train": {"manual_gc": False}, "comm_overlap": {"tp_comm_overlap": False}},
-        mixed_precision="bf16_mixed", dataset={"seed": 7}, train={"weight_decay": 0.2},
+        mixed_precision="bf16_mixed", dataset={"seed": 7},
+        train={"weight_decay": 0.2, "moe_router_bias_update_rate": 0.0},
     )  # fmt: skip
     given.check()
     cfg = bridge.build(given, "not.asked.for")
@@ -195,6 +196,7 @@ def test_what_a_config_says_is_what_bridge_gets(package: ModuleType, tmp_path: P
     weights = [([str(tmp_path / "a"), str(tmp_path / "b")], [1.0, 3.0]), None, None]
     assert (cfg.dataset.blend, cfg.dataset.blend_per_split, cfg.dataset.split) == (None, weights, None)
     assert cfg.validation.eval_iters == 0  # there is no valid split
+    assert cfg.model.moe_router_bias_update_rate == 0.0  # and not its recipe's
     assert (cfg.tokenizer.tokenizer_model, cfg.dataset.random_seed) == (str(tmp_path / "tokenizer"), 7)
     assert (cfg.checkpoint.save, cfg.checkpoint.load) == (str(tmp_path / "saved"), None)
     assert (cfg.ddp.tp_comm_overlap, cfg.comm_overlap.tp_comm_overlap) == (False, False)
@@ -236,6 +238,8 @@ def test_what_bridge_does_not_have_is_refused_by_name(
         ({"recipe": {"_target_": "megatron.bridge.recipes.x;y"}}, r"recipe\._target_ is"),
         ({"train": {"compile": True}}, r"train\.compile: Megatron-Bridge has no such setting"),
         ({"train": {"parallelism": {"fsdp_size": 8}}}, r"train\.parallelism: .*tensor_model_parallel_size"),
+        ({"train": {"hang_minutes": 5}}, r"train\.hang_minutes: .*bridge\.dist\.distributed_timeout_minutes"),
+        ({"logger": {"metrics_file": "m.jsonl"}}, r"logger\.metrics_file: .*leave it out"),
         ({"model": {"conv_kernel": 8}}, r"model\.conv_kernel is 8; Megatron has 4 and no other"),
         ({"checkpoint": {"save": None}}, r"checkpoint\.save is not set"),
         ({"bridge": {"train": 3}}, r"bridge\.train is 3; it must be a block"),
@@ -326,3 +330,50 @@ def test_packed_rows_of_an_older_bridge_are_refused(package: ModuleType, tmp_pat
     given.check()
     with pytest.raises(UserError, match=r"Dataset takes no folder of packed rows"):
         bridge.build(given, TARGET)
+
+
+@dataclass
+class PackedSequenceSpecs:
+    packed_sequence_size: int = -1
+    packed_train_data_path: str | None = None
+    packed_val_data_path: str | None = None
+    packed_metadata_path: str | None = None
+    pad_cu_seqlens: bool = False
+
+
+@dataclass
+class PackedDataset:
+    dataset_root: str | None = None
+    offline_packing_specs: Any = None
+    seq_length: int = 1
+    enable_offline_packing: bool = False
+    do_validation: bool = True
+    do_test: bool = True
+    random_seed: int = 0
+
+
+def test_settings_of_packed_rows_reach_bridge_or_are_refused(
+    package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing = ModuleType("megatron.bridge.data.packing")
+    packing.PackedSequenceSpecs = PackedSequenceSpecs  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, packing.__name__, packing)
+
+    def packed_config() -> Container:
+        return Container(dataset=PackedDataset())  # type: ignore[arg-type]
+
+    sys.modules["megatron.bridge.recipes.here"].packed_config = packed_config  # type: ignore[attr-defined]
+    (tmp_path / "train").mkdir()
+
+    def specs(**more: Any) -> Any:
+        rows = {"packed_train_data_path": str(tmp_path / "train"), **more}
+        block = {"save": str(tmp_path / "s"), "pretrained_checkpoint": str(tmp_path)}
+        values = {"dataset": {"packed_sequence_specs": rows}, "checkpoint": block, "engine": "megatron_bridge"}
+        return bridge.build(to_dataclass(values, SFTConfig), TARGET.replace("small", "packed")).dataset
+
+    found = specs(pad_cu_seqlens=True, packed_metadata_path="/m.json")
+    assert (found.dataset_root, found.do_validation) == (str(tmp_path), False)
+    rows = found.offline_packing_specs
+    assert (rows.packed_sequence_size, rows.pad_cu_seqlens, rows.packed_metadata_path) == (4096, True, "/m.json")
+    with pytest.raises(UserError, match=r"dataset\.packed_sequence_specs\.pad_seq_to_mult: .* no such field"):
+        specs(pad_seq_to_mult=2)

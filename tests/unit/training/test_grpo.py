@@ -328,6 +328,12 @@ def test_a_step_that_ends_behind_the_time_to_save_by_is_the_last(
         ("policy.max_grad_norm", -1.0, r"policy\.max_grad_norm is -1\.0"),
         ("grpo.val_period", -5, r"grpo\.val_period is -5"),
         ("loss_fn.kl_input_clamp_value", 0.0, r"loss_fn\.kl_input_clamp_value is 0\.0; .* null for no limit"),
+        (
+            "policy.tokenizer",
+            {"name": None, "chat_templat": "x"},
+            r"policy\.tokenizer\.chat_templat: .*no such setting",
+        ),
+        ("logger.wandb", {"run_name": "x"}, r"logger\.wandb\.run_name: .*no such setting; .*name"),
         ("policy.precision", "fp8", r"policy\.precision is 'fp8'"),
         ("policy.model_name", None, r"policy\.model_name is not set"),
         ("data.train_jsonl_fpath", None, r"data\.train_jsonl_fpath is not set"),

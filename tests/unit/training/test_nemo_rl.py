@@ -101,11 +101,29 @@ def test_its_script_gets_our_config_in_its_own(place: Path) -> None:
     assert found["cluster"] == {"gpus_per_node": 8, "num_nodes": 4}
 
 
+def test_a_schedule_and_a_tokenizers_settings_reach_it_whole(place: Path) -> None:
+    scheduler = {"lr_decay_style": "WSD", "lr_warmup_iters": 2, "lr_wsd_decay_style": "linear"}
+    tokenizer = {"name": None, "chat_template": "{{ messages }}", "chat_template_kwargs": None}
+    given = config(place, policy={"scheduler": scheduler, "tokenizer": tokenizer}, grpo={"num_iterations": 50})
+    found = yaml.safe_load(nemo_rl.merged(given, place / "examples/nemo_gym/grpo_nanov3.yaml"))["policy"]
+    assert found["tokenizer"] == {"name": "/model", "chat_template": "{{ messages }}"}
+    assert found["megatron_cfg"]["scheduler"] == {
+        "lr_warmup_init": 0.1, "lr_decay_style": "WSD", "lr_warmup_iters": 2, "lr_wsd_decay_iters": 10,
+        "lr_wsd_decay_style": "linear",
+    }  # fmt: skip
+    workers = nemo_rl.merged(config(place, data={"num_workers": 3}), place / "examples/nemo_gym/grpo_nanov3.yaml")
+    assert yaml.safe_load(workers)["data"]["num_workers"] == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"nemo_rl": {"grpo": {"max_num_stepss": 1}}}, r"nemo_rl\.grpo\.max_num_stepss: .* did you mean max_num_steps"),
         ({"nemo_rl": {"polic": {}}}, r"nemo_rl\.polic: .* did you mean policy"),
+        (
+            {"nemo_rl": {}, "policy": {"megatron_cfg": {"enabled": False}, "scheduler": {"lr_warmup_iters": 5}}},
+            r"policy\.scheduler: without policy\.megatron_cfg\.enabled",
+        ),
         ({"loss_fn": {"ratio_clip_max": 0.9}}, r"loss_fn\.ratio_clip_max: NeMo-RL's config has no such setting"),
     ],
 )
@@ -142,8 +160,15 @@ def test_what_the_launch_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         config(place, engine="hf", env={"should_use_nemo_gym": False}, nemo_rl={"grpo": {}}), connect=False
     )
     assert problem.startswith("nemo_rl is set")
-    weights = preflight(config(place, env={"weights": {"a": 1.0}}), connect=False, here=False)
-    assert any(each.startswith("env.weights: NeMo-RL has no such setting") for each in weights)
+    refused = preflight(
+        config(
+            place, env={"weights": {"a": 1.0}}, train={"parallelism": {"fsdp_size": 8}}, logger={"log_interval": 5},
+            checkpointing={"may_differ": ["grpo.seed"]}, grpo={"batch_size": 0},
+        ), connect=False, here=False,
+    )  # fmt: skip
+    for name in ("env.weights", "train.parallelism", "logger.log_interval", "checkpointing.may_differ"):
+        assert any(each.startswith(f"{name}: NeMo-RL has no such setting. ") for each in refused), name
+    assert "grpo.num_prompts_per_step is 0; it must be 1 or more." in refused
     monkeypatch.chdir(place / "examples")
     assert "there is no NeMo-RL here" in preflight(config(place), connect=False)[-1]
     with pytest.raises(UserError, match="there is no NeMo-RL here"):

@@ -152,6 +152,14 @@ def test_a_damaged_shard_is_told(saved: tuple[Path, Any, torch.optim.Optimizer])
         checkpoint.read(path, verify=False)
 
 
+def test_rows_that_no_file_has_are_told(saved: tuple[Path, Any, torch.optim.Optimizer]) -> None:
+    shards = sharded.Shards(saved[0])
+    key, file = "weights.lm_head.weight", "shards/rank-00000.safetensors"
+    shards.index[key]["rows"] = [[0, 10, file], [20, 33, file]]
+    with pytest.raises(UserError, match=r"rows 10 to 33 of weights\.lm_head\.weight are in none of its files"):
+        shards.read_into(torch.zeros(33, 32), key)
+
+
 def test_a_sharded_checkpoint_of_another_model_is_refused(saved: tuple[Path, Any, torch.optim.Optimizer]) -> None:
     other = new_model(model_config({**BLOCK, "hybrid_override_pattern": "MEM"}), seed=1)
     with pytest.raises(UserError, match=r"don't fit the model \(model\.layers\.2"):

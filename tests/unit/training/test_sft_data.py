@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.training import processes
 from nemotron_kit.training.model import ExpertBalance, load_model
-from nemotron_kit.training.sft import batch_nll
+from nemotron_kit.training.parallel import prepare
+from nemotron_kit.training.pretrain_config import TrainConfig
+from nemotron_kit.training.sft import SFTWork, batch_nll
 from nemotron_kit.training.sft_data import PackedRows, batches, packed_batches
 
 from ...packed import VOCABULARY, random_rows, write_rows
@@ -156,3 +161,24 @@ def test_what_are_no_packed_files_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[1]], "loss_mask": [[1]], "seq_start_id": [[0]]}), file)
     with pytest.raises(UserError, match=r"its columns are input_ids list<"):
         rows_of(tmp_path)
+
+
+def test_a_process_whose_rows_have_no_loss_token_takes_part_in_the_others_passes(
+    tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_rows(tmp_path / "a.parquet", [[([7, 8, 9], [0, 0, 0])], [([6, 7], [0, 0])]])
+    rows = PackedRows(file, 16)
+    # Of a model that ranks share, where another one has two batches.
+    monkeypatch.setattr("nemotron_kit.training.parallel.is_on_ranks", lambda _: True)
+    monkeypatch.setattr(processes, "largest", lambda own, _: max(own, 2))
+    model = load_model(base_model)
+    prepare(model)
+    loop = SimpleNamespace(parts=lambda count: [range(count)], autocast=nullcontext, balance=ExpertBalance(model, 0.1))
+    train = TrainConfig(global_batch_size=2)
+    config = SimpleNamespace(train=train, seq_length=16)
+    work = SFTWork(config, rows, None, model, loop)  # type: ignore[arg-type]
+    passes: list[int] = []
+    model.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    assert work.step(1) == {"loss": 0.0, "loss_tokens": 0, "tokens": 5}
+    assert len(passes) == 2 and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+    assert not any(load.any() for _, load in loop.balance.loads)
