@@ -132,12 +132,12 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
         yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
     if not (math.isfinite(config.policy.generation.temperature) and config.policy.generation.temperature > 0):
         yield f"policy.generation.temperature is {config.policy.generation.temperature}; it must be more than 0."
-    for where, block, names in (
+    for place, block, known in (
         ("policy.tokenizer", policy.tokenizer, ("name", "chat_template_kwargs")),
         ("logger.wandb", config.logger.wandb, ("project", "name", "entity")),
     ):
         try:
-            check_keys(where, block if isinstance(block, Mapping) else {}, names)
+            check_keys(place, block if isinstance(block, Mapping) else {}, known)
         except UserError as error:
             yield error.message
     yield from _optimizer_values(config)
