@@ -38,7 +38,7 @@ CHOICES = ("recipe", "stage", "config")
 
 @dataclass
 class Composed:
-    """A composed job: `config` is the job's config, `hydra` Hydra's own node, split off it."""
+    """A composed job: `config` is the job's config, `hydra` the section `hydra`, split off it."""
 
     command: Command
     config: DictConfig
@@ -89,7 +89,7 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
 
 
 def search_path(config_dir: str | None) -> Any:
-    """Where Hydra looks for the primary config, with one more folder in front. UserError for one that isn't there."""
+    """Hydra's search path for the primary config, with `config_dir` in front. Raises UserError if that is no folder."""
     from hydra._internal.utils import create_config_search_path
 
     path = create_config_search_path(str(conf_dir()))
@@ -101,7 +101,7 @@ def search_path(config_dir: str | None) -> Any:
 
 
 def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Composed:
-    """The config passed by Hydra's own launcher to a task function, in the form that `compose` returns."""
+    """The config that one of Hydra's launchers passes to a task function, in the form that `compose` returns."""
     overrides = [str(o) for o in hydra.overrides.task]
     name = str(hydra.runtime.choices.get("config"))
     return Composed(command, config, hydra, overrides, name, config_files(command).get(name))
@@ -144,7 +144,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
 
 
 def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: EnvFile) -> PreparedCommand:
-    """A command without its config files: with an empty config `name` in their place."""
+    """A command without its config files: with an empty config called `name` instead."""
     register_resolvers()
     command = find_command(tree, recipe, stage)
     registered = register(command, list(tree.apps[recipe].commands()), env, only={}, stages=[stage])
@@ -215,7 +215,7 @@ def _with_groups(
     configs: Sequence[str],
     registered: RegisteredCommand,
 ) -> list[str]:
-    """The overrides, with those that choose from a group in the command's config folder in Hydra's own form.
+    """The overrides, with those that choose from a group in the command's config folder in Hydra's form.
 
     `model=big` adds `config/model/big.yaml` after the config, or replaces the choice in its defaults list.
 
@@ -293,7 +293,7 @@ def _split(prepared: PreparedCommand, config: Any) -> Composed:
     hydra = config._get_node("hydra")
     with flag_override(config, "readonly", False), open_dict(config):
         del config["hydra"]
-    if hydra.mode is None:  # as in a run of Hydra's own
+    if hydra.mode is None:  # as Hydra's run() does
         with read_write(hydra):
             hydra.mode = RunMode.RUN
     name = str(hydra.runtime.choices.get("config"))

@@ -1,4 +1,4 @@
-"""Config files in YAML, TOML and JSON: read safely, with their own defaults lists and the place of each key."""
+"""Config files in YAML, TOML and JSON: read safely, with their defaults lists and the location of each key."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from nemotron_kit.files import read_regular
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
 # A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
 MAX_BYTES = 4 << 20
-# Where a value stands: the keys and indices that lead to it.
+# The position of a value: the keys and indices that lead to it.
 Spot = tuple[str | int, ...]
-# Values that YAML reads as numbers or booleans and that would look otherwise if they became text again (`1.10`, `yes`,
-# `0123`, `1_000`): as they were read, and as they were written.
+# The position of values that YAML reads as numbers or booleans and whose text would differ if they became text again
+# (`1.10`, `yes`, `0123`, `1_000`) → (the value that was read, the text in the file).
 Spelled = dict[Spot, tuple[Any, str]]
 
 
@@ -79,7 +79,7 @@ def keep_text_spelling(values: dict[str, Any], spelled: Spelled, means_text: Cal
 
 
 def with_wandb(values: dict[str, Any], cls: type) -> dict[str, Any]:
-    """A config's block `wandb` moved to `run.wandb`, unless the dataclass has such a field of its own."""
+    """A config's block `wandb` moved to `run.wandb`, unless the dataclass has a field of that name."""
     block, run = values.get("wandb"), values.get("run") or {}
     if not isinstance(block, dict) or not isinstance(run, dict) or "wandb" in getattr(cls, "__dataclass_fields__", {}):
         return values
@@ -93,27 +93,27 @@ def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
 
     check_yaml_limits(path, text)
     try:
-        with contextlib.suppress(yaml.YAMLError):  # read again, by the one whose messages people know
+        with contextlib.suppress(yaml.YAMLError):  # read again by the Python parser, whose messages are better known
             return _constructed(path, with_libyaml(_loader())(text), spelled)
         return _constructed(path, _loader()(text), spelled)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UserError(f"{place}: not valid YAML: {error.problem or error.context}.") from error
+        location = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(f"{location}: not valid YAML: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
 
 
 @functools.cache
 def _loader() -> Any:
-    """OmegaConf's own safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text."""
+    """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text."""
     from omegaconf._utils import get_yaml_loader
 
     return without_sexagesimal(get_yaml_loader())
 
 
 def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:
-    """The one document of a YAML text, its keys as they are written, and in `spelled` what text fields mean."""
+    """The only document of a YAML text, with its keys as they are written. Adds to `spelled` how values are written."""
     try:
         node = loader.get_single_node()
         if node is None:
@@ -134,25 +134,25 @@ _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool")
 
 
-def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], seen: set[int]) -> None:
+def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], visited: set[int]) -> None:
     """Collect the numbers and booleans with their positions, and restore `on:`, which YAML reads as the boolean true,
     as a name."""
     import yaml
 
-    if id(node) in seen:
+    if id(node) in visited:
         return
-    seen.add(id(node))
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag == f"{_TAG}bool" and key.value.lower() not in ("true", "false"):
                 key.tag = f"{_TAG}str"
             if key.tag == f"{_TAG}null" or (not spot and key.value == ""):
-                place = f"{path}:{key.start_mark.line + 1}"
-                raise UserError(f"{place}: {key.value or 'an empty text'} can't be a key.", hint='Quote it: "null".')
-            _walk(path, value, (*spot, str(key.value)), scalars, seen)
+                location = f"{path}:{key.start_mark.line + 1}"
+                raise UserError(f"{location}: {key.value or 'an empty text'} can't be a key.", hint='Quote it: "null".')
+            _walk(path, value, (*spot, str(key.value)), scalars, visited)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(path, item, (*spot, index), scalars, seen)
+            _walk(path, item, (*spot, index), scalars, visited)
     elif node.tag in _NUMBERS:
         scalars.append((spot, node))
 
@@ -220,7 +220,7 @@ def key_location(path: Path, dotted: str) -> str:
 
 
 def config_files(command: Command) -> dict[str, Path]:
-    """Config name → file, of the command's own config folder."""
+    """Config name → file, of the command's config folder."""
     return files_in(command.config_folder)
 
 
@@ -233,7 +233,7 @@ def files_in(folder: Path | None) -> dict[str, Path]:
 
 def find_config_file(value: str, folder: Path | None, whose: str, *more: Path) -> Path:
     """The file that `-c value` names: a name in the config folder, or a path (from here, then beside the folder, then
-    in it, then in `more`). UserError where there is none; `whose` folder it is stands in it."""
+    in it, then in `more`). Raises UserError, which names `whose` folder it is, where there is none."""
     files = files_in(folder)
     if not is_path(value):
         if value in files:
@@ -244,11 +244,11 @@ def find_config_file(value: str, folder: Path | None, whose: str, *more: Path) -
         )
     given = Path(value).expanduser()
     folders = () if given.is_absolute() else ((folder.parent, folder) if folder else ()) + more
-    places = [given, *(each / given for each in folders)]
-    for place in places:
-        if os.path.isfile(place):  # noqa: PTH113 — False, and no exception, for what can be no file's name
-            return place.absolute()
-    tried = ", ".join(str(p.absolute()) for p in places)
+    paths = [given, *(each / given for each in folders)]
+    for path in paths:
+        if os.path.isfile(path):  # noqa: PTH113 — False, and no exception, for what can be no file's name
+            return path.absolute()
+    tried = ", ".join(str(p.absolute()) for p in paths)
     raise UserError(
         f"-c {value}: no such config file.", hint=f"Looked for {tried}. Configs by name: {', '.join(files) or 'none'}."
     )
@@ -272,23 +272,24 @@ def other_command_of(values: dict[str, Any], command: Command, others: list[Comm
 def _loads(command: Command) -> bool:
     try:
         command.load_config_cls()
-    # Another command's broken module is no business of this one.
+    # Another command's broken module does not concern this one.
     except Exception:  # noqa: BLE001
         return False
     return True
 
 
 def option_name(command: Command, path: Path) -> str:
-    """The name under which a file becomes an option: its stem, made distinct from another file of that name."""
-    own = config_files(command).get(path.stem)
-    if own is None or own.resolve() == path.resolve():
+    """The name under which a file becomes an option: its stem, with a hash if the command has another config of that
+    name."""
+    named = config_files(command).get(path.stem)
+    if named is None or named.resolve() == path.resolve():
         return path.stem
     return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
 # `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.
 TAKEN = ("recipe", "stage", "config", "schema", "job")
-_ENTRY = re.compile(r"(?P<words>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<package>@\S*)?\Z")
+_ENTRY = re.compile(r"(?P<keywords>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<package>@\S*)?\Z")
 _HEADER = re.compile(r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)")
 
 
@@ -309,10 +310,11 @@ class JobFile:
         return {str(text).split()[-1].partition("@")[0].strip("/") for text in texts if text}
 
 
-def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None) -> JobFile:
-    """Read a job file. `own` are the command's own configs, which `/job/<recipe>/<stage>/NAME` means from anywhere.
+def read_job_file(path: Path, group: str, command_configs: Mapping[str, Path] | None = None) -> JobFile:
+    """Read a job file. `command_configs` are the configs in the command's folder, which any file can name as
+    `/job/<recipe>/<stage>/NAME`.
 
-    Raises UserError for what is no mapping or has no list of defaults.
+    Raises UserError for a file that is no mapping or whose `defaults` are no list.
     """
     result = JobFile(*load_with_spelling(path))
     defaults = result.values.get("defaults")
@@ -320,9 +322,9 @@ def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None)
         return result
     if not isinstance(defaults, list):
         raise UserError(f"{path}: defaults must be a list.", hint="For instance: defaults: [default, _self_]")
-    entries = [_rewritten(entry, path, group, own or {}, result) for entry in defaults]
+    entries = [_rewrite_entry(entry, path, group, command_configs or {}, result) for entry in defaults]
     if "_self_" not in entries:
-        # Hydra's own default for version_base 1.3, written out so that the order is plain.
+        # Hydra's default for version_base 1.3.
         entries.append("_self_")
     result.values = {**result.values, "defaults": entries}
     return result
@@ -330,11 +332,11 @@ def read_job_file(path: Path, group: str, own: Mapping[str, Path] | None = None)
 
 def group_files(name: str, folder: Path) -> Iterator[tuple[str, str, Path]]:
     """(group, option, file) of every config in a group's folder and the folders in it."""
-    for place in sorted(folder.iterdir()):
-        if place.is_dir() and not place.is_symlink():  # a link may lead back
-            yield from group_files(f"{name}/{place.name}", place)
-        elif place.suffix in ENDINGS and place.is_file():
-            yield name, place.stem, place
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():  # a link may lead back
+            yield from group_files(f"{name}/{path.name}", path)
+        elif path.suffix in ENDINGS and path.is_file():
+            yield name, path.stem, path
 
 
 def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, list[str]]:
@@ -369,7 +371,7 @@ def package_of(path: Path) -> str | None:
     return found[1] if found else None
 
 
-def _rewritten(entry: Any, path: Path, group: str, own: Mapping[str, Path], result: JobFile) -> Any:
+def _rewrite_entry(entry: Any, path: Path, group: str, command_configs: Mapping[str, Path], result: JobFile) -> Any:
     if isinstance(entry, Mapping) and len(entry) == 1:
         ((name, option),) = entry.items()
         return {_group(str(name), path, result): option}
@@ -381,14 +383,14 @@ def _rewritten(entry: Any, path: Path, group: str, own: Mapping[str, Path], resu
         return f"/{group}/{sibling.stem}@{entry.partition('@')[2] or '_here_'}"
     name = entry.removeprefix(f"/{group}/").partition("@")[0]
     if entry.startswith(f"/{group}/"):
-        result.siblings += [own[name]] if name in own else []
+        result.siblings += [command_configs[name]] if name in command_configs else []
         return entry
     if "/" in name or " " in entry:
         return _group(entry, path, result)
     if entry == "_self_":
         return entry
-    there = [place.stem for place in path.parent.iterdir() if place.suffix in ENDINGS and place != path]
-    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, there)))
+    siblings = [other.stem for other in path.parent.iterdir() if other.suffix in ENDINGS and other != path]
+    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, siblings)))
 
 
 def _sibling(path: Path, entry: str) -> Path | None:
@@ -396,9 +398,9 @@ def _sibling(path: Path, entry: str) -> Path | None:
     if name == "_self_" or name.startswith("/"):
         return None
     for candidate in (name, *(name + ending for ending in ENDINGS)):
-        place = path.parent / candidate
-        if place.suffix in ENDINGS and place.is_file() and place.parent == path.parent:
-            return place
+        found = path.parent / candidate
+        if found.suffix in ENDINGS and found.is_file() and found.parent == path.parent:
+            return found
     return None
 
 
@@ -409,8 +411,8 @@ def _group(text: str, path: Path, result: JobFile) -> str:
         raise UserError(
             f"{path}: defaults: {text!r} is no group, nor a config in one.", hint="Groups lie beside the file."
         )
-    if "override" in match["words"]:
-        # Hydra's own rule for whatever hangs on an interpolated group, which the job's config does.
+    if "override" in match["keywords"]:
+        # Hydra refuses it below an interpolated group, and the job's config is chosen by one.
         raise UserError(
             f"{path}: defaults: {text!r}: a job's config can't override the choice of another file.",
             hint=f"Choose on the command line ({match['group'].lstrip('/')}=…), or name the group in this file only.",
@@ -422,4 +424,4 @@ def _group(text: str, path: Path, result: JobFile) -> str:
         raise UserError(f"{path}: defaults: a group can't be called {first!r} here.", hint="Rename its folder.")
     if (path.parent / first).is_dir() and first != "hydra":
         result.groups[first] = path.parent / first
-    return f"{match['words']}/{match['group']}{match['package'] or ''}"
+    return f"{match['keywords']}/{match['group']}{match['package'] or ''}"

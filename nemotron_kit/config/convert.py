@@ -32,14 +32,14 @@ def type_hints(cls: type) -> Mapping[str, Any]:
 
 
 def input_fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    """What the constructor of a dataclass takes, by name: no field with `init=False`, which the class itself computes;
-    its InitVars too."""
-    own = {field.name for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls) if own < set(cls.__dataclass_fields__) else {}
+    """What the constructor of a dataclass takes, by name: its fields without those of `init=False`, and its
+    InitVars."""
+    declared = {field.name for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls) if declared < set(cls.__dataclass_fields__) else {}
     return {
         name: field
         for name, field in cls.__dataclass_fields__.items()
-        if (field.init if name in own else isinstance(hints[name], dataclasses.InitVar))
+        if (field.init if name in declared else isinstance(hints[name], dataclasses.InitVar))
     }
 
 
@@ -55,7 +55,7 @@ class RecordedDefaults:
     """
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[Any, dict[str, Any]]] = {}  # the object itself is kept, so that its id is its own
+        self._found: dict[int, tuple[Any, dict[str, Any]]] = {}  # the object is kept, so that its id is not reused
 
     def default(self, field: dataclasses.Field[Any], annotation: Any) -> Any:
         """The field's default, made anew; MISSING without one."""
@@ -66,9 +66,10 @@ class RecordedDefaults:
 
     def values(self, instance: Any) -> dict[str, Any]:
         """The constructor arguments of a dataclass object; its attributes, if the call was not recorded."""
-        seen = self._found.get(id(instance), (None, {}))[1]
+        recorded = self._found.get(id(instance), (None, {}))[1]
         return {
-            name: seen.get(name, getattr(instance, name, dataclasses.MISSING)) for name in input_fields(type(instance))
+            name: recorded.get(name, getattr(instance, name, dataclasses.MISSING))
+            for name in input_fields(type(instance))
         }
 
     @contextmanager
@@ -85,9 +86,9 @@ class RecordedDefaults:
     def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def note(instance: Any, *init_vars: Any) -> Any:
             if id(instance) not in self._found:  # a base's, called by super(), comes later
-                own = {field.name: field for field in dataclasses.fields(instance)}
-                given = {name: getattr(instance, name) for name, field in own.items() if field.init}
-                pseudo = [name for name in input_fields(type(instance)) if name not in own]
+                declared = {field.name: field for field in dataclasses.fields(instance)}
+                given = {name: getattr(instance, name) for name, field in declared.items() if field.init}
+                pseudo = [name for name in input_fields(type(instance)) if name not in declared]
                 given |= dict(zip(pseudo, init_vars, strict=False))
                 copied = {n: copy.copy(v) if isinstance(v, list | dict | set) else v for n, v in given.items()}
                 self._found[id(instance)] = (instance, copied)
@@ -97,15 +98,15 @@ class RecordedDefaults:
 
 
 def _dataclasses_in(annotation: Any) -> Iterator[Any]:
-    """Every dataclass that an annotation names, with its bases, its subclasses, and those in its own fields."""
-    seen: set[Any] = set()
+    """Every dataclass that an annotation names, with its bases, its subclasses, and those in its fields."""
+    visited: set[Any] = set()
     todo = [annotation]
     while todo:
         current = todo.pop()
         todo += get_args(current)
-        if not (isinstance(current, type) and dataclasses.is_dataclass(current)) or current in seen:
+        if not (isinstance(current, type) and dataclasses.is_dataclass(current)) or current in visited:
             continue
-        seen.add(current)
+        visited.add(current)
         yield from current.__mro__[:-1]
         todo += current.__subclasses__()
         todo += type_hints(current).values()
@@ -120,7 +121,7 @@ def same_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def type_name(annotation: Any) -> str:
-    """How an annotation is shown to a person: `int | None`, `list[str]`, `one of 'a', 'b'`."""
+    """An annotation as messages have it: `int | None`, `list[str]`, `one of 'a', 'b'`."""
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(repr(a) for a in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
@@ -133,7 +134,7 @@ def type_name(annotation: Any) -> str:
 
 
 def type_at(cls: Any, parts: Iterable[str | int]) -> Any:
-    """The annotation of what lies at `parts` below a dataclass; None where the dataclasses don't say."""
+    """The annotation of what lies at `parts` below a dataclass; None where it is not known."""
     current = cls
     for part in parts:
         current = _inside(current, str(part))
@@ -240,7 +241,7 @@ def _dataclass(
 
 
 def _field(value: Any, annotation: Any, where: str, extras: abc.Container[str], field: dataclasses.Field[Any]) -> Any:
-    """A field's value; a block whose default is an object knows that object."""
+    """A field's value; a block gets the field, for its default."""
     origin, args = get_origin(annotation), [a for a in get_args(annotation) if a is not type(None)]
     block = args[0] if origin in (Union, types.UnionType) and len(args) == 1 else annotation
     if dataclasses.is_dataclass(block) and isinstance(value, abc.Mapping):
@@ -251,8 +252,7 @@ def _field(value: Any, annotation: Any, where: str, extras: abc.Container[str], 
 def _construct(cls: Any, known: dict[str, Any], where: str, default: dataclasses.Field[Any] | None) -> Any:
     try:
         if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__()):
-            # An object that was made before anybody looked can't be built again from what it holds; and the default
-            # may be of a subclass.
+            # The default is used as it is if its arguments are the given ones; it may be of a subclass.
             given = RecordedDefaults()
             made = given.default(default, cls)
             if isinstance(made, cls):
@@ -277,8 +277,8 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
         return value
     if isinstance(value, str) and value == "???":
         raise _Mismatch(where, value, type_name(annotation))
-    if isinstance(value, str) and value == "...":  # copied from a document, where it stands for what the reader has
-        raise UserError(f"{where}: '...' is a placeholder.", hint=f"Give {where}'s real value in its place.")
+    if isinstance(value, str) and value == "...":  # copied from documentation
+        raise UserError(f"{where}: '...' is a placeholder.", hint=f"Give {where}'s real value.")
     if annotation is Any or isinstance(annotation, TypeVar):
         return value
     origin, args = get_origin(annotation), get_args(annotation)
@@ -309,7 +309,7 @@ def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
         try:
             return _value(value, member, where, extras)
         except _Mismatch as error:
-            # A block's own mistake says more than "expected A | None".
+            # The error in the block is more precise than "expected A | None".
             if len(members) == 1 and error.where != where:
                 raise
     raise _Mismatch(where, value, type_name(annotation))
@@ -352,7 +352,7 @@ def _sequence(
 
 
 def _scalar(value: Any, annotation: Any, where: str) -> Any:
-    """One value, by OmegaConf's own conversions, so that a script and a composed config agree on every one."""
+    """One value, by OmegaConf's conversions, so that a script and a composed config agree."""
     from omegaconf import BooleanNode, BytesNode, EnumNode, FloatNode, IntegerNode, PathNode, StringNode
     from omegaconf.errors import ValidationError
 

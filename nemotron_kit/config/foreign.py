@@ -1,7 +1,7 @@
 """Restricts config files from untrusted places: they may hold data, but must not decide which code runs or which files
 are written.
 
-Trusted are files in the command's own config folder (or beside its script), and files in the project of the working
+Trusted are files in the command's config folder (or beside its script), and files in the project of the working
 folder that belong to this user and that no other user may write. The project is the nearest folder above with a
 pyproject file or .git. Overrides on the command line are not restricted.
 """
@@ -24,7 +24,8 @@ from nemotron_kit.ownership import untrusted_reason
 TARGET = "_target_"
 # What any config file may set in Hydra's node: a name, how much is logged, what is swept over.
 _HYDRA = re.compile(r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z")
-# Of a profile: how much of a machine, and for how long. All else says what is started, where, and as whom.
+# A profile's fields that any config file may set: how much of a machine, and for how long. The others decide what is
+# started, where, and as whom.
 RUN_ENV = frozenset(
     [
         "nodes",
@@ -63,7 +64,7 @@ RUN_ENV = frozenset(
 )
 _HEADS = ("hydra", "run")
 
-# (command's path, config's name) of the configs from elsewhere that this process has read.
+# (command's path, config's name) of the configs from untrusted places that this process has read.
 _foreign: set[tuple[tuple[str, ...], str]] = set()
 
 
@@ -80,8 +81,8 @@ def is_trusted(path: Path, command: Command) -> bool:
 
 
 def check_file(path: Path, values: Mapping[str, Any], command: Command, package: str = "") -> None:
-    """Raise UserError for keys that a config file from an untrusted place may not set. `package` is where its content
-    goes."""
+    """Raise UserError for keys that a config file from an untrusted place may not set. `package` is the dotted key
+    below which Hydra puts its content."""
     if is_trusted(path, command):
         return
     _check_package(path, package, "the file's package")
@@ -103,7 +104,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
 
 
 def note_file(path: Path, command: Command, name: str) -> None:
-    """Remember whether the config that the command has under this name is from elsewhere."""
+    """Record whether the config that the command has under this name is from an untrusted place."""
     if is_trusted(path, command):
         forget_file(command, name)
     else:
@@ -111,13 +112,13 @@ def note_file(path: Path, command: Command, name: str) -> None:
 
 
 def forget_file(command: Command, name: str) -> None:
-    """The config that the command has under this name is from no file, or from one that is trusted."""
+    """Record that the config that the command has under this name is from no file, or from a trusted one."""
     _foreign.discard((command.path, name))
 
 
 def check_targets(values: Mapping[str, Any], command: Command, name: str, typed: str) -> None:
-    """Raise UserError where a frozen config with a part from elsewhere has a `_target_` that neither the recipe nor
-    the command line (`typed`) names: a value from there can be put into one by an interpolation."""
+    """Raise UserError where a frozen config with a part from an untrusted place has a `_target_` that neither the
+    recipe nor the command line (`typed`) names: an interpolation can put a value of that part into one."""
     if (command.path, name) not in _foreign:
         return
     named = [(key, str(value)) for key, value in _leaves(values, "") if key.rpartition(".")[2] == TARGET]
@@ -137,7 +138,7 @@ def permitted(target: str, allowed: Collection[str]) -> bool:
 
 
 def allowed_targets(command: Command) -> frozenset[str]:
-    """The values of `_target_` that are always permitted: those that the recipe registers, and those in its own configs
+    """The values of `_target_` that are always permitted: those that the recipe registers, and those in its configs
     and class."""
     found = set(command.targets)
     for path in config_files(command).values():
@@ -163,8 +164,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _project() -> Path | None:
     """The project that the working folder is in."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
+    cwd = Path.cwd()
+    for folder in (cwd, *cwd.parents):
         for mark in (folder / "pyproject.toml", folder / ".git"):
             if mark.exists():
                 return folder if untrusted_reason(mark) is None else None
@@ -183,11 +184,11 @@ def _check_package(path: Path, package: str, what: str, only: tuple[str, ...] = 
 
 
 def _refused(path: Path, key: str, why: str) -> UserError:
-    place = key_location(path, key)
+    location = key_location(path, key)
     return UserError(
-        f"{place}: {key} may not be set by a config file from elsewhere: {why}.",
+        f"{location}: {key} may not be set by a config file from an untrusted place: {why}.",
         hint="Give it on the command line; or put the file into your project (a folder with a pyproject.toml or .git, "
-        "in which you work), owned by you alone, if you trust it.",
+        "in which you work) that only you may write, if you trust it.",
     )
 
 

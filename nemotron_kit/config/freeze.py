@@ -55,23 +55,23 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
 
     raw = OmegaConf.to_container(config, resolve=False)
     kept: list[str] = []
-    there = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
+    variables = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
     reading = without_secrets(kept, keep)
-    with deferring(kept, DEFERRED), reading, environment(there), faster_omegaconf(), bounded:
+    with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), bounded:
         try:
             untyped = OmegaConf.create(raw)
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "config"
-            if own := user_error(error):
-                raise UserError(f"{key}: {own.message}", hint=own.hint) from error
+            if resolver_error := user_error(error):
+                raise UserError(f"{key}: {resolver_error.message}", hint=resolver_error.hint) from error
             raise UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error))) from error
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
 def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, str]) -> dict[str, Any]:
-    """`frozen`, what `freeze` made of `config`, with ${oc.env:X} in the place of what came from a variable X.
+    """`frozen`, what `freeze` made of `config`, with the values that came from a variable X replaced by ${oc.env:X}.
 
     `variables`: name → the value that it had. What a resolver has computed from one (`${parent:${oc.env:PWD}}`) stays
     as it is in `frozen`.
@@ -97,15 +97,15 @@ def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, 
 
     try:
         return chosen(freeze(config, "", keep=variables), frozen)  # type: ignore[no-any-return]
-    except UserError:  # a resolver has no use for the placeholder of a variable
+    except UserError:  # a resolver that can't take the placeholder of a variable
         return frozen
 
 
 @contextmanager
 def without_secrets(kept: list[str], keep: Collection[str] = ()) -> Iterator[None]:
-    """Within the block ${oc.env:X} is an error where X is a secret by its name: asked of the resolver itself, so that
-    it holds however the name is spelt (quoted, put together). Of those in `keep` it is a
-    placeholder, and the interpolation is added to `kept`."""
+    """Within the block the resolver of ${oc.env:X} raises UserError where X is a secret by its name, however the name
+    is written (quoted, composed). For each X in `keep` it returns a placeholder and adds the interpolation to
+    `kept`."""
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
@@ -181,7 +181,7 @@ def walk_strings(value: Any, key: str = "") -> list[tuple[str, str]]:
         items = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
     else:
         return [(key, value)] if isinstance(value, str) else []
-    return [found for place, item in items for found in walk_strings(item, place)]
+    return [found for dotted, item in items for found in walk_strings(item, dotted)]
 
 
 @contextmanager
@@ -237,7 +237,7 @@ def _dumper() -> Any:
     import yaml
     from omegaconf._utils import get_omega_conf_dumper
 
-    # OmegaConf's dumper quotes what would read back as a number; line ends that YAML folds must be escaped besides.
+    # OmegaConf's dumper quotes what would be read as a number; line ends that YAML folds have to be escaped, too.
     theirs: Any = get_omega_conf_dumper()
     plain = theirs.yaml_representers[str]
 
@@ -281,8 +281,8 @@ def typed(values: Mapping[str, Any], cls: type[T]) -> T:
 
     Keys that are no fields can only have come from `+key=…`: composition has refused the others.
     """
-    own = {key: value for key, value in values.items() if key != "run"}
-    return to_dataclass(own, cls, extras=_Everything())
+    config = {key: value for key, value in values.items() if key != "run"}
+    return to_dataclass(config, cls, extras=_Everything())
 
 
 def check(values: Mapping[str, Any], cls: type) -> list[str]:
@@ -292,8 +292,8 @@ def check(values: Mapping[str, Any], cls: type) -> list[str]:
     value of a wrong type.
     """
     missing: list[str] = []
-    own = {key: _defer(value, key, missing) for key, value in values.items() if key != "run"}
-    to_dataclass(own, cls, extras=_Everything())
+    config = {key: _defer(value, key, missing) for key, value in values.items() if key != "run"}
+    to_dataclass(config, cls, extras=_Everything())
     return missing
 
 
@@ -310,8 +310,8 @@ def _defer(value: Any, key: str, missing: list[str]) -> Any:
 
 def _worded(error: Any) -> UserError:
     """The UserError that a resolver raised where there is one, else OmegaConf's first line with its key."""
-    if own := user_error(error):
-        return own
+    if resolver_error := user_error(error):
+        return resolver_error
     key = getattr(error, "full_key", None) or "config"
     return UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error)))
 

@@ -1,4 +1,4 @@
-"""Where each value of a composed config comes from: the dataclass, config files and groups in Hydra's own order, and
+"""Where each value of a composed config comes from: the dataclass, config files and groups in Hydra's order, and
 the command line."""
 
 from __future__ import annotations

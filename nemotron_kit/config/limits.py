@@ -12,15 +12,15 @@ from typing import Any
 from nemotron_kit.errors import UserError
 
 MAX_DEPTH = 64
-# What all aliases together may unfold to: far above what a person writes, and read in a moment.
+# The most values that all aliases together may expand to: far above what a person writes.
 MAX_NODES = 100_000
-# How many interpolations one value may lead to, and one config: far above what a person writes, and over in seconds.
+# The most interpolations that one value, and one config, may lead to: far above what a person writes.
 MAX_INTERPOLATIONS, MAX_IN_CONFIG = 5_000, 50_000
 MAX_TEXT = 4 << 20
 
 
 def check_yaml_limits(path: Path, text: str) -> None:
-    """Raise UserError, with the line, for YAML that is nested too deeply, has an alias inside of its own anchor, or
+    """Raise UserError, with the line, for YAML that is nested too deeply, has an alias inside of its anchor, or
     whose aliases expand to more than MAX_NODES values."""
     import yaml
 
@@ -35,7 +35,7 @@ def check_yaml_limits(path: Path, text: str) -> None:
                 mark = event.start_mark
                 raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {wrong}.")
     except yaml.YAMLError:
-        return  # the loader words it, with its place
+        return  # the loader raises it, with its location
 
 
 class _Counter:
@@ -102,8 +102,8 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
         finally:
             depth -= 1
         if isinstance(value, str) and len(value) > MAX_TEXT:
-            place = self._get_full_key(kwargs.get("key"))
-            raise UserError(f"{place}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
+            location = self._get_full_key(kwargs.get("key"))
+            raise UserError(f"{location}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
         return value
 
     container.resolve_parse_tree = counted
@@ -116,8 +116,8 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 @contextmanager
 def faster_omegaconf() -> Iterator[None]:
     """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
-    copy the whole ConfigStore with each repository of sources; a plugin's settings become a config when they are first
-    asked for, and an override like `stage=pretrain` needs no parser. Includes `hydra_reading_fixes`."""
+    copy the whole ConfigStore with each repository of sources; a plugin's settings become a config on
+    first use, and an override like `stage=pretrain` needs no parser. Includes `hydra_reading_fixes`."""
     import omegaconf
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -141,7 +141,7 @@ def faster_omegaconf() -> Iterator[None]:
 
 @functools.cache
 def _cached(function: Any) -> Any:
-    """`function` with its latest answers remembered: trees of the grammar, which nobody changes."""
+    """`function` with its latest results cached: parse trees, which nobody changes."""
     return function if hasattr(function, "cache_info") else functools.lru_cache(maxsize=1024)(function)
 
 
@@ -158,35 +158,35 @@ def _storing(store: Any) -> Any:
             self.node = omegaconf.OmegaConf.structured(self.__dict__.pop("unmade"))
             return self.node
 
-        def __reduce_ex__(self, protocol: object) -> Any:  # a copy, or what a launcher sends to a job, is Hydra's own
+        def __reduce_ex__(self, protocol: object) -> Any:  # a copy, or what a launcher pickles, is a ConfigNode
             return ConfigNode, (self.name, self.node, self.group, self.package, self.provider)
 
-    def later(
+    def store_deferred(
         self: Any, name: str, node: Any, group: str | None = None, package: str | None = None, provider: Any = None
     ) -> None:
         made = not isinstance(node, type)
         store(self, name=name, node=node if made else {}, group=group, package=package, provider=provider)
         if made:
             return
-        place = self.repo
+        group_node = self.repo
         for part in group.split("/") if group else ():
-            place = place[part]
-        entry = place[name if name.endswith(".yaml") else f"{name}.yaml"]
+            group_node = group_node[part]
+        entry = group_node[name if name.endswith(".yaml") else f"{name}.yaml"]
         entry.__class__ = Unmade
         del entry.node
         entry.unmade = node
 
-    return later
+    return store_deferred
 
 
-# A key of names and a value that is a name: text in Hydra's grammar, where it is none of the words below.
+# A key of names and a value that is a name: a text in Hydra's grammar, unless it is one of _NOT_TEXT.
 _PLAIN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=([A-Za-z_]\w*)", re.ASCII)
 _NOT_TEXT = frozenset(("true", "false", "null", "nan", "inf"))
 
 
 def _parsing(rule: Any) -> Any:
-    """OverridesParser.parse_rule, which reads an override of names alone without its parser: making that ready takes
-    longer than all that it reads."""
+    """OverridesParser.parse_rule, which reads an override of plain names without the parser: building that takes longer
+    than parsing."""
     from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
     def quick(self: Any, text: str, name: str) -> Any:
@@ -238,7 +238,7 @@ def _fill(node: Any, parts: list[str], last_too: bool) -> None:
 
 
 def open_dicts(node: Any) -> None:
-    """Open the blocks typed as a dict for new keys, below a block whose own keys are fixed."""
+    """Open the blocks typed as a dict for new keys, below a block whose keys are fixed."""
     from omegaconf import DictConfig
     from omegaconf._utils import is_structured_config
 

@@ -33,8 +33,8 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
 
 PROVIDER = "nemotron_kit"
-# An option that can't be read refers to one of these, which does not exist: its error is raised when it is chosen, and
-# only then.
+# An option whose file can't be read refers to an option of this group that does not exist, so that its error is raised
+# only when it is chosen.
 BROKEN = "broken_file"
 _broken: list[UserError] = []
 
@@ -71,9 +71,9 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
         for command in commands:
             try:
                 register(command, commands, env)
-            except UserError as error:  # one command's mistake is no other's
+            except UserError as error:  # concerns this command only
                 for stage in (command.stage, *_alias_stages(command)):
-                    _store(*_placed(f"schema/{command.recipe}/{stage}"), _standing_on(error))
+                    _store(*_group_and_option(f"schema/{command.recipe}/{stage}"), _broken_option(error))
                     for name in [*config_files(command), "default"]:
                         _store(f"job/{command.recipe}/{stage}", name, {})
             _store_whole(command)
@@ -84,7 +84,7 @@ def _store_whole(command: Command) -> None:
     from hydra.core.config_store import ConfigStore
 
     stage = command.stage
-    group, leaf = _placed(f"schema/{command.recipe}/{stage}")
+    group, leaf = _group_and_option(f"schema/{command.recipe}/{stage}")
     for name in {"default", *config_files(command)}:
         node = {"defaults": [{f"/{group}@_here_": leaf}, {f"/job/{command.recipe}/{stage}@_here_": name}]}
         ConfigStore.instance().store(group=f"recipe/{command.recipe}/{stage}", name=name, node=node, provider=PROVIDER)
@@ -92,7 +92,7 @@ def _store_whole(command: Command) -> None:
 
 @cache
 def recipes_store() -> Any:
-    """A ConfigStore with what `register_recipes` registers, beside the program's own, which stays as it is."""
+    """A ConfigStore with what `register_recipes` registers, beside the program's, which is not changed."""
     from hydra.core.config_store import ConfigStore
 
     program = ConfigStore.instance()
@@ -115,17 +115,16 @@ def register(
 ) -> RegisteredCommand:
     """Register one command and its config files.
 
-    `only` these files, when given (option name → file), and under these spellings of its stage: aliases cost time too.
-    One that can't be read is an error at once where it is the one that is `asked` for, else when it is chosen.
-    """
+    `only`: these files (option name → file) instead of all. `stages`: its stage and aliases to register it under, all
+    by default. A file that can't be read is an error at once if it is the one `asked` for, else when it is chosen."""
     result = RegisteredCommand()
-    # In the field's names: `name` is an older word for `run_name`.
+    # `name` is an alias of `run_name`.
     wandb = {("run_name" if key == "name" else key): value for key, value in env.table("wandb").items()}
     for stage in stages or (command.stage, *_alias_stages(command)):
         group, schema = f"{command.recipe}/{stage}", schema_node(command, wandb)
         _store("recipe", command.recipe, {})
-        _store(*_placed(f"stage/{stage}"), {})
-        _store(*_placed(f"schema/{group}"), schema)
+        _store(*_group_and_option(f"stage/{stage}"), {})
+        _store(*_group_and_option(f"schema/{group}"), schema)
         files = dict(config_files(command) if only is None else only)
         for name in [*files, "default"]:
             _store("config", name, {})
@@ -137,7 +136,7 @@ def register(
             except UserError as error:
                 if name == asked:
                     raise
-                _store(f"job/{group}", name, _standing_on(error))
+                _store(f"job/{group}", name, _broken_option(error))
                 result.files[name] = path
     return result
 
@@ -148,7 +147,8 @@ def broken_choice(text: str) -> UserError | None:
     return _broken[int(found[1])] if found else None
 
 
-def _standing_on(error: UserError) -> dict[str, Any]:
+def _broken_option(error: UserError) -> dict[str, Any]:
+    """The node of an option that raises `error` when it is chosen."""
     _broken.append(error)
     return {"defaults": [{f"/{BROKEN}": str(len(_broken) - 1)}]}
 
@@ -222,7 +222,7 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
             if command is not None:
                 foreign.check_file(path, values, command, package or group.replace("/", "."))
         except UserError as error:
-            values, package, spelled = _standing_on(error), None, None
+            values, package, spelled = _broken_option(error), None, None
         if command is not None and spelled is not None:
             names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
             values = keep_text_spelling(values, spelled, partial(_means_text, command, above=names))
@@ -235,7 +235,7 @@ def _alias_stages(command: Command) -> list[str]:
     return ["/".join((*command.path[1:-1], alias)) for alias in command.aliases]
 
 
-def _placed(path: str) -> tuple[str, str]:
+def _group_and_option(path: str) -> tuple[str, str]:
     """(group, option) of a path in the ConfigStore."""
     group, _, option = path.rpartition("/")
     return group, option
@@ -254,8 +254,8 @@ def _store(group: str, name: str, node: Any) -> None:
         package="_global_",
         provider=PROVIDER,
     )
-    if isinstance(node, DictConfig):  # a made config as it is: `store` would copy each of its values
-        place: Any = store.repo
+    if isinstance(node, DictConfig):  # `store` would copy each of its values
+        group_node: Any = store.repo
         for part in group.split("/"):
-            place = place[part]
-        place[f"{name}.yaml"].node = node
+            group_node = group_node[part]
+        group_node[f"{name}.yaml"].node = node

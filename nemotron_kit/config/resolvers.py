@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
 
 
-# The pins of this process's job, by slot; set by the code that runs a job here. A job elsewhere reads artifacts.json.
+# The pins of the job that runs in this process, by slot. Other jobs read artifacts.json.
 _pins: dict[str, Pin] = {}
 _run_dir: list[str] = []
-# Where a root config keeps what its references were found to mean (reference → Pin).
+# The attribute of a root config that caches its resolved references (reference → Pin).
 _FOUND = "_nemotron_artifacts"
 
 
@@ -66,7 +66,7 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
 
 def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
     """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section has
-    for the slot, looked up in the registry once a config."""
+    for the slot, resolved in the registry once for each config."""
     return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
 
 
@@ -90,7 +90,7 @@ def _pin(slot: str, parent: Any, root: Any) -> Pin:
     key, reference, run = _asked(slot, parent)
     pin = _pins.get(key) or _job_pin(key)
     if pin is None:
-        # A config means one version from its first look on, whatever is saved meanwhile.
+        # A reference is resolved once for each config, whatever is saved meanwhile.
         found: dict[str, Pin] = root.__dict__.setdefault(_FOUND, {}) if root is not None else {}
         text = str(_by_name(slot, run) if reference is None else reference)
         pin = found.get(text) or found.setdefault(text, open_registry().resolve(Reference.parse(text)))
@@ -99,9 +99,9 @@ def _pin(slot: str, parent: Any, root: Any) -> Pin:
 
 
 def _asked(slot: str, parent: Any) -> tuple[str, Any, Any]:
-    """(the input's name in a job's record, its reference or None, the `run` section that was looked at).
+    """(the input's name in a job's record, its reference or None, the `run` section that has it).
 
-    A command's config that another program has put under a key of its own (`pretrain.run.data`) keeps its own inputs.
+    A command's config that another program has put under another key (`pretrain.run.data`) keeps its own inputs.
     """
     section: Any = parent
     run: Any = None
@@ -124,7 +124,8 @@ def _job_pin(slot: str) -> Pin | None:
 
 
 def _by_name(slot: str, run: Any) -> str:
-    """A slot that the config does not set is looked up as the name of a registered artifact."""
+    """The reference for a slot that the config does not set: the slot itself, if it is the name of a registered
+    artifact. Raises UserError otherwise."""
     if slot.partition(":")[0] in open_registry().names():
         return slot
     known = [k for k in (run or {}) if k not in RESERVED_SLOTS]

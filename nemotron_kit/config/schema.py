@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PRIMITIVES = (int, float, bool, str, bytes, Path)
-# OmegaConf takes its fields from a dataclass. Each method that is made, and a signature as docstring, costs as much.
+# OmegaConf reads only the fields of a dataclass; generating methods and a docstring would double the time.
 _BARE: dict[str, Any] = {
     "repr": False,
     "eq": False,
@@ -109,7 +109,6 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     ]
     run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,), **_BARE)
     default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
-    # Nobody makes an object of it.
     return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], init=False, **_BARE)
 
 
@@ -175,7 +174,7 @@ def _convert(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
 
 
 def _holding(cls: type, values: dict[str, Any]) -> Any:
-    """An object of `cls` with these values as they are: its own `__post_init__` is for the object that a job gets."""
+    """An object of `cls` with these values, made without its `__post_init__`, which the job calls."""
     instance: Any = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(instance, name, value)

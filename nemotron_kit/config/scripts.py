@@ -20,7 +20,8 @@ CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
 
 
 class ConfigPath(type(Path())):  # type: ignore[misc]
-    """A config file's path that also carries the overrides given with it, so that none is lost silently."""
+    """A config file's path that also carries the overrides given with it, for a program that passes on only the
+    path."""
 
     overrides: tuple[str, ...] = ()
 
@@ -30,7 +31,7 @@ def parse_config_and_overrides(
 ) -> tuple[ConfigPath, list[str]]:
     """`--config FILE key=value --flag …` → (config path, Hydra overrides); `sys.argv[1:]` when `argv` is None.
 
-    A relative path is looked for in the working folder, then beside the script's own config folder. `--force` and
+    A relative path is tried in the working folder, then beside the script's config folder. `--force` and
     `--no-force` set booleans, `--num-shards 4` a value. Raises UserError for anything else.
     """
     if argv is None:
@@ -40,42 +41,42 @@ def parse_config_and_overrides(
     default = Path(default_config)
     config: str | None = None
     overrides: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, joined, value = word.partition("=")
+    arguments = list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        name, joined, value = argument.partition("=")
         if name in CONFIG_OPTIONS:
-            if not joined and not words:
+            if not joined and not arguments:
                 raise UserError(f"{name} needs a file.", hint=f"For instance {name} {default}.")
-            config = value if joined else words.pop(0)
-        elif word in ("-h", "--help"):
+            config = value if joined else arguments.pop(0)
+        elif argument in ("-h", "--help"):
             print(_usage(default))  # noqa: T201
             raise SystemExit(0)
-        elif word.startswith("--"):
-            overrides.append(_flag(word, words))
-        elif _is_override(word):
-            overrides.append(word)
+        elif argument.startswith("--"):
+            overrides.append(_flag(argument, arguments))
+        elif _is_override(argument):
+            overrides.append(argument)
         else:
-            raise UserError(f"{word!r} is neither an option nor an override.", hint="Overrides are key=value.")
+            raise UserError(f"{argument!r} is neither an option nor an override.", hint="Overrides are key=value.")
     script, folder = Path(sys.argv[0]).absolute(), default.absolute().parent
     path = ConfigPath(default if config is None else find_config_file(config, folder, script.name, script.parent))
     path.overrides = tuple(overrides)
     return path, overrides
 
 
-def _flag(word: str, words: list[str]) -> str:
-    name, joined, value = word[2:].partition("=")
+def _flag(argument: str, arguments: list[str]) -> str:
+    name, joined, value = argument[2:].partition("=")
     key = name.replace("-", "_")
     if joined:
         return f"{key}={_hydra_value(value)}"
-    if words and not words[0].startswith("-") and not _is_override(words[0]):
-        return f"{key}={_hydra_value(words.pop(0))}"
+    if arguments and not arguments[0].startswith("-") and not _is_override(arguments[0]):
+        return f"{key}={_hydra_value(arguments.pop(0))}"
     return f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true"
 
 
 def _hydra_value(value: str) -> str:
     """A flag's value as a Hydra value: quoted, so that a text field gets it exactly, unless it is a list, a dict,
-    `null` or a number in its plain spelling. The dataclass's types turn the quoted ones into what they are."""
+    `null` or a number in its plain spelling. Conversion to the dataclass's types makes numbers of the quoted ones."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -89,8 +90,8 @@ def _hydra_value(value: str) -> str:
     return value if plain else hydra_quoted(value)
 
 
-def _is_override(word: str) -> bool:
-    return word.startswith("~") or "=" in word.lstrip("+")[1:]
+def _is_override(argument: str) -> bool:
+    return argument.startswith("~") or "=" in argument.lstrip("+")[1:]
 
 
 def _usage(default: Path) -> str:
@@ -107,7 +108,7 @@ def _print_errors_plainly() -> None:
     """Print a user's mistake in a script as one error, with exit code 2, as `nemotron` does."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # torch.distributed's own hook catches sys.stderr, and loses it when this one raises.
+        # torch.distributed's hook redirects sys.stderr, and does not restore it when this one raises.
         stream = sys.__stderr__
         if isinstance(error, NemotronError) and os.environ.get("HYDRA_FULL_ERROR") != "1":
             print(f"error: {error}", file=stream)
@@ -152,16 +153,16 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     return {key: value for key, value in values.items() if key != "hydra"}, chosen, spelled
 
 
-def _register(path: Path, seen: set[Path], groups: set[str], spelled: Spelled) -> None:
+def _register(path: Path, visited: set[Path], groups: set[str], spelled: Spelled) -> None:
     from hydra.core.config_store import ConfigStore
 
-    if path in seen:
+    if path in visited:
         return
-    seen.add(path)
+    visited.add(path)
     found = read_job_file(path, GROUP)
     spelled.update({spot: pair for spot, pair in found.spelled.items() if spot not in spelled})
     ConfigStore.instance().store(group=GROUP, name=path.stem, node=found.values, package="_global_")
     for name, folder in found.groups.items():
         groups.update(each.rpartition("/")[0] for each in register_group(name, folder))
     for sibling in found.siblings:
-        _register(sibling, seen, groups, spelled)
+        _register(sibling, visited, groups, spelled)

@@ -14,7 +14,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.masking import MASK, is_secret_name, mask, masked, secret_in, secret_names
 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
-_WORD = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w.-]+")
 # `api_key: abc` within braces; not the `secret:NAME` of a reference.
 _INSIDE = re.compile(
     r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
@@ -27,8 +27,8 @@ _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", 
 _WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
 _STRONG_TOKEN = re.compile(r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token$", re.IGNORECASE)
 _RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
-_PLACE = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
-# What people write where a service asks for a key and takes any.
+_FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
+# Values for a service that asks for a key and accepts any.
 _PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
 
 
@@ -36,7 +36,7 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
     """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would be stored in the shell's history
     and in every record."""
     for override in overrides:
-        if not any(is_secret_name(word) for word in _WORD.findall(override)):
+        if not any(map(is_secret_name, _NAME.findall(override))):
             continue
         for key, value in _given(override):
             if is_secret_name(key) and _is_literal(value):
@@ -46,36 +46,36 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
                 )
 
 
-def refuse_secrets(values: Mapping[str, Any], place: Callable[[str], str]) -> None:
+def refuse_secrets(values: Mapping[str, Any], location: Callable[[str], str]) -> None:
     """Refuse a frozen config that holds a secret, by a key's name or by a value of the environment's: it would be
-    saved. `place` returns where a dotted key was given, as the beginning of the message."""
+    saved. `location` gives the start of the message for a dotted key: where it was given."""
     leaves = _leaves(values, "")
     by_value = secret_in("\n".join(value for _, value in leaves if isinstance(value, str))) is not None
     for key, value in leaves:
         name = re.sub(r"\[\d+\]", "", key)
         if is_secret_name(name) and _is_literal(value) and not _is_harmless(name, value):
             raise UserError(
-                f"{place(name)}{key}: a secret by its name; its value would be saved with the config.",
+                f"{location(name)}{key}: a secret by its name; its value would be saved with the config.",
                 hint=f"Put it in the environment and refer to it: {name.rpartition('.')[2]}: "
                 f"${{secret:{_variable(name)}}}",
             )
         variable = secret_in(value) if by_value and isinstance(value, str) else None
         if variable:
             raise UserError(
-                f"{place(name)}{key}: holds the value of {variable}, a secret by its name, which would be saved.",
-                hint=f"Write ${{secret:{variable}}} in its place: only the job itself reads it.",
+                f"{location(name)}{key}: holds the value of {variable}, a secret by its name, which would be saved.",
+                hint=f"Write ${{secret:{variable}}} instead: only the job itself reads it.",
             )
 
 
-def masked_overrides(words: Iterable[str]) -> list[str]:
+def masked_overrides(overrides: Iterable[str]) -> list[str]:
     """Overrides as they may be recorded: without secrets, by name and by value, and without the values that Hydra's
     env_set gives to environment variables."""
-    without = [_masked_override(_ENV_SET.sub(rf"\1{MASK}", word)) for word in words]
-    return [mask(word) for word in without]
+    without = [_masked_override(_ENV_SET.sub(rf"\1{MASK}", override)) for override in overrides]
+    return [mask(override) for override in without]
 
 
 def masked_by_name(value: Any, key: str = "") -> Any:
-    """A plain config with what is a secret by its key, or by its value, as `***`."""
+    """A plain config in which each value that is a secret, by its key or by itself, is `***`."""
     secrets = secret_names(_keys(value, key))
     return masked(_without(value, key, secrets) if secrets else value)
 
@@ -120,7 +120,7 @@ def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
         items = [(f"{key}[{n}]" if isinstance(item, Mapping | list) else key, item) for n, item in enumerate(value)]
     else:
         return [(key, getattr(value, "text", value))]  # Hydra's quoted strings
-    return [leaf for place, item in items for leaf in _leaves(item, place)]
+    return [leaf for dotted, item in items for leaf in _leaves(item, dotted)]
 
 
 def _is_literal(value: Any) -> bool:
@@ -136,22 +136,22 @@ def _is_literal(value: Any) -> bool:
 def _is_harmless(key: str, value: Any) -> bool:
     """Whether a value under a secret's name is no secret: a file's name, a special token, a number."""
     text = str(value)
-    if isinstance(value, str) and _PLACE.fullmatch(text):
+    if isinstance(value, str) and _FILE_PATH.fullmatch(text):
         return True
     weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
     return bool(weak) and not _RANDOM.fullmatch(text)
 
 
-def _masked_override(word: str) -> str:
-    match = _OVERRIDE.match(word)
+def _masked_override(override: str) -> str:
+    match = _OVERRIDE.match(override)
     if match and is_secret_name(match[1]) and _is_literal(match[2]):
-        return f"{word[: match.start(2)]}{MASK}"
+        return f"{override[: match.start(2)]}{MASK}"
 
     def masked(found: re.Match[str]) -> str:
         secret = is_secret_name(found[2]) and _is_literal(found[4])
         return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if secret else found[0]
 
-    return _INSIDE.sub(masked, word) if "{" in word else word
+    return _INSIDE.sub(masked, override) if "{" in override else override
 
 
 def _variable(key: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 UNIONS = (Union, types.UnionType)
-# What other launchers call a field of the profile.
+# Names that other launchers have for a field of the profile.
 _PROFILE_FIELDS = {
     **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "ngpus", "nproc"), "gpus_per_node"),
     **dict.fromkeys(("num_nodes", "n_nodes", "nnodes"), "nodes"),
@@ -51,8 +51,8 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         files = {**prepared.registered.files, **prepared.registered.groups}
         raise translate(error, prepared.command, files, prepared.typed) from error
     except RecursionError as error:
-        raise UserError(f"The defaults lists go round in a circle (given in {' '.join(prepared.typed)}).") from error
-    except (ValueError, TypeError, AssertionError) as error:  # Hydra's own checks of a choice are plain ones
+        raise UserError(f"The defaults lists form a circle (given in {' '.join(prepared.typed)}).") from error
+    except (ValueError, TypeError, AssertionError) as error:  # Hydra's checks of a choice raise these
         if _of_a_job(error):
             raise
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {error}.") from error
@@ -118,7 +118,7 @@ def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> 
 
 
 def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = ()) -> str | None:
-    """The first key of a config whose value can't be what the dataclass has there, whatever it says."""
+    """The first key of a config whose value is a block, list or scalar where the dataclass has another kind."""
     for key, value in values.items():
         spot = (*above, str(key))
         kind = type_at(cls, spot)
@@ -136,15 +136,15 @@ def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = (
 
 
 def unreadable(error: Any) -> UserError:
-    """An override that Hydra's grammar refuses: its text, and how a text is written that Hydra reads."""
+    """The error for an override that Hydra's grammar refuses, with a hint how to quote it."""
     text = str(error.override)
     key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\+{0,2}[A-Za-z_][\w./@-]*", key):
         return UserError(f"{text!r}: no override that Hydra reads.", hint="One is key=value, +key=value or ~key.")
-    hint = "Brackets and quotes must be closed; a text that holds one needs quotes of its own: key='\"a (b\"'."
+    hint = "Brackets and quotes must be closed; a text that contains one has to be quoted: key='\"a (b\"'."
     if not set(value) & set("[]{}()'\"\\$"):
         quoted = f'{key}="{value}"'
-        hint = f"Such a text needs quotes of its own: {shlex.quote(quoted)}"
+        hint = f"Such a text has to be quoted: {shlex.quote(quoted)}"
     return UserError(f"{text}: Hydra's grammar can't read the value.", hint=hint)
 
 
@@ -199,17 +199,17 @@ def _given(text: str, key: str, files: dict[str, Path]) -> str:
         return ""
     # A group's file holds the keys below its package.
     parts = key.split(".")
-    places = [key_location(path, ".".join(parts[at:])) for at in range(len(parts) if group and not job else 1)]
-    return next((place for place in places if place != str(path)), str(path))
+    locations = [key_location(path, ".".join(parts[at:])) for at in range(len(parts) if group and not job else 1)]
+    return next((where for where in locations if where != str(path)), str(path))
 
 
-def profile_field(word: str) -> str | None:
+def profile_field(name: str) -> str | None:
     """The field of the profile that an option or key of this name most likely means (`gpus`: gpus_per_node)."""
-    return _PROFILE_FIELDS.get(word, word if word in RUN_ENV else None)
+    return _PROFILE_FIELDS.get(name, name if name in RUN_ENV else None)
 
 
 def _unknown_setting(key: str, given: str, block: Any) -> UserError:
-    """The error for an unknown key of Hydra's own config; `block` is the node that lacks it."""
+    """The error for an unknown key of the section `hydra`; `block` is the node that lacks it."""
     from hydra.core.config_store import ConfigStore
 
     above, _, leaf = key.rpartition(".")
@@ -219,14 +219,16 @@ def _unknown_setting(key: str, given: str, block: Any) -> UserError:
         hint = f"{leaf} is a setting of nemotron_kit's launcher: add hydra/launcher=nemo_run."
     else:
         hint = sentence(nearest(leaf, names))
-    place = f"in {given}" if given and given != key else "on the command line"
-    return UserError(f"{key}: Hydra's config has no such field (given {place}).", hint=hint or None)
+    where = f"in {given}" if given and given != key else "on the command line"
+    return UserError(f"{key}: Hydra's config has no such field (given {where}).", hint=hint or None)
 
 
-def _elsewhere(key: str, command: Command, typed: Sequence[str]) -> str:
+def _other_meaning(key: str, command: Command, typed: Sequence[str]) -> str:
     """What to write where an unknown key names an artifact input or a field of the profile; "" where it doesn't."""
-    words = (override.lstrip("+").partition("=") for override in typed)
-    text = next((re.sub(r"\\(.)", r"\1", value) for name, _, value in words if name == key), None)  # a sweep escapes
+    assignments = (override.lstrip("+").partition("=") for override in typed)
+    text = next(
+        (re.sub(r"\\(.)", r"\1", value) for name, _, value in assignments if name == key), None
+    )  # a sweep escapes
     if key in command.artifacts:
         return f"did you mean {f'--art.{key} {shlex.quote(text)}' if text else f'run.{key}'}?"
     field = profile_field(key)
@@ -238,11 +240,11 @@ def _unknown_key(key: str, given: str, command: Command, typed: Sequence[str]) -
     parent, _, leaf = key.rpartition(".")
     local = [n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent]
     same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key]
-    hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else _elsewhere(key, command, typed)
+    hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else _other_meaning(key, command, typed)
     hint = hint or nearest(leaf, local)
-    place = f"in {given}" if given and given != key else "on the command line"
+    where = f"in {given}" if given and given != key else "on the command line"
     return UserError(
-        f"{key}: `{command.full_name}` has no such field (given {place}).",
+        f"{key}: `{command.full_name}` has no such field (given {where}).",
         hint=f"{sentence(hint)} " * bool(hint) + f"Add a new one with +{key}=…",
     )
 
@@ -260,11 +262,11 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
     value = re.search(r"[Vv]alue '(.*?)'", first, re.DOTALL)
     expected = _expected(command, key)
     shown = f", got {value[1]!r}" if value else f": {first}"
-    place = f" (given in {given})" if given else ""
-    return UserError(f"{key}: expected {expected or 'another type'}{shown}{place}.")
+    where = f" (given in {given})" if given else ""
+    return UserError(f"{key}: expected {expected or 'another type'}{shown}{where}.")
 
 
 def _expected(command: Command, key: str) -> str:
-    """The type of what `a.b[0].c` names, as the dataclasses declare it; "" where they don't."""
+    """The declared type of `a.b[0].c`; "" where it is not known."""
     found = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", key))
     return type_name(found) if found is not None else ""

@@ -117,7 +117,7 @@ def test_a_group_beside_the_file(words: list[str], optimizer: tuple[Any, ...], l
         (["config=other/number.yaml"], r"number\.yaml: defaults: 3 is no entry"),
         (["config=other/two.yaml"], r"two\.yaml: defaults: .*'c': 'd'. is no entry"),
         (["config=other/bse.yaml"], r"bse\.yaml: defaults: there is no config 'bsae' beside it\.\nDid you mean base"),
-        (["config=other/round.yaml"], r"go round in a circle"),
+        (["config=other/round.yaml"], r"form a circle"),
         (["config=other/over.yaml"], r"can't override the choice of another file.\nChoose .*\(optimizer=…\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a config file from elsewhere may not say, and who is not from elsewhere."""
+"""What a config file from an untrusted place may not say, and who is not from elsewhere."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_what_decides_whose_code_runs_is_refused(world: World, text: str, key: s
         (world.elsewhere / name).write_text("x: {_target_: demo.parts.Own}\n")
     path = world.elsewhere / "x.yaml"
     path.write_text(text + "\n")
-    with pytest.raises(UserError, match=rf"x\.yaml(:\d+)?: {key}.* may not be set by a config file from elsewhere"):
+    with pytest.raises(
+        UserError, match=rf"x\.yaml(:\d+)?: {key}.* may not be set by a config file from an untrusted place"
+    ):
         world.compose(path)
 
 
@@ -94,7 +96,7 @@ def test_a_group_beside_it_is_judged_by_where_it_goes(world: World, package: str
     body = "hydra: {callbacks: {x: {_target_: demo.parts.Own}}}" if package == "_global_" else "env_vars: [a]"
     (world.elsewhere / "beside/evil.yaml").write_text(f"# @package {package}\n{body}\n")
     (world.elsewhere / "x.yaml").write_text("defaults: [beside: evil]\n")
-    with pytest.raises(UserError, match="may not be set by a config file from elsewhere"):
+    with pytest.raises(UserError, match="may not be set by a config file from an untrusted place"):
         world.compose(world.elsewhere / "x.yaml")
 
 
