@@ -104,7 +104,7 @@ def _check_relative(key: str, text: str, paths: RemotePaths) -> None:
 
 
 def _stays_behind(text: str, paths: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
-    if paths.move(text) != text or paths.is_there(text) or any(below(text, folder) for folder in mounted):
+    if paths.move(text) != text or paths.is_on_target(text) or any(below(text, folder) for folder in mounted):
         return False
     if not paths.is_remote and not settings.container_image:
         return False  # the same files are there

@@ -82,7 +82,7 @@ def job_environment(
         variables["NEMOTRON_HOME"] = paths.root
     if paths.code or paths.package:
         # For programs that the job starts; its own processes use job.json's sys_path, after the standard library.
-        entries = [entry for entry in import_path(paths, harmless=True) if paths.is_there(entry)]
+        entries = [entry for entry in import_path(paths, harmless=True) if paths.is_on_target(entry)]
         variables["PYTHONPATH"] = ":".join([*entries, *filter(None, [variables.get("PYTHONPATH")])])
     added = [o[1:].lstrip("+").partition("=")[0] for o in overrides if o.startswith("+")]
     if added:

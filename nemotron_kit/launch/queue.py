@@ -46,7 +46,8 @@ def to_text(plan: Plan) -> str:
     """The part of a job's plan that its own folder stores, as JSON."""
     stored = plan.to_dict()
     own = {name: stored[name] for name in _OWN}
-    return json.dumps({**own, "extra": plan.more(), "secrets": stored["secrets"], "files": list(plan.files)}) + "\n"
+    extra, secrets = plan.optional_fields(), stored["secrets"]
+    return json.dumps({**own, "extra": extra, "secrets": secrets, "files": list(plan.files)}) + "\n"
 
 
 def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:

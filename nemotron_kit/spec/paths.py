@@ -19,7 +19,7 @@ from nemotron_kit.spec.package import package_hash, package_roots
 from nemotron_kit.spec.runconfig import RunConfig
 
 WORKTREE, NONE = "worktree", "none"
-_LOOKED_AT = 1000
+_MOST_ENTRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,21 @@ class CodeTree:
 
 
 def code_tree(settings: RunConfig, cwd: Path | None = None) -> CodeTree | None:
-    """The tree that goes along with a job; None for packager "none". Looks for a .git, starts no program."""
+    """The tree that is sent with a job; None for packager "none". Looks for a .git, starts no program. Raises UserError
+    for packager "git" outside a repository and for a `subpath` that does not exist."""
     packager = settings.packager or WORKTREE
     if packager == NONE:
         return None
-    here = (cwd or Path.cwd()).resolve()
-    top = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), None)
+    cwd = (cwd or Path.cwd()).resolve()
+    top = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), None)
     if packager == "git" and top is None:
-        raise UserError(f"packager 'git': {here} is in no git repository.", hint='Use packager = "worktree".')
-    root = top or here
+        raise UserError(f"packager 'git': {cwd} is in no git repository.", hint='Use packager = "worktree".')
+    root = top or cwd
     if settings.subpath:
         root = (root / settings.subpath).resolve()
         if not root.is_dir():
-            raise UserError(f"subpath: {settings.subpath} is no folder of {top or here}.")
-    inside = os.path.relpath(here, root) if here.is_relative_to(root) else "."
+            raise UserError(f"subpath: {settings.subpath} is no folder of {top or cwd}.")
+    inside = os.path.relpath(cwd, root) if cwd.is_relative_to(root) else "."
     return CodeTree(str(root), inside, packager, top is not None)
 
 
@@ -69,14 +70,14 @@ def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
 
 def _repositories(root: str, folder: str) -> Iterator[str]:
     """`folder` itself, or what lies directly in it."""
-    inside = (entry.path for entry in islice(os.scandir(Path(root, folder)), _LOOKED_AT))
+    inside = (entry.path for entry in islice(os.scandir(Path(root, folder)), _MOST_ENTRIES))
     for path in (Path(root, folder), *map(Path, inside)):
         if (path / ".git").exists():
             yield path.relative_to(root).as_posix()
 
 
 def _git(root: str, *arguments: str, text: str = "") -> list[str]:
-    """Names that git prints; nothing where there is no git, as packing says."""
+    """The names that git prints; [] without git, which packing reports."""
     import subprocess
 
     given = text.encode("utf-8", "surrogateescape")
@@ -94,18 +95,18 @@ REMOTE_FOLDER = ".nemotron"
 
 
 # Fields of RemotePaths → their names in plan.json.
-_STORED_AS = {"package": "kit", "is_remote": "apart"}
+_STORED_AS = {"package": "kit", "is_remote": "apart", "separate_registry": "own_registry"}
 
 
 @dataclass(frozen=True)
 class RemotePaths:
-    """Where a job's files lie on its target: absolute paths there, which may be another machine, a container or here.
+    """Where a job's files lie on its target, as absolute paths there: another machine, a container, or this machine.
 
     `root` is the folder that holds runs/ and code/, `run` and `job` the run's and the job's folders, `code` the job's
-    own copy of `tree` (None: no code is sent), `cwd` the folder that the job starts in, `package` the folder with
+    copy of `tree` (None: no code is sent), `cwd` the folder that the job starts in, `package` the folder with
     nemotron_kit (None: the installed one is used), `artifacts` the registry's root. `moves` are pairs (prefix on this
     machine, prefix on the target), the longest first. `is_remote`: the target is another machine, reached by ssh.
-    `host` names the target in messages. `own_registry`: the registry is not the one that a launch there would use.
+    `host` names the target in messages. `separate_registry`: the registry is not the default one there.
     """
 
     root: str
@@ -120,27 +121,27 @@ class RemotePaths:
     moves: tuple[tuple[str, str], ...] = ()
     is_remote: bool = False
     host: str = "this machine"
-    own_registry: bool = False
+    separate_registry: bool = False
 
     def move(self, text: str) -> str:
         """The path on the target of a path of this machine; one that is not sent stays as it is."""
-        if self.is_there(text) or below(text, sys.prefix):
+        if self.is_on_target(text) or below(text, sys.prefix):
             return text
-        for here, there in self.moves:
-            if below(text, here):
-                return there + text[len(here) :]
+        for local, target in self.moves:
+            if below(text, local):
+                return target + text[len(local) :]
         return text
 
-    def is_there(self, text: str) -> bool:
+    def is_on_target(self, text: str) -> bool:
         """Whether a path is in the target's run root or registry."""
         return any(below(text, root) for root in (self.root, self.artifacts))
 
     def move_back(self, text: str) -> str:
         """The path on this machine of a path on the target: the inverse of `move`."""
         root = self.tree.root if self.tree else None
-        for here, there in sorted(self.moves, key=lambda move: (-len(move[1]), move[0] != root)):
-            if below(text, there):
-                return here + text[len(there) :]
+        for local, target in sorted(self.moves, key=lambda move: (-len(move[1]), move[0] != root)):
+            if below(text, target):
+                return local + text[len(target) :]
         return text
 
     def move_name(self, name: str) -> str:
@@ -149,7 +150,7 @@ class RemotePaths:
         return f"{self.move(path)}{colon}{rest}" if path.endswith(".py") else name
 
     def script(self, path: Path | None, handler: str) -> str | None:
-        """A command's script on the target. That of an installed package is `@module`, which the worker looks up.
+        """A command's script on the target. That of an installed package is `@module`, which the worker resolves.
 
         Raises UserError for one that is neither sent nor of the handler's module.
         """
@@ -171,7 +172,7 @@ class RemotePaths:
     @property
     def names_registry(self) -> bool:
         """Whether the job needs an env.toml with its registry: a launch on its machine would find another one."""
-        return self.is_remote or self.own_registry
+        return self.is_remote or self.separate_registry
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, for plan.json."""
@@ -195,8 +196,8 @@ class RemotePaths:
     @property
     def environment(self) -> dict[str, str]:
         """What `${oc.env:PWD}` and `${oc.env:NEMO_RUN_DIR}` are in the job's config."""
-        here = posixpath.normpath(posixpath.join(self.code, self.tree.inside)) if self.code and self.tree else self.cwd
-        return {"NEMO_RUN_DIR": self.job, "PWD": here}
+        inside = posixpath.join(self.code, self.tree.inside) if self.code and self.tree else None
+        return {"NEMO_RUN_DIR": self.job, "PWD": posixpath.normpath(inside) if inside else self.cwd}
 
 
 _FIELDS = tuple(field.name for field in fields(RemotePaths))
@@ -204,8 +205,8 @@ _NO_TREE: dict[str, Any] = {"root": "", "inside": ".", "packager": WORKTREE, "gi
 
 
 def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[RunConfig, tuple[str, ...]]:
-    """The settings with `remote_job_dir` as an absolute path where it is to lie in the home of another machine. `root`
-    asks that machine; without it (a dry-run) the usual place is shown, which the note says."""
+    """The settings with `remote_job_dir` as an absolute path where it is below the home on another machine, and notes
+    on that. `root` asks that machine; without it (a dry-run) the path is a guess, which the note says."""
     named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     if settings.tunnel != "ssh" or not named.startswith("~/") or not (settings.host and settings.user):
         return settings, ()
@@ -219,12 +220,12 @@ def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[Ru
 
 def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | None = None) -> RemotePaths:
     """The paths of a job that is a process of this machine."""
-    root, here = str(nemotron_home()), _here()
+    root, cwd = str(nemotron_home()), _working_folder()
     run = f"{root}/runs/{run_id}"
-    own, python = settings.artifacts_root, settings.python or sys.executable
-    artifacts = own or registry or f"{root}/artifacts"
+    named, python = settings.artifacts_root, settings.python or sys.executable
+    artifacts = named or registry or f"{root}/artifacts"
     return RemotePaths(
-        root, run, f"{run}/jobs/{job}", None, here, python, None, artifacts, own_registry=own is not None
+        root, run, f"{run}/jobs/{job}", None, cwd, python, None, artifacts, separate_registry=named is not None
     )
 
 
@@ -243,7 +244,7 @@ def sent_paths(
 
     Raises UserError when a profile with `tunnel = "ssh"` leaves out what only the user can know.
     """
-    here, is_remote = _here(), settings.tunnel == "ssh"
+    cwd, is_remote = _working_folder(), settings.tunnel == "ssh"
     root = _root(settings, is_remote)
     run = f"{root}/runs/{run_id}"
     folder = f"{run}/jobs/{job}"
@@ -259,7 +260,7 @@ def sent_paths(
         run=run,
         job=folder,
         code=code,
-        cwd=settings.workdir or inside or (folder if package else here),
+        cwd=settings.workdir or inside or (folder if package else cwd),
         python=named or ("python3" if package else sys.executable),
         package=package,
         artifacts=artifacts,
@@ -267,18 +268,18 @@ def sent_paths(
         moves=tuple(_moves(tree, code, package)),
         is_remote=is_remote,
         host=(settings.host if is_remote else None) or ("the container" if image else "this machine"),
-        own_registry=image or settings.artifacts_root is not None,
+        separate_registry=image or settings.artifacts_root is not None,
     )
 
 
-def _here() -> str:
+def _working_folder() -> str:
     check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
     return str(Path.cwd())
 
 
 def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePaths:
-    """Where NeMo-Run puts a job's folder in all of the clouds. The image's own Python has nemotron_kit installed."""
-    _here()
+    """Where NeMo-Run puts a job's folder in all of the clouds. The image's Python has nemotron_kit installed."""
+    _working_folder()
     tree = code_tree(settings)
     artifacts = settings.artifacts_root or registry or f"{_root(settings, False)}/artifacts"
     job, code = f"{IN_A_CLOUD}/job", f"{IN_A_CLOUD}/code" if tree else None
@@ -295,7 +296,7 @@ def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePa
         tree=tree,
         moves=tuple(_moves(tree, code, None)),
         host=settings.executor,
-        own_registry=True,
+        separate_registry=True,
     )
 
 
@@ -332,11 +333,11 @@ def _root(settings: RunConfig, is_remote: bool) -> str:
 def _moves(tree: CodeTree | None, code: str | None, package: str | None) -> Iterator[tuple[str, str]]:
     found: dict[str, str] = {}
     if tree and code:
-        for here in _spellings(tree.root):
-            found[here] = code
+        for spelling in _spellings(tree.root):
+            found[spelling] = code
     for root, name in package_roots() if package else ():
-        for here in _spellings(str(root)):
-            found[here] = f"{package}/{name}"
+        for spelling in _spellings(str(root)):
+            found[spelling] = f"{package}/{name}"
     yield from sorted(found.items(), key=lambda pair: -len(pair[0]))
 
 

@@ -57,13 +57,13 @@ class Plan:
     """One job and where it runs. `files`: name in the job folder → text. `problems`: reasons why it can't run.
 
     `folder` is the launch's record on this machine, `paths` the paths of the job's files. Its executor has planned
-    `resources`, `mounts` (folders mounted into a container at their own paths), `container`, `request` (what a service
+    `resources`, `mounts` (folders mounted into a container at the same paths), `container`, `request` (what a service
     would be sent). `repositories` are fetched for its mounts. `after` are runs that must have succeeded: `dependency`
     holds their jobs' ids if the scheduler waits for them, `wait_first` those that this machine waits for before it
     submits the job. `attempt` counts attempts (`runs resume`), `rerun_of` names the run that a new one repeats, `code`
     is the state of the working folder. `kind` and `launcher` (the process) are a sweep's. A sweep's jobs are not
     `single`: they share a script. `direction` is its sweeper's (`maximize`), `objective` the metric that
-    its jobs hand to the sweeper. `labels` are in a file of their own. `part_of` names the pipeline run of which
+    its jobs hand to the sweeper. `labels` are stored in a separate file. `part_of` names the pipeline run of which
     it is a stage.
     """
 
@@ -113,11 +113,12 @@ class Plan:
 
     @property
     def job_folder(self) -> str:
+        """The job's folder in the record on this machine."""
         return f"{self.folder}/jobs/{self.job}"
 
     @property
     def has_separate_folder(self) -> bool:
-        """Whether the job's own folder differs from that of the record."""
+        """Whether the job writes to another folder than that of the record."""
         return self.paths.run != self.folder
 
     @property
@@ -132,10 +133,11 @@ class Plan:
 
     @property
     def command_line(self) -> str:
+        """The launch's command line as a shell reads it, secrets masked."""
         return shlex.join(masked_overrides(self.argv))
 
-    def more(self) -> dict[str, Any]:
-        """JSON data: of the fields that not every plan has, those that this one has."""
+    def optional_fields(self) -> dict[str, Any]:
+        """JSON data of the fields that are set here and that not every plan has."""
         found: dict[str, Any] = {
             "resources": {**asdict(self.resources), "notes": list(self.resources.notes)} if self.resources else None,
             "mounts": None if self.mounts is None else list(self.mounts),
@@ -185,7 +187,7 @@ class Plan:
             "files": dict(self.files),
             "problems": list(map(str, self.problems)),
             "notes": list(self.notes),
-            **self.more(),
+            **self.optional_fields(),
         }
 
     @classmethod
@@ -204,10 +206,10 @@ class Plan:
         settings = given.get("settings", {})
         if wrong := misshapen(settings, SETTINGS_SHAPE, "settings"):
             raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
-        executor = given.get("executor") or settings.get("executor") or HERE
-        resources = _of(Resources, given.get("resources"))
+        executor = given.get("executor") or settings.get("executor") or LOCAL
+        resources = _fields_of(Resources, given.get("resources"))
         known: dict[str, Any] = {
-            **{name: given[name] for name in _AS_THEY_ARE if name in given},
+            **{name: given[name] for name in _STORED_UNCHANGED if name in given},
             **{name: tuple(given[name]) for name in _LISTS if name in given},
         }
         if "dependency" in given:
@@ -215,9 +217,11 @@ class Plan:
         if given.get("container"):
             known["container"] = Container.from_dict(given["container"])
         if resources:
-            known["resources"] = Resources(**{**_ONE, **resources, "notes": tuple(resources.get("notes") or ())})
+            known["resources"] = Resources(
+                **{**_ONE_PROCESS, **resources, "notes": tuple(resources.get("notes") or ())}
+            )
         return cls(
-            **{**_NOTHING, **known},
+            **{**_DEFAULTS, **known},
             run_id=folder.name,
             folder=str(folder),
             job=job,
@@ -225,7 +229,7 @@ class Plan:
             settings=stored_settings({**settings, "executor": settings.get("executor") or executor}),
             paths=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
             problems=tuple(map(Problem, given.get("problems", ()))),
-            argv=tuple(_words(given.get("command_line", ""))),
+            argv=tuple(_split_line(given.get("command_line", ""))),
             hydra=tuple(_hydra(given.get("hydra", ()))),
             captured=given.get("captured_at_launch", {}),
             inputs=_pins(given.get("inputs", {}), where or folder / "plan.json"),
@@ -233,13 +237,13 @@ class Plan:
 
 
 # Fields of a plan that its record holds as they are, and those that are lists there.
-_AS_THEY_ARE = (
+_STORED_UNCHANGED = (
     *("recipe", "stage", "mode", "profile", "launch", "config_name", "config_file", "config", "references"),
     *("environment", "files", "request", "attempt", "rerun_of", "code", "kind", "launcher", "part_of", "direction"),
     "objective",
 )
 _LISTS = ("launch_command", "secrets", "notes", "mounts", "repositories", "after", "wait_first")
-_NOTHING: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("recipe", "stage", "config_name"), ""),
     **{key: {} for key in ("config", "references", "environment", "files")},
     **dict.fromkeys(("launch_command", "secrets"), ()),
@@ -248,7 +252,7 @@ _NOTHING: dict[str, Any] = {
     "profile": None,
     "config_file": None,
 }
-_ONE: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False, "ray": False}
+_ONE_PROCESS: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False, "ray": False}
 
 
 def stored_plan(run: RunFolder, job: int = 0) -> Plan:
@@ -257,29 +261,29 @@ def stored_plan(run: RunFolder, job: int = 0) -> Plan:
 
 
 def check_followed(run: RunFolder) -> None:
-    """Raises DamagedRecord where nobody can say how jobs go on that have not ended: the plan can't be read, or names no
-    executor that has them. A sweep by one of Hydra's own launchers has neither that nor settings: it is here."""
+    """Raises DamagedRecord for a run whose jobs can't be followed: its plan can't be read, or names no executor. The
+    plan of a sweep by one of Hydra's launchers has neither an executor nor settings; its jobs run on this machine."""
     stored_plan(run)
     plan = run.plan()
     if not plan.get("executor") and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
         raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
 
 
-def _of(cls: type[Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a record says of the fields of a dataclass."""
+def _fields_of(cls: type[Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values of a dataclass's fields in a record, without those that are null."""
     return {f.name: value for f in fields(cls) if (value := (stored or {}).get(f.name)) is not None}
 
 
-def _words(line: str) -> list[str]:
+def _split_line(line: str) -> list[str]:
     try:
         return shlex.split(line)
-    except ValueError:  # no line that a shell would take: as one word
+    except ValueError:  # no valid shell syntax: one argument
         return [line]
 
 
 def _hydra(stored: str | Sequence[Any]) -> list[str]:
     """The overrides: a job's record has them as a command line, a sweep's as a list."""
-    return _words(stored)[len(_PROGRAM) :] if isinstance(stored, str) else list(map(str, stored))
+    return _split_line(stored)[len(_PROGRAM) :] if isinstance(stored, str) else list(map(str, stored))
 
 
 def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
@@ -289,12 +293,12 @@ def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
         raise DamagedRecord(f"{where}: inputs: {error.message}") from error
 
 
-HERE = "local"
+LOCAL = "local"
 
 
 def is_local(executor: str | None) -> bool:
     """Whether an executor's jobs are processes of this machine, whose folders hold their complete state."""
-    return executor in (None, "", HERE)
+    return executor in (None, "", LOCAL)
 
 
 @dataclass(frozen=True)
@@ -305,8 +309,8 @@ class JobSpec:
     its inputs (slot → reference) that they save.
     `expand` are the variables of `environment` that refer to others.
     `unchanged` is an earlier run of the same config and code, by its `run`, its `inputs` (slot → digest) and `outputs`
-    (pins): a job that turns out to have these inputs hands on those outputs.
-    `ray`: it runs on a Ray cluster of its own, its program in `ray_working_dir` (None: `cwd`) of node 0.
+    (pins): a job with these inputs takes over those outputs.
+    `ray`: it runs on its own Ray cluster, its program in `ray_working_dir` (None: `cwd`) of node 0.
     `module` is a module of nemotron_kit that runs the job as `python -m module FOLDER`; config.yaml is then for people.
     """
 
@@ -339,9 +343,11 @@ class JobSpec:
         return not is_local(self.executor or self.environment.get("NEMOTRON_EXECUTOR"))
 
     def load_handler(self) -> Callable[..., Any]:
+        """Import the handler. Raises UserError if that fails."""
         return load_object(self.handler)  # type: ignore[no-any-return]
 
     def load_config_cls(self) -> type:
+        """Import the dataclass of the job's config. Raises UserError if that fails."""
         return load_object(self.config_cls)  # type: ignore[no-any-return]
 
     def prepare_imports(self) -> None:
@@ -383,7 +389,7 @@ def _script(name: str | None) -> str | None:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """The frozen config in a job folder. What it refers to as a secret is masked from now on."""
+    """The frozen config in a job folder. The secrets that it refers to are masked in output from now on."""
     values = load_mapping(folder / "config.yaml")
     note_secrets(name for _, name in secrets_used(values))
     return values

@@ -87,7 +87,7 @@ def _unquote(part: str) -> str:
     if part.startswith('"'):
         try:
             return str(json.loads(part))
-        except ValueError:  # \U0001F600 is TOML's alone
+        except ValueError:  # JSON has no \U0001F600
             return part[1:-1]
     return part
 
@@ -193,26 +193,29 @@ class Lines:
         self._found: dict[tuple[str, ...], int] | None = None
 
     def line(self, *key: str) -> int | None:
+        """The line of a table or key, from 1; that of the nearest table around it if it is not found."""
         if self._found is None:
             self._found = key_lines(self.path.read_text(encoding="utf-8-sig"))
         return line_of(self._found, *key)
 
     def short(self, *key: str) -> str:
+        """`env.toml:7`, the origin of a value."""
         return f"{self.path.name}:{self.line(*key)}"
 
     def where(self, table: str, key: str | None = None) -> str:
         """`/home/me/env.toml:7: [C] nodes`: how every error about the file begins."""
-        place = (table,) if key is None else (table, key)
-        return f"{self.path}:{self.line(*place) or 1}: [{table}]" + (f" {key}" if key else "")
+        keys = (table,) if key is None else (table, key)
+        return f"{self.path}:{self.line(*keys) or 1}: [{table}]" + (f" {key}" if key else "")
 
 
 def names(env: EnvFile) -> list[str]:
+    """The names of the profiles in env.toml, sorted."""
     return sorted(name for name, table in env.tables.items() if isinstance(table, dict) and name not in RESERVED)
 
 
 def chain_of(env: EnvFile, name: str, lines: Lines) -> Iterator[str]:
     """The profile, its parent, the parent's parent, …"""
-    _check_there(env, name, str(lines.path))
+    _check_profile_exists(env, name, str(lines.path))
     passed = [name]
     while True:
         yield name
@@ -223,17 +226,17 @@ def chain_of(env: EnvFile, name: str, lines: Lines) -> Iterator[str]:
         if not isinstance(parent, str):
             raise ProfileError(f"{where}: expected the name of a profile, got {parent!r}.")
         if parent in passed:
-            raise ProfileError(f"{where}: goes round in a circle: {' → '.join([*passed, parent])}.")
-        _check_there(env, parent, where)
+            raise ProfileError(f"{where}: the profiles form a circle: {' → '.join([*passed, parent])}.")
+        _check_profile_exists(env, parent, where)
         passed.append(parent)
         name = parent
 
 
-def _check_there(env: EnvFile, name: str, where: str) -> None:
+def _check_profile_exists(env: EnvFile, name: str, where: str) -> None:
     if name in RESERVED:
-        raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=_there(env, ""))
+        raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=_nearest_profile(env, ""))
     if name not in env.tables:
-        close = _there(env, name)
+        close = _nearest_profile(env, name)
         like = close is not None and close.startswith("Did you mean")
         raise ProfileError(
             f"{where}: there is no profile {name!r}.",
@@ -252,13 +255,13 @@ def lines_for(name: str) -> str:
     )
 
 
-def _there(env: EnvFile, name: str) -> str | None:
+def _nearest_profile(env: EnvFile, name: str) -> str | None:
     return sentence(nearest(name, names(env))) or None
 
 
 def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple[str, Any]]:
-    """The fields that one table sets, under their own names and of the right types."""
-    seen: dict[str, str] = {}
+    """(field, value) of what one table sets, checked. Raises ProfileError with file and line."""
+    given: dict[str, str] = {}
     for key, value in table.items():
         if key == _RESOURCES:
             continue
@@ -266,17 +269,19 @@ def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple
         if key.replace("-", "_") != key:
             raise ProfileError(f"{where}: no such field.", hint=f"Did you mean {key.replace('-', '_')}?")
         wanted = field_name(key, where)
-        if wanted in seen:
-            raise ProfileError(f"{where}: the same field as {seen[wanted]}, which is set too.")
-        seen[wanted] = key
+        if wanted in given:
+            raise ProfileError(f"{where}: the same field as {given[wanted]}, which is set too.")
+        given[wanted] = key
         if wanted != "extends":
             yield wanted, check_value(wanted, value, where)
 
 
-# `[C.resources.prep]`: what the profile C gives jobs of the class `prep` in the place of its own values.
+# `[C.resources.prep]`: the values that override those of the profile C for jobs of the class `prep`.
 _RESOURCES = "resources"
-# Where the jobs are is the profile's to say: all jobs of a launch are there.
-_PLACE = frozenset({"executor", "extends", "tunnel", "host", "user", "identity", "remote_job_dir", "artifacts_root"})
+# Fields that a class can't set: all jobs of a launch have the same target.
+_TARGET_FIELDS = frozenset(
+    {"executor", "extends", "tunnel", "host", "user", "identity", "remote_job_dir", "artifacts_root"}
+)
 
 
 def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str, Any, str]]:
@@ -286,21 +291,21 @@ def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str,
         what = f"expected tables [{table}.resources.CLASS], got {classes!r}."
         raise ProfileError(f"{lines.where(table, _RESOURCES)}: {what}")
     for name, values in classes.items():
-        place = f"[{table}.resources.{name}]"
+        header = f"[{table}.resources.{name}]"
         if not isinstance(values, dict):
             raise ProfileError(
                 f"{lines.where(table, _RESOURCES)}: {name} is {values!r}, no table.",
-                hint=f"A class is a table: {place}.",
+                hint=f"A class is a table: {header}.",
             )
         for key, value in values.items():
             line = lines.line(table, _RESOURCES, name, key) or 1
-            where = f"{lines.path}:{line}: {place} {key}"
+            where = f"{lines.path}:{line}: {header} {key}"
             wanted = field_name(key, where)
-            if wanted in _PLACE:
+            if wanted in _TARGET_FIELDS:
                 raise ProfileError(
-                    f"{where}: where jobs are is the profile's own, not a class's.", hint=f"Set it in [{table}]."
+                    f"{where}: only the profile decides where jobs run, not a class.", hint=f"Set it in [{table}]."
                 )
-            yield name, wanted, check_value(wanted, value, where), f"{lines.path.name}:{line} {place}"
+            yield name, wanted, check_value(wanted, value, where), f"{lines.path.name}:{line} {header}"
 
 
 __all__ = [
@@ -317,7 +322,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Profile:
-    """A resolved profile. `origins` says for each field that is set where its value stands: `env.toml:12 [base]`,
+    """A resolved profile. `origins` gives for each field that is set where its value is from: `env.toml:12 [base]`,
     `config file`, `command line`; the others have their defaults. `chain` is the profile and what it extends, in order.
     `classes` are its resource classes: name → field → (value, origin).
     """
@@ -379,7 +384,7 @@ def effective_profile(
     `run.env`.
 
     `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`. `resources` is the
-    class of the job, whose values override the profile's own if it has that class.
+    class of the job, whose values override the profile's if it has that class.
     """
     profile = _profile(name, config_path)
     if wanted := profile.classes.get(resources or ""):
@@ -400,7 +405,7 @@ def effective_profile(
 
 
 def _profile(name: str | None, config_path: str | Path | None) -> Profile:
-    """`local` needs no env.toml: it is this machine, unless a file says otherwise."""
+    """The profile of a name. None, and `local` where no env.toml has it, are this machine with the defaults."""
     if name is None or (name == "local" and name not in list_run_profiles(config_path)):
         return Profile(name, RunConfig())
     return read_profile(name, config_path)

@@ -19,8 +19,8 @@ def effective_settings(
 ) -> RunConfig:
     """The RunConfig of a composed `run` section. Raises UserError for a wrong mode, profile, field or type.
 
-    `recorded` stands in the profile's place: what an earlier launch of the same job had. `resources` is the class of
-    the job, for which a profile may have values of its own.
+    `recorded` are the settings of an earlier launch of the same job, used instead of the profile. `resources` is the
+    class of the job, for which a profile may have other values.
     """
     mode, profile = run.get("mode"), run.get("profile")
     if mode not in MODES:
@@ -75,22 +75,22 @@ class Resources:
     ray: bool = False
 
     def on_ray(self) -> Resources:
-        """The same nodes and CPUs for a job that runs on a Ray cluster of its own: one worker a node."""
+        """The same nodes and CPUs for a job that runs on its own Ray cluster: one worker a node."""
         what = f"{self.nodes} nodes: node 0 is its head" if self.nodes > 1 else "this one node"
-        note = f"Ray: a cluster of the job's own, {what}; the program runs on the head, and Ray ends with it."
+        note = f"Ray: a cluster for this job, {what}; the program runs on the head, and Ray ends with it."
         return replace(self, processes=1, torchrun=False, ray=True, notes=(note,))
 
 
 def gpus_of(gres: str | None) -> int | None:
     """How many GPUs a node `--gres` asks for: of all types together, one where an entry has no count; None for none."""
     entries = [re.split("[:=]", entry.removeprefix("gres:")) for entry in (gres or "").split(",")]
-    counts = [int(words[-1]) if words[-1].isdecimal() else 1 for words in entries if words[0] == "gpu"]
+    counts = [int(parts[-1]) if parts[-1].isdecimal() else 1 for parts in entries if parts[0] == "gpu"]
     return sum(counts) if counts else None
 
 
 def resources_of(config: RunConfig, torchrun: bool | None, *, gres: bool = False) -> Resources:
-    """`torchrun` is what the command says of itself; None where it says nothing: then the numbers decide. With `gres`,
-    its GPUs count where gpus_per_node is not set."""
+    """The resources that a job of a profile requests. `torchrun` is the command's setting; without one (None) torchrun
+    is used for more than one process or node. With `gres`, its GPUs count where gpus_per_node is not set."""
     nodes, tasks = config.nodes or 1, config.ntasks_per_node or 1
     in_gres = gpus_of(config.gres) if gres and config.gpus_per_node is None else None
     processes = config.nproc_per_node or (tasks if tasks > 1 else (config.gpus_per_node or in_gres or 1))
@@ -119,9 +119,9 @@ def _plain(config: RunConfig, nodes: int, tasks: int, processes: int, in_gres: i
     asked = {"nodes": nodes, "ntasks_per_node": tasks, "nproc_per_node": config.nproc_per_node or 1}
     if processes == config.gpus_per_node:
         asked["gpus_per_node"] = processes
-    said = [f"{name}={count}" for name, count in asked.items() if count > 1]
-    said += [f"gres={config.gres}"] if in_gres > 1 else []
-    notes = [f"{', '.join(said)}: this command is one process on one node."] if said else []
+    requested = [f"{name}={count}" for name, count in asked.items() if count > 1]
+    requested += [f"gres={config.gres}"] if in_gres > 1 else []
+    notes = [f"{', '.join(requested)}: this command is one process on one node."] if requested else []
     return Resources(
         nodes=1,
         processes=1,
@@ -171,7 +171,7 @@ _GPUS = {
     "gb300": 279,
 }
 _TWO_SIZES = {"a100": "40 or 80", "v100": "16 or 32"}
-# Instance types of the clouds that don't say which GPU they have.
+# Instance types of the clouds whose names don't contain their GPU.
 _INSTANCES = {
     **dict.fromkeys(("p4d.", "a2-highgpu", "a2-megagpu", "nd96asr"), ("a100", 40)),
     **dict.fromkeys(("p4de.", "a2-ultragpu", "nd96amsr"), ("a100", 80)),

@@ -78,7 +78,7 @@ class RunConfig:
     mail_user: str | None = None
     mail_type: str | None = None
     signal_lead: int | None = None
-    # the way there, and where things lie there
+    # the target: connection and folders
     tunnel: str = "local"
     host: str | None = None
     user: str | None = None
@@ -206,20 +206,20 @@ _FLAG = r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z"
 _IMAGE = r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z"
 _MOUNT = r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z"
-_WORD = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z"
+_ARGUMENT = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z"
 
 
 def flag_fits(flag: str, value: str) -> bool:
     """Whether sbatch would accept `value` for --flag."""
-    # The rest of sbatch's flags, which a profile can only give in `extra`, are names. None is compiled when this is
-    # imported: there are thirty, and a launch on this machine asks for none.
+    # The values of other flags, which only `extra` can give, are names. The patterns are compiled on use: a local
+    # launch needs none.
     return re.fullmatch(_FLAG_PATTERNS.get(flag, _NAME), value) is not None
 
 
 def check_header(script: str) -> None:
-    """Every line between the shebang and the first command is a comment or a flag with a value of its kind.
+    """Check that every line between the shebang and the first command is a comment or a flag with a valid value.
 
-    Raises ProfileError with the flag. A value with a newline in it is a line that is neither.
+    Raises ProfileError with the flag, also for a value with a newline, whose second line is neither.
     """
     for line in script.partition("\nset -")[0].splitlines():
         if line.startswith("#SBATCH"):
@@ -229,12 +229,13 @@ def check_header(script: str) -> None:
 
 
 def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None:
-    """What reaches the srun line: a container's image, mounts and variables, and `extra = {srun_args = […]}`."""
+    """Check what is written unquoted into the srun line: a container's image, mounts and variables, and
+    `extra = {srun_args = […]}`. Raises ProfileError."""
     for name, pattern, values in (
         ("container_image", _IMAGE, [config.container_image] if config.container_image else []),
         ("mounts", _MOUNT, config.mounts or []),
-        ("extra.srun_args", _WORD, srun_args),
-        ("extra.apptainer_args", _WORD, (config.extra or {}).get("apptainer_args") or []),
+        ("extra.srun_args", _ARGUMENT, srun_args),
+        ("extra.apptainer_args", _ARGUMENT, (config.extra or {}).get("apptainer_args") or []),
         ("secrets", _VARIABLE, (config.secrets if config.container_image else None) or []),
         ("extra.container_env", _VARIABLE, (config.extra or {}).get("container_env") or []),
     ):
@@ -275,7 +276,7 @@ ENTRY_POINTS = "nemotron_kit.executors"
 
 
 def installed_executors() -> dict[str, str]:
-    """The executors of other installed packages: name → "module:Class". A name of ours stays ours."""
+    """The executors of other installed packages: name → "module:Class". They can't replace one of EXECUTORS."""
     from importlib import metadata
 
     return {p.name: p.value for p in metadata.entry_points(group=ENTRY_POINTS) if p.name not in EXECUTORS}
@@ -289,7 +290,7 @@ CHOICES = {
     "container_runtime": ("pyxis", "apptainer"),
 }
 _PATTERNS = {
-    # A slug, as every name that reaches a scheduler.
+    # A slug, as every name that a scheduler gets.
     "job_name": re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
     # Never what ssh could take for an option.
     "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
@@ -308,7 +309,7 @@ _SBATCH = {
     "mem_per_gpu": "mem-per-gpu",
     "mem_per_cpu": "mem-per-cpu",
 }
-_LIKE = {
+_FORMAT_HINTS = {
     "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
     "gpu_memory": 'Write it as the vendor does, "80GB".',
     "mail_type": 'Write one or more of BEGIN, END, FAIL, REQUEUE, TIME_LIMIT, ALL, as in "END,FAIL".',
@@ -319,10 +320,10 @@ _AT_LEAST_ONE = frozenset(
     {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
     | {"segment", "signal_lead", "chain"}
 )
-_AT_MOST = {"signal_lead": 65535}  # sbatch's own limit
+_AT_MOST = {"signal_lead": 65535}  # sbatch's limit
 _SHELL = frozenset({"setup", "startup_commands"})
 _COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs", "modules"})
-_CALLED = {"gpu_memory": "GPU's memory", "modules": "module's name", "conda": "conda environment's name or folder"}
+_KIND_NAMES = {"gpu_memory": "GPU's memory", "modules": "module's name", "conda": "conda environment's name or folder"}
 _EXPECTED = {
     "str": "text",
     "int": "a whole number",
@@ -337,7 +338,7 @@ _SHAPES = {"str": str, "int": int, "bool": bool, "list[str]": [str], "list[Any]"
 SETTINGS_SHAPE = {name: _SHAPES[kind] for name, kind in _KINDS.items()}
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def check_value(name: str, value: Any, where: str) -> Any:
@@ -351,7 +352,7 @@ def check_value(name: str, value: Any, where: str) -> Any:
         value = [value]
     if not _CHECKS[kind](value):
         _refuse(name, value, where)
-    return _CLEAN.get(kind, _as_it_is)(name, value, where)
+    return _CLEAN.get(kind, _unchanged)(name, value, where)
 
 
 def convert(name: str, value: Any, where: str) -> Any:
@@ -400,9 +401,13 @@ def _clean_text(name: str, value: str, where: str) -> str:
     if not value and name not in _SHELL:
         raise ProfileError(f"{where}: is empty.", hint="Leave the key out where nothing is meant.")
     if name in _SBATCH and not flag_fits(_SBATCH[name], value):
-        raise ProfileError(f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_LIKE.get(name))
+        raise ProfileError(
+            f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_FORMAT_HINTS.get(name)
+        )
     if name in _PATTERNS and not _PATTERNS[name].match(value):
-        raise ProfileError(f"{where}: {value!r} can't be a {_CALLED.get(name, name)}.", hint=_LIKE.get(name))
+        raise ProfileError(
+            f"{where}: {value!r} can't be a {_KIND_NAMES.get(name, name)}.", hint=_FORMAT_HINTS.get(name)
+        )
     return value
 
 
@@ -419,7 +424,7 @@ def _clean_list(name: str, value: list[Any], where: str) -> list[Any]:
     return [_clean_text(name, item, f"{where}[{n}]") if isinstance(item, str) else item for n, item in enumerate(value)]
 
 
-def _as_it_is(_: str, value: Any, __: str) -> Any:
+def _unchanged(_: str, value: Any, __: str) -> Any:
     return value
 
 
@@ -464,7 +469,7 @@ def _text_to_int(_: str, text: str) -> Any:
 
 
 def _text_to_bool(_: str, text: str) -> Any:
-    return _WORDS.get(text.lower(), text)
+    return _BOOLEANS.get(text.lower(), text)
 
 
 def _text_to_list(name: str, text: str) -> Any:

@@ -192,9 +192,7 @@ def test_rays_fields_count_for_a_command_on_ray(world: tuple[App, Composed, Comp
     job = json.loads(plan.files["job.json"])
     assert (job["ray"], job["ray_working_dir"], job["torchrun"], job["nproc_per_node"]) == (True, "/w", False, 1)
     assert "--nodes=2" in plan.files["sbatch.sh"] and "--gpus-per-node=8" in plan.files["sbatch.sh"]
-    assert plan.notes[0].startswith("Ray: a cluster of the job's own, 2 nodes") and "no effect" not in "".join(
-        plan.notes
-    )
+    assert plan.notes[0].startswith("Ray: a cluster for this job, 2 nodes") and "no effect" not in "".join(plan.notes)
     assert "ray" not in json.loads(on_ray("slurm", n=2, nodes=2).files["job.json"])
     assert on_ray("local").launch == "ray" and on_ray("local", n=2).launch == "in-process"
     (problem,) = on_ray("slurm", ray_mode="cluster").problems

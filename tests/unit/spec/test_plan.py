@@ -27,7 +27,7 @@ def whole(tmp_path: Path) -> Plan:
     folder = tmp_path / "runs" / RUN
     tree = CodeTree("/here", "sub", "worktree", git=True)
     place = RemotePaths("/t", f"/t/runs/{RUN}", f"/t/runs/{RUN}/jobs/0", "/t/c", "/t/c/sub", "py", "/t/kit", "/t/a",
-                        tree, (("/here", "/t/c"),), is_remote=True, host="h", own_registry=True)  # fmt: skip
+                        tree, (("/here", "/t/c"),), is_remote=True, host="h", separate_registry=True)  # fmt: skip
     return Plan(
         run_id=RUN, recipe="work", stage="read/more", folder=str(folder), argv=("nemotron", "work", "a b=1"),
         hydra=("recipe=work", "x='a b'"), mode="batch", profile="C", executor="slurm", launch="detached",

@@ -136,8 +136,8 @@ def test_not_a_profile(env: Path, name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[C]\nextends = "D"\n[D]\nextends = "C"\n', "env.toml:4: [D] extends: goes round in a circle: C → D → C"),
-        ('[C]\nextends = "C"\n', "env.toml:2: [C] extends: goes round in a circle: C → C"),
+        ('[C]\nextends = "D"\n[D]\nextends = "C"\n', "env.toml:4: [D] extends: the profiles form a circle: C → D → C"),
+        ('[C]\nextends = "C"\n', "env.toml:2: [C] extends: the profiles form a circle: C → C"),
         (
             '[C]\n\nextends = "Base"\n[base]\n',
             "env.toml:3: [C] extends: there is no profile 'Base'.\nDid you mean base?",
