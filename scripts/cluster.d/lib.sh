@@ -32,8 +32,8 @@ port=$(setting PORT 17700) || exit 2
 max_array=$(setting MAX_ARRAY 1001) || exit 2
 max_jobs=$(setting MAX_JOBS 5000) || exit 2
 short=$(setting SHORT 1) || exit 2
-requeue_wait=$(setting REQUEUE_WAIT 15) || exit 2
-node_timeout=$(setting NODE_TIMEOUT 20) || exit 2
+requeue_wait=$(setting REQUEUE_WAIT 10) || exit 2
+node_timeout=$(setting NODE_TIMEOUT 12) || exit 2
 job_age=$(setting JOB_AGE 10) || exit 2
 
 save_settings() {

@@ -69,15 +69,17 @@ start_node() {
 
 # Clients read slurm.conf. Daemons, and the jobs they start, read daemon.conf, which binds them to what their machine's
 # name stands for, 127.0.0.1; a client on this machine must not be bound so: its name may stand for an outer address.
+# And clients wait a shorter time for a controller that does not answer: tests stop it, and this is what they wait for.
 slurm_configure() {
   local before
-  before=$(cat "$slurm_folder/slurm.conf" 2>/dev/null || true)
-  slurm_conf >"$slurm_folder/slurm.conf"
-  printf '%s\n' "include $slurm_folder/slurm.conf" "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" \
+  before=$(cat "$slurm_folder/common.conf" 2>/dev/null || true)
+  slurm_conf >"$slurm_folder/common.conf"
+  printf '%s\n' "include $slurm_folder/common.conf" "MessageTimeout=4" >"$slurm_folder/slurm.conf"
+  printf '%s\n' "include $slurm_folder/common.conf" "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" \
     >"$slurm_folder/daemon.conf"
   echo "Name=gpu File=$slurm_folder/dev/gpu[0-7]" >"$slurm_folder/gres.conf"
   (umask 077; slurmdbd_conf >"$slurm_folder/slurmdbd.conf")
-  if [ -n "$before" ] && [ "$before" != "$(cat "$slurm_folder/slurm.conf")" ]; then
+  if [ -n "$before" ] && [ "$before" != "$(cat "$slurm_folder/common.conf")" ]; then
     stop slurmctld # it starts again below, with its jobs, under the new settings
     reread=yes
   fi

@@ -77,15 +77,16 @@ class Lab:
             self.slurm.run("scancel", urgent)
 
 
-@pytest.fixture
-def lab(slurm: Any, tmp_path: Path) -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def lab(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     for module in ("nemo_run", "torch", "transformers"):
         pytest.importorskip(module)
-    (tmp_path / "env.toml").write_text(ENV)
-    made = Lab(tmp_path, slurm)
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "env.toml").write_text(ENV)
+    made = Lab(folder, slurm)
     made.nemotron("nano3", "data", "prep", "pretrain", "-c", "tiny")
     yield made
-    for run in (tmp_path / "home" / "runs").glob("2*"):
+    for run in (folder / "home" / "runs").glob("2*"):
         for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from nemotron_kit.app import load_object
+from nemotron_kit.cli.main import run_app
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors import cloud
 from nemotron_kit.executors.nemo_run import MissingExtra, build_executor
 from nemotron_kit.spec.runconfig import RunConfig
 
 from ..programs import WORK
-from ..project import Project
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
@@ -195,18 +196,28 @@ extra = { kube_apiserver_url = "https://kube.invalid" }
 """
 
 
-def test_dry_run_shows_the_request_and_a_launch_is_refused(tmp_path: Path) -> None:
-    secrets = {"MY_TOKEN": "value-of-token", "DGX_SECRET": "value-of-secret"}
-    project = Project(tmp_path, {"work.py": WORK, "env.toml": PROFILE}, HOME=str(tmp_path), **secrets)
-    speak = ("python", "work.py", "speak")
-    shown = project(*speak, "--run", "dgx", "--dry-run")
-    assert "to: POST https://example.invalid/api/workloads/trainings" in shown.stdout
-    assert "value: ${secret:MY_TOKEN}" in shown.stdout
-    assert "has not been tried in this version" in shown.stdout
-    as_json = json.loads(project(*speak, "--batch", "dgx", "--dry-run", "--json").stdout)
-    assert as_json["request"]["body"]["spec"]["image"] == "nemo:25.11"
-    refused = project(*speak, "--batch", "dgx", code=2)
-    assert "submitting to dgxcloud has not been tried in this version" in refused.stderr
-    assert not project.home.exists()
-    for text in (shown.stdout, refused.stderr, json.dumps(as_json)):
+def test_dry_run_shows_the_request_and_a_launch_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MY_TOKEN": "value-of-token", "DGX_SECRET": "value-of-secret"}.items():
+        monkeypatch.setenv(name, value)
+    (project / "work.py").write_text(WORK)
+    (project / "env.toml").write_text(PROFILE)
+    app = load_object("work.py:app")
+
+    def speak(*words: str, code: int = 0) -> tuple[str, str]:
+        """(standard output, standard error), in this process, which has loaded NeMo-Run and the clouds' packages."""
+        assert run_app(app, ["speak", *words]) == code
+        return capfd.readouterr()
+
+    shown, _ = speak("--run", "dgx", "--dry-run")
+    assert "to: POST https://example.invalid/api/workloads/trainings" in shown
+    assert "value: ${secret:MY_TOKEN}" in shown
+    assert "has not been tried in this version" in shown
+    as_json, _ = speak("--batch", "dgx", "--dry-run", "--json")
+    assert json.loads(as_json)["request"]["body"]["spec"]["image"] == "nemo:25.11"
+    _, refused = speak("--batch", "dgx", code=2)
+    assert "submitting to dgxcloud has not been tried in this version" in refused
+    assert not (project / "home").exists()
+    for text in (shown, refused, as_json):
         assert "value-of-" not in text

@@ -21,6 +21,7 @@ from nemotron_kit.polling import until
 
 from ..project import environment, run, start
 from ..shards import MODEL, write_shard
+from ..warm import run_warm
 
 SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
 MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
@@ -58,9 +59,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(folder: Path, *words: str, launcher: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
-    command = [*(launcher or ("python", str(SCRIPT))), "--config", "config.yaml", *words]
-    return run(*command, cwd=folder, env=environment(folder / "home", **env), timeout=240, code=None)
+def train(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    env, words = environment(folder / "home"), ("--config", "config.yaml", *words)
+    if not launcher:
+        return run_warm(SCRIPT, *words, cwd=folder, env=env)
+    return run(*launcher, *words, cwd=folder, env=env, timeout=240, code=None)
 
 
 def begin(folder: Path, launcher: Sequence[str], words: list[str]) -> subprocess.Popen[str]:
@@ -82,7 +85,7 @@ def weights(folder: Path, step: int = 6) -> bytes:
 
 
 def test_a_run_leaves_a_model_that_plain_transformers_loads(folder: Path) -> None:
-    run = train(folder)
+    run = train(folder, launcher=("python", str(SCRIPT)))
     assert run.returncode == 0, run.stderr
     printed = json.loads(run.stdout)  # standard output is not a terminal: it is for the next step
     assert printed["model"]["type"] == "ModelArtifact"
