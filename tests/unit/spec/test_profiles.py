@@ -282,7 +282,7 @@ def test_a_resource_class_beats_its_profile_and_the_command_line_beats_both(env:
     [
         ("[C.resources.prep]\npartitoin = 'x'", ":1: [C.resources.prep] partitoin: no such field.|2"),
         ("[C.resources.prep]\nnodes = 'two'", "[C.resources.prep] nodes: expected a whole number"),
-        ("[C.resources.prep]\nhost = 'h'", "[C.resources.prep] host: where jobs are is the profile's own"),
+        ("[C.resources.prep]\nhost = 'h'", "[C.resources.prep] host: only the profile decides where jobs run"),
         ("[C]\nresources = 3", "[C] resources: expected tables [C.resources.CLASS], got 3."),
         ("[C.resources]\nprep = 3", "prep is 3, no table."),
     ],
