@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.training.config_blocks import unknown
 from nemotron_kit.training.parallel import Layout, distributed_config, empty_model, initialise, require_layout
 from nemotron_kit.training.processes import sum_over_ranks
 
@@ -112,6 +113,18 @@ SHAPE_SETTINGS = frozenset(
         "num_nextn_predict_layers",
     }
 )
+# Fields of NemotronHConfig that transformers' NemotronHForCausalLM does not read → what holds in every model of it.
+UNUSED = {
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mamba_proj_bias": False,
+    "n_shared_experts": 1,
+    "num_nextn_predict_layers": 0,
+    "hidden_dropout": 0.0,
+    "sliding_window": None,
+    "residual_in_fp32": False,
+    "output_router_logits": False,
+}
 _LISTED = 20
 
 
@@ -137,6 +150,7 @@ def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
 
     check_keys(model)
     check_layers(model)
+    check_unused(model)
     values = {name: value for name, value in model.items() if name not in LAYER_NAMES}
     try:
         return NemotronHConfig(**values, layers_block_type=layer_types(model))
@@ -155,6 +169,17 @@ def check_keys(names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"model.{name}: NemotronHConfig has no such field; {nearest(name, known)}")
+
+
+def check_unused(model: Mapping[str, Any]) -> None:
+    """Raises UserError for a setting of a `model` block that would change nothing: transformers' model has no such
+    thing, whatever its config says."""
+    for name, fixed in UNUSED.items():
+        value = model.get(name, fixed)
+        if value != fixed and value is not None and not unknown(value):
+            raise UserError(
+                f"model.{name} is {value!r}: transformers' Nemotron-H has {fixed!r} and no other.", hint="Leave it out."
+            )
 
 
 def check_layers(model: Mapping[str, Any]) -> None:

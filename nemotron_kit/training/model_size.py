@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest, sentence
 from nemotron_kit.training.config_blocks import unknown
-from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, layer_types
+from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, check_unused, layer_types
 
 # The fields of NemotronHConfig by what they hold. A test compares the names with the installed transformers; one that
 # is in none of these is looked up there.
@@ -109,6 +109,7 @@ def check_block(model: Mapping[str, Any]) -> list[Note]:
                 continue
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise UserError(f"model.{name} is {value!r}; it must be {what}.")
+    check_unused(model)
     strange = [name for name in model if name not in FIELDS]
     notes = _ask_transformers(strange) if strange else []
     if not any(unknown(model.get(name)) for name in LAYER_NAMES):

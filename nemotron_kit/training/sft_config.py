@@ -26,6 +26,7 @@ from nemotron_kit.training.config_blocks import (
     whole_number,
 )
 from nemotron_kit.training.memory import GpuFacts, Step, judged
+from nemotron_kit.training.model import check_unused
 from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
@@ -265,6 +266,7 @@ class SFTConfig(BridgeBlocks):
             raise UserError("model.calculate_per_token_loss: the loss is that of each token; it must be true.")
         known = [*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"]
         check_keys("model", self.model, known)
+        check_unused(self.model)
 
 
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:

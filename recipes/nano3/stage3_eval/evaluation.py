@@ -225,7 +225,8 @@ def _show(found: Mapping[str, Mapping[str, Any]], artifact: EvalArtifact) -> Non
             if metric.endswith("stderr") and metric != "stderr":
                 continue
             spread = values.get("stderr" if metric == "accuracy" else f"{metric}_stderr")
-            shown = "none" if value is None else f"{value:,.0f}" if value == int(value) > 1 else f"{value:.4f}"
+            whole = value is not None and value > 1 and float(value).is_integer()  # no NaN, no infinity
+            shown = "none" if value is None else f"{value:,.0f}" if whole else f"{value:.4f}"
             table.add_row(Text(task), metric, f"{shown} ± {spread:.4f}" if spread is not None else shown)
     Console(stderr=True).print(table)
 

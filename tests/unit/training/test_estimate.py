@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from nemotron_kit.training.memory import (
     smallest_layout,
     usable,
 )
-from nemotron_kit.training.model import model_config
+from nemotron_kit.training.model import UNUSED, model_config
 from nemotron_kit.training.model_size import count_parameters
 from nemotron_kit.training.parallel import Layout
 
@@ -142,6 +143,15 @@ def test_the_fields_are_transformers_own() -> None:
     from transformers import NemotronHConfig
 
     assert {field.name for field in fields_of(NemotronHConfig)} <= model_size.FIELDS
+    # What its model doesn't read can't be set; once it reads one of them, that one can.
+    source = inspect.getsource(inspect.getmodule(NemotronHForCausalLM))
+    assert not [name for name in UNUSED if re.search(rf"config\.{name}\b", source)]
+    assert {name: getattr(NemotronHConfig(), name) for name in UNUSED} == UNUSED
+    for name, value in {"tie_word_embeddings": True, "n_shared_experts": 2}.items():
+        for check in (model_size.check_block, model_config):
+            with pytest.raises(UserError, match=rf"model\.{name} is {value}: .* and no other"):
+                check({name: value})
+    assert model_size.check_block({"sliding_window": None, "hidden_dropout": 0}) == []
 
 
 def test_this_machines_memory_is_known() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nemotron.recipes.nano3.stage3_eval.evaluation import EvalConfig, main, preflight
+from nemotron.recipes.nano3.stage3_eval.evaluation import EvalConfig, _show, main, preflight
 
 from nemotron_kit.artifacts import EvalArtifact, ModelArtifact, PretrainBlendsArtifact, Reference, open_registry
 from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
@@ -59,6 +59,12 @@ def test_what_is_found_is_an_artifact_with_its_inputs(
     found = EvalArtifact.from_uri("art://EvalArtifact-default:v1")
     assert (found.results, found.model) == ({"held_out": expected}, "art://ModelArtifact-rl:v0")
     assert set(found.get_input_uris()) == {"art://Data:v0", "art://ModelArtifact-rl:v0"}
+
+
+def test_a_value_that_is_no_number_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    _show({"task": {"ppl": float("nan"), "worst": float("inf"), "count": 1200.0}}, EvalArtifact(path=Path("/x")))
+    shown = capsys.readouterr().err
+    assert "nan" in shown and "inf" in shown and "1,200" in shown
 
 
 def test_there_must_be_something_to_measure(chat_model: Path) -> None:
